@@ -1,0 +1,5 @@
+//! Cloakroom: a sidecar reverse proxy that gives sessions to web sites that have none.
+
+pub mod random;
+pub mod secret;
+pub mod time;
