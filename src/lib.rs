@@ -2,4 +2,6 @@
 
 pub mod random;
 pub mod secret;
+pub mod session;
+pub mod store;
 pub mod time;

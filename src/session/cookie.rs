@@ -1,0 +1,313 @@
+//! The session cookie: found among a request's cookies, cut out of them, set and deleted.
+
+use std::time::Duration;
+
+use http::header::{COOKIE, HeaderMap, HeaderValue};
+
+use crate::secret::Secret;
+
+/// How the session cookie is called and set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// The name, matched to the byte.
+    pub name: String,
+    /// The path that it is sent to.
+    pub path: String,
+    /// The domain, where subdomains get it too.
+    pub domain: Option<String>,
+    /// Over TLS only, and to localhost.
+    pub secure: bool,
+    /// Not for scripts.
+    pub http_only: bool,
+    /// What requests from other sites carry it.
+    pub same_site: SameSite,
+    /// A jar of its own for each site that embeds this one.
+    pub partitioned: bool,
+}
+
+/// What requests from other sites carry the cookie (RFC 6265bis, section 5.6.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SameSite {
+    /// None.
+    Strict,
+    /// Top-level navigations by a safe method.
+    Lax,
+    /// All; browsers demand Secure for it.
+    None,
+}
+
+impl Default for Attributes {
+    fn default() -> Self {
+        Self {
+            name: "__Host-id".to_owned(),
+            path: "/".to_owned(),
+            domain: None,
+            secure: true,
+            http_only: true,
+            same_site: SameSite::Lax,
+            partitioned: false,
+        }
+    }
+}
+
+impl Attributes {
+    /// The Set-Cookie line that gives the browser `token`; without `max_age` it ends with the
+    /// browser. Marked sensitive, so that no `Debug` of headers prints it.
+    pub fn set(&self, token: &Secret, max_age: Option<Duration>) -> HeaderValue {
+        self.line(token.reveal(), max_age)
+    }
+
+    /// The Set-Cookie line that takes the cookie away.
+    pub fn delete(&self) -> HeaderValue {
+        self.line("", Some(Duration::ZERO))
+    }
+
+    fn line(&self, value: &str, max_age: Option<Duration>) -> HeaderValue {
+        let mut cookie = cookie::Cookie::build((self.name.as_str(), value))
+            .path(self.path.as_str())
+            .secure(self.secure)
+            .http_only(self.http_only)
+            .same_site(match self.same_site {
+                SameSite::Strict => cookie::SameSite::Strict,
+                SameSite::Lax => cookie::SameSite::Lax,
+                SameSite::None => cookie::SameSite::None,
+            });
+        if let Some(domain) = &self.domain {
+            cookie = cookie.domain(domain.as_str());
+        }
+        if let Some(max_age) = max_age {
+            let seconds = i64::try_from(max_age.as_secs()).unwrap_or(i64::MAX);
+            cookie = cookie.max_age(time::Duration::seconds(seconds));
+        }
+        if self.partitioned {
+            cookie = cookie.partitioned(true);
+        }
+        let mut line = HeaderValue::from_str(&cookie.build().to_string())
+            .expect("configuration takes only names, paths and domains that fit a header");
+        line.set_sensitive(true);
+        line
+    }
+}
+
+/// How many cookies of the session's name are looked at.
+pub const MAX_CANDIDATES: usize = 4;
+
+/// Takes every cookie called `name` out of a request's Cookie lines, and answers the first
+/// [`MAX_CANDIDATES`] values. The other cookies stay as they are, to the byte.
+///
+/// Pairs are split at `;` alone and trimmed of spaces and tabs, as RFC 6265 section 5.4 writes
+/// them: no quoting, no decoding, no `$Version`. Every reader that did more has had its bug.
+pub fn take(headers: &mut HeaderMap, name: &str) -> Vec<Secret> {
+    let mut found = Vec::new();
+    if !headers
+        .get_all(COOKIE)
+        .iter()
+        .any(|line| contains(line.as_bytes(), name.as_bytes()))
+    {
+        return found;
+    }
+    let lines: Vec<HeaderValue> = headers.get_all(COOKIE).iter().cloned().collect();
+    headers.remove(COOKIE);
+    for line in lines {
+        let Some(rest) = cut(line.as_bytes(), name.as_bytes(), &mut found) else {
+            // Appending what was removed before cannot pass the map's bound.
+            let _ = headers.try_append(COOKIE, line);
+            continue;
+        };
+        if let Ok(mut rest) = HeaderValue::from_bytes(&rest)
+            && !rest.is_empty()
+        {
+            rest.set_sensitive(true);
+            let _ = headers.try_append(COOKIE, rest);
+        }
+    }
+    found
+}
+
+fn contains(line: &[u8], name: &[u8]) -> bool {
+    line.windows(name.len().max(1)).any(|window| window == name)
+}
+
+/// What is left of a line without the cookies called `name`; `None` where it has none of them.
+fn cut(line: &[u8], name: &[u8], found: &mut Vec<Secret>) -> Option<Vec<u8>> {
+    let mut rest: Vec<&[u8]> = Vec::new();
+    let mut pairs = 0;
+    for pair in line.split(|byte| *byte == b';') {
+        pairs += 1;
+        let trimmed = trim(pair);
+        let value = trimmed
+            .strip_prefix(name)
+            .and_then(|after| trim(after).strip_prefix(b"="));
+        let Some(value) = value else {
+            rest.push(pair);
+            continue;
+        };
+        if found.len() < MAX_CANDIDATES {
+            // A value that is no text is no token of ours, but it has been looked at.
+            found.push(Secret::new(
+                String::from_utf8_lossy(trim(value)).into_owned(),
+            ));
+        }
+    }
+    if rest.len() == pairs {
+        return None;
+    }
+    let joined = rest.join(&b';');
+    Some(joined.trim_ascii_start().to_vec())
+}
+
+fn trim(bytes: &[u8]) -> &[u8] {
+    let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let start = bytes
+        .iter()
+        .position(|byte| !blank(byte))
+        .unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .rposition(|byte| !blank(byte))
+        .map_or(start, |last| last + 1);
+    bytes.get(start..end).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(lines: &[&str], values: &[&str], rest: &[&str]) {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(
+                COOKIE,
+                HeaderValue::from_bytes(line.as_bytes()).expect("a header"),
+            );
+        }
+        let taken = take(&mut headers, "__Host-id");
+        let taken: Vec<_> = taken.iter().map(Secret::reveal).collect();
+        let left: Vec<_> = headers
+            .get_all(COOKIE)
+            .iter()
+            .map(HeaderValue::as_bytes)
+            .collect();
+        assert_eq!(taken, values);
+        assert_eq!(
+            left,
+            rest.iter().map(|line| line.as_bytes()).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn ours_is_cut_out_and_the_others_stay_to_the_byte() {
+        check(&["__Host-id=x"], &["x"], &[]);
+        check(&["a=1; __Host-id=x; b=2"], &["x"], &["a=1; b=2"]);
+        check(&["__Host-id=x; a=\"q;  r\";b"], &["x"], &["a=\"q;  r\";b"]);
+        check(&["a=1;__Host-id=x"], &["x"], &["a=1"]);
+        check(
+            &["a=1", "__Host-id=x", "b=2; __Host-id=y"],
+            &["x", "y"],
+            &["a=1", "b=2"],
+        );
+        check(&["a=1;; b=\u{e9} ;"], &[], &["a=1;; b=\u{e9} ;"]);
+    }
+
+    #[test]
+    fn only_the_exact_name_is_ours() {
+        for line in [
+            "=__Host-id=bad",
+            "..Host-id=x",
+            "__Host%2Did=x",
+            "__host-id=x",
+            "_[Host-id=x",
+            "\u{85}__Host-id=x",
+            "\u{a0}__Host-id=x",
+            "$Version=1,__Host-id=x",
+            "__Host-idx=1",
+            "x__Host-id=1",
+            "__Host-id",
+        ] {
+            check(&[line], &[], &[line]);
+        }
+        check(
+            &["=__Host-id=bad; __Host-id=good"],
+            &["good"],
+            &["=__Host-id=bad"],
+        );
+        check(
+            &["$Version=1; a=\"b; __Host-id=evil; c=\""],
+            &["evil"],
+            &["$Version=1; a=\"b; c=\""],
+        );
+        check(&["__Host-id \t= x "], &["x"], &[]);
+    }
+
+    #[test]
+    fn at_most_four_are_looked_at_and_all_are_cut_out() {
+        check(
+            &["__Host-id=1; __Host-id=2; __Host-id=3; __Host-id=4; __Host-id=5; a=b"],
+            &["1", "2", "3", "4"],
+            &["a=b"],
+        );
+    }
+
+    #[test]
+    fn odd_lines_are_bounded_work() {
+        check(&[";;;=;"], &[], &[";;;=;"]);
+        check(
+            &["__Host-id_chunks=999999999"],
+            &[],
+            &["__Host-id_chunks=999999999"],
+        );
+        check(&[&";".repeat(8192)], &[], &[&";".repeat(8192)]);
+    }
+
+    #[test]
+    fn a_cookie_is_set_as_configured() {
+        let token = Secret::new("t0ken".to_owned());
+        let default = Attributes::default();
+        let line = default.set(&token, Some(Duration::from_secs(60)));
+        assert_eq!(
+            line,
+            "__Host-id=t0ken; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=60"
+        );
+        assert!(line.is_sensitive());
+        assert_eq!(
+            default.set(&token, None),
+            "__Host-id=t0ken; HttpOnly; SameSite=Lax; Secure; Path=/"
+        );
+        assert_eq!(
+            default.delete(),
+            "__Host-id=; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=0"
+        );
+        let wide = Attributes {
+            name: "id".to_owned(),
+            domain: Some("example.org".to_owned()),
+            secure: false,
+            http_only: false,
+            same_site: SameSite::Strict,
+            ..default
+        };
+        assert_eq!(
+            wide.set(&token, None),
+            "id=t0ken; SameSite=Strict; Path=/; Domain=example.org"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn without_a_cookie_of_ours_no_byte_moves(line in "[ -~]{0,60}") {
+            prop_assume!(!line.contains("__Host-id") && HeaderValue::from_str(&line).is_ok());
+            check(&[&line], &[], &[&line]);
+        }
+
+        #[test]
+        fn nothing_of_ours_is_left(before in "[a-z=; ]{0,20}", after in "[a-z=; ]{0,20}") {
+            let mut headers = HeaderMap::new();
+            let line = format!("{before}; __Host-id=x; {after}");
+            headers.append(COOKIE, HeaderValue::from_str(&line).expect("a header"));
+            prop_assert_eq!(take(&mut headers, "__Host-id").len(), 1);
+            prop_assert!(headers.get_all(COOKIE).iter().all(|line| !contains(line.as_bytes(), b"__Host-id")));
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The session id: a record's public name.
+
+use std::fmt;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+/// The record's public name: 128 random bits, written as 22 characters of base64url.
+///
+/// Safe to log, to show to an operator and to save elsewhere: without a key it opens nothing.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id([u8; Self::BYTES]);
+
+impl Id {
+    /// How many bytes an id has.
+    pub const BYTES: usize = 16;
+
+    /// From its bytes.
+    pub const fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes.
+    pub const fn as_bytes(&self) -> &[u8; Self::BYTES] {
+        &self.0
+    }
+
+    /// Parses the form that [`fmt::Display`] writes, and no other.
+    pub fn parse(text: &str) -> Option<Self> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        Some(Self(bytes.try_into().ok()?))
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = [0; 22];
+        let written = URL_SAFE_NO_PAD.encode_slice(self.0, &mut text).unwrap_or(0);
+        let text = text.get(..written).unwrap_or_default();
+        f.write_str(std::str::from_utf8(text).unwrap_or_default())
+    }
+}
+
+impl fmt::Debug for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_has_one_spelling() {
+        let id = Id::from_bytes([0xff; 16]);
+        assert_eq!(id.to_string(), "_____________________w");
+        assert_eq!(Id::parse("_____________________w"), Some(id));
+        for other in [
+            "",
+            "_",
+            "_____________________x",
+            "/////////////////////w",
+            "_____________________w==",
+        ] {
+            assert_eq!(Id::parse(other), None, "{other}");
+        }
+    }
+}

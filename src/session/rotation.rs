@@ -1,0 +1,167 @@
+//! Rotation by generation: what a token of one generation is worth to a record of another.
+
+use std::time::Duration;
+
+use super::policy::Policy;
+use super::record::Meta;
+use crate::time::Timestamp;
+
+/// What a well-signed token is worth to the record that it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// A generation that was never issued.
+    Unknown,
+    /// Over for longer than the grace: the jar was restored from a backup, or a thief rotated first.
+    Replayed,
+    /// Over since a moment ago: another response has just given the browser a newer token.
+    Stale,
+    /// The one before, within its grace: the request left before the new cookie arrived.
+    Previous,
+    /// The one that the record stands at.
+    Current,
+    /// The pending successor: the client has proved that it arrived.
+    Next,
+}
+
+impl Verdict {
+    /// What a token of `generation` is worth to a session at `now`.
+    pub fn of(generation: u32, meta: &Meta, policy: &Policy, now: Timestamp) -> Self {
+        let current = meta.generation;
+        if generation == current {
+            Self::Current
+        } else if current.checked_add(1) == Some(generation) {
+            Self::Next
+        } else if generation > current {
+            Self::Unknown
+        } else if generation.checked_add(1) == Some(current)
+            && meta.previous_until.is_some_and(|until| now <= until)
+        {
+            Self::Previous
+        } else if now <= meta.generation_since + policy.rotation_grace {
+            Self::Stale
+        } else {
+            Self::Replayed
+        }
+    }
+
+    /// Whether the token opens the session.
+    pub fn is_valid(self) -> bool {
+        matches!(self, Self::Current | Self::Next | Self::Previous)
+    }
+}
+
+impl Meta {
+    /// Moves to `generation` if it is the pending successor: its token has reached the client.
+    pub fn promote(&mut self, generation: u32, grace: Duration, now: Timestamp) {
+        if self.generation.checked_add(1) == Some(generation) {
+            self.generation = generation;
+            self.generation_since = now;
+            self.previous_until = Some(now + grace);
+        }
+    }
+
+    /// The rotation that an upstream asks for: every token issued before, a pending one included,
+    /// is dead when this is stored.
+    pub fn rotate(&mut self, now: Timestamp) {
+        self.generation = self.generation.saturating_add(2);
+        self.floor = self.generation;
+        self.generation_since = now;
+        self.previous_until = None;
+        self.login_at = None;
+        self.withheld = false;
+    }
+
+    /// Whether a request that was opened at `generation` has been rotated away since.
+    pub fn rotated_away(&self, generation: u32) -> bool {
+        self.floor > generation
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::tests::{at, meta};
+
+    #[track_caller]
+    fn check(meta: &Meta, now: u64, verdicts: &[(u32, Verdict)]) {
+        for (generation, verdict) in verdicts {
+            assert_eq!(
+                Verdict::of(*generation, meta, &Policy::default(), at(now)),
+                *verdict,
+                "{generation}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_promotion_leaves_the_previous_generation_its_grace() {
+        let mut meta = Meta {
+            generation: 5,
+            ..meta(at(0))
+        };
+        meta.promote(6, Policy::default().rotation_grace, at(1000));
+        check(
+            &meta,
+            1120,
+            &[
+                (3, Verdict::Stale),
+                (5, Verdict::Previous),
+                (6, Verdict::Current),
+                (7, Verdict::Next),
+                (8, Verdict::Unknown),
+            ],
+        );
+        check(
+            &meta,
+            1121,
+            &[
+                (3, Verdict::Replayed),
+                (5, Verdict::Replayed),
+                (6, Verdict::Current),
+            ],
+        );
+    }
+
+    #[test]
+    fn only_the_pending_successor_promotes() {
+        let before = Meta {
+            generation: 5,
+            ..meta(at(0))
+        };
+        for generation in [4, 5, 7, u32::MAX] {
+            let mut meta = before.clone();
+            meta.promote(generation, Duration::from_secs(120), at(10));
+            assert_eq!(meta, before);
+        }
+    }
+
+    #[test]
+    fn an_asked_for_rotation_kills_every_token_before_it() {
+        let mut meta = Meta {
+            generation: 5,
+            ..meta(at(0))
+        };
+        meta.rotate(at(1000));
+        check(
+            &meta,
+            1000,
+            &[
+                (5, Verdict::Stale),
+                (6, Verdict::Stale),
+                (7, Verdict::Current),
+                (8, Verdict::Next),
+            ],
+        );
+        check(
+            &meta,
+            1121,
+            &[
+                (5, Verdict::Replayed),
+                (6, Verdict::Replayed),
+                (7, Verdict::Current),
+            ],
+        );
+        assert!(meta.rotated_away(6));
+        assert!(!meta.rotated_away(7));
+    }
+}

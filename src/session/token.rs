@@ -1,0 +1,227 @@
+//! The two tokens: the one in the cookie, and the one of a request.
+//!
+//! Both carry a tag by the key ring, so that a made-up one is refused before the store is asked.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::id::Id;
+use super::key_ring::{KeyRing, Purpose, SignedBy, TAG_BYTES};
+use crate::secret::Secret;
+use crate::time::Timestamp;
+
+/// What the cookie carries: a session, and the generation of its token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CookieToken {
+    /// The session.
+    pub id: Id,
+    /// The generation; whether it still opens the session is the record's to say.
+    pub generation: u32,
+}
+
+impl CookieToken {
+    /// Characters of a token.
+    pub const LENGTH: usize = 48;
+
+    /// `base64url(id ‖ generation ‖ tag)`: a pure function of id, generation, name and key.
+    pub fn sign(self, ring: &KeyRing, cookie_name: &str) -> Secret {
+        let generation = self.generation.to_be_bytes();
+        let parts: [&[u8]; 4] = [
+            cookie_name.as_bytes(),
+            &[0],
+            self.id.as_bytes(),
+            &generation,
+        ];
+        let tag = ring.tag(Purpose::Cookie, &parts);
+        Secret::new(
+            URL_SAFE_NO_PAD.encode([self.id.as_bytes().as_slice(), &generation, &tag].concat()),
+        )
+    }
+
+    /// Reads a token that the ring has signed for a cookie of this name; `None` for any other text.
+    pub fn verify(ring: &KeyRing, cookie_name: &str, text: &[u8]) -> Option<(Self, SignedBy)> {
+        if text.len() != Self::LENGTH {
+            return None;
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let (id, rest) = bytes.split_first_chunk::<{ Id::BYTES }>()?;
+        let (generation, tag) = rest.split_first_chunk::<4>()?;
+        let parts: [&[u8]; 4] = [cookie_name.as_bytes(), &[0], id, generation];
+        let signed_by = ring.verify(Purpose::Cookie, &parts, tag)?;
+        let token = Self {
+            id: Id::from_bytes(*id),
+            generation: u32::from_be_bytes(*generation),
+        };
+        Some((token, signed_by))
+    }
+}
+
+/// What a request token says: the request, and the session that it had when it was forwarded.
+///
+/// While the request lasts, the instance's table of requests in flight knows more; afterwards the
+/// token alone has to do, for `request_token_linger`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestToken {
+    /// The request's number on its instance.
+    pub number: u64,
+    /// What the request came with.
+    pub bound: Bound,
+    /// When it was forwarded.
+    pub forwarded_at: Timestamp,
+}
+
+/// What a request was bound to when it was forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// A session, opened at this generation.
+    Session(Id, u32),
+    /// No session; one that is made gets this id.
+    None(Id),
+    /// A session that the request may not touch (stale, ended, ambiguous) or could not load.
+    Refused,
+}
+
+impl RequestToken {
+    /// Characters of a token.
+    pub const LENGTH: usize = 68;
+
+    /// Seals the token as text.
+    pub fn sign(&self, ring: &KeyRing) -> Secret {
+        let (kind, id, generation) = match self.bound {
+            Bound::Session(id, generation) => (0, id, generation),
+            Bound::None(id) => (1, id, 0),
+            Bound::Refused => (2, Id::from_bytes([0; Id::BYTES]), 0),
+        };
+        let forwarded_at = self.forwarded_at.as_millis().to_be_bytes();
+        // 48 bits of milliseconds reach past the year 9999.
+        let [_, _, forwarded_at @ ..] = forwarded_at;
+        let mut bytes = Vec::with_capacity(Self::LENGTH);
+        bytes.extend_from_slice(&self.number.to_be_bytes());
+        bytes.extend_from_slice(id.as_bytes());
+        bytes.extend_from_slice(&generation.to_be_bytes());
+        bytes.push(kind);
+        bytes.extend_from_slice(&forwarded_at);
+        let tag = ring.tag(Purpose::Request, &[&bytes]);
+        bytes.extend_from_slice(&tag);
+        Secret::new(URL_SAFE_NO_PAD.encode(bytes))
+    }
+
+    /// Reads a token that the ring has signed; `None` for any other text.
+    pub fn verify(ring: &KeyRing, text: &[u8]) -> Option<Self> {
+        if text.len() != Self::LENGTH {
+            return None;
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let (said, tag) = bytes.split_at_checked(bytes.len().checked_sub(TAG_BYTES)?)?;
+        ring.verify(Purpose::Request, &[said], tag)?;
+        let (number, rest) = said.split_first_chunk::<8>()?;
+        let (id, rest) = rest.split_first_chunk::<{ Id::BYTES }>()?;
+        let (generation, rest) = rest.split_first_chunk::<4>()?;
+        let (&kind, millis) = rest.split_first()?;
+        let millis = millis
+            .iter()
+            .fold(0, |sum, byte| (sum << 8) | i64::from(*byte));
+        let id = Id::from_bytes(*id);
+        let bound = match kind {
+            0 => Bound::Session(id, u32::from_be_bytes(*generation)),
+            1 => Bound::None(id),
+            _ => Bound::Refused,
+        };
+        let forwarded_at = Timestamp::from_millis(millis);
+        Some(Self {
+            number: u64::from_be_bytes(*number),
+            bound,
+            forwarded_at,
+        })
+    }
+
+    /// Whether the token alone still has authority over values at `now`.
+    ///
+    /// It is counted from the forwarding, with `slack` for the request itself: requests that last
+    /// longer stay in the table of requests in flight until their own time has passed.
+    pub fn lingers(&self, now: Timestamp, linger: Duration, slack: Duration) -> bool {
+        now <= self.forwarded_at + linger + slack
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    fn ring(first: u8, older: &[u8]) -> KeyRing {
+        let key = |byte| Zeroizing::new([byte; 32]);
+        KeyRing::new(
+            &key(first),
+            &older.iter().copied().map(key).collect::<Vec<_>>(),
+        )
+    }
+
+    #[test]
+    fn keys_roll_over() {
+        let token = CookieToken {
+            id: Id::from_bytes([7; 16]),
+            generation: 3,
+        };
+        let text = token.sign(&ring(1, &[]), "__Host-id");
+        let check =
+            |ring: &KeyRing| CookieToken::verify(ring, "__Host-id", text.reveal().as_bytes());
+        assert_eq!(check(&ring(1, &[])), Some((token, SignedBy::First)));
+        assert_eq!(check(&ring(2, &[1])), Some((token, SignedBy::Older)));
+        assert_eq!(check(&ring(2, &[])), None);
+    }
+
+    #[test]
+    fn a_token_belongs_to_its_cookie_and_its_purpose() {
+        let ring = ring(1, &[]);
+        let token = CookieToken {
+            id: Id::from_bytes([7; 16]),
+            generation: 3,
+        };
+        let text = token.sign(&ring, "__Host-id");
+        assert_eq!(text.reveal().len(), CookieToken::LENGTH);
+        assert_eq!(
+            CookieToken::verify(&ring, "id", text.reveal().as_bytes()),
+            None
+        );
+        assert_eq!(RequestToken::verify(&ring, text.reveal().as_bytes()), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_token_says_what_was_signed(id: [u8; 16], generation: u32, number: u64, millis in 0..253_402_300_799_999_i64) {
+            let ring = ring(1, &[]);
+            let id = Id::from_bytes(id);
+            let cookie = CookieToken { id, generation };
+            let text = cookie.sign(&ring, "id");
+            prop_assert_eq!(CookieToken::verify(&ring, "id", text.reveal().as_bytes()), Some((cookie, SignedBy::First)));
+            for bound in [Bound::Session(id, generation), Bound::None(id), Bound::Refused] {
+                let request = RequestToken { number, bound, forwarded_at: Timestamp::from_millis(millis) };
+                let text = request.sign(&ring);
+                prop_assert_eq!(text.reveal().len(), RequestToken::LENGTH);
+                prop_assert_eq!(RequestToken::verify(&ring, text.reveal().as_bytes()), Some(request));
+            }
+        }
+
+        #[test]
+        fn a_changed_token_is_refused(id: [u8; 16], at in 0..CookieToken::LENGTH, to in "[A-Za-z0-9_-]") {
+            let ring = ring(1, &[]);
+            let text = CookieToken { id: Id::from_bytes(id), generation: 1 }.sign(&ring, "id");
+            let mut changed = text.reveal().to_owned();
+            changed.replace_range(at..=at, &to);
+            prop_assume!(changed != text.reveal());
+            prop_assert_eq!(CookieToken::verify(&ring, "id", changed.as_bytes()), None);
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_a_panic(text: Vec<u8>) {
+            let ring = ring(1, &[]);
+            prop_assert_eq!(CookieToken::verify(&ring, "id", &text), None);
+            prop_assert_eq!(RequestToken::verify(&ring, &text), None);
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Where records live: the contract of a store, and the stores.
+//!
+//! A store keeps entries under ids and changes each in one atomic step. It knows records and
+//! patches; it does not know cookies, requests or HTTP. Every call has a deadline of its own.
+
+pub mod memory;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+
+use crate::session::id::Id;
+use crate::session::json::Json;
+use crate::session::patch::{Applied, Change, Refusal, Use};
+use crate::session::policy::Policy;
+use crate::session::record::{Entry, Key, Meta, Principal, Record, Values};
+use crate::time::Timestamp;
+
+/// What a store answers, some time later.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+
+/// A store of sessions.
+///
+/// * An [`Error`] is never "no session": only `None` is.
+/// * A store may hand out an entry whose time is over; [`Policy::is_alive`] decides. What it has
+///   removed already it does not hand out.
+/// * What was answered `Ok` is kept: a crash of this process loses none of it (the memory store
+///   excepted, which ends with it).
+/// * A dropped future leaves the store consistent; the change it carried may or may not be made.
+pub trait Store: fmt::Debug + Send + Sync {
+    /// What stands under `id`, with those values that are wanted.
+    fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>>;
+
+    /// Puts a new record under `id`, unless anything stands there already.
+    fn create<'a>(&'a self, id: Id, record: &'a Record, policy: &'a Policy) -> Answer<'a, Created>;
+
+    /// Applies a change: [`Change::apply`], in one atomic step. With a record that lives on, the
+    /// answer carries those values that are wanted.
+    fn patch<'a>(
+        &'a self,
+        id: Id,
+        change: Change<'a>,
+        want: Want<'a>,
+    ) -> Answer<'a, Result<Applied, Refusal>>;
+
+    /// Writes a use down, and answers what stands there then, without values. A session that is
+    /// not alive, and a marker, are left as they are.
+    fn record_use<'a>(&'a self, id: Id, used: Use, policy: &'a Policy)
+    -> Answer<'a, Option<Entry>>;
+
+    /// Removes a session, whatever its state; answers whether there was one. Markers stay.
+    fn remove(&self, id: Id) -> Answer<'_, bool>;
+
+    /// A page of sessions, of one principal or of all; without values, in no particular order.
+    /// Some may be over. At most `limit`, which is 1 or more, but a page may hold fewer and still
+    /// have a next one.
+    fn list<'a>(
+        &'a self,
+        principal: Option<&'a Principal>,
+        cursor: Option<&'a str>,
+        limit: usize,
+    ) -> Answer<'a, Page>;
+
+    /// Removes what ended at or before `now`; answers how many sessions that were.
+    fn sweep(&self, now: Timestamp) -> Answer<'_, u64>;
+
+    /// Whether the store answers.
+    fn ping(&self) -> Answer<'_, ()>;
+}
+
+/// Which values an answer is to carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want<'a> {
+    /// None.
+    Meta,
+    /// This one.
+    Value(&'a Key),
+    /// Of a patch: this one as it was before, as [`Applied::before`]. Of a load: this one.
+    Before(&'a Key),
+    /// All.
+    Values,
+}
+
+impl Want<'_> {
+    /// The key whose value before a patch is wanted.
+    pub fn before(&self) -> Option<&Key> {
+        match self {
+            Self::Before(key) => Some(key),
+            _ => None,
+        }
+    }
+
+    /// Those of `values` that are wanted.
+    pub fn select(&self, values: Values) -> Values {
+        match self {
+            Self::Meta => Values::new(),
+            Self::Values => values,
+            Self::Value(key) | Self::Before(key) => {
+                let one = |text: &Json| ((*key).clone(), text.clone());
+                values.get(*key).map(one).into_iter().collect()
+            }
+        }
+    }
+}
+
+/// What became of a new record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// It is there.
+    Done,
+    /// The id is taken: draw another. Nothing was overwritten.
+    Exists,
+}
+
+/// A page of a list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The sessions.
+    pub sessions: Vec<(Id, Meta)>,
+    /// Where the next page begins; `None` after the last.
+    pub next: Option<String>,
+}
+
+/// Why a store did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It could not be reached or did not answer in time, and nothing has changed.
+    #[error("the store is not available")]
+    Unavailable(#[source] Cause),
+    /// A change was sent, and whether it was made is not known.
+    #[error("the store did not say whether the change was made")]
+    OutcomeUnknown(#[source] Cause),
+    /// It has no room; nothing has changed.
+    #[error("the store is full")]
+    Full,
+    /// What stands there is nothing that we wrote.
+    #[error("the store holds what cannot be read")]
+    Corrupt(#[source] Cause),
+}
+
+/// What lies beneath an [`Error`].
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
