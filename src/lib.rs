@@ -1,9 +1,14 @@
 //! Cloakroom: a sidecar reverse proxy that gives sessions to web sites that have none.
 
+pub mod body;
+pub mod client;
 pub mod metrics;
 pub mod random;
 pub mod secret;
+pub mod server;
 pub mod session;
 pub mod sessions;
+mod socket;
 pub mod store;
+mod tasks;
 pub mod time;
