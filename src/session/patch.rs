@@ -102,12 +102,12 @@ impl Patch {
     /// Whether it can only take away: where there is no session, it makes none.
     pub fn only_removes(&self) -> bool {
         let takes_away = |op: &Op| matches!(op, Op::Clear | Op::Remove(_));
-        self.only_destroys()
-            || (!self.ops.is_empty()
-                && self.ops.iter().all(takes_away)
-                && self.expiry.is_none()
-                && self.principal.is_none()
-                && !self.rotate)
+        let removes = self.destroy || !self.ops.is_empty() || self.expiry.is_some();
+        removes
+            && self.ops.iter().all(takes_away)
+            && matches!(self.expiry, None | Some(ExpiryChange::Policy))
+            && self.principal.is_none()
+            && !self.rotate
     }
 
     /// Whether the browser needs another cookie for what it does to a session that exists.
@@ -143,6 +143,8 @@ pub struct Change<'a> {
 pub enum Condition {
     /// There is none of this key.
     Missing(Key),
+    /// There is one of this key.
+    Present(Key),
     /// The value's [`tag`](value_tag) is this one.
     Tagged(Key, String),
 }
@@ -218,6 +220,9 @@ pub enum Refusal {
     /// There is a value of that key.
     #[error("there is a value of this key")]
     ValueExists,
+    /// There is no value of that key.
+    #[error("there is no value of this key")]
+    NoSuchValue,
     /// The value is no integer.
     #[error("the value {0:?} is not an integer of 64 bits")]
     NotAnInteger(Key),
