@@ -3,6 +3,7 @@
 pub mod body;
 pub mod client;
 pub mod metrics;
+pub mod proxy;
 pub mod random;
 pub mod secret;
 pub mod server;
