@@ -1,5 +1,6 @@
 //! Cloakroom: a sidecar reverse proxy that gives sessions to web sites that have none.
 
+pub mod api;
 pub mod body;
 pub mod client;
 pub mod metrics;
@@ -13,3 +14,4 @@ mod socket;
 pub mod store;
 mod tasks;
 pub mod time;
+pub mod wire;

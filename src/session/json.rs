@@ -155,6 +155,22 @@ impl Json {
         Some(members)
     }
 
+    /// The elements of the array that it is; `None` where it is no array.
+    pub fn elements(&self) -> Option<Vec<Self>> {
+        let mut scanner = Scanner { text: &self.0, at: 0, out: String::new(), room: usize::MAX };
+        scanner.take(b'[').ok()?;
+        let mut elements = Vec::new();
+        while scanner.peek() != Some(b']') {
+            let start = scanner.at;
+            scanner.value().ok()?;
+            elements.push(Self::trusted(self.0.get(start..scanner.at)?));
+            if scanner.peek() == Some(b',') {
+                scanner.at += 1;
+            }
+        }
+        Some(elements)
+    }
+
     /// This array with `element` at its end. Moves text alone, as the Redis script does.
     pub fn appended(&self, element: &Self) -> Option<Self> {
         let open = self.0.strip_prefix('[')?.strip_suffix(']')?;

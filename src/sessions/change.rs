@@ -57,6 +57,11 @@ impl Sessions {
         }
     }
 
+    /// Whether a request has a session, or had one that is stale or over.
+    pub async fn has_session(&self, exchange: &Exchange) -> bool {
+        !matches!(exchange.state.read().await.binding, Binding::None(_))
+    }
+
     /// Changes the session of a request. What was answered `Ok` is in the store.
     pub async fn apply(
         &self,
