@@ -70,9 +70,10 @@ impl Tasks {
             .is_ok()
     }
 
-    /// The same tasks, with a drain signal of their own that follows this one's: one for each worker, so
-    /// that their connections do not meet at one lock.
-    pub(crate) fn sibling(&self) -> Self {
+    /// The same tasks, with a drain signal of their own that follows this one's. A signal has a lock, which
+    /// each poll of a wait for it takes: each worker has its own, so that they do not meet there.
+    #[must_use]
+    pub fn sibling(&self) -> Self {
         Self {
             tracker: self.tracker.clone(),
             drain: self.drain.child_token(),
@@ -86,7 +87,7 @@ impl<T> Running<T> {
         drop(self);
     }
 
-    /// Ends the task at its next await when used.
+    /// What ends the task before its time: its future is dropped.
     pub(crate) fn abort_handle(&self) -> AbortHandle {
         self.0.abort_handle()
     }
