@@ -1,7 +1,12 @@
 //! Cloakroom: a sidecar reverse proxy that gives sessions to web sites that have none.
 
+pub mod body;
+pub mod client;
 pub mod random;
 pub mod secret;
+pub mod server;
 pub mod session;
+pub mod socket;
 pub mod store;
+pub mod tasks;
 pub mod time;

@@ -1,0 +1,96 @@
+//! Why a request had no answer.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use crate::body::BodyError;
+
+/// Why a request had no answer, with its cause.
+#[derive(Debug)]
+pub struct Error {
+    kind: Kind,
+    cause: Box<dyn StdError + Send + Sync>,
+}
+
+/// What went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// No connection could be made; nothing was sent.
+    Connect,
+    /// None could be made in time; nothing was sent.
+    ConnectTimeout,
+    /// The upstream closed, broke off, or sent what is no HTTP, before its response's head was there.
+    Response,
+    /// The response's head did not come in time, or the upstream did not take the request.
+    ResponseTimeout,
+    /// The request's body broke off or fell silent: the client's fault.
+    RequestBody,
+    /// The response's body is larger than the caller takes, or broke off.
+    ResponseBody,
+    /// The response's body did not come in time.
+    ResponseBodyTimeout,
+}
+
+impl Error {
+    pub(super) fn with(kind: Kind, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self {
+            kind,
+            cause: cause.into(),
+        }
+    }
+
+    /// Of a request that hyper could not see through.
+    pub(super) fn of_exchange(error: hyper::Error) -> Self {
+        let mut cause: Option<&(dyn StdError + 'static)> = error.source();
+        while let Some(inner) = cause {
+            if inner.is::<BodyError>() {
+                return Self::with(Kind::RequestBody, error);
+            }
+            cause = inner.source();
+        }
+        Self::with(Kind::Response, error)
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Whether nothing of the request can have reached the upstream.
+    pub fn is_connect(&self) -> bool {
+        matches!(self.kind, Kind::Connect | Kind::ConnectTimeout)
+    }
+
+    /// Whether a deadline passed that the upstream had.
+    pub fn is_timeout(&self) -> bool {
+        matches!(
+            self.kind,
+            Kind::ConnectTimeout | Kind::ResponseTimeout | Kind::ResponseBodyTimeout
+        )
+    }
+
+    /// Whether it was the request's own body that failed.
+    pub fn is_request_body(&self) -> bool {
+        self.kind == Kind::RequestBody
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            Kind::Connect => "the upstream cannot be connected to",
+            Kind::ConnectTimeout => "connecting to the upstream took too long",
+            Kind::Response => "the upstream closed before its response, or sent a malformed one",
+            Kind::ResponseTimeout => "the upstream's response took too long",
+            Kind::RequestBody => "the request's body broke off",
+            Kind::ResponseBody => "the response's body broke off or is too large",
+            Kind::ResponseBodyTimeout => "the response's body took too long",
+        })
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&*self.cause)
+    }
+}

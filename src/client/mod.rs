@@ -1,0 +1,44 @@
+//! The one way out: connections to upstreams, kept for the next request, each with its deadlines.
+//!
+//! It speaks HTTP/1.1 over TCP and Unix sockets, and knows nothing of sessions or routes.
+
+mod connection;
+mod error;
+mod pool;
+mod target;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use http::{Request, Response, Uri};
+
+use crate::body::Body;
+use crate::tasks::Tasks;
+
+pub use error::{Error, Kind};
+pub use pool::{Config, Pool};
+pub use target::{InvalidTarget, Target};
+
+/// One GET on a connection of its own: the whole response, of at most `limit` bytes, within `deadline`.
+pub async fn get(
+    target: &Target,
+    path: PathAndQuery,
+    tasks: &Tasks,
+    limit: usize,
+    deadline: Duration,
+) -> Result<Response<Bytes>, Error> {
+    let pool = Pool::new(
+        target.clone(),
+        Config {
+            max_idle: 0,
+            ..Config::default()
+        },
+    );
+    let mut request = Request::new(Body::empty());
+    *request.uri_mut() = Uri::from(path);
+    pool.fetch(request, tasks, limit, deadline).await
+}

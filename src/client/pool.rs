@@ -1,0 +1,319 @@
+//! The idle connections of one worker to one upstream, and how a request finds one.
+//!
+//! What may be sent twice: a request of which hyper wrote nothing, and once, on a new connection, a safe one
+//! without a body whose connection had served before and closed without a byte of a response. That is the
+//! race with the upstream's own idle timeout (RFC 9112, section 9.3.1). Nothing else.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout_at};
+
+use super::connection::{Connection, Outgoing};
+use super::error::{Error, Kind};
+use super::target::Target;
+use crate::body::{self, Body, CollectError, End};
+use crate::tasks::Tasks;
+
+/// How an upstream is reached.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// For a connection, names resolved.
+    pub connect_timeout: Duration,
+    /// From the end of the request to the response's head. It also bounds how long the upstream may take
+    /// nothing of the request's body.
+    pub response_timeout: Duration,
+    /// Between two frames of the response's body; `None` where they may take for ever.
+    pub body_idle_timeout: Option<Duration>,
+    /// How long a connection is kept for the next request: less than the upstream keeps it.
+    pub idle_timeout: Duration,
+    /// Connections that are kept so, for each worker.
+    pub max_idle: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(2),
+            response_timeout: Duration::from_secs(60),
+            body_idle_timeout: None,
+            idle_timeout: Duration::from_secs(4),
+            max_idle: 256,
+        }
+    }
+}
+
+/// The connections of one worker to one upstream. A clone is the same pool.
+///
+/// It is used on one runtime: the tasks of its connections live there.
+#[derive(Clone, Debug)]
+pub struct Pool(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    target: Target,
+    authority: HeaderValue,
+    config: Config,
+    idle: Mutex<VecDeque<Idle>>,
+    /// Since the drain began, no connection is kept.
+    draining: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Connection,
+    since: Instant,
+}
+
+/// What became of one attempt.
+enum Attempt {
+    Answered(Response<Body>),
+    /// Nothing was written.
+    Unsent(Request<Outgoing>, hyper::Error),
+    /// The connection ended without a byte of a response.
+    Unanswered(Error),
+    Failed(Error),
+}
+
+impl Pool {
+    /// A pool without connections.
+    pub fn new(target: Target, config: Config) -> Self {
+        let authority = HeaderValue::from_str(&target.authority())
+            .unwrap_or_else(|_| HeaderValue::from_static("localhost"));
+        Self(Arc::new(Shared {
+            target,
+            authority,
+            config,
+            idle: Mutex::default(),
+            draining: AtomicBool::new(false),
+        }))
+    }
+
+    /// Where its connections go.
+    pub fn target(&self) -> &Target {
+        &self.0.target
+    }
+
+    /// Sends a request and waits for the head of its response; interim responses are dropped.
+    ///
+    /// The request goes in origin form as HTTP/1.1, with a Host where it has none, and framed as its body is:
+    /// a Content-Length or Transfer-Encoding that says otherwise is replaced. When the response's body was read
+    /// to its end, its connection serves the next request; when the future or the body is dropped before, it
+    /// is closed. `tasks` gets the tasks of new connections.
+    pub async fn send(
+        &self,
+        request: Request<Body>,
+        tasks: &Tasks,
+    ) -> Result<Response<Body>, Error> {
+        let mut request = self.prepare(request);
+        while let Some(connection) = self.take() {
+            let copy = repeatable(&request).then(|| copy(&request));
+            match (self.attempt(connection, request).await, copy) {
+                (Attempt::Answered(response), _) => return Ok(response),
+                (Attempt::Unsent(unsent, _), _) => request = unsent,
+                (Attempt::Unanswered(_), Some(copy)) => {
+                    request = copy;
+                    break;
+                }
+                (Attempt::Unanswered(error) | Attempt::Failed(error), _) => return Err(error),
+            }
+        }
+        let connection = self.open(tasks).await?;
+        match self.attempt(connection, request).await {
+            Attempt::Answered(response) => Ok(response),
+            Attempt::Unsent(_, error) => Err(Error::with(Kind::Response, error)),
+            Attempt::Unanswered(error) | Attempt::Failed(error) => Err(error),
+        }
+    }
+
+    /// Sends a request and reads all of its response's body, at most `limit` bytes, all within `deadline`.
+    pub async fn fetch(
+        &self,
+        request: Request<Body>,
+        tasks: &Tasks,
+        limit: usize,
+        deadline: Duration,
+    ) -> Result<Response<Bytes>, Error> {
+        let end = Instant::now() + deadline;
+        let sent = timeout_at(end, self.send(request, tasks)).await;
+        let response = sent.map_err(|elapsed| Error::with(Kind::ResponseTimeout, elapsed))??;
+        let (parts, body) = response.into_parts();
+        let left = end.saturating_duration_since(Instant::now());
+        let bytes = body::collect(body, limit, left).await.map_err(|error| {
+            let kind = match error {
+                CollectError::TimedOut => Kind::ResponseBodyTimeout,
+                CollectError::TooLarge | CollectError::Broken(_) => Kind::ResponseBody,
+            };
+            Error::with(kind, error)
+        })?;
+        Ok(Response::from_parts(parts, bytes))
+    }
+
+    fn prepare(&self, request: Request<Body>) -> Request<Outgoing> {
+        let (mut parts, body) = request.into_parts();
+        parts.version = Version::HTTP_11;
+        if parts.uri.authority().is_some() {
+            parts.uri = origin_form(parts.uri);
+        }
+        if !parts.headers.contains_key(header::HOST) {
+            parts.headers.insert(header::HOST, self.0.authority.clone());
+        }
+        // hyper believes these headers rather than the body, and would let a length without a body pass.
+        parts.headers.remove(header::TRANSFER_ENCODING);
+        match body.size_hint().exact() {
+            Some(0) if !parts.headers.contains_key(header::CONTENT_LENGTH) => {}
+            Some(length) => {
+                parts
+                    .headers
+                    .insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+            }
+            None => {
+                parts.headers.remove(header::CONTENT_LENGTH);
+                let chunked = HeaderValue::from_static("chunked");
+                parts.headers.insert(header::TRANSFER_ENCODING, chunked);
+            }
+        }
+        Request::from_parts(parts, Outgoing::new(body))
+    }
+
+    async fn open(&self, tasks: &Tasks) -> Result<Connection, Error> {
+        let pool = Arc::downgrade(&self.0);
+        let drain = move || {
+            if let Some(pool) = pool.upgrade() {
+                pool.drain();
+            }
+        };
+        Connection::open(&self.0.target, self.0.config.connect_timeout, tasks, drain).await
+    }
+
+    async fn attempt(&self, mut connection: Connection, request: Request<Outgoing>) -> Attempt {
+        let timeout = self.0.config.response_timeout;
+        let progress = request.body().progress();
+        let mut sent = std::pin::pin!(connection.send(request));
+        let mut deadline = Instant::now() + timeout;
+        loop {
+            match timeout_at(deadline, sent.as_mut()).await {
+                Ok(Ok(response)) => {
+                    return self.answered(response, connection);
+                }
+                Ok(Err(mut error)) => {
+                    return match error.take_message() {
+                        Some(request) => Attempt::Unsent(request, error.into_error()),
+                        None => failed(&connection, error.into_error()),
+                    };
+                }
+                Err(elapsed) => {
+                    // The body's own deadline holds while the client sends; then the upstream's begins anew.
+                    let now = Instant::now();
+                    deadline = match &progress {
+                        Some(progress) => progress.upstream_since().unwrap_or(now) + timeout,
+                        None => now,
+                    };
+                    if deadline <= now {
+                        return Attempt::Failed(Error::with(Kind::ResponseTimeout, elapsed));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The response, whose body returns the connection at its end.
+    fn answered(&self, response: Response<Incoming>, connection: Connection) -> Attempt {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let cause = "the upstream switched protocols, which nobody asked for";
+            return Attempt::Failed(Error::with(Kind::Response, cause));
+        }
+        let pool = Arc::clone(&self.0);
+        let mut response = response.map(|incoming| {
+            Body::streaming(incoming, pool.config.body_idle_timeout).with_guard(move |end| {
+                // An early response to a request that is still being sent leaves the connection unready.
+                if end == End::Complete && connection.is_ready() {
+                    pool.keep(connection);
+                }
+            })
+        });
+        // The version tells of this hop only; passed on, 1.0 would cost the client its connection.
+        *response.version_mut() = Version::HTTP_11;
+        Attempt::Answered(response)
+    }
+
+    /// The connection that was used last, so that few are kept busy and the others expire.
+    fn take(&self) -> Option<Connection> {
+        loop {
+            let Idle { connection, since } = self.0.idle().pop_back()?;
+            if since.elapsed() < self.0.config.idle_timeout && connection.is_ready() {
+                return Some(connection);
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Keeps a connection for the next request. Each that comes sends one away that expired, or is too many.
+    fn keep(&self, connection: Connection) {
+        if self.draining.load(Ordering::Relaxed) {
+            return;
+        }
+        let now = Instant::now();
+        let mut idle = self.idle();
+        idle.push_back(Idle {
+            connection,
+            since: now,
+        });
+        let full = idle.len() > self.config.max_idle;
+        let expired = |oldest: &Idle| now.duration_since(oldest.since) >= self.config.idle_timeout;
+        let gone = if full || idle.front().is_some_and(expired) {
+            idle.pop_front()
+        } else {
+            None
+        };
+        drop(idle);
+        drop(gone);
+    }
+
+    /// Called by the task of each connection, so none that is kept before that call outlives it.
+    fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        let idle = std::mem::take(&mut *self.idle());
+        drop(idle);
+    }
+
+    fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {
+        // Nothing panics while it is held.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn failed(connection: &Connection, error: hyper::Error) -> Attempt {
+    let error = Error::of_exchange(error);
+    if error.kind() == Kind::Response && !connection.has_received() {
+        Attempt::Unanswered(error)
+    } else {
+        Attempt::Failed(error)
+    }
+}
+
+fn repeatable(request: &Request<Outgoing>) -> bool {
+    request.method().is_safe() && request.body().is_end_stream()
+}
+
+/// The same request again; it has no body.
+fn copy(request: &Request<Outgoing>) -> Request<Outgoing> {
+    let mut copy = Request::new(Outgoing::new(Body::empty()));
+    request.method().clone_into(copy.method_mut());
+    request.uri().clone_into(copy.uri_mut());
+    request.headers().clone_into(copy.headers_mut());
+    copy
+}
+
+fn origin_form(uri: Uri) -> Uri {
+    uri.into_parts()
+        .path_and_query
+        .map_or_else(|| Uri::from_static("/"), Uri::from)
+}

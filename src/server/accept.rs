@@ -1,0 +1,115 @@
+//! The accept loop of one worker on one listener.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::connection::Server;
+use super::{Address, BoundListener, Handler, Peer, Settings};
+use crate::socket::Socket;
+use crate::tasks::Tasks;
+
+/// How long accepting rests after an error that the next attempt would meet again.
+const REST: Duration = Duration::from_millis(100);
+
+/// Serves `listener` on the current runtime, until the drain begins; then it stops listening and returns, while
+/// the tasks of its connections go on for no longer than the drain's deadline.
+///
+/// `connections` bounds the open connections of all listeners that share it; beyond it, new ones wait in the
+/// backlog. An error is one of taking the socket into the runtime; those of single connections are not.
+pub async fn serve<H: Handler>(
+    listener: BoundListener,
+    settings: Settings,
+    connections: Arc<Semaphore>,
+    handler: Arc<H>,
+    tasks: Tasks,
+) -> io::Result<()> {
+    let (socket, address, _file) = listener.into_parts();
+    let listener = match address {
+        Address::Tcp(_) => Listener::Tcp(TcpListener::from_std(socket.into())?),
+        Address::Unix(_) => Listener::Unix(UnixListener::from_std(socket.into())?),
+    };
+    let address = Arc::new(address);
+    let tasks = tasks.sibling();
+    let server = Arc::new(Server::new(settings, handler, tasks.clone()));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = tasks.draining() => return Ok(()),
+            accepted = accept(&listener, &connections) => accepted,
+        };
+        match accepted {
+            Ok((socket, client, permit)) => {
+                let peer = Peer {
+                    address: client,
+                    listener: Arc::clone(&address),
+                };
+                let server = Arc::clone(&server);
+                tasks
+                    .run(async move {
+                        server.connection(socket, peer).await;
+                        drop(permit);
+                    })
+                    .detach();
+                // The other workers woke as well: each takes its part of a burst.
+                tokio::task::yield_now().await;
+            }
+            Err(error) if concerns_one_connection(&error) => {}
+            Err(error) => {
+                tracing::error!(%error, %address, "connections cannot be accepted");
+                tokio::select! {
+                    () = tasks.draining() => return Ok(()),
+                    () = tokio::time::sleep(REST) => {}
+                }
+            }
+        }
+    }
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// Waits for room, then for a connection. Without room nothing is accepted, so that what is beyond the bound
+/// costs the process nothing.
+async fn accept(
+    listener: &Listener,
+    connections: &Arc<Semaphore>,
+) -> io::Result<(Socket, Option<SocketAddr>, OwnedSemaphorePermit)> {
+    let permit = Arc::clone(connections)
+        .acquire_owned()
+        .await
+        .map_err(io::Error::other)?;
+    match listener {
+        Listener::Tcp(listener) => {
+            let (stream, client) = listener.accept().await?;
+            let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+            Ok((Socket::from(stream), Some(client), permit))
+        }
+        Listener::Unix(listener) => {
+            let (stream, _) = listener.accept().await?;
+            Ok((Socket::from(stream), None, permit))
+        }
+    }
+}
+
+/// Whether an accept failed because its connection was already over, which accept(2) reports as its own error.
+/// All else (no descriptors or memory left) would come again at once.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionAborted
+            | ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionRefused
+            | ErrorKind::Interrupted
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::NetworkDown
+            | ErrorKind::TimedOut
+    )
+}

@@ -1,0 +1,292 @@
+//! The life of one connection: which protocol it speaks, its service, its clocks and its end.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncReadExt as _;
+use tokio::time::{sleep, timeout};
+
+use super::clocks::{Clocks, Expired};
+use super::io::Io;
+use super::{Handler, Limits, Peer, Protocol, Settings};
+use crate::body::{Body, BodyError};
+use crate::socket::Socket;
+use crate::tasks::{self, Tasks};
+
+/// What a client that speaks HTTP/2 without asking begins with (RFC 9113, section 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What hyper may buffer of a connection in either direction, where a head may not be larger.
+const BUFFER: usize = 64 * 1024;
+
+/// hyper's own limit of fields, for which it keeps them on the stack.
+const USUAL_HEADERS: usize = 100;
+
+/// Requests at a time on one HTTP/2 connection.
+const STREAMS: u32 = 100;
+
+/// How often an HTTP/2 client is asked whether it is there, and how long it may take to say so.
+const PING: Duration = Duration::from_secs(20);
+
+/// What the connections of one listener have in common, for one worker.
+pub(super) struct Server<H> {
+    settings: Settings,
+    handler: Arc<H>,
+    tasks: Tasks,
+    http1: http1::Builder,
+    http2: http2::Builder<Tasks>,
+}
+
+impl<H: Handler> Server<H> {
+    pub(super) fn new(settings: Settings, handler: Arc<H>, tasks: Tasks) -> Self {
+        let http1 = http1(&settings.limits);
+        let http2 = http2(&settings.limits, &tasks);
+        Self {
+            settings,
+            handler,
+            tasks,
+            http1,
+            http2,
+        }
+    }
+
+    /// Serves one connection to its end.
+    pub(super) async fn connection(&self, mut socket: Socket, peer: Peer) {
+        match self.settings.protocol {
+            Protocol::Http1 => self.http1(socket, Bytes::new(), peer).await,
+            Protocol::Http1AndH2c => match self.first_bytes(&mut socket).await {
+                Some(first) if *first == *PREFACE => self.http2(socket, first, peer).await,
+                Some(first) => self.http1(socket, first, peer).await,
+                None => {}
+            },
+        }
+    }
+
+    /// Reads as much as tells the protocols apart; `None` where the connection, or its time, ends before.
+    async fn first_bytes(&self, socket: &mut Socket) -> Option<Bytes> {
+        let read = async {
+            let mut first = BytesMut::with_capacity(PREFACE.len());
+            let mut socket = socket.take(PREFACE.len() as u64);
+            while first.len() < PREFACE.len() && PREFACE.starts_with(&first) {
+                if socket.read_buf(&mut first).await? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            io::Result::Ok(first.freeze())
+        };
+        tokio::select! {
+            read = timeout(self.settings.limits.header_timeout, read) => read.ok()?.ok(),
+            () = self.tasks.draining() => None,
+        }
+    }
+
+    async fn http1(&self, socket: Socket, first: Bytes, peer: Peer) {
+        let clocks = Arc::new(Clocks::http1());
+        let io = TokioIo::new(Io::new(socket, first, Arc::clone(&clocks)));
+        let service = service_fn(|request| self.answer(request, &peer, &clocks));
+        let connection = self.http1.serve_connection(io, service);
+        self.drive(connection, &clocks).await;
+    }
+
+    async fn http2(&self, socket: Socket, first: Bytes, peer: Peer) {
+        let clocks = Arc::new(Clocks::http2());
+        let io = TokioIo::new(Io::new(socket, first, Arc::clone(&clocks)));
+        let service = service_fn(|request| self.answer(request, &peer, &clocks));
+        let connection = self.http2.serve_connection(io, service);
+        self.drive(connection, &clocks).await;
+    }
+
+    /// The future of one answer. It owns what it needs: HTTP/2 runs it as a task of its own.
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: &Peer,
+        clocks: &Arc<Clocks>,
+    ) -> impl Future<Output = Result<Response<Tail>, Infallible>> + Send + use<H> {
+        let handler = Arc::clone(&self.handler);
+        let peer = peer.clone();
+        let in_flight = InFlight::begin(clocks);
+        async move {
+            let answered = tasks::catch(async { handler.handle(request, peer).await }).await;
+            let response = answered.unwrap_or_else(|_lost| failure());
+            Ok(response.map(|body| Tail {
+                body,
+                _in_flight: in_flight,
+            }))
+        }
+    }
+
+    /// Runs a connection until it ends, misses a deadline, or has been drained.
+    async fn drive<C: Connection>(&self, connection: C, clocks: &Clocks) {
+        let limits = &self.settings.limits;
+        let mut connection = pin!(connection);
+        let mut expired = pin!(clocks.expired(limits));
+        let left = tokio::select! {
+            biased;
+            result = connection.as_mut() => return log(result),
+            expired = expired.as_mut() => {
+                tracing::debug!(?expired, "a connection ran out of time");
+                if !(C::ANNOUNCES_ITS_END && expired == Expired::Idle) {
+                    return;
+                }
+                PING
+            }
+            () = self.tasks.draining() => {
+                if !C::ANNOUNCES_ITS_END && clocks.is_idle() {
+                    return;
+                }
+                limits.drain_timeout
+            }
+        };
+        // It was polled in the select, as hyper requires of a connection that is shut down.
+        connection.as_mut().shut_down();
+        let mut expired = pin!(clocks.expired(limits));
+        tokio::select! {
+            biased;
+            result = connection => log(result),
+            expired = expired.as_mut() => tracing::debug!(?expired, "a connection ran out of time"),
+            () = sleep(left) => tracing::warn!("a connection was cut at the drain's deadline"),
+        }
+    }
+}
+
+fn http1(limits: &Limits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        // A client that closes its side is gone; its handler is dropped.
+        .half_close(false)
+        // The connection's clocks tell the wait for a request from that for its head; hyper's cannot.
+        .header_read_timeout(None)
+        .max_header_size(limits.header_bytes)
+        .max_buf_size(limits.header_bytes.saturating_add(4096).max(BUFFER));
+    if limits.headers != USUAL_HEADERS {
+        builder.max_headers(limits.headers);
+    }
+    builder
+}
+
+fn http2(limits: &Limits, tasks: &Tasks) -> http2::Builder<Tasks> {
+    let header_bytes = u32::try_from(limits.header_bytes.max(BUFFER)).unwrap_or(u32::MAX);
+    let mut builder = http2::Builder::new(tasks.clone());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(header_bytes)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING);
+    builder
+}
+
+fn failure() -> Response<Body> {
+    let mut response = Response::new(Body::full("Internal Server Error\n"));
+    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+fn log(result: hyper::Result<()>) {
+    if let Err(error) = result {
+        // Clients come, err and go; what concerns a request was said where it was answered.
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            "a connection ended with an error"
+        );
+    }
+}
+
+/// The connections of hyper, which have no trait in common.
+trait Connection: Future<Output = hyper::Result<()>> {
+    /// Whether the client hears of a shutdown before it sends its next request, and so does not lose that.
+    const ANNOUNCES_ITS_END: bool;
+
+    /// Has it end after the requests in flight.
+    fn shut_down(self: Pin<&mut Self>);
+}
+
+impl<S, F> Connection for http1::Connection<TokioIo<Io>, S>
+where
+    S: hyper::service::Service<
+            Request<Incoming>,
+            Response = Response<Tail>,
+            Error = Infallible,
+            Future = F,
+        >,
+    F: Future<Output = Result<Response<Tail>, Infallible>>,
+{
+    const ANNOUNCES_ITS_END: bool = false;
+
+    fn shut_down(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<S, F> Connection for http2::Connection<TokioIo<Io>, S, Tasks>
+where
+    S: hyper::service::Service<
+            Request<Incoming>,
+            Response = Response<Tail>,
+            Error = Infallible,
+            Future = F,
+        >,
+    F: Future<Output = Result<Response<Tail>, Infallible>> + Send + 'static,
+{
+    const ANNOUNCES_ITS_END: bool = true;
+
+    fn shut_down(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+/// A request in flight: from its head to the end of its response, or to where either is dropped.
+struct InFlight(Arc<Clocks>);
+
+impl InFlight {
+    fn begin(clocks: &Arc<Clocks>) -> Self {
+        clocks.begin();
+        Self(Arc::clone(clocks))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}
+
+/// A response's body; hyper drops it as soon as it has its end.
+struct Tail {
+    body: Body,
+    _in_flight: InFlight,
+}
+
+impl http_body::Body for Tail {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

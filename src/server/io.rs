@@ -1,0 +1,136 @@
+//! A client's socket as hyper reads and writes it: it tells the connection's clocks what happens, gives back
+//! the bytes that were read to tell the protocols apart, and closes without losing the last response.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+use super::clocks::{Clocks, Phase};
+use crate::socket::Socket;
+
+/// Bytes of a request that is already answered, which are read and dropped so that the answer arrives.
+const LINGER_BYTES: usize = 256 * 1024;
+
+/// How long such bytes are waited for.
+const LINGER: Duration = Duration::from_secs(2);
+
+#[derive(Debug)]
+pub(super) struct Io {
+    socket: Socket,
+    prefix: Bytes,
+    clocks: Arc<Clocks>,
+    closing: Closing,
+}
+
+#[derive(Debug)]
+enum Closing {
+    Open,
+    /// Our side is closed; the client's bytes are dropped, so many more and so long.
+    Lingering(usize, Pin<Box<Sleep>>),
+    /// Nothing more will come, or nothing more is wanted.
+    Done,
+}
+
+impl Io {
+    /// `prefix` was read from the socket already, and is read again first.
+    pub(super) fn new(socket: Socket, prefix: Bytes, clocks: Arc<Clocks>) -> Self {
+        Self {
+            socket,
+            prefix,
+            clocks,
+            closing: Closing::Open,
+        }
+    }
+
+    fn written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &written {
+            Poll::Ready(Ok(_)) => self.clocks.wrote(),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.clocks.blocked(),
+        }
+        written
+    }
+
+    /// Drops what the client still sends. A socket that is closed while unread bytes are there is reset, and a
+    /// reset can take the response from the client before it has read it (RFC 9112, section 9.6).
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut scratch = [0; 4096];
+        while let Closing::Lingering(left, timer) = &mut self.closing {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            let read = match Pin::new(&mut self.socket).poll_read(cx, &mut buffer) {
+                Poll::Ready(read) => read.map(|()| buffer.filled().len()),
+                Poll::Pending => Ok(ready!(timer.as_mut().poll(cx).map(|()| 0))),
+            };
+            match read {
+                Ok(count) if count > 0 && count < *left => *left -= count,
+                _ => self.closing = Closing::Done,
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        if self.prefix.is_empty() {
+            let read = ready!(Pin::new(&mut self.socket).poll_read(cx, buffer));
+            if read.is_err() || buffer.filled().len() == before {
+                self.closing = Closing::Done;
+                return Poll::Ready(read);
+            }
+        } else {
+            let count = self.prefix.len().min(buffer.remaining());
+            buffer.put_slice(&self.prefix.split_to(count));
+        }
+        self.clocks.read();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.socket).poll_write(cx, buffer);
+        self.written(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, buffers);
+        self.written(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Closing::Open = self.closing {
+            ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
+            self.clocks.enter(Phase::Closing);
+            self.closing = Closing::Lingering(LINGER_BYTES, Box::pin(sleep(LINGER)));
+        }
+        self.poll_linger(cx).map(Ok)
+    }
+}

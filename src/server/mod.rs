@@ -1,0 +1,114 @@
+//! What listens: sockets, the accept loop, a connection's limits and clocks, the tasks and their drain.
+//!
+//! It takes a [`Handler`] and knows nothing of sessions, routes or upstreams.
+
+mod accept;
+mod address;
+mod clocks;
+mod connection;
+mod io;
+mod listener;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+
+use crate::body::Body;
+
+pub use crate::tasks::{Lost, Running, Tasks};
+pub use accept::serve;
+pub use address::{Address, InvalidAddress};
+pub use listener::{BoundListener, bind};
+
+/// What answers the requests of a listener.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers one request. The future is dropped where the client hangs up first, so work that must not be
+    /// lost belongs in a task of its own. A panic in it costs this request only: the client gets a plain 500.
+    fn handle(
+        &self,
+        request: Request<Incoming>,
+        peer: Peer,
+    ) -> impl Future<Output = Response<Body>> + Send;
+}
+
+impl<F, R> Handler for F
+where
+    F: Fn(Request<Incoming>, Peer) -> R + Send + Sync + 'static,
+    R: Future<Output = Response<Body>> + Send,
+{
+    fn handle(
+        &self,
+        request: Request<Incoming>,
+        peer: Peer,
+    ) -> impl Future<Output = Response<Body>> + Send {
+        self(request, peer)
+    }
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// The address the connection came from, an IPv4 one as such even on a listener for both;
+    /// `None` over a Unix socket.
+    pub address: Option<SocketAddr>,
+    /// The listener that it came to.
+    pub listener: Arc<Address>,
+}
+
+/// What a listener speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.0 and 1.1.
+    #[default]
+    Http1,
+    /// HTTP/1 and, of clients that begin with its preface, HTTP/2 in clear text.
+    Http1AndH2c,
+}
+
+/// How a listener is served.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// What a connection may take.
+    pub limits: Limits,
+}
+
+/// What connections may take.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Open connections, over all workers. The caller makes the semaphore of this size that [`serve`] takes.
+    pub connections: usize,
+    /// For a request's head, from its first byte; also for the first byte of a new connection.
+    pub header_timeout: Duration,
+    /// Bytes of a request's head, or of its trailers; more is answered with 431.
+    pub header_bytes: usize,
+    /// Fields of a request's head; more is answered with 431.
+    pub headers: usize,
+    /// How long a client may take none of the bytes that wait for it.
+    pub body_idle_timeout: Duration,
+    /// How long a connection may stay open between requests.
+    pub idle_timeout: Duration,
+    /// How long a drain waits for requests in flight.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            header_timeout: Duration::from_secs(10),
+            header_bytes: 32 * 1024,
+            headers: 100,
+            body_idle_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The one home of spawned tasks: each is tracked, a panic in it is logged, and the drain waits for it.
+
+use std::any::Any;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The tasks of the process. A clone is the same tasks.
+#[derive(Clone, Debug, Default)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    drain: CancellationToken,
+}
+
+/// A task that runs, whether this is awaited or dropped.
+#[derive(Debug)]
+#[must_use = "drop it with `.detach()` where nobody waits for the task"]
+pub struct Running<T>(JoinHandle<Result<T, Lost>>);
+
+/// A task ended without a result: it panicked, was aborted, or its runtime ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a task ended without a result")]
+pub struct Lost;
+
+impl Tasks {
+    /// No tasks yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Runs `future` as a task of the current runtime. A panic in it is logged and ends it alone.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn run<F>(&self, future: F) -> Running<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        Running(self.tracker.spawn(catch(future)))
+    }
+
+    /// Begins the drain: [`Self::draining`] completes, everywhere.
+    pub fn drain(&self) {
+        self.drain.cancel();
+    }
+
+    /// Whether the drain has begun.
+    pub fn is_draining(&self) -> bool {
+        self.drain.is_cancelled()
+    }
+
+    /// Completes when the drain begins.
+    pub async fn draining(&self) {
+        self.drain.cancelled().await;
+    }
+
+    /// Begins the drain and waits, no longer than `deadline`, until no task runs. Whether none does.
+    pub async fn drained(&self, deadline: Duration) -> bool {
+        self.drain();
+        self.tracker.close();
+        tokio::time::timeout(deadline, self.tracker.wait())
+            .await
+            .is_ok()
+    }
+
+    /// The same tasks, with a drain signal of their own that follows this one's. A signal has a lock, which
+    /// each poll of a wait for it takes: each worker has its own, so that they do not meet there.
+    #[must_use]
+    pub fn sibling(&self) -> Self {
+        Self {
+            tracker: self.tracker.clone(),
+            drain: self.drain.child_token(),
+        }
+    }
+}
+
+impl<T> Running<T> {
+    /// Lets the task run on its own.
+    pub fn detach(self) {
+        drop(self);
+    }
+
+    /// What ends the task before its time: its future is dropped.
+    pub(crate) fn abort_handle(&self) -> AbortHandle {
+        self.0.abort_handle()
+    }
+}
+
+impl<T> Future for Running<T> {
+    type Output = Result<T, Lost>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0)
+            .poll(cx)
+            .map(|joined| joined.unwrap_or(Err(Lost)))
+    }
+}
+
+/// For the tasks that hyper spawns for the streams of an HTTP/2 connection.
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.run(future).detach();
+    }
+}
+
+/// Completes as `future` does, or with [`Lost`] where it panics; the panic is logged.
+///
+/// Nothing of a future that panicked is used again but its destructor.
+pub(crate) async fn catch<F: Future>(future: F) -> Result<F::Output, Lost> {
+    let mut future = pin!(future);
+    poll_fn(
+        |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(polled) => polled.map(Ok),
+            Err(panic) => {
+                tracing::error!(panic = message(&*panic), "a task panicked");
+                Poll::Ready(Err(Lost))
+            }
+        },
+    )
+    .await
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    if let Some(text) = panic.downcast_ref::<&str>() {
+        text
+    } else if let Some(text) = panic.downcast_ref::<String>() {
+        text
+    } else {
+        "no message"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Lost, Tasks};
+
+    #[tokio::test]
+    async fn a_panic_ends_its_own_task_only() {
+        let tasks = Tasks::new();
+        assert_eq!(
+            tasks.run(async { panic!("expected by the test") }).await,
+            Err::<(), _>(Lost)
+        );
+        assert_eq!(tasks.run(async { 1 }).await, Ok(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_drain_waits_for_tasks_but_not_for_ever() {
+        let tasks = Tasks::new();
+        let follower = tasks.clone();
+        tasks.run(async move { follower.draining().await }).detach();
+        assert!(tasks.drained(Duration::from_secs(1)).await);
+        tasks.run(std::future::pending::<()>()).detach();
+        assert!(!tasks.drained(Duration::from_secs(1)).await);
+    }
+}
