@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod client;
+pub mod proxy;
 pub mod random;
 pub mod secret;
 pub mod server;

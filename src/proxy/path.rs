@@ -1,0 +1,254 @@
+//! How a path may be read. Servers differ: some decode twice, merge slashes, or drop parameters.
+//!
+//! A path is forwarded byte for byte (RFC 9110 7.7), so what we decide by it must hold for every
+//! upstream's reading.
+
+use std::borrow::Cow;
+
+/// Whether a path lies, in either reading, at or under the session API: the prefix itself, or the
+/// prefix and `s`. The prefix begins with a slash and has a segment.
+pub fn names_api(path: &str, prefix: &str) -> bool {
+    let prefix = prefix.trim_end_matches('/').as_bytes();
+    let lies_under = |path: &[u8]| {
+        path.strip_prefix(prefix).is_some_and(|rest| {
+            ends_segment(rest) || rest.strip_prefix(b"s").is_some_and(ends_segment)
+        })
+    };
+    lies_under(&strict(path)) || lies_under(&loose(path))
+}
+
+/// The path as RFC 3986 reads it: dot segments removed (5.2.4), also encoded ones (6.2.2.2), and
+/// otherwise as it came, its last slash excepted.
+pub(super) fn strict(path: &str) -> Cow<'_, [u8]> {
+    if is_plain(path) {
+        return Cow::Borrowed(path.as_bytes());
+    }
+    let mut unreserved = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let [byte, tail @ ..] = rest {
+        let escaped = match rest {
+            [b'%', high, low, ..] => escape(*high, *low),
+            _ => None,
+        };
+        rest = match (escaped, tail) {
+            (Some(decoded), [_, _, tail @ ..]) if is_unreserved(decoded) => {
+                unreserved.push(decoded);
+                tail
+            }
+            (Some(_), [high, low, tail @ ..]) => {
+                unreserved.extend([b'%', high.to_ascii_lowercase(), low.to_ascii_lowercase()]);
+                tail
+            }
+            _ => {
+                unreserved.push(*byte);
+                tail
+            }
+        };
+    }
+    let mut kept: Vec<&[u8]> = Vec::new();
+    for segment in unreserved.split(|byte| *byte == b'/').skip(1) {
+        match segment {
+            b"." => {}
+            b".." => drop(kept.pop()),
+            _ => kept.push(segment),
+        }
+    }
+    Cow::Owned(rooted(&kept))
+}
+
+/// The path as the most generous server reads it: decoded until nothing is left to decode,
+/// backslashes as slashes, slashes merged, parameters dropped, dot segments removed.
+pub(super) fn loose(path: &str) -> Cow<'_, [u8]> {
+    if is_plain(path) {
+        return Cow::Borrowed(path.as_bytes());
+    }
+    let decoded = decode(path.as_bytes());
+    let mut kept: Vec<&[u8]> = Vec::new();
+    for segment in decoded.split(|byte| matches!(byte, b'/' | b'\\')) {
+        // After another decoding, a query, a fragment or an end of string would begin here.
+        let name = segment
+            .split(|byte| matches!(byte, b';' | b'?' | b'#' | 0))
+            .next();
+        match name.unwrap_or_default() {
+            b"" | b"." => {}
+            b".." => drop(kept.pop()),
+            name => kept.push(name),
+        }
+    }
+    Cow::Owned(rooted(&kept))
+}
+
+/// Whether a path begins with another's segments. Both without dot segments.
+pub(super) fn is_under(path: &[u8], prefix: &[u8]) -> bool {
+    let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);
+    path.strip_prefix(prefix).is_some_and(ends_segment)
+}
+
+fn ends_segment(rest: &[u8]) -> bool {
+    matches!(rest, [] | [b'/', ..])
+}
+
+/// Whether there is one reading only: most paths.
+fn is_plain(path: &str) -> bool {
+    let mut after_slash = false;
+    path.starts_with('/')
+        && path.bytes().all(|byte| {
+            let plain = match byte {
+                b'%' | b'\\' | b';' | b'?' | b'#' | 0 => false,
+                b'/' | b'.' => !after_slash,
+                _ => true,
+            };
+            after_slash = byte == b'/';
+            plain
+        })
+}
+
+fn rooted(segments: &[&[u8]]) -> Vec<u8> {
+    let mut path = Vec::new();
+    for segment in segments {
+        path.push(b'/');
+        path.extend_from_slice(segment);
+    }
+    if path.is_empty() {
+        path.push(b'/');
+    }
+    path
+}
+
+/// Decodes until nothing is left to decode, in one pass: an escape that decoding completes ends in
+/// the byte that was just written, so that only the end needs to be looked at again.
+fn decode(path: &[u8]) -> Vec<u8> {
+    let mut decoded: Vec<u8> = Vec::with_capacity(path.len());
+    for byte in path {
+        decoded.push(*byte);
+        while let [.., b'%', high, low] = decoded[..]
+            && let Some(byte) = escape(high, low)
+        {
+            decoded.truncate(decoded.len() - 3);
+            decoded.push(byte);
+        }
+    }
+    decoded
+}
+
+/// RFC 3986 2.3. Bytes beyond ASCII have no other meaning either; only configuration writes them bare.
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || !byte.is_ascii()
+}
+
+fn escape(high: u8, low: u8) -> Option<u8> {
+    let digit = |byte: u8| {
+        char::from(byte)
+            .to_digit(16)
+            .and_then(|digit| u8::try_from(digit).ok())
+    };
+    Some(digit(high)? << 4 | digit(low)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(path: &str, expected: bool) {
+        assert_eq!(names_api(path, "/_session"), expected, "{path}");
+        assert_eq!(names_api(path, "/_session/"), expected, "{path}");
+    }
+
+    #[test]
+    fn the_api_is_known_in_every_spelling() {
+        for path in [
+            "/_session",
+            "/_sessions",
+            "/_session/",
+            "/_session/values/a",
+            "/_sessions/x",
+            "//_session",
+            "///_session//values",
+            "/%5fsession",
+            "/%5Fsession",
+            "/%255fsession",
+            "/%25255fsession",
+            "/%%35fsession",
+            "/%5%66session",
+            "/./_session",
+            "/%2e/_session",
+            "/x/../_session",
+            "/x/%2e%2e/_session",
+            "/x/..;a=b/_session",
+            "/../_session",
+            "/x/..%2f_session",
+            "/_session%2fvalues",
+            "/_session%252fvalues",
+            "/_session;a=b/values",
+            "/_session%3ba",
+            "/;/_session",
+            "/\\_session",
+            "/%5c_session",
+            "/_session\\values",
+            "/_session%3fx",
+            "/_session%23x",
+            "/_session%00",
+            "/_session/..%2fx",
+            "/_sessions;x",
+        ] {
+            check(path, true);
+        }
+    }
+
+    #[test]
+    fn other_paths_are_the_upstreams() {
+        for path in [
+            "/",
+            "*",
+            "",
+            "/_sessionx",
+            "/_sessionss",
+            "/_Session",
+            "/x/_session",
+            "/session",
+            "/_session/../x",
+            "/_sessions%78",
+            "/a;/_session",
+            "/%",
+            "/%5",
+            "/%zz",
+        ] {
+            check(path, false);
+        }
+        assert!(names_api("/a//b/x", "/a/b"));
+        assert!(!names_api("/a", "/a/b"));
+    }
+
+    #[test]
+    fn plain_paths_are_not_copied() {
+        assert!(matches!(loose("/a/b.c/d_e"), Cow::Borrowed(_)));
+        assert!(matches!(strict("/a/"), Cow::Borrowed(_)));
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_again_changes_nothing(path in "[/%25cfF.;\\\\e]{0,40}") {
+            let once = decode(path.as_bytes());
+            prop_assert_eq!(&decode(&once), &once);
+        }
+
+        #[test]
+        fn a_prefix_survives_any_encoding(depth in 1_usize..6, at in 0_usize..8) {
+            let (before, rest) = "_session".split_at(at);
+            let (byte, after) = rest.split_at(1);
+            let mut encoded = format!("%{:02x}", byte.as_bytes()[0]);
+            for _ in 1..depth {
+                encoded = encoded.replace('%', "%25");
+            }
+            let path = format!("/{before}{encoded}{after}/x");
+            prop_assert!(names_api(&path, "/_session"), "{}", path);
+        }
+
+        #[test]
+        fn any_path_can_be_read(path in ".{0,40}") {
+            let _ = (strict(&path), loose(&path));
+        }
+    }
+}

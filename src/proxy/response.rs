@@ -1,0 +1,177 @@
+//! Responses: what of an upstream's head goes on to the client.
+
+use http::header::{HeaderMap, HeaderName, HeaderValue, SET_COOKIE};
+
+use super::{
+    hop, list,
+    names::{self, X_SESSION_PATCH},
+};
+
+/// What [`clean`] found, for the trailers and the log.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Cleaned {
+    /// The names that the Connection lines gave: they go from the trailers too.
+    pub nominated: Vec<HeaderName>,
+    /// How many Set-Cookie lines set our cookie, and were dropped.
+    pub own_cookies: usize,
+}
+
+/// Takes the patches that an upstream sent, one per line, in their order. Other spellings of the
+/// name are no patches; [`clean`] drops them.
+pub fn take_patches(headers: &mut HeaderMap) -> Vec<HeaderValue> {
+    if !headers.contains_key(X_SESSION_PATCH) {
+        return Vec::new();
+    }
+    let patches = headers.get_all(X_SESSION_PATCH).iter().cloned().collect();
+    headers.remove(X_SESSION_PATCH);
+    patches
+}
+
+/// Removes what must not reach a client: our names in any spelling, the hop-by-hop fields, and
+/// Set-Cookie lines of our own cookie, which the proxy alone sets.
+pub fn clean(headers: &mut HeaderMap, cookie_name: &str) -> Cleaned {
+    let nominated = hop::remove(headers);
+    names::remove_where(headers, names::is_reserved);
+    Cleaned {
+        nominated,
+        own_cookies: drop_cookie(headers, cookie_name),
+    }
+}
+
+/// The other lines keep their order and are never joined (RFC 9110 5.3, RFC 6265 3).
+fn drop_cookie(headers: &mut HeaderMap, name: &str) -> usize {
+    let lines = headers.get_all(SET_COOKIE);
+    let own = lines.iter().filter(|line| sets(line, name)).count();
+    if own > 0 {
+        let others: Vec<_> = lines
+            .iter()
+            .filter(|line| !sets(line, name))
+            .cloned()
+            .collect();
+        headers.remove(SET_COOKIE);
+        for line in others {
+            // There were more of them a moment ago, so there is room.
+            let _ = headers.try_append(SET_COOKIE, line);
+        }
+    }
+    own
+}
+
+/// Whether a browser would take the line for a cookie of this very name (RFC 6265 5.2): up to the
+/// first `=` of the part before the first `;`, without spaces and tabs around it.
+fn sets(line: &HeaderValue, name: &str) -> bool {
+    let pair = line
+        .as_bytes()
+        .split(|byte| *byte == b';')
+        .next()
+        .unwrap_or_default();
+    list::split_once(pair, b'=').is_some_and(|(found, _)| list::trim(found) == name.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn response(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+            );
+        }
+        headers
+    }
+
+    fn check_cookie(line: &str, passes: bool) {
+        let mut headers = response(&[
+            ("set-cookie", "z=1"),
+            ("set-cookie", line),
+            ("set-cookie", "a=2, b"),
+        ]);
+        let own = clean(&mut headers, "__Host-id").own_cookies;
+        let left: Vec<_> = headers
+            .get_all(SET_COOKIE)
+            .iter()
+            .map(HeaderValue::as_bytes)
+            .collect();
+        if passes {
+            assert_eq!(left, [b"z=1", line.as_bytes(), b"a=2, b"]);
+        } else {
+            assert_eq!(left, [&b"z=1"[..], b"a=2, b"], "{line}");
+        }
+        assert_eq!(own, usize::from(!passes), "{line}");
+    }
+
+    #[test]
+    fn an_upstream_does_not_set_our_cookie() {
+        for own in [
+            "__Host-id=x",
+            " __Host-id\t=x; Path=/",
+            "__Host-id=",
+            "__Host-id==;a",
+        ] {
+            check_cookie(own, false);
+        }
+    }
+
+    #[test]
+    fn an_upstream_sets_any_other_cookie() {
+        for other in [
+            "__host-id=x",
+            "__Host-idx=x",
+            "__Host-id",
+            "a; __Host-id=x",
+            "a=__Host-id=x",
+            "__Host%2Did=x",
+            "\u{a0}__Host-id=x",
+            "=__Host-id=x",
+            "",
+            ";",
+        ] {
+            check_cookie(other, true);
+        }
+    }
+
+    #[test]
+    fn patches_are_taken_by_their_exact_name_and_variants_dropped() {
+        let mut headers = response(&[
+            ("X-Session-Patch", "{\"a\":1}"),
+            ("X_Session_Patch", "{\"b\":1}"),
+            ("x-session-patch", "{\"c\":1}"),
+            ("X-Session-Token", "echo"),
+            ("Connection", "X-Session-Patch, X-Foo"),
+            ("X-Foo", "1"),
+            ("Keep-Alive", "timeout=5"),
+            ("Transfer-Encoding", "chunked"),
+            ("Upgrade", "h2c"),
+            ("Content-Length", "3"),
+        ]);
+        assert_eq!(take_patches(&mut headers), ["{\"a\":1}", "{\"c\":1}"]);
+        assert!(take_patches(&mut headers).is_empty());
+        assert_eq!(clean(&mut headers, "id").nominated, ["x-foo"]);
+        assert_eq!(headers.keys().collect::<Vec<_>>(), ["content-length"]);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_reserved_and_no_cookie_of_ours_is_left(
+            names in proptest::collection::vec(
+                "[Xx][-_.!]session[-_.~][a-z]{0,8}|set-cookie|connection|[a-z_.-]{1,9}",
+                0..30,
+            ),
+            values in proptest::collection::vec(
+                "[ \\t]?(id|a|)[ \\t]?[=;]?[ -~]{0,9}",
+                30,
+            ),
+        ) {
+            let fields: Vec<_> = names.iter().zip(&values).map(|(n, v)| (&**n, &**v)).collect();
+            let mut headers = response(&fields);
+            clean(&mut headers, "id");
+            prop_assert!(!headers.keys().any(names::is_reserved));
+            prop_assert!(!headers.get_all(SET_COOKIE).iter().any(|line| sets(line, "id")));
+        }
+    }
+}
