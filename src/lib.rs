@@ -1,8 +1,10 @@
 //! Cloakroom: a sidecar reverse proxy that gives sessions to web sites that have none.
 
+pub mod admin;
 pub mod api;
 pub mod body;
 pub mod client;
+pub mod log;
 pub mod metrics;
 pub mod proxy;
 pub mod random;

@@ -68,9 +68,10 @@ impl Tasks {
         tokio::time::timeout(deadline, self.tracker.wait()).await.is_ok()
     }
 
-    /// The same tasks, with a drain signal of their own that follows this one's: one for each worker, so
-    /// that their connections do not meet at one lock.
-    pub(crate) fn sibling(&self) -> Self {
+    /// The same tasks, with a drain signal of their own that follows this one's. A signal has a lock, which
+    /// each poll of a wait for it takes: each worker has its own, so that they do not meet there.
+    #[must_use]
+    pub fn sibling(&self) -> Self {
         Self { tracker: self.tracker.clone(), drain: self.drain.child_token() }
     }
 }
@@ -81,7 +82,7 @@ impl<T> Running<T> {
         drop(self);
     }
 
-    /// Ends the task at its next await when used.
+    /// What ends the task before its time: its future is dropped.
     pub(crate) fn abort_handle(&self) -> AbortHandle {
         self.0.abort_handle()
     }

@@ -5,6 +5,7 @@
 //! token, read, and answered through [`Sessions`] alone. It does not know the proxy.
 
 mod answer;
+pub mod config;
 mod input;
 mod many;
 mod one;

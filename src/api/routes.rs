@@ -203,7 +203,7 @@ fn match_path<'a>(form: &str, path: &'a str) -> Option<&'a str> {
         match (form.next(), path.next()) {
             (None, None) => return Some(parameter),
             (Some(name), Some(segment)) if name.starts_with('{') && !segment.is_empty() => {
-                parameter = segment
+                parameter = segment;
             }
             (Some(literal), Some(segment)) if literal == segment => {}
             _ => return None,

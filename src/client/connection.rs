@@ -59,7 +59,7 @@ impl Connection {
             .handshake(io)
             .await
             .map_err(|error| Error::with(Kind::Connect, error))?;
-        let drained = tasks.clone();
+        let drained = tasks.sibling();
         let task = tasks.run(async move {
             let mut connection = std::pin::pin!(connection);
             let ended = tokio::select! {

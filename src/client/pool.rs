@@ -5,11 +5,12 @@
 //! race with the upstream's own idle timeout (RFC 9112, section 9.3.1). Nothing else.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, Uri, Version, header};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
@@ -60,6 +61,8 @@ struct Shared {
     authority: HeaderValue,
     config: Config,
     idle: Mutex<VecDeque<Idle>>,
+    /// Since the drain began, no connection is kept.
+    draining: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -83,7 +86,13 @@ impl Pool {
     pub fn new(target: Target, config: Config) -> Self {
         let authority = HeaderValue::from_str(&target.authority())
             .unwrap_or_else(|_| HeaderValue::from_static("localhost"));
-        Self(Arc::new(Shared { target, authority, config, idle: Mutex::default() }))
+        Self(Arc::new(Shared {
+            target,
+            authority,
+            config,
+            idle: Mutex::default(),
+            draining: AtomicBool::new(false),
+        }))
     }
 
     /// Where its connections go.
@@ -96,7 +105,7 @@ impl Pool {
     /// The request goes in origin form as HTTP/1.1, with a Host where it has none, and framed as its body is:
     /// a Content-Length or Transfer-Encoding that says otherwise is replaced. When the response's body was read
     /// to its end, its connection serves the next request; when the future or the body is dropped before, it
-    /// is closed.
+    /// is closed. `tasks` gets the tasks of new connections.
     pub async fn send(
         &self,
         request: Request<Body>,
@@ -105,7 +114,7 @@ impl Pool {
         let mut request = self.prepare(request);
         while let Some(connection) = self.take() {
             let copy = repeatable(&request).then(|| copy(&request));
-            match (self.attempt(connection, request, tasks).await, copy) {
+            match (self.attempt(connection, request).await, copy) {
                 (Attempt::Answered(response), _) => return Ok(response),
                 (Attempt::Unsent(unsent, _), _) => request = unsent,
                 (Attempt::Unanswered(_), Some(copy)) => {
@@ -116,7 +125,7 @@ impl Pool {
             }
         }
         let connection = self.open(tasks).await?;
-        match self.attempt(connection, request, tasks).await {
+        match self.attempt(connection, request).await {
             Attempt::Answered(response) => Ok(response),
             Attempt::Unsent(_, error) => Err(Error::with(Kind::Response, error)),
             Attempt::Unanswered(error) | Attempt::Failed(error) => Err(error),
@@ -173,22 +182,15 @@ impl Pool {
 
     async fn open(&self, tasks: &Tasks) -> Result<Connection, Error> {
         let pool = Arc::downgrade(&self.0);
-        let clear = move || {
+        let drain = move || {
             if let Some(pool) = pool.upgrade() {
-                // Dropped after the lock is.
-                let idle = std::mem::take(&mut *pool.idle());
-                drop(idle);
+                pool.drain();
             }
         };
-        Connection::open(&self.0.target, self.0.config.connect_timeout, tasks, clear).await
+        Connection::open(&self.0.target, self.0.config.connect_timeout, tasks, drain).await
     }
 
-    async fn attempt(
-        &self,
-        mut connection: Connection,
-        request: Request<Outgoing>,
-        tasks: &Tasks,
-    ) -> Attempt {
+    async fn attempt(&self, mut connection: Connection, request: Request<Outgoing>) -> Attempt {
         let timeout = self.0.config.response_timeout;
         let progress = request.body().progress();
         let mut sent = std::pin::pin!(connection.send(request));
@@ -196,7 +198,7 @@ impl Pool {
         loop {
             match timeout_at(deadline, sent.as_mut()).await {
                 Ok(Ok(response)) => {
-                    return Attempt::Answered(self.returning(response, connection, tasks.clone()));
+                    return self.answered(response, connection);
                 }
                 Ok(Err(mut error)) => {
                     return match error.take_message() {
@@ -220,21 +222,23 @@ impl Pool {
     }
 
     /// The response, whose body returns the connection at its end.
-    fn returning(
-        &self,
-        response: Response<Incoming>,
-        connection: Connection,
-        tasks: Tasks,
-    ) -> Response<Body> {
+    fn answered(&self, response: Response<Incoming>, connection: Connection) -> Attempt {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let cause = "the upstream switched protocols, which nobody asked for";
+            return Attempt::Failed(Error::with(Kind::Response, cause));
+        }
         let pool = Arc::clone(&self.0);
-        response.map(|incoming| {
+        let mut response = response.map(|incoming| {
             Body::streaming(incoming, pool.config.body_idle_timeout).with_guard(move |end| {
                 // An early response to a request that is still being sent leaves the connection unready.
-                if end == End::Complete && connection.is_ready() && !tasks.is_draining() {
+                if end == End::Complete && connection.is_ready() {
                     pool.keep(connection);
                 }
             })
-        })
+        });
+        // The version tells of this hop only; passed on, 1.0 would cost the client its connection.
+        *response.version_mut() = Version::HTTP_11;
+        Attempt::Answered(response)
     }
 
     /// The connection that was used last, so that few are kept busy and the others expire.
@@ -251,6 +255,9 @@ impl Pool {
 impl Shared {
     /// Keeps a connection for the next request. Each that comes sends one away that expired, or is too many.
     fn keep(&self, connection: Connection) {
+        if self.draining.load(Ordering::Relaxed) {
+            return;
+        }
         let now = Instant::now();
         let mut idle = self.idle();
         idle.push_back(Idle { connection, since: now });
@@ -259,6 +266,13 @@ impl Shared {
         let gone = if full || idle.front().is_some_and(expired) { idle.pop_front() } else { None };
         drop(idle);
         drop(gone);
+    }
+
+    /// Called by the task of each connection, so none that is kept before that call outlives it.
+    fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        let idle = std::mem::take(&mut *self.idle());
+        drop(idle);
     }
 
     fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {

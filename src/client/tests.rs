@@ -1,1 +1,388 @@
+use std::sync::Arc;
+use std::time::Duration;
 
+use http::{Method, Request, Response, header};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+
+use super::{Config, Error, Kind, Pool, Target, get};
+use crate::body::{Body, CollectError, collect};
+use crate::tasks::Tasks;
+
+const HELLO: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+const SHORT: Duration = Duration::from_millis(100);
+const LONG: Duration = Duration::from_secs(5);
+
+/// An upstream that the test plays by hand, and the pool before it.
+struct Stage {
+    listener: TcpListener,
+    pool: Pool,
+    tasks: Tasks,
+}
+
+impl Stage {
+    async fn new(config: Config) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = format!("http://{}", listener.local_addr().unwrap());
+        let pool = Pool::new(target.parse().unwrap(), config);
+        Self { listener, pool, tasks: Tasks::new() }
+    }
+
+    async fn accept(&self) -> TcpStream {
+        self.listener.accept().await.unwrap().0
+    }
+
+    async fn send(&self, method: Method, body: Body) -> Result<Response<Body>, Error> {
+        let request = Request::builder().method(method).uri("/path?query").body(body).unwrap();
+        self.pool.send(request, &self.tasks).await
+    }
+
+    /// A GET on a new connection that is answered with `answer`; the connection.
+    async fn first(&self, answer: &str) -> TcpStream {
+        let upstream = async {
+            let mut stream = self.accept().await;
+            read_head(&mut stream).await;
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream
+        };
+        let (response, stream) = tokio::join!(self.send(Method::GET, Body::empty()), upstream);
+        assert_eq!(text(response.unwrap()).await, "hello");
+        stream
+    }
+}
+
+async fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(head).unwrap()
+}
+
+async fn text(response: Response<Body>) -> String {
+    let bytes = collect(response.into_body(), 1 << 20, LONG).await.unwrap();
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Answers the next request on a connection.
+async fn answer(stream: &mut TcpStream) -> String {
+    let head = read_head(stream).await;
+    stream.write_all(HELLO.as_bytes()).await.unwrap();
+    head
+}
+
+/// A body that stays open until the connection that it comes from is dropped, and that connection.
+async fn open_body(first: &str, idle: Option<Duration>) -> (Body, TcpStream, Tasks) {
+    let stage = Stage::new(Config { body_idle_timeout: idle, ..Config::default() }).await;
+    let upstream = async {
+        let mut stream = stage.accept().await;
+        read_head(&mut stream).await;
+        let head = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{first}");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream
+    };
+    let (response, stream) = tokio::join!(stage.send(Method::GET, Body::empty()), upstream);
+    (response.unwrap().into_body(), stream, stage.tasks)
+}
+
+#[tokio::test]
+async fn a_connection_whose_response_was_read_serves_the_next_request() {
+    let stage = Stage::new(Config::default()).await;
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let mut stream = stage.first(chunked).await;
+    for _ in 0..100 {
+        let upstream = async {
+            let head = read_head(&mut stream).await;
+            stream.read_exact(&mut [0; 4]).await.unwrap();
+            stream.write_all(HELLO.as_bytes()).await.unwrap();
+            head
+        };
+        let sent = stage.send(Method::POST, Body::full("body"));
+        let (response, head) = tokio::join!(sent, upstream);
+        assert!(head.starts_with("POST /path?query HTTP/1.1\r\n"), "{head}");
+        assert!(
+            head.contains("content-length: 4\r\n") && head.contains("host: 127.0.0.1:"),
+            "{head}"
+        );
+        assert_eq!(text(response.unwrap()).await, "hello");
+    }
+}
+
+#[tokio::test]
+async fn expired_connections_are_not_used() {
+    let stage = Stage::new(Config { idle_timeout: Duration::ZERO, ..Config::default() }).await;
+    let mut old = stage.first(HELLO).await;
+    stage.first(HELLO).await;
+    assert_eq!(old.read(&mut [0]).await.unwrap(), 0, "it is closed");
+}
+
+#[tokio::test]
+async fn a_connection_whose_response_was_not_read_is_closed() {
+    let stage = Stage::new(Config::default()).await;
+    let upstream = async {
+        let mut stream = stage.accept().await;
+        read_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello").await.unwrap();
+        stream
+    };
+    let (response, mut stream) = tokio::join!(stage.send(Method::GET, Body::empty()), upstream);
+    drop(response.unwrap());
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+    stage.first(HELLO).await;
+}
+
+#[tokio::test]
+async fn a_response_cut_short_is_an_error() {
+    for (first, complete) in
+        [("5\r\nhello\r\n", false), ("5\r\nhel", false), ("5\r\nhello\r\n0\r\n\r\n", true)]
+    {
+        let (body, stream, _tasks) = open_body(first, None).await;
+        drop(stream);
+        let read = collect(body, 100, LONG).await;
+        assert_eq!(read.is_ok(), complete, "{first:?}");
+        assert!(complete || matches!(read, Err(CollectError::Broken(_))));
+    }
+}
+
+#[tokio::test]
+async fn a_silent_body_is_an_error() {
+    let (body, _stream, _tasks) = open_body("5\r\nhello\r\n", Some(SHORT)).await;
+    assert!(matches!(collect(body, 100, LONG).await, Err(CollectError::TimedOut)));
+}
+
+#[tokio::test]
+async fn an_idle_connection_that_closed_is_replaced_for_any_method() {
+    let stage = Stage::new(Config::default()).await;
+    for method in [Method::GET, Method::POST] {
+        drop(stage.first(HELLO).await);
+        // The pool's task sees the end before the next request is there.
+        let upstream = async { answer(&mut stage.accept().await).await };
+        let (response, _) = tokio::join!(
+            async {
+                tokio::task::yield_now().await;
+                stage.send(method, Body::empty()).await
+            },
+            upstream
+        );
+        drop(response.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_get_that_met_a_closing_connection_is_sent_once_more() {
+    let stage = Stage::new(Config::default()).await;
+    let mut old = stage.first(HELLO).await;
+    let upstream = async {
+        read_head(&mut old).await;
+        drop(old);
+        answer(&mut stage.accept().await).await
+    };
+    let (response, _) = tokio::join!(stage.send(Method::GET, Body::empty()), upstream);
+    assert_eq!(text(response.unwrap()).await, "hello");
+}
+
+#[tokio::test]
+async fn what_may_have_had_effect_is_never_sent_twice() {
+    // A POST, a GET with a body, and a GET of which an answer had begun.
+    for (method, body, begun) in
+        [(Method::POST, "", ""), (Method::GET, "body", ""), (Method::GET, "", "HTTP/1.1 2")]
+    {
+        let stage = Stage::new(Config::default()).await;
+        let mut old = stage.first(HELLO).await;
+        let upstream = async {
+            read_head(&mut old).await;
+            let mut taken = vec![0; body.len()];
+            old.read_exact(&mut taken).await.unwrap();
+            old.write_all(begun.as_bytes()).await.unwrap();
+            drop(old);
+        };
+        let (sent, ()) = tokio::join!(stage.send(method, Body::full(body)), upstream);
+        assert_eq!(sent.unwrap_err().kind(), Kind::Response);
+        let again = tokio::time::timeout(SHORT, stage.accept()).await;
+        assert!(again.is_err(), "a second connection was made");
+    }
+}
+
+#[tokio::test]
+async fn a_new_connection_that_closes_is_an_error_at_once() {
+    let stage = Stage::new(Config::default()).await;
+    let upstream = async { drop(stage.accept().await) };
+    let (sent, ()) = tokio::join!(stage.send(Method::GET, Body::empty()), upstream);
+    assert_eq!(sent.unwrap_err().kind(), Kind::Response);
+}
+
+#[tokio::test]
+async fn bytes_after_a_response_cost_the_connection() {
+    let stage = Stage::new(Config::default()).await;
+    let mut old =
+        stage.first(&format!("{HELLO}HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong")).await;
+    stage.first(HELLO).await;
+    assert!(matches!(old.read(&mut [0]).await, Ok(0) | Err(_)), "it is closed");
+}
+
+#[tokio::test]
+async fn an_early_answer_costs_the_connection_and_ends_the_upload() {
+    let stage = Stage::new(Config::default()).await;
+    let (body, _client, _tasks) = open_body("5\r\nfirst\r\n", None).await;
+    let upstream = async {
+        let mut stream = stage.accept().await;
+        let head = answer(&mut stream).await;
+        assert!(head.contains("transfer-encoding: chunked\r\n"), "{head}");
+        stream
+    };
+    let (response, mut stream) = tokio::join!(stage.send(Method::PUT, body), upstream);
+    assert_eq!(text(response.unwrap()).await, "hello");
+    let mut upload = String::new();
+    stream.read_to_string(&mut upload).await.unwrap();
+    assert_eq!(upload, "5\r\nfirst\r\n");
+    stage.first(HELLO).await;
+}
+
+#[tokio::test]
+async fn a_request_whose_body_breaks_off_blames_the_client() {
+    for idle in [None, Some(SHORT)] {
+        let stage = Stage::new(Config::default()).await;
+        let (body, client, _tasks) = open_body("5\r\nfirst\r\n", idle).await;
+        let upstream = async {
+            let mut stream = stage.accept().await;
+            read_head(&mut stream).await;
+            drop(idle.is_none().then_some(client));
+            let mut upload = String::new();
+            stream.read_to_string(&mut upload).await.unwrap();
+            upload
+        };
+        let (sent, upload) = tokio::join!(stage.send(Method::PUT, body), upstream);
+        assert!(sent.unwrap_err().is_request_body());
+        assert!(!upload.ends_with("0\r\n\r\n"), "the upstream was told that the body is complete");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_responses_clock_starts_when_the_request_is_sent() {
+    let minute = Duration::from_secs(60);
+    let stage = Stage::new(Config { response_timeout: minute, ..Config::default() }).await;
+    let (body, mut client, _tasks) = open_body("5\r\nfirst\r\n", None).await;
+    let upstream = async {
+        let mut stream = stage.accept().await;
+        read_head(&mut stream).await;
+        // The client is slower than the upstream may be.
+        tokio::time::sleep(minute * 3).await;
+        client.write_all(b"0\r\n\r\n").await.unwrap();
+        let mut upload = String::new();
+        stream.read_to_string(&mut upload).await.unwrap();
+        upload
+    };
+    let (sent, upload) = tokio::join!(stage.send(Method::PUT, body), upstream);
+    assert_eq!(sent.unwrap_err().kind(), Kind::ResponseTimeout);
+    assert_eq!(upload, "5\r\nfirst\r\n0\r\n\r\n");
+}
+
+#[tokio::test]
+async fn an_upstream_that_takes_nothing_runs_out_of_time() {
+    let stage = Stage::new(Config { response_timeout: SHORT, ..Config::default() }).await;
+    let sent = stage.send(Method::PUT, Body::full(vec![0; 64 << 20])).await;
+    assert_eq!(sent.unwrap_err().kind(), Kind::ResponseTimeout);
+}
+
+#[tokio::test]
+async fn what_is_not_http_is_an_error() {
+    for answer in [
+        "nonsense\r\n\r\n".to_owned(),
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\r\n".to_owned(),
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello".to_owned(),
+        format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(200_000)),
+    ] {
+        let stage = Stage::new(Config::default()).await;
+        let upstream = async {
+            let mut stream = stage.accept().await;
+            read_head(&mut stream).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+            stream
+        };
+        let (sent, _) = tokio::join!(stage.send(Method::GET, Body::empty()), upstream);
+        assert_eq!(sent.unwrap_err().kind(), Kind::Response);
+    }
+}
+
+#[tokio::test]
+async fn framing_follows_the_body() {
+    let stage = Stage::new(Config::default()).await;
+    let request = Request::post("http://other/path")
+        .header(header::HOST, "kept")
+        .header(header::CONTENT_LENGTH, "5")
+        .header(header::TRANSFER_ENCODING, "chunked")
+        .version(http::Version::HTTP_2)
+        .body(Body::empty())
+        .unwrap();
+    let upstream = async { answer(&mut stage.accept().await).await };
+    let (sent, head) = tokio::join!(stage.pool.send(request, &stage.tasks), upstream);
+    sent.unwrap();
+    assert_eq!(head, "POST /path HTTP/1.1\r\nhost: kept\r\ncontent-length: 0\r\n\r\n");
+}
+
+#[tokio::test]
+async fn the_drain_closes_idle_connections_and_waits_for_busy_ones() {
+    let stage = Stage::new(Config::default()).await;
+    let mut idle = stage.first(HELLO).await;
+    let upstream = async {
+        // It is taken from the pool, so a second one is made idle beside it.
+        answer(&mut idle).await;
+    };
+    let (response, ()) = tokio::join!(stage.send(Method::GET, Body::empty()), upstream);
+    let mut other = stage.first(HELLO).await;
+    stage.tasks.drain();
+    assert_eq!(other.read(&mut [0]).await.unwrap(), 0, "the idle one is closed");
+    assert_eq!(text(response.unwrap()).await, "hello");
+    assert!(stage.tasks.drained(LONG).await);
+}
+
+#[tokio::test]
+async fn one_get_over_a_unix_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("x.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let upstream = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = [0; 23];
+        stream.read_exact(&mut head).await.unwrap();
+        stream.write_all(HELLO.as_bytes()).await.unwrap();
+        (stream, head)
+    };
+    let tasks = Tasks::new();
+    let target = Target::Unix(path);
+    let fetched = get(&target, "/live".parse().unwrap(), &tasks, 5, LONG);
+    let (response, (_stream, head)) = tokio::join!(fetched, upstream);
+    assert_eq!(response.unwrap().into_body(), "hello");
+    assert!(head.starts_with(b"GET /live HTTP/1.1\r\n"));
+    assert!(tasks.drained(LONG).await, "its connection is closed");
+}
+
+#[tokio::test]
+async fn bounds_of_a_fetch() {
+    let stage = Stage::new(Config::default()).await;
+    let request = || Request::new(Body::empty());
+    let upstream = async {
+        let mut stream = stage.accept().await;
+        answer(&mut stream).await;
+        stream
+    };
+    let fetched = stage.pool.fetch(request(), &stage.tasks, 4, LONG);
+    assert_eq!(tokio::join!(fetched, upstream).0.unwrap_err().kind(), Kind::ResponseBody);
+    let fetched = stage.pool.fetch(request(), &stage.tasks, 4, SHORT).await;
+    assert_eq!(fetched.unwrap_err().kind(), Kind::ResponseTimeout);
+}
+
+#[tokio::test]
+async fn nobody_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let tasks = Arc::new(Tasks::new());
+    for target in
+        [Target::Unix(directory.path().join("none")), format!("http://{free}").parse().unwrap()]
+    {
+        let error = get(&target, "/".parse().unwrap(), &tasks, 5, LONG).await.unwrap_err();
+        assert!(error.is_connect() && !error.is_timeout(), "{error}");
+    }
+    let name: Target = format!("http://localhost:{}", free.port()).parse().unwrap();
+    assert!(get(&name, "/".parse().unwrap(), &tasks, 5, LONG).await.unwrap_err().is_connect());
+}

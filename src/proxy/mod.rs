@@ -9,6 +9,7 @@
 //! [`response::clean`], [`caching::protect`], and then our Set-Cookie.
 
 pub mod caching;
+pub mod config;
 pub mod forwarded;
 pub mod hop;
 mod host;

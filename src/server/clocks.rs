@@ -23,7 +23,7 @@ pub(super) enum Phase {
     Busy,
     /// The next request.
     Idle,
-    /// The client to close, after we did.
+    /// The client to close, after we did; the socket has a clock for it.
     Closing,
 }
 
@@ -36,12 +36,7 @@ pub(super) enum Expired {
     Idle,
     /// Of bytes that the client does not take.
     Write,
-    /// Of the client's own closing.
-    Closing,
 }
-
-/// How long a client may send on after the last response, so that it reads that before the reset.
-const LINGER: Duration = Duration::from_secs(2);
 
 /// No write waits.
 const NEVER: u64 = u64::MAX;
@@ -146,7 +141,6 @@ impl Clocks {
             .header_timeout
             .min(limits.idle_timeout)
             .min(limits.body_idle_timeout)
-            .min(LINGER)
             .max(Duration::from_millis(1));
         loop {
             let now = Instant::now();
@@ -164,11 +158,10 @@ impl Clocks {
         let blocked = self.blocked.load(ORDERING);
         // While bytes wait for the client, that clock alone runs.
         let (since, limit, expired) = match self.phase() {
-            Phase::Closing => (since, LINGER, Expired::Closing),
             _ if blocked != NEVER => (blocked, limits.body_idle_timeout, Expired::Write),
             Phase::Fresh | Phase::Head => (since, limits.header_timeout, Expired::Head),
             Phase::Idle => (since, limits.idle_timeout, Expired::Idle),
-            Phase::Busy => return None,
+            Phase::Busy | Phase::Closing => return None,
         };
         Some((self.start + Duration::from_millis(since) + limit, expired))
     }
@@ -208,8 +201,6 @@ mod tests {
         );
         clocks.enter(Phase::Idle);
         assert_eq!(expiry(&clocks).await, (60, Expired::Idle));
-        clocks.enter(Phase::Closing);
-        assert_eq!(expiry(&clocks).await, (2, Expired::Closing));
     }
 
     #[tokio::test(start_paused = true)]

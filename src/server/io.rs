@@ -5,15 +5,20 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use super::clocks::{Clocks, Phase};
 use crate::socket::Socket;
 
 /// Bytes of a request that is already answered, which are read and dropped so that the answer arrives.
 const LINGER_BYTES: usize = 256 * 1024;
+
+/// How long such bytes are waited for.
+const LINGER: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct Io {
@@ -23,11 +28,11 @@ pub(super) struct Io {
     closing: Closing,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Closing {
     Open,
-    /// Our side is closed; this many bytes of the client's are still dropped.
-    Lingering(usize),
+    /// Our side is closed; the client's bytes are dropped, so many more and so long.
+    Lingering(usize, Pin<Box<Sleep>>),
     /// Nothing more will come, or nothing more is wanted.
     Done,
 }
@@ -51,14 +56,16 @@ impl Io {
     /// reset can take the response from the client before it has read it (RFC 9112, section 9.6).
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut scratch = [0; 4096];
-        while let Closing::Lingering(left) = self.closing {
+        while let Closing::Lingering(left, timer) = &mut self.closing {
             let mut buffer = ReadBuf::new(&mut scratch);
-            let read = ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer));
-            let count = buffer.filled().len();
-            self.closing = match read {
-                Ok(()) if count > 0 && count < left => Closing::Lingering(left - count),
-                _ => Closing::Done,
+            let read = match Pin::new(&mut self.socket).poll_read(cx, &mut buffer) {
+                Poll::Ready(read) => read.map(|()| buffer.filled().len()),
+                Poll::Pending => Ok(ready!(timer.as_mut().poll(cx).map(|()| 0))),
             };
+            match read {
+                Ok(count) if count > 0 && count < *left => *left -= count,
+                _ => self.closing = Closing::Done,
+            }
         }
         Poll::Ready(())
     }
@@ -117,7 +124,7 @@ impl AsyncWrite for Io {
         if let Closing::Open = self.closing {
             ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
             self.clocks.enter(Phase::Closing);
-            self.closing = Closing::Lingering(LINGER_BYTES);
+            self.closing = Closing::Lingering(LINGER_BYTES, Box::pin(sleep(LINGER)));
         }
         self.poll_linger(cx).map(Ok)
     }

@@ -18,6 +18,7 @@ use crate::session::policy::OnReplay;
 use crate::session::record::{Client, Entry, Record, Values};
 use crate::session::rotation::Verdict;
 use crate::session::token::CookieToken;
+use crate::store::config::OnError;
 use crate::store::{Error as StoreError, Want};
 
 /// What opening needs to know of a request.
@@ -44,15 +45,6 @@ pub enum Prolongs {
     Use,
     /// Nothing: polling does not keep a visitor logged in.
     Nothing,
-}
-
-/// What becomes of a request whose session the store does not give.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnError {
-    /// It fails.
-    Fail,
-    /// It goes through without a session; its cookies are left alone.
-    Anonymous,
 }
 
 /// A request whose session was looked for.

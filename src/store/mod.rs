@@ -3,6 +3,7 @@
 //! A store keeps entries under ids and changes each in one atomic step. It knows records and
 //! patches; it does not know cookies, requests or HTTP. Every call has a deadline of its own.
 
+pub mod config;
 pub mod memory;
 
 use std::fmt;

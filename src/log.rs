@@ -1,0 +1,123 @@
+//! The log: one line for each event, as text or JSON, on standard error.
+//!
+//! Standard output belongs to the answers of commands. The access log is made of events of the target
+//! [`ACCESS`]; it has a switch of its own and does not follow the level.
+
+use std::io;
+
+use tracing::Subscriber;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::layer::{Layer, SubscriberExt as _};
+
+/// The target of the access log's events.
+pub const ACCESS: &str = "access";
+
+/// What the log is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// How a line looks.
+    pub format: Format,
+    /// What is told of everything but access.
+    pub level: LevelFilter,
+    /// Whether each request is told.
+    pub access: bool,
+}
+
+/// How a line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { format: Format::Text, level: LevelFilter::INFO, access: true }
+    }
+}
+
+/// The log is begun once in a process.
+#[derive(Debug, thiserror::Error)]
+#[error("this process has a log already")]
+pub struct BegunAlready(#[source] tracing::dispatcher::SetGlobalDefaultError);
+
+/// Begins the log of this process.
+pub fn init(config: Config) -> Result<(), BegunAlready> {
+    tracing::subscriber::set_global_default(subscriber(config, io::stderr)).map_err(BegunAlready)
+}
+
+fn subscriber<W>(config: Config, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let access = if config.access { LevelFilter::TRACE } else { LevelFilter::OFF };
+    let told = Targets::new().with_default(config.level).with_target(ACCESS, access);
+    let lines = fmt::layer().with_writer(writer);
+    let lines = match config.format {
+        Format::Text => lines.with_ansi(false).boxed(),
+        Format::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
+    };
+    tracing_subscriber::registry().with(lines.with_filter(told))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn written(config: Config) -> String {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        tracing::subscriber::with_default(subscriber(config, move || writer.clone()), || {
+            tracing::warn!(store = "away", "a warning");
+            tracing::info!("some news");
+            tracing::info!(target: ACCESS, status = 200, "GET /");
+        });
+        let bytes = lines.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn access_has_a_switch_of_its_own() {
+        for (level, access, expected) in [
+            (LevelFilter::INFO, true, [true, true, true]),
+            (LevelFilter::WARN, true, [true, false, true]),
+            (LevelFilter::OFF, true, [false, false, true]),
+            (LevelFilter::TRACE, false, [true, true, false]),
+        ] {
+            let log = written(Config { level, access, ..Config::default() });
+            let told = ["a warning", "some news", "GET /"].map(|text| log.contains(text));
+            assert_eq!(told, expected, "{level} {access}");
+        }
+    }
+
+    #[test]
+    fn json_is_one_object_a_line() {
+        let log = written(Config { format: Format::Json, ..Config::default() });
+        let lines: Vec<serde_json::Value> =
+            log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 3);
+        assert_eq!(lines[0]["store"], "away");
+        assert_eq!(lines[2]["status"], 200);
+        assert_eq!(lines[2]["target"], "access");
+    }
+}

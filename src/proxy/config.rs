@@ -1,0 +1,63 @@
+//! What the public proxy is told.
+
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use ipnet::IpNet;
+
+use super::route::HostPattern;
+use crate::client::Target;
+use crate::store::config::OnError;
+
+/// What the public proxy is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Whose Forwarded and X-Forwarded-* are believed; a single address is a network of one.
+    pub trusted_proxies: Vec<IpNet>,
+    /// At least one; no two have the same host and path.
+    pub routes: Vec<RouteConfig>,
+}
+
+/// A route: which requests, and what becomes of them.
+#[derive(Clone, Debug)]
+pub struct RouteConfig {
+    /// The hosts; `None` is every one.
+    pub host: Option<HostPattern>,
+    /// Where paths begin, in whole segments: a plain path that begins with a slash and, save for the
+    /// root, ends with none.
+    pub path: String,
+    /// Where requests go.
+    pub upstream: Target,
+    /// What sessions are to it.
+    pub session: Session,
+    /// The most bytes of `X-Session-Data`, name and value; `None` where there is no header exchange.
+    pub header_exchange: Option<usize>,
+    /// A second name for the principal; taken from clients on every route.
+    pub principal_header: Option<HeaderName>,
+    /// What each request is given on its way; the values are marked sensitive.
+    pub request_headers: Vec<(HeaderName, HeaderValue)>,
+    /// What becomes of requests while the store is away.
+    pub on_error: OnError,
+    /// For a connection to the upstream.
+    pub connect_timeout: Duration,
+    /// From the end of the request to the head of the response.
+    pub response_timeout: Duration,
+    /// How long a connection to the upstream is kept for the next request; zero keeps none.
+    pub upstream_idle_timeout: Duration,
+}
+
+/// What sessions are to a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Session {
+    /// Its requests have one, and use prolongs it.
+    On,
+    /// Its requests have one, and use does not prolong it.
+    NoTouch,
+    /// Its requests have none.
+    Off,
+}
+
+impl RouteConfig {
+    /// The bytes of `X-Session-Data` where nobody says otherwise.
+    pub const DEFAULT_HEADER_EXCHANGE_MAX_BYTES: usize = 3 * 1024;
+}
