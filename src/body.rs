@@ -21,7 +21,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 pub struct Body {
     source: Source,
     idle: Option<Idle>,
-    trailers: Option<fn(&mut HeaderMap)>,
+    trailers: Option<TrailerFilter>,
     guard: Option<Guard>,
 }
 
@@ -32,6 +32,8 @@ enum Source {
 }
 
 type Guard = Box<dyn FnOnce(End) + Send>;
+
+type TrailerFilter = Box<dyn Fn(&mut HeaderMap) + Send>;
 
 /// How a body came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,8 +113,8 @@ impl Body {
 
     /// Has `filter` change the trailers before they are passed on; where it leaves none, none are.
     /// A later filter replaces an earlier one.
-    pub fn with_trailers(mut self, filter: fn(&mut HeaderMap)) -> Self {
-        self.trailers = Some(filter);
+    pub fn with_trailers(mut self, filter: impl Fn(&mut HeaderMap) + Send + 'static) -> Self {
+        self.trailers = Some(Box::new(filter));
         self
     }
 
@@ -150,7 +152,7 @@ impl Body {
     }
 
     fn filter(&self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
-        let Some(filter) = self.trailers else {
+        let Some(filter) = &self.trailers else {
             return Some(frame);
         };
         match frame.into_trailers() {
