@@ -300,15 +300,20 @@ async fn a_response_whose_client_leaves_ends_as_dropped() {
 }
 
 #[tokio::test]
-async fn an_answer_to_an_unread_body_arrives() {
+async fn a_client_still_sending_after_its_answer_is_not_reset() {
     let served = Served::new(Settings::default(), hello);
     let mut stream = served.connect().await;
     stream
         .write_all(b"POST / HTTP/1.1\r\nContent-Length: 100000\r\n\r\n")
         .await
         .unwrap();
-    stream.write_all(&vec![b'x'; 100_000]).await.unwrap();
     assert!(rest(&mut stream).await.ends_with("hello"));
+    for _ in 0..10 {
+        stream.write_all(&[b'x'; 10_000]).await.unwrap();
+        // The server's turn, on the same thread.
+        stream.writable().await.unwrap();
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
