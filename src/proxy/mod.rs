@@ -158,14 +158,14 @@ impl Proxy {
     ) -> Response<Body> {
         let mut response = response.unwrap_or_else(|error| access.failed(&error, accepts));
         let had_session = opened.record.is_some();
-        let patch =
-            match exchange_headers::patch_of(response.headers_mut(), route, head_of(&response)) {
-                Ok(patch) => patch,
-                Err(malformed) => {
-                    response = access.failed(&Error::Patch(malformed.to_string()), accepts);
-                    None
-                }
-            };
+        let head = head_of(&response);
+        let patch = match exchange_headers::patch_of(response.headers_mut(), route, head) {
+            Ok(patch) => patch,
+            Err(malformed) => {
+                response = access.failed(&Error::Patch(malformed.to_string()), accepts);
+                None
+            }
+        };
         let head = head_of(&response);
         let (cookie, applied) = self.take_head(&opened.tracked, head, patch.as_ref()).await;
         if let (Some(patch), Err(failure)) = (&patch, applied) {
