@@ -5,7 +5,9 @@
 
 #[cfg(test)]
 pub(crate) mod conformance;
+mod encode;
 pub mod memory;
+pub mod sqlite;
 
 use std::fmt;
 use std::future::Future;

@@ -16,11 +16,11 @@ use crate::session::record::{Entry, Key, Meta, Principal, Record, Values};
 use crate::store::{Created, Error, Store, Want};
 use crate::time::{Clock, Timestamp};
 
-pub(super) fn key(text: &str) -> Key {
+pub(crate) fn key(text: &str) -> Key {
     Key::new(text).expect("a key")
 }
 
-pub(super) fn json(text: &str) -> Json {
+pub(crate) fn json(text: &str) -> Json {
     Json::parse(text.as_bytes(), 0).expect(text)
 }
 
