@@ -2,8 +2,10 @@
 
 pub mod admin;
 pub mod api;
+pub mod app;
 pub mod body;
 pub mod client;
+pub mod config;
 pub mod log;
 pub mod metrics;
 pub mod proxy;

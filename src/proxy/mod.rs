@@ -47,7 +47,7 @@ use error::{Accepts, Error};
 use request::Hop;
 use site::Route;
 
-pub use site::Site;
+pub use site::{InvalidUrl, Site};
 
 /// The public proxy, as one worker serves it.
 #[derive(Debug)]

@@ -44,7 +44,7 @@ pub struct Sessions {
 #[derive(Debug)]
 pub struct Shared {
     /// The key ring.
-    pub ring: KeyRing,
+    pub ring: Arc<KeyRing>,
     /// The cookie.
     pub attributes: Attributes,
     /// The policy.

@@ -5,7 +5,7 @@ use std::future::ready;
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Answer, Created, Error, Page, Store, Want};
+use super::{Answer, Created, Error, Page, Store, Want, over_at};
 use crate::session::id::Id;
 use crate::session::patch::{Applied, Change, Refusal, Use};
 use crate::session::policy::Policy;
@@ -29,7 +29,7 @@ struct State {
 #[derive(Debug)]
 struct Stored {
     entry: Entry,
-    ends_at: Timestamp,
+    over_at: Timestamp,
 }
 
 impl Memory {
@@ -101,7 +101,7 @@ impl Store for Memory {
                 && policy.is_alive(&record.meta, used.now)
             {
                 used.apply(&mut record.meta, policy.rotation_grace);
-                stored.ends_at = policy.ends_at(&record.meta);
+                stored.over_at = policy.ends_at(&record.meta);
             }
             wanted(&stored.entry, Want::Meta)
         });
@@ -141,7 +141,7 @@ impl Store for Memory {
 
     fn sweep(&self, now: Timestamp) -> Answer<'_, u64> {
         let mut state = self.state();
-        let over = |(id, stored): (&Id, &Stored)| (stored.ends_at <= now).then_some(*id);
+        let over = |(id, stored): (&Id, &Stored)| (stored.over_at <= now).then_some(*id);
         let ids: Vec<Id> = state.entries.iter().filter_map(over).collect();
         let mut removed = 0;
         for id in ids {
@@ -218,11 +218,8 @@ impl Stored {
     }
 
     fn new(entry: Entry, policy: &Policy) -> Self {
-        let ends_at = match &entry {
-            Entry::Live(record) => policy.ends_at(&record.meta),
-            Entry::Ended { until } => *until,
-        };
-        Self { entry, ends_at }
+        let over_at = over_at(&entry, policy);
+        Self { entry, over_at }
     }
 
     fn is_session(&self) -> bool {
@@ -243,4 +240,12 @@ impl Stored {
                 Entry::Ended { .. } => 0,
             }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::conformance::{Fresh, suite};
+
+    suite!(|| Fresh::new(Memory::new(Memory::DEFAULT_MAX_BYTES), ()));
 }
