@@ -4,6 +4,7 @@ pub mod admin;
 pub mod api;
 pub mod body;
 pub mod client;
+pub mod config;
 pub mod log;
 pub mod proxy;
 pub mod random;
