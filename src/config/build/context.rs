@@ -1,0 +1,207 @@
+//! What building needs besides the keys: directories, the environment, and a place for complaints.
+
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::super::environment::Environment;
+use super::super::field::Field;
+use super::super::problem::{Origin, Place, Problems};
+use super::super::secret::Source;
+use super::super::state;
+use super::super::value::{Size, Timeout, write_duration, write_size};
+use crate::secret::Secret;
+
+/// Times of transport: long enough to be something, and short enough that a clock can add them.
+pub(super) const TRANSPORT: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_hours(24);
+
+/// What building needs besides the keys.
+#[derive(Debug)]
+pub(in super::super) struct Context<'a> {
+    environment: &'a Environment,
+    /// Where relative paths lie that are neither a store's nor a key's.
+    base: PathBuf,
+    /// The file as a whole, or nothing.
+    whole: Place,
+    state: Option<PathBuf>,
+    state_is_used: bool,
+    /// The variables that secrets name.
+    pub(in super::super) named: BTreeSet<String>,
+    pub(in super::super) problems: Problems,
+}
+
+impl<'a> Context<'a> {
+    pub(in super::super) fn new(
+        environment: &'a Environment,
+        base: PathBuf,
+        whole: Place,
+        problems: Problems,
+    ) -> Self {
+        Self {
+            environment,
+            base,
+            whole,
+            state: state::directory(environment),
+            state_is_used: false,
+            named: BTreeSet::new(),
+            problems,
+        }
+    }
+
+    /// What is wrong with something that is not there.
+    pub(super) fn missing(&mut self, key: &str, message: &str) {
+        let origin = Origin {
+            key: key.to_owned(),
+            place: self.whole.clone(),
+        };
+        self.problems.error(&origin, message);
+    }
+
+    pub(super) fn error(&mut self, origin: &Origin, message: impl Into<String>) {
+        self.problems.error(origin, message);
+    }
+
+    pub(super) fn warn(&mut self, origin: &Origin, message: impl Into<String>) {
+        self.problems.warn(origin, message);
+    }
+
+    /// A path beside the file.
+    pub(super) fn beside_file(&self, path: &Path) -> PathBuf {
+        self.base.join(path)
+    }
+
+    /// A path in the state directory; `None`, and told, where there is none.
+    pub(super) fn in_state(&mut self, path: &Path, origin: &Origin) -> Option<PathBuf> {
+        if path.is_absolute() {
+            return Some(path.to_owned());
+        }
+        let Some(state) = &self.state else {
+            let message = "a relative path lies in the state directory, and none is known; set \
+                           STATE_DIRECTORY, XDG_STATE_HOME or HOME, or write an absolute path";
+            self.error(origin, message);
+            return None;
+        };
+        let path = state.join(path);
+        self.state_is_used = true;
+        Some(path)
+    }
+
+    /// The state directory, where something lies in it.
+    pub(super) fn used_state_directory(&self) -> Option<PathBuf> {
+        self.state.clone().filter(|_| self.state_is_used)
+    }
+
+    /// A secret whose relative file lies beside the file.
+    pub(super) fn secret(&mut self, source: &Source, origin: &Origin) -> Option<Secret> {
+        match source {
+            Source::Variable(name) => {
+                self.named.insert(name.clone());
+            }
+            Source::Literal(_) => {
+                let message = "the secret stands in the file, for all who read it; \
+                               write { file = \"…\" } or { env = \"NAME\" }";
+                self.warn(origin, message);
+            }
+            Source::File(_) | Source::Given(_) => {}
+        }
+        match source.secret(&self.base, self.environment) {
+            Ok(secret) => Some(secret),
+            Err(message) => {
+                self.error(origin, message);
+                None
+            }
+        }
+    }
+
+    /// A secret whose relative file lies in the state directory.
+    pub(super) fn secret_in_state(&mut self, source: &Source, origin: &Origin) -> Option<Secret> {
+        match source {
+            Source::File(path) => {
+                let source = Source::File(self.in_state(path, origin)?);
+                self.secret(&source, origin)
+            }
+            source => self.secret(source, origin),
+        }
+    }
+
+    /// A duration within bounds, and not `never`.
+    pub(super) fn duration(
+        &mut self,
+        field: &Field<Timeout>,
+        default: Duration,
+        bounds: &RangeInclusive<Duration>,
+    ) -> Duration {
+        let Some((timeout, origin)) = field.found() else {
+            return default;
+        };
+        let right = within(bounds, |bound| write_duration(*bound));
+        match timeout {
+            Timeout::After(duration) if bounds.contains(duration) => return *duration,
+            Timeout::After(_) => self.error(origin, format!("is out of bounds; {right}")),
+            Timeout::Never => self.error(origin, format!("may not be never; {right}")),
+        }
+        default
+    }
+
+    /// A duration within bounds, or `None` for `never`.
+    pub(super) fn duration_or_never(
+        &mut self,
+        field: &Field<Timeout>,
+        default: Option<Duration>,
+        bounds: &RangeInclusive<Duration>,
+    ) -> Option<Duration> {
+        match field.value() {
+            None => default,
+            Some(Timeout::Never) => None,
+            Some(Timeout::After(_)) => {
+                Some(self.duration(field, default.unwrap_or_else(|| *bounds.start()), bounds))
+            }
+        }
+    }
+
+    /// A size within bounds.
+    pub(super) fn size(
+        &mut self,
+        field: &Field<Size>,
+        default: usize,
+        bounds: &RangeInclusive<usize>,
+    ) -> usize {
+        match field.found() {
+            None => default,
+            Some((Size(bytes), _)) if bounds.contains(bytes) => *bytes,
+            Some((_, origin)) => {
+                let right = within(bounds, |bound| write_size(*bound));
+                self.error(origin, format!("is out of bounds; {right}"));
+                default
+            }
+        }
+    }
+
+    /// A count within bounds.
+    pub(super) fn count(
+        &mut self,
+        field: &Field<usize>,
+        default: usize,
+        bounds: &RangeInclusive<usize>,
+    ) -> usize {
+        match field.found() {
+            None => default,
+            Some((count, _)) if bounds.contains(count) => *count,
+            Some((_, origin)) => {
+                let right = within(bounds, usize::to_string);
+                self.error(origin, format!("is out of bounds; {right}"));
+                default
+            }
+        }
+    }
+}
+
+fn within<T>(bounds: &RangeInclusive<T>, write: impl Fn(&T) -> String) -> String {
+    format!(
+        "write one from {} to {}",
+        write(bounds.start()),
+        write(bounds.end())
+    )
+}

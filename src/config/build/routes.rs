@@ -1,0 +1,248 @@
+//! Which requests go where.
+
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+
+use super::super::field::{Field, Tables};
+use super::super::file;
+use super::super::problem::Origin;
+use super::context::{Context, TRANSPORT};
+use super::listeners::reaches;
+use crate::client::{self, Target};
+use crate::proxy::config::{RouteConfig, Session};
+use crate::proxy::names::{is_forwarding, is_reserved, is_same};
+use crate::proxy::route::HostPattern;
+use crate::server::Address;
+use crate::store::config::OnError;
+
+/// The most bytes of values in a header: from room for a few to more than any server takes.
+const EXCHANGE: std::ops::RangeInclusive<usize> = 64..=64 * 1024;
+
+/// The routes. `own` is where this process listens.
+pub(super) fn routes(
+    tables: &Tables<file::Route>,
+    on_error: OnError,
+    own: &[(Origin, Address)],
+    context: &mut Context<'_>,
+) -> Vec<RouteConfig> {
+    if tables.sections().is_empty() {
+        let message = "there is none; say where the site is: --upstream http://127.0.0.1:3000, \
+                       CLOAKROOM_UPSTREAM, or upstream in a [[route]] of the file";
+        context.missing("route", message);
+    }
+    let mut routes: Vec<RouteConfig> = Vec::new();
+    let mut seen: Vec<(Option<HostPattern>, String, Origin)> = Vec::new();
+    for (table, origin) in tables.sections() {
+        let host = host(table, context);
+        let path = path(table, context);
+        match seen.iter().find(|(h, p, _)| *h == host && *p == path) {
+            Some((_, _, other)) => {
+                let origin = match (table.path.found(), table.host.found()) {
+                    (Some((_, origin)), _) | (None, Some((_, origin))) => origin,
+                    (None, None) => origin,
+                };
+                let at = other.place.mention();
+                let message = format!("the route at {at} has the same host and path; change one");
+                context.error(origin, message);
+            }
+            None => seen.push((host.clone(), path.clone(), origin.clone())),
+        }
+        let upstream = upstream(table, origin, own, context);
+        routes.extend(upstream.map(|to| route(table, (host, path, to), on_error, context)));
+    }
+    routes
+}
+
+fn route(
+    table: &file::Route,
+    (host, path, upstream): (Option<HostPattern>, String, Target),
+    on_error: OnError,
+    context: &mut Context<'_>,
+) -> RouteConfig {
+    let default = client::Config::default();
+    let to_keep = Duration::ZERO..=*TRANSPORT.end();
+    RouteConfig {
+        host,
+        path,
+        upstream,
+        session: table.session.or(Session::On),
+        header_exchange: header_exchange(table, context),
+        principal_header: principal_header(&table.principal_header, context),
+        request_headers: request_headers(table, context),
+        on_error: table.on_error.or(on_error),
+        connect_timeout: context.duration(
+            &table.connect_timeout,
+            default.connect_timeout,
+            &TRANSPORT,
+        ),
+        response_timeout: context.duration(
+            &table.response_timeout,
+            default.response_timeout,
+            &TRANSPORT,
+        ),
+        upstream_idle_timeout: context.duration(
+            &table.upstream_idle_timeout,
+            default.idle_timeout,
+            &to_keep,
+        ),
+    }
+}
+
+fn host(table: &file::Route, context: &mut Context<'_>) -> Option<HostPattern> {
+    let (host, origin) = table.host.found()?;
+    let pattern = HostPattern::parse(host);
+    if pattern.is_none() {
+        let message = "is no host; write one without a port, as \"shop.example.org\" or \
+                       \"*.example.org\"";
+        context.error(origin, message);
+    }
+    pattern
+}
+
+/// A path that every server reads alike; else no request would be known to be below it.
+fn path(table: &file::Route, context: &mut Context<'_>) -> String {
+    let Some((path, origin)) = table.path.found() else {
+        return "/".to_owned();
+    };
+    let without_end = path.strip_suffix('/').unwrap_or(path);
+    let is_plain = |segment: &str| {
+        !matches!(segment, "" | "." | "..")
+            && segment
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic() && !b"%\\;?#".contains(&byte))
+    };
+    if !path.starts_with('/') {
+        context.error(
+            origin,
+            "is no path; write one that begins with a slash, as \"/shop\"",
+        );
+    } else if !without_end.split('/').skip(1).all(is_plain) {
+        let message = "is no plain path; write segments in ASCII, none of them empty or dots, \
+                       without any of % \\ ; ? #";
+        context.error(origin, message);
+    }
+    match without_end {
+        "" => "/".to_owned(),
+        path => path.to_owned(),
+    }
+}
+
+fn upstream(
+    table: &file::Route,
+    route: &Origin,
+    own: &[(Origin, Address)],
+    context: &mut Context<'_>,
+) -> Option<Target> {
+    let Some((target, origin)) = table.upstream.found() else {
+        let origin = Origin {
+            key: "route.upstream".to_owned(),
+            ..route.clone()
+        };
+        let message = "is missing; say where the site is, as upstream = \"http://127.0.0.1:3000\"";
+        context.error(&origin, message);
+        return None;
+    };
+    let target = match target {
+        Target::Unix(path) => Target::Unix(context.beside_file(path)),
+        http @ Target::Http { .. } => http.clone(),
+    };
+    if let Some((ours, _)) = own.iter().find(|(_, address)| reaches(&target, address)) {
+        let message = format!(
+            "is this proxy itself ({}); write where the site is",
+            ours.key
+        );
+        context.error(origin, message);
+    }
+    Some(target)
+}
+
+fn header_exchange(table: &file::Route, context: &mut Context<'_>) -> Option<usize> {
+    let default = RouteConfig::DEFAULT_HEADER_EXCHANGE_MAX_BYTES;
+    let max_bytes = context.size(&table.header_exchange_max_bytes, default, &EXCHANGE);
+    table.header_exchange.or(false).then_some(max_bytes)
+}
+
+fn principal_header(field: &Field<String>, context: &mut Context<'_>) -> Option<HeaderName> {
+    let (name, origin) = field.found()?;
+    header(name, origin, context)
+}
+
+/// A field of a request that may be set by configuration.
+fn header(name: &str, origin: &Origin, context: &mut Context<'_>) -> Option<HeaderName> {
+    let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
+        context.error(
+            origin,
+            "is no header's name; write letters, digits and dashes",
+        );
+        return None;
+    };
+    let written_by_us = is_reserved(&name)
+        || is_forwarding(&name)
+        || NEVER
+            .iter()
+            .any(|never| is_same(&name, &HeaderName::from_static(never)));
+    if written_by_us {
+        context.error(
+            origin,
+            "is a header that this proxy writes or keeps; choose another name",
+        );
+        return None;
+    }
+    Some(name)
+}
+
+/// Fields by which a message is framed, routed or given to its session.
+const NEVER: [&str; 15] = [
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "expect",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "via",
+];
+
+fn request_headers(
+    table: &file::Route,
+    context: &mut Context<'_>,
+) -> Vec<(HeaderName, HeaderValue)> {
+    let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::new();
+    for (name, source, origin) in table.request_headers.values() {
+        let name = header(name, origin, context);
+        let value = context.secret(source, origin).and_then(|secret| {
+            let value = HeaderValue::from_str(secret.reveal()).ok();
+            if value.is_none() {
+                context.error(
+                    origin,
+                    "no header can carry it; write visible ASCII in one line",
+                );
+            }
+            value
+        });
+        let (Some(name), Some(mut value)) = (name, value) else {
+            continue;
+        };
+        let is_principal = table.principal_header.value().is_some_and(|principal| {
+            HeaderName::from_bytes(principal.as_bytes()).is_ok_and(|other| is_same(&name, &other))
+        });
+        if is_principal || headers.iter().any(|(other, _)| is_same(&name, other)) {
+            context.error(
+                origin,
+                "is set twice, whatever stands for the dash; leave one out",
+            );
+            continue;
+        }
+        value.set_sensitive(true);
+        headers.push((name, value));
+    }
+    headers
+}

@@ -1,0 +1,362 @@
+//! How keys are read, from a file or the environment: a section is a struct whose fields are slots.
+//!
+//! Everything that is wrong is collected, so that one start tells it all. The list of a section's keys
+//! comes out of the same lines as its fields, and with it the names of environment variables and the
+//! suggestions for a mistyped one.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::problem::{Origin, Place, Problems, Source, nearest};
+use super::value::{Value, article};
+
+/// Declares a section of the file: its keys are the names of the fields.
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($(#[$key_doc:meta])* $key:ident: $slot:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Default)]
+        pub(super) struct $name {
+            $($(#[$key_doc])* pub(super) $key: $slot,)*
+        }
+
+        impl $crate::config::field::Section for $name {
+            const KEYS: &'static [&'static str] = &[$(stringify!($key)),*];
+
+            fn slot(&mut self, key: &str) -> Option<&mut dyn $crate::config::field::Slot> {
+                match key {
+                    $(stringify!($key) => Some(&mut self.$key),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+pub(super) use section;
+
+/// A table with known keys.
+pub(super) trait Section: Default {
+    /// Its keys.
+    const KEYS: &'static [&'static str];
+
+    /// What one of them is read into.
+    fn slot(&mut self, key: &str) -> Option<&mut dyn Slot>;
+}
+
+/// What a key is read into.
+pub(super) trait Slot {
+    /// Takes the value from the file.
+    fn read(&mut self, value: &Spanned<DeValue<'_>>, origin: Origin, input: &mut Input<'_>);
+
+    /// Takes the value from text: of the environment or the command line.
+    fn set(&mut self, text: &str, origin: Origin, problems: &mut Problems);
+
+    /// The keys within, where it is a section.
+    fn keys(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Takes a value within a section from text.
+    fn set_within(&mut self, _key: &str, text: &str, origin: Origin, problems: &mut Problems) {
+        self.set(text, origin, problems);
+    }
+}
+
+/// A file that is being read.
+#[derive(Debug)]
+pub(super) struct Input<'a> {
+    pub(super) source: &'a Source<'a>,
+    pub(super) problems: &'a mut Problems,
+}
+
+impl Input<'_> {
+    /// A key within another, that stands at `span`.
+    pub(super) fn origin(&self, parent: &str, key: &str, span: &Range<usize>) -> Origin {
+        let key = match (parent, key) {
+            ("", key) => key.to_owned(),
+            (parent, "") => parent.to_owned(),
+            (parent, key) => format!("{parent}.{key}"),
+        };
+        Origin {
+            key,
+            place: self.source.place(span),
+        }
+    }
+
+    /// Reads a table's keys into a section.
+    pub(super) fn fill(&mut self, section: &mut impl Section, table: &DeTable<'_>, parent: &str) {
+        fn keys<S: Section>(_: &S) -> &'static [&'static str] {
+            S::KEYS
+        }
+        for (key, value) in table {
+            let origin = self.origin(parent, key.get_ref(), &key.span());
+            match section.slot(key.get_ref()) {
+                Some(slot) => slot.read(value, origin, self),
+                None => self.unknown(&origin, key.get_ref(), keys(section)),
+            }
+        }
+    }
+
+    fn unknown(&mut self, origin: &Origin, key: &str, known: &[&'static str]) {
+        let message = match nearest(key, known.iter().copied()) {
+            Some(near) => format!("unknown key; did you mean `{near}`?"),
+            None => format!("unknown key; the keys here are {}", known.join(", ")),
+        };
+        self.problems.error(origin, message);
+    }
+}
+
+/// A value, once it is set.
+#[derive(Debug)]
+pub(super) struct Field<T>(Option<(T, Origin)>);
+
+impl<T> Default for Field<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T> Field<T> {
+    /// The value, where it is set.
+    pub(super) fn value(&self) -> Option<&T> {
+        self.0.as_ref().map(|(value, _)| value)
+    }
+
+    /// The value and where it is set, where it is.
+    pub(super) fn found(&self) -> Option<&(T, Origin)> {
+        self.0.as_ref()
+    }
+
+    /// Where it is set; `key` is its name, for where it is not.
+    pub(super) fn origin(&self, key: &str) -> Origin {
+        self.0
+            .as_ref()
+            .map_or_else(|| Origin::unset(key), |(_, origin)| origin.clone())
+    }
+
+    fn is_from_variable(&self) -> Option<&str> {
+        match self.0.as_ref().map(|(_, origin)| &origin.place) {
+            Some(Place::Variable(name)) => Some(name),
+            _ => None,
+        }
+    }
+}
+
+impl<T: Clone> Field<T> {
+    /// The value, or the default.
+    pub(super) fn or(&self, default: T) -> T {
+        self.value().cloned().unwrap_or(default)
+    }
+}
+
+impl<T: Value> Slot for Field<T> {
+    fn read(&mut self, value: &Spanned<DeValue<'_>>, origin: Origin, input: &mut Input<'_>) {
+        match T::from_toml(value.get_ref()) {
+            Ok(value) => self.0 = Some((value, origin)),
+            Err(message) => input.problems.error(&origin, message),
+        }
+    }
+
+    fn set(&mut self, text: &str, origin: Origin, problems: &mut Problems) {
+        if let (Some(other), Place::Variable(_)) = (self.is_from_variable(), &origin.place) {
+            let message = format!("{other} sets the same; one of them is to go");
+            return problems.error(&origin, message);
+        }
+        match T::from_text(text) {
+            Ok(value) => self.0 = Some((value, origin)),
+            Err(message) => problems.error(&origin, message),
+        }
+    }
+}
+
+/// Values in a row: an array in the file, with commas between them in the environment.
+#[derive(Debug)]
+pub(super) struct List<T>(Vec<(T, Origin)>);
+
+impl<T> Default for List<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> List<T> {
+    /// The values, and where each is set.
+    pub(super) fn values(&self) -> &[(T, Origin)] {
+        &self.0
+    }
+}
+
+impl<T: Value> Slot for List<T> {
+    fn read(&mut self, value: &Spanned<DeValue<'_>>, origin: Origin, input: &mut Input<'_>) {
+        let DeValue::Array(elements) = value.get_ref() else {
+            let message = format!("{} is no array; write [ … ]", article(value.get_ref()));
+            return input.problems.error(&origin, message);
+        };
+        for element in elements {
+            let origin = input.origin(&origin.key, "", &element.span());
+            match T::from_toml(element.get_ref()) {
+                Ok(value) => self.0.push((value, origin)),
+                Err(message) => input.problems.error(&origin, message),
+            }
+        }
+    }
+
+    fn set(&mut self, text: &str, origin: Origin, problems: &mut Problems) {
+        self.0.clear();
+        for element in text.split(',').filter(|element| !element.trim().is_empty()) {
+            match T::from_text(element.trim()) {
+                Ok(value) => self.0.push((value, origin.clone())),
+                Err(message) => problems.error(&origin, message),
+            }
+        }
+    }
+}
+
+/// Values under names that the file chooses.
+#[derive(Debug)]
+pub(super) struct Named<T>(Vec<(String, T, Origin)>);
+
+impl<T> Default for Named<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> Named<T> {
+    /// Name, value and where it is set.
+    pub(super) fn values(&self) -> &[(String, T, Origin)] {
+        &self.0
+    }
+}
+
+impl<T: Value> Slot for Named<T> {
+    fn read(&mut self, value: &Spanned<DeValue<'_>>, origin: Origin, input: &mut Input<'_>) {
+        let DeValue::Table(table) = value.get_ref() else {
+            let message = format!(
+                "{} is no table; write {{ NAME = … }}",
+                article(value.get_ref())
+            );
+            return input.problems.error(&origin, message);
+        };
+        for (name, value) in table {
+            let origin = input.origin(&origin.key, name.get_ref(), &name.span());
+            match T::from_toml(value.get_ref()) {
+                Ok(value) => self.0.push((name.get_ref().to_string(), value, origin)),
+                Err(message) => input.problems.error(&origin, message),
+            }
+        }
+    }
+
+    fn set(&mut self, _text: &str, origin: Origin, problems: &mut Problems) {
+        problems.error(&origin, "is a table; it can only be set in the file");
+    }
+}
+
+/// A section that stands once.
+#[derive(Debug, Default)]
+pub(super) struct Table<S>(pub(super) S);
+
+impl<S: Section> Slot for Table<S> {
+    fn read(&mut self, value: &Spanned<DeValue<'_>>, origin: Origin, input: &mut Input<'_>) {
+        match value.get_ref() {
+            DeValue::Table(table) => input.fill(&mut self.0, table, &origin.key),
+            other => {
+                let message = format!("{} is no section; write [{}]", article(other), origin.key);
+                input.problems.error(&origin, message);
+            }
+        }
+    }
+
+    fn set(&mut self, _text: &str, origin: Origin, problems: &mut Problems) {
+        problems.error(&origin, "is a section; set its keys");
+    }
+
+    fn keys(&self) -> &'static [&'static str] {
+        S::KEYS
+    }
+
+    fn set_within(&mut self, key: &str, text: &str, origin: Origin, problems: &mut Problems) {
+        if let Some(slot) = self.0.slot(key) {
+            slot.set(text, origin, problems);
+        }
+    }
+}
+
+/// A section that stands as often as wanted.
+#[derive(Debug)]
+pub(super) struct Tables<S>(Vec<(S, Origin)>);
+
+impl<S> Default for Tables<S> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<S> Tables<S> {
+    /// The sections, and where each stands.
+    pub(super) fn sections(&self) -> &[(S, Origin)] {
+        &self.0
+    }
+}
+
+impl<S: Section> Slot for Tables<S> {
+    fn read(&mut self, value: &Spanned<DeValue<'_>>, origin: Origin, input: &mut Input<'_>) {
+        let DeValue::Array(elements) = value.get_ref() else {
+            let message = format!("stands as often as wanted; write [[{}]]", origin.key);
+            return input.problems.error(&origin, message);
+        };
+        for element in elements {
+            let at = input.origin(&origin.key, "", &element.span());
+            let DeValue::Table(table) = element.get_ref() else {
+                let wrong = article(element.get_ref());
+                let message = format!("{wrong} is no section; write [[{}]]", at.key);
+                input.problems.error(&at, message);
+                continue;
+            };
+            let mut section = S::default();
+            input.fill(&mut section, table, &at.key);
+            self.0.push((section, at));
+        }
+    }
+
+    fn set(&mut self, _text: &str, origin: Origin, problems: &mut Problems) {
+        problems.error(&origin, "is a section; set its keys");
+    }
+
+    fn keys(&self) -> &'static [&'static str] {
+        S::KEYS
+    }
+
+    fn set_within(&mut self, key: &str, text: &str, origin: Origin, problems: &mut Problems) {
+        if self.0.is_empty() {
+            self.0.push((S::default(), origin.clone()));
+        }
+        match self.0.as_mut_slice() {
+            [(section, _)] => {
+                if let Some(slot) = section.slot(key) {
+                    slot.set(text, origin, problems);
+                }
+            }
+            several => {
+                let count = several.len();
+                let message = format!("the file has {count} of this section; set it there in each");
+                problems.error(&origin, message);
+            }
+        }
+    }
+}
+
+/// A key that a later version has.
+#[derive(Debug, Default)]
+pub(super) struct NotYet;
+
+impl Slot for NotYet {
+    fn read(&mut self, _: &Spanned<DeValue<'_>>, origin: Origin, input: &mut Input<'_>) {
+        self.set("", origin, input.problems);
+    }
+
+    fn set(&mut self, _text: &str, origin: Origin, problems: &mut Problems) {
+        problems.error(&origin, "is not in this version; leave it out");
+    }
+}

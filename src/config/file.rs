@@ -1,0 +1,215 @@
+//! The file's sections and keys. `config.example.toml` explains them at length.
+
+use ipnet::IpNet;
+
+use super::field::{Field, List, Named, NotYet, Table, Tables, section};
+use super::secret::Source;
+use super::value::{Mode, Size, Timeout};
+use crate::client::Target;
+use crate::log::Format;
+use crate::proxy::config::Session as RouteSession;
+use crate::server::Address;
+use crate::session::cookie::SameSite;
+use crate::session::policy::{Create, OnReplay, Touch};
+use crate::store::config::OnError;
+use tracing::level_filters::LevelFilter;
+
+section! {
+    /// The file as a whole.
+    File {
+        /// What clients reach.
+        listen: Tables<Listen>,
+        /// What a client's connection may take.
+        limits: Table<Limits>,
+        /// What upstreams and back offices reach.
+        api: Table<Api>,
+        /// What operators reach.
+        admin: Table<Admin>,
+        /// How sessions live.
+        session: Table<Session>,
+        /// How the cookie is called and set.
+        cookie: Table<Cookie>,
+        /// Where records live.
+        store: Table<Store>,
+        /// What is told, and how.
+        log: Table<Log>,
+        /// Which requests go where.
+        route: Tables<Route>,
+    }
+}
+
+section! {
+    /// `[[listen]]`
+    Listen {
+        /// An IP address and a port, or a Unix socket.
+        address: Field<Address>,
+        /// Certificate and key.
+        tls: NotYet,
+        /// Sends clients to the https listener.
+        redirect_to_https: NotYet,
+        /// The mode of a Unix socket's file.
+        socket_mode: Field<Mode>,
+    }
+}
+
+section! {
+    /// `[limits]`
+    Limits {
+        /// Whose forwarding headers are believed.
+        trusted_proxies: List<IpNet>,
+        /// Open connections.
+        connections: Field<usize>,
+        /// For a head, from its first byte.
+        header_timeout: Field<Timeout>,
+        /// Bytes of a head.
+        header_bytes: Field<Size>,
+        /// Fields of a head.
+        headers: Field<usize>,
+        /// Between two pieces of a body.
+        body_idle_timeout: Field<Timeout>,
+        /// Of a connection, between requests.
+        idle_timeout: Field<Timeout>,
+        /// For requests in flight at the end.
+        drain_timeout: Field<Timeout>,
+    }
+}
+
+section! {
+    /// `[api]`
+    Api {
+        /// Where it listens.
+        address: Field<Address>,
+        /// What upstreams are told.
+        url: Field<String>,
+        /// Where other instances reach this one.
+        instance_url: NotYet,
+        /// Where its paths begin.
+        prefix: Field<String>,
+        /// Opens any session by its id.
+        service_token: Field<Source>,
+        /// How long a request token outlives its request.
+        request_token_linger: Field<Timeout>,
+    }
+}
+
+section! {
+    /// `[admin]`
+    Admin {
+        /// Where it listens.
+        address: Field<Address>,
+    }
+}
+
+section! {
+    /// `[session]`
+    Session {
+        /// The key ring: the first signs, all verify.
+        keys: List<Source>,
+        /// A session ends this long after its last use.
+        idle_timeout: Field<Timeout>,
+        /// A session ends this long after its creation.
+        absolute_timeout: Field<Timeout>,
+        /// How old a generation grows.
+        rotate_every: Field<Timeout>,
+        /// How long the generation before stays valid.
+        rotation_grace: Field<Timeout>,
+        /// What a really old token does.
+        on_replay: Field<OnReplay>,
+        /// Cookies end with the browser.
+        expire_at_browser_close: Field<bool>,
+        /// When a visitor gets a session.
+        create: Field<Create>,
+        /// What prolongs a session.
+        touch: Field<Touch>,
+        /// Use is counted once in this time.
+        touch_interval: Field<Timeout>,
+        /// The largest session.
+        max_bytes: Field<Size>,
+        /// The most values in a session.
+        max_values: Field<usize>,
+        /// Keep client address and user agent.
+        record_client: Field<bool>,
+    }
+}
+
+section! {
+    /// `[cookie]`
+    Cookie {
+        /// Its name.
+        name: Field<String>,
+        /// The path that it is sent to.
+        path: Field<String>,
+        /// The domain, where subdomains get it too.
+        domain: Field<String>,
+        /// Over TLS only, and to localhost.
+        secure: Field<bool>,
+        /// Not for scripts.
+        http_only: Field<bool>,
+        /// What requests from other sites carry it.
+        same_site: Field<SameSite>,
+        /// A jar of its own for each embedding site.
+        partitioned: Field<bool>,
+    }
+}
+
+section! {
+    /// `[store]`
+    Store {
+        /// Which store, and where.
+        url: Field<String>,
+        /// The password of a shared store.
+        password: Field<Source>,
+        /// Certificates of a shared store.
+        tls: NotYet,
+        /// What our keys in a shared store begin with.
+        key_prefix: Field<String>,
+        /// For one answer.
+        timeout: Field<Timeout>,
+        /// What becomes of requests while it is away.
+        on_error: Field<OnError>,
+    }
+}
+
+section! {
+    /// `[log]`
+    Log {
+        /// How a line looks.
+        format: Field<Format>,
+        /// What is told of everything but access.
+        level: Field<LevelFilter>,
+        /// Whether each request is told.
+        access: Field<bool>,
+    }
+}
+
+section! {
+    /// `[[route]]`
+    Route {
+        /// A host, or a star and a host.
+        host: Field<String>,
+        /// Where paths begin.
+        path: Field<String>,
+        /// Where requests go.
+        upstream: Field<Target>,
+        /// What sessions are to it.
+        session: Field<RouteSession>,
+        /// Values go and come in headers.
+        header_exchange: Field<bool>,
+        /// The most bytes of values in a header.
+        header_exchange_max_bytes: Field<Size>,
+        /// A second name for the principal.
+        principal_header: Field<String>,
+        /// Sends visitors without a principal elsewhere.
+        require_principal: NotYet,
+        /// What each request is given on its way.
+        request_headers: Named<Source>,
+        /// What becomes of requests while the store is away.
+        on_error: Field<OnError>,
+        /// For a connection to the upstream.
+        connect_timeout: Field<Timeout>,
+        /// From the request's end to the response's head.
+        response_timeout: Field<Timeout>,
+        /// How long a connection to the upstream is kept.
+        upstream_idle_timeout: Field<Timeout>,
+    }
+}

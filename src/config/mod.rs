@@ -1,0 +1,245 @@
+//! The configuration: TOML and the environment in, what each module consumes out.
+//!
+//! This module alone knows TOML, the names of variables and the defaults. [`load`] reads and checks,
+//! and changes nothing; [`Config::prepare`] makes what is missing.
+
+mod build;
+mod environment;
+mod field;
+mod file;
+mod keys;
+mod problem;
+mod secret;
+mod show;
+mod state;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use toml::de::DeTable;
+
+use crate::session::cookie::Attributes;
+use crate::session::key_ring::KeyRing;
+use crate::session::policy::Policy;
+use crate::{admin, api, log, proxy, server, store};
+
+use build::Context;
+use field::Input;
+use file::File;
+use problem::{Problems, Source};
+
+pub use environment::Environment;
+pub use keys::{KeyError, Keys, generate as generate_key};
+pub use problem::{Origin, Place, Problem};
+
+/// Everything that the process is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The public listeners: at least one, no two at one address, none at that of `api` or `admin`.
+    pub listen: Vec<Listen>,
+    /// What connections to each listener may take.
+    pub limits: server::Limits,
+    /// The session API.
+    pub api: api::config::Config,
+    /// The admin listener.
+    pub admin: admin::config::Config,
+    /// How sessions live.
+    pub policy: Policy,
+    /// Where the key ring comes from.
+    pub keys: Keys,
+    /// How the cookie is called and set.
+    pub cookie: Attributes,
+    /// Where records live.
+    pub store: store::config::Config,
+    /// The public proxy and its routes.
+    pub proxy: proxy::config::Config,
+    /// What is told, and how.
+    pub log: log::Config,
+    /// The state directory, where something lies in it.
+    pub state_directory: Option<PathBuf>,
+}
+
+/// A public listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Where it is.
+    pub address: server::Address,
+    /// The mode of a Unix socket's file, at most 0777; `None` leaves it to the process's mask.
+    pub socket_mode: Option<u32>,
+}
+
+/// What the command line puts over the file and the environment.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--upstream`: that of the one route.
+    pub upstream: Option<String>,
+    /// `--listen`: the address of the one public listener.
+    pub listen: Option<String>,
+}
+
+/// A configuration that can be used.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What the process is told.
+    pub config: Config,
+    /// What is doubtful.
+    pub warnings: Vec<Problem>,
+}
+
+/// A configuration that cannot be used: everything that is wrong with it, one line each.
+#[derive(Debug)]
+pub struct ConfigError {
+    /// At least one.
+    pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.problems.iter().enumerate() {
+            let newline = if index == 0 { "" } else { "\n" };
+            write!(f, "{newline}{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Reads the file, if there is one, puts the environment and then the command line over it, and
+/// checks it all. Reads the files of secrets, and changes nothing.
+pub fn load(
+    path: Option<&Path>,
+    environment: &Environment,
+    overrides: &Overrides,
+) -> Result<Loaded, ConfigError> {
+    let name = path
+        .map(|path| path.display().to_string())
+        .unwrap_or_default();
+    let text = match path.map(std::fs::read_to_string) {
+        Some(Ok(text)) => text,
+        Some(Err(error)) => return Err(unreadable(&name, &error)),
+        None => String::new(),
+    };
+    let source = Source::new(&name, &text);
+    let mut problems = Problems::default();
+    let mut file = parse(&source, &text, &mut problems)?;
+    let unknown = environment::apply(environment, &mut file, &mut problems);
+    overrides.apply(&mut file, &mut problems);
+    let whole = path.map_or(Place::Default, |_| source.whole());
+    let mut context = Context::new(environment, directory_of(path), whole, problems);
+    let config = build::config(&file, &mut context);
+    let Context {
+        named, problems, ..
+    } = context;
+    let mut errors = problems.errors;
+    errors.extend(unknown.into_iter().filter(
+        |problem| !matches!(&problem.origin.place, Place::Variable(name) if named.contains(name)),
+    ));
+    if errors.is_empty() {
+        Ok(Loaded {
+            config,
+            warnings: problems.warnings,
+        })
+    } else {
+        Err(ConfigError { problems: errors })
+    }
+}
+
+fn unreadable(name: &str, error: &io::Error) -> ConfigError {
+    let origin = Origin {
+        key: String::new(),
+        place: Place::Default,
+    };
+    let message = format!("{name}: cannot be read: {error}");
+    ConfigError {
+        problems: vec![Problem { origin, message }],
+    }
+}
+
+fn parse(source: &Source<'_>, text: &str, problems: &mut Problems) -> Result<File, ConfigError> {
+    let table = DeTable::parse(text).map_err(|error| {
+        // Its `Display` repeats the line, its message does not.
+        let place = source.place(&error.span().unwrap_or(0..0));
+        let message = error.message().to_owned();
+        ConfigError {
+            problems: vec![Problem {
+                origin: Origin {
+                    key: String::new(),
+                    place,
+                },
+                message,
+            }],
+        }
+    })?;
+    let mut file = File::default();
+    Input { source, problems }.fill(&mut file, table.get_ref(), "");
+    Ok(file)
+}
+
+/// Where relative paths lie: beside the file, or where the process was started.
+fn directory_of(path: Option<&Path>) -> PathBuf {
+    let directory = match path.and_then(Path::parent) {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned())
+}
+
+impl Overrides {
+    fn apply(&self, file: &mut File, problems: &mut Problems) {
+        let arguments = [
+            ("--upstream", "route", "upstream", &self.upstream),
+            ("--listen", "listen", "address", &self.listen),
+        ];
+        for (name, section, key, text) in arguments {
+            if let Some(text) = text {
+                let place = Place::Argument(name);
+                let origin = Origin {
+                    key: format!("{section}.{key}"),
+                    place,
+                };
+                environment::set(file, section, key, text, origin, problems);
+            }
+        }
+    }
+}
+
+/// Why the process cannot begin with a configuration that is right.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// The state directory is not there and cannot be made.
+    #[error("the state directory {} cannot be made", .path.display())]
+    StateDirectory {
+        /// Where it was to be.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// There is no key ring.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+}
+
+impl Config {
+    /// Makes the state directory and the session key where they are needed and missing, before the
+    /// store is opened; answers the key ring.
+    pub fn prepare(&self) -> Result<Arc<KeyRing>, PrepareError> {
+        if let Some(path) = &self.state_directory {
+            state::make(path).map_err(|source| PrepareError::StateDirectory {
+                path: path.clone(),
+                source,
+            })?;
+        }
+        Ok(self.keys.open()?)
+    }
+
+    /// The effective configuration as TOML, with every secret hidden.
+    pub fn to_toml(&self) -> String {
+        show::toml(self)
+    }
+}

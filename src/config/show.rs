@@ -1,0 +1,222 @@
+//! The effective configuration as TOML, with every secret hidden.
+
+use std::fmt::{self, Write as _};
+use std::time::Duration;
+
+use super::value::{Word, write_duration, write_size};
+use super::{Config, Keys};
+use crate::proxy::config::RouteConfig;
+use crate::proxy::route::HostPattern;
+use crate::session::policy::Policy;
+use crate::store::config::{Backend, RedisUrl};
+
+/// What stands in a secret's place.
+const HIDDEN: &str = "[hidden]";
+
+/// The configuration in the order of `config.example.toml`.
+pub(super) fn toml(config: &Config) -> String {
+    let mut page = Page(String::new());
+    listeners(&mut page, config);
+    session(&mut page, config);
+    cookie(&mut page, config);
+    store(&mut page, config);
+    page.section("[log]");
+    page.word("format", config.log.format);
+    page.word("level", config.log.level);
+    page.plain("access", config.log.access);
+    for route in &config.proxy.routes {
+        page.section("[[route]]");
+        route_of(&mut page, route);
+    }
+    page.0
+}
+
+fn listeners(page: &mut Page, config: &Config) {
+    for listen in &config.listen {
+        page.section("[[listen]]");
+        page.text("address", &listen.address);
+        if let Some(mode) = listen.socket_mode {
+            page.text("socket_mode", format_args!("{mode:04o}"));
+        }
+    }
+    let limits = &config.limits;
+    let trusted: Vec<String> = config
+        .proxy
+        .trusted_proxies
+        .iter()
+        .map(|network| quoted(&network.to_string()))
+        .collect();
+    page.section("[limits]");
+    page.plain("trusted_proxies", format_args!("[{}]", trusted.join(", ")));
+    page.plain("connections", limits.connections);
+    page.duration("header_timeout", limits.header_timeout);
+    page.text("header_bytes", write_size(limits.header_bytes));
+    page.plain("headers", limits.headers);
+    page.duration("body_idle_timeout", limits.body_idle_timeout);
+    page.duration("idle_timeout", limits.idle_timeout);
+    page.duration("drain_timeout", limits.drain_timeout);
+    page.section("[api]");
+    page.text("address", &config.api.address);
+    page.text("url", &config.api.url);
+    page.text("prefix", &config.api.prefix);
+    if config.api.service_token.is_some() {
+        page.text("service_token", HIDDEN);
+    }
+    page.duration("request_token_linger", config.policy.request_token_linger);
+    page.section("[admin]");
+    page.text("address", &config.admin.address);
+}
+
+fn session(page: &mut Page, config: &Config) {
+    let policy: &Policy = &config.policy;
+    page.section("[session]");
+    match &config.keys {
+        Keys::Given(_) => page.plain("keys", format_args!("[{}]", quoted(HIDDEN))),
+        Keys::BesideData(path) => page.comment(format_args!("the key is {}", path.display())),
+        Keys::InMemory => page.comment("the key lives as long as the process"),
+    }
+    page.duration("idle_timeout", policy.idle_timeout);
+    page.duration_or_never("absolute_timeout", policy.absolute_timeout);
+    page.duration_or_never("rotate_every", policy.rotate_every);
+    page.duration("rotation_grace", policy.rotation_grace);
+    page.word("on_replay", policy.on_replay);
+    page.plain("expire_at_browser_close", policy.expire_at_browser_close);
+    page.word("create", policy.create);
+    page.word("touch", policy.touch);
+    page.duration("touch_interval", policy.touch_interval);
+    page.text("max_bytes", write_size(policy.max_bytes));
+    page.plain("max_values", policy.max_values);
+    page.plain("record_client", policy.record_client);
+}
+
+fn cookie(page: &mut Page, config: &Config) {
+    let cookie = &config.cookie;
+    page.section("[cookie]");
+    page.text("name", &cookie.name);
+    page.text("path", &cookie.path);
+    if let Some(domain) = &cookie.domain {
+        page.text("domain", domain);
+    }
+    page.plain("secure", cookie.secure);
+    page.plain("http_only", cookie.http_only);
+    page.word("same_site", cookie.same_site);
+    page.plain("partitioned", cookie.partitioned);
+}
+
+fn store(page: &mut Page, config: &Config) {
+    page.section("[store]");
+    match &config.store.backend {
+        Backend::Memory => page.text("url", "memory:"),
+        Backend::Sqlite { path } => page.text("url", format_args!("sqlite:{}", path.display())),
+        Backend::Redis { url, key_prefix } => {
+            page.text("url", redis_url(url));
+            if url.password.is_some() {
+                page.text("password", HIDDEN);
+            }
+            page.text("key_prefix", key_prefix);
+        }
+    }
+    page.duration("timeout", config.store.timeout);
+    page.word("on_error", config.store.on_error);
+}
+
+fn redis_url(url: &RedisUrl) -> String {
+    let host = if url.host.contains(':') {
+        format!("[{}]", url.host)
+    } else {
+        url.host.clone()
+    };
+    let user = url.user.as_deref().map_or_else(String::new, |user| {
+        let user = percent_encoding::utf8_percent_encode(user, percent_encoding::NON_ALPHANUMERIC);
+        format!("{user}@")
+    });
+    format!("redis://{user}{host}:{}/{}", url.port, url.database)
+}
+
+fn route_of(page: &mut Page, route: &RouteConfig) {
+    match &route.host {
+        Some(HostPattern::Exact(host)) => page.text("host", host),
+        Some(HostPattern::Below(host)) => page.text("host", format_args!("*{host}")),
+        None => {}
+    }
+    page.text("path", &route.path);
+    page.text("upstream", &route.upstream);
+    page.word("session", route.session);
+    page.plain("header_exchange", route.header_exchange.is_some());
+    if let Some(bytes) = route.header_exchange {
+        page.text("header_exchange_max_bytes", write_size(bytes));
+    }
+    if let Some(name) = &route.principal_header {
+        page.text("principal_header", name);
+    }
+    if !route.request_headers.is_empty() {
+        let hidden =
+            |name: &http::HeaderName| format!("{} = {}", quoted(name.as_str()), quoted(HIDDEN));
+        let headers: Vec<String> = route
+            .request_headers
+            .iter()
+            .map(|(name, _)| hidden(name))
+            .collect();
+        page.plain(
+            "request_headers",
+            format_args!("{{ {} }}", headers.join(", ")),
+        );
+    }
+    page.word("on_error", route.on_error);
+    page.duration("connect_timeout", route.connect_timeout);
+    page.duration("response_timeout", route.response_timeout);
+    page.duration("upstream_idle_timeout", route.upstream_idle_timeout);
+}
+
+/// TOML that is being written. Writing to a `String` cannot fail.
+struct Page(String);
+
+impl Page {
+    fn section(&mut self, head: &str) {
+        let gap = if self.0.is_empty() { "" } else { "\n" };
+        let _ = writeln!(self.0, "{gap}{head}");
+    }
+
+    fn comment(&mut self, text: impl fmt::Display) {
+        let _ = writeln!(self.0, "# {}", text.to_string().escape_debug());
+    }
+
+    fn plain(&mut self, key: &str, value: impl fmt::Display) {
+        let _ = writeln!(self.0, "{key} = {value}");
+    }
+
+    fn text(&mut self, key: &str, value: impl fmt::Display) {
+        self.plain(key, quoted(&value.to_string()));
+    }
+
+    fn word(&mut self, key: &str, value: impl Word) {
+        self.text(key, value.word());
+    }
+
+    fn duration(&mut self, key: &str, duration: Duration) {
+        self.text(key, write_duration(duration));
+    }
+
+    fn duration_or_never(&mut self, key: &str, duration: Option<Duration>) {
+        self.text(
+            key,
+            duration.map_or_else(|| "never".to_owned(), write_duration),
+        );
+    }
+}
+
+/// A basic string (TOML 1.0).
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            control if control.is_control() => {
+                let _ = write!(quoted, "\\u{:04X}", u32::from(control));
+            }
+            plain => quoted.push(plain),
+        }
+    }
+    quoted.push('"');
+    quoted
+}

@@ -1,0 +1,460 @@
+//! Tests of the configuration as a whole; single rules are in `tests/config`.
+
+use std::fs;
+use std::path::Path;
+
+use toml::de::DeTable;
+
+use super::field::{Input, Section as _};
+use super::file::File;
+use super::problem::{Problems, Source};
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../config.example.toml");
+
+fn environment() -> Environment {
+    Environment::from([("STATE_DIRECTORY", "/state")])
+}
+
+fn load_text(text: &str, environment: &Environment) -> Result<Loaded, ConfigError> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.toml");
+    fs::write(&path, text).unwrap();
+    load(Some(&path), environment, &Overrides::default())
+}
+
+fn load_nothing(overrides: &Overrides) -> Result<Loaded, ConfigError> {
+    load(None, &environment(), overrides)
+}
+
+fn upstream() -> Overrides {
+    Overrides {
+        upstream: Some("http://127.0.0.1:3000".to_owned()),
+        listen: None,
+    }
+}
+
+#[test]
+fn the_example_is_the_defaults_with_an_upstream() {
+    let example = load_text(EXAMPLE, &environment()).unwrap();
+    let defaults = load_nothing(&upstream()).unwrap();
+    assert_eq!(
+        format!("{:?}", example.config),
+        format!("{:?}", defaults.config)
+    );
+    assert_eq!(example.warnings, []);
+    assert_eq!(defaults.warnings, []);
+}
+
+#[test]
+fn the_defaults_are_those_of_the_modules() {
+    let config = load_nothing(&upstream()).unwrap().config;
+    assert_eq!(config.policy, Policy::default());
+    assert_eq!(config.cookie, Attributes::default());
+    assert_eq!(
+        format!("{:?}", config.limits),
+        format!("{:?}", server::Limits::default())
+    );
+    assert_eq!(config.log, log::Config::default());
+    assert_eq!(config.api.url, "http://127.0.0.1:8081/_session");
+    assert_eq!(config.state_directory.as_deref(), Some(Path::new("/state")));
+    assert!(
+        matches!(config.keys, Keys::BesideData(path) if path == Path::new("/state/session-key"))
+    );
+}
+
+/// The text of each section of the example.
+fn sections() -> Vec<(&'static str, String)> {
+    let mut sections: Vec<(&str, String)> = Vec::new();
+    for line in EXAMPLE.lines() {
+        let head = line
+            .split_once(']')
+            .map(|(head, _)| head.trim_start_matches('['));
+        match head.filter(|_| line.starts_with('[')) {
+            Some(head) => sections.push((head, format!("{line}\n"))),
+            None => {
+                if let Some((_, text)) = sections.last_mut() {
+                    text.push_str(line);
+                    text.push('\n');
+                }
+            }
+        }
+    }
+    sections
+}
+
+/// The key that a line sets, or shows as a comment.
+fn key_of(line: &str) -> Option<&str> {
+    let (key, _) = line.trim_start_matches('#').split_once(" = ")?;
+    key.bytes()
+        .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+        .then_some(key)
+}
+
+#[test]
+fn the_example_mentions_every_key() {
+    let mut file = File::default();
+    let names: Vec<&str> = sections().iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, File::KEYS);
+    for (name, text) in sections() {
+        let mut mentioned: Vec<&str> = text.lines().filter_map(key_of).collect();
+        let mut known = file.slot(name).unwrap().keys().to_vec();
+        mentioned.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(mentioned, known, "[{name}]");
+    }
+}
+
+#[test]
+fn what_the_example_shows_as_a_comment_can_be_written() {
+    for (name, text) in sections() {
+        let head = text.lines().next().unwrap();
+        for line in text
+            .lines()
+            .filter(|line| line.starts_with('#') && key_of(line).is_some())
+        {
+            let text = format!("{head}\n{}", line.trim_start_matches('#'));
+            let mut problems = Problems::default();
+            let source = Source::new("example", &text);
+            let table = DeTable::parse(&text).expect(line);
+            let mut input = Input {
+                source: &source,
+                problems: &mut problems,
+            };
+            input.fill(&mut File::default(), table.get_ref(), "");
+            let expected = line.contains("# not in this version");
+            let errors = problems.errors;
+            assert_eq!(!errors.is_empty(), expected, "[{name}] {line}: {errors:?}");
+            assert!(
+                errors
+                    .iter()
+                    .all(|error| error.message.contains("not in this version"))
+            );
+        }
+    }
+}
+
+#[test]
+fn what_is_shown_is_read_as_the_same() {
+    let full = r#"
+        [[listen]]
+        address = "unix:/run/public.sock"
+        socket_mode = "0660"
+        [limits]
+        trusted_proxies = ["10.0.0.0/8", "::1"]
+        header_bytes = 10000
+        [session]
+        absolute_timeout = "36h"
+        touch = "write"
+        [cookie]
+        domain = ".Example.org"
+        same_site = "Strict"
+        [store]
+        url = "memory:"
+        timeout = "1500ms"
+        [log]
+        level = "warn"
+        format = "json"
+        [[route]]
+        host = "*.Example.org"
+        path = "/a/"
+        upstream = "unix:/run/\"app\".sock"
+        header_exchange = true
+        principal_header = "X-Remote-User"
+        session = "no-touch"
+        on_error = "anonymous"
+        [[route]]
+        upstream = "http://[::1]:3000"
+    "#;
+    let first = load_text(full, &environment()).unwrap().config;
+    let shown = first.to_toml();
+    let second = load_text(&shown, &environment()).unwrap().config;
+    assert_eq!(format!("{first:?}"), format!("{second:?}"), "{shown}");
+    assert_eq!(second.to_toml(), shown);
+    assert_eq!(second.cookie.name, "id");
+}
+
+#[test]
+fn no_secret_is_shown() {
+    let key = generate_key();
+    let text = format!(
+        r#"
+        session.keys = ["{}"]
+        api.service_token = "hunter2-hunter2-hunter2"
+        store.url = "redis://me:hunter2@db:6379/1"
+        [[route]]
+        upstream = "http://app:3000"
+        request_headers = {{ X-From-Proxy = "hunter2" }}
+        "#,
+        key.reveal()
+    );
+    let loaded = load_text(&text, &Environment::default()).unwrap();
+    let shown = format!(
+        "{}{:?}{:?}",
+        loaded.config.to_toml(),
+        loaded.config,
+        loaded.warnings
+    );
+    assert!(
+        !shown.contains("hunter2") && !shown.contains(key.reveal()),
+        "{shown}"
+    );
+    assert_eq!(shown.matches("[hidden]").count(), 4, "{shown}");
+    let keys: Vec<&str> = loaded
+        .warnings
+        .iter()
+        .map(|warning| warning.origin.key.as_str())
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            "api.service_token",
+            "store.url",
+            "session.keys",
+            "route.request_headers.X-From-Proxy"
+        ]
+    );
+    DeTable::parse(&loaded.config.to_toml()).unwrap();
+}
+
+#[test]
+fn the_environment_goes_over_the_file_and_the_command_line_over_both() {
+    let environment = Environment::from([
+        ("CLOAKROOM_UPSTREAM", "http://env:1"),
+        ("CLOAKROOM_LISTEN_ADDRESS", "127.0.0.1:1"),
+        ("CLOAKROOM_SESSION_IDLE_TIMEOUT", "1h"),
+        ("CLOAKROOM_SESSION_MAX_VALUES", "7"),
+        ("CLOAKROOM_COOKIE_SECURE", "false"),
+        ("CLOAKROOM_LIMITS_TRUSTED_PROXIES", "10.0.0.0/8, ::1"),
+        ("CLOAKROOM_STORE_URL", "memory:"),
+        ("CLOAKROOM_LOG_LEVEL", "debug"),
+        ("CLOAKROOM_API_SERVICE_TOKEN", "a-token-of-the-environment"),
+        ("CLOAKROOM_PORT_80_TCP", "tcp://10.0.0.1:80"),
+        ("OTHER", "x"),
+    ]);
+    let file = "[session]\nidle_timeout = \"2h\"\n[[route]]\nupstream = \"http://file:1\"\n";
+    let loaded = load_text(file, &environment).unwrap();
+    assert_eq!(loaded.warnings, []);
+    let config = loaded.config;
+    assert_eq!(config.policy.idle_timeout.as_secs(), 3600);
+    assert_eq!(config.policy.max_values, 7);
+    assert_eq!(config.cookie.name, "id");
+    assert_eq!(config.proxy.trusted_proxies.len(), 2);
+    assert_eq!(config.log.level, tracing::level_filters::LevelFilter::DEBUG);
+    assert!(config.api.service_token.is_some());
+    assert_eq!(config.listen[0].address.to_string(), "127.0.0.1:1");
+    assert_eq!(config.proxy.routes[0].upstream.to_string(), "http://env:1");
+    let overrides = Overrides {
+        upstream: Some("http://argument:1".to_owned()),
+        listen: Some("127.0.0.1:2".to_owned()),
+    };
+    let config = load(None, &environment, &overrides).unwrap().config;
+    assert_eq!(config.listen[0].address.to_string(), "127.0.0.1:2");
+    assert_eq!(
+        config.proxy.routes[0].upstream.to_string(),
+        "http://argument:1"
+    );
+}
+
+fn check_variable(file: &str, (variable, value): (&str, &str), expected: &str) {
+    let environment = Environment::from([("HOME", "/home/me"), (variable, value)]);
+    let error = load_text(file, &environment).unwrap_err().to_string();
+    assert!(
+        error.starts_with(variable) && error.contains(expected),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_variable_that_is_wrong_is_told_by_its_name() {
+    let file = "[[route]]\nupstream = \"http://a:1\"\n";
+    for (name, value, expected) in [
+        (
+            "CLOAKROOM_SESION_IDLE_TIMEOUT",
+            "1h",
+            "did you mean CLOAKROOM_SESSION_IDLE_TIMEOUT?",
+        ),
+        (
+            "CLOAKROOM_STORE",
+            "x",
+            "its name is CLOAKROOM_<SECTION>_<KEY>",
+        ),
+        ("CLOAKROOM_UPSTREM", "x", "did you mean CLOAKROOM_UPSTREAM?"),
+        (
+            "CLOAKROOM_SESSION_IDLE_TIMEOUT",
+            "soon",
+            "session.idle_timeout: is no duration; write",
+        ),
+        (
+            "CLOAKROOM_LISTEN_TLS",
+            "x",
+            "listen.tls: is not in this version",
+        ),
+        (
+            "CLOAKROOM_ROUTE_REQUEST_HEADERS",
+            "x",
+            "can only be set in the file",
+        ),
+        ("CLOAKROOM_API_SERVICE_TOKEN", "", "the secret is empty"),
+    ] {
+        check_variable(file, (name, value), expected);
+    }
+}
+
+#[test]
+fn a_variable_for_one_of_several_sections_is_an_error() {
+    let file = "[[route]]\nupstream = \"http://a:1\"\n\
+                [[route]]\npath = \"/b\"\nupstream = \"http://b:1\"\n";
+    let variable = ("CLOAKROOM_UPSTREAM", "http://c:1");
+    check_variable(
+        file,
+        variable,
+        "route.upstream: the file has 2 of this section",
+    );
+}
+
+#[test]
+fn two_variables_for_one_key_are_an_error() {
+    let environment = Environment::from([
+        ("HOME", "/home/me"),
+        ("CLOAKROOM_UPSTREAM", "http://a:1"),
+        ("CLOAKROOM_ROUTE_UPSTREAM", "http://b:1"),
+    ]);
+    let error = load(None, &environment, &Overrides::default()).unwrap_err();
+    assert!(
+        error.to_string().contains("one of them is to go"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_secret_may_stand_in_any_variable() {
+    let file = "[api]\nservice_token = { env = \"CLOAKROOM_TOKEN\" }\n\
+                [[route]]\nupstream = \"http://a:1\"\n";
+    let environment =
+        Environment::from([("HOME", "/h"), ("CLOAKROOM_TOKEN", "sixteen-characters")]);
+    let config = load_text(file, &environment).unwrap().config;
+    assert!(
+        config
+            .api
+            .service_token
+            .unwrap()
+            .matches(b"sixteen-characters")
+    );
+}
+
+#[test]
+fn without_an_upstream_there_is_nothing_to_do() {
+    let error = load_nothing(&Overrides::default()).unwrap_err().to_string();
+    assert!(
+        error.starts_with("route: ") && error.contains("--upstream"),
+        "{error}"
+    );
+    let wrong = Overrides {
+        upstream: Some("https://a".to_owned()),
+        listen: None,
+    };
+    let error = load_nothing(&wrong).unwrap_err().to_string();
+    assert!(
+        error.starts_with("--upstream: route.upstream: an https upstream is not in"),
+        "{error}"
+    );
+}
+
+#[test]
+fn without_a_state_directory_a_relative_path_is_nowhere() {
+    let error = load(None, &Environment::default(), &upstream())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("store.url: ") && error.contains("STATE_DIRECTORY"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_embedded_store_makes_its_key_once_and_shares_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = directory.path().to_str().unwrap();
+    let environment = Environment::from([("XDG_STATE_HOME", home)]);
+    let config = load(None, &environment, &upstream()).unwrap().config;
+    let key = directory.path().join("cloakroom/session-key");
+    assert!(!key.exists(), "loading changes nothing");
+    config.prepare().unwrap();
+    let text = fs::read_to_string(&key).unwrap();
+    config.prepare().unwrap();
+    assert_eq!(fs::read_to_string(&key).unwrap(), text);
+}
+
+#[test]
+fn relative_paths_lie_in_their_places() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    fs::create_dir(&state).unwrap();
+    fs::write(state.join("key"), generate_key().reveal()).unwrap();
+    fs::write(directory.path().join("token"), "a-token-beside-the-file\n").unwrap();
+    let path = directory.path().join("config.toml");
+    let file = r#"
+        [session]
+        keys = [{ file = "key" }]
+        [api]
+        service_token = { file = "token" }
+        address = "unix:api.sock"
+        [[route]]
+        upstream = "unix:app.sock"
+    "#;
+    fs::write(&path, file).unwrap();
+    let environment = Environment::from([("STATE_DIRECTORY", state.to_str().unwrap())]);
+    let config = load(Some(&path), &environment, &Overrides::default())
+        .unwrap()
+        .config;
+    let beside = |name: &str| directory.path().join(name);
+    assert!(matches!(config.keys, Keys::Given(_)));
+    assert!(
+        config
+            .api
+            .service_token
+            .unwrap()
+            .matches(b"a-token-beside-the-file")
+    );
+    assert_eq!(
+        config.api.address,
+        server::Address::Unix(beside("api.sock"))
+    );
+    assert_eq!(
+        config.proxy.routes[0].upstream,
+        crate::client::Target::Unix(beside("app.sock"))
+    );
+    assert!(
+        config.api.url.ends_with("%2Fapi.sock/_session"),
+        "{}",
+        config.api.url
+    );
+}
+
+#[test]
+fn several_mistakes_are_told_at_once() {
+    let file = "[session]\nidle_timeot = \"1h\"\nmax_values = \"many\"\n[cookie]\nsecure = false\n\
+                name = \"__Host-x\"\n[[route]]\nupstream = \"http://a:1\"\n";
+    let error = load_text(file, &environment()).unwrap_err();
+    let lines: Vec<String> = error
+        .problems
+        .iter()
+        .map(|problem| {
+            problem
+                .to_string()
+                .rsplit("config.toml:")
+                .next()
+                .unwrap()
+                .to_owned()
+        })
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            "2:1: session.idle_timeot: unknown key; did you mean `idle_timeout`?",
+            "3:1: session.max_values: a string is no count; write a whole number, as 100",
+            "6:1: cookie.name: __Host- demands secure = true; choose a name without the prefix",
+        ]
+    );
+}
