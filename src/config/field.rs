@@ -78,10 +78,7 @@ impl Input<'_> {
             (parent, "") => parent.to_owned(),
             (parent, key) => format!("{parent}.{key}"),
         };
-        Origin {
-            key,
-            place: self.source.place(span),
-        }
+        Origin { key, place: self.source.place(span) }
     }
 
     /// Reads a table's keys into a section.
@@ -130,9 +127,7 @@ impl<T> Field<T> {
 
     /// Where it is set; `key` is its name, for where it is not.
     pub(super) fn origin(&self, key: &str) -> Origin {
-        self.0
-            .as_ref()
-            .map_or_else(|| Origin::unset(key), |(_, origin)| origin.clone())
+        self.0.as_ref().map_or_else(|| Origin::unset(key), |(_, origin)| origin.clone())
     }
 
     fn is_from_variable(&self) -> Option<&str> {
@@ -233,10 +228,7 @@ impl<T> Named<T> {
 impl<T: Value> Slot for Named<T> {
     fn read(&mut self, value: &Spanned<DeValue<'_>>, origin: Origin, input: &mut Input<'_>) {
         let DeValue::Table(table) = value.get_ref() else {
-            let message = format!(
-                "{} is no table; write {{ NAME = … }}",
-                article(value.get_ref())
-            );
+            let message = format!("{} is no table; write {{ NAME = … }}", article(value.get_ref()));
             return input.problems.error(&origin, message);
         };
         for (name, value) in table {

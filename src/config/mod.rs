@@ -117,9 +117,7 @@ pub fn load(
     environment: &Environment,
     overrides: &Overrides,
 ) -> Result<Loaded, ConfigError> {
-    let name = path
-        .map(|path| path.display().to_string())
-        .unwrap_or_default();
+    let name = path.map(|path| path.display().to_string()).unwrap_or_default();
     let text = match path.map(std::fs::read_to_string) {
         Some(Ok(text)) => text,
         Some(Err(error)) => return Err(unreadable(&name, &error)),
@@ -133,32 +131,22 @@ pub fn load(
     let whole = path.map_or(Place::Default, |_| source.whole());
     let mut context = Context::new(environment, directory_of(path), whole, problems);
     let config = build::config(&file, &mut context);
-    let Context {
-        named, problems, ..
-    } = context;
+    let Context { named, problems, .. } = context;
     let mut errors = problems.errors;
     errors.extend(unknown.into_iter().filter(
         |problem| !matches!(&problem.origin.place, Place::Variable(name) if named.contains(name)),
     ));
     if errors.is_empty() {
-        Ok(Loaded {
-            config,
-            warnings: problems.warnings,
-        })
+        Ok(Loaded { config, warnings: problems.warnings })
     } else {
         Err(ConfigError { problems: errors })
     }
 }
 
 fn unreadable(name: &str, error: &io::Error) -> ConfigError {
-    let origin = Origin {
-        key: String::new(),
-        place: Place::Default,
-    };
+    let origin = Origin { key: String::new(), place: Place::Default };
     let message = format!("{name}: cannot be read: {error}");
-    ConfigError {
-        problems: vec![Problem { origin, message }],
-    }
+    ConfigError { problems: vec![Problem { origin, message }] }
 }
 
 fn parse(source: &Source<'_>, text: &str, problems: &mut Problems) -> Result<File, ConfigError> {
@@ -167,13 +155,7 @@ fn parse(source: &Source<'_>, text: &str, problems: &mut Problems) -> Result<Fil
         let place = source.place(&error.span().unwrap_or(0..0));
         let message = error.message().to_owned();
         ConfigError {
-            problems: vec![Problem {
-                origin: Origin {
-                    key: String::new(),
-                    place,
-                },
-                message,
-            }],
+            problems: vec![Problem { origin: Origin { key: String::new(), place }, message }],
         }
     })?;
     let mut file = File::default();
@@ -199,10 +181,7 @@ impl Overrides {
         for (name, section, key, text) in arguments {
             if let Some(text) = text {
                 let place = Place::Argument(name);
-                let origin = Origin {
-                    key: format!("{section}.{key}"),
-                    place,
-                };
+                let origin = Origin { key: format!("{section}.{key}"), place };
                 environment::set(file, section, key, text, origin, problems);
             }
         }
@@ -230,10 +209,8 @@ impl Config {
     /// store is opened; answers the key ring.
     pub fn prepare(&self) -> Result<Arc<KeyRing>, PrepareError> {
         if let Some(path) = &self.state_directory {
-            state::make(path).map_err(|source| PrepareError::StateDirectory {
-                path: path.clone(),
-                source,
-            })?;
+            state::make(path)
+                .map_err(|source| PrepareError::StateDirectory { path: path.clone(), source })?;
         }
         Ok(self.keys.open()?)
     }

@@ -36,7 +36,9 @@ async fn the_upstream_sees_neither_the_cookie_nor_what_a_client_forges() {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::start(&upstream).await;
     let browser = Browser::new(&cloakroom);
-    browser.navigate("/", &Script::new().call("PATCH", "", r#"{"values": {"a": [1, 2.50]}}"#)).await;
+    browser
+        .navigate("/", &Script::new().call("PATCH", "", r#"{"values": {"a": [1, 2.50]}}"#))
+        .await;
     let forged = [
         ("x-session-token", "a"),
         ("X_Session_Token", "b"),
