@@ -8,6 +8,8 @@
 mod change;
 mod commit;
 mod exchange;
+#[cfg(test)]
+mod histories;
 mod in_flight;
 mod open;
 mod service;

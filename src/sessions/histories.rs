@@ -1,0 +1,303 @@
+//! Random histories of one browser: parallel requests, log-ins, rotations and flushes, responses
+//! that are lost, delayed or overtaken, and steps of the clock.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use zeroize::Zeroizing;
+
+use super::*;
+use crate::secret::Secret;
+use crate::session::id::Id;
+use crate::session::navigation::{Navigation, Origin};
+use crate::session::patch::Op;
+use crate::session::record::{Key, Principal};
+use crate::session::token::CookieToken;
+use crate::store::config::OnError;
+use crate::store::memory::Memory;
+use crate::time::Timestamp;
+
+/// What happens next. The number picks one of those that there are.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// The browser sends a request with what its jar has.
+    Send(Navigation),
+    /// A request's upstream writes a value.
+    Write(usize),
+    /// A request's upstream logs in as one of two users, which may flush first.
+    LogIn(usize, bool, bool),
+    /// A request's upstream rotates.
+    Rotate(usize),
+    /// A request's upstream ends the session.
+    Destroy(usize),
+    /// A request's response leaves.
+    Respond(usize),
+    /// A response arrives.
+    Arrive(usize),
+    /// A response is lost.
+    Lose(usize),
+    /// Time passes; what is on its way is so for less than the grace.
+    Pass(Duration),
+}
+
+struct Sent {
+    tracked: Tracked,
+    sent_at: Timestamp,
+    presented: Option<Id>,
+}
+
+struct Response {
+    cookie: CookieLine,
+    sent_at: Timestamp,
+}
+
+struct World {
+    sessions: Sessions,
+    clock: Clock,
+    jar: Option<String>,
+    requests: Vec<Sent>,
+    responses: Vec<Response>,
+    destroyed: HashSet<Id>,
+    /// The last log-in: when it was answered, whose place it took, and its own cookie.
+    logged_in: Option<(Timestamp, Option<Id>, CookieToken)>,
+}
+
+const GRACE: Duration = Duration::from_mins(2);
+
+impl World {
+    fn new() -> Self {
+        let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
+        let shared = Shared {
+            ring: Arc::new(KeyRing::new(&Zeroizing::new([7; 32]), &[])),
+            attributes: Attributes::default(),
+            policy: Policy {
+                rotate_every: Some(GRACE),
+                rotation_grace: GRACE,
+                ..Policy::default()
+            },
+            clock: clock.clone(),
+            metrics: Metrics::new(),
+            in_flight: InFlight::default(),
+        };
+        let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES));
+        Self {
+            sessions: Sessions::new(store, Arc::new(shared)),
+            clock,
+            jar: None,
+            requests: Vec::new(),
+            responses: Vec::new(),
+            destroyed: HashSet::new(),
+            logged_in: None,
+        }
+    }
+
+    async fn take(&mut self, step: Step) {
+        match step {
+            Step::Send(navigation) => self.send(navigation).await,
+            Step::Write(at) => {
+                let value = Op::Increment(Key::new("n").expect("a key"), 1);
+                self.change(at, Patch::of(value)).await;
+            }
+            Step::Rotate(at) => self.change(at, Patch { rotate: true, ..Patch::default() }).await,
+            Step::Destroy(at) => self.change(at, Patch { destroy: true, ..Patch::default() }).await,
+            Step::LogIn(at, alice, flushes) => self.log_in(at, alice, flushes).await,
+            Step::Respond(at) => self.respond(at).await,
+            Step::Arrive(at) => self.arrive(at),
+            Step::Lose(at) => drop(pick(&mut self.responses, at)),
+            Step::Pass(duration) => self.pass(duration),
+        }
+    }
+
+    async fn send(&mut self, navigation: Navigation) {
+        let arrival = Arrival {
+            origin: Origin { navigation, withholds_cookie: false },
+            cookies: self.jar.iter().cloned().map(Secret::new).collect(),
+            wants_values: false,
+            prolongs: Prolongs::Use,
+            on_error: OnError::Fail,
+            client: None,
+        };
+        let opened = self.sessions.open(arrival).await.expect("the store is there");
+        let presented = self.jar.as_deref().map(|text| self.token(text).id);
+        if let Some(id) = opened.tracked.exchange().id() {
+            assert!(!self.destroyed.contains(&id), "a session that was ended is served again");
+        }
+        self.requests.push(Sent { tracked: opened.tracked, sent_at: self.clock.now(), presented });
+    }
+
+    async fn change(&mut self, at: usize, patch: Patch) {
+        let Some(sent) = look(&self.requests, at) else { return };
+        let exchange = Arc::clone(sent.tracked.exchange());
+        let before = sent.tracked.session();
+        let requested = Requested { patch: &patch, condition: None, want: Want::Meta };
+        let changed = self.sessions.apply(&exchange, requested).await;
+        if patch.destroy && changed.is_ok_and(|changed| changed.session.is_some()) {
+            self.destroyed.extend(before);
+        }
+    }
+
+    async fn log_in(&mut self, at: usize, alice: bool, flushes: bool) {
+        let Some(sent) = look(&self.requests, at) else { return };
+        let (exchange, presented) = (Arc::clone(sent.tracked.exchange()), sent.presented);
+        let before = sent.tracked.session();
+        let principal = Principal::new(if alice { "alice" } else { "bob" });
+        let patch = Patch { principal, destroy: flushes, ..Patch::default() };
+        let requested = Requested { patch: &patch, condition: None, want: Want::Meta };
+        let changed =
+            self.sessions.apply(&exchange, requested).await.expect("a log-in always succeeds");
+        let (id, record) = changed.session.expect("a log-in leaves a session");
+        // Through a token that was rotated away it ends nothing.
+        if let Some(before) = before.filter(|_| flushes)
+            && self
+                .sessions
+                .load_live(before, Want::Meta)
+                .await
+                .expect("the store is there")
+                .is_none()
+        {
+            self.destroyed.insert(before);
+        }
+        let token = CookieToken { id, generation: record.meta.generation };
+        self.logged_in = Some((self.clock.now(), presented, token));
+    }
+
+    async fn respond(&mut self, at: usize) {
+        let Some(sent) = pick(&mut self.requests, at) else { return };
+        let (cookie, _) = self.sessions.commit(sent.tracked.exchange(), Head::Answer, None).await;
+        self.check_cookie(&sent, &cookie);
+        self.responses.push(Response { cookie, sent_at: self.clock.now() });
+    }
+
+    /// No response that leaves after a log-in was answered sets or deletes another cookie over the
+    /// log-in's, if its request brought the cookie that the log-in's request brought, or the
+    /// log-in's own; but what a request asked for itself since, goes out.
+    fn check_cookie(&self, sent: &Sent, cookie: &CookieLine) {
+        let Some((at, replaced, new)) = self.logged_in else { return };
+        let CookieLine::Line(line) = cookie else { return };
+        let concerned = sent.presented.is_some()
+            && (sent.presented == replaced || sent.presented == Some(new.id));
+        let exchange = sent.tracked.exchange();
+        let asked_itself =
+            exchange.state.try_read().is_ok_and(|state| state.has_moved(exchange.token.bound));
+        // A token that names no session any more begins again, whoever is beside it.
+        let unknown = sent.tracked.exchange().presented == Presented::Unknown;
+        if !concerned || asked_itself || unknown || self.clock.now() > at + GRACE {
+            return;
+        }
+        match self.set_by(line) {
+            Some(token) => assert!(
+                token.id == new.id && token.generation >= new.generation,
+                "{token:?} over {new:?}"
+            ),
+            None => assert!(
+                self.destroyed.contains(&new.id) || sent.presented == Some(new.id),
+                "a deletion over {new:?}"
+            ),
+        }
+    }
+
+    fn arrive(&mut self, at: usize) {
+        let Some(Response { cookie: CookieLine::Line(line), .. }) = pick(&mut self.responses, at)
+        else {
+            return;
+        };
+        self.jar = self.set_by(&line).map(|token| {
+            let shared = self.sessions.shared();
+            token.sign(&shared.ring, &shared.attributes.name).reveal().to_owned()
+        });
+    }
+
+    fn pass(&mut self, duration: Duration) {
+        let latest = self.clock.now() + duration;
+        self.responses.retain(|response| latest < response.sent_at + GRACE);
+        self.requests.retain(|sent| latest < sent.sent_at + GRACE);
+        self.clock.advance(duration);
+    }
+
+    fn token(&self, text: &str) -> CookieToken {
+        let shared = self.sessions.shared();
+        CookieToken::verify(&shared.ring, &shared.attributes.name, text.as_bytes())
+            .expect("a token of ours")
+            .0
+    }
+
+    /// The token that a Set-Cookie line sets; `None` where it deletes.
+    fn set_by(&self, line: &http::HeaderValue) -> Option<CookieToken> {
+        let text = line.to_str().expect("a line of ours");
+        let value = text.split(';').next()?.split_once('=')?.1;
+        (!value.is_empty()).then(|| self.token(value))
+    }
+
+    /// Whether the browser's cookie opens its session.
+    async fn is_in(&mut self) -> bool {
+        self.send(Navigation::Safe).await;
+        let sent = self.requests.pop().expect("just sent");
+        matches!(sent.tracked.exchange().presented, Presented::Session { .. })
+    }
+}
+
+fn look<T>(all: &[T], at: usize) -> Option<&T> {
+    all.get(at.checked_rem(all.len())?)
+}
+
+fn pick<T>(all: &mut Vec<T>, at: usize) -> Option<T> {
+    let index = at.checked_rem(all.len())?;
+    Some(all.remove(index))
+}
+
+fn quiet_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => prop_oneof![Just(Navigation::Safe), Just(Navigation::None)].prop_map(Step::Send),
+        2 => any::<usize>().prop_map(Step::Write),
+        4 => any::<usize>().prop_map(Step::Respond),
+        3 => any::<usize>().prop_map(Step::Arrive),
+        2 => any::<usize>().prop_map(Step::Lose),
+        2 => (1..GRACE.as_secs()).prop_map(|seconds| Step::Pass(Duration::from_secs(seconds))),
+        1 => (1_u64..40).prop_map(|hours| Step::Pass(Duration::from_hours(hours))),
+    ]
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => quiet_step(),
+        1 => any::<usize>().prop_map(Step::Rotate),
+        1 => any::<usize>().prop_map(Step::Destroy),
+        2 => (any::<usize>(), any::<bool>(), any::<bool>()).prop_map(|(at, alice, flushes)| Step::LogIn(at, alice, flushes)),
+    ]
+}
+
+fn block_on(future: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(future);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn periodic_rotation_logs_nobody_out(steps in prop::collection::vec(quiet_step(), 1..120)) {
+        block_on(async {
+            let mut world = World::new();
+            // One response that has arrived, so that the browser has a cookie.
+            for step in [Step::Send(Navigation::Safe), Step::Write(0), Step::Respond(0), Step::Arrive(0)] {
+                world.take(step).await;
+            }
+            for step in steps {
+                world.take(step).await;
+                assert!(world.is_in().await, "the browser's cookie opens nothing after {step:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_log_in_always_succeeds_and_its_cookie_stays(steps in prop::collection::vec(any_step(), 1..120)) {
+        block_on(async {
+            let mut world = World::new();
+            for step in steps {
+                world.take(step).await;
+            }
+        });
+    }
+}
