@@ -208,9 +208,9 @@ fn no_secret_is_shown() {
     assert_eq!(
         keys,
         [
+            "session.keys",
             "api.service_token",
             "store.url",
-            "session.keys",
             "route.request_headers.X-From-Proxy"
         ]
     );
