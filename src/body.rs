@@ -21,7 +21,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 pub struct Body {
     source: Source,
     idle: Option<Idle>,
-    trailers: Option<fn(&mut HeaderMap)>,
+    trailers: Option<TrailerFilter>,
     guard: Option<Guard>,
 }
 
@@ -32,6 +32,8 @@ enum Source {
 }
 
 type Guard = Box<dyn FnOnce(End) + Send>;
+
+type TrailerFilter = Box<dyn Fn(&mut HeaderMap) + Send>;
 
 /// How a body came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,11 +80,7 @@ impl Body {
     /// All of a body at once.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        Self::from_source(if bytes.is_empty() {
-            Source::Ended
-        } else {
-            Source::Full(bytes)
-        })
+        Self::from_source(if bytes.is_empty() { Source::Ended } else { Source::Full(bytes) })
     }
 
     /// A body as it comes from a connection. Waiting longer than `idle` for its next frame ends it with
@@ -115,18 +113,13 @@ impl Body {
 
     /// Has `filter` change the trailers before they are passed on; where it leaves none, none are.
     /// A later filter replaces an earlier one.
-    pub fn with_trailers(mut self, filter: fn(&mut HeaderMap)) -> Self {
-        self.trailers = Some(filter);
+    pub fn with_trailers(mut self, filter: impl Fn(&mut HeaderMap) + Send + 'static) -> Self {
+        self.trailers = Some(Box::new(filter));
         self
     }
 
     fn from_source(source: Source) -> Self {
-        Self {
-            source,
-            idle: None,
-            trailers: None,
-            guard: None,
-        }
+        Self { source, idle: None, trailers: None, guard: None }
     }
 
     fn end(&mut self, end: End) {
@@ -159,7 +152,7 @@ impl Body {
     }
 
     fn filter(&self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
-        let Some(filter) = self.trailers else {
+        let Some(filter) = &self.trailers else {
             return Some(frame);
         };
         match frame.into_trailers() {
@@ -221,11 +214,7 @@ impl http_body::Body for Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        let end = if self.is_end_stream() {
-            End::Complete
-        } else {
-            End::Dropped
-        };
+        let end = if self.is_end_stream() { End::Complete } else { End::Dropped };
         self.end(end);
     }
 }
@@ -238,9 +227,7 @@ impl Default for Body {
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Body")
-            .field("size", &self.size_hint())
-            .finish_non_exhaustive()
+        f.debug_struct("Body").field("size", &self.size_hint()).finish_non_exhaustive()
     }
 }
 
@@ -253,11 +240,7 @@ struct Idle {
 
 impl Idle {
     fn new(limit: Duration) -> Self {
-        Self {
-            limit,
-            waiting: false,
-            timer: None,
-        }
+        Self { limit, waiting: false, timer: None }
     }
 
     fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -316,9 +299,5 @@ async fn read_all(body: &mut Body, limit: usize) -> Result<Bytes, CollectError> 
             rest.extend_from_slice(&data);
         }
     }
-    Ok(if rest.is_empty() {
-        first
-    } else {
-        rest.freeze()
-    })
+    Ok(if rest.is_empty() { first } else { rest.freeze() })
 }

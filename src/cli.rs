@@ -116,10 +116,7 @@ struct OverrideArguments {
 
 impl From<OverrideArguments> for Overrides {
     fn from(arguments: OverrideArguments) -> Self {
-        Self {
-            upstream: arguments.upstream,
-            listen: arguments.listen,
-        }
+        Self { upstream: arguments.upstream, listen: arguments.listen }
     }
 }
 
@@ -180,11 +177,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
         Err(error) => {
             // Help goes to standard output. Nobody is left to tell where that is closed.
             let _ = error.print();
-            return if error.use_stderr() {
-                ExitCode::from(2)
-            } else {
-                ExitCode::SUCCESS
-            };
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
     match dispatch(arguments, environment) {
@@ -256,12 +249,7 @@ fn health(
             .unwrap_or(&url)
             .parse()
             .map_err(|error| Failure::Usage(format!("--url: {error}")))?,
-        None => target_of(
-            &config::load_without_site(path, environment)?
-                .config
-                .admin
-                .address,
-        ),
+        None => target_of(&config::load_without_site(path, environment)?.config.admin.address),
     };
     ask_whether_ready(&target)
 }
@@ -276,10 +264,7 @@ fn target_of(address: &Address) -> Target {
                 ip if ip.is_ipv4() => "127.0.0.1".to_owned(),
                 _ => "::1".to_owned(),
             };
-            Target::Http {
-                host,
-                port: address.port(),
-            }
+            Target::Http { host, port: address.port() }
         }
     }
 }
@@ -324,11 +309,7 @@ mod tests {
             ("[::]:8082", "http://[::1]:8082"),
             ("unix:/run/admin.sock", "unix:/run/admin.sock"),
         ] {
-            assert_eq!(
-                target_of(&address.parse().unwrap()).to_string(),
-                target,
-                "{address}"
-            );
+            assert_eq!(target_of(&address.parse().unwrap()).to_string(), target, "{address}");
         }
     }
 }

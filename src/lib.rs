@@ -2,17 +2,21 @@
 
 pub mod admin;
 pub mod api;
+pub mod app;
 pub mod body;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod log;
+pub mod metrics;
 pub mod proxy;
 pub mod random;
 pub mod secret;
 pub mod server;
 pub mod session;
-pub mod socket;
+pub mod sessions;
+mod socket;
 pub mod store;
-pub mod tasks;
+mod tasks;
 pub mod time;
+pub mod wire;

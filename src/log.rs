@@ -36,11 +36,7 @@ pub enum Format {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            format: Format::Text,
-            level: LevelFilter::INFO,
-            access: true,
-        }
+        Self { format: Format::Text, level: LevelFilter::INFO, access: true }
     }
 }
 
@@ -58,22 +54,12 @@ fn subscriber<W>(config: Config, writer: W) -> impl Subscriber + Send + Sync
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let access = if config.access {
-        LevelFilter::TRACE
-    } else {
-        LevelFilter::OFF
-    };
-    let told = Targets::new()
-        .with_default(config.level)
-        .with_target(ACCESS, access);
+    let access = if config.access { LevelFilter::TRACE } else { LevelFilter::OFF };
+    let told = Targets::new().with_default(config.level).with_target(ACCESS, access);
     let lines = fmt::layer().with_writer(writer);
     let lines = match config.format {
         Format::Text => lines.with_ansi(false).boxed(),
-        Format::Json => lines
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .boxed(),
+        Format::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
     };
     tracing_subscriber::registry().with(lines.with_filter(told))
 }
@@ -118,11 +104,7 @@ mod tests {
             (LevelFilter::OFF, true, [false, false, true]),
             (LevelFilter::TRACE, false, [true, true, false]),
         ] {
-            let log = written(Config {
-                level,
-                access,
-                ..Config::default()
-            });
+            let log = written(Config { level, access, ..Config::default() });
             let told = ["a warning", "some news", "GET /"].map(|text| log.contains(text));
             assert_eq!(told, expected, "{level} {access}");
         }
@@ -130,14 +112,9 @@ mod tests {
 
     #[test]
     fn json_is_one_object_a_line() {
-        let log = written(Config {
-            format: Format::Json,
-            ..Config::default()
-        });
-        let lines: Vec<serde_json::Value> = log
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
+        let log = written(Config { format: Format::Json, ..Config::default() });
+        let lines: Vec<serde_json::Value> =
+            log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 3);
         assert_eq!(lines[0]["store"], "away");
         assert_eq!(lines[2]["status"], 200);

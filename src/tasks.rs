@@ -65,19 +65,14 @@ impl Tasks {
     pub async fn drained(&self, deadline: Duration) -> bool {
         self.drain();
         self.tracker.close();
-        tokio::time::timeout(deadline, self.tracker.wait())
-            .await
-            .is_ok()
+        tokio::time::timeout(deadline, self.tracker.wait()).await.is_ok()
     }
 
     /// The same tasks, with a drain signal of their own that follows this one's. A signal has a lock, which
     /// each poll of a wait for it takes: each worker has its own, so that they do not meet there.
     #[must_use]
     pub fn sibling(&self) -> Self {
-        Self {
-            tracker: self.tracker.clone(),
-            drain: self.drain.child_token(),
-        }
+        Self { tracker: self.tracker.clone(), drain: self.drain.child_token() }
     }
 }
 
@@ -97,9 +92,7 @@ impl<T> Future for Running<T> {
     type Output = Result<T, Lost>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0)
-            .poll(cx)
-            .map(|joined| joined.unwrap_or(Err(Lost)))
+        Pin::new(&mut self.0).poll(cx).map(|joined| joined.unwrap_or(Err(Lost)))
     }
 }
 
@@ -118,15 +111,13 @@ where
 /// Nothing of a future that panicked is used again but its destructor.
 pub(crate) async fn catch<F: Future>(future: F) -> Result<F::Output, Lost> {
     let mut future = pin!(future);
-    poll_fn(
-        |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-            Ok(polled) => polled.map(Ok),
-            Err(panic) => {
-                tracing::error!(panic = message(&*panic), "a task panicked");
-                Poll::Ready(Err(Lost))
-            }
-        },
-    )
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(polled) => polled.map(Ok),
+        Err(panic) => {
+            tracing::error!(panic = message(&*panic), "a task panicked");
+            Poll::Ready(Err(Lost))
+        }
+    })
     .await
 }
 
@@ -149,10 +140,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_ends_its_own_task_only() {
         let tasks = Tasks::new();
-        assert_eq!(
-            tasks.run(async { panic!("expected by the test") }).await,
-            Err::<(), _>(Lost)
-        );
+        assert_eq!(tasks.run(async { panic!("expected by the test") }).await, Err::<(), _>(Lost));
         assert_eq!(tasks.run(async { 1 }).await, Ok(1));
     }
 

@@ -96,16 +96,11 @@ impl Clock {
     }
 
     /// Now.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place that reads the clock"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]
     pub fn now(&self) -> Timestamp {
         match self {
             Self::System => {
-                let elapsed = SystemTime::now()
-                    .duration_since(UNIX_EPOCH)
-                    .unwrap_or_default();
+                let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 Timestamp::default() + elapsed
             }
             Self::Manual(millis) => Timestamp::from_millis(millis.load(Ordering::Relaxed)),
@@ -129,14 +124,8 @@ mod tests {
     fn instants_are_written_and_read_as_rfc_3339() {
         let instant = Timestamp::from_millis(1_795_172_592_007);
         assert_eq!(instant.to_string(), "2026-11-20T11:03:12.007Z");
-        assert_eq!(
-            Timestamp::parse_rfc3339(&instant.to_string()),
-            Some(instant)
-        );
-        assert_eq!(
-            Timestamp::parse_rfc3339("2026-11-20T12:03:12.007+01:00"),
-            Some(instant)
-        );
+        assert_eq!(Timestamp::parse_rfc3339(&instant.to_string()), Some(instant));
+        assert_eq!(Timestamp::parse_rfc3339("2026-11-20T12:03:12.007+01:00"), Some(instant));
         assert_eq!(Timestamp::parse_rfc3339("2026-11-20"), None);
         assert_eq!(Timestamp::parse_rfc3339("1969-12-31T23:59:59Z"), None);
         assert_eq!(Timestamp::MAX.to_string(), "9999-12-31T23:59:59.999Z");

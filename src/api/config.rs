@@ -33,20 +33,14 @@ pub fn url_at(address: &Address, prefix: &str) -> Option<String> {
         Address::Tcp(address) => Some(format!("http://{address}{prefix}")),
         Address::Unix(path) => {
             let path = path.to_string_lossy();
-            Some(format!(
-                "http+unix://{}{prefix}",
-                utf8_percent_encode(&path, NOT_UNRESERVED)
-            ))
+            Some(format!("http+unix://{}{prefix}", utf8_percent_encode(&path, NOT_UNRESERVED)))
         }
     }
 }
 
 /// All but the unreserved characters (RFC 3986, section 2.3).
-const NOT_UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
+const NOT_UNRESERVED: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 #[cfg(test)]
 mod tests {

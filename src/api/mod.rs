@@ -1,4 +1,219 @@
-//! The session API: how upstreams read and write the session of the request that they handle, and
-//! back offices any session. It has a listener of its own and does not know the public proxy.
+//! The session API: how an upstream reads and writes the session of the request that it handles,
+//! and a back office any session.
+//!
+//! Served on its own listener. A call is found in the table of [`routes`], authorised by its
+//! token, read, and answered through [`Sessions`] alone. It does not know the proxy.
 
+mod answer;
 pub mod config;
+mod input;
+mod many;
+mod one;
+mod openapi;
+mod problem;
+mod routes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::AUTHORIZATION;
+use http::request::Parts;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tracing::{debug, error};
+
+use crate::body::Body;
+use crate::secret::Secret;
+use crate::server::{Handler, Peer, Tasks};
+use crate::session::id::Id;
+use crate::session::token::RequestToken;
+use crate::sessions::{Exchange, Sessions};
+
+use many::{OfAll, OfPrincipal};
+use one::{OnSession, Target};
+use problem::Answered;
+use routes::{Authority, Call, Matched};
+
+/// The session API, as one worker serves it.
+#[derive(Clone, Debug)]
+pub struct Api {
+    sessions: Sessions,
+    tasks: Tasks,
+    settings: Arc<Settings>,
+}
+
+/// What the workers share.
+#[derive(Debug)]
+struct Settings {
+    prefix: String,
+    service_token: Option<Secret>,
+    openapi: Bytes,
+    body_idle_timeout: Duration,
+}
+
+/// How long a call's body may take, in all.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Api {
+    /// An API under `prefix`; without a service token, it serves requests' own sessions alone.
+    pub fn new(
+        sessions: Sessions,
+        tasks: Tasks,
+        prefix: &str,
+        service_token: Option<Secret>,
+        body_idle_timeout: Duration,
+    ) -> Self {
+        let openapi = openapi::document(prefix).into();
+        let settings =
+            Settings { prefix: prefix.to_owned(), service_token, openapi, body_idle_timeout };
+        Self { sessions, tasks, settings: Arc::new(settings) }
+    }
+
+    async fn answer(&self, parts: &Parts, body: Body) -> Response<Body> {
+        let Some(matched) = routes::find(&self.settings.prefix, parts.uri.path()) else {
+            return answer::problem(&problem::not_found());
+        };
+        if matches!(matched.authority, Authority::Service(_))
+            && self.settings.service_token.is_none()
+        {
+            return answer::problem(&problem::not_found());
+        }
+        let Some(call) = matched.route.call(&parts.method) else {
+            return answer::not_allowed(&problem::method_not_allowed(), &matched.route.allow());
+        };
+        match self.call(parts, body, &matched, call).await {
+            Ok(response) => response,
+            Err(refusal) => {
+                debug!(status = refusal.status.as_u16(), code = refusal.code, "a call was refused");
+                answer::problem(&refusal)
+            }
+        }
+    }
+
+    async fn call(
+        &self,
+        parts: &Parts,
+        body: Body,
+        matched: &Matched<'_>,
+        call: Call,
+    ) -> Answered<Response<Body>> {
+        let sessions = self.sessions.clone();
+        match &matched.authority {
+            Authority::Public => Ok(self.contract()),
+            Authority::Request if matched.route.path.starts_with("/principal") => {
+                let exchange = self.exchange(parts)?;
+                Self::no_query(parts)?;
+                let id =
+                    matched.parameter.map(|id| Id::parse(id).ok_or_else(problem::no_such_session));
+                let id = id.transpose()?;
+                self.finish(call, OfPrincipal { sessions, exchange, id }.answer(call)).await
+            }
+            Authority::Request => {
+                let target = Target::Request(self.exchange(parts)?);
+                self.on_session(parts, body, target, (matched, call)).await
+            }
+            Authority::Service(Some(id)) => {
+                self.check_service(parts)?;
+                self.on_session(parts, body, Target::Id(*id), (matched, call)).await
+            }
+            Authority::Service(None) => {
+                self.check_service(parts)?;
+                let query = input::Query::read(parts, many::parameters(call))?;
+                self.finish(call, OfAll { sessions, query }.answer(call)).await
+            }
+        }
+    }
+
+    async fn on_session(
+        &self,
+        parts: &Parts,
+        body: Body,
+        target: Target,
+        (matched, call): (&Matched<'_>, Call),
+    ) -> Answered<Response<Body>> {
+        let headers = &parts.headers;
+        let on_session = OnSession {
+            sessions: self.sessions.clone(),
+            target,
+            key: matched.parameter.map(input::key).transpose()?,
+            query: input::Query::read(parts, one::parameters(call))?,
+            if_match: input::if_match(headers)?,
+            if_missing: call == Call::SetValue && input::if_none_match_any(headers)?,
+            minimal: input::prefers_minimal(headers),
+            body: if call.writes() {
+                input::body(headers, body, self.body_limit(), BODY_TIMEOUT).await?
+            } else {
+                Vec::new()
+            },
+        };
+        self.finish(call, on_session.answer(call)).await
+    }
+
+    /// A body may be a whole session, with white space and a patch around it.
+    fn body_limit(&self) -> usize {
+        self.sessions.shared().policy.max_bytes.saturating_mul(2).saturating_add(64 * 1024)
+    }
+
+    /// Answers a call. One that writes runs as a task: what it began it ends, though its caller
+    /// hangs up.
+    async fn finish(
+        &self,
+        call: Call,
+        answered: impl Future<Output = Answered<Response<Body>>> + Send + 'static,
+    ) -> Answered<Response<Body>> {
+        if !call.writes() {
+            return answered.await;
+        }
+        self.tasks.run(answered).await.unwrap_or_else(|lost| {
+            error!(%lost, "a call of the session API");
+            Err(problem::internal())
+        })
+    }
+
+    fn contract(&self) -> Response<Body> {
+        let mut response = answer::json(String::new());
+        *response.body_mut() = Body::full(self.settings.openapi.clone());
+        response
+    }
+
+    fn no_query(parts: &Parts) -> Answered<()> {
+        input::Query::read(parts, &[]).map(drop)
+    }
+
+    /// The request that the call's token names.
+    fn exchange(&self, parts: &Parts) -> Answered<Arc<Exchange>> {
+        let mut lines = parts.headers.get_all("x-session-token").iter();
+        let (Some(line), None) = (lines.next(), lines.next()) else {
+            return Err(problem::request_token_missing());
+        };
+        let token = RequestToken::verify(&self.sessions.shared().ring, line.as_bytes());
+        let token = token.ok_or_else(problem::request_token_unknown)?;
+        self.sessions.resume(token).ok_or_else(problem::request_gone)
+    }
+
+    fn check_service(&self, parts: &Parts) -> Answered<()> {
+        let mut lines = parts.headers.get_all(AUTHORIZATION).iter();
+        let bearer = match (lines.next(), lines.next()) {
+            (Some(line), None) => line.as_bytes().split_at_checked(7),
+            _ => None,
+        };
+        let given = bearer
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
+            .map(|(_, token)| token);
+        match (&self.settings.service_token, given) {
+            (Some(token), Some(given)) if token.matches(given.trim_ascii()) => Ok(()),
+            _ => Err(problem::service_token_wrong()),
+        }
+    }
+}
+
+impl Handler for Api {
+    async fn handle(&self, request: Request<Incoming>, _peer: Peer) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let body = Body::streaming(body, Some(self.settings.body_idle_timeout));
+        let response = self.answer(&parts, body).await;
+        self.sessions.shared().metrics.api_call(response.status().as_u16());
+        response
+    }
+}

@@ -52,10 +52,7 @@ impl Connection {
             Err(elapsed) => return Err(Error::with(Kind::ConnectTimeout, elapsed)),
         };
         let received = Arc::new(AtomicBool::new(false));
-        let io = TokioIo::new(Io {
-            socket,
-            received: Arc::clone(&received),
-        });
+        let io = TokioIo::new(Io { socket, received: Arc::clone(&received) });
         let (sender, connection) = http1::Builder::new()
             .max_header_size(RESPONSE_HEAD_BYTES)
             .max_buf_size(RESPONSE_HEAD_BYTES + 4096)
@@ -81,11 +78,7 @@ impl Connection {
                 );
             }
         });
-        Ok(Self {
-            sender,
-            received,
-            task: task.abort_handle(),
-        })
+        Ok(Self { sender, received, task: task.abort_handle() })
     }
 
     /// Sends a request; where nothing of it was written, the error gives it back.
@@ -248,10 +241,7 @@ const CLIENTS_TURN: u64 = u64::MAX;
 
 impl Default for Progress {
     fn default() -> Self {
-        Self {
-            start: Instant::now(),
-            upstream_since: AtomicU64::new(0),
-        }
+        Self { start: Instant::now(), upstream_since: AtomicU64::new(0) }
     }
 }
 

@@ -33,10 +33,7 @@ pub enum Kind {
 
 impl Error {
     pub(super) fn with(kind: Kind, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self {
-            kind,
-            cause: cause.into(),
-        }
+        Self { kind, cause: cause.into() }
     }
 
     /// Of a request that hyper could not see through.

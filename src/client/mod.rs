@@ -31,13 +31,7 @@ pub async fn get(
     limit: usize,
     deadline: Duration,
 ) -> Result<Response<Bytes>, Error> {
-    let pool = Pool::new(
-        target.clone(),
-        Config {
-            max_idle: 0,
-            ..Config::default()
-        },
-    );
+    let pool = Pool::new(target.clone(), Config { max_idle: 0, ..Config::default() });
     let mut request = Request::new(Body::empty());
     *request.uri_mut() = Uri::from(path);
     pool.fetch(request, tasks, limit, deadline).await

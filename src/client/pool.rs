@@ -169,9 +169,7 @@ impl Pool {
         match body.size_hint().exact() {
             Some(0) if !parts.headers.contains_key(header::CONTENT_LENGTH) => {}
             Some(length) => {
-                parts
-                    .headers
-                    .insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+                parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
             }
             None => {
                 parts.headers.remove(header::CONTENT_LENGTH);
@@ -262,17 +260,10 @@ impl Shared {
         }
         let now = Instant::now();
         let mut idle = self.idle();
-        idle.push_back(Idle {
-            connection,
-            since: now,
-        });
+        idle.push_back(Idle { connection, since: now });
         let full = idle.len() > self.config.max_idle;
         let expired = |oldest: &Idle| now.duration_since(oldest.since) >= self.config.idle_timeout;
-        let gone = if full || idle.front().is_some_and(expired) {
-            idle.pop_front()
-        } else {
-            None
-        };
+        let gone = if full || idle.front().is_some_and(expired) { idle.pop_front() } else { None };
         drop(idle);
         drop(gone);
     }
@@ -313,7 +304,5 @@ fn copy(request: &Request<Outgoing>) -> Request<Outgoing> {
 }
 
 fn origin_form(uri: Uri) -> Uri {
-    uri.into_parts()
-        .path_and_query
-        .map_or_else(|| Uri::from_static("/"), Uri::from)
+    uri.into_parts().path_and_query.map_or_else(|| Uri::from_static("/"), Uri::from)
 }

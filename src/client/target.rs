@@ -42,16 +42,8 @@ impl Target {
     pub fn authority(&self) -> String {
         match self {
             Self::Http { host, port } => {
-                let host = if host.contains(':') {
-                    format!("[{host}]")
-                } else {
-                    host.clone()
-                };
-                if *port == 80 {
-                    host
-                } else {
-                    format!("{host}:{port}")
-                }
+                let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+                if *port == 80 { host } else { format!("{host}:{port}") }
             }
             Self::Unix(_) => "localhost".to_owned(),
         }
@@ -80,26 +72,15 @@ impl FromStr for Target {
         if uri.query().is_some() || uri.path() != "/" || text.contains('#') {
             return Err(InvalidTarget::Path);
         }
-        let host = authority
-            .host()
-            .trim_start_matches('[')
-            .trim_end_matches(']');
-        let port = match authority
-            .as_str()
-            .rsplit_once(']')
-            .unwrap_or(("", authority.as_str()))
-            .1
-        {
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let port = match authority.as_str().rsplit_once(']').unwrap_or(("", authority.as_str())).1 {
             rest if rest.contains(':') => authority.port_u16().ok_or(InvalidTarget::Malformed)?,
             _ => 80,
         };
         if host.is_empty() || port == 0 {
             return Err(InvalidTarget::Malformed);
         }
-        Ok(Self::Http {
-            host: host.to_owned(),
-            port,
-        })
+        Ok(Self::Http { host: host.to_owned(), port })
     }
 }
 

@@ -25,11 +25,7 @@ impl Stage {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = format!("http://{}", listener.local_addr().unwrap());
         let pool = Pool::new(target.parse().unwrap(), config);
-        Self {
-            listener,
-            pool,
-            tasks: Tasks::new(),
-        }
+        Self { listener, pool, tasks: Tasks::new() }
     }
 
     async fn accept(&self) -> TcpStream {
@@ -37,11 +33,7 @@ impl Stage {
     }
 
     async fn send(&self, method: Method, body: Body) -> Result<Response<Body>, Error> {
-        let request = Request::builder()
-            .method(method)
-            .uri("/path?query")
-            .body(body)
-            .unwrap();
+        let request = Request::builder().method(method).uri("/path?query").body(body).unwrap();
         self.pool.send(request, &self.tasks).await
     }
 
@@ -81,11 +73,7 @@ async fn answer(stream: &mut TcpStream) -> String {
 
 /// A body that stays open until the connection that it comes from is dropped, and that connection.
 async fn open_body(first: &str, idle: Option<Duration>) -> (Body, TcpStream, Tasks) {
-    let stage = Stage::new(Config {
-        body_idle_timeout: idle,
-        ..Config::default()
-    })
-    .await;
+    let stage = Stage::new(Config { body_idle_timeout: idle, ..Config::default() }).await;
     let upstream = async {
         let mut stream = stage.accept().await;
         read_head(&mut stream).await;
@@ -122,11 +110,7 @@ async fn a_connection_whose_response_was_read_serves_the_next_request() {
 
 #[tokio::test]
 async fn expired_connections_are_not_used() {
-    let stage = Stage::new(Config {
-        idle_timeout: Duration::ZERO,
-        ..Config::default()
-    })
-    .await;
+    let stage = Stage::new(Config { idle_timeout: Duration::ZERO, ..Config::default() }).await;
     let mut old = stage.first(HELLO).await;
     stage.first(HELLO).await;
     assert_eq!(old.read(&mut [0]).await.unwrap(), 0, "it is closed");
@@ -138,10 +122,7 @@ async fn a_connection_whose_response_was_not_read_is_closed() {
     let upstream = async {
         let mut stream = stage.accept().await;
         read_head(&mut stream).await;
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
-            .await
-            .unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello").await.unwrap();
         stream
     };
     let (response, mut stream) = tokio::join!(stage.send(Method::GET, Body::empty()), upstream);
@@ -152,11 +133,9 @@ async fn a_connection_whose_response_was_not_read_is_closed() {
 
 #[tokio::test]
 async fn a_response_cut_short_is_an_error() {
-    for (first, complete) in [
-        ("5\r\nhello\r\n", false),
-        ("5\r\nhel", false),
-        ("5\r\nhello\r\n0\r\n\r\n", true),
-    ] {
+    for (first, complete) in
+        [("5\r\nhello\r\n", false), ("5\r\nhel", false), ("5\r\nhello\r\n0\r\n\r\n", true)]
+    {
         let (body, stream, _tasks) = open_body(first, None).await;
         drop(stream);
         let read = collect(body, 100, LONG).await;
@@ -168,10 +147,7 @@ async fn a_response_cut_short_is_an_error() {
 #[tokio::test]
 async fn a_silent_body_is_an_error() {
     let (body, _stream, _tasks) = open_body("5\r\nhello\r\n", Some(SHORT)).await;
-    assert!(matches!(
-        collect(body, 100, LONG).await,
-        Err(CollectError::TimedOut)
-    ));
+    assert!(matches!(collect(body, 100, LONG).await, Err(CollectError::TimedOut)));
 }
 
 #[tokio::test]
@@ -208,11 +184,9 @@ async fn a_get_that_met_a_closing_connection_is_sent_once_more() {
 #[tokio::test]
 async fn what_may_have_had_effect_is_never_sent_twice() {
     // A POST, a GET with a body, and a GET of which an answer had begun.
-    for (method, body, begun) in [
-        (Method::POST, "", ""),
-        (Method::GET, "body", ""),
-        (Method::GET, "", "HTTP/1.1 2"),
-    ] {
+    for (method, body, begun) in
+        [(Method::POST, "", ""), (Method::GET, "body", ""), (Method::GET, "", "HTTP/1.1 2")]
+    {
         let stage = Stage::new(Config::default()).await;
         let mut old = stage.first(HELLO).await;
         let upstream = async {
@@ -240,16 +214,10 @@ async fn a_new_connection_that_closes_is_an_error_at_once() {
 #[tokio::test]
 async fn bytes_after_a_response_cost_the_connection() {
     let stage = Stage::new(Config::default()).await;
-    let mut old = stage
-        .first(&format!(
-            "{HELLO}HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"
-        ))
-        .await;
+    let mut old =
+        stage.first(&format!("{HELLO}HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong")).await;
     stage.first(HELLO).await;
-    assert!(
-        matches!(old.read(&mut [0]).await, Ok(0) | Err(_)),
-        "it is closed"
-    );
+    assert!(matches!(old.read(&mut [0]).await, Ok(0) | Err(_)), "it is closed");
 }
 
 #[tokio::test]
@@ -285,21 +253,14 @@ async fn a_request_whose_body_breaks_off_blames_the_client() {
         };
         let (sent, upload) = tokio::join!(stage.send(Method::PUT, body), upstream);
         assert!(sent.unwrap_err().is_request_body());
-        assert!(
-            !upload.ends_with("0\r\n\r\n"),
-            "the upstream was told that the body is complete"
-        );
+        assert!(!upload.ends_with("0\r\n\r\n"), "the upstream was told that the body is complete");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_responses_clock_starts_when_the_request_is_sent() {
     let minute = Duration::from_secs(60);
-    let stage = Stage::new(Config {
-        response_timeout: minute,
-        ..Config::default()
-    })
-    .await;
+    let stage = Stage::new(Config { response_timeout: minute, ..Config::default() }).await;
     let (body, mut client, _tasks) = open_body("5\r\nfirst\r\n", None).await;
     let upstream = async {
         let mut stream = stage.accept().await;
@@ -318,11 +279,7 @@ async fn the_responses_clock_starts_when_the_request_is_sent() {
 
 #[tokio::test]
 async fn an_upstream_that_takes_nothing_runs_out_of_time() {
-    let stage = Stage::new(Config {
-        response_timeout: SHORT,
-        ..Config::default()
-    })
-    .await;
+    let stage = Stage::new(Config { response_timeout: SHORT, ..Config::default() }).await;
     let sent = stage.send(Method::PUT, Body::full(vec![0; 64 << 20])).await;
     assert_eq!(sent.unwrap_err().kind(), Kind::ResponseTimeout);
 }
@@ -360,10 +317,7 @@ async fn framing_follows_the_body() {
     let upstream = async { answer(&mut stage.accept().await).await };
     let (sent, head) = tokio::join!(stage.pool.send(request, &stage.tasks), upstream);
     sent.unwrap();
-    assert_eq!(
-        head,
-        "POST /path HTTP/1.1\r\nhost: kept\r\ncontent-length: 0\r\n\r\n"
-    );
+    assert_eq!(head, "POST /path HTTP/1.1\r\nhost: kept\r\ncontent-length: 0\r\n\r\n");
 }
 
 #[tokio::test]
@@ -377,11 +331,7 @@ async fn the_drain_closes_idle_connections_and_waits_for_busy_ones() {
     let (response, ()) = tokio::join!(stage.send(Method::GET, Body::empty()), upstream);
     let mut other = stage.first(HELLO).await;
     stage.tasks.drain();
-    assert_eq!(
-        other.read(&mut [0]).await.unwrap(),
-        0,
-        "the idle one is closed"
-    );
+    assert_eq!(other.read(&mut [0]).await.unwrap(), 0, "the idle one is closed");
     assert_eq!(text(response.unwrap()).await, "hello");
     assert!(stage.tasks.drained(LONG).await);
 }
@@ -417,10 +367,7 @@ async fn bounds_of_a_fetch() {
         stream
     };
     let fetched = stage.pool.fetch(request(), &stage.tasks, 4, LONG);
-    assert_eq!(
-        tokio::join!(fetched, upstream).0.unwrap_err().kind(),
-        Kind::ResponseBody
-    );
+    assert_eq!(tokio::join!(fetched, upstream).0.unwrap_err().kind(), Kind::ResponseBody);
     let fetched = stage.pool.fetch(request(), &stage.tasks, 4, SHORT).await;
     assert_eq!(fetched.unwrap_err().kind(), Kind::ResponseTimeout);
 }
@@ -428,26 +375,14 @@ async fn bounds_of_a_fetch() {
 #[tokio::test]
 async fn nobody_there() {
     let directory = tempfile::tempdir().unwrap();
-    let free = TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let tasks = Arc::new(Tasks::new());
-    for target in [
-        Target::Unix(directory.path().join("none")),
-        format!("http://{free}").parse().unwrap(),
-    ] {
-        let error = get(&target, "/".parse().unwrap(), &tasks, 5, LONG)
-            .await
-            .unwrap_err();
+    for target in
+        [Target::Unix(directory.path().join("none")), format!("http://{free}").parse().unwrap()]
+    {
+        let error = get(&target, "/".parse().unwrap(), &tasks, 5, LONG).await.unwrap_err();
         assert!(error.is_connect() && !error.is_timeout(), "{error}");
     }
     let name: Target = format!("http://localhost:{}", free.port()).parse().unwrap();
-    assert!(
-        get(&name, "/".parse().unwrap(), &tasks, 5, LONG)
-            .await
-            .unwrap_err()
-            .is_connect()
-    );
+    assert!(get(&name, "/".parse().unwrap(), &tasks, 5, LONG).await.unwrap_err().is_connect());
 }

@@ -23,27 +23,18 @@ impl Environment {
 
     /// A variable as it is; an empty one is none.
     pub fn raw(&self, name: &str) -> Option<&OsStr> {
-        self.0
-            .get(name)
-            .map(OsString::as_os_str)
-            .filter(|value| !value.is_empty())
+        self.0.get(name).map(OsString::as_os_str).filter(|value| !value.is_empty())
     }
 
     /// A variable as text; the error is one that is not UTF-8.
     pub fn text(&self, name: &str) -> Option<Result<&str, &OsStr>> {
-        self.0
-            .get(name)
-            .map(|value| value.to_str().ok_or(value.as_os_str()))
+        self.0.get(name).map(|value| value.to_str().ok_or(value.as_os_str()))
     }
 }
 
 impl<const N: usize> From<[(&str, &str); N]> for Environment {
     fn from(variables: [(&str, &str); N]) -> Self {
-        Self(
-            variables
-                .map(|(name, value)| (name.to_owned(), value.into()))
-                .into(),
-        )
+        Self(variables.map(|(name, value)| (name.to_owned(), value.into())).into())
     }
 }
 
@@ -68,20 +59,11 @@ pub(super) fn apply(
         };
         let place = Place::Variable(name.clone());
         let Some((section, key)) = key_of(written) else {
-            let origin = Origin {
-                key: String::new(),
-                place,
-            };
-            unknown.push(Problem {
-                origin,
-                message: suggestion(written),
-            });
+            let origin = Origin { key: String::new(), place };
+            unknown.push(Problem { origin, message: suggestion(written) });
             continue;
         };
-        let origin = Origin {
-            key: format!("{section}.{key}"),
-            place,
-        };
+        let origin = Origin { key: format!("{section}.{key}"), place };
         match environment.text(name) {
             Some(Ok(text)) => set(file, section, key, text, origin, problems),
             _ => problems.error(&origin, "is not UTF-8"),
@@ -135,10 +117,8 @@ fn keys() -> Vec<(&'static str, &'static str)> {
 }
 
 fn suggestion(written: &str) -> String {
-    let mut known: Vec<String> = keys()
-        .iter()
-        .map(|(section, key)| format!("{section}_{key}").to_uppercase())
-        .collect();
+    let mut known: Vec<String> =
+        keys().iter().map(|(section, key)| format!("{section}_{key}").to_uppercase()).collect();
     known.push("UPSTREAM".to_owned());
     match nearest(written, known.iter().map(String::as_str)) {
         Some(near) => format!("is no key; did you mean {PREFIX}{near}?"),

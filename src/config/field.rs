@@ -78,10 +78,7 @@ impl Input<'_> {
             (parent, "") => parent.to_owned(),
             (parent, key) => format!("{parent}.{key}"),
         };
-        Origin {
-            key,
-            place: self.source.place(span),
-        }
+        Origin { key, place: self.source.place(span) }
     }
 
     /// Reads a table's keys into a section.
@@ -214,11 +211,7 @@ impl<T: Value> Slot for List<T> {
 
     fn set(&mut self, text: &str, origin: Origin, problems: &mut Problems) {
         self.0.clear();
-        for element in text
-            .split(',')
-            .map(str::trim)
-            .filter(|element| !element.is_empty())
-        {
+        for element in text.split(',').map(str::trim).filter(|element| !element.is_empty()) {
             self.push(T::from_text(element), origin.clone(), problems);
         }
     }
@@ -244,10 +237,7 @@ impl<T> Named<T> {
 impl<T: Value> Slot for Named<T> {
     fn read(&mut self, value: &Spanned<DeValue<'_>>, origin: Origin, input: &mut Input<'_>) {
         let DeValue::Table(table) = value.get_ref() else {
-            let message = format!(
-                "{} is no table; write {{ NAME = … }}",
-                article(value.get_ref())
-            );
+            let message = format!("{} is no table; write {{ NAME = … }}", article(value.get_ref()));
             return input.problems.error(&origin, message);
         };
         for (name, value) in table {

@@ -66,15 +66,9 @@ impl Keys {
     pub fn open(&self) -> Result<Arc<KeyRing>, KeyError> {
         match self {
             Self::Given(ring) => Ok(Arc::clone(ring)),
-            Self::InMemory => Ok(Arc::new(KeyRing::new(
-                &Zeroizing::new(random::bytes()),
-                &[],
-            ))),
+            Self::InMemory => Ok(Arc::new(KeyRing::new(&Zeroizing::new(random::bytes()), &[]))),
             Self::BesideData(path) => {
-                let failed = |cause| KeyError {
-                    path: path.clone(),
-                    cause,
-                };
+                let failed = |cause| KeyError { path: path.clone(), cause };
                 let text = read_or_make(path).map_err(|error| failed(Cause::File(error)))?;
                 let key = parse(&text).ok_or_else(|| failed(Cause::Malformed))?;
                 Ok(Arc::new(KeyRing::new(&key, &[])))
@@ -123,21 +117,14 @@ fn make(path: &Path) -> io::Result<()> {
     // What is left of the draft is of no use; why it could not be made is told already.
     let _ = fs::remove_file(&draft);
     made?;
-    match path
-        .parent()
-        .filter(|directory| !directory.as_os_str().is_empty())
-    {
+    match path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
         Some(directory) => File::open(directory)?.sync_all(),
         None => Ok(()),
     }
 }
 
 fn write(draft: &Path) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(draft)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(draft)?;
     file.write_all(generate().reveal().as_bytes())?;
     file.write_all(b"\n")?;
     file.sync_all()
@@ -155,13 +142,7 @@ mod tests {
         let text = generate();
         assert_eq!(text.reveal().len(), 43);
         assert!(parse(&text).is_some());
-        for wrong in [
-            "",
-            "abc",
-            &format!("{}=", text.reveal()),
-            &"A".repeat(42),
-            &"/".repeat(43),
-        ] {
+        for wrong in ["", "abc", &format!("{}=", text.reveal()), &"A".repeat(42), &"/".repeat(43)] {
             assert!(parse(&Secret::new(wrong.to_owned())).is_none(), "{wrong}");
         }
     }
@@ -177,16 +158,9 @@ mod tests {
                 read_or_make(&path).unwrap().reveal().to_owned()
             };
             let starts: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
-            starts
-                .into_iter()
-                .map(|start| start.join().unwrap())
-                .collect()
+            starts.into_iter().map(|start| start.join().unwrap()).collect()
         });
-        assert!(
-            texts
-                .iter()
-                .all(|text| *text == texts[0] && text.len() == 43)
-        );
+        assert!(texts.iter().all(|text| *text == texts[0] && text.len() == 43));
         let mode = path.metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let names = fs::read_dir(directory.path()).unwrap().count();

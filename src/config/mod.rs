@@ -135,9 +135,7 @@ fn load_for(
     environment: &Environment,
     overrides: &Overrides,
 ) -> Result<Loaded, ConfigError> {
-    let name = path
-        .map(|path| path.display().to_string())
-        .unwrap_or_default();
+    let name = path.map(|path| path.display().to_string()).unwrap_or_default();
     let text = match path.map(std::fs::read_to_string) {
         Some(Ok(text)) => text,
         Some(Err(error)) => return Err(unreadable(&name, &error)),
@@ -151,9 +149,7 @@ fn load_for(
     let whole = path.map_or(Place::Default, |_| source.whole());
     let mut context = Context::new(environment, site, directory_of(path), whole, problems);
     let config = build::config(&file, &mut context);
-    let Context {
-        named, problems, ..
-    } = context;
+    let Context { named, problems, .. } = context;
     let (mut errors, mut warnings) = (problems.errors, problems.warnings);
     warnings.sort_by_key(|problem| problem.origin.place.order());
     errors.extend(unknown.into_iter().filter(
@@ -168,14 +164,9 @@ fn load_for(
 }
 
 fn unreadable(name: &str, error: &io::Error) -> ConfigError {
-    let origin = Origin {
-        key: String::new(),
-        place: Place::Default,
-    };
+    let origin = Origin { key: String::new(), place: Place::Default };
     let message = format!("{name}: cannot be read: {error}");
-    ConfigError {
-        problems: vec![Problem { origin, message }],
-    }
+    ConfigError { problems: vec![Problem { origin, message }] }
 }
 
 fn parse(source: &Source<'_>, text: &str, problems: &mut Problems) -> Result<File, ConfigError> {
@@ -184,13 +175,7 @@ fn parse(source: &Source<'_>, text: &str, problems: &mut Problems) -> Result<Fil
         let place = source.place(&error.span().unwrap_or(0..0));
         let message = error.message().to_owned();
         ConfigError {
-            problems: vec![Problem {
-                origin: Origin {
-                    key: String::new(),
-                    place,
-                },
-                message,
-            }],
+            problems: vec![Problem { origin: Origin { key: String::new(), place }, message }],
         }
     })?;
     let mut file = File::default();
@@ -216,10 +201,7 @@ impl Overrides {
         for (name, section, key, text) in arguments {
             if let Some(text) = text {
                 let place = Place::Argument(name);
-                let origin = Origin {
-                    key: format!("{section}.{key}"),
-                    place,
-                };
+                let origin = Origin { key: format!("{section}.{key}"), place };
                 environment::set(file, section, key, text, origin, problems);
             }
         }
@@ -247,10 +229,8 @@ impl Config {
     /// store is opened; answers the key ring.
     pub fn prepare(&self) -> Result<Arc<KeyRing>, PrepareError> {
         if let Some(path) = &self.state_directory {
-            state::make(path).map_err(|source| PrepareError::StateDirectory {
-                path: path.clone(),
-                source,
-            })?;
+            state::make(path)
+                .map_err(|source| PrepareError::StateDirectory { path: path.clone(), source })?;
         }
         Ok(self.keys.open()?)
     }

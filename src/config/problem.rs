@@ -45,10 +45,7 @@ pub struct Origin {
 impl Origin {
     /// A key that nobody set.
     pub(super) fn unset(key: &str) -> Self {
-        Self {
-            key: key.to_owned(),
-            place: Place::Default,
-        }
+        Self { key: key.to_owned(), place: Place::Default }
     }
 }
 
@@ -101,10 +98,7 @@ pub(super) struct Source<'a> {
 
 impl<'a> Source<'a> {
     pub(super) fn new(name: &str, text: &'a str) -> Self {
-        Self {
-            name: name.into(),
-            text,
-        }
+        Self { name: name.into(), text }
     }
 
     /// The place where `span`, in bytes, begins.
@@ -121,11 +115,7 @@ impl<'a> Source<'a> {
 
     /// The file as a whole.
     pub(super) fn whole(&self) -> Place {
-        Place::File {
-            name: Arc::clone(&self.name),
-            line: 0,
-            column: 0,
-        }
+        Place::File { name: Arc::clone(&self.name), line: 0, column: 0 }
     }
 }
 
@@ -140,17 +130,11 @@ pub(super) struct Problems {
 
 impl Problems {
     pub(super) fn error(&mut self, origin: &Origin, message: impl Into<String>) {
-        self.errors.push(Problem {
-            origin: origin.clone(),
-            message: message.into(),
-        });
+        self.errors.push(Problem { origin: origin.clone(), message: message.into() });
     }
 
     pub(super) fn warn(&mut self, origin: &Origin, message: impl Into<String>) {
-        self.warnings.push(Problem {
-            origin: origin.clone(),
-            message: message.into(),
-        });
+        self.warnings.push(Problem { origin: origin.clone(), message: message.into() });
     }
 }
 
@@ -190,18 +174,10 @@ mod tests {
     #[test]
     fn places_count_lines_and_characters_from_one() {
         let source = Source::new("a.toml", "é = 1\n\nkey = 2");
-        for (offset, line, column) in [
-            (0, 1, 1),
-            (3, 1, 3),
-            (6, 2, 1),
-            (7, 2, 1),
-            (8, 3, 1),
-            (14, 3, 7),
-        ] {
-            let Place::File {
-                line: l, column: c, ..
-            } = source.place(&(offset..offset))
-            else {
+        for (offset, line, column) in
+            [(0, 1, 1), (3, 1, 3), (6, 2, 1), (7, 2, 1), (8, 3, 1), (14, 3, 7)]
+        {
+            let Place::File { line: l, column: c, .. } = source.place(&(offset..offset)) else {
                 unreachable!("a place in a file")
             };
             if offset != 6 {

@@ -38,9 +38,8 @@ impl Value for Source {
             DeValue::Table(table) => table,
             other => return Err(Self::wrong_type(other)),
         };
-        let mut entries = table
-            .iter()
-            .map(|(key, value)| (key.get_ref().as_ref(), value.get_ref()));
+        let mut entries =
+            table.iter().map(|(key, value)| (key.get_ref().as_ref(), value.get_ref()));
         match (entries.next(), entries.next()) {
             (Some(("file", DeValue::String(path))), None) if !path.is_empty() => {
                 Ok(Self::File(PathBuf::from(path.as_ref())))
@@ -48,11 +47,9 @@ impl Value for Source {
             (Some(("env", DeValue::String(name))), None) if !name.is_empty() => {
                 Ok(Self::Variable(name.to_string()))
             }
-            (Some(("file" | "env", other)), None) => Err(format!(
-                "{} names nothing; write {}",
-                article(other),
-                Self::RIGHT
-            )),
+            (Some(("file" | "env", other)), None) => {
+                Err(format!("{} names nothing; write {}", article(other), Self::RIGHT))
+            }
             _ => Err(format!("a secret has one source; write {}", Self::RIGHT)),
         }
     }
@@ -101,18 +98,12 @@ mod tests {
     #[test]
     fn one_newline_at_the_end_of_a_file_is_not_part_of_the_secret() {
         let directory = tempfile::tempdir().unwrap();
-        for (written, secret) in [
-            ("a\n", "a"),
-            ("a\r\n", "a"),
-            ("a\n\n", "a\n"),
-            ("a ", "a "),
-            ("a", "a"),
-        ] {
+        for (written, secret) in
+            [("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a ", "a "), ("a", "a")]
+        {
             fs::write(directory.path().join("secret"), written).unwrap();
             let source = Source::File("secret".into());
-            let read = source
-                .secret(directory.path(), &Environment::default())
-                .unwrap();
+            let read = source.secret(directory.path(), &Environment::default()).unwrap();
             assert_eq!(read.reveal(), secret, "{written:?}");
         }
     }
@@ -131,9 +122,6 @@ mod tests {
         check(Source::Variable("FULL".to_owned()), Ok("x"));
         check(Source::Variable("EMPTY".to_owned()), Err("is empty"));
         check(Source::Variable("NONE".to_owned()), Err("NONE is not set"));
-        check(
-            Source::File("secret".into()),
-            Err("/nowhere/secret cannot be read"),
-        );
+        check(Source::File("secret".into()), Err("/nowhere/secret cannot be read"));
     }
 }

@@ -40,12 +40,8 @@ fn listeners(page: &mut Page, config: &Config) {
         }
     }
     let limits = &config.limits;
-    let trusted: Vec<String> = config
-        .proxy
-        .trusted_proxies
-        .iter()
-        .map(|network| quoted(&network.to_string()))
-        .collect();
+    let trusted: Vec<String> =
+        config.proxy.trusted_proxies.iter().map(|network| quoted(&network.to_string())).collect();
     page.section("[limits]");
     page.plain("trusted_proxies", format_args!("[{}]", trusted.join(", ")));
     page.plain("connections", limits.connections);
@@ -121,11 +117,7 @@ fn store(page: &mut Page, config: &Config) {
 }
 
 fn redis_url(url: &RedisUrl) -> String {
-    let host = if url.host.contains(':') {
-        format!("[{}]", url.host)
-    } else {
-        url.host.clone()
-    };
+    let host = if url.host.contains(':') { format!("[{}]", url.host) } else { url.host.clone() };
     let user = url.user.as_deref().map_or_else(String::new, |user| {
         let user = percent_encoding::utf8_percent_encode(user, percent_encoding::NON_ALPHANUMERIC);
         format!("{user}@")
@@ -152,15 +144,9 @@ fn route_of(page: &mut Page, route: &RouteConfig) {
     if !route.request_headers.is_empty() {
         let hidden =
             |name: &http::HeaderName| format!("{} = {}", quoted(name.as_str()), quoted(HIDDEN));
-        let headers: Vec<String> = route
-            .request_headers
-            .iter()
-            .map(|(name, _)| hidden(name))
-            .collect();
-        page.plain(
-            "request_headers",
-            format_args!("{{ {} }}", headers.join(", ")),
-        );
+        let headers: Vec<String> =
+            route.request_headers.iter().map(|(name, _)| hidden(name)).collect();
+        page.plain("request_headers", format_args!("{{ {} }}", headers.join(", ")));
     }
     page.word("on_error", route.on_error);
     page.duration("connect_timeout", route.connect_timeout);
@@ -198,10 +184,7 @@ impl Page {
     }
 
     fn duration_or_never(&mut self, key: &str, duration: Option<Duration>) {
-        self.text(
-            key,
-            duration.map_or_else(|| "never".to_owned(), write_duration),
-        );
+        self.text(key, duration.map_or_else(|| "never".to_owned(), write_duration));
     }
 }
 

@@ -24,10 +24,7 @@ pub(super) fn directory(environment: &Environment) -> Option<PathBuf> {
 
 /// Makes it, and what is missing above it, for its owner alone. One that is there stays as it is.
 pub(super) fn make(directory: &Path) -> io::Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 #[cfg(test)]
@@ -40,22 +37,10 @@ mod tests {
     fn the_first_that_is_set_is_taken() {
         let home = ("HOME", "/home/me");
         for (variables, expected) in [
-            (
-                [("STATE_DIRECTORY", "/var/lib/a:/var/lib/b"), home],
-                Some("/var/lib/a"),
-            ),
-            (
-                [("XDG_STATE_HOME", "/state"), home],
-                Some("/state/cloakroom"),
-            ),
-            (
-                [("XDG_STATE_HOME", ""), home],
-                Some("/home/me/.local/state/cloakroom"),
-            ),
-            (
-                [("XDG_STATE_HOME", "state"), home],
-                Some("/home/me/.local/state/cloakroom"),
-            ),
+            ([("STATE_DIRECTORY", "/var/lib/a:/var/lib/b"), home], Some("/var/lib/a")),
+            ([("XDG_STATE_HOME", "/state"), home], Some("/state/cloakroom")),
+            ([("XDG_STATE_HOME", ""), home], Some("/home/me/.local/state/cloakroom")),
+            ([("XDG_STATE_HOME", "state"), home], Some("/home/me/.local/state/cloakroom")),
             ([("STATE_DIRECTORY", "relative"), ("HOME", "")], None),
         ] {
             let found = directory(&Environment::from(variables));
@@ -70,9 +55,6 @@ mod tests {
         let state = parent.path().join("a/cloakroom");
         make(&state).unwrap();
         make(&state).unwrap();
-        assert_eq!(
-            state.metadata().unwrap().permissions().mode() & 0o777,
-            0o700
-        );
+        assert_eq!(state.metadata().unwrap().permissions().mode() & 0o777, 0o700);
     }
 }

@@ -28,20 +28,14 @@ fn load_nothing(overrides: &Overrides) -> Result<Loaded, ConfigError> {
 }
 
 fn upstream() -> Overrides {
-    Overrides {
-        upstream: Some("http://127.0.0.1:3000".to_owned()),
-        listen: None,
-    }
+    Overrides { upstream: Some("http://127.0.0.1:3000".to_owned()), listen: None }
 }
 
 #[test]
 fn the_example_is_the_defaults_with_an_upstream() {
     let example = load_text(EXAMPLE, &environment()).unwrap();
     let defaults = load_nothing(&upstream()).unwrap();
-    assert_eq!(
-        format!("{:?}", example.config),
-        format!("{:?}", defaults.config)
-    );
+    assert_eq!(format!("{:?}", example.config), format!("{:?}", defaults.config));
     assert_eq!(example.warnings, []);
     assert_eq!(defaults.warnings, []);
 }
@@ -51,10 +45,7 @@ fn the_defaults_are_those_of_the_modules() {
     let config = load_nothing(&upstream()).unwrap().config;
     assert_eq!(config.policy, Policy::default());
     assert_eq!(config.cookie, Attributes::default());
-    assert_eq!(
-        format!("{:?}", config.limits),
-        format!("{:?}", server::Limits::default())
-    );
+    assert_eq!(format!("{:?}", config.limits), format!("{:?}", server::Limits::default()));
     assert_eq!(config.log, log::Config::default());
     assert_eq!(config.api.url, "http://127.0.0.1:8081/_session");
     assert_eq!(config.state_directory.as_deref(), Some(Path::new("/state")));
@@ -67,9 +58,7 @@ fn the_defaults_are_those_of_the_modules() {
 fn sections() -> Vec<(&'static str, String)> {
     let mut sections: Vec<(&str, String)> = Vec::new();
     for line in EXAMPLE.lines() {
-        let head = line
-            .split_once(']')
-            .map(|(head, _)| head.trim_start_matches('['));
+        let head = line.split_once(']').map(|(head, _)| head.trim_start_matches('['));
         match head.filter(|_| line.starts_with('[')) {
             Some(head) => sections.push((head, format!("{line}\n"))),
             None => {
@@ -86,9 +75,7 @@ fn sections() -> Vec<(&'static str, String)> {
 /// The key that a line sets, or shows as a comment.
 fn key_of(line: &str) -> Option<&str> {
     let (key, _) = line.trim_start_matches('#').split_once(" = ")?;
-    key.bytes()
-        .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
-        .then_some(key)
+    key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_').then_some(key)
 }
 
 #[test]
@@ -109,27 +96,17 @@ fn the_example_mentions_every_key() {
 fn what_the_example_shows_as_a_comment_can_be_written() {
     for (name, text) in sections() {
         let head = text.lines().next().unwrap();
-        for line in text
-            .lines()
-            .filter(|line| line.starts_with('#') && key_of(line).is_some())
-        {
+        for line in text.lines().filter(|line| line.starts_with('#') && key_of(line).is_some()) {
             let text = format!("{head}\n{}", line.trim_start_matches('#'));
             let mut problems = Problems::default();
             let source = Source::new("example", &text);
             let table = DeTable::parse(&text).expect(line);
-            let mut input = Input {
-                source: &source,
-                problems: &mut problems,
-            };
+            let mut input = Input { source: &source, problems: &mut problems };
             input.fill(&mut File::default(), table.get_ref(), "");
             let expected = line.contains("# not in this version");
             let errors = problems.errors;
             assert_eq!(!errors.is_empty(), expected, "[{name}] {line}: {errors:?}");
-            assert!(
-                errors
-                    .iter()
-                    .all(|error| error.message.contains("not in this version"))
-            );
+            assert!(errors.iter().all(|error| error.message.contains("not in this version")));
         }
     }
 }
@@ -189,30 +166,14 @@ fn no_secret_is_shown() {
         key.reveal()
     );
     let loaded = load_text(&text, &Environment::default()).unwrap();
-    let shown = format!(
-        "{}{:?}{:?}",
-        loaded.config.to_toml(),
-        loaded.config,
-        loaded.warnings
-    );
-    assert!(
-        !shown.contains("hunter2") && !shown.contains(key.reveal()),
-        "{shown}"
-    );
+    let shown = format!("{}{:?}{:?}", loaded.config.to_toml(), loaded.config, loaded.warnings);
+    assert!(!shown.contains("hunter2") && !shown.contains(key.reveal()), "{shown}");
     assert_eq!(shown.matches("[hidden]").count(), 4, "{shown}");
-    let keys: Vec<&str> = loaded
-        .warnings
-        .iter()
-        .map(|warning| warning.origin.key.as_str())
-        .collect();
+    let keys: Vec<&str> =
+        loaded.warnings.iter().map(|warning| warning.origin.key.as_str()).collect();
     assert_eq!(
         keys,
-        [
-            "session.keys",
-            "api.service_token",
-            "store.url",
-            "route.request_headers.X-From-Proxy"
-        ]
+        ["session.keys", "api.service_token", "store.url", "route.request_headers.X-From-Proxy"]
     );
     DeTable::parse(&loaded.config.to_toml()).unwrap();
 }
@@ -250,51 +211,25 @@ fn the_environment_goes_over_the_file_and_the_command_line_over_both() {
     };
     let config = load(None, &environment, &overrides).unwrap().config;
     assert_eq!(config.listen[0].address.to_string(), "127.0.0.1:2");
-    assert_eq!(
-        config.proxy.routes[0].upstream.to_string(),
-        "http://argument:1"
-    );
+    assert_eq!(config.proxy.routes[0].upstream.to_string(), "http://argument:1");
 }
 
 fn check_variable(file: &str, (variable, value): (&str, &str), expected: &str) {
     let environment = Environment::from([("HOME", "/home/me"), (variable, value)]);
     let error = load_text(file, &environment).unwrap_err().to_string();
-    assert!(
-        error.starts_with(variable) && error.contains(expected),
-        "{error}"
-    );
+    assert!(error.starts_with(variable) && error.contains(expected), "{error}");
 }
 
 #[test]
 fn a_variable_that_is_wrong_is_told_by_its_name() {
     let file = "[[route]]\nupstream = \"http://a:1\"\n";
     for (name, value, expected) in [
-        (
-            "CLOAKROOM_SESION_IDLE_TIMEOUT",
-            "1h",
-            "did you mean CLOAKROOM_SESSION_IDLE_TIMEOUT?",
-        ),
-        (
-            "CLOAKROOM_STORE",
-            "x",
-            "its name is CLOAKROOM_<SECTION>_<KEY>",
-        ),
+        ("CLOAKROOM_SESION_IDLE_TIMEOUT", "1h", "did you mean CLOAKROOM_SESSION_IDLE_TIMEOUT?"),
+        ("CLOAKROOM_STORE", "x", "its name is CLOAKROOM_<SECTION>_<KEY>"),
         ("CLOAKROOM_UPSTREM", "x", "did you mean CLOAKROOM_UPSTREAM?"),
-        (
-            "CLOAKROOM_SESSION_IDLE_TIMEOUT",
-            "soon",
-            "session.idle_timeout: is no duration; write",
-        ),
-        (
-            "CLOAKROOM_LISTEN_TLS",
-            "x",
-            "listen.tls: is not in this version",
-        ),
-        (
-            "CLOAKROOM_ROUTE_REQUEST_HEADERS",
-            "x",
-            "can only be set in the file",
-        ),
+        ("CLOAKROOM_SESSION_IDLE_TIMEOUT", "soon", "session.idle_timeout: is no duration; write"),
+        ("CLOAKROOM_LISTEN_TLS", "x", "listen.tls: is not in this version"),
+        ("CLOAKROOM_ROUTE_REQUEST_HEADERS", "x", "can only be set in the file"),
         ("CLOAKROOM_API_SERVICE_TOKEN", "", "the secret is empty"),
     ] {
         check_variable(file, (name, value), expected);
@@ -306,11 +241,7 @@ fn a_variable_for_one_of_several_sections_is_an_error() {
     let file = "[[route]]\nupstream = \"http://a:1\"\n\
                 [[route]]\npath = \"/b\"\nupstream = \"http://b:1\"\n";
     let variable = ("CLOAKROOM_UPSTREAM", "http://c:1");
-    check_variable(
-        file,
-        variable,
-        "route.upstream: the file has 2 of this section",
-    );
+    check_variable(file, variable, "route.upstream: the file has 2 of this section");
 }
 
 #[test]
@@ -321,10 +252,7 @@ fn two_variables_for_one_key_are_an_error() {
         ("CLOAKROOM_ROUTE_UPSTREAM", "http://b:1"),
     ]);
     let error = load(None, &environment, &Overrides::default()).unwrap_err();
-    assert!(
-        error.to_string().contains("one of them is to go"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("one of them is to go"), "{error}");
 }
 
 #[test]
@@ -334,26 +262,14 @@ fn a_secret_may_stand_in_any_variable() {
     let environment =
         Environment::from([("HOME", "/h"), ("CLOAKROOM_TOKEN", "sixteen-characters")]);
     let config = load_text(file, &environment).unwrap().config;
-    assert!(
-        config
-            .api
-            .service_token
-            .unwrap()
-            .matches(b"sixteen-characters")
-    );
+    assert!(config.api.service_token.unwrap().matches(b"sixteen-characters"));
 }
 
 #[test]
 fn without_an_upstream_there_is_nothing_to_do() {
     let error = load_nothing(&Overrides::default()).unwrap_err().to_string();
-    assert!(
-        error.starts_with("route: ") && error.contains("--upstream"),
-        "{error}"
-    );
-    let wrong = Overrides {
-        upstream: Some("https://a".to_owned()),
-        listen: None,
-    };
+    assert!(error.starts_with("route: ") && error.contains("--upstream"), "{error}");
+    let wrong = Overrides { upstream: Some("https://a".to_owned()), listen: None };
     let error = load_nothing(&wrong).unwrap_err().to_string();
     assert!(
         error.starts_with("--upstream: route.upstream: an https upstream is not in"),
@@ -363,13 +279,8 @@ fn without_an_upstream_there_is_nothing_to_do() {
 
 #[test]
 fn without_a_state_directory_a_relative_path_is_nowhere() {
-    let error = load(None, &Environment::default(), &upstream())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.starts_with("store.url: ") && error.contains("STATE_DIRECTORY"),
-        "{error}"
-    );
+    let error = load(None, &Environment::default(), &upstream()).unwrap_err().to_string();
+    assert!(error.starts_with("store.url: ") && error.contains("STATE_DIRECTORY"), "{error}");
 }
 
 #[test]
@@ -405,31 +316,13 @@ fn relative_paths_lie_in_their_places() {
     "#;
     fs::write(&path, file).unwrap();
     let environment = Environment::from([("STATE_DIRECTORY", state.to_str().unwrap())]);
-    let config = load(Some(&path), &environment, &Overrides::default())
-        .unwrap()
-        .config;
+    let config = load(Some(&path), &environment, &Overrides::default()).unwrap().config;
     let beside = |name: &str| directory.path().join(name);
     assert!(matches!(config.keys, Keys::Given(_)));
-    assert!(
-        config
-            .api
-            .service_token
-            .unwrap()
-            .matches(b"a-token-beside-the-file")
-    );
-    assert_eq!(
-        config.api.address,
-        server::Address::Unix(beside("api.sock"))
-    );
-    assert_eq!(
-        config.proxy.routes[0].upstream,
-        crate::client::Target::Unix(beside("app.sock"))
-    );
-    assert!(
-        config.api.url.ends_with("%2Fapi.sock/_session"),
-        "{}",
-        config.api.url
-    );
+    assert!(config.api.service_token.unwrap().matches(b"a-token-beside-the-file"));
+    assert_eq!(config.api.address, server::Address::Unix(beside("api.sock")));
+    assert_eq!(config.proxy.routes[0].upstream, crate::client::Target::Unix(beside("app.sock")));
+    assert!(config.api.url.ends_with("%2Fapi.sock/_session"), "{}", config.api.url);
 }
 
 #[test]
@@ -440,14 +333,7 @@ fn several_mistakes_are_told_at_once() {
     let lines: Vec<String> = error
         .problems
         .iter()
-        .map(|problem| {
-            problem
-                .to_string()
-                .rsplit("config.toml:")
-                .next()
-                .unwrap()
-                .to_owned()
-        })
+        .map(|problem| problem.to_string().rsplit("config.toml:").next().unwrap().to_owned())
         .collect();
     assert_eq!(
         lines,

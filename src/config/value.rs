@@ -41,12 +41,7 @@ pub(super) trait Value: Sized {
 
     /// What is wrong with a value of another type.
     fn wrong_type(value: &DeValue<'_>) -> String {
-        format!(
-            "{} is no {}; write {}",
-            article(value),
-            Self::NOUN,
-            Self::RIGHT
-        )
+        format!("{} is no {}; write {}", article(value), Self::NOUN, Self::RIGHT)
     }
 }
 
@@ -127,10 +122,7 @@ impl Value for Timeout {
         let is_plain = !text.bytes().any(|byte| byte.is_ascii_uppercase());
         match text {
             "never" => Some(Self::Never),
-            text => humantime::parse_duration(text)
-                .ok()
-                .filter(|_| is_plain)
-                .map(Self::After),
+            text => humantime::parse_duration(text).ok().filter(|_| is_plain).map(Self::After),
         }
     }
 }
@@ -138,14 +130,9 @@ impl Value for Timeout {
 /// A duration, in the largest unit that says it exactly.
 pub(super) fn write_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
-    let unit = [
-        ("d", 86_400_000),
-        ("h", 3_600_000),
-        ("m", 60_000),
-        ("s", 1_000),
-    ]
-    .into_iter()
-    .find(|(_, unit)| millis > 0 && millis.is_multiple_of(*unit));
+    let unit = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)]
+        .into_iter()
+        .find(|(_, unit)| millis > 0 && millis.is_multiple_of(*unit));
     match unit {
         Some((name, unit)) => format!("{}{name}", millis / unit),
         None if duration.is_zero() => "0s".to_owned(),
@@ -186,10 +173,7 @@ pub(super) fn write_size(bytes: usize) -> String {
     SIZE_UNITS
         .into_iter()
         .find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit))
-        .map_or_else(
-            || bytes.to_string(),
-            |(name, unit)| format!("{}{name}", bytes / unit),
-        )
+        .map_or_else(|| bytes.to_string(), |(name, unit)| format!("{}{name}", bytes / unit))
 }
 
 /// The mode of a socket's file, in octal digits.
@@ -250,10 +234,9 @@ impl Value for Target {
     fn from_toml(value: &DeValue<'_>) -> Result<Self, String> {
         match value {
             DeValue::String(text) => Self::from_text(text),
-            DeValue::Array(_) => Err(format!(
-                "a list of upstreams is not in this version; write {}",
-                Self::RIGHT
-            )),
+            DeValue::Array(_) => {
+                Err(format!("a list of upstreams is not in this version; write {}", Self::RIGHT))
+            }
             other => Err(Self::wrong_type(other)),
         }
     }
@@ -266,10 +249,7 @@ pub(super) trait Word: Copy + PartialEq + 'static {
 
     /// The word for this one.
     fn word(self) -> &'static str {
-        Self::WORDS
-            .iter()
-            .find(|(_, value)| *value == self)
-            .map_or("", |(word, _)| word)
+        Self::WORDS.iter().find(|(_, value)| *value == self).map_or("", |(word, _)| word)
     }
 }
 
@@ -330,9 +310,7 @@ mod tests {
             assert!(Timeout::from_text(text).is_err(), "{text}");
         }
         for text in ["0s", "500ms", "1500ms", "30s", "90m", "36h", "14d"] {
-            let Ok(Timeout::After(duration)) = Timeout::from_text(text) else {
-                panic!("{text}")
-            };
+            let Ok(Timeout::After(duration)) = Timeout::from_text(text) else { panic!("{text}") };
             assert_eq!(write_duration(duration), text);
         }
     }
@@ -350,17 +328,7 @@ mod tests {
         ] {
             assert_eq!(Size::from_text(text), Ok(Size(bytes)), "{text}");
         }
-        for text in [
-            "",
-            "KiB",
-            "3kb",
-            "3KB",
-            "3M",
-            "-1",
-            "1.5MiB",
-            "+1",
-            "99999999999GiB",
-        ] {
+        for text in ["", "KiB", "3kb", "3KB", "3M", "-1", "1.5MiB", "+1", "99999999999GiB"] {
             assert!(Size::from_text(text).is_err(), "{text}");
         }
         for text in ["0", "1000", "3KiB", "1MiB", "2GiB"] {
@@ -379,14 +347,8 @@ mod tests {
 
     #[test]
     fn a_single_address_is_a_network_of_one() {
-        assert_eq!(
-            IpNet::from_text("10.0.0.7").unwrap().to_string(),
-            "10.0.0.7/32"
-        );
-        assert_eq!(
-            IpNet::from_text("fd00::/8").unwrap().to_string(),
-            "fd00::/8"
-        );
+        assert_eq!(IpNet::from_text("10.0.0.7").unwrap().to_string(), "10.0.0.7/32");
+        assert_eq!(IpNet::from_text("fd00::/8").unwrap().to_string(), "fd00::/8");
         assert!(IpNet::from_text("10.0.0.0/33").is_err());
     }
 
@@ -397,9 +359,6 @@ mod tests {
             assert_eq!(level.word(), *word);
         }
         let said = SameSite::from_text("lax").unwrap_err();
-        assert_eq!(
-            said,
-            "is no such word; write \"Strict\" or \"Lax\" or \"None\""
-        );
+        assert_eq!(said, "is no such word; write \"Strict\" or \"Lax\" or \"None\"");
     }
 }

@@ -65,11 +65,7 @@ fn is_decision(directive: &[u8]) -> bool {
 fn add_vary(headers: &mut HeaderMap) -> Result<(), MaxSizeReached> {
     let is_there = list::members(headers, &VARY)
         .any(|member| member == b"*" || member.eq_ignore_ascii_case(b"cookie"));
-    if is_there {
-        Ok(())
-    } else {
-        append_member(headers, VARY, "Cookie")
-    }
+    if is_there { Ok(()) } else { append_member(headers, VARY, "Cookie") }
 }
 
 fn append_member(
@@ -82,23 +78,13 @@ fn append_member(
     } else {
         None
     };
-    headers.try_insert(
-        name,
-        line.unwrap_or_else(|| HeaderValue::from_static(member)),
-    )?;
+    headers.try_insert(name, line.unwrap_or_else(|| HeaderValue::from_static(member)))?;
     Ok(())
 }
 
 fn is_cache_field(name: &HeaderName) -> bool {
-    [
-        CACHE_CONTROL,
-        EXPIRES,
-        PRAGMA,
-        SURROGATE_CONTROL,
-        X_ACCEL_EXPIRES,
-        EDGE_CONTROL,
-    ]
-    .contains(name)
+    [CACHE_CONTROL, EXPIRES, PRAGMA, SURROGATE_CONTROL, X_ACCEL_EXPIRES, EDGE_CONTROL]
+        .contains(name)
         || name.as_str().ends_with("cdn-cache-control")
 }
 
@@ -113,16 +99,11 @@ mod tests {
     ) {
         let mut headers = HeaderMap::new();
         for (name, value) in before {
-            headers.append(
-                HeaderName::from_static(name),
-                HeaderValue::from_static(value),
-            );
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         protect(&mut headers, protection).unwrap();
-        let mut found: Vec<_> = headers
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
-            .collect();
+        let mut found: Vec<_> =
+            headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         found.sort_unstable();
         assert_eq!(found, after, "{protection:?} {before:?}");
     }
@@ -142,11 +123,7 @@ mod tests {
                 ("x-accel-expires", "60"),
                 ("etag", "\"1\""),
             ],
-            &[
-                ("cache-control", "no-store"),
-                ("etag", "\"1\""),
-                ("vary", "Cookie"),
-            ],
+            &[("cache-control", "no-store"), ("etag", "\"1\""), ("vary", "Cookie")],
         );
     }
 
@@ -171,20 +148,11 @@ mod tests {
     fn a_response_with_a_session_is_private_unless_the_upstream_decided() {
         for (before, after) in [
             (&[][..], &["private"][..]),
-            (
-                &["max-age=60", "no-cache"],
-                &["max-age=60, no-cache, private"],
-            ),
-            (
-                &["no-cache=\"Set-Cookie, public\""],
-                &["no-cache=\"Set-Cookie, public\", private"],
-            ),
+            (&["max-age=60", "no-cache"], &["max-age=60, no-cache, private"]),
+            (&["no-cache=\"Set-Cookie, public\""], &["no-cache=\"Set-Cookie, public\", private"]),
             (&["private=\"x\""], &["private=\"x\", private"]),
             (&["PUBLIC"], &["PUBLIC"]),
-            (
-                &["max-age=1", "s-MAXage = 5"],
-                &["max-age=1", "s-MAXage = 5"],
-            ),
+            (&["max-age=1", "s-MAXage = 5"], &["max-age=1", "s-MAXage = 5"]),
             (&["Private"], &["Private"]),
             (&["no-store"], &["no-store"]),
             (&["ext=\"public"], &["no-store"]),
@@ -205,10 +173,7 @@ mod tests {
     fn what_an_upstream_tells_its_cdn_stays_where_no_cookie_is_set() {
         check(
             Protection::Private,
-            &[
-                ("cdn-cache-control", "max-age=60"),
-                ("surrogate-control", "max-age=60"),
-            ],
+            &[("cdn-cache-control", "max-age=60"), ("surrogate-control", "max-age=60")],
             &[
                 ("cache-control", "private"),
                 ("cdn-cache-control", "max-age=60"),

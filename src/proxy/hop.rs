@@ -9,24 +9,16 @@ use super::{
 };
 
 /// Those that are hop-by-hop whether or not a Connection line names them.
-const FIXED: [HeaderName; 7] = [
-    CONNECTION,
-    PROXY_CONNECTION,
-    KEEP_ALIVE,
-    TE,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    HTTP2_SETTINGS,
-];
+const FIXED: [HeaderName; 7] =
+    [CONNECTION, PROXY_CONNECTION, KEEP_ALIVE, TE, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS];
 
 /// Removes the hop-by-hop fields of a head.
 ///
 /// Returns the further names that its Connection lines gave: they go from the trailers too
 /// ([`super::trailers::clean`]).
 pub fn remove(headers: &mut HeaderMap) -> Vec<HeaderName> {
-    let nominated: Vec<HeaderName> = list::members(headers, &CONNECTION)
-        .filter_map(nominated)
-        .collect();
+    let nominated: Vec<HeaderName> =
+        list::members(headers, &CONNECTION).filter_map(nominated).collect();
     for name in FIXED.iter().chain(&nominated) {
         headers.remove(name);
     }
@@ -96,10 +88,7 @@ mod tests {
         for (name, value) in [
             ("connection", ""),
             ("connection", "close, X-Foo, ,host,\"x\""),
-            (
-                "connection",
-                "cOOkie,x-bar ,Content-Length, X-Forwarded-For,Authorization,Via",
-            ),
+            ("connection", "cOOkie,x-bar ,Content-Length, X-Forwarded-For,Authorization,Via"),
             ("keep-alive", "timeout=5"),
             ("proxy-connection", "keep-alive"),
             ("upgrade", "h2c"),
@@ -116,24 +105,14 @@ mod tests {
             ("authorization", "x"),
             ("via", "1.1 a"),
         ] {
-            headers.append(
-                HeaderName::from_static(name),
-                HeaderValue::from_static(value),
-            );
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         assert_eq!(remove(&mut headers), ["x-foo", "x-bar"]);
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(
             left,
-            [
-                "authorization",
-                "content-length",
-                "cookie",
-                "host",
-                "via",
-                "x-forwarded-for"
-            ]
+            ["authorization", "content-length", "cookie", "host", "via", "x-forwarded-for"]
         );
     }
 }

@@ -12,9 +12,7 @@ pub(super) fn is_valid(text: &str) -> bool {
 /// Whether a text is a host without a port.
 pub(super) fn is_valid_name(name: &str) -> bool {
     match name.strip_prefix('[') {
-        Some(rest) => rest
-            .strip_suffix(']')
-            .is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()),
+        Some(rest) => rest.strip_suffix(']').is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()),
         None => is_reg_name(name.as_bytes()),
     }
 }

@@ -48,12 +48,7 @@ pub(super) fn quoted_split(text: &[u8], delimiter: u8) -> impl Iterator<Item = &
 /// One line, because there are readers that look at one alone; the same by RFC 9110 5.3.
 pub(super) fn joined(headers: &HeaderMap, name: &HeaderName, last: &[u8]) -> Option<HeaderValue> {
     let mut line = Vec::new();
-    for part in headers
-        .get_all(name)
-        .iter()
-        .map(|part| trim(part.as_bytes()))
-        .chain([last])
-    {
+    for part in headers.get_all(name).iter().map(|part| trim(part.as_bytes())).chain([last]) {
         if part.is_empty() {
             continue;
         }
@@ -88,9 +83,7 @@ pub(super) fn is_token_byte(byte: u8) -> bool {
 }
 
 fn is_closed(line: &[u8]) -> bool {
-    line.iter()
-        .fold(Quotes::Outside, |quotes, byte| quotes.after(*byte))
-        == Quotes::Outside
+    line.iter().fold(Quotes::Outside, |quotes, byte| quotes.after(*byte)) == Quotes::Outside
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

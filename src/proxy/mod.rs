@@ -1,15 +1,15 @@
-//! The public proxy's rules for heads: which requests are taken, where they go, and which header
-//! fields pass in either direction.
+//! The public proxy: a request comes in, its session is opened, it goes to its upstream cleaned, and
+//! the response comes back cleaned, with the one cookie that it may carry.
 //!
-//! Everything here is a pure function over a head, in place; none of it reads a clock, does I/O or
-//! knows a session. The order of a request is: [`request::check`], [`request::settle_target`],
-//! [`path::names_api`], [`route::Matcher::find`], [`via::Via::append`], [`request::count_hop`],
-//! [`request::clean`], [`forwarded::rewrite`]; only then are our own fields added, so that nothing a
-//! client sends can take them away again. Of a response: [`response::take_patches`],
-//! [`response::clean`], [`caching::protect`], and then our Set-Cookie.
+//! [`Proxy::handle`] is the way of one request, read from top to bottom. The header rules are pure
+//! functions over a head, in the modules beside it: [`request`], [`forwarded`], [`via`], [`response`],
+//! [`caching`] and their parts. It does not know the session API.
 
+mod access;
 pub mod caching;
 pub mod config;
+mod error;
+mod exchange_headers;
 pub mod forwarded;
 pub mod hop;
 mod host;
@@ -19,5 +19,266 @@ pub mod path;
 pub mod request;
 pub mod response;
 pub mod route;
+mod site;
 pub mod trailers;
 pub mod via;
+
+use http::header::{CACHE_CONTROL, SET_COOKIE, USER_AGENT};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use tracing::{debug, warn};
+
+use crate::body::Body;
+use crate::client::Pool;
+use crate::metrics::{Event, Metrics, Outcome};
+use crate::server::{Handler, Peer, Tasks};
+use crate::session::navigation::Origin;
+use crate::session::patch::Patch;
+use crate::session::record::Client;
+use crate::sessions::{Arrival, CookieLine, Failure, Head, Opened, Prolongs, Sessions, Tracked};
+use crate::store::Error as StoreError;
+use crate::store::config::OnError;
+
+use access::Access;
+use caching::Protection;
+use config::Session;
+use error::{Accepts, Error};
+use request::Hop;
+use site::Route;
+
+pub use site::{InvalidUrl, Site};
+
+/// The public proxy, as one worker serves it.
+#[derive(Debug)]
+pub struct Proxy {
+    site: std::sync::Arc<Site>,
+    /// One for each route, in the routes' order.
+    pools: Vec<Pool>,
+    sessions: Sessions,
+    tasks: Tasks,
+}
+
+impl Handler for Proxy {
+    async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        let accepts = Accepts::of(request.headers());
+        let mut access = Access::of(&request, &peer);
+        match self.serve(request, &peer, accepts, &mut access).await {
+            Ok(response) => access.finish(response, Outcome::Forwarded, self.metrics()),
+            Err(error) => {
+                error.log();
+                access.finish(error.response(accepts), error.outcome(), self.metrics())
+            }
+        }
+    }
+}
+
+impl Proxy {
+    /// A proxy for `site`, with connections of its own.
+    pub fn new(site: std::sync::Arc<Site>, sessions: Sessions, tasks: Tasks) -> Self {
+        let pools = site.routes().map(|route| route.pool(site.body_idle_timeout())).collect();
+        Self { site, pools, sessions, tasks }
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.sessions.shared().metrics
+    }
+
+    /// Route, open the session, clean the head, forward, commit, respond.
+    async fn serve(
+        &self,
+        request: Request<Incoming>,
+        peer: &Peer,
+        accepts: Accepts,
+        access: &mut Access,
+    ) -> Result<Response<Body>, Error> {
+        let (mut parts, body) = request.into_parts();
+        request::check(&parts)?;
+        request::settle_target(&mut parts)?;
+        let (index, route) = self.site.find(&parts)?;
+        self.site.via().append(&mut parts.headers, parts.version)?;
+        if request::count_hop(&parts.method, &mut parts.headers) == Hop::Last {
+            return Ok(options_of_ours());
+        }
+        let attributes = &self.sessions.shared().attributes;
+        let origin = Origin::of(&parts.method, &parts.uri, &parts.headers, attributes.same_site);
+        let cookies = self.sessions.take_cookies(&mut parts.headers);
+        let nominated = request::clean(&mut parts.headers, route.ours());
+        let client = forwarded::rewrite(&mut parts.headers, self.site.trust(), peer_of(peer))?;
+        access.comes_from(client.address);
+
+        let opened = match route.session() {
+            Session::Off => None,
+            on => {
+                let prolongs = if on == Session::On { Prolongs::Use } else { Prolongs::Nothing };
+                let wants_values = route.header_exchange().is_some();
+                let client = Some(Client {
+                    address: client.address,
+                    user_agent: user_agent(&parts.headers),
+                });
+                let on_error = route.on_error();
+                let arrival = Arrival { origin, cookies, wants_values, prolongs, on_error, client };
+                Some(self.sessions.open(arrival).await?)
+            }
+        };
+        self.site.inject(&mut parts.headers, route, opened.as_ref(), self.sessions.shared())?;
+
+        let response = self.forward(index, parts, body, (route, nominated)).await;
+        match opened {
+            None => response.map(|response| self.clean(response)),
+            Some(opened) => Ok(self.commit(response, opened, route, accepts, access).await),
+        }
+    }
+
+    /// Sends the request on.
+    async fn forward(
+        &self,
+        index: usize,
+        mut parts: Parts,
+        body: Incoming,
+        (route, nominated): (&Route, Vec<http::HeaderName>),
+    ) -> Result<Response<Body>, Error> {
+        parts.version = Version::HTTP_11;
+        let ours = route.ours_shared();
+        let body = Body::streaming(body, Some(self.site.body_idle_timeout()))
+            .with_trailers(move |trailers| trailers::clean(trailers, &ours, &nominated));
+        let pool = self.pools.get(index).ok_or(Error::NoRoute)?;
+        Ok(pool.send(Request::from_parts(parts, body), &self.tasks).await?)
+    }
+
+    /// Applies what the upstream asked for by header, takes the response's head, and gives it its
+    /// cookie.
+    async fn commit(
+        &self,
+        response: Result<Response<Body>, Error>,
+        opened: Opened,
+        route: &Route,
+        accepts: Accepts,
+        access: &mut Access,
+    ) -> Response<Body> {
+        let mut response = response.unwrap_or_else(|error| access.failed(&error, accepts));
+        let had_session = opened.record.is_some();
+        let head = head_of(&response);
+        let patch = match exchange_headers::patch_of(response.headers_mut(), route, head) {
+            Ok(patch) => patch,
+            Err(malformed) => {
+                response = access.failed(&Error::Patch(malformed.to_string()), accepts);
+                None
+            }
+        };
+        let head = head_of(&response);
+        let (cookie, applied) = self.take_head(&opened.tracked, head, patch.as_ref()).await;
+        if let (Some(patch), Err(failure)) = (&patch, applied) {
+            if self.drops(&opened.tracked, patch, &failure, route) {
+                self.metrics().event(Event::PatchDropped);
+                debug!(%failure, "a patch was dropped");
+            } else {
+                response = access.failed(&Error::Patch(failure.to_string()), accepts);
+            }
+        }
+        let response = self.clean(response);
+        self.finish(response, cookie, had_session, opened.tracked, access)
+    }
+
+    /// Takes out of a response what is not for the client.
+    fn clean(&self, mut response: Response<Body>) -> Response<Body> {
+        let cleaned =
+            response::clean(response.headers_mut(), &self.sessions.shared().attributes.name);
+        if cleaned.own_cookies > 0 {
+            warn!("an upstream set a cookie of the session's name; it was dropped");
+        }
+        let nominated = cleaned.nominated;
+        response.map(|body| {
+            body.with_trailers(move |trailers| trailers::clean(trailers, &[], &nominated))
+        })
+    }
+
+    /// A patch that was taken is applied though the client hangs up now: it runs as a task.
+    async fn take_head(
+        &self,
+        tracked: &Tracked,
+        head: Head,
+        patch: Option<&Patch>,
+    ) -> (CookieLine, Result<(), Failure>) {
+        let Some(patch) = patch.cloned() else {
+            return self.sessions.commit(tracked.exchange(), head, None).await;
+        };
+        let (sessions, exchange) =
+            (self.sessions.clone(), std::sync::Arc::clone(tracked.exchange()));
+        let commit = async move { sessions.commit(&exchange, head, Some(&patch)).await };
+        self.tasks.run(commit).await.unwrap_or_else(|lost| {
+            let unknown = StoreError::OutcomeUnknown(lost.to_string().into());
+            (CookieLine::None, Err(unknown.into()))
+        })
+    }
+
+    fn drops(&self, tracked: &Tracked, patch: &Patch, failure: &Failure, route: &Route) -> bool {
+        let store_is_away =
+            matches!(failure, Failure::StoreWasAway | Failure::Store(StoreError::Unavailable(_)));
+        (store_is_away && route.on_error() == OnError::Anonymous)
+            || self.sessions.drops(tracked.exchange(), patch, failure)
+    }
+
+    /// Cleans the head, protects it from caches, and sets the cookie. The request lasts until its
+    /// response's body is over.
+    fn finish(
+        &self,
+        mut response: Response<Body>,
+        cookie: CookieLine,
+        had_session: bool,
+        tracked: Tracked,
+        access: &mut Access,
+    ) -> Response<Body> {
+        let session = tracked.session();
+        access.belongs_to(session);
+        let protection = match &cookie {
+            CookieLine::Line(_) => Protection::NoStore,
+            CookieLine::None if had_session || session.is_some() => Protection::Private,
+            CookieLine::None => Protection::Vary,
+        };
+        let headers = response.headers_mut();
+        let protected = caching::protect(headers, protection);
+        let set = match cookie {
+            CookieLine::Line(line) => headers.try_append(SET_COOKIE, line).map(drop),
+            CookieLine::None => Ok(()),
+        };
+        if protected.and(set).is_err() {
+            warn!("an upstream's response has as many header fields as a head can hold");
+        }
+        response.map(|body| body.with_guard(move |_end| drop(tracked)))
+    }
+}
+
+fn head_of(response: &Response<Body>) -> Head {
+    match response.status() {
+        StatusCode::NOT_MODIFIED => Head::NotModified,
+        status if status.is_server_error() => Head::Failed,
+        _ => Head::Answer,
+    }
+}
+
+fn peer_of(peer: &Peer) -> forwarded::Peer {
+    forwarded::Peer {
+        address: peer.address.map(|address| address.ip()),
+        scheme: forwarded::Scheme::Http,
+    }
+}
+
+/// As much of the user agent as a session keeps.
+fn user_agent(headers: &HeaderMap) -> Box<str> {
+    let agent = headers.get(USER_AGENT).map(HeaderValue::as_bytes).unwrap_or_default();
+    let text = String::from_utf8_lossy(agent);
+    let mut end = text.len().min(Client::MAX_USER_AGENT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default().into()
+}
+
+/// The answer to an OPTIONS request that was to go no further (RFC 9110, section 7.6.2).
+fn options_of_ours() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    response.headers_mut().insert(http::header::ALLOW, HeaderValue::from_static(request::ALLOW));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

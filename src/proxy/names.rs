@@ -95,11 +95,7 @@ pub(super) fn canonical_starts(name: &HeaderName, start: &[u8]) -> bool {
 
 /// Removes every field whose name `is_doomed`; allocates only where there is one.
 pub(super) fn remove_where(headers: &mut HeaderMap, is_doomed: impl Fn(&HeaderName) -> bool) {
-    let doomed: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| is_doomed(name))
-        .cloned()
-        .collect();
+    let doomed: Vec<HeaderName> = headers.keys().filter(|name| is_doomed(name)).cloned().collect();
     for name in &doomed {
         headers.remove(name);
     }
@@ -107,13 +103,7 @@ pub(super) fn remove_where(headers: &mut HeaderMap, is_doomed: impl Fn(&HeaderNa
 
 /// A `HeaderName` is in lower case already.
 fn canonical(name: &HeaderName) -> impl Iterator<Item = u8> + '_ {
-    name.as_str().bytes().map(|byte| {
-        if byte.is_ascii_alphanumeric() {
-            byte
-        } else {
-            b'-'
-        }
-    })
+    name.as_str().bytes().map(|byte| if byte.is_ascii_alphanumeric() { byte } else { b'-' })
 }
 
 #[cfg(test)]
@@ -137,14 +127,9 @@ mod tests {
         ] {
             assert!(is_reserved(&name(ours)), "{ours}");
         }
-        for theirs in [
-            "x-session",
-            "xsession-id",
-            "x-sessions-id",
-            "session",
-            "x",
-            "a-x-session-id",
-        ] {
+        for theirs in
+            ["x-session", "xsession-id", "x-sessions-id", "session", "x", "a-x-session-id"]
+        {
             assert!(!is_reserved(&name(theirs)), "{theirs}");
         }
     }

@@ -66,9 +66,7 @@ pub(super) fn loose(path: &str) -> Cow<'_, [u8]> {
     let mut kept: Vec<&[u8]> = Vec::new();
     for segment in decoded.split(|byte| matches!(byte, b'/' | b'\\')) {
         // After another decoding, a query, a fragment or an end of string would begin here.
-        let name = segment
-            .split(|byte| matches!(byte, b';' | b'?' | b'#' | 0))
-            .next();
+        let name = segment.split(|byte| matches!(byte, b';' | b'?' | b'#' | 0)).next();
         match name.unwrap_or_default() {
             b"" | b"." => {}
             b".." => drop(kept.pop()),
@@ -137,11 +135,7 @@ fn is_unreserved(byte: u8) -> bool {
 }
 
 fn escape(high: u8, low: u8) -> Option<u8> {
-    let digit = |byte: u8| {
-        char::from(byte)
-            .to_digit(16)
-            .and_then(|digit| u8::try_from(digit).ok())
-    };
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     Some(digit(high)? << 4 | digit(low)?)
 }
 

@@ -32,10 +32,7 @@ pub fn take_patches(headers: &mut HeaderMap) -> Vec<HeaderValue> {
 pub fn clean(headers: &mut HeaderMap, cookie_name: &str) -> Cleaned {
     let nominated = hop::remove(headers);
     names::remove_where(headers, names::is_reserved);
-    Cleaned {
-        nominated,
-        own_cookies: drop_cookie(headers, cookie_name),
-    }
+    Cleaned { nominated, own_cookies: drop_cookie(headers, cookie_name) }
 }
 
 /// The other lines keep their order and are never joined (RFC 9110 5.3, RFC 6265 3).
@@ -43,11 +40,7 @@ fn drop_cookie(headers: &mut HeaderMap, name: &str) -> usize {
     let lines = headers.get_all(SET_COOKIE);
     let own = lines.iter().filter(|line| sets(line, name)).count();
     if own > 0 {
-        let others: Vec<_> = lines
-            .iter()
-            .filter(|line| !sets(line, name))
-            .cloned()
-            .collect();
+        let others: Vec<_> = lines.iter().filter(|line| !sets(line, name)).cloned().collect();
         headers.remove(SET_COOKIE);
         for line in others {
             // There were more of them a moment ago, so there is room.
@@ -60,11 +53,7 @@ fn drop_cookie(headers: &mut HeaderMap, name: &str) -> usize {
 /// Whether a browser would take the line for a cookie of this very name (RFC 6265 5.2): up to the
 /// first `=` of the part before the first `;`, without spaces and tabs around it.
 fn sets(line: &HeaderValue, name: &str) -> bool {
-    let pair = line
-        .as_bytes()
-        .split(|byte| *byte == b';')
-        .next()
-        .unwrap_or_default();
+    let pair = line.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
     list::split_once(pair, b'=').is_some_and(|(found, _)| list::trim(found) == name.as_bytes())
 }
 
@@ -86,17 +75,10 @@ mod tests {
     }
 
     fn check_cookie(line: &str, passes: bool) {
-        let mut headers = response(&[
-            ("set-cookie", "z=1"),
-            ("set-cookie", line),
-            ("set-cookie", "a=2, b"),
-        ]);
+        let mut headers =
+            response(&[("set-cookie", "z=1"), ("set-cookie", line), ("set-cookie", "a=2, b")]);
         let own = clean(&mut headers, "__Host-id").own_cookies;
-        let left: Vec<_> = headers
-            .get_all(SET_COOKIE)
-            .iter()
-            .map(HeaderValue::as_bytes)
-            .collect();
+        let left: Vec<_> = headers.get_all(SET_COOKIE).iter().map(HeaderValue::as_bytes).collect();
         if passes {
             assert_eq!(left, [b"z=1", line.as_bytes(), b"a=2, b"]);
         } else {
@@ -107,12 +89,7 @@ mod tests {
 
     #[test]
     fn an_upstream_does_not_set_our_cookie() {
-        for own in [
-            "__Host-id=x",
-            " __Host-id\t=x; Path=/",
-            "__Host-id=",
-            "__Host-id==;a",
-        ] {
+        for own in ["__Host-id=x", " __Host-id\t=x; Path=/", "__Host-id=", "__Host-id==;a"] {
             check_cookie(own, false);
         }
     }

@@ -9,14 +9,7 @@ use http::header::{HeaderMap, HeaderName};
 use super::{hop, names};
 
 /// In canonical form.
-const STARTS: [&[u8]; 6] = [
-    b"content-",
-    b"if-",
-    b"sec-",
-    b"access-control-",
-    b"proxy-",
-    b"cookie",
-];
+const STARTS: [&[u8]; 6] = [b"content-", b"if-", b"sec-", b"access-control-", b"proxy-", b"cookie"];
 /// In canonical form.
 const WHOLE: [&[u8]; 31] = [
     b"accept",
@@ -72,9 +65,7 @@ fn is_refused(name: &HeaderName) -> bool {
     hop::is_fixed(name)
         || names::is_reserved(name)
         || names::is_forwarding(name)
-        || STARTS
-            .iter()
-            .any(|start| names::canonical_starts(name, start))
+        || STARTS.iter().any(|start| names::canonical_starts(name, start))
         || WHOLE.iter().any(|whole| names::canonical_is(name, whole))
 }
 
@@ -125,14 +116,9 @@ mod tests {
 
     #[test]
     fn the_rest_passes() {
-        for name in [
-            "Content-Digest",
-            "Digest",
-            "ETag",
-            "Server-Timing",
-            "grpc-status",
-            "X-Checksum",
-        ] {
+        for name in
+            ["Content-Digest", "Digest", "ETag", "Server-Timing", "grpc-status", "X-Checksum"]
+        {
             check(name, true);
         }
     }

@@ -29,10 +29,9 @@ pub enum ViaError {
 impl From<ViaError> for Rejected {
     fn from(error: ViaError) -> Self {
         match error {
-            ViaError::Loop => Self {
-                status: StatusCode::LOOP_DETECTED,
-                reason: "the request came back to us",
-            },
+            ViaError::Loop => {
+                Self { status: StatusCode::LOOP_DETECTED, reason: "the request came back to us" }
+            }
             ViaError::Full(full) => full.into(),
         }
     }
@@ -69,12 +68,9 @@ impl Via {
 
     /// Comments are not skipped: one that is never closed could hide our name behind it.
     fn wrote(&self, member: &[u8]) -> bool {
-        let mut words = member
-            .split(|byte| matches!(byte, b' ' | b'\t'))
-            .filter(|word| !word.is_empty());
-        words
-            .nth(1)
-            .is_some_and(|by| by.eq_ignore_ascii_case(self.pseudonym.as_bytes()))
+        let mut words =
+            member.split(|byte| matches!(byte, b' ' | b'\t')).filter(|word| !word.is_empty());
+        words.nth(1).is_some_and(|by| by.eq_ignore_ascii_case(self.pseudonym.as_bytes()))
     }
 }
 
@@ -88,11 +84,7 @@ mod tests {
         for line in lines {
             headers.append(VIA, HeaderValue::from_static(line));
         }
-        assert_eq!(
-            via.append(&mut headers, Version::HTTP_10).is_err(),
-            loops,
-            "{lines:?}"
-        );
+        assert_eq!(via.append(&mut headers, Version::HTTP_10).is_err(), loops, "{lines:?}");
         let mut expected = lines.to_vec();
         expected.extend((!loops).then_some("1.0 cloakroom-x1"));
         assert_eq!(headers.get_all(VIA).iter().collect::<Vec<_>>(), expected);

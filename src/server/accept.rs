@@ -44,10 +44,7 @@ pub async fn serve<H: Handler>(
         };
         match accepted {
             Ok((socket, client, permit)) => {
-                let peer = Peer {
-                    address: client,
-                    listener: Arc::clone(&address),
-                };
+                let peer = Peer { address: client, listener: Arc::clone(&address) };
                 let server = Arc::clone(&server);
                 tasks
                     .run(async move {
@@ -81,10 +78,7 @@ async fn accept(
     listener: &Listener,
     connections: &Arc<Semaphore>,
 ) -> io::Result<(Socket, Option<SocketAddr>, OwnedSemaphorePermit)> {
-    let permit = Arc::clone(connections)
-        .acquire_owned()
-        .await
-        .map_err(io::Error::other)?;
+    let permit = Arc::clone(connections).acquire_owned().await.map_err(io::Error::other)?;
     match listener {
         Listener::Tcp(listener) => {
             let (stream, client) = listener.accept().await?;

@@ -49,14 +49,7 @@ mod tests {
         for text in ["127.0.0.1:8080", "[::1]:80", "unix:/run/x.sock"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
-        for text in [
-            "",
-            "8080",
-            "localhost:80",
-            "unix:",
-            "127.0.0.1",
-            "127.0.0.1:65536",
-        ] {
+        for text in ["", "8080", "localhost:80", "unix:", "127.0.0.1", "127.0.0.1:65536"] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
     }

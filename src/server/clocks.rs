@@ -64,10 +64,7 @@ impl Clocks {
 
     /// As of after the preface.
     pub(super) fn http2() -> Self {
-        Self {
-            heads: false,
-            ..Self::new(Phase::Idle)
-        }
+        Self { heads: false, ..Self::new(Phase::Idle) }
     }
 
     fn new(phase: Phase) -> Self {
@@ -231,10 +228,6 @@ mod tests {
         clocks.blocked();
         assert_eq!(expiry(&clocks).await, (30, Expired::Write));
         clocks.wrote();
-        assert_eq!(
-            expiry(&clocks).await,
-            (60, Expired::Idle),
-            "idle from the last byte on"
-        );
+        assert_eq!(expiry(&clocks).await, (60, Expired::Idle), "idle from the last byte on");
     }
 }

@@ -52,13 +52,7 @@ impl<H: Handler> Server<H> {
     pub(super) fn new(settings: Settings, handler: Arc<H>, tasks: Tasks) -> Self {
         let http1 = http1(&settings.limits);
         let http2 = http2(&settings.limits, &tasks);
-        Self {
-            settings,
-            handler,
-            tasks,
-            http1,
-            http2,
-        }
+        Self { settings, handler, tasks, http1, http2 }
     }
 
     /// Serves one connection to its end.
@@ -120,10 +114,7 @@ impl<H: Handler> Server<H> {
         async move {
             let answered = tasks::catch(async { handler.handle(request, peer).await }).await;
             let response = answered.unwrap_or_else(|_lost| failure());
-            Ok(response.map(|body| Tail {
-                body,
-                _in_flight: in_flight,
-            }))
+            Ok(response.map(|body| Tail { body, _in_flight: in_flight }))
         }
     }
 

@@ -40,12 +40,7 @@ enum Closing {
 impl Io {
     /// `prefix` was read from the socket already, and is read again first.
     pub(super) fn new(socket: Socket, prefix: Bytes, clocks: Arc<Clocks>) -> Self {
-        Self {
-            socket,
-            prefix,
-            clocks,
-            closing: Closing::Open,
-        }
+        Self { socket, prefix, clocks, closing: Closing::Open }
     }
 
     fn written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {

@@ -35,11 +35,7 @@ pub fn bind(address: &Address, socket_mode: Option<u32>) -> io::Result<BoundList
             socket.bind(&(*address).into())?;
             listen(&socket)?;
             let local = socket.local_addr()?.as_socket().unwrap_or(*address);
-            BoundListener {
-                socket,
-                address: Address::Tcp(local),
-                file: None,
-            }
+            BoundListener { socket, address: Address::Tcp(local), file: None }
         }
         Address::Unix(path) => {
             remove_stale(path)?;
@@ -50,11 +46,7 @@ pub fn bind(address: &Address, socket_mode: Option<u32>) -> io::Result<BoundList
                 std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
             }
             listen(&socket)?;
-            BoundListener {
-                socket,
-                address: address.clone(),
-                file: Some(Arc::new(file)),
-            }
+            BoundListener { socket, address: address.clone(), file: Some(Arc::new(file)) }
         }
     };
     Ok(bound)
@@ -94,10 +86,7 @@ pub(super) struct SocketFile {
 
 impl SocketFile {
     fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            path: path.to_owned(),
-            identity: identity(path)?,
-        })
+        Ok(Self { path: path.to_owned(), identity: identity(path)? })
     }
 }
 
@@ -163,14 +152,8 @@ mod tests {
         let path = directory.path().join("x.sock");
         let address = Address::Unix(path.clone());
         let listener = bind(&address, Some(0o600)).unwrap();
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
-        assert_eq!(
-            bind(&address, None).unwrap_err().kind(),
-            ErrorKind::AddrInUse
-        );
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(bind(&address, None).unwrap_err().kind(), ErrorKind::AddrInUse);
         let sibling = listener.try_clone().unwrap();
         drop(listener);
         assert!(path.exists());

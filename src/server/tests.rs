@@ -26,13 +26,8 @@ struct Served {
 impl Served {
     fn new(settings: Settings, handler: impl Handler) -> Self {
         let listener = bind(&"127.0.0.1:0".parse().unwrap(), None).unwrap();
-        let Address::Tcp(address) = *listener.local_address() else {
-            panic!("not TCP")
-        };
-        Self {
-            address,
-            tasks: start(listener, settings, handler),
-        }
+        let Address::Tcp(address) = *listener.local_address() else { panic!("not TCP") };
+        Self { address, tasks: start(listener, settings, handler) }
     }
 
     async fn connect(&self) -> TcpStream {
@@ -50,29 +45,17 @@ impl Served {
 fn start(listener: BoundListener, settings: Settings, handler: impl Handler) -> Tasks {
     let tasks = Tasks::new();
     let connections = Arc::new(Semaphore::new(settings.limits.connections));
-    let serving = serve(
-        listener,
-        settings,
-        connections,
-        Arc::new(handler),
-        tasks.clone(),
-    );
+    let serving = serve(listener, settings, connections, Arc::new(handler), tasks.clone());
     tasks.run(serving).detach();
     tasks
 }
 
 fn limited(limits: Limits) -> Settings {
-    Settings {
-        limits,
-        ..Settings::default()
-    }
+    Settings { limits, ..Settings::default() }
 }
 
 fn h2c() -> Settings {
-    Settings {
-        protocol: Protocol::Http1AndH2c,
-        ..Settings::default()
-    }
+    Settings { protocol: Protocol::Http1AndH2c, ..Settings::default() }
 }
 
 async fn hello(_: Request<Incoming>, _: Peer) -> Response<Body> {
@@ -99,10 +82,7 @@ async fn a_connection_serves_one_request_after_another() {
     let served = Served::new(Settings::default(), hello);
     let mut stream = served.connect().await;
     for _ in 0..3 {
-        stream
-            .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            .await
-            .unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         assert!(read_until(&mut stream, "hello").await.starts_with(OK));
     }
 }
@@ -111,9 +91,7 @@ async fn a_connection_serves_one_request_after_another() {
 async fn all_that_share_a_socket_accept_and_none_is_left_out() {
     let listener = bind(&"127.0.0.1:0".parse().unwrap(), None).unwrap();
     let sibling = listener.try_clone().unwrap();
-    let Address::Tcp(address) = *listener.local_address() else {
-        panic!("not TCP")
-    };
+    let Address::Tcp(address) = *listener.local_address() else { panic!("not TCP") };
     let tasks = [listener, sibling].map(|listener| start(listener, Settings::default(), hello));
     for remaining in [2, 1] {
         for _ in 0..50 {
@@ -131,37 +109,21 @@ async fn a_unix_socket_has_no_peer_address() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("x.sock");
     let listener = bind(&Address::Unix(path.clone()), None).unwrap();
-    let tasks = start(
-        listener,
-        Settings::default(),
-        async |_: Request<Incoming>, peer: Peer| {
-            Response::new(Body::full(format!("{:?} {}", peer.address, peer.listener)))
-        },
-    );
+    let tasks = start(listener, Settings::default(), async |_: Request<Incoming>, peer: Peer| {
+        Response::new(Body::full(format!("{:?} {}", peer.address, peer.listener)))
+    });
     let mut stream = UnixStream::connect(&path).await.unwrap();
-    stream
-        .write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
-        .await
-        .unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    assert!(
-        answer.ends_with(&format!("None unix:{}", path.display())),
-        "{answer}"
-    );
+    assert!(answer.ends_with(&format!("None unix:{}", path.display())), "{answer}");
     assert!(tasks.drained(Duration::from_secs(5)).await);
     assert!(!path.exists());
 }
 
 #[tokio::test]
 async fn beyond_the_bound_connections_wait() {
-    let served = Served::new(
-        limited(Limits {
-            connections: 1,
-            ..Limits::default()
-        }),
-        hello,
-    );
+    let served = Served::new(limited(Limits { connections: 1, ..Limits::default() }), hello);
     let mut first = served.connect().await;
     first.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     read_until(&mut first, "hello").await;
@@ -175,10 +137,7 @@ async fn beyond_the_bound_connections_wait() {
 
 #[tokio::test]
 async fn a_slow_head_is_cut() {
-    let limits = Limits {
-        header_timeout: SHORT,
-        ..Limits::default()
-    };
+    let limits = Limits { header_timeout: SHORT, ..Limits::default() };
     for settings in [limited(limits.clone()), Settings { limits, ..h2c() }] {
         let served = Served::new(settings, hello);
         for first in ["", "G", "GET / HTTP/1.1\r\nHost: "] {
@@ -194,44 +153,25 @@ async fn a_slow_head_is_cut() {
 
 #[tokio::test]
 async fn an_idle_connection_is_closed() {
-    let limits = Limits {
-        idle_timeout: SHORT,
-        ..Limits::default()
-    };
+    let limits = Limits { idle_timeout: SHORT, ..Limits::default() };
     let served = Served::new(limited(limits), hello);
     let start = Instant::now();
-    assert!(
-        served
-            .ask("GET / HTTP/1.1\r\n\r\n")
-            .await
-            .ends_with("hello")
-    );
+    assert!(served.ask("GET / HTTP/1.1\r\n\r\n").await.ends_with("hello"));
     assert!(start.elapsed() >= SHORT && start.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_clock_runs_while_a_request_is_answered() {
-    let served = Served::new(
-        Settings::default(),
-        async |_: Request<Incoming>, _: Peer| {
-            tokio::time::sleep(Duration::from_secs(3600)).await;
-            Response::new(Body::full("slow"))
-        },
-    );
-    assert!(
-        served
-            .ask("GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
-            .await
-            .ends_with("slow")
-    );
+    let served = Served::new(Settings::default(), async |_: Request<Incoming>, _: Peer| {
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        Response::new(Body::full("slow"))
+    });
+    assert!(served.ask("GET / HTTP/1.1\r\nConnection: close\r\n\r\n").await.ends_with("slow"));
 }
 
 #[tokio::test]
 async fn a_client_that_takes_nothing_is_cut() {
-    let limits = Limits {
-        body_idle_timeout: SHORT,
-        ..Limits::default()
-    };
+    let limits = Limits { body_idle_timeout: SHORT, ..Limits::default() };
     let ended = Arc::new(Notify::new());
     let end = Arc::clone(&ended);
     let served = Served::new(limited(limits), move |_: Request<Incoming>, _: Peer| {
@@ -241,10 +181,7 @@ async fn a_client_that_takes_nothing_is_cut() {
     let mut stream = served.connect().await;
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     ended.notified().await;
-    assert!(
-        served.tasks.drained(Duration::from_secs(5)).await,
-        "the connection lives on"
-    );
+    assert!(served.tasks.drained(Duration::from_secs(5)).await, "the connection lives on");
     let mut taken = Vec::new();
     // Cut: by an end or by a reset.
     let _ = stream.read_to_end(&mut taken).await;
@@ -253,24 +190,12 @@ async fn a_client_that_takes_nothing_is_cut() {
 
 #[tokio::test]
 async fn heads_beyond_the_limits_are_answered_with_431() {
-    let served = Served::new(
-        limited(Limits {
-            header_bytes: 8192,
-            ..Limits::default()
-        }),
-        hello,
-    );
+    let served = Served::new(limited(Limits { header_bytes: 8192, ..Limits::default() }), hello);
     let large = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(200_000));
     assert!(served.ask(&large).await.starts_with("HTTP/1.1 431 "));
     let many = format!("GET / HTTP/1.1\r\n{}\r\n", "X: x\r\n".repeat(101));
     assert!(served.ask(&many).await.starts_with("HTTP/1.1 431 "));
-    let served = Served::new(
-        limited(Limits {
-            headers: 2,
-            ..Limits::default()
-        }),
-        hello,
-    );
+    let served = Served::new(limited(Limits { headers: 2, ..Limits::default() }), hello);
     let many = format!("GET / HTTP/1.1\r\n{}\r\n", "X: x\r\n".repeat(3));
     assert!(served.ask(&many).await.starts_with("HTTP/1.1 431 "));
 }
@@ -278,19 +203,13 @@ async fn heads_beyond_the_limits_are_answered_with_431() {
 #[tokio::test]
 async fn a_response_whose_client_leaves_ends_as_dropped() {
     let (send, mut ends) = tokio::sync::mpsc::unbounded_channel();
-    let served = Served::new(
-        Settings::default(),
-        move |request: Request<Incoming>, _: Peer| {
-            let send = send.clone();
-            let echo = Body::streaming(request.into_body(), None);
-            async move { Response::new(echo.with_guard(move |end| send.send(end).unwrap())) }
-        },
-    );
+    let served = Served::new(Settings::default(), move |request: Request<Incoming>, _: Peer| {
+        let send = send.clone();
+        let echo = Body::streaming(request.into_body(), None);
+        async move { Response::new(echo.with_guard(move |end| send.send(end).unwrap())) }
+    });
     let mut stream = served.connect().await;
-    stream
-        .write_all(b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\nfive!")
-        .await
-        .unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\nfive!").await.unwrap();
     read_until(&mut stream, "five!").await;
     drop(stream);
     assert_ne!(ends.recv().await, Some(End::Complete));
@@ -300,15 +219,17 @@ async fn a_response_whose_client_leaves_ends_as_dropped() {
 }
 
 #[tokio::test]
-async fn an_answer_to_an_unread_body_arrives() {
+async fn a_client_still_sending_after_its_answer_is_not_reset() {
     let served = Served::new(Settings::default(), hello);
     let mut stream = served.connect().await;
-    stream
-        .write_all(b"POST / HTTP/1.1\r\nContent-Length: 100000\r\n\r\n")
-        .await
-        .unwrap();
-    stream.write_all(&vec![b'x'; 100_000]).await.unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nContent-Length: 100000\r\n\r\n").await.unwrap();
     assert!(rest(&mut stream).await.ends_with("hello"));
+    for _ in 0..10 {
+        stream.write_all(&[b'x'; 10_000]).await.unwrap();
+        // The server's turn, on the same thread.
+        stream.writable().await.unwrap();
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
@@ -349,24 +270,15 @@ async fn the_drain_lets_a_response_finish_and_closes_what_is_idle() {
     assert_eq!(rest(&mut idle).await, "");
     go.notify_one();
     let answer = rest(&mut busy).await;
-    assert!(
-        answer.contains("connection: close\r\n") && answer.ends_with("finished"),
-        "{answer}"
-    );
+    assert!(answer.contains("connection: close\r\n") && answer.ends_with("finished"), "{answer}");
     drop(busy);
     assert!(served.tasks.drained(Duration::from_secs(5)).await);
-    assert!(
-        TcpStream::connect(served.address).await.is_err(),
-        "it still listens"
-    );
+    assert!(TcpStream::connect(served.address).await.is_err(), "it still listens");
 }
 
 #[tokio::test]
 async fn the_drain_ends_at_its_deadline() {
-    let limits = Limits {
-        drain_timeout: SHORT,
-        ..Limits::default()
-    };
+    let limits = Limits { drain_timeout: SHORT, ..Limits::default() };
     let begun = Arc::new(Notify::new());
     let notify = Arc::clone(&begun);
     let served = Served::new(limited(limits), move |_: Request<Incoming>, _: Peer| {
@@ -383,72 +295,48 @@ async fn the_drain_ends_at_its_deadline() {
 #[tokio::test]
 async fn a_request_cut_short_is_an_error() {
     let (send, mut ends) = tokio::sync::mpsc::unbounded_channel();
-    let served = Served::new(
-        Settings::default(),
-        move |request: Request<Incoming>, _: Peer| {
+    let served = Served::new(Settings::default(), move |request: Request<Incoming>, _: Peer| {
+        let send = send.clone();
+        let body = Body::streaming(request.into_body(), None).with_guard({
             let send = send.clone();
-            let body = Body::streaming(request.into_body(), None).with_guard({
-                let send = send.clone();
-                move |end| send.send(format!("{end:?}")).unwrap()
-            });
-            let reading = Tasks::new().run(async move {
-                let read = collect(body, 100, Duration::from_secs(5)).await;
-                send.send(format!("{}", read.unwrap_err())).unwrap();
-            });
-            async move {
-                reading.await.unwrap();
-                Response::new(Body::empty())
-            }
-        },
-    );
-    for framing in [
-        "Content-Length: 10\r\n\r\nfive!",
-        "Transfer-Encoding: chunked\r\n\r\n5\r\nfive!\r\n",
-    ] {
+            move |end| send.send(format!("{end:?}")).unwrap()
+        });
+        let reading = Tasks::new().run(async move {
+            let read = collect(body, 100, Duration::from_secs(5)).await;
+            send.send(format!("{}", read.unwrap_err())).unwrap();
+        });
+        async move {
+            reading.await.unwrap();
+            Response::new(Body::empty())
+        }
+    });
+    for framing in
+        ["Content-Length: 10\r\n\r\nfive!", "Transfer-Encoding: chunked\r\n\r\n5\r\nfive!\r\n"]
+    {
         let mut stream = served.connect().await;
         let request = format!("POST / HTTP/1.1\r\n{framing}");
         stream.write_all(request.as_bytes()).await.unwrap();
         drop(stream);
         assert_eq!(ends.recv().await.unwrap(), "Broken");
-        assert_eq!(
-            ends.recv().await.unwrap(),
-            "the body was cut short or is malformed"
-        );
+        assert_eq!(ends.recv().await.unwrap(), "the body was cut short or is malformed");
     }
 }
 
 #[tokio::test]
 async fn bodies_are_collected_within_their_bounds() {
-    let served = Served::new(
-        Settings::default(),
-        async |request: Request<Incoming>, _: Peer| {
-            let body = Body::streaming(request.into_body(), Some(SHORT));
-            Response::new(Body::full(
-                match collect(body, 5, Duration::from_secs(5)).await {
-                    Ok(bytes) => bytes,
-                    Err(error) => error.to_string().into(),
-                },
-            ))
-        },
-    );
+    let served = Served::new(Settings::default(), async |request: Request<Incoming>, _: Peer| {
+        let body = Body::streaming(request.into_body(), Some(SHORT));
+        Response::new(Body::full(match collect(body, 5, Duration::from_secs(5)).await {
+            Ok(bytes) => bytes,
+            Err(error) => error.to_string().into(),
+        }))
+    });
     for (body, answer) in [
         ("Content-Length: 5\r\n\r\nabcde", "abcde"),
-        (
-            "Content-Length: 6\r\n\r\nabcdef",
-            "the body is larger than allowed",
-        ),
-        (
-            "Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n3\r\ncde\r\n0\r\n\r\n",
-            "abcde",
-        ),
-        (
-            "Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n4\r\n",
-            "the body took too long",
-        ),
-        (
-            "Transfer-Encoding: chunked\r\n\r\n6\r\nabcdef\r\n",
-            "the body is larger than allowed",
-        ),
+        ("Content-Length: 6\r\n\r\nabcdef", "the body is larger than allowed"),
+        ("Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n3\r\ncde\r\n0\r\n\r\n", "abcde"),
+        ("Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n4\r\n", "the body took too long"),
+        ("Transfer-Encoding: chunked\r\n\r\n6\r\nabcdef\r\n", "the body is larger than allowed"),
         ("Content-Length: 5\r\n\r\nabc", "the body took too long"),
         ("Content-Length: 0\r\n\r\n", "\r\n\r\n"),
     ] {
@@ -460,37 +348,20 @@ async fn bodies_are_collected_within_their_bounds() {
 
 #[tokio::test]
 async fn the_api_listener_speaks_both_protocols() {
-    let limits = Limits {
-        idle_timeout: SHORT,
-        ..Limits::default()
-    };
+    let limits = Limits { idle_timeout: SHORT, ..Limits::default() };
     let served = Served::new(Settings { limits, ..h2c() }, hello);
-    assert!(
-        served
-            .ask("GET / HTTP/1.1\r\n\r\n")
-            .await
-            .ends_with("hello")
-    );
-    assert!(
-        served
-            .ask("PRINT / HTTP/1.1\r\n\r\n")
-            .await
-            .ends_with("hello")
-    );
+    assert!(served.ask("GET / HTTP/1.1\r\n\r\n").await.ends_with("hello"));
+    assert!(served.ask("PRINT / HTTP/1.1\r\n\r\n").await.ends_with("hello"));
 
     let io = hyper_util::rt::TokioIo::new(served.connect().await);
     let tasks = Tasks::new();
-    let (mut sender, connection) = hyper::client::conn::http2::handshake(tasks.clone(), io)
-        .await
-        .unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(tasks.clone(), io).await.unwrap();
     let connection = tasks.run(connection);
     let request = Request::get("http://x/").body(Body::empty()).unwrap();
     let response = sender.send_request(request).await.unwrap();
     let body = Body::streaming(response.into_body(), None);
-    assert_eq!(
-        collect(body, 5, Duration::from_secs(5)).await.unwrap(),
-        "hello"
-    );
+    assert_eq!(collect(body, 5, Duration::from_secs(5)).await.unwrap(), "hello");
     // The server says goodbye to an idle client.
     assert!(connection.await.unwrap().is_ok());
 }

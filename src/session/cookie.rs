@@ -99,11 +99,7 @@ pub const MAX_CANDIDATES: usize = 4;
 /// them: no quoting, no decoding, no `$Version`. Every reader that did more has had its bug.
 pub fn take(headers: &mut HeaderMap, name: &str) -> Vec<Secret> {
     let mut found = Vec::new();
-    if !headers
-        .get_all(COOKIE)
-        .iter()
-        .any(|line| contains(line.as_bytes(), name.as_bytes()))
-    {
+    if !headers.get_all(COOKIE).iter().any(|line| contains(line.as_bytes(), name.as_bytes())) {
         return found;
     }
     let lines: Vec<HeaderValue> = headers.get_all(COOKIE).iter().cloned().collect();
@@ -135,18 +131,14 @@ fn cut(line: &[u8], name: &[u8], found: &mut Vec<Secret>) -> Option<Vec<u8>> {
     for pair in line.split(|byte| *byte == b';') {
         pairs += 1;
         let trimmed = trim(pair);
-        let value = trimmed
-            .strip_prefix(name)
-            .and_then(|after| trim(after).strip_prefix(b"="));
+        let value = trimmed.strip_prefix(name).and_then(|after| trim(after).strip_prefix(b"="));
         let Some(value) = value else {
             rest.push(pair);
             continue;
         };
         if found.len() < MAX_CANDIDATES {
             // A value that is no text is no token of ours, but it has been looked at.
-            found.push(Secret::new(
-                String::from_utf8_lossy(trim(value)).into_owned(),
-            ));
+            found.push(Secret::new(String::from_utf8_lossy(trim(value)).into_owned()));
         }
     }
     if rest.len() == pairs {
@@ -158,14 +150,8 @@ fn cut(line: &[u8], name: &[u8], found: &mut Vec<Secret>) -> Option<Vec<u8>> {
 
 fn trim(bytes: &[u8]) -> &[u8] {
     let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
-    let start = bytes
-        .iter()
-        .position(|byte| !blank(byte))
-        .unwrap_or(bytes.len());
-    let end = bytes
-        .iter()
-        .rposition(|byte| !blank(byte))
-        .map_or(start, |last| last + 1);
+    let start = bytes.iter().position(|byte| !blank(byte)).unwrap_or(bytes.len());
+    let end = bytes.iter().rposition(|byte| !blank(byte)).map_or(start, |last| last + 1);
     bytes.get(start..end).unwrap_or_default()
 }
 
@@ -179,23 +165,13 @@ mod tests {
     fn check(lines: &[&str], values: &[&str], rest: &[&str]) {
         let mut headers = HeaderMap::new();
         for line in lines {
-            headers.append(
-                COOKIE,
-                HeaderValue::from_bytes(line.as_bytes()).expect("a header"),
-            );
+            headers.append(COOKIE, HeaderValue::from_bytes(line.as_bytes()).expect("a header"));
         }
         let taken = take(&mut headers, "__Host-id");
         let taken: Vec<_> = taken.iter().map(Secret::reveal).collect();
-        let left: Vec<_> = headers
-            .get_all(COOKIE)
-            .iter()
-            .map(HeaderValue::as_bytes)
-            .collect();
+        let left: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
         assert_eq!(taken, values);
-        assert_eq!(
-            left,
-            rest.iter().map(|line| line.as_bytes()).collect::<Vec<_>>()
-        );
+        assert_eq!(left, rest.iter().map(|line| line.as_bytes()).collect::<Vec<_>>());
     }
 
     #[test]
@@ -204,11 +180,7 @@ mod tests {
         check(&["a=1; __Host-id=x; b=2"], &["x"], &["a=1; b=2"]);
         check(&["__Host-id=x; a=\"q;  r\";b"], &["x"], &["a=\"q;  r\";b"]);
         check(&["a=1;__Host-id=x"], &["x"], &["a=1"]);
-        check(
-            &["a=1", "__Host-id=x", "b=2; __Host-id=y"],
-            &["x", "y"],
-            &["a=1", "b=2"],
-        );
+        check(&["a=1", "__Host-id=x", "b=2; __Host-id=y"], &["x", "y"], &["a=1", "b=2"]);
         check(&["a=1;; b=\u{e9} ;"], &[], &["a=1;; b=\u{e9} ;"]);
     }
 
@@ -229,11 +201,7 @@ mod tests {
         ] {
             check(&[line], &[], &[line]);
         }
-        check(
-            &["=__Host-id=bad; __Host-id=good"],
-            &["good"],
-            &["=__Host-id=bad"],
-        );
+        check(&["=__Host-id=bad; __Host-id=good"], &["good"], &["=__Host-id=bad"]);
         check(
             &["$Version=1; a=\"b; __Host-id=evil; c=\""],
             &["evil"],
@@ -254,11 +222,7 @@ mod tests {
     #[test]
     fn odd_lines_are_bounded_work() {
         check(&[";;;=;"], &[], &[";;;=;"]);
-        check(
-            &["__Host-id_chunks=999999999"],
-            &[],
-            &["__Host-id_chunks=999999999"],
-        );
+        check(&["__Host-id_chunks=999999999"], &[], &["__Host-id_chunks=999999999"]);
         check(&[&";".repeat(8192)], &[], &[&";".repeat(8192)]);
     }
 
@@ -267,10 +231,7 @@ mod tests {
         let token = Secret::new("t0ken".to_owned());
         let default = Attributes::default();
         let line = default.set(&token, Some(Duration::from_secs(60)));
-        assert_eq!(
-            line,
-            "__Host-id=t0ken; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=60"
-        );
+        assert_eq!(line, "__Host-id=t0ken; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=60");
         assert!(line.is_sensitive());
         assert_eq!(
             default.set(&token, None),
@@ -288,10 +249,7 @@ mod tests {
             same_site: SameSite::Strict,
             ..default
         };
-        assert_eq!(
-            wide.set(&token, None),
-            "id=t0ken; SameSite=Strict; Path=/; Domain=example.org"
-        );
+        assert_eq!(wide.set(&token, None), "id=t0ken; SameSite=Strict; Path=/; Domain=example.org");
     }
 
     proptest! {

@@ -51,10 +51,8 @@ impl Json {
     /// Checks a text. `wrapping` is how many levels around the values do not count as theirs: 2 for
     /// a patch, whose values lie in an object in an object.
     pub fn parse(text: &[u8], wrapping: usize) -> Result<Self, JsonError> {
-        let text = std::str::from_utf8(text).map_err(|error| JsonError {
-            kind: Kind::NotUtf8,
-            at: error.valid_up_to(),
-        })?;
+        let text = std::str::from_utf8(text)
+            .map_err(|error| JsonError { kind: Kind::NotUtf8, at: error.valid_up_to() })?;
         let mut scanner = Scanner {
             text,
             at: 0,
@@ -139,12 +137,7 @@ impl Json {
 
     /// The members of the object that it is, in their order; `None` where it is no object.
     pub fn members(&self) -> Option<Vec<(String, Self)>> {
-        let mut scanner = Scanner {
-            text: &self.0,
-            at: 0,
-            out: String::new(),
-            room: usize::MAX,
-        };
+        let mut scanner = Scanner { text: &self.0, at: 0, out: String::new(), room: usize::MAX };
         scanner.take(b'{').ok()?;
         let mut members = Vec::new();
         while scanner.peek() != Some(b'}') {
@@ -160,6 +153,22 @@ impl Json {
             }
         }
         Some(members)
+    }
+
+    /// The elements of the array that it is; `None` where it is no array.
+    pub fn elements(&self) -> Option<Vec<Self>> {
+        let mut scanner = Scanner { text: &self.0, at: 0, out: String::new(), room: usize::MAX };
+        scanner.take(b'[').ok()?;
+        let mut elements = Vec::new();
+        while scanner.peek() != Some(b']') {
+            let start = scanner.at;
+            scanner.value().ok()?;
+            elements.push(Self::trusted(self.0.get(start..scanner.at)?));
+            if scanner.peek() == Some(b',') {
+                scanner.at += 1;
+            }
+        }
+        Some(elements)
     }
 
     /// This array with `element` at its end. Moves text alone, as the Redis script does.
@@ -207,11 +216,7 @@ impl Scanner<'_> {
     }
 
     fn unexpected(&self) -> JsonError {
-        self.error(if self.peek().is_some() {
-            Kind::Unexpected
-        } else {
-            Kind::Ends
-        })
+        self.error(if self.peek().is_some() { Kind::Unexpected } else { Kind::Ends })
     }
 
     fn white_space(&mut self) {
@@ -222,8 +227,7 @@ impl Scanner<'_> {
 
     /// Copies what was scanned since `start`.
     fn copy(&mut self, start: usize) {
-        self.out
-            .push_str(self.text.get(start..self.at).unwrap_or_default());
+        self.out.push_str(self.text.get(start..self.at).unwrap_or_default());
     }
 
     fn take(&mut self, byte: u8) -> Result<(), JsonError> {
@@ -254,10 +258,7 @@ impl Scanner<'_> {
         end: u8,
         inner: fn(&mut Self) -> Result<(), JsonError>,
     ) -> Result<(), JsonError> {
-        self.room = self
-            .room
-            .checked_sub(1)
-            .ok_or_else(|| self.error(Kind::TooDeep))?;
+        self.room = self.room.checked_sub(1).ok_or_else(|| self.error(Kind::TooDeep))?;
         self.out.push(if end == b'}' { '{' } else { '[' });
         self.at += 1;
         self.white_space();
@@ -288,10 +289,7 @@ impl Scanner<'_> {
             self.string()?;
             let name = unescape(self.text.get(start..self.at).unwrap_or_default());
             if !names.insert(name) {
-                return Err(JsonError {
-                    kind: Kind::DoubledMember,
-                    at: start,
-                });
+                return Err(JsonError { kind: Kind::DoubledMember, at: start });
             }
             self.white_space();
             self.take(b':')?;
@@ -335,10 +333,7 @@ impl Scanner<'_> {
             Some(b'u') => {}
             _ => return Err(self.unexpected()),
         }
-        let lone = JsonError {
-            kind: Kind::LoneSurrogate,
-            at: start,
-        };
+        let lone = JsonError { kind: Kind::LoneSurrogate, at: start };
         match self.code_unit()? {
             0xDC00..=0xDFFF => Err(lone),
             0xD800..=0xDBFF => {
@@ -421,10 +416,7 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, compact: &str) {
-        assert_eq!(
-            Json::parse(text.as_bytes(), 0).expect(text).as_str(),
-            compact
-        );
+        assert_eq!(Json::parse(text.as_bytes(), 0).expect(text).as_str(), compact);
     }
 
     #[track_caller]
@@ -507,10 +499,7 @@ mod tests {
     fn a_value_nests_at_most_128_deep() {
         let nested =
             |levels: usize| [vec!["["; levels].concat(), vec!["]"; levels].concat()].concat();
-        assert_eq!(
-            Json::parse(nested(128).as_bytes(), 0).map(|json| json.depth()),
-            Ok(128)
-        );
+        assert_eq!(Json::parse(nested(128).as_bytes(), 0).map(|json| json.depth()), Ok(128));
         refused(nested(129).as_bytes());
         assert!(Json::parse(nested(130).as_bytes(), 2).is_ok());
         refused("[".repeat(1_000_000).as_bytes());
@@ -522,16 +511,7 @@ mod tests {
         assert_eq!(integer("0"), Some(0));
         assert_eq!(integer("-9223372036854775808"), Some(i64::MIN));
         assert_eq!(integer("9223372036854775807"), Some(i64::MAX));
-        for text in [
-            "9223372036854775808",
-            "-0",
-            "1.0",
-            "1e3",
-            "\"1\"",
-            "null",
-            "",
-            "-",
-        ] {
+        for text in ["9223372036854775808", "-0", "1.0", "1e3", "\"1\"", "null", "", "-"] {
             assert_eq!(integer(text), None, "{text}");
         }
     }
@@ -539,9 +519,7 @@ mod tests {
     #[test]
     fn an_element_is_appended_as_text() {
         let appended = |array: &str, element: &str| {
-            Json::trusted(array)
-                .appended(&Json::trusted(element))
-                .map(|json| json.to_string())
+            Json::trusted(array).appended(&Json::trusted(element)).map(|json| json.to_string())
         };
         assert_eq!(appended("[]", "1").as_deref(), Some("[1]"));
         assert_eq!(appended("[1]", "{}").as_deref(), Some("[1,{}]"));

@@ -45,10 +45,7 @@ pub(super) const TAG_BYTES: usize = 16;
 impl KeyRing {
     /// A ring of `first`, which signs, and `older`, which only verify.
     pub fn new(first: &Key, older: &[Key]) -> Self {
-        Self {
-            first: Subkeys::derive(first),
-            older: older.iter().map(Subkeys::derive).collect(),
-        }
+        Self { first: Subkeys::derive(first), older: older.iter().map(Subkeys::derive).collect() }
     }
 
     /// The tag of `parts`, by the first key.
@@ -84,10 +81,7 @@ impl Subkeys {
                 .expect("one hash length is within what HKDF gives");
             hmac::Key::from(expanded)
         };
-        Self {
-            token: subkey("token"),
-            request: subkey("request"),
-        }
+        Self { token: subkey("token"), request: subkey("request") }
     }
 
     fn tag(&self, purpose: Purpose, parts: &[&[u8]]) -> [u8; TAG_BYTES] {

@@ -33,9 +33,7 @@ impl Origin {
     pub fn of(method: &Method, uri: &Uri, headers: &HeaderMap, same_site: SameSite) -> Self {
         let safe = matches!(*method, Method::GET | Method::HEAD);
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let metadata = headers
-            .keys()
-            .any(|name| name.as_str().starts_with("sec-fetch-"));
+        let metadata = headers.keys().any(|name| name.as_str().starts_with("sec-fetch-"));
         let opens_page = if metadata {
             let prefetch = text("sec-purpose").is_some_and(|purpose| purpose.contains("prefetch"));
             text("sec-fetch-dest") == Some("document") && !prefetch
@@ -58,25 +56,18 @@ impl Origin {
                 SameSite::Strict => true,
                 SameSite::Lax => navigation != Navigation::Safe,
             };
-        Self {
-            navigation,
-            withholds_cookie,
-        }
+        Self { navigation, withholds_cookie }
     }
 }
 
 /// Whether Accept names text/html; `*/*` does not.
 fn accepts_html(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(ACCEPT)
-        .iter()
-        .filter_map(|line| line.to_str().ok())
-        .any(|line| {
-            line.split(',').any(|range| {
-                let media = range.split(';').next().unwrap_or_default().trim();
-                media.eq_ignore_ascii_case("text/html")
-            })
+    headers.get_all(ACCEPT).iter().filter_map(|line| line.to_str().ok()).any(|line| {
+        line.split(',').any(|range| {
+            let media = range.split(';').next().unwrap_or_default().trim();
+            media.eq_ignore_ascii_case("text/html")
         })
+    })
 }
 
 /// Whether `Origin` names another host than the request's, ports apart. `null` says nothing.
@@ -123,32 +114,17 @@ mod tests {
     #[test]
     fn a_navigation_is_a_document_that_is_no_prefetch() {
         let check = |method, headers, expected| {
-            assert_eq!(
-                origin(method, SameSite::Lax, headers).navigation,
-                expected,
-                "{headers:?}"
-            );
+            assert_eq!(origin(method, SameSite::Lax, headers).navigation, expected, "{headers:?}");
         };
         check("GET", &[("sec-fetch-dest", "document")], Navigation::Safe);
         check("POST", &[("sec-fetch-dest", "document")], Navigation::Form);
+        check("GET", &[("sec-fetch-dest", "iframe"), ("accept", "text/html")], Navigation::None);
         check(
             "GET",
-            &[("sec-fetch-dest", "iframe"), ("accept", "text/html")],
+            &[("sec-fetch-dest", "document"), ("sec-purpose", "prefetch;prerender")],
             Navigation::None,
         );
-        check(
-            "GET",
-            &[
-                ("sec-fetch-dest", "document"),
-                ("sec-purpose", "prefetch;prerender"),
-            ],
-            Navigation::None,
-        );
-        check(
-            "GET",
-            &[("accept", "application/xml, text/html;q=0.9")],
-            Navigation::Safe,
-        );
+        check("GET", &[("accept", "application/xml, text/html;q=0.9")], Navigation::Safe);
         check("GET", &[("accept", "*/*")], Navigation::None);
         check("POST", &[("accept", "text/html")], Navigation::None);
         check("GET", &[], Navigation::None);
@@ -156,10 +132,7 @@ mod tests {
 
     #[test]
     fn same_site_withholds_the_cookie_from_other_sites() {
-        let form: &[_] = &[
-            ("sec-fetch-site", "cross-site"),
-            ("sec-fetch-dest", "document"),
-        ];
+        let form: &[_] = &[("sec-fetch-site", "cross-site"), ("sec-fetch-dest", "document")];
         let check = |method, same_site, headers, expected| {
             assert_eq!(
                 origin(method, same_site, headers).withholds_cookie,
@@ -174,18 +147,10 @@ mod tests {
         check(
             "GET",
             SameSite::Lax,
-            &[
-                ("sec-fetch-site", "cross-site"),
-                ("sec-fetch-dest", "image"),
-            ],
+            &[("sec-fetch-site", "cross-site"), ("sec-fetch-dest", "image")],
             true,
         );
-        check(
-            "POST",
-            SameSite::Lax,
-            &[("sec-fetch-site", "same-site")],
-            false,
-        );
+        check("POST", SameSite::Lax, &[("sec-fetch-site", "same-site")], false);
     }
 
     #[test]

@@ -64,10 +64,7 @@ pub struct TwoPrincipals;
 impl Patch {
     /// A patch of one step.
     pub fn of(op: Op) -> Self {
-        Self {
-            ops: vec![op],
-            ..Self::default()
-        }
+        Self { ops: vec![op], ..Self::default() }
     }
 
     /// This patch, then `next`, as one change.
@@ -90,14 +87,7 @@ impl Patch {
             (one, other) => one.or(other),
         };
         let destroy = self.destroy || next.destroy;
-        Ok(Self {
-            if_version,
-            destroy,
-            ops,
-            expiry,
-            principal,
-            rotate,
-        })
+        Ok(Self { if_version, destroy, ops, expiry, principal, rotate })
     }
 
     /// Whether it ends the session and makes no other.
@@ -112,12 +102,12 @@ impl Patch {
     /// Whether it can only take away: where there is no session, it makes none.
     pub fn only_removes(&self) -> bool {
         let takes_away = |op: &Op| matches!(op, Op::Clear | Op::Remove(_));
-        self.only_destroys()
-            || (!self.ops.is_empty()
-                && self.ops.iter().all(takes_away)
-                && self.expiry.is_none()
-                && self.principal.is_none()
-                && !self.rotate)
+        let removes = self.destroy || !self.ops.is_empty() || self.expiry.is_some();
+        removes
+            && self.ops.iter().all(takes_away)
+            && matches!(self.expiry, None | Some(ExpiryChange::Policy))
+            && self.principal.is_none()
+            && !self.rotate
     }
 
     /// Whether the browser needs another cookie for what it does to a session that exists.
@@ -153,6 +143,8 @@ pub struct Change<'a> {
 pub enum Condition {
     /// There is none of this key.
     Missing(Key),
+    /// There is one of this key.
+    Present(Key),
     /// The value's [`tag`](value_tag) is this one.
     Tagged(Key, String),
 }
@@ -187,6 +179,8 @@ pub struct Applied {
     pub record: Record,
     /// What it did to the token.
     pub rotation: Rotation,
+    /// Whether it gave the session another lifetime.
+    pub expiry_changed: bool,
     /// The value before, of the key that was asked for.
     pub before: Option<Json>,
 }
@@ -226,6 +220,9 @@ pub enum Refusal {
     /// There is a value of that key.
     #[error("there is a value of this key")]
     ValueExists,
+    /// There is no value of that key.
+    #[error("there is no value of this key")]
+    NoSuchValue,
     /// The value is no integer.
     #[error("the value {0:?} is not an integer of 64 bits")]
     NotAnInteger(Key),
@@ -253,21 +250,16 @@ impl Change<'_> {
         self.check_condition(&record.values)?;
         let before = before.and_then(|key| record.values.get(key).cloned());
         self.change_values(&mut record)?;
+        let expiry_before = record.meta.expiry;
         self.change_meta(&mut record.meta, rotation);
+        let expiry_changed = record.meta.expiry != expiry_before;
         let ends = self.patch.only_destroys() || !self.policy.is_alive(&record.meta, self.now);
         let entry = match self.remains {
             _ if !ends => Some(Entry::Live(record.clone())),
-            Remains::Marker => Some(Entry::Ended {
-                until: self.now + self.policy.rotation_grace,
-            }),
+            Remains::Marker => Some(Entry::Ended { until: self.now + self.policy.rotation_grace }),
             Remains::Nothing => None,
         };
-        Ok(Applied {
-            entry,
-            record,
-            rotation,
-            before,
-        })
+        Ok(Applied { entry, record, rotation, expiry_changed, before })
     }
 
     /// A new record of this patch alone.
@@ -277,10 +269,7 @@ impl Change<'_> {
         if self.patch.if_version.is_some() && !self.patch.destroy {
             return Err(Refusal::VersionMoved);
         }
-        let mut record = Record {
-            meta,
-            values: Values::new(),
-        };
+        let mut record = Record { meta, values: Values::new() };
         self.check_condition(&record.values)?;
         self.change_values(&mut record)?;
         if self.patch.principal.is_some() {
@@ -320,9 +309,7 @@ impl Change<'_> {
                 });
             }
             Some(_)
-                if meta
-                    .login_at
-                    .is_some_and(|at| self.now <= at + self.policy.rotation_grace) =>
+                if meta.login_at.is_some_and(|at| self.now <= at + self.policy.rotation_grace) =>
             {
                 Rotation::Joined
             }
@@ -393,11 +380,7 @@ impl Op {
         match self {
             Self::Clear => values.clear(),
             Self::ClearUnless(principal) => {
-                if meta
-                    .principal
-                    .as_ref()
-                    .is_some_and(|owner| owner != principal)
-                {
+                if meta.principal.as_ref().is_some_and(|owner| owner != principal) {
                     values.clear();
                 }
             }
@@ -420,9 +403,8 @@ impl Op {
             Self::Append(key, element) => {
                 let empty = Json::trusted("[]");
                 let array = values.get(key).unwrap_or(&empty);
-                let longer = array
-                    .appended(element)
-                    .ok_or_else(|| Refusal::NotAnArray(key.clone()))?;
+                let longer =
+                    array.appended(element).ok_or_else(|| Refusal::NotAnArray(key.clone()))?;
                 values.insert(key.clone(), longer);
             }
         }
@@ -485,12 +467,9 @@ pub fn value_tag(text: &Json) -> String {
     use std::fmt::Write;
 
     let digest = digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_str().as_bytes());
-    digest
-        .as_ref()
-        .iter()
-        .fold(String::with_capacity(40), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+    digest.as_ref().iter().fold(String::with_capacity(40), |mut hex, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }

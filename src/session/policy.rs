@@ -174,8 +174,7 @@ impl Policy {
 
     /// Whether the generation is old enough for its successor to go out.
     pub fn rotation_is_due(&self, meta: &Meta, now: Timestamp) -> bool {
-        self.rotate_every
-            .is_some_and(|every| now >= meta.generation_since + every)
+        self.rotate_every.is_some_and(|every| now >= meta.generation_since + every)
     }
 }
 
@@ -190,10 +189,7 @@ mod tests {
 
     #[test]
     fn an_idle_session_ends_one_touch_interval_late_and_never_early() {
-        let policy = Policy {
-            idle_timeout: seconds(600),
-            ..Policy::default()
-        };
+        let policy = Policy { idle_timeout: seconds(600), ..Policy::default() };
         let meta = meta(at(0));
         assert_eq!(policy.expires_at(&meta), at(600));
         assert!(policy.is_alive(&meta, at(659)));
@@ -204,21 +200,14 @@ mod tests {
 
     #[test]
     fn the_absolute_timeout_bounds_everything() {
-        let policy = Policy {
-            absolute_timeout: Some(seconds(100)),
-            ..Policy::default()
-        };
+        let policy = Policy { absolute_timeout: Some(seconds(100)), ..Policy::default() };
         for expiry in [
             None,
             Some(Expiry::Idle(seconds(3600))),
             Some(Expiry::At(at(500))),
             Some(Expiry::BrowserClose(None)),
         ] {
-            let meta = Meta {
-                expiry,
-                last_seen_at: at(90),
-                ..meta(at(0))
-            };
+            let meta = Meta { expiry, last_seen_at: at(90), ..meta(at(0)) };
             assert_eq!(policy.expires_at(&meta), at(100), "{expiry:?}");
             assert!(!policy.is_alive(&meta, at(100)), "{expiry:?}");
         }
@@ -227,10 +216,7 @@ mod tests {
 
     #[test]
     fn a_short_lifetime_of_its_own_is_touched_more_often() {
-        let meta = Meta {
-            expiry: Some(Expiry::Idle(seconds(5))),
-            ..meta(at(0))
-        };
+        let meta = Meta { expiry: Some(Expiry::Idle(seconds(5))), ..meta(at(0)) };
         let policy = Policy::default();
         assert!(policy.touch_is_due(&meta, at(1)));
         assert!(!policy.is_alive(&meta, at(6)));
@@ -239,10 +225,7 @@ mod tests {
     #[test]
     fn a_cookie_slides_after_a_tenth_of_its_age_at_most_a_day() {
         let due = |idle, after| {
-            let policy = Policy {
-                idle_timeout: seconds(idle),
-                ..Policy::default()
-            };
+            let policy = Policy { idle_timeout: seconds(idle), ..Policy::default() };
             policy.cookie_is_due(&meta(at(0)), at(after))
         };
         assert!(!due(600, 59));
@@ -253,10 +236,7 @@ mod tests {
 
     #[test]
     fn a_fixed_instant_does_not_slide() {
-        let meta = Meta {
-            expiry: Some(Expiry::At(at(1000))),
-            ..meta(at(0))
-        };
+        let meta = Meta { expiry: Some(Expiry::At(at(1000))), ..meta(at(0)) };
         let policy = Policy::default();
         assert!(!policy.cookie_is_due(&meta, at(999)));
         assert_eq!(policy.cookie_age(&meta, at(400)), Some(seconds(600)));
@@ -265,23 +245,13 @@ mod tests {
 
     #[test]
     fn max_age_never_passes_what_browsers_keep() {
-        let policy = Policy {
-            idle_timeout: Duration::MAX,
-            ..Policy::default()
-        };
-        assert_eq!(
-            policy.cookie_age(&meta(at(0)), at(0)),
-            Some(Policy::MAX_COOKIE_AGE)
-        );
+        let policy = Policy { idle_timeout: Duration::MAX, ..Policy::default() };
+        assert_eq!(policy.cookie_age(&meta(at(0)), at(0)), Some(Policy::MAX_COOKIE_AGE));
     }
 
     #[test]
     fn a_session_without_a_cookie_ends_soon_after_its_latest_write() {
-        let meta = Meta {
-            withheld: true,
-            last_seen_at: at(30),
-            ..meta(at(0))
-        };
+        let meta = Meta { withheld: true, last_seen_at: at(30), ..meta(at(0)) };
         assert_eq!(Policy::default().expires_at(&meta), at(90));
     }
 }

@@ -77,9 +77,7 @@ impl Key {
 
     /// Takes a text of the right length; `None` for another.
     pub fn new(text: &str) -> Option<Self> {
-        (1..=Self::MAX_BYTES)
-            .contains(&text.len())
-            .then(|| Self(text.into()))
+        (1..=Self::MAX_BYTES).contains(&text.len()).then(|| Self(text.into()))
     }
 
     /// The text.
@@ -148,8 +146,5 @@ impl Client {
 
 /// The size of a session: the bytes of its keys and JSON texts.
 pub fn size_of(values: &Values) -> usize {
-    values
-        .iter()
-        .map(|(key, text)| key.as_str().len() + text.as_str().len())
-        .sum()
+    values.iter().map(|(key, text)| key.as_str().len() + text.as_str().len()).sum()
 }

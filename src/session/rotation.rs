@@ -95,10 +95,7 @@ mod tests {
 
     #[test]
     fn a_promotion_leaves_the_previous_generation_its_grace() {
-        let mut meta = Meta {
-            generation: 5,
-            ..meta(at(0))
-        };
+        let mut meta = Meta { generation: 5, ..meta(at(0)) };
         meta.promote(6, Policy::default().rotation_grace, at(1000));
         check(
             &meta,
@@ -114,20 +111,13 @@ mod tests {
         check(
             &meta,
             1121,
-            &[
-                (3, Verdict::Replayed),
-                (5, Verdict::Replayed),
-                (6, Verdict::Current),
-            ],
+            &[(3, Verdict::Replayed), (5, Verdict::Replayed), (6, Verdict::Current)],
         );
     }
 
     #[test]
     fn only_the_pending_successor_promotes() {
-        let before = Meta {
-            generation: 5,
-            ..meta(at(0))
-        };
+        let before = Meta { generation: 5, ..meta(at(0)) };
         for generation in [4, 5, 7, u32::MAX] {
             let mut meta = before.clone();
             meta.promote(generation, Duration::from_secs(120), at(10));
@@ -137,29 +127,17 @@ mod tests {
 
     #[test]
     fn an_asked_for_rotation_kills_every_token_before_it() {
-        let mut meta = Meta {
-            generation: 5,
-            ..meta(at(0))
-        };
+        let mut meta = Meta { generation: 5, ..meta(at(0)) };
         meta.rotate(at(1000));
         check(
             &meta,
             1000,
-            &[
-                (5, Verdict::Stale),
-                (6, Verdict::Stale),
-                (7, Verdict::Current),
-                (8, Verdict::Next),
-            ],
+            &[(5, Verdict::Stale), (6, Verdict::Stale), (7, Verdict::Current), (8, Verdict::Next)],
         );
         check(
             &meta,
             1121,
-            &[
-                (5, Verdict::Replayed),
-                (6, Verdict::Replayed),
-                (7, Verdict::Current),
-            ],
+            &[(5, Verdict::Replayed), (6, Verdict::Replayed), (7, Verdict::Current)],
         );
         assert!(meta.rotated_away(6));
         assert!(!meta.rotated_away(7));

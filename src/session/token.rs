@@ -28,12 +28,7 @@ impl CookieToken {
     /// `base64url(id ‖ generation ‖ tag)`: a pure function of id, generation, name and key.
     pub fn sign(self, ring: &KeyRing, cookie_name: &str) -> Secret {
         let generation = self.generation.to_be_bytes();
-        let parts: [&[u8]; 4] = [
-            cookie_name.as_bytes(),
-            &[0],
-            self.id.as_bytes(),
-            &generation,
-        ];
+        let parts: [&[u8]; 4] = [cookie_name.as_bytes(), &[0], self.id.as_bytes(), &generation];
         let tag = ring.tag(Purpose::Cookie, &parts);
         Secret::new(
             URL_SAFE_NO_PAD.encode([self.id.as_bytes().as_slice(), &generation, &tag].concat()),
@@ -50,10 +45,7 @@ impl CookieToken {
         let (generation, tag) = rest.split_first_chunk::<4>()?;
         let parts: [&[u8]; 4] = [cookie_name.as_bytes(), &[0], id, generation];
         let signed_by = ring.verify(Purpose::Cookie, &parts, tag)?;
-        let token = Self {
-            id: Id::from_bytes(*id),
-            generation: u32::from_be_bytes(*generation),
-        };
+        let token = Self { id: Id::from_bytes(*id), generation: u32::from_be_bytes(*generation) };
         Some((token, signed_by))
     }
 }
@@ -120,9 +112,7 @@ impl RequestToken {
         let (id, rest) = rest.split_first_chunk::<{ Id::BYTES }>()?;
         let (generation, rest) = rest.split_first_chunk::<4>()?;
         let (&kind, millis) = rest.split_first()?;
-        let millis = millis
-            .iter()
-            .fold(0, |sum, byte| (sum << 8) | i64::from(*byte));
+        let millis = millis.iter().fold(0, |sum, byte| (sum << 8) | i64::from(*byte));
         let id = Id::from_bytes(*id);
         let bound = match kind {
             0 => Bound::Session(id, u32::from_be_bytes(*generation)),
@@ -130,11 +120,7 @@ impl RequestToken {
             _ => Bound::Refused,
         };
         let forwarded_at = Timestamp::from_millis(millis);
-        Some(Self {
-            number: u64::from_be_bytes(*number),
-            bound,
-            forwarded_at,
-        })
+        Some(Self { number: u64::from_be_bytes(*number), bound, forwarded_at })
     }
 
     /// Whether the token alone still has authority over values at `now`.
@@ -155,18 +141,12 @@ mod tests {
 
     fn ring(first: u8, older: &[u8]) -> KeyRing {
         let key = |byte| Zeroizing::new([byte; 32]);
-        KeyRing::new(
-            &key(first),
-            &older.iter().copied().map(key).collect::<Vec<_>>(),
-        )
+        KeyRing::new(&key(first), &older.iter().copied().map(key).collect::<Vec<_>>())
     }
 
     #[test]
     fn keys_roll_over() {
-        let token = CookieToken {
-            id: Id::from_bytes([7; 16]),
-            generation: 3,
-        };
+        let token = CookieToken { id: Id::from_bytes([7; 16]), generation: 3 };
         let text = token.sign(&ring(1, &[]), "__Host-id");
         let check =
             |ring: &KeyRing| CookieToken::verify(ring, "__Host-id", text.reveal().as_bytes());
@@ -178,16 +158,10 @@ mod tests {
     #[test]
     fn a_token_belongs_to_its_cookie_and_its_purpose() {
         let ring = ring(1, &[]);
-        let token = CookieToken {
-            id: Id::from_bytes([7; 16]),
-            generation: 3,
-        };
+        let token = CookieToken { id: Id::from_bytes([7; 16]), generation: 3 };
         let text = token.sign(&ring, "__Host-id");
         assert_eq!(text.reveal().len(), CookieToken::LENGTH);
-        assert_eq!(
-            CookieToken::verify(&ring, "id", text.reveal().as_bytes()),
-            None
-        );
+        assert_eq!(CookieToken::verify(&ring, "id", text.reveal().as_bytes()), None);
         assert_eq!(RequestToken::verify(&ring, text.reveal().as_bytes()), None);
     }
 

@@ -5,7 +5,7 @@ use std::future::ready;
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Answer, Created, Error, Page, Store, Want};
+use super::{Answer, Created, Error, Page, Store, Want, over_at};
 use crate::session::id::Id;
 use crate::session::patch::{Applied, Change, Refusal, Use};
 use crate::session::policy::Policy;
@@ -29,7 +29,7 @@ struct State {
 #[derive(Debug)]
 struct Stored {
     entry: Entry,
-    ends_at: Timestamp,
+    over_at: Timestamp,
 }
 
 impl Memory {
@@ -38,10 +38,7 @@ impl Memory {
 
     /// An empty store of at most `max_bytes`; beyond, [`Error::Full`].
     pub fn new(max_bytes: usize) -> Self {
-        Self {
-            max_bytes,
-            state: Mutex::default(),
-        }
+        Self { max_bytes, state: Mutex::default() }
     }
 
     /// No method panics while it holds the lock half way through a change, so a poisoned lock
@@ -53,11 +50,7 @@ impl Memory {
 
 impl Store for Memory {
     fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>> {
-        let entry = self
-            .state()
-            .entries
-            .get(&id)
-            .map(|stored| wanted(&stored.entry, want));
+        let entry = self.state().entries.get(&id).map(|stored| wanted(&stored.entry, want));
         Box::pin(ready(Ok(entry)))
     }
 
@@ -67,9 +60,7 @@ impl Store for Memory {
             Ok(Created::Exists)
         } else {
             let stored = Stored::live(record.clone(), policy);
-            state
-                .replace(id, Some(stored), self.max_bytes)
-                .map(|()| Created::Done)
+            state.replace(id, Some(stored), self.max_bytes).map(|()| Created::Done)
         };
         Box::pin(ready(created))
     }
@@ -85,10 +76,7 @@ impl Store for Memory {
         let patched = match change.apply(before, want.before()) {
             Err(refusal) => Ok(Err(refusal)),
             Ok(mut applied) => {
-                let stored = applied
-                    .entry
-                    .clone()
-                    .map(|entry| Stored::new(entry, change.policy));
+                let stored = applied.entry.clone().map(|entry| Stored::new(entry, change.policy));
                 state.replace(id, stored, self.max_bytes).map(|()| {
                     applied.record.values = want.select(applied.record.values);
                     if let Some(Entry::Live(record)) = &mut applied.entry {
@@ -113,7 +101,7 @@ impl Store for Memory {
                 && policy.is_alive(&record.meta, used.now)
             {
                 used.apply(&mut record.meta, policy.rotation_grace);
-                stored.ends_at = policy.ends_at(&record.meta);
+                stored.over_at = policy.ends_at(&record.meta);
             }
             wanted(&stored.entry, Want::Meta)
         });
@@ -123,11 +111,7 @@ impl Store for Memory {
     fn remove(&self, id: Id) -> Answer<'_, bool> {
         let mut state = self.state();
         let live = state.entries.get(&id).is_some_and(Stored::is_session);
-        let removed = if live {
-            state.replace(id, None, self.max_bytes)
-        } else {
-            Ok(())
-        };
+        let removed = if live { state.replace(id, None, self.max_bytes) } else { Ok(()) };
         Box::pin(ready(removed.map(|()| live)))
     }
 
@@ -147,9 +131,7 @@ impl Store for Memory {
         let page = match principal {
             Some(name) => {
                 let ids = state.by_principal.get(name).unwrap_or(&none);
-                let stored = ids
-                    .range(range)
-                    .filter_map(|id| Some((id, state.entries.get(id)?)));
+                let stored = ids.range(range).filter_map(|id| Some((id, state.entries.get(id)?)));
                 page(stored, limit)
             }
             None => page(state.entries.range(range), limit),
@@ -159,7 +141,7 @@ impl Store for Memory {
 
     fn sweep(&self, now: Timestamp) -> Answer<'_, u64> {
         let mut state = self.state();
-        let over = |(id, stored): (&Id, &Stored)| (stored.ends_at <= now).then_some(*id);
+        let over = |(id, stored): (&Id, &Stored)| (stored.over_at <= now).then_some(*id);
         let ids: Vec<Id> = state.entries.iter().filter_map(over).collect();
         let mut removed = 0;
         for id in ids {
@@ -183,10 +165,7 @@ fn wanted(entry: &Entry, want: Want<'_>) -> Entry {
                 Want::Meta => BTreeMap::new(),
                 _ => want.select(record.values.clone()),
             };
-            Entry::Live(Record {
-                meta: record.meta.clone(),
-                values,
-            })
+            Entry::Live(Record { meta: record.meta.clone(), values })
         }
     }
 }
@@ -197,13 +176,8 @@ fn page<'a>(stored: impl Iterator<Item = (&'a Id, &'a Stored)>, limit: usize) ->
         Entry::Ended { .. } => None,
     });
     let page: Vec<_> = sessions.by_ref().take(limit).collect();
-    let next = sessions
-        .next()
-        .and_then(|_| page.last().map(|(id, _)| id.to_string()));
-    Page {
-        sessions: page,
-        next,
-    }
+    let next = sessions.next().and_then(|_| page.last().map(|(id, _)| id.to_string()));
+    Page { sessions: page, next }
 }
 
 impl State {
@@ -216,10 +190,8 @@ impl State {
             return Err(Error::Full);
         }
         self.bytes = bytes;
-        if let Some(principal) = self
-            .entries
-            .remove(&id)
-            .and_then(|stored| stored.principal().cloned())
+        if let Some(principal) =
+            self.entries.remove(&id).and_then(|stored| stored.principal().cloned())
             && let Some(ids) = self.by_principal.get_mut(&principal)
         {
             ids.remove(&id);
@@ -229,10 +201,7 @@ impl State {
         }
         if let Some(stored) = stored {
             if let Some(principal) = stored.principal() {
-                self.by_principal
-                    .entry(principal.clone())
-                    .or_default()
-                    .insert(id);
+                self.by_principal.entry(principal.clone()).or_default().insert(id);
             }
             self.entries.insert(id, stored);
         }
@@ -249,11 +218,8 @@ impl Stored {
     }
 
     fn new(entry: Entry, policy: &Policy) -> Self {
-        let ends_at = match &entry {
-            Entry::Live(record) => policy.ends_at(&record.meta),
-            Entry::Ended { until } => *until,
-        };
-        Self { entry, ends_at }
+        let over_at = over_at(&entry, policy);
+        Self { entry, over_at }
     }
 
     fn is_session(&self) -> bool {
@@ -274,4 +240,12 @@ impl Stored {
                 Entry::Ended { .. } => 0,
             }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::conformance::{Fresh, suite};
+
+    suite!(|| Fresh::new(Memory::new(Memory::DEFAULT_MAX_BYTES), ()));
 }

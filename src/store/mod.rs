@@ -4,11 +4,16 @@
 //! patches; it does not know cookies, requests or HTTP. Every call has a deadline of its own.
 
 pub mod config;
+#[cfg(test)]
+pub(crate) mod conformance;
+mod encode;
 pub mod memory;
+pub mod sqlite;
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 use crate::session::id::Id;
 use crate::session::json::Json;
@@ -53,7 +58,7 @@ pub trait Store: fmt::Debug + Send + Sync {
     fn remove(&self, id: Id) -> Answer<'_, bool>;
 
     /// A page of sessions, of one principal or of all; without values, in no particular order.
-    /// Some may be over. At most `limit`, which is 1 or more, but a page may hold fewer and still
+    /// Some may be over, and one that changes meanwhile may come twice. At most `limit`, which is 1 or more, but a page may hold fewer and still
     /// have a next one.
     fn list<'a>(
         &'a self,
@@ -62,7 +67,7 @@ pub trait Store: fmt::Debug + Send + Sync {
         limit: usize,
     ) -> Answer<'a, Page>;
 
-    /// Removes what ended at or before `now`; answers how many sessions that were.
+    /// Removes what is over at `now`; answers how many sessions that were.
     fn sweep(&self, now: Timestamp) -> Answer<'_, u64>;
 
     /// Whether the store answers.
@@ -101,6 +106,14 @@ impl Want<'_> {
                 values.get(*key).map(one).into_iter().collect()
             }
         }
+    }
+}
+
+/// The first instant at which an entry is over. A marker still stands at its `until`.
+fn over_at(entry: &Entry, policy: &Policy) -> Timestamp {
+    match entry {
+        Entry::Live(record) => policy.ends_at(&record.meta),
+        Entry::Ended { until } => *until + Duration::from_millis(1),
     }
 }
 

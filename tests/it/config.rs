@@ -3,8 +3,6 @@
 //! A file of `tests/config/invalid` begins with what `cloakroom check` says of it, one `#= ` line for
 //! each; one of `tests/config/valid` with its warnings, and then `#> ` lines of what it comes to.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -25,24 +23,16 @@ fn text(bytes: &[u8]) -> String {
 
 /// What comes after `mark` in the lines that begin with it.
 fn marked(file: &str, mark: &str) -> Vec<String> {
-    file.lines()
-        .filter_map(|line| line.strip_prefix(mark))
-        .map(str::to_owned)
-        .collect()
+    file.lines().filter_map(|line| line.strip_prefix(mark)).map(str::to_owned).collect()
 }
 
 /// The files of a directory, as path and text.
 fn files(directory: &str) -> Vec<(PathBuf, String)> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/config")
-        .join(directory);
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config").join(directory);
     let files: Vec<_> = fs::read_dir(directory)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "toml")
-        })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
         .map(|path| (path.clone(), fs::read_to_string(path).unwrap()))
         .collect();
     assert!(!files.is_empty());
@@ -51,38 +41,23 @@ fn files(directory: &str) -> Vec<(PathBuf, String)> {
 
 fn check(path: &Path) -> Output {
     let name = path.file_name().unwrap().to_str().unwrap();
-    cloakroom(&["check", name])
-        .current_dir(path.parent().unwrap())
-        .output()
-        .unwrap()
+    cloakroom(&["check", name]).current_dir(path.parent().unwrap()).output().unwrap()
 }
 
 /// What was said of a file, without its name.
 fn said(output: &Output, path: &Path) -> Vec<String> {
     let name = path.file_name().unwrap().to_str().unwrap();
-    text(&output.stderr)
-        .lines()
-        .map(|line| line.replacen(&format!("{name}:"), "", 1))
-        .collect()
+    text(&output.stderr).lines().map(|line| line.replacen(&format!("{name}:"), "", 1)).collect()
 }
 
 #[test]
 fn every_invalid_file_says_what_is_wrong_and_where() {
     for (path, file) in files("invalid") {
         let output = check(&path);
-        assert_eq!(
-            said(&output, &path),
-            marked(&file, "#= "),
-            "{}",
-            path.display()
-        );
+        assert_eq!(said(&output, &path), marked(&file, "#= "), "{}", path.display());
         assert_eq!(output.status.code(), Some(2), "{}", path.display());
         assert_eq!(text(&output.stdout), "");
-        assert!(
-            !text(&output.stderr).contains("hunter2"),
-            "{}",
-            path.display()
-        );
+        assert!(!text(&output.stderr).contains("hunter2"), "{}", path.display());
     }
 }
 
@@ -91,12 +66,7 @@ fn every_valid_file_comes_to_what_it_says() {
     for (path, file) in files("valid") {
         let output = check(&path);
         let shown = text(&output.stdout);
-        assert_eq!(
-            said(&output, &path),
-            marked(&file, "#= "),
-            "{}",
-            path.display()
-        );
+        assert_eq!(said(&output, &path), marked(&file, "#= "), "{}", path.display());
         assert_eq!(output.status.code(), Some(0), "{}", path.display());
         for line in marked(&file, "#> ") {
             assert!(
@@ -159,31 +129,13 @@ fn wrong_usage_and_configuration_are_exit_code_2() {
         (&["run"], "--upstream"),
         (&["bogus"], "unrecognized subcommand"),
         (&["check"], "<FILE>"),
-        (
-            &["check", "/nowhere/config.toml"],
-            "/nowhere/config.toml: cannot be read",
-        ),
-        (
-            &["run", "--config", "/nowhere/config.toml"],
-            "cannot be read",
-        ),
-        (
-            &["--upstream", "app"],
-            "--upstream: route.upstream: is no upstream; write",
-        ),
-        (
-            &["--upstream", "http://a", "--listen", "80"],
-            "--listen: listen.address: is no address",
-        ),
-        (
-            &["--upstream", "http://127.0.0.1:8080"],
-            "is this proxy itself (listen.address)",
-        ),
+        (&["check", "/nowhere/config.toml"], "/nowhere/config.toml: cannot be read"),
+        (&["run", "--config", "/nowhere/config.toml"], "cannot be read"),
+        (&["--upstream", "app"], "--upstream: route.upstream: is no upstream; write"),
+        (&["--upstream", "http://a", "--listen", "80"], "--listen: listen.address: is no address"),
+        (&["--upstream", "http://127.0.0.1:8080"], "is this proxy itself (listen.address)"),
         (&["health", "--url", "127.0.0.1"], "--url: an upstream is"),
-        (
-            &["health", "--url", "http://a", "--config", "b"],
-            "cannot be used with",
-        ),
+        (&["health", "--url", "http://a", "--config", "b"], "cannot be used with"),
         (&["demo", "--port", "x"], "invalid value"),
     ] {
         let output = cloakroom(arguments).output().unwrap();
@@ -196,24 +148,11 @@ fn wrong_usage_and_configuration_are_exit_code_2() {
 
 #[test]
 fn every_command_has_a_help() {
-    for command in [
-        "run",
-        "check",
-        "generate-key",
-        "clear-expired",
-        "health",
-        "demo",
-    ] {
+    for command in ["run", "check", "generate-key", "clear-expired", "health", "demo"] {
         let output = cloakroom(&[command, "--help"]).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{command}");
-        assert!(
-            text(&output.stdout).contains("Usage: cloakroom"),
-            "{command}"
-        );
+        assert!(text(&output.stdout).contains("Usage: cloakroom"), "{command}");
     }
     let help = text(&cloakroom(&["--help"]).output().unwrap().stdout);
-    assert!(
-        help.contains("Examples:") && help.contains("generate-key"),
-        "{help}"
-    );
+    assert!(help.contains("Examples:") && help.contains("generate-key"), "{help}");
 }

@@ -1,3 +1,15 @@
-//! The integration tests.
+//! The integration tests: a real proxy on real sockets, an upstream that knows no sessions, and
+//! clients that keep cookies as browsers do.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and knows its environment"
+)]
 
 mod config;
+mod support;
+
+mod narrow_way;

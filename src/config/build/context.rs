@@ -62,10 +62,7 @@ impl<'a> Context<'a> {
 
     /// What is wrong with something that is not there.
     pub(super) fn missing(&mut self, key: &str, message: &str) {
-        let origin = Origin {
-            key: key.to_owned(),
-            place: self.whole.clone(),
-        };
+        let origin = Origin { key: key.to_owned(), place: self.whole.clone() };
         self.problems.error(&origin, message);
     }
 
@@ -209,9 +206,5 @@ impl<'a> Context<'a> {
 }
 
 fn within<T>(bounds: &RangeInclusive<T>, write: impl Fn(&T) -> String) -> String {
-    format!(
-        "write one from {} to {}",
-        write(bounds.start()),
-        write(bounds.end())
-    )
+    format!("write one from {} to {}", write(bounds.start()), write(bounds.end()))
 }

@@ -11,11 +11,7 @@ pub(super) fn attributes(table: &Cookie, context: &mut Context<'_>) -> Attribute
     let domain = domain(table, context);
     let secure = table.secure.or(default.secure);
     let may_be_host = secure && domain.is_none() && path == "/";
-    let plain = if may_be_host {
-        default.name.as_str()
-    } else {
-        "id"
-    };
+    let plain = if may_be_host { default.name.as_str() } else { "id" };
     let attributes = Attributes {
         name: name(table, plain, context),
         path,
@@ -34,9 +30,7 @@ pub(super) fn attributes(table: &Cookie, context: &mut Context<'_>) -> Attribute
 fn name(table: &Cookie, default: &str, context: &mut Context<'_>) -> String {
     let is_token = |name: &str| {
         !name.is_empty()
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&b))
+            && name.bytes().all(|b| b.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&b))
     };
     match table.name.found() {
         None => default.to_owned(),
@@ -73,10 +67,7 @@ fn domain(table: &Cookie, context: &mut Context<'_>) -> Option<String> {
     let (domain, origin) = table.domain.found()?;
     let name = domain.strip_prefix('.').unwrap_or(domain);
     let is_label = |label: &str| {
-        !label.is_empty()
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+        !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
     };
     if name.split('.').all(is_label) {
         return Some(name.to_ascii_lowercase());
@@ -114,16 +105,10 @@ fn check_secure(table: &Cookie, attributes: &Attributes, context: &mut Context<'
     }
     if attributes.same_site == SameSite::None {
         let origin = table.same_site.origin("cookie.same_site");
-        context.error(
-            &origin,
-            "\"None\" demands secure = true; write \"Lax\", or set secure",
-        );
+        context.error(&origin, "\"None\" demands secure = true; write \"Lax\", or set secure");
     }
     if attributes.partitioned {
         let origin = table.partitioned.origin("cookie.partitioned");
-        context.error(
-            &origin,
-            "true demands secure = true; write false, or set secure",
-        );
+        context.error(&origin, "true demands secure = true; write false, or set secure");
     }
 }

@@ -27,10 +27,7 @@ const fn loopback(port: u16) -> SocketAddr {
 /// The public listeners: at least one.
 pub(super) fn listen(tables: &Tables<file::Listen>, context: &mut Context<'_>) -> Vec<Listen> {
     if tables.sections().is_empty() {
-        return vec![Listen {
-            address: Address::Tcp(PUBLIC),
-            socket_mode: None,
-        }];
+        return vec![Listen { address: Address::Tcp(PUBLIC), socket_mode: None }];
     }
     let listener = |(table, _): &(file::Listen, Origin)| {
         let address = address(&table.address, PUBLIC, context);
@@ -38,10 +35,7 @@ pub(super) fn listen(tables: &Tables<file::Listen>, context: &mut Context<'_>) -
             let message = "an IP address has no socket file; leave it out, or listen at unix:PATH";
             context.error(origin, message);
         }
-        Listen {
-            address,
-            socket_mode: table.socket_mode.value().map(|mode| mode.0),
-        }
+        Listen { address, socket_mode: table.socket_mode.value().map(|mode| mode.0) }
     };
     tables.sections().iter().map(listener).collect()
 }
@@ -56,9 +50,7 @@ fn address(field: &Field<Address>, default: SocketAddr, context: &Context<'_>) -
 
 /// The admin listener.
 pub(super) fn admin(table: &file::Admin, context: &Context<'_>) -> admin::config::Config {
-    admin::config::Config {
-        address: address(&table.address, ADMIN, context),
-    }
+    admin::config::Config { address: address(&table.address, ADMIN, context) }
 }
 
 /// The session API.
@@ -72,12 +64,7 @@ pub(super) fn api(table: &file::Api, context: &mut Context<'_>) -> api_config::C
         check_token(&secret, origin, context);
         Some(secret)
     });
-    api_config::Config {
-        address,
-        url,
-        prefix,
-        service_token,
-    }
+    api_config::Config { address, url, prefix, service_token }
 }
 
 /// It comes in a header, and stands between a stranger and all sessions.
@@ -99,9 +86,7 @@ fn prefix(field: &Field<String>, context: &mut Context<'_>) -> String {
     };
     let is_plain = |segment: &str| {
         !matches!(segment, "" | "." | "..")
-            && segment
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
+            && segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
     };
     match prefix.strip_prefix('/') {
         Some(segments) if segments.split('/').all(is_plain) => prefix.clone(),
@@ -129,9 +114,7 @@ fn url(table: &file::Api, address: &Address, prefix: &str, context: &mut Context
     let is_plain = |rest: &str| {
         !rest.starts_with('/')
             && !rest.is_empty()
-            && rest
-                .bytes()
-                .all(|byte| byte.is_ascii_graphic() && !b"?#@\"<>\\".contains(&byte))
+            && rest.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#@\"<>\\".contains(&byte))
     };
     if !rest.is_some_and(is_plain) {
         let message = "is no URL that upstreams can be told; write \"http://HOST:PORT/_session\", \
@@ -154,38 +137,23 @@ pub(super) fn own(
     api: &api_config::Config,
     admin: &admin::config::Config,
 ) -> Vec<(Origin, Address)> {
-    let set = file
-        .listen
-        .sections()
-        .iter()
-        .map(|(table, _)| table.address.origin("listen.address"));
+    let set =
+        file.listen.sections().iter().map(|(table, _)| table.address.origin("listen.address"));
     let origins = set.chain(std::iter::repeat(Origin::unset("listen.address")));
     let public = listen.iter().map(|listen| listen.address.clone());
     let mut own: Vec<_> = origins.zip(public).collect();
-    own.push((
-        file.api.0.address.origin("api.address"),
-        api.address.clone(),
-    ));
-    own.push((
-        file.admin.0.address.origin("admin.address"),
-        admin.address.clone(),
-    ));
+    own.push((file.api.0.address.origin("api.address"), api.address.clone()));
+    own.push((file.admin.0.address.origin("admin.address"), admin.address.clone()));
     own
 }
 
 /// No two listeners have one address.
 pub(super) fn check_apart(own: &[(Origin, Address)], context: &mut Context<'_>) {
     for (index, (origin, address)) in own.iter().enumerate() {
-        let earlier = own
-            .iter()
-            .take(index)
-            .find(|(_, other)| overlap(address, other));
+        let earlier = own.iter().take(index).find(|(_, other)| overlap(address, other));
         if let Some((other, _)) = earlier {
             let whose = format!("{} ({})", other.key, other.place.mention());
-            context.error(
-                origin,
-                format!("is taken by {whose}; write another port or path"),
-            );
+            context.error(origin, format!("is taken by {whose}; write another port or path"));
         }
     }
 }
@@ -249,12 +217,7 @@ pub(super) fn limits(table: &file::Limits, context: &mut Context<'_>) -> Limits 
 
 /// Whose forwarding headers are believed.
 pub(super) fn trusted_proxies(table: &file::Limits) -> Vec<IpNet> {
-    table
-        .trusted_proxies
-        .values()
-        .iter()
-        .map(|(network, _)| *network)
-        .collect()
+    table.trusted_proxies.values().iter().map(|(network, _)| *network).collect()
 }
 
 #[cfg(test)]

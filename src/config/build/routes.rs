@@ -108,15 +108,10 @@ fn path(table: &file::Route, context: &mut Context<'_>) -> String {
     let without_end = path.strip_suffix('/').unwrap_or(path);
     let is_plain = |segment: &str| {
         !matches!(segment, "" | "." | "..")
-            && segment
-                .bytes()
-                .all(|byte| byte.is_ascii_graphic() && !b"%\\;?#".contains(&byte))
+            && segment.bytes().all(|byte| byte.is_ascii_graphic() && !b"%\\;?#".contains(&byte))
     };
     if !path.starts_with('/') {
-        context.error(
-            origin,
-            "is no path; write one that begins with a slash, as \"/shop\"",
-        );
+        context.error(origin, "is no path; write one that begins with a slash, as \"/shop\"");
     } else if !without_end.split('/').skip(1).all(is_plain) {
         let message = "is no plain path; write segments in ASCII, none of them empty or dots, \
                        without any of % \\ ; ? #";
@@ -135,10 +130,7 @@ fn upstream(
     context: &mut Context<'_>,
 ) -> Option<Target> {
     let Some((target, origin)) = table.upstream.found() else {
-        let origin = Origin {
-            key: "route.upstream".to_owned(),
-            ..route.clone()
-        };
+        let origin = Origin { key: "route.upstream".to_owned(), ..route.clone() };
         let message = "is missing; say where the site is, as upstream = \"http://127.0.0.1:3000\"";
         if context.site == Site::Needed && matches!(table.upstream, Field::Unset) {
             context.error(&origin, message);
@@ -150,10 +142,7 @@ fn upstream(
         http @ Target::Http { .. } => http.clone(),
     };
     if let Some((ours, _)) = own.iter().find(|(_, address)| reaches(&target, address)) {
-        let message = format!(
-            "is this proxy itself ({}); write where the site is",
-            ours.key
-        );
+        let message = format!("is this proxy itself ({}); write where the site is", ours.key);
         context.error(origin, message);
     }
     Some(target)
@@ -173,22 +162,14 @@ fn principal_header(field: &Field<String>, context: &mut Context<'_>) -> Option<
 /// A field of a request that may be set by configuration.
 fn header(name: &str, origin: &Origin, context: &mut Context<'_>) -> Option<HeaderName> {
     let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
-        context.error(
-            origin,
-            "is no header's name; write letters, digits and dashes",
-        );
+        context.error(origin, "is no header's name; write letters, digits and dashes");
         return None;
     };
     let written_by_us = is_reserved(&name)
         || is_forwarding(&name)
-        || NEVER
-            .iter()
-            .any(|never| is_same(&name, &HeaderName::from_static(never)));
+        || NEVER.iter().any(|never| is_same(&name, &HeaderName::from_static(never)));
     if written_by_us {
-        context.error(
-            origin,
-            "is a header that this proxy writes or keeps; choose another name",
-        );
+        context.error(origin, "is a header that this proxy writes or keeps; choose another name");
         return None;
     }
     Some(name)
@@ -223,10 +204,7 @@ fn request_headers(
         let value = context.secret(source, origin).and_then(|secret| {
             let value = HeaderValue::from_str(secret.reveal()).ok();
             if value.is_none() {
-                context.error(
-                    origin,
-                    "no header can carry it; write visible ASCII in one line",
-                );
+                context.error(origin, "no header can carry it; write visible ASCII in one line");
             }
             value
         });
@@ -237,10 +215,7 @@ fn request_headers(
             HeaderName::from_bytes(principal.as_bytes()).is_ok_and(|other| is_same(&name, &other))
         });
         if is_principal || headers.iter().any(|(other, _)| is_same(&name, other)) {
-            context.error(
-                origin,
-                "is set twice, whatever stands for the dash; leave one out",
-            );
+            context.error(origin, "is set twice, whatever stands for the dash; leave one out");
             continue;
         }
         value.set_sensitive(true);

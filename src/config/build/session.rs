@@ -35,9 +35,7 @@ pub(super) fn policy(file: &File, context: &mut Context<'_>) -> Policy {
         ),
         rotation_grace: context.duration(&table.rotation_grace, default.rotation_grace, &INTERVAL),
         on_replay: table.on_replay.or(default.on_replay),
-        expire_at_browser_close: table
-            .expire_at_browser_close
-            .or(default.expire_at_browser_close),
+        expire_at_browser_close: table.expire_at_browser_close.or(default.expire_at_browser_close),
         create: table.create.or(default.create),
         touch: table.touch.or(default.touch),
         touch_interval: touch_interval(table, idle_timeout, context),
@@ -69,11 +67,8 @@ fn idle_timeout(table: &file::Session, default: Duration, context: &mut Context<
 /// A minute, or a tenth of the idle timeout where that is less.
 fn touch_interval(table: &file::Session, idle: Duration, context: &mut Context<'_>) -> Duration {
     let tenth = idle / 10;
-    let interval = context.duration(
-        &table.touch_interval,
-        tenth.min(Duration::from_mins(1)),
-        &INTERVAL,
-    );
+    let interval =
+        context.duration(&table.touch_interval, tenth.min(Duration::from_mins(1)), &INTERVAL);
     if let Some((Timeout::After(asked), origin)) = table.touch_interval.found()
         && *asked > tenth
     {

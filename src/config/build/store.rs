@@ -79,10 +79,7 @@ fn key_prefix(table: &file::Store, context: &mut Context<'_>) -> String {
     match table.key_prefix.found() {
         Some((prefix, _)) if is_plain(prefix) => return prefix.clone(),
         Some((_, origin)) => {
-            context.error(
-                origin,
-                "is no prefix; write at most 256 bytes without braces",
-            );
+            context.error(origin, "is no prefix; write at most 256 bytes without braces");
         }
         None => {}
     }
@@ -96,10 +93,8 @@ fn keys(
     context: &mut Context<'_>,
 ) -> Keys {
     let sources = table.keys.values();
-    let read: Vec<Key> = sources
-        .iter()
-        .filter_map(|(source, origin)| key(source, origin, context))
-        .collect();
+    let read: Vec<Key> =
+        sources.iter().filter_map(|(source, origin)| key(source, origin, context)).collect();
     if let Some((first, older)) = read.split_first() {
         return Keys::Given(Arc::new(KeyRing::new(first, older)));
     }

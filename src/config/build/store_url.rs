@@ -67,13 +67,9 @@ fn sqlite(path: &str) -> Result<StoreUrl, String> {
 fn redis(rest: &str) -> Result<RedisUrl, String> {
     const RIGHT: &str = "write \"redis://[user[:password]@]HOST:PORT/DB\"";
     let wrong = |what: &str| format!("{what}; {RIGHT}");
-    let rest = rest
-        .strip_prefix("//")
-        .ok_or_else(|| wrong("is no store's URL"))?;
+    let rest = rest.strip_prefix("//").ok_or_else(|| wrong("is no store's URL"))?;
     if rest.contains(['?', '#']) {
-        return Err(wrong(
-            "options are not supported, and ? and # in a password are %3F and %23",
-        ));
+        return Err(wrong("options are not supported, and ? and # in a password are %3F and %23"));
     }
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
     let (login, place) = match authority.rsplit_once('@') {
@@ -96,18 +92,13 @@ fn redis(rest: &str) -> Result<RedisUrl, String> {
         host,
         port,
         user: Some(user).filter(|user| !user.is_empty()),
-        password: Some(password)
-            .filter(|password| !password.is_empty())
-            .map(Secret::new),
+        password: Some(password).filter(|password| !password.is_empty()).map(Secret::new),
         database,
     })
 }
 
 fn decode(text: &str) -> Option<String> {
-    percent_decode_str(text)
-        .decode_utf8()
-        .ok()
-        .map(String::from)
+    percent_decode_str(text).decode_utf8().ok().map(String::from)
 }
 
 fn host_and_port(text: &str) -> Option<(String, u16)> {
@@ -115,20 +106,12 @@ fn host_and_port(text: &str) -> Option<(String, u16)> {
         Some(rest) => {
             let (host, after) = rest.split_once(']')?;
             host.parse::<std::net::Ipv6Addr>().ok()?;
-            (
-                host,
-                after
-                    .strip_prefix(':')
-                    .or_else(|| after.is_empty().then_some("6379"))?,
-            )
+            (host, after.strip_prefix(':').or_else(|| after.is_empty().then_some("6379"))?)
         }
         None => text.split_once(':').unwrap_or((text, "6379")),
     };
     let is_name = |name: &str| {
-        !name.is_empty()
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-._:".contains(&b))
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:".contains(&b))
     };
     let port = port.parse().ok().filter(|port| *port != 0)?;
     is_name(host).then(|| (host.to_owned(), port))
@@ -139,17 +122,10 @@ mod tests {
     use super::*;
 
     fn check_redis(url: &str, expected: (&str, u16, Option<&str>, Option<&str>, u32)) {
-        let Ok(StoreUrl::Redis(redis)) = parse(url) else {
-            panic!("{url}")
-        };
+        let Ok(StoreUrl::Redis(redis)) = parse(url) else { panic!("{url}") };
         let password = redis.password.as_ref().map(Secret::reveal);
-        let found = (
-            redis.host.as_str(),
-            redis.port,
-            redis.user.as_deref(),
-            password,
-            redis.database,
-        );
+        let found =
+            (redis.host.as_str(), redis.port, redis.user.as_deref(), password, redis.database);
         assert_eq!(found, expected, "{url}");
     }
 
@@ -162,10 +138,7 @@ mod tests {
         check_redis("redis://[::1]", ("::1", 6379, None, None, 0));
         check_redis("redis://me@db", ("db", 6379, Some("me"), None, 0));
         check_redis("redis://:p%40ss@db", ("db", 6379, None, Some("p@ss"), 0));
-        check_redis(
-            "redis://me:a:b@db",
-            ("db", 6379, Some("me"), Some("a:b"), 0),
-        );
+        check_redis("redis://me:a:b@db", ("db", 6379, Some("me"), Some("a:b"), 0));
     }
 
     #[test]
@@ -175,9 +148,7 @@ mod tests {
             ("sqlite:/x/a.db", "/x/a.db"),
             ("sqlite:///x/a.db", "/x/a.db"),
         ] {
-            let Ok(StoreUrl::Sqlite(found)) = parse(url) else {
-                panic!("{url}")
-            };
+            let Ok(StoreUrl::Sqlite(found)) = parse(url) else { panic!("{url}") };
             assert_eq!(found, Path::new(path), "{url}");
         }
     }

@@ -21,13 +21,8 @@ use super::{
 use told::{Source, Told};
 
 /// What we write, and therefore may come in no other spelling.
-const WRITTEN: [HeaderName; 5] = [
-    FORWARDED,
-    X_FORWARDED_FOR,
-    X_FORWARDED_PROTO,
-    X_FORWARDED_HOST,
-    X_REAL_IP,
-];
+const WRITTEN: [HeaderName; 5] =
+    [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, X_REAL_IP];
 
 /// The proxies whose word is taken.
 #[derive(Clone, Debug, Default)]
@@ -118,46 +113,24 @@ pub fn rewrite(
     trust: &Trust,
     peer: Peer,
 ) -> Result<Client, MaxSizeReached> {
-    let peer = Peer {
-        address: peer.address.map(|address| address.to_canonical()),
-        ..peer
-    };
+    let peer = Peer { address: peer.address.map(|address| address.to_canonical()), ..peer };
     let is_trusted = trust.believes(peer.address);
     names::remove_where(headers, |name| {
-        let is_respelled = || {
-            WRITTEN
-                .iter()
-                .any(|ours| name != ours && names::is_same(name, ours))
-        };
-        if is_trusted {
-            is_respelled()
-        } else {
-            names::is_forwarding(name)
-        }
+        let is_respelled = || WRITTEN.iter().any(|ours| name != ours && names::is_same(name, ours));
+        if is_trusted { is_respelled() } else { names::is_forwarding(name) }
     });
     let told = Told::read(headers, trust, peer.address);
-    let received = headers
-        .get(HOST)
-        .filter(|line| line.to_str().is_ok_and(host::is_valid))
-        .cloned();
+    let received =
+        headers.get(HOST).filter(|line| line.to_str().is_ok_and(host::is_valid)).cloned();
     let client = Client {
         address: told.address,
         scheme: told.scheme.unwrap_or(peer.scheme),
         host: told.host.or_else(|| received.clone()),
     };
     write_lists(headers, told.source, &client, peer, received.as_ref())?;
-    headers.try_insert(
-        X_FORWARDED_PROTO,
-        HeaderValue::from_static(client.scheme.as_str()),
-    )?;
+    headers.try_insert(X_FORWARDED_PROTO, HeaderValue::from_static(client.scheme.as_str()))?;
     set(headers, X_FORWARDED_HOST, client.host.clone())?;
-    set(
-        headers,
-        X_REAL_IP,
-        client
-            .address
-            .and_then(|address| value(&address.to_string())),
-    )?;
+    set(headers, X_REAL_IP, client.address.and_then(|address| value(&address.to_string())))?;
     Ok(client)
 }
 
@@ -171,10 +144,7 @@ fn write_lists(
 ) -> Result<(), MaxSizeReached> {
     let seen = element(client.address, client.host.as_ref(), client.scheme);
     let own = element(peer.address, received, peer.scheme);
-    let hop = peer
-        .address
-        .map(|address| address.to_string())
-        .unwrap_or_default();
+    let hop = peer.address.map(|address| address.to_string()).unwrap_or_default();
     let before = client.address.filter(|_| client.address != peer.address);
 
     let addresses = match (source, before) {
@@ -188,11 +158,7 @@ fn write_lists(
         (_, Some(_)) => value(&format!("{seen}, {own}")),
         (_, None) => value(&seen),
     };
-    set(
-        headers,
-        X_FORWARDED_FOR,
-        addresses.filter(|line| !line.is_empty()),
-    )?;
+    set(headers, X_FORWARDED_FOR, addresses.filter(|line| !line.is_empty()))?;
     set(headers, FORWARDED, elements)
 }
 

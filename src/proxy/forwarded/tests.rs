@@ -8,19 +8,11 @@ const CLIENT: &str = "203.0.113.7";
 const PROXY: &str = "10.0.0.1";
 
 fn trust(networks: &[&str]) -> Trust {
-    Trust::new(
-        networks
-            .iter()
-            .map(|network| network.parse().unwrap())
-            .collect(),
-    )
+    Trust::new(networks.iter().map(|network| network.parse().unwrap()).collect())
 }
 
 fn peer(address: &str) -> Peer {
-    Peer {
-        address: address.parse().ok(),
-        scheme: Scheme::Http,
-    }
+    Peer { address: address.parse().ok(), scheme: Scheme::Http }
 }
 
 /// The client and the fields of a request to shop.example:8080 that came from `from`, trusting
@@ -42,16 +34,9 @@ fn rewritten(from: &str, fields: &[(&str, &str)]) -> (Client, HeaderMap) {
 /// `seen` is the client's address, the scheme and the host; `lists` X-Forwarded-For and Forwarded.
 fn check(from: &str, fields: &[(&str, &str)], seen: (&str, &str, &str), lists: (&str, &str)) {
     let (client, headers) = rewritten(from, fields);
-    let address = client
-        .address
-        .map(|address| address.to_string())
-        .unwrap_or_default();
+    let address = client.address.map(|address| address.to_string()).unwrap_or_default();
     let host = client.host.unwrap();
-    assert_eq!(
-        (&*address, client.scheme.as_str(), host.to_str().unwrap()),
-        seen,
-        "{fields:?}"
-    );
+    assert_eq!((&*address, client.scheme.as_str(), host.to_str().unwrap()), seen, "{fields:?}");
     let lines = |name| headers.get_all(name).iter().collect::<Vec<_>>();
     assert_eq!(lines(X_FORWARDED_FOR), [lists.0], "{fields:?}");
     assert_eq!(lines(FORWARDED), [lists.1], "{fields:?}");
@@ -85,19 +70,9 @@ fn a_stranger_is_not_believed() {
 #[test]
 fn an_ipv6_client_is_quoted_and_a_mapped_one_is_ipv4() {
     let v6 = r#"for="[2001:db8::1]";host="shop.example:8080";proto=http"#;
-    check(
-        "2001:db8::1",
-        &[],
-        ("2001:db8::1", "http", HOST_HERE),
-        ("2001:db8::1", v6),
-    );
+    check("2001:db8::1", &[], ("2001:db8::1", "http", HOST_HERE), ("2001:db8::1", v6));
     let v4 = r#"for=203.0.113.7;host="shop.example:8080";proto=http"#;
-    check(
-        "::ffff:203.0.113.7",
-        &[],
-        (CLIENT, "http", HOST_HERE),
-        (CLIENT, v4),
-    );
+    check("::ffff:203.0.113.7", &[], (CLIENT, "http", HOST_HERE), (CLIENT, v4));
     let proxied = [("x-forwarded-for", CLIENT)];
     let (client, _) = rewritten("::ffff:10.0.0.1", &proxied);
     assert_eq!(client.address, CLIENT.parse().ok());
@@ -148,10 +123,7 @@ fn a_trusted_proxy_may_speak_rfc_7239() {
 fn forwarded_is_a_strangers_where_x_forwarded_is_there() {
     check(
         PROXY,
-        &[
-            ("forwarded", "for=1.1.1.1;proto=https"),
-            ("x-forwarded-for", CLIENT),
-        ],
+        &[("forwarded", "for=1.1.1.1;proto=https"), ("x-forwarded-for", CLIENT)],
         (CLIENT, "http", HOST_HERE),
         (
             "203.0.113.7, 10.0.0.1",
@@ -175,21 +147,13 @@ fn what_cannot_be_read_ends_the_walk() {
         let (seen, _) = rewritten(PROXY, &[("x-forwarded-for", list)]);
         assert_eq!(seen.address, client.parse().ok(), "{list}");
     }
-    for list in [
-        "for=\"203.0.113.7",
-        "for=203.0.113.7;for=1.1.1.1",
-        "203.0.113.7",
-        "for",
-        "=;=,;",
-    ] {
+    for list in ["for=\"203.0.113.7", "for=203.0.113.7;for=1.1.1.1", "203.0.113.7", "for", "=;=,;"]
+    {
         let (seen, _) = rewritten(PROXY, &[("forwarded", list)]);
         assert_eq!(seen.address, PROXY.parse().ok(), "{list}");
     }
     let (_, headers) = rewritten(PROXY, &[("forwarded", "for=\"x")]);
-    assert_eq!(
-        headers[FORWARDED],
-        "for=10.0.0.1;host=\"shop.example:8080\";proto=http"
-    );
+    assert_eq!(headers[FORWARDED], "for=10.0.0.1;host=\"shop.example:8080\";proto=http");
 }
 
 #[test]
@@ -203,11 +167,7 @@ fn scheme_and_host_are_those_of_the_clients_own_hop() {
         (CLIENT, "gopher", "http"),
     ] {
         let fields = [("x-forwarded-for", hops), ("x-forwarded-proto", schemes)];
-        assert_eq!(
-            rewritten(PROXY, &fields).0.scheme.as_str(),
-            scheme,
-            "{hops} {schemes}"
-        );
+        assert_eq!(rewritten(PROXY, &fields).0.scheme.as_str(), scheme, "{hops} {schemes}");
     }
     let (client, _) = rewritten(PROXY, &[("x-forwarded-host", "a b")]);
     assert_eq!(client.host.unwrap(), HOST_HERE);
@@ -224,22 +184,9 @@ fn a_unix_peer_is_trusted_as_loopback_is() {
         headers.insert(X_FORWARDED_FOR, HeaderValue::from_static(CLIENT));
         let client = rewrite(&mut headers, &trust(networks), peer("")).unwrap();
         assert_eq!(client.address, seen.and_then(|seen| seen.parse().ok()));
-        assert_eq!(
-            headers
-                .get(X_FORWARDED_FOR)
-                .map(|line| line.to_str().unwrap()),
-            seen
-        );
-        assert_eq!(
-            headers.get(X_REAL_IP).map(|line| line.to_str().unwrap()),
-            seen
-        );
-        assert!(
-            headers[FORWARDED]
-                .to_str()
-                .unwrap()
-                .ends_with("for=unknown;proto=http")
-        );
+        assert_eq!(headers.get(X_FORWARDED_FOR).map(|line| line.to_str().unwrap()), seen);
+        assert_eq!(headers.get(X_REAL_IP).map(|line| line.to_str().unwrap()), seen);
+        assert!(headers[FORWARDED].to_str().unwrap().ends_with("for=unknown;proto=http"));
         assert!(!headers.contains_key(X_FORWARDED_HOST));
     }
 }

@@ -37,30 +37,18 @@ impl Told {
         // A list that can't be read is as good as none, and ours is not appended to it.
         match list::quoted_members(headers, &FORWARDED) {
             Some(elements) if !elements.is_empty() => Self::forwarded(&elements, trust, peer),
-            _ => Self {
-                source: Source::Nothing,
-                address: peer,
-                scheme: None,
-                host: None,
-            },
+            _ => Self { source: Source::Nothing, address: peer, scheme: None, host: None },
         }
     }
 
     fn x_forwarded(headers: &HeaderMap, trust: &Trust, peer: Option<IpAddr>) -> Self {
-        let hops: Vec<_> = list::members(headers, &X_FORWARDED_FOR)
-            .map(address)
-            .collect();
+        let hops: Vec<_> = list::members(headers, &X_FORWARDED_FOR).map(address).collect();
         let (client, depth) = walk(hops.into_iter().rev(), trust, peer);
         // Few proxies append to these two, so a list may be shorter; what is left of the client's
         // own entry a stranger wrote.
         let beside = |name: &HeaderName| {
             let members: Vec<_> = list::members(headers, name).collect();
-            members
-                .iter()
-                .rev()
-                .nth(depth)
-                .or_else(|| members.first())
-                .copied()
+            members.iter().rev().nth(depth).or_else(|| members.first()).copied()
         };
         Self {
             source: Source::XForwarded,
@@ -75,12 +63,7 @@ impl Told {
         let (client, depth) = walk(elements.iter().rev().map(node), trust, peer);
         // The element of the client's own hop, or the next one towards us that says it.
         let beside = |name: &str| {
-            elements
-                .iter()
-                .rev()
-                .take(depth + 1)
-                .rev()
-                .find_map(|element| parameter(element, name))
+            elements.iter().rev().take(depth + 1).rev().find_map(|element| parameter(element, name))
         };
         Self {
             source: Source::Forwarded,
@@ -114,18 +97,14 @@ fn walk(
 }
 
 fn valid_host(text: &[u8]) -> Option<HeaderValue> {
-    let text = str::from_utf8(text)
-        .ok()
-        .filter(|text| host::is_valid(text))?;
+    let text = str::from_utf8(text).ok().filter(|text| host::is_valid(text))?;
     HeaderValue::from_str(text).ok()
 }
 
 /// An address, with or without a port; in IPv6 with or without brackets.
 fn address(text: &[u8]) -> Option<IpAddr> {
     let text = str::from_utf8(text).ok()?;
-    let bare = text
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'));
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let address = match bare {
         Some(bare) => IpAddr::V6(bare.parse().ok()?),
         None => text

@@ -43,10 +43,7 @@ impl Rejected {
 
 impl From<MaxSizeReached> for Rejected {
     fn from(_: MaxSizeReached) -> Self {
-        Self::new(
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "too many header fields",
-        )
+        Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too many header fields")
     }
 }
 
@@ -61,10 +58,7 @@ pub enum Hop {
 
 /// Whether a request can be forwarded: what hyper leaves to its user.
 pub fn check(parts: &Parts) -> Result<(), Rejected> {
-    if !matches!(
-        parts.version,
-        Version::HTTP_10 | Version::HTTP_11 | Version::HTTP_2
-    ) {
+    if !matches!(parts.version, Version::HTTP_10 | Version::HTTP_11 | Version::HTTP_2) {
         return Err(Rejected::new(
             StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             "version of HTTP not supported",
@@ -72,10 +66,7 @@ pub fn check(parts: &Parts) -> Result<(), Rejected> {
     }
     // TRACE would show our own fields to scripts (RFC 9110 9.3.8); CONNECT is for forward proxies.
     if matches!(parts.method, Method::TRACE | Method::CONNECT) {
-        return Err(Rejected::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method not allowed",
-        ));
+        return Err(Rejected::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"));
     }
     check_target(&parts.method, &parts.uri)?;
     check_host(parts)?;
@@ -94,9 +85,7 @@ pub fn settle_target(parts: &mut Parts) -> Result<(), Rejected> {
         let path = parts.uri.path_and_query().cloned();
         parts.uri = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
     } else if !parts.headers.contains_key(HOST) {
-        parts
-            .headers
-            .try_insert(HOST, HeaderValue::from_static(""))?;
+        parts.headers.try_insert(HOST, HeaderValue::from_static(""))?;
     }
     Ok(())
 }
@@ -116,11 +105,7 @@ pub fn count_hop(method: &Method, headers: &mut HeaderMap) -> Hop {
         return Hop::Onward;
     }
     // More hops than we can count are brought down to what we can count, as the RFC wants.
-    let hops = line
-        .to_str()
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(u32::MAX);
+    let hops = line.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(u32::MAX);
     let Some(left) = hops.checked_sub(1) else {
         return Hop::Last;
     };
@@ -147,11 +132,7 @@ pub fn clean(headers: &mut HeaderMap, ours: &[HeaderName]) -> Vec<HeaderName> {
             || ours.iter().any(|our| names::is_same(our, name))
     });
     // RFC 9110 10.1.4: whoever sends TE names it in Connection. If there is no room, neither goes.
-    if takes_trailers
-        && headers
-            .try_insert(CONNECTION, HeaderValue::from_static("te"))
-            .is_ok()
-    {
+    if takes_trailers && headers.try_insert(CONNECTION, HeaderValue::from_static("te")).is_ok() {
         let _ = headers.try_insert(TE, HeaderValue::from_static("trailers"));
     }
     nominated
@@ -191,10 +172,7 @@ fn check_host(parts: &Parts) -> Result<(), Rejected> {
     let valid = line.to_str().is_ok_and(host::is_valid);
     let differs = parts.version == Version::HTTP_2
         && authority.is_some_and(|authority| {
-            !authority
-                .as_str()
-                .as_bytes()
-                .eq_ignore_ascii_case(line.as_bytes())
+            !authority.as_str().as_bytes().eq_ignore_ascii_case(line.as_bytes())
         });
     if !valid || differs {
         return Err(Rejected::malformed("invalid Host"));
@@ -218,18 +196,12 @@ fn check_transfer_encoding(parts: &Parts) -> Result<(), Rejected> {
         return Err(Rejected::malformed("invalid Transfer-Encoding"));
     }
     let others: Vec<&[u8]> = codings.collect();
-    if others
-        .iter()
-        .any(|coding| is_chunked(coding) || list::trim(coding).is_empty())
-    {
+    if others.iter().any(|coding| is_chunked(coding) || list::trim(coding).is_empty()) {
         return Err(Rejected::malformed("invalid Transfer-Encoding"));
     }
     if !others.is_empty() {
         // RFC 9112 6.1.
-        return Err(Rejected::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "unknown transfer coding",
-        ));
+        return Err(Rejected::new(StatusCode::NOT_IMPLEMENTED, "unknown transfer coding"));
     }
     Ok(())
 }
@@ -239,9 +211,6 @@ fn check_expect(headers: &HeaderMap) -> Result<(), Rejected> {
     if list::members(headers, &EXPECT).all(|member| member.eq_ignore_ascii_case(b"100-continue")) {
         Ok(())
     } else {
-        Err(Rejected::new(
-            StatusCode::EXPECTATION_FAILED,
-            "unknown expectation",
-        ))
+        Err(Rejected::new(StatusCode::EXPECTATION_FAILED, "unknown expectation"))
     }
 }

@@ -8,9 +8,7 @@ use super::*;
 /// A head from `METHOD TARGET VERSION` and its fields.
 fn head(line: &str, fields: &[(&str, &str)]) -> Parts {
     let mut words = line.split(' ');
-    let mut request = Request::builder()
-        .method(words.next().unwrap())
-        .uri(words.next().unwrap());
+    let mut request = Request::builder().method(words.next().unwrap()).uri(words.next().unwrap());
     request = request.version(match words.next() {
         Some("0.9") => Version::HTTP_09,
         Some("1.0") => Version::HTTP_10,
@@ -84,27 +82,15 @@ fn transfer_encoding_is_one_line_of_chunked() {
         fields.extend(lines.iter().map(|line| ("transfer-encoding", *line)));
         check_status("POST /", &fields, status);
     }
-    check_status(
-        "POST / 1.0",
-        &[("host", "a"), ("transfer-encoding", "chunked")],
-        400,
-    );
+    check_status("POST / 1.0", &[("host", "a"), ("transfer-encoding", "chunked")], 400);
 }
 
 #[test]
 fn only_continue_may_be_expected() {
     check_status("PUT /", &[("host", "a"), ("expect", "100-Continue")], 200);
     check_status("PUT /", &[("host", "a"), ("expect", "y")], 417);
-    check_status(
-        "PUT /",
-        &[("host", "a"), ("expect", "100-continue, x")],
-        417,
-    );
-    check_status(
-        "PUT /",
-        &[("host", "a"), ("expect", "100-continue"), ("expect", "x")],
-        417,
-    );
+    check_status("PUT /", &[("host", "a"), ("expect", "100-continue, x")], 417);
+    check_status("PUT /", &[("host", "a"), ("expect", "100-continue"), ("expect", "x")], 417);
 }
 
 #[test]
@@ -119,10 +105,7 @@ fn an_absolute_target_becomes_path_and_host() {
         let mut parts = head(&format!("OPTIONS {target}"), &[("host", "a")]);
         settle_target(&mut parts).unwrap();
         assert_eq!(parts.uri.to_string(), path);
-        assert_eq!(
-            parts.headers.get_all(HOST).iter().collect::<Vec<_>>(),
-            [host]
-        );
+        assert_eq!(parts.headers.get_all(HOST).iter().collect::<Vec<_>>(), [host]);
     }
     let mut parts = head("GET / 1.0", &[]);
     settle_target(&mut parts).unwrap();
@@ -168,15 +151,10 @@ fn a_cleaned_request_has_the_clients_own_fields_alone() {
         ("Host", "a"),
     ];
     let mut headers = head("GET /", &fields).headers;
-    let ours = [
-        HeaderName::from_static("x-remote-user"),
-        HeaderName::from_static("x-from-proxy"),
-    ];
+    let ours = [HeaderName::from_static("x-remote-user"), HeaderName::from_static("x-from-proxy")];
     assert_eq!(clean(&mut headers, &ours), ["x-foo"]);
-    let mut left: Vec<_> = headers
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
-        .collect();
+    let mut left: Vec<_> =
+        headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
     left.sort_unstable();
     assert_eq!(
         left,

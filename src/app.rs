@@ -1,0 +1,341 @@
+//! Composition: a configuration becomes listeners, a store, and workers that serve; then it drains.
+//!
+//! One worker a core, each a thread with a runtime, upstream pools and, where the store is over the
+//! network, a connection of its own. Every worker accepts on every listener. The admin listener is
+//! the first worker's alone.
+
+use std::num::NonZero;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::{io, thread};
+
+use tokio::sync::{Semaphore, oneshot};
+use tracing::{debug, error, info, warn};
+
+use crate::admin::Admin;
+use crate::api::Api;
+use crate::config::{Config, PrepareError};
+use crate::metrics::Metrics;
+use crate::proxy::{InvalidUrl, Proxy, Site};
+use crate::server::{self, Address, BoundListener, Protocol, Settings, Tasks};
+use crate::sessions::{InFlight, Sessions, Shared};
+use crate::store::Store;
+use crate::store::config::Backend;
+use crate::store::memory::Memory;
+//use crate::store::redis::Redis;
+use crate::store::sqlite::{OpenError, Sqlite};
+use crate::time::Clock;
+
+/// A running proxy.
+#[derive(Debug)]
+pub struct App {
+    workers: Vec<Worker>,
+    tasks: Tasks,
+    drain_timeout: Duration,
+    /// What the workers share.
+    pub shared: Arc<Shared>,
+    /// Where clients reach it, in the configuration's order.
+    pub public: Vec<Address>,
+    /// Where upstreams reach it.
+    pub api: Address,
+    /// Where operators reach it.
+    pub admin: Address,
+}
+
+#[derive(Debug)]
+struct Worker {
+    thread: JoinHandle<()>,
+    stop: oneshot::Sender<()>,
+}
+
+/// Why a proxy does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory or the key ring could not be had.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// The database could not be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// An address could not be listened on.
+    #[error("cannot listen on {address}")]
+    Bind {
+        /// Which.
+        address: Address,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The API's URL cannot be told.
+    #[error(transparent)]
+    Url(#[from] InvalidUrl),
+    /// A worker could not be started.
+    #[error("a worker could not be started")]
+    Worker(#[source] io::Error),
+}
+
+/// Which store the workers use.
+enum Stores {
+    /// One for all of them.
+    Embedded(Arc<dyn Store>),
+    /// One for each, with a connection of its own.
+    Redis(Box<dyn Fn() -> Arc<dyn Store> + Send + Sync>),
+}
+
+impl Stores {
+    fn open(config: &Config) -> Result<Self, StartError> {
+        let timeout = config.store.timeout;
+        Ok(match &config.store.backend {
+            Backend::Memory => Self::Embedded(Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES))),
+            Backend::Sqlite { path } => Self::Embedded(Arc::new(Sqlite::open(path, timeout)?)),
+            Backend::Redis { url, key_prefix } => {
+                let (url, key_prefix) = (url.clone(), key_prefix.clone());
+                let _ = (url, key_prefix);
+                todo!()
+            }
+        })
+    }
+
+    fn for_worker(&self) -> Arc<dyn Store> {
+        match self {
+            Self::Embedded(store) => Arc::clone(store),
+            Self::Redis(connect) => connect(),
+        }
+    }
+}
+
+/// The store of a configuration, for a command that serves nothing.
+pub fn open_sessions(config: &Config, clock: Clock) -> Result<Sessions, StartError> {
+    let shared = share(config, clock)?;
+    Ok(Sessions::new(Stores::open(config)?.for_worker(), shared))
+}
+
+fn share(config: &Config, clock: Clock) -> Result<Arc<Shared>, StartError> {
+    Ok(Arc::new(Shared {
+        ring: config.prepare()?,
+        attributes: config.cookie.clone(),
+        policy: config.policy.clone(),
+        clock,
+        metrics: Metrics::new(),
+        in_flight: InFlight::default(),
+    }))
+}
+
+/// The listeners of a process, bound once.
+struct Listeners {
+    public: Vec<BoundListener>,
+    api: BoundListener,
+    admin: BoundListener,
+}
+
+impl Listeners {
+    fn bind(config: &Config) -> Result<Self, StartError> {
+        let bind = |address: &Address, mode| {
+            server::bind(address, mode)
+                .map_err(|source| StartError::Bind { address: address.clone(), source })
+        };
+        Ok(Self {
+            public: config
+                .listen
+                .iter()
+                .map(|listen| bind(&listen.address, listen.socket_mode))
+                .collect::<Result<_, _>>()?,
+            api: bind(&config.api.address, None)?,
+            admin: bind(&config.admin.address, None)?,
+        })
+    }
+
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            public: self.public.iter().map(BoundListener::try_clone).collect::<Result<_, _>>()?,
+            api: self.api.try_clone()?,
+            admin: self.admin.try_clone()?,
+        })
+    }
+}
+
+/// What a worker takes into its thread.
+struct Crew {
+    config: Arc<Config>,
+    site: Arc<Site>,
+    stores: Arc<Stores>,
+    shared: Arc<Shared>,
+    public_connections: Arc<Semaphore>,
+    api_connections: Arc<Semaphore>,
+}
+
+impl App {
+    /// Opens the store, binds the listeners, and begins to serve.
+    ///
+    /// # Errors
+    /// Whatever cannot be had is said before the first request is taken.
+    pub fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
+        let shared = share(&config, clock)?;
+        let stores = Arc::new(Stores::open(&config)?);
+        let listeners = Listeners::bind(&config)?;
+        let api = listeners.api.local_address().clone();
+        let api_url = url_of(&config, &api);
+        let limits = config.limits.clone();
+        let site = Site::new(
+            config.proxy.clone(),
+            &config.api.prefix,
+            &api_url,
+            limits.body_idle_timeout,
+        )?;
+        let tasks = Tasks::new();
+        let crew = Arc::new(Crew {
+            config: Arc::new(config),
+            site: Arc::new(site),
+            stores,
+            shared: Arc::clone(&shared),
+            public_connections: Arc::new(Semaphore::new(limits.connections)),
+            api_connections: Arc::new(Semaphore::new(limits.connections)),
+        });
+        let public =
+            listeners.public.iter().map(|listener| listener.local_address().clone()).collect();
+        let admin = listeners.admin.local_address().clone();
+        let workers = thread::available_parallelism().map_or(1, NonZero::get);
+        let workers = (0..workers)
+            .map(|index| crew.start_worker(index, &listeners, &tasks))
+            .collect::<io::Result<_>>()
+            .map_err(StartError::Worker)?;
+        Ok(Self { workers, tasks, drain_timeout: limits.drain_timeout, shared, public, api, admin })
+    }
+
+    /// Begins the drain, waits for what is in flight, no longer than the drain's deadline, and ends
+    /// the workers. Whether all of it ended in time.
+    pub async fn stop(self) -> bool {
+        let drained = self.tasks.drained(self.drain_timeout).await;
+        if !drained {
+            warn!("the drain's time is over; what is still in flight is cut");
+        }
+        for worker in self.workers {
+            // A worker that has ended already needs no word.
+            let _ = worker.stop.send(());
+            if worker.thread.join().is_err() {
+                error!("a worker panicked");
+            }
+        }
+        drained
+    }
+}
+
+/// What upstreams are told: with port 0 in the configuration, the port that it became.
+fn url_of(config: &Config, bound: &Address) -> String {
+    let configured = crate::api::config::url_at(&config.api.address, &config.api.prefix);
+    if configured.as_ref() == Some(&config.api.url)
+        && let Some(url) = crate::api::config::url_at(bound, &config.api.prefix)
+    {
+        return url;
+    }
+    config.api.url.clone()
+}
+
+impl Crew {
+    fn start_worker(
+        self: &Arc<Self>,
+        index: usize,
+        listeners: &Listeners,
+        tasks: &Tasks,
+    ) -> io::Result<Worker> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listeners = listeners.try_clone()?;
+        let (stop, stopped) = oneshot::channel();
+        let (crew, tasks) = (Arc::clone(self), tasks.sibling());
+        // Tracked from here on, so that a drain at once waits for the workers' listeners.
+        let serve = {
+            let _in_runtime = runtime.enter();
+            tasks.run(crew.serve(index, listeners, tasks.clone()))
+        };
+        let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            runtime.block_on(async {
+                let _ = serve.await;
+                let _ = stopped.await;
+            });
+        })?;
+        Ok(Worker { thread, stop })
+    }
+
+    /// Serves every listener until the drain begins.
+    async fn serve(self: Arc<Self>, index: usize, listeners: Listeners, tasks: Tasks) {
+        let sessions = Sessions::new(self.stores.for_worker(), Arc::clone(&self.shared));
+        let limits = self.config.limits.clone();
+        let proxy = Arc::new(Proxy::new(Arc::clone(&self.site), sessions.clone(), tasks.clone()));
+        for listener in listeners.public {
+            let settings = Settings { protocol: Protocol::Http1, limits: limits.clone() };
+            let connections = Arc::clone(&self.public_connections);
+            accept(listener, settings, connections, Arc::clone(&proxy), &tasks);
+        }
+        let api = Arc::new(Api::new(
+            sessions.clone(),
+            tasks.clone(),
+            &self.config.api.prefix,
+            self.config.api.service_token.clone(),
+            limits.body_idle_timeout,
+        ));
+        let settings = Settings { protocol: Protocol::Http1AndH2c, limits: limits.clone() };
+        let connections = Arc::clone(&self.api_connections);
+        accept(listeners.api, settings.clone(), connections, api, &tasks);
+        if index == 0 {
+            let admin = Arc::new(Admin::new(sessions.clone(), tasks.clone()));
+            let connections = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
+            let settings = Settings { protocol: Protocol::Http1, limits };
+            accept(listeners.admin, settings, connections, admin, &tasks);
+            sweep(&sessions, &tasks).await;
+        } else {
+            tasks.draining().await;
+        }
+    }
+}
+
+/// Operators are few.
+const ADMIN_CONNECTIONS: usize = 100;
+
+/// How often what is over is removed, where the store does not do it by itself.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
+fn accept<H: server::Handler>(
+    listener: BoundListener,
+    settings: Settings,
+    connections: Arc<Semaphore>,
+    handler: Arc<H>,
+    tasks: &Tasks,
+) {
+    let address = listener.local_address().to_string();
+    let serve = server::serve(listener, settings, connections, handler, tasks.clone());
+    tasks
+        .run(async move {
+            if let Err(error) = serve.await {
+                error!(%error, address, "a listener ended");
+            }
+        })
+        .detach();
+}
+
+/// Sweeps now and then until the drain begins.
+async fn sweep(sessions: &Sessions, tasks: &Tasks) {
+    let mut every = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        tokio::select! {
+            () = tasks.draining() => return,
+            _ = every.tick() => match sessions.sweep().await {
+                Ok(0) => {}
+                Ok(removed) => debug!(removed, "expired sessions were removed"),
+                Err(error) => warn!(%error, "expired sessions could not be removed"),
+            },
+        }
+    }
+}
+
+impl App {
+    /// Begins the drain and waits for nothing: the workers end by themselves.
+    pub fn abandon(self) {
+        self.tasks.drain();
+    }
+
+    /// Says where it serves.
+    pub fn announce(&self) {
+        let public: Vec<_> = self.public.iter().map(ToString::to_string).collect();
+        info!(public = public.join(", "), api = %self.api, admin = %self.admin, "serving");
+    }
+}

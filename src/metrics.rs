@@ -1,0 +1,204 @@
+//! What is counted, and its text form (`OpenMetrics`, which Prometheus reads).
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// The counters of one process. Clones count together.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    requests: Family<OutcomeLabel, Counter>,
+    api_calls: Family<StatusLabel, Counter>,
+    sessions: Family<EventLabel, Counter>,
+    store_seconds: Family<OperationLabel, Histogram>,
+    store_errors: Family<OperationLabel, Counter>,
+    /// Requests that are being forwarded now.
+    pub in_flight: Gauge,
+}
+
+/// How a request on a public listener ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Outcome {
+    /// The upstream's response went on.
+    Forwarded,
+    /// The client's request could not be taken.
+    ClientError,
+    /// The upstream did not answer as it should.
+    UpstreamError,
+    /// The store did not answer.
+    StoreError,
+    /// The fault was ours.
+    InternalError,
+}
+
+/// What happened to a session or a cookie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Event {
+    /// A session was made.
+    Created,
+    /// A token was rotated because the upstream asked for it.
+    Rotated,
+    /// A log-in joined the session that another had just made.
+    Joined,
+    /// A periodic rotation's new token went out.
+    RenewalIssued,
+    /// A session was ended by a request.
+    Destroyed,
+    /// A session was found over.
+    Expired,
+    /// A token of a generation that was over long ago was presented.
+    Replayed,
+    /// A token that another response has just replaced was presented.
+    Stale,
+    /// A request brought the cookies of two sessions.
+    AmbiguousCookie,
+    /// A request came from another site, and its browser kept the cookie back.
+    CookieWithheld,
+    /// A cookie of our name was not signed by us.
+    BadCookie,
+    /// A patch by header was dropped, as the configuration or the rules of rotation have it.
+    PatchDropped,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StatusLabel {
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EventLabel {
+    event: Event,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OperationLabel {
+    operation: &'static str,
+}
+
+impl Metrics {
+    /// All counters at zero.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("cloakroom");
+        let requests = Family::default();
+        registry.register(
+            "requests",
+            "Requests on the public listeners, by outcome",
+            requests.clone(),
+        );
+        let api_calls = Family::default();
+        registry.register("api_calls", "Calls of the session API, by status", api_calls.clone());
+        let sessions = Family::default();
+        registry.register(
+            "session_events",
+            "What happened to sessions and their cookies",
+            sessions.clone(),
+        );
+        let store_seconds = Family::new_with_constructor(store_histogram as fn() -> Histogram);
+        registry.register(
+            "store_seconds",
+            "How long the store took to answer",
+            store_seconds.clone(),
+        );
+        let store_errors = Family::default();
+        registry.register(
+            "store_errors",
+            "Calls that the store did not answer",
+            store_errors.clone(),
+        );
+        let in_flight = Gauge::default();
+        registry.register(
+            "requests_in_flight",
+            "Requests that are being forwarded",
+            in_flight.clone(),
+        );
+        Self {
+            registry: Arc::new(registry),
+            requests,
+            api_calls,
+            sessions,
+            store_seconds,
+            store_errors,
+            in_flight,
+        }
+    }
+
+    /// Counts a request.
+    pub fn request(&self, outcome: Outcome) {
+        self.requests.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// Counts a call of the session API.
+    pub fn api_call(&self, status: u16) {
+        self.api_calls.get_or_create(&StatusLabel { status }).inc();
+    }
+
+    /// Counts an event.
+    pub fn event(&self, event: Event) {
+        self.events(event, 1);
+    }
+
+    /// Counts several events of a kind.
+    pub fn events(&self, event: Event, count: u64) {
+        self.sessions.get_or_create(&EventLabel { event }).inc_by(count);
+    }
+
+    /// How often an event has happened.
+    pub fn count(&self, event: Event) -> u64 {
+        self.sessions.get_or_create(&EventLabel { event }).get()
+    }
+
+    /// How many calls of any kind the store has had.
+    pub fn store_calls(&self, operation: &'static str) -> u64 {
+        // The histogram shows its count in its text alone.
+        let wanted = format!("cloakroom_store_seconds_count{{operation=\"{operation}\"}} ");
+        let text = self.text();
+        text.lines().find_map(|line| line.strip_prefix(&wanted)?.parse().ok()).unwrap_or(0)
+    }
+
+    /// Notes a call of the store.
+    pub fn store_call(&self, operation: &'static str, took: Duration, failed: bool) {
+        let label = OperationLabel { operation };
+        self.store_seconds.get_or_create(&label).observe(took.as_secs_f64());
+        if failed {
+            self.store_errors.get_or_create(&label).inc();
+        }
+    }
+
+    /// The text form.
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a String cannot fail.
+        let _ = text::encode(&mut out, &self.registry);
+        out
+    }
+}
+
+/// From 50 µs, what a round trip on one machine takes, to the deadline.
+fn store_histogram() -> Histogram {
+    Histogram::new([0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5])
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}

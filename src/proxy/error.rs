@@ -1,0 +1,198 @@
+//! What can go wrong with a request, whom to blame, and the one place that makes a response of it.
+
+use http::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue,
+    InvalidHeaderValue, MaxSizeReached, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+};
+use http::{Response, StatusCode};
+use tracing::{debug, error, warn};
+
+use super::request::{self, Rejected};
+use super::via::ViaError;
+use crate::body::Body;
+use crate::client;
+use crate::metrics::Outcome;
+use crate::store::Error as StoreError;
+use crate::wire::Problem;
+
+/// Why a request was not answered by its upstream.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("the request was refused: {}", .0.reason)]
+    Rejected(#[from] Rejected),
+    #[error("the path leads to different routes, as it is read")]
+    AmbiguousPath,
+    #[error("no route has this host and path")]
+    NoRoute,
+    #[error("the upstream did not answer")]
+    Upstream(#[from] client::Error),
+    #[error("the session could not be opened")]
+    Store(#[from] StoreError),
+    /// The text is for the log alone.
+    #[error("the upstream's X-Session-Patch was not applied: {0}")]
+    Patch(String),
+    #[error("a value does not fit a header")]
+    Header(#[source] InvalidHeaderValue),
+}
+
+impl From<MaxSizeReached> for Error {
+    fn from(full: MaxSizeReached) -> Self {
+        Self::Rejected(full.into())
+    }
+}
+
+impl From<ViaError> for Error {
+    fn from(error: ViaError) -> Self {
+        Self::Rejected(error.into())
+    }
+}
+
+/// Which form of an error page a client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Accepts {
+    /// It names text/html.
+    Html,
+    /// It names JSON, and no HTML.
+    Json,
+    /// It names neither.
+    Anything,
+}
+
+impl Accepts {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let mut json = false;
+        for line in headers.get_all(ACCEPT).iter().filter_map(|line| line.to_str().ok()) {
+            for range in line.split(',') {
+                let media = range.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+                if media == "text/html" {
+                    return Self::Html;
+                }
+                json |= media == "application/json" || media.ends_with("+json");
+            }
+        }
+        if json { Self::Json } else { Self::Anything }
+    }
+}
+
+impl Error {
+    pub(super) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Rejected(_) | Self::AmbiguousPath | Self::NoRoute => Outcome::ClientError,
+            Self::Upstream(error) if error.is_request_body() => Outcome::ClientError,
+            Self::Upstream(_) | Self::Patch(_) => Outcome::UpstreamError,
+            Self::Store(_) => Outcome::StoreError,
+            Self::Header(_) => Outcome::InternalError,
+        }
+    }
+
+    /// Says once, where it is answered, what happened and beneath what.
+    pub(super) fn log(&self) {
+        let cause = causes(self);
+        match self.outcome() {
+            Outcome::ClientError | Outcome::Forwarded => {
+                debug!(error = %self, cause, "a request was not taken")
+            }
+            Outcome::UpstreamError | Outcome::StoreError => {
+                warn!(error = %self, cause, "a request failed")
+            }
+            Outcome::InternalError => error!(error = %self, cause, "a request failed"),
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Rejected(rejected) => rejected.status,
+            Self::AmbiguousPath => StatusCode::BAD_REQUEST,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::Upstream(error) if error.is_request_body() => StatusCode::BAD_REQUEST,
+            Self::Upstream(error) if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
+            Self::Upstream(_) | Self::Patch(_) => StatusCode::BAD_GATEWAY,
+            Self::Store(StoreError::Corrupt(_)) | Self::Header(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The code, and what a stranger is told: nothing of hosts, addresses or versions.
+    fn told(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Rejected(_) | Self::AmbiguousPath => {
+                ("request_rejected", "The request is not one that this site takes.")
+            }
+            Self::NoRoute => ("not_found", "There is no such page here."),
+            Self::Upstream(error) if error.is_request_body() => {
+                ("request_incomplete", "The request broke off.")
+            }
+            Self::Upstream(error) if error.is_timeout() => (
+                "upstream_timeout",
+                "The site took too long to answer. Please try again in a moment.",
+            ),
+            Self::Upstream(_) => {
+                ("upstream_unavailable", "The site did not answer. Please try again in a moment.")
+            }
+            Self::Patch(_) => {
+                ("session_patch_failed", "What the site wanted to remember could not be kept.")
+            }
+            Self::Store(_) => (
+                "store_unavailable",
+                "Your session cannot be reached. Please try again in a moment.",
+            ),
+            Self::Header(_) => ("internal_error", "Something went wrong here."),
+        }
+    }
+
+    /// The response: a small page, or a problem for those that ask for JSON. A patch's refusal is
+    /// for the site's developer, and so a problem unless a browser asks.
+    pub(super) fn response(&self, accepts: Accepts) -> Response<Body> {
+        let (code, detail) = self.told();
+        let problem = Problem { status: self.status(), code, detail: detail.to_owned() };
+        let as_problem = match accepts {
+            Accepts::Html => false,
+            Accepts::Json => true,
+            Accepts::Anything => matches!(self, Self::Patch(_)),
+        };
+        let (media_type, text) = if as_problem {
+            (Problem::MEDIA_TYPE, problem.json())
+        } else {
+            ("text/html; charset=utf-8", page(&problem))
+        };
+        let mut response = Response::new(Body::full(text));
+        *response.status_mut() = problem.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        match problem.status {
+            StatusCode::SERVICE_UNAVAILABLE => {
+                drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1")))
+            }
+            StatusCode::METHOD_NOT_ALLOWED => {
+                drop(headers.insert(ALLOW, HeaderValue::from_static(request::ALLOW)))
+            }
+            _ => {}
+        }
+        if matches!(self, Self::Rejected(_)) {
+            // Whoever sent this may have meant what follows to be read otherwise.
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+/// The causes beneath an error, outermost first.
+fn causes(error: &dyn std::error::Error) -> String {
+    let chain = std::iter::successors(error.source(), |cause| cause.source());
+    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+fn page(problem: &Problem) -> String {
+    let title = problem.status.canonical_reason().unwrap_or_default();
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>\
+         <meta name=\"viewport\" content=\"width=device-width\">\
+         <style>body{{font:1rem/1.5 system-ui,sans-serif;max-width:32rem;margin:20vh auto;padding:0 1rem}}</style>\
+         <h1>{title}</h1><p>{}</p></html>\n",
+        problem.detail
+    )
+}

@@ -1,0 +1,91 @@
+//! The session in headers: what the upstream is told of it, and what it answers.
+
+use http::{HeaderMap, HeaderValue};
+
+use super::config::RouteConfig;
+use super::error::Error;
+use super::names;
+use super::response;
+use super::site::Route;
+use crate::session::patch::Patch;
+use crate::session::record::{Record, Values};
+use crate::sessions::{Head, Opened, Shared};
+use crate::wire::{self, Malformed};
+
+/// Adds the session's headers to a cleaned head.
+pub(super) fn inject(
+    headers: &mut HeaderMap,
+    opened: &Opened,
+    shared: &Shared,
+    route: &RouteConfig,
+) -> Result<(), Error> {
+    let exchange = opened.tracked.exchange();
+    headers.try_insert(
+        names::X_SESSION_TOKEN,
+        sensitive(exchange.token.sign(&shared.ring).reveal().as_bytes())?,
+    )?;
+    if let Some(id) = exchange.id() {
+        headers.try_insert(names::X_SESSION_ID, value(id.to_string().as_bytes())?)?;
+    }
+    if let Some(principal) =
+        opened.record.as_ref().and_then(|record| record.meta.principal.as_ref())
+    {
+        // UTF-8 goes as it is; control characters a principal has none.
+        let principal = value(principal.as_str().as_bytes())?;
+        if let Some(name) = &route.principal_header {
+            headers.try_insert(name, principal.clone())?;
+        }
+        headers.try_insert(names::X_SESSION_PRINCIPAL, principal)?;
+    }
+    if let Some(error) = exchange.error() {
+        headers.try_insert(names::X_SESSION_ERROR, HeaderValue::from_static(error.code()))?;
+    }
+    match route.header_exchange {
+        Some(max_bytes) => inject_data(headers, opened.record.as_ref(), max_bytes),
+        None => Ok(()),
+    }
+}
+
+/// The values, where they fit: truncated they would be worse than absent.
+fn inject_data(
+    headers: &mut HeaderMap,
+    record: Option<&Record>,
+    max_bytes: usize,
+) -> Result<(), Error> {
+    let none = Values::new();
+    let data = wire::values_header(record.map_or(&none, |record| &record.values));
+    if data.len() + names::X_SESSION_DATA.as_str().len() > max_bytes {
+        headers.try_insert(names::X_SESSION_DATA_OMITTED, HeaderValue::from_static("too-large"))?;
+    } else {
+        headers.try_insert(names::X_SESSION_DATA, sensitive(data.as_bytes())?)?;
+    }
+    if let Some(record) = record {
+        headers.try_insert(names::X_SESSION_VERSION, HeaderValue::from(record.meta.version))?;
+    }
+    Ok(())
+}
+
+/// Takes the upstream's patch out of its response, where the route takes one and the upstream has
+/// not failed. Without a word in it there is none.
+pub(super) fn patch_of(
+    headers: &mut HeaderMap,
+    route: &Route,
+    head: Head,
+) -> Result<Option<Patch>, Malformed> {
+    let lines = response::take_patches(headers);
+    if route.header_exchange().is_none() || head == Head::Failed || lines.is_empty() {
+        return Ok(None);
+    }
+    let patch = wire::patches(lines.iter().map(HeaderValue::as_bytes))?;
+    Ok((patch != Patch::default()).then_some(patch))
+}
+
+fn value(bytes: &[u8]) -> Result<HeaderValue, Error> {
+    HeaderValue::from_bytes(bytes).map_err(Error::Header)
+}
+
+fn sensitive(bytes: &[u8]) -> Result<HeaderValue, Error> {
+    let mut value = value(bytes)?;
+    value.set_sensitive(true);
+    Ok(value)
+}

@@ -1,0 +1,160 @@
+//! What the workers' proxies share: the routes, what they add to requests, and whom they believe.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::request::Parts;
+use http::{HeaderName, HeaderValue};
+
+use super::config::{Config, RouteConfig, Session};
+use super::error::Error;
+use super::exchange_headers;
+use super::forwarded::Trust;
+use super::names;
+use super::path::names_api;
+use super::route::{Found, Matcher};
+use super::via::Via;
+use crate::client::{self, Pool};
+use crate::random;
+use crate::sessions::{Opened, Shared};
+use crate::store::config::OnError;
+
+/// A site: its routes, and the rules of its heads.
+#[derive(Debug)]
+pub struct Site {
+    matcher: Matcher,
+    routes: Vec<Route>,
+    trust: Trust,
+    via: Via,
+    api_prefix: String,
+    api_url: HeaderValue,
+    body_idle_timeout: Duration,
+}
+
+/// A route, with all that can be known of it before its first request.
+#[derive(Debug)]
+pub(super) struct Route {
+    config: RouteConfig,
+    /// The names that only we may send to its upstream.
+    ours: Arc<[HeaderName]>,
+}
+
+/// The API's URL cannot be told in a header.
+#[derive(Debug, thiserror::Error)]
+#[error("the API's URL does not fit a header")]
+pub struct InvalidUrl(#[from] http::header::InvalidHeaderValue);
+
+impl Site {
+    /// A site as configured; `api_prefix` and `api_url` are the session API's.
+    pub fn new(
+        config: Config,
+        api_prefix: &str,
+        api_url: &str,
+        body_idle_timeout: Duration,
+    ) -> Result<Self, InvalidUrl> {
+        let matcher = Matcher::new(
+            config.routes.iter().map(|route| (route.host.clone(), route.path.clone())),
+        );
+        let principals: Vec<HeaderName> =
+            config.routes.iter().filter_map(|route| route.principal_header.clone()).collect();
+        let route = |config: RouteConfig| {
+            let given = config.request_headers.iter().map(|(name, _)| name.clone());
+            let ours = principals.iter().cloned().chain(given).collect();
+            Route { config, ours }
+        };
+        // Unique, so that two instances in a row are no loop; and it says nothing of us.
+        let pseudonym = format!("{:016x}", u64::from_be_bytes(random::bytes()));
+        let via = Via::new(&pseudonym).expect("hexadecimal digits are a token");
+        Ok(Self {
+            matcher,
+            trust: Trust::new(config.trusted_proxies),
+            routes: config.routes.into_iter().map(route).collect(),
+            via,
+            api_prefix: api_prefix.to_owned(),
+            api_url: HeaderValue::from_str(api_url)?,
+            body_idle_timeout,
+        })
+    }
+
+    pub(super) fn routes(&self) -> impl Iterator<Item = &Route> {
+        self.routes.iter()
+    }
+
+    pub(super) fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    pub(super) fn via(&self) -> &Via {
+        &self.via
+    }
+
+    pub(super) fn body_idle_timeout(&self) -> Duration {
+        self.body_idle_timeout
+    }
+
+    /// The route of a request, and its index. What names the session API has none.
+    pub(super) fn find(&self, parts: &Parts) -> Result<(usize, &Route), Error> {
+        let path = parts.uri.path();
+        if names_api(path, &self.api_prefix) {
+            return Err(Error::NoRoute);
+        }
+        let host = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
+        match self.matcher.find(host.unwrap_or_default(), path) {
+            Found::Route(index) => {
+                self.routes.get(index).map(|route| (index, route)).ok_or(Error::NoRoute)
+            }
+            Found::None => Err(Error::NoRoute),
+            Found::Ambiguous => Err(Error::AmbiguousPath),
+        }
+    }
+
+    /// Adds what is ours to a cleaned head: what the route gives every request, and the session.
+    pub(super) fn inject(
+        &self,
+        headers: &mut http::HeaderMap,
+        route: &Route,
+        opened: Option<&Opened>,
+        shared: &Shared,
+    ) -> Result<(), Error> {
+        for (name, value) in &route.config.request_headers {
+            headers.try_insert(name, value.clone())?;
+        }
+        let Some(opened) = opened else { return Ok(()) };
+        headers.try_insert(names::X_SESSION_URL, self.api_url.clone())?;
+        exchange_headers::inject(headers, opened, shared, &route.config)
+    }
+}
+
+impl Route {
+    pub(super) fn ours(&self) -> &[HeaderName] {
+        &self.ours
+    }
+
+    pub(super) fn ours_shared(&self) -> Arc<[HeaderName]> {
+        Arc::clone(&self.ours)
+    }
+
+    pub(super) fn session(&self) -> Session {
+        self.config.session
+    }
+
+    pub(super) fn header_exchange(&self) -> Option<usize> {
+        self.config.header_exchange
+    }
+
+    pub(super) fn on_error(&self) -> OnError {
+        self.config.on_error
+    }
+
+    /// A pool for its upstream.
+    pub(super) fn pool(&self, body_idle_timeout: Duration) -> Pool {
+        let config = client::Config {
+            connect_timeout: self.config.connect_timeout,
+            response_timeout: self.config.response_timeout,
+            body_idle_timeout: Some(body_idle_timeout),
+            idle_timeout: self.config.upstream_idle_timeout,
+            ..client::Config::default()
+        };
+        Pool::new(self.config.upstream.clone(), config)
+    }
+}

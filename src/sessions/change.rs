@@ -1,0 +1,327 @@
+//! Changing the session of a request: one patch, whatever became of the request's session since.
+
+use tracing::{debug, warn};
+
+use super::exchange::{Binding, Exchange, State};
+use super::open::Prolongs;
+use super::{Failure, Sessions, draw_id};
+use crate::metrics::Event;
+use crate::random;
+use crate::session::id::Id;
+use crate::session::json::Json;
+use crate::session::patch::{Applied, Condition, Patch, Refusal, Remains, Rotation, Through};
+use crate::session::record::{Entry, Key, Meta, Record, Values};
+use crate::store::{Created, Error as StoreError, Want};
+
+/// A change that a request asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Requested<'a> {
+    /// What to change.
+    pub patch: &'a Patch,
+    /// Under what condition on a value.
+    pub condition: Option<&'a Condition>,
+    /// Which values the answer is to carry.
+    pub want: Want<'a>,
+}
+
+/// A session after a change; or none, where there is none.
+#[derive(Clone, Debug, Default)]
+pub struct Changed {
+    /// The session.
+    pub session: Option<(Id, Record)>,
+    /// The value before, of the key that was asked for.
+    pub before: Option<Json>,
+    /// Whether this request has made the session.
+    pub made: bool,
+}
+
+impl Sessions {
+    /// The session of a request, as it is now. Reading creates nothing and prolongs nothing.
+    pub async fn read(&self, exchange: &Exchange, want: Want<'_>) -> Result<Changed, Failure> {
+        let state = exchange.state.read().await;
+        let made = state.made;
+        match state.binding {
+            Binding::Session { id, generation, .. } => match self.load(id, want).await? {
+                Some(Entry::Live(record)) if record.meta.rotated_away(generation) => {
+                    Err(Refusal::Rotated.into())
+                }
+                Some(Entry::Live(record)) => {
+                    Ok(Changed { session: Some((id, record)), before: None, made })
+                }
+                Some(Entry::Ended { .. }) | None => Err(Refusal::Gone.into()),
+            },
+            Binding::Unavailable => Err(Failure::StoreWasAway),
+            Binding::None(_) | Binding::Stale(_) | Binding::Ended | Binding::Ambiguous => {
+                Ok(Changed::default())
+            }
+        }
+    }
+
+    /// Whether a request has a session, or had one that is stale or over.
+    pub async fn has_session(&self, exchange: &Exchange) -> bool {
+        !matches!(exchange.state.read().await.binding, Binding::None(_))
+    }
+
+    /// Changes the session of a request. What was answered `Ok` is in the store.
+    pub async fn apply(
+        &self,
+        exchange: &Exchange,
+        requested: Requested<'_>,
+    ) -> Result<Changed, Failure> {
+        let patch = requested.patch;
+        if !patch.needs_cookie() && !patch.destroy {
+            // What binds nothing anew may run beside others of the same request.
+            let state = exchange.state.read().await;
+            if let Binding::Session { id, generation, .. } = state.binding {
+                let applied = self
+                    .patch(exchange, &state, id, Through::Request(generation), requested)
+                    .await?;
+                return Ok(changed(id, applied, state.made));
+            }
+        }
+        let mut state = exchange.state.write().await;
+        self.apply_to(exchange, &mut state, requested).await
+    }
+
+    pub(super) async fn apply_to(
+        &self,
+        exchange: &Exchange,
+        state: &mut State,
+        requested: Requested<'_>,
+    ) -> Result<Changed, Failure> {
+        let patch = requested.patch;
+        if !exchange.takes_cookies(state) && patch.needs_cookie() {
+            return Err(Failure::ResponseCommitted);
+        }
+        let logs_in = patch.principal.is_some();
+        match state.binding {
+            Binding::None(_) if patch.only_removes() => self.remove_nothing(requested),
+            Binding::None(id) => self.make(exchange, state, id, requested).await,
+            Binding::Session { id, generation, .. } if patch.destroy && !patch.only_destroys() => {
+                self.replace(exchange, state, (id, generation), requested).await
+            }
+            Binding::Session { id, generation, .. } => {
+                let through = Through::Request(generation);
+                match self.patch_bound(exchange, state, id, through, requested).await {
+                    Err(Failure::Refused(Refusal::Gone | Refusal::Ended))
+                        if patch.only_destroys() =>
+                    {
+                        state.unbind();
+                        Ok(Changed::default())
+                    }
+                    Err(Failure::Refused(Refusal::Gone | Refusal::Ended | Refusal::Rotated))
+                        if logs_in =>
+                    {
+                        self.make(exchange, state, draw_id(), requested).await
+                    }
+                    answer => answer,
+                }
+            }
+            Binding::Stale(id) if logs_in && !patch.destroy => {
+                match self.patch_bound(exchange, state, id, Through::LogIn, requested).await {
+                    Err(Failure::Refused(
+                        Refusal::Gone | Refusal::Ended | Refusal::OtherPrincipal,
+                    )) => self.make(exchange, state, draw_id(), requested).await,
+                    answer => answer,
+                }
+            }
+            Binding::Ended if patch.only_destroys() => {
+                state.unbind();
+                Ok(Changed::default())
+            }
+            Binding::Stale(_) | Binding::Ended if logs_in => {
+                self.make(exchange, state, draw_id(), requested).await
+            }
+            Binding::Ended if patch.destroy => {
+                self.make(exchange, state, draw_id(), requested).await
+            }
+            Binding::Stale(_) => Err(Refusal::Rotated.into()),
+            Binding::Ended => Err(Refusal::Gone.into()),
+            Binding::Ambiguous => Err(Failure::AmbiguousCookie),
+            Binding::Unavailable => Err(Failure::StoreWasAway),
+        }
+    }
+
+    /// Where there is no session, taking something away changes nothing; its conditions count.
+    fn remove_nothing(&self, requested: Requested<'_>) -> Result<Changed, Failure> {
+        let Requested { patch, condition, .. } = requested;
+        if patch.if_version.is_some() {
+            return Err(Refusal::VersionMoved.into());
+        }
+        let change = self.change(patch, condition, Through::Service, false, Remains::Nothing);
+        change.begin(Meta::new(0, change.now))?;
+        Ok(Changed::default())
+    }
+
+    /// Applies a patch to a session, and notes what that means for the request.
+    async fn patch_bound(
+        &self,
+        exchange: &Exchange,
+        state: &mut State,
+        id: Id,
+        through: Through,
+        requested: Requested<'_>,
+    ) -> Result<Changed, Failure> {
+        let applied = self.patch(exchange, state, id, through, requested).await?;
+        let metrics = &self.shared.metrics;
+        let generation = applied.record.meta.generation;
+        let own = matches!(state.binding, Binding::Session { own: true, .. });
+        match applied.rotation {
+            Rotation::None => {}
+            Rotation::Rotated => {
+                metrics.event(Event::Rotated);
+                state.binding =
+                    Binding::Session { id, generation, own: own || through == Through::LogIn };
+                state.owes_cookie = true;
+            }
+            Rotation::Joined => {
+                metrics.event(Event::Joined);
+                state.binding = Binding::Session { id, generation, own: true };
+                state.owes_cookie = true;
+            }
+        }
+        state.owes_cookie |= applied.expiry_changed && !applied.record.meta.withheld;
+        state.meta = Some(applied.record.meta.clone());
+        if !matches!(applied.entry, Some(Entry::Live(_))) {
+            metrics.event(Event::Destroyed);
+            state.ended_own |= matches!(state.binding, Binding::Session { own: true, .. });
+            state.unbind();
+        }
+        Ok(changed(id, applied, state.made))
+    }
+
+    async fn patch(
+        &self,
+        exchange: &Exchange,
+        state: &State,
+        id: Id,
+        through: Through,
+        requested: Requested<'_>,
+    ) -> Result<Applied, Failure> {
+        let Requested { patch, condition, want } = requested;
+        let remains =
+            if exchange.takes_cookies(state) { Remains::Marker } else { Remains::Nothing };
+        let prolongs = exchange.prolongs == Prolongs::Use;
+        let change = self.change(patch, condition, through, prolongs, remains);
+        Ok(self.timed("patch", self.store.patch(id, change, want)).await??)
+    }
+
+    /// Makes a session of this patch alone.
+    async fn make(
+        &self,
+        exchange: &Exchange,
+        state: &mut State,
+        id: Id,
+        requested: Requested<'_>,
+    ) -> Result<Changed, Failure> {
+        if !exchange.takes_cookies(state) {
+            return Err(Failure::ResponseCommitted);
+        }
+        let (id, record) = self.create(exchange, id, requested).await?;
+        state.bind_made(id, &record);
+        let values = requested.want.select(record.values);
+        let record = Record { meta: record.meta, values };
+        Ok(Changed { session: Some((id, record)), before: None, made: true })
+    }
+
+    /// A new record in the store, under `id` or, where that is taken, another.
+    pub(super) async fn create(
+        &self,
+        exchange: &Exchange,
+        mut id: Id,
+        requested: Requested<'_>,
+    ) -> Result<(Id, Record), Failure> {
+        let Requested { patch, condition, .. } = requested;
+        let change = self.change(patch, condition, Through::Service, true, Remains::Nothing);
+        let mut meta = Meta::new(first_version(), change.now);
+        meta.client.clone_from(&exchange.client);
+        meta.withheld = exchange.is_withheld();
+        let record = change.begin(meta)?;
+        let policy = &self.shared.policy;
+        // Two ids of 128 random bits are never the same; a third draw is for what cannot happen.
+        for _ in 0..3 {
+            match self.timed("create", self.store.create(id, &record, policy)).await? {
+                Created::Done => {
+                    self.shared.metrics.event(Event::Created);
+                    debug!(session = %id, "a session was made");
+                    return Ok((id, record));
+                }
+                Created::Exists => id = draw_id(),
+            }
+        }
+        Err(StoreError::Corrupt("three random ids were taken".into()).into())
+    }
+
+    /// Ends a session and makes another: the one change that is two store commands.
+    async fn replace(
+        &self,
+        exchange: &Exchange,
+        state: &mut State,
+        (old, generation): (Id, u32),
+        requested: Requested<'_>,
+    ) -> Result<Changed, Failure> {
+        let patch = requested.patch;
+        let (id, record) = self.create(exchange, draw_id(), requested).await?;
+        let end = Patch { if_version: patch.if_version, destroy: true, ..Patch::default() };
+        let ended = Requested { patch: &end, condition: None, want: Want::Meta };
+        let logs_in = patch.principal.is_some();
+        match self.patch_bound(exchange, state, old, Through::Request(generation), ended).await {
+            Ok(_) | Err(Failure::Refused(Refusal::Gone | Refusal::Ended)) => {}
+            Err(Failure::Refused(Refusal::Rotated)) if logs_in => {}
+            Err(failure) => {
+                self.undo(id).await;
+                return Err(failure);
+            }
+        }
+        state.bind_made(id, &record);
+        let values = requested.want.select(record.values);
+        let record = Record { meta: record.meta, values };
+        Ok(Changed { session: Some((id, record)), before: None, made: true })
+    }
+
+    /// Removes a record that was made a moment ago and that nobody knows.
+    async fn undo(&self, id: Id) {
+        if let Err(error) = self.timed("remove", self.store.remove(id)).await {
+            warn!(session = %id, %error, "a session that nobody knows stays until it ends");
+        }
+    }
+}
+
+impl State {
+    /// The request has no session any more; its next write makes one.
+    fn unbind(&mut self) {
+        self.binding = Binding::None(draw_id());
+        self.owes_cookie = false;
+        self.made = false;
+        self.meta = None;
+    }
+
+    /// The request has made this session.
+    pub(super) fn bind_made(&mut self, id: Id, record: &Record) {
+        self.binding = Binding::Session { id, generation: record.meta.generation, own: false };
+        self.made = true;
+        self.owes_cookie = !record.meta.withheld;
+        self.meta = Some(record.meta.clone());
+    }
+}
+
+/// A version to begin with: below 2^32, so that it stays exact whatever reads it as a number.
+fn first_version() -> u64 {
+    u64::from(u32::from_be_bytes(random::bytes()))
+}
+
+fn changed(id: Id, applied: Applied, made: bool) -> Changed {
+    Changed { session: Some((id, applied.record)), before: applied.before, made }
+}
+
+impl Changed {
+    /// The values that the answer carries.
+    pub fn values(&self) -> Values {
+        self.session.as_ref().map(|(_, record)| record.values.clone()).unwrap_or_default()
+    }
+
+    /// One of them.
+    pub fn value(&self, key: &Key) -> Option<Json> {
+        self.session.as_ref().and_then(|(_, record)| record.values.get(key).cloned())
+    }
+}

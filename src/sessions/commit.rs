@@ -1,0 +1,208 @@
+//! The response's head: the last change, the use written down, and the one Set-Cookie.
+
+use http::HeaderValue;
+use tracing::debug;
+
+use super::change::Requested;
+use super::exchange::{Binding, Exchange, Phase, Presented, State};
+use super::open::Prolongs;
+use super::{Failure, Sessions};
+use crate::metrics::Event;
+use crate::session::id::Id;
+use crate::session::key_ring::SignedBy;
+use crate::session::navigation::Navigation;
+use crate::session::patch::{Patch, Refusal, Use};
+use crate::session::policy::Create;
+use crate::session::record::{Entry, Meta};
+use crate::session::rotation::Verdict;
+use crate::session::token::CookieToken;
+use crate::store::Want;
+
+/// What a commit needs to know of the response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// A page, a redirect, a refusal: what a browser takes as an answer.
+    Answer,
+    /// 304: it carries no renewal.
+    NotModified,
+    /// 5xx, the upstream's or ours: it makes no session by itself.
+    Failed,
+}
+
+/// What the response tells the browser of its cookie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CookieLine {
+    /// Nothing.
+    None,
+    /// This Set-Cookie.
+    Line(HeaderValue),
+}
+
+/// The cookie that a response owes, before it is written out.
+enum Owed {
+    Nothing,
+    Set(Id, u32, Box<Meta>),
+    Delete,
+}
+
+impl Sessions {
+    /// Applies what the upstream asked for by header, waits for calls that are running, and takes
+    /// the response's head: from here on nothing can set a cookie for this request.
+    ///
+    /// The cookie line goes out whatever became of the patch: it speaks for what was done before.
+    pub async fn commit(
+        &self,
+        exchange: &Exchange,
+        head: Head,
+        patch: Option<&Patch>,
+    ) -> (CookieLine, Result<(), Failure>) {
+        let mut state = exchange.state.write().await;
+        let applied = match patch {
+            Some(patch) => {
+                let requested = Requested { patch, condition: None, want: Want::Meta };
+                self.apply_to(exchange, &mut state, requested).await.map(drop)
+            }
+            None => Ok(()),
+        };
+        self.create_at_navigation(exchange, &mut state, head).await;
+        state.phase = Phase::Committed;
+        let fresh = patch.is_some() && applied.is_ok();
+        let owed = self.owed(exchange, &state, head, fresh).await;
+        (self.line(owed), applied)
+    }
+
+    /// Whether a patch that was refused for `failure` is to be dropped rather than to break a page:
+    /// the visitor's own log-in is on its way, or its answer was lost.
+    pub fn drops(&self, exchange: &Exchange, patch: &Patch, failure: &Failure) -> bool {
+        exchange.origin.navigation == Navigation::Safe
+            && patch.principal.is_none()
+            && !patch.destroy
+            && matches!(
+                failure,
+                Failure::Refused(Refusal::Gone | Refusal::Ended | Refusal::Rotated)
+            )
+    }
+
+    async fn create_at_navigation(&self, exchange: &Exchange, state: &mut State, head: Head) {
+        let at_navigation = self.shared.policy.create == Create::Navigation
+            && exchange.origin.navigation != Navigation::None
+            && matches!(exchange.presented, Presented::Nothing | Presented::Unknown)
+            && !exchange.is_withheld()
+            && head == Head::Answer;
+        let Binding::None(id) = state.binding else {
+            return;
+        };
+        if !at_navigation || state.ended_own {
+            return;
+        }
+        let requested = Requested { patch: &Patch::default(), condition: None, want: Want::Meta };
+        match self.create(exchange, id, requested).await {
+            Ok((id, record)) => state.bind_made(id, &record),
+            Err(failure) => debug!(%failure, "a page goes out without a session of its own"),
+        }
+    }
+
+    async fn owed(&self, exchange: &Exchange, state: &State, head: Head, fresh: bool) -> Owed {
+        match state.binding {
+            Binding::Session { id, generation, .. } if state.owes_cookie => {
+                self.owed_for_change(id, generation, state, fresh).await
+            }
+            Binding::Session { id, generation, .. } => {
+                self.renewal(exchange, id, generation, head).await
+            }
+            Binding::None(_) if state.ended_own => Owed::Delete,
+            Binding::None(_)
+                if exchange.presented == Presented::Unknown
+                    && exchange.origin.navigation != Navigation::None =>
+            {
+                Owed::Delete
+            }
+            _ => Owed::Nothing,
+        }
+    }
+
+    /// The cookie of a session that this request made, joined, rotated or gave another lifetime;
+    /// unless another request's rotation has gone over it meanwhile, or it is gone.
+    ///
+    /// A request that came with the generation before sets the one that stands: its own would
+    /// overwrite a newer one in the browser. Of a session that the request made, and of one that
+    /// it has changed at this very moment (`fresh`), all is known; another is read once more.
+    async fn owed_for_change(&self, id: Id, generation: u32, state: &State, fresh: bool) -> Owed {
+        let known = state.meta.clone();
+        let meta = if fresh || state.made {
+            known
+        } else {
+            match self.load_live(id, Want::Meta).await {
+                Ok(record) => record.map(|record| record.meta),
+                Err(error) => {
+                    // The change was acknowledged, and its cookie is the only way back to it.
+                    debug!(session = %id, %error, "a cookie goes out unchecked");
+                    known
+                }
+            }
+        };
+        match meta {
+            Some(meta) if !meta.rotated_away(generation) => {
+                Owed::Set(id, generation.max(meta.generation), Box::new(meta))
+            }
+            _ => Owed::Nothing,
+        }
+    }
+
+    /// Writes the use down where that is due, and renews the cookie where that is due and its
+    /// generation still stands. A failure here is no failure of the request.
+    async fn renewal(&self, exchange: &Exchange, id: Id, generation: u32, head: Head) -> Owed {
+        let Presented::Session { id: presented, verdict, signed_by, meta, .. } =
+            &exchange.presented
+        else {
+            return Owed::Nothing;
+        };
+        if *presented != id {
+            return Owed::Nothing;
+        }
+        let (policy, now) = (&self.shared.policy, self.shared.clock.now());
+        let renews = *verdict != Verdict::Previous && head != Head::NotModified;
+        let touches = exchange.prolongs == Prolongs::Use && policy.touch_is_due(meta, now);
+        let rotates = renews && *verdict == Verdict::Current && policy.rotation_is_due(meta, now);
+        let slides =
+            renews && touches && (*signed_by == SignedBy::Older || policy.cookie_is_due(meta, now));
+        let used = Use { generation, prolongs: touches, sets_cookie: rotates || slides, now };
+        let entry = if touches || *verdict == Verdict::Next {
+            self.timed("use", self.store.record_use(id, used, policy)).await
+        } else if rotates {
+            self.load(id, Want::Meta).await
+        } else {
+            return Owed::Nothing;
+        };
+        let meta = match entry {
+            Ok(Some(Entry::Live(record))) if record.meta.generation == generation => record.meta,
+            Ok(_) => return Owed::Nothing,
+            Err(error) => {
+                debug!(session = %id, %error, "a use was not written down");
+                return Owed::Nothing;
+            }
+        };
+        match (rotates, slides) {
+            (true, _) => {
+                self.shared.metrics.event(Event::RenewalIssued);
+                Owed::Set(id, generation.saturating_add(1), Box::new(meta))
+            }
+            (false, true) => Owed::Set(id, generation, Box::new(meta)),
+            (false, false) => Owed::Nothing,
+        }
+    }
+
+    fn line(&self, owed: Owed) -> CookieLine {
+        let shared = &self.shared;
+        match owed {
+            Owed::Nothing => CookieLine::None,
+            Owed::Delete => CookieLine::Line(shared.attributes.delete()),
+            Owed::Set(id, generation, meta) => {
+                let token =
+                    CookieToken { id, generation }.sign(&shared.ring, &shared.attributes.name);
+                let max_age = shared.policy.cookie_age(&meta, shared.clock.now());
+                CookieLine::Line(shared.attributes.set(&token, max_age))
+            }
+        }
+    }
+}

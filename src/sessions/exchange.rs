@@ -1,0 +1,248 @@
+//! A request in flight: what it came with, what it has done to its session since, and how far its
+//! response is.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use tokio::sync::RwLock;
+
+use super::open::Prolongs;
+use crate::session::id::Id;
+use crate::session::key_ring::SignedBy;
+use crate::session::navigation::Origin;
+use crate::session::record::{Client, Meta};
+use crate::session::rotation::Verdict;
+use crate::session::token::{Bound, RequestToken};
+use crate::time::Timestamp;
+
+/// One proxied request, from its opening until its request token has lost its authority.
+#[derive(Debug)]
+pub struct Exchange {
+    /// Its token, before it is signed.
+    pub token: RequestToken,
+    /// What its cookies were worth.
+    pub presented: Presented,
+    /// How it came about.
+    pub origin: Origin,
+    /// Whether use prolongs the session on its route.
+    pub prolongs: Prolongs,
+    /// Who sent it, where the policy keeps that.
+    pub(super) client: Option<Client>,
+    /// When it was over, in milliseconds; 0 while it lasts.
+    over_at: AtomicI64,
+    /// Held for writing by what may bind the request anew, and by the response's head as it
+    /// leaves, which so waits for calls that are running; held for reading by all others.
+    pub(super) state: RwLock<State>,
+}
+
+/// What a request's cookies were worth when it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Presented {
+    /// Nothing: no cookie that we signed.
+    Nothing,
+    /// Well signed, but there is no such session.
+    Unknown,
+    /// A session.
+    Session {
+        /// Its id.
+        id: Id,
+        /// The generation of the token.
+        generation: u32,
+        /// What that is worth: current, next or previous.
+        verdict: Verdict,
+        /// Which key signed it.
+        signed_by: SignedBy,
+        /// The session as it was then.
+        meta: Box<Meta>,
+    },
+    /// A session whose token another response has just replaced.
+    Stale(Id),
+    /// A session that another request has just ended.
+    Ended,
+    /// Two sessions.
+    Ambiguous,
+    /// The store did not say.
+    Unavailable,
+}
+
+/// Why a request that presented a cookie, or whose browser kept one back, has no session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionError {
+    /// The store did not answer.
+    StoreUnavailable,
+    /// The token was rotated a moment ago.
+    SessionRotated,
+    /// The session was ended a moment ago.
+    SessionEnded,
+    /// Two sessions were presented.
+    AmbiguousCookie,
+    /// The browser kept the cookie back: there may be a session.
+    CookieWithheld,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) phase: Phase,
+    pub(super) binding: Binding,
+    /// The browser needs the cookie of the session that the request is bound to.
+    pub(super) owes_cookie: bool,
+    /// The session that the browser has the cookie of was ended by this request.
+    pub(super) ended_own: bool,
+    /// The request made the session that it is bound to.
+    pub(super) made: bool,
+    /// That session as the request's latest change left it, where one bound it anew.
+    pub(super) meta: Option<Meta>,
+}
+
+/// How far the response is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    /// Its head has not left: a cookie can be set.
+    Open,
+    /// Its head has left.
+    Committed,
+}
+
+/// What the request's calls act on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Binding {
+    /// No session; the next write makes one of this id.
+    None(Id),
+    /// This session. `own`: the browser has, or is about to get, its cookie from elsewhere than
+    /// this request alone.
+    Session { id: Id, generation: u32, own: bool },
+    /// A session whose token is stale.
+    Stale(Id),
+    /// A session that ended a moment ago.
+    Ended,
+    /// Two sessions.
+    Ambiguous,
+    /// The store did not say which.
+    Unavailable,
+}
+
+impl Exchange {
+    pub(super) fn new(
+        number: u64,
+        presented: Presented,
+        origin: Origin,
+        prolongs: Prolongs,
+        client: Option<Client>,
+        (now, next): (Timestamp, Id),
+    ) -> Self {
+        let binding = match &presented {
+            Presented::Nothing | Presented::Unknown => Binding::None(next),
+            Presented::Session { id, generation, .. } => {
+                Binding::Session { id: *id, generation: *generation, own: true }
+            }
+            Presented::Stale(id) => Binding::Stale(*id),
+            Presented::Ended => Binding::Ended,
+            Presented::Ambiguous => Binding::Ambiguous,
+            Presented::Unavailable => Binding::Unavailable,
+        };
+        let bound = match binding {
+            Binding::Session { id, generation, .. } => Bound::Session(id, generation),
+            Binding::None(id) => Bound::None(id),
+            _ => Bound::Refused,
+        };
+        let token = RequestToken { number, bound, forwarded_at: now };
+        let state = RwLock::new(State::new(Phase::Open, binding));
+        Self { token, presented, origin, prolongs, client, over_at: AtomicI64::new(0), state }
+    }
+
+    /// What can be said of a request that is over and no longer kept, from its token alone.
+    pub(super) fn lingering(token: RequestToken, origin: Origin) -> Self {
+        let binding = match token.bound {
+            Bound::Session(id, generation) => Binding::Session { id, generation, own: true },
+            Bound::None(id) => Binding::None(id),
+            Bound::Refused => Binding::Ambiguous,
+        };
+        let state = RwLock::new(State::new(Phase::Committed, binding));
+        let presented = Presented::Nothing;
+        let over_at = AtomicI64::new(token.forwarded_at.as_millis());
+        Self { token, presented, origin, prolongs: Prolongs::Nothing, client: None, over_at, state }
+    }
+
+    /// Notes that the request is over.
+    pub(super) fn end(&self, now: Timestamp) {
+        self.over_at.store(now.as_millis().max(1), Ordering::Relaxed);
+    }
+
+    /// Since when the request is over.
+    pub fn over_since(&self) -> Option<Timestamp> {
+        match self.over_at.load(Ordering::Relaxed) {
+            0 => None,
+            millis => Some(Timestamp::from_millis(millis)),
+        }
+    }
+
+    /// Whether a cookie can still be set on its response.
+    pub(super) fn takes_cookies(&self, state: &State) -> bool {
+        state.phase == Phase::Open && self.over_since().is_none()
+    }
+
+    /// The session that the request came with.
+    pub fn id(&self) -> Option<Id> {
+        match &self.presented {
+            Presented::Session { id, .. } => Some(*id),
+            _ => None,
+        }
+    }
+
+    /// Why the request has no session, where there is something to say.
+    pub fn error(&self) -> Option<SessionError> {
+        match &self.presented {
+            Presented::Nothing if self.origin.withholds_cookie => {
+                Some(SessionError::CookieWithheld)
+            }
+            Presented::Nothing | Presented::Unknown | Presented::Session { .. } => None,
+            Presented::Stale(_) => Some(SessionError::SessionRotated),
+            Presented::Ended => Some(SessionError::SessionEnded),
+            Presented::Ambiguous => Some(SessionError::AmbiguousCookie),
+            Presented::Unavailable => Some(SessionError::StoreUnavailable),
+        }
+    }
+
+    /// A session that is made through this request gets no cookie of its own.
+    pub(super) fn is_withheld(&self) -> bool {
+        self.error() == Some(SessionError::CookieWithheld)
+    }
+}
+
+impl State {
+    fn new(phase: Phase, binding: Binding) -> Self {
+        Self { phase, binding, owes_cookie: false, ended_own: false, made: false, meta: None }
+    }
+
+    /// The session that the request is bound to, now.
+    pub(super) fn session(&self) -> Option<Id> {
+        match self.binding {
+            Binding::Session { id, .. } => Some(id),
+            _ => None,
+        }
+    }
+
+    /// Whether the token alone would no longer say what the request is bound to.
+    pub(super) fn has_moved(&self, bound: Bound) -> bool {
+        match (&self.binding, bound) {
+            (Binding::Session { id, generation, .. }, Bound::Session(then, at)) => {
+                *id != then || *generation != at
+            }
+            (Binding::None(id), Bound::None(then)) => *id != then,
+            (Binding::Session { .. } | Binding::None(_), _) => true,
+            _ => bound != Bound::Refused,
+        }
+    }
+}
+
+impl SessionError {
+    /// The code that the upstream reads in `X-Session-Error`.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::StoreUnavailable => "store_unavailable",
+            Self::SessionRotated => "session_rotated",
+            Self::SessionEnded => "session_ended",
+            Self::AmbiguousCookie => "ambiguous_cookie",
+            Self::CookieWithheld => "cookie_withheld",
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Where policy, cookie and store meet: a request's session is opened, changed and committed here.
+//!
+//! [`Sessions::open`] finds the session that a request's cookies name. While the upstream works,
+//! the session API and header exchange change it through the request's [`Exchange`]. As the
+//! response's head leaves, [`Sessions::commit`] writes the use down and decides the one Set-Cookie.
+//! It knows neither routes nor HTTP bodies.
+
+mod change;
+mod commit;
+mod exchange;
+mod in_flight;
+mod open;
+mod service;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::metrics::Metrics;
+use crate::random;
+use crate::session::cookie::Attributes;
+use crate::session::id::Id;
+use crate::session::key_ring::KeyRing;
+use crate::session::patch::{Change, Condition, Patch, Refusal, Remains, Through};
+use crate::session::policy::Policy;
+use crate::session::record::{Entry, Record};
+use crate::store::{Answer, Error as StoreError, Store, Want};
+use crate::time::Clock;
+
+pub use change::{Changed, Requested};
+pub use commit::{CookieLine, Head};
+pub use exchange::{Exchange, Presented, SessionError};
+pub use in_flight::{InFlight, Tracked};
+pub use open::{Arrival, Opened, Prolongs};
+pub use service::Listed;
+
+/// Sessions, as one worker reaches them: the store is the worker's, the rest is shared.
+#[derive(Clone, Debug)]
+pub struct Sessions {
+    store: Arc<dyn Store>,
+    shared: Arc<Shared>,
+}
+
+/// What the workers share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The key ring.
+    pub ring: Arc<KeyRing>,
+    /// The cookie.
+    pub attributes: Attributes,
+    /// The policy.
+    pub policy: Policy,
+    /// Where `now` comes from.
+    pub clock: Clock,
+    /// The counters.
+    pub metrics: Metrics,
+    /// The requests that are being forwarded.
+    pub in_flight: InFlight,
+}
+
+/// Why a call on a session did not do what it was asked for. Then nothing has changed, unless it
+/// says that this is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The change was refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It needs a cookie, and the response's head has left.
+    #[error("the response's head has left, and with it the last chance to set a cookie")]
+    ResponseCommitted,
+    /// The request brought the cookies of two sessions.
+    #[error("the request brought the cookies of two sessions")]
+    AmbiguousCookie,
+    /// There is no session to do this to.
+    #[error("there is no such session")]
+    NoSuchSession,
+    /// The request could not load its session when it came.
+    #[error("the store did not answer when the request came")]
+    StoreWasAway,
+    /// The store did not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Sessions {
+    /// Sessions in `store`.
+    pub fn new(store: Arc<dyn Store>, shared: Arc<Shared>) -> Self {
+        Self { store, shared }
+    }
+
+    /// What the workers share.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Whether the store answers.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.timed("ping", self.store.ping()).await
+    }
+
+    /// What stands under `id`, if it is alive.
+    async fn load(&self, id: Id, want: Want<'_>) -> Result<Option<Entry>, StoreError> {
+        let entry = self.timed("load", self.store.load(id, want)).await?;
+        let now = self.shared.clock.now();
+        Ok(entry.filter(|entry| match entry {
+            Entry::Live(record) => self.shared.policy.is_alive(&record.meta, now),
+            Entry::Ended { until } => now <= *until,
+        }))
+    }
+
+    /// The live session under `id`.
+    async fn load_live(&self, id: Id, want: Want<'_>) -> Result<Option<Record>, StoreError> {
+        Ok(match self.load(id, want).await? {
+            Some(Entry::Live(record)) => Some(record),
+            Some(Entry::Ended { .. }) | None => None,
+        })
+    }
+
+    fn change<'a>(
+        &'a self,
+        patch: &'a Patch,
+        condition: Option<&'a Condition>,
+        through: Through,
+        prolongs: bool,
+        remains: Remains,
+    ) -> Change<'a> {
+        let Shared { policy, clock, .. } = &*self.shared;
+        Change { patch, condition, through, policy, now: clock.now(), prolongs, remains }
+    }
+
+    /// Waits for the store, and notes how long it took.
+    async fn timed<T>(
+        &self,
+        operation: &'static str,
+        answer: Answer<'_, T>,
+    ) -> Result<T, StoreError> {
+        let start = Instant::now();
+        let answer = answer.await;
+        self.shared.metrics.store_call(operation, start.elapsed(), answer.is_err());
+        answer
+    }
+}
+
+/// A new id.
+fn draw_id() -> Id {
+    Id::from_bytes(random::bytes())
+}

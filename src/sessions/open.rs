@@ -1,0 +1,189 @@
+//! Opening: from the cookies of a request to its session.
+
+use std::collections::BTreeMap;
+
+use http::header::HeaderMap;
+use tracing::{debug, warn};
+
+use super::exchange::{Exchange, Presented};
+use super::in_flight::Tracked;
+use super::{Sessions, draw_id};
+use crate::metrics::Event;
+use crate::secret::Secret;
+use crate::session::cookie;
+use crate::session::id::Id;
+use crate::session::key_ring::SignedBy;
+use crate::session::navigation::Origin;
+use crate::session::policy::OnReplay;
+use crate::session::record::{Client, Entry, Record, Values};
+use crate::session::rotation::Verdict;
+use crate::session::token::CookieToken;
+use crate::store::config::OnError;
+use crate::store::{Error as StoreError, Want};
+
+/// What opening needs to know of a request.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// How it came about.
+    pub origin: Origin,
+    /// The values that its Cookie lines had for us.
+    pub cookies: Vec<Secret>,
+    /// Which values its upstream is to be told.
+    pub wants_values: bool,
+    /// Whether use prolongs the session on its route.
+    pub prolongs: Prolongs,
+    /// What becomes of it where the store does not answer.
+    pub on_error: OnError,
+    /// Who sent it.
+    pub client: Option<Client>,
+}
+
+/// What prolongs a session on a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prolongs {
+    /// Every request, as the policy has it.
+    Use,
+    /// Nothing: polling does not keep a visitor logged in.
+    Nothing,
+}
+
+/// A request whose session was looked for.
+#[derive(Debug)]
+pub struct Opened {
+    /// The request, in the table of requests in flight.
+    pub tracked: Tracked,
+    /// Its session as it is now, with the values if they were wanted.
+    pub record: Option<Record>,
+}
+
+/// What one session's tokens are worth together.
+struct Candidate {
+    generation: u32,
+    signed_by: SignedBy,
+    verdict: Verdict,
+    record: Record,
+}
+
+impl Sessions {
+    /// Takes our cookies out of the request's Cookie lines.
+    pub fn take_cookies(&self, headers: &mut HeaderMap) -> Vec<Secret> {
+        cookie::take(headers, &self.shared.attributes.name)
+    }
+
+    /// Opens the session that the request's cookies name, and puts the request into the table.
+    ///
+    /// # Errors
+    /// A well-signed cookie was presented, the store did not answer, and the route says
+    /// [`OnError::Fail`].
+    pub async fn open(&self, arrival: Arrival) -> Result<Opened, StoreError> {
+        let (presented, values) = match self.look_up(&arrival).await {
+            Ok(found) => found,
+            Err(error) if arrival.on_error == OnError::Fail => return Err(error),
+            Err(error) => {
+                debug!(%error, "a request goes on without its session");
+                (Presented::Unavailable, Values::new())
+            }
+        };
+        let record = match &presented {
+            Presented::Session { meta, .. } => Some(Record { meta: (**meta).clone(), values }),
+            _ => None,
+        };
+        let number = self.shared.in_flight.number();
+        let drawn = (self.shared.clock.now(), draw_id());
+        let Arrival { origin, prolongs, client, .. } = arrival;
+        let client = client.filter(|_| self.shared.policy.record_client);
+        let exchange = Exchange::new(number, presented, origin, prolongs, client, drawn);
+        if exchange.is_withheld() {
+            self.shared.metrics.event(Event::CookieWithheld);
+        }
+        Ok(Opened { tracked: self.track(exchange), record })
+    }
+
+    /// What the request's tokens are worth, as sessions.md has it: badly signed ones and those
+    /// that name no session are passed over, of one session the best counts, and two different
+    /// live sessions make the request ambiguous.
+    async fn look_up(&self, arrival: &Arrival) -> Result<(Presented, Values), StoreError> {
+        let tokens = self.verify(&arrival.cookies);
+        if tokens.is_empty() {
+            return Ok((Presented::Nothing, Values::new()));
+        }
+        let want = if arrival.wants_values { Want::Values } else { Want::Meta };
+        let mut named = Vec::new();
+        let mut ended = false;
+        for (id, tokens) in tokens {
+            match self.load(id, want).await? {
+                Some(Entry::Live(record)) => {
+                    named.extend(
+                        self.best(id, &tokens, record).await.map(|candidate| (id, candidate)),
+                    );
+                }
+                Some(Entry::Ended { .. }) => ended = true,
+                None => {}
+            }
+        }
+        let metrics = &self.shared.metrics;
+        if named.len() > 1 {
+            metrics.event(Event::AmbiguousCookie);
+            warn!(sessions = ?named.iter().map(|(id, _)| id).collect::<Vec<_>>(), "a request brought the cookies of two sessions");
+            return Ok((Presented::Ambiguous, Values::new()));
+        }
+        Ok(match named.pop() {
+            Some((id, candidate)) if candidate.verdict.is_valid() => {
+                let Candidate { generation, signed_by, verdict, record } = candidate;
+                let meta = Box::new(record.meta);
+                (Presented::Session { id, generation, verdict, signed_by, meta }, record.values)
+            }
+            Some((id, _)) => {
+                metrics.event(Event::Stale);
+                (Presented::Stale(id), Values::new())
+            }
+            None if ended => (Presented::Ended, Values::new()),
+            None => (Presented::Unknown, Values::new()),
+        })
+    }
+
+    /// The tokens that we have signed, by the session that they name.
+    fn verify(&self, cookies: &[Secret]) -> BTreeMap<Id, Vec<(u32, SignedBy)>> {
+        let mut tokens: BTreeMap<Id, Vec<_>> = BTreeMap::new();
+        for text in cookies {
+            let name = &self.shared.attributes.name;
+            match CookieToken::verify(&self.shared.ring, name, text.reveal().as_bytes()) {
+                Some((token, signed_by)) => {
+                    tokens.entry(token.id).or_default().push((token.generation, signed_by));
+                }
+                None => self.shared.metrics.event(Event::BadCookie),
+            }
+        }
+        tokens
+    }
+
+    /// The best of one session's tokens, if any of them names it still: the highest valid
+    /// generation, else a stale one. Where there is none, an old one is a replay.
+    async fn best(&self, id: Id, tokens: &[(u32, SignedBy)], record: Record) -> Option<Candidate> {
+        let (policy, now) = (&self.shared.policy, self.shared.clock.now());
+        let judged = tokens.iter().map(|(generation, signed_by)| {
+            (Verdict::of(*generation, &record.meta, policy, now), *generation, *signed_by)
+        });
+        let (verdict, generation, signed_by) =
+            judged.max_by_key(|(verdict, generation, _)| (*verdict, *generation))?;
+        match verdict {
+            Verdict::Unknown => None,
+            Verdict::Replayed => {
+                self.replayed(id).await;
+                None
+            }
+            _ => Some(Candidate { generation, signed_by, verdict, record }),
+        }
+    }
+
+    async fn replayed(&self, id: Id) {
+        self.shared.metrics.event(Event::Replayed);
+        warn!(session = %id, "a token of a generation that was over long ago was presented");
+        if self.shared.policy.on_replay == OnReplay::Revoke {
+            match self.timed("remove", self.store.remove(id)).await {
+                Ok(_) => self.shared.metrics.event(Event::Destroyed),
+                Err(error) => warn!(session = %id, %error, "a replayed session could not be ended"),
+            }
+        }
+    }
+}

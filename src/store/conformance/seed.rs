@@ -1,0 +1,293 @@
+//! What random histories are made of. A step knows nothing of the state that it will meet: it says
+//! "the right version" or "one generation below", and the player finds out what that is.
+
+use std::time::Duration;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::named::{json, key};
+use crate::session::patch::{Op, Remains};
+use crate::session::policy::Policy;
+use crate::session::record::{Client, Key, Principal};
+
+/// Few, so that steps meet on them.
+pub(super) const SLOTS: usize = 3;
+
+pub(super) const KEYS: [&str; 6] = ["a", "b", "v", "=", "+", "é \"\\\n\0🍪"];
+const PRINCIPALS: [&str; 2] = ["ada", "bob:{x} é"];
+const TEXTS: [&str; 18] = [
+    "0",
+    "1",
+    "-1",
+    "-0",
+    "1.0",
+    "1e3",
+    "9223372036854775807",
+    "9223372036854775808",
+    "-9223372036854775808",
+    "-9223372036854775809",
+    "\"1\"",
+    "null",
+    "[]",
+    "[[],{}]",
+    "[\"]\"]",
+    "{\"b\":1,\"a\":[]}",
+    "\"é🍪\\u0000\"",
+    "\"forty bytes and more of text, for the limits\"",
+];
+
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    Create(usize, RecordSeed),
+    Load(usize, WantSeed),
+    Patch(usize, PatchSeed, WantSeed),
+    Use(usize, i64, bool, bool),
+    Remove(usize),
+    List(Option<Principal>, usize),
+    Sweep,
+    Wait(Duration),
+    /// Until so many milliseconds after the end of what stands there.
+    WaitForEnd(usize, i64),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum WantSeed {
+    Meta,
+    Value(usize),
+    Before(usize),
+    Values,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct RecordSeed {
+    pub(super) values: Vec<(Key, &'static str)>,
+    pub(super) version: u64,
+    pub(super) generation: u32,
+    pub(super) age: Duration,
+    pub(super) previous: Option<Duration>,
+    pub(super) login: Option<Duration>,
+    pub(super) principal: Option<Principal>,
+    pub(super) expiry: Option<ExpirySeed>,
+    pub(super) withheld: bool,
+    pub(super) client: Option<Client>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ExpirySeed {
+    Policy,
+    Idle(u64),
+    BrowserClose(Option<u64>),
+    /// So many milliseconds from now.
+    At(i64),
+    Never,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct PatchSeed {
+    pub(super) version: Option<u64>,
+    pub(super) kind: Kind,
+    pub(super) through: ThroughSeed,
+    pub(super) condition: Option<(usize, ConditionSeed)>,
+    pub(super) limits: Option<(usize, usize)>,
+    pub(super) prolongs: bool,
+    pub(super) remains: Remains,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Kind {
+    Destroy,
+    Change { ops: Vec<Op>, expiry: Option<ExpirySeed>, principal: Option<Principal>, rotate: bool },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ThroughSeed {
+    /// A request's, so much away from the generation of the record.
+    Request(i64),
+    LogIn,
+    Service,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ConditionSeed {
+    Missing,
+    RightTag,
+    WrongTag,
+}
+
+fn any_key() -> impl Strategy<Value = Key> {
+    select(&KEYS[..]).prop_map(key)
+}
+
+fn any_principal() -> impl Strategy<Value = Principal> {
+    select(&PRINCIPALS[..]).prop_map(|name| Principal::new(name).expect("a principal"))
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    let text = || select(&TEXTS[..]).prop_map(json);
+    let number = prop_oneof![
+        4 => -2_i64..=2,
+        1 => select(vec![i64::MIN, i64::MIN + 1, i64::MAX - 1, i64::MAX]),
+        1 => any::<i64>(),
+    ];
+    prop_oneof![
+        1 => Just(Op::Clear),
+        1 => any_principal().prop_map(Op::ClearUnless),
+        5 => (any_key(), text()).prop_map(|(key, text)| Op::Set(key, text)),
+        2 => (any_key(), text()).prop_map(|(key, text)| Op::Default(key, text)),
+        2 => any_key().prop_map(Op::Remove),
+        5 => (any_key(), number).prop_map(|(key, by)| Op::Increment(key, by)),
+        3 => (any_key(), text()).prop_map(|(key, text)| Op::Append(key, text)),
+    ]
+}
+
+fn any_expiry() -> impl Strategy<Value = ExpirySeed> {
+    let seconds = || select(vec![1_u64, 7, 25, 3600, u64::MAX / 1000]);
+    prop_oneof![
+        2 => Just(ExpirySeed::Policy),
+        2 => seconds().prop_map(ExpirySeed::Idle),
+        2 => prop::option::of(seconds()).prop_map(ExpirySeed::BrowserClose),
+        1 => select(vec![-3_600_000_i64, -1, 0, 1]).prop_map(ExpirySeed::At),
+        2 => select(vec![5_000_i64, 50_000]).prop_map(ExpirySeed::At),
+        2 => Just(ExpirySeed::Never),
+    ]
+}
+
+pub(super) fn any_record() -> impl Strategy<Value = RecordSeed> {
+    let ago = || (0_u64..4_000).prop_map(Duration::from_millis);
+    let version = prop_oneof![
+        any::<u64>(),
+        0_u64..3,
+        Just(u64::MAX),
+        Just(u64::MAX - 1),
+        select(vec![99_u64, 1_999, (1 << 53) - 1, i64::MAX.cast_unsigned()]),
+    ];
+    let client = (any::<Option<std::net::IpAddr>>(), "[ -~]{0,9}|é")
+        .prop_map(|(address, user_agent)| Client { address, user_agent: user_agent.into() });
+    let meta = (
+        version,
+        select(vec![1_u32, 2, 5, 100, u32::MAX - 2, u32::MAX - 1, u32::MAX]),
+        ago(),
+        prop::option::of(ago()),
+        prop::option::of(ago()),
+        prop::option::of(any_principal()),
+        prop::option::weighted(0.3, any_expiry()),
+        prop::bool::weighted(0.2),
+        prop::option::weighted(0.2, client),
+    );
+    let values = vec((any_key(), select(&TEXTS[..])), 0..4);
+    (values, meta).prop_map(|(values, meta)| {
+        let (version, generation, age, previous, login, principal, expiry, withheld, client) = meta;
+        RecordSeed {
+            values,
+            version,
+            generation,
+            age,
+            previous,
+            login,
+            principal,
+            expiry,
+            withheld,
+            client,
+        }
+    })
+}
+
+fn any_patch() -> impl Strategy<Value = PatchSeed> {
+    let change = (
+        vec(any_op(), 0..5),
+        prop::option::weighted(0.15, any_expiry()),
+        prop::option::weighted(0.35, any_principal()),
+        prop::bool::weighted(0.15),
+    )
+        .prop_map(|(ops, expiry, principal, rotate)| Kind::Change {
+            ops,
+            expiry,
+            principal,
+            rotate,
+        });
+    let through = prop_oneof![
+        6 => Just(ThroughSeed::Request(0)),
+        1 => (-3_i64..=1).prop_map(ThroughSeed::Request),
+        2 => Just(ThroughSeed::LogIn),
+        2 => Just(ThroughSeed::Service),
+    ];
+    let condition = select(vec![
+        ConditionSeed::Missing,
+        ConditionSeed::RightTag,
+        ConditionSeed::RightTag,
+        ConditionSeed::WrongTag,
+    ]);
+    (
+        // 0 is the right one.
+        prop::option::weighted(0.15, 0_u64..2),
+        prop_oneof![1 => Just(Kind::Destroy), 20 => change],
+        through,
+        prop::option::weighted(0.15, (0..KEYS.len(), condition)),
+        prop::option::weighted(0.15, (0_usize..4, 0_usize..60)),
+        any::<bool>(),
+        select(vec![Remains::Marker, Remains::Nothing]),
+    )
+        .prop_map(|(version, kind, through, condition, limits, prolongs, remains)| PatchSeed {
+            version,
+            kind,
+            through,
+            condition,
+            limits,
+            prolongs,
+            remains,
+        })
+}
+
+fn any_want() -> impl Strategy<Value = WantSeed> {
+    prop_oneof![
+        Just(WantSeed::Meta),
+        (0..KEYS.len()).prop_map(WantSeed::Value),
+        (0..KEYS.len()).prop_map(WantSeed::Before),
+        Just(WantSeed::Values),
+    ]
+}
+
+pub(super) fn any_step() -> impl Strategy<Value = Step> {
+    let slot = || 0..SLOTS;
+    prop_oneof![
+        12 => (slot(), any_record()).prop_map(|(slot, seed)| Step::Create(slot, seed)),
+        4 => (slot(), any_want()).prop_map(|(slot, want)| Step::Load(slot, want)),
+        16 => (slot(), any_patch(), any_want())
+            .prop_map(|(slot, seed, want)| Step::Patch(slot, seed, want)),
+        4 => (slot(), -2_i64..=2, any::<bool>(), any::<bool>())
+            .prop_map(|(slot, away, prolongs, cookie)| Step::Use(slot, away, prolongs, cookie)),
+        1 => slot().prop_map(Step::Remove),
+        1 => (prop::option::of(any_principal()), 1_usize..4)
+            .prop_map(|(principal, limit)| Step::List(principal, limit)),
+        1 => Just(Step::Sweep),
+        3 => (0_u64..1_500).prop_map(|millis| Step::Wait(Duration::from_millis(millis))),
+        1 => (slot(), -1_i64..=1).prop_map(|(slot, after)| Step::WaitForEnd(slot, after)),
+    ]
+}
+
+pub(super) fn any_policy() -> impl Strategy<Value = Policy> {
+    let seconds = Duration::from_secs;
+    (
+        select(vec![seconds(10), seconds(60), Duration::MAX, Duration::from_millis(9_999)]),
+        select(vec![None, Some(seconds(40)), Some(Duration::MAX)]),
+        select(vec![seconds(0), seconds(5), seconds(30)]),
+        select(vec![Duration::from_millis(500), seconds(60), Duration::MAX]),
+        (3_usize..=6, 60_usize..300),
+    )
+        .prop_map(
+            move |(idle_timeout, absolute_timeout, rotation_grace, touch_interval, limits)| {
+                Policy {
+                    idle_timeout,
+                    absolute_timeout,
+                    rotation_grace,
+                    touch_interval,
+                    max_values: limits.0,
+                    max_bytes: limits.1,
+                    request_token_linger: seconds(3),
+                    ..Policy::default()
+                }
+            },
+        )
+}

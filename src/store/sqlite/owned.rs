@@ -1,0 +1,78 @@
+//! What a call borrows, as its own: it goes to another thread, and may outlive the call.
+
+use crate::session::patch::{Change, Condition, Patch, Remains, Through};
+use crate::session::policy::Policy;
+use crate::session::record::Key;
+use crate::store::Want;
+use crate::time::Timestamp;
+
+/// A [`Change`] of its own.
+#[derive(Debug)]
+pub(super) struct OwnedChange {
+    patch: Patch,
+    condition: Option<Condition>,
+    through: Through,
+    policy: Policy,
+    now: Timestamp,
+    prolongs: bool,
+    remains: Remains,
+}
+
+impl From<Change<'_>> for OwnedChange {
+    fn from(change: Change<'_>) -> Self {
+        Self {
+            patch: change.patch.clone(),
+            condition: change.condition.cloned(),
+            through: change.through,
+            policy: change.policy.clone(),
+            now: change.now,
+            prolongs: change.prolongs,
+            remains: change.remains,
+        }
+    }
+}
+
+impl OwnedChange {
+    pub(super) fn borrow(&self) -> Change<'_> {
+        Change {
+            patch: &self.patch,
+            condition: self.condition.as_ref(),
+            through: self.through,
+            policy: &self.policy,
+            now: self.now,
+            prolongs: self.prolongs,
+            remains: self.remains,
+        }
+    }
+}
+
+/// A [`Want`] of its own.
+#[derive(Debug)]
+pub(super) enum OwnedWant {
+    Meta,
+    Value(Key),
+    Before(Key),
+    Values,
+}
+
+impl From<Want<'_>> for OwnedWant {
+    fn from(want: Want<'_>) -> Self {
+        match want {
+            Want::Meta => Self::Meta,
+            Want::Value(key) => Self::Value(key.clone()),
+            Want::Before(key) => Self::Before(key.clone()),
+            Want::Values => Self::Values,
+        }
+    }
+}
+
+impl OwnedWant {
+    pub(super) fn borrow(&self) -> Want<'_> {
+        match self {
+            Self::Meta => Want::Meta,
+            Self::Value(key) => Want::Value(key),
+            Self::Before(key) => Want::Before(key),
+            Self::Values => Want::Values,
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The file: how it is made, opened, and told from others'.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+
+/// "Clkr", in the file's header.
+const APPLICATION_ID: i32 = 0x436c_6b72;
+const VERSION: i32 = 1;
+
+/// Values come last: SQLite reads a row from its front, and only as far as it must.
+const SCHEMA: &str = "
+CREATE TABLE sessions (
+    id BLOB NOT NULL PRIMARY KEY,
+    ended INTEGER NOT NULL,
+    ends_at INTEGER NOT NULL,
+    version INTEGER,
+    generation INTEGER,
+    generation_since INTEGER,
+    previous_until INTEGER,
+    floor INTEGER,
+    login_at INTEGER,
+    principal TEXT,
+    created_at INTEGER,
+    last_seen_at INTEGER,
+    cookie_set_at INTEGER,
+    expiry TEXT,
+    withheld INTEGER,
+    client_address TEXT,
+    client_user_agent TEXT,
+    json TEXT
+) STRICT;
+CREATE INDEX sessions_by_end ON sessions (ends_at);
+CREATE INDEX sessions_by_principal ON sessions (principal, id) WHERE principal IS NOT NULL;
+";
+
+/// Why a file could not be opened as a store.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory is missing and cannot be made.
+    #[error("cannot make the directory {}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is missing and cannot be made.
+    #[error("cannot make the file {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is somebody else's.
+    #[error("{} is no session store of Cloakroom; it was left as it is", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A later Cloakroom wrote it.
+    #[error("{} was written by a later Cloakroom (format {version}; this one knows {VERSION})", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        version: i32,
+    },
+    /// SQLite cannot open it.
+    #[error("cannot open {}", path.display())]
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// A thread of the store could not be started.
+    #[error("cannot start a thread for the store")]
+    Thread {
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Makes the file where there is none. It has its mode from the first moment; SQLite gives the
+/// files beside it the same.
+pub(super) fn make_file(path: &Path) -> Result<(), OpenError> {
+    if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(|source| OpenError::Directory { path: directory.to_owned(), source })?;
+    }
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    match made {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+            Err(OpenError::File { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The connection that writes. Looks whose file it is before it changes anything.
+pub(super) fn open(path: &Path, patience: Duration) -> Result<Connection, OpenError> {
+    let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => OpenError::Foreign { path: path.to_owned() },
+        _ => OpenError::Sqlite { path: path.to_owned(), source },
+    };
+    let mut connection = connect(path, patience).map_err(failed)?;
+    match whose(&connection).map_err(failed)? {
+        Whose::Ours | Whose::Nobodys => {}
+        Whose::Foreign => {
+            return Err(OpenError::Foreign { path: path.to_owned() });
+        }
+        Whose::Newer(version) => {
+            return Err(OpenError::Newer { path: path.to_owned(), version });
+        }
+    }
+    prepare(&mut connection).map_err(failed)?;
+    Ok(connection)
+}
+
+/// A connection to a file that is there.
+pub(super) fn connect(path: &Path, patience: Duration) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(patience)?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(connection)
+}
+
+enum Whose {
+    Ours,
+    Nobodys,
+    Foreign,
+    Newer(i32),
+}
+
+fn whose(connection: &Connection) -> rusqlite::Result<Whose> {
+    let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0));
+    let (application, version) = (number("application_id")?, number("user_version")?);
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    Ok(match application {
+        APPLICATION_ID if version > VERSION => Whose::Newer(version),
+        APPLICATION_ID => Whose::Ours,
+        0 if version == 0 && tables == 0 => Whose::Nobodys,
+        _ => Whose::Foreign,
+    })
+}
+
+/// Brings the file to our format. Two processes may do so at once: the second finds it done.
+fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "trusted_schema", "OFF")?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    if matches!(whose(&transaction)?, Whose::Nobodys) {
+        transaction.execute_batch(SCHEMA)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", VERSION)?;
+    }
+    transaction.commit()
+}

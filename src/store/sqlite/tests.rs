@@ -1,0 +1,208 @@
+//! The suite, and what only a file can do.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::session::patch::{Op, Patch};
+use crate::session::record::Values;
+use crate::store::conformance::{Fresh, json, key, new_id, now, patch, record, runtime, suite};
+
+/// The suite shares two cores with everything else that is tested.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+fn directory() -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("data").join("sessions.db");
+    (directory, path)
+}
+
+fn open(path: &Path) -> Sqlite {
+    Sqlite::open(path, TIMEOUT).expect("opened")
+}
+
+fn fresh() -> Fresh {
+    let (directory, path) = directory();
+    Fresh::new(open(&path), directory)
+}
+
+suite!(fresh);
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).expect("there").permissions().mode() & 0o777
+}
+
+/// The path of a file that SQLite keeps beside the main one.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_a_reopening() {
+    let (_directory, path) = directory();
+    let id = new_id();
+    let first = record(now(), Values::new());
+    runtime().block_on(async {
+        let store = open(&path);
+        let created = store.create(id, &first, &Policy::default()).await;
+        assert_eq!(created.expect("created"), Created::Done);
+        let one = Patch::of(Op::Increment(key("n"), 41));
+        let changed = patch(&store, id, &one, Want::Values).await;
+        let changed = changed.expect("answered").expect("applied").entry;
+        drop(store);
+        assert!(!beside(&path, "-wal").exists(), "the log was worked in");
+        let found = open(&path).load(id, Want::Values).await;
+        assert_eq!(found.expect("loaded"), changed);
+    });
+}
+
+#[test]
+fn only_the_owner_reads_the_files() {
+    let (_directory, path) = directory();
+    let store = open(&path);
+    let id = new_id();
+    runtime().block_on(async {
+        let first = record(now(), Values::new());
+        store.create(id, &first, &Policy::default()).await.expect("created");
+    });
+    assert_eq!(mode(path.parent().expect("a directory")), 0o700);
+    for suffix in ["", "-wal", "-shm"] {
+        assert_eq!(mode(&beside(&path, suffix)), 0o600, "{suffix}");
+    }
+}
+
+#[test]
+fn a_foreign_file_is_refused_and_left_as_it_is() {
+    let (directory, _) = directory();
+    let path = directory.path().join("other.db");
+    let other = Connection::open(&path).expect("opened");
+    other.execute_batch("CREATE TABLE t (x)").expect("made");
+    drop(other);
+    let text = directory.path().join("text");
+    fs::write(&text, "no database at all, and longer than a header is".repeat(9)).expect("written");
+    for path in [path, text] {
+        let before = fs::read(&path).expect("read");
+        let refused = Sqlite::open(&path, TIMEOUT).expect_err("refused");
+        assert!(matches!(refused, OpenError::Foreign { .. }), "{refused:?}");
+        assert!(refused.to_string().contains("no session store"));
+        assert_eq!(fs::read(&path).expect("read"), before);
+    }
+}
+
+#[test]
+fn a_file_of_a_later_format_is_refused() {
+    let (_directory, path) = directory();
+    drop(open(&path));
+    let connection = Connection::open(&path).expect("opened");
+    connection.pragma_update(None, "user_version", 2).expect("written");
+    drop(connection);
+    let refused = Sqlite::open(&path, TIMEOUT).expect_err("refused");
+    assert!(matches!(refused, OpenError::Newer { version: 2, .. }));
+}
+
+#[test]
+fn two_handles_on_one_file_see_each_others_changes() {
+    let (_directory, path) = directory();
+    let (one, other) = (open(&path), open(&path));
+    runtime().block_on(async {
+        let id = new_id();
+        let first = record(now(), Values::new());
+        one.create(id, &first, &Policy::default()).await.expect("created");
+        let add = Patch::of(Op::Increment(key("n"), 1));
+        for _ in 0..20 {
+            let both = tokio::join!(
+                patch(&one, id, &add, Want::Meta),
+                patch(&other, id, &add, Want::Meta),
+            );
+            both.0.expect("answered").expect("applied");
+            both.1.expect("answered").expect("applied");
+        }
+        let found = other.load(id, Want::Values).await.expect("loaded");
+        let Some(Entry::Live(found)) = found else {
+            panic!("no session");
+        };
+        let sum = found.values.get(&key("n")).map(ToString::to_string);
+        assert_eq!(sum.as_deref(), Some("40"));
+    });
+}
+
+#[test]
+fn a_full_disk_is_said_and_changes_nothing() {
+    let (_directory, path) = directory();
+    let store = open(&path);
+    runtime().block_on(async {
+        let id = new_id();
+        let first = record(now(), Values::new());
+        let policy = Policy::default();
+        store.create(id, &first, &policy).await.expect("created");
+        let limit = |pages: i64| {
+            store.write(move |connection| {
+                connection
+                    .pragma_query_value(None, "page_count", |row| row.get(0))
+                    .and_then(|count: i64| {
+                        connection.pragma_update_and_check(
+                            None,
+                            "max_page_count",
+                            count + pages,
+                            |_| Ok(()),
+                        )
+                    })
+                    .map_err(Fault::from)
+            })
+        };
+        limit(2).await.expect("limited");
+        let long = json(&format!("\"{}\"", "x".repeat(100_000)));
+        let set = Patch::of(Op::Set(key("long"), long));
+        let small = Patch::of(Op::Set(key("small"), json("1")));
+        let (full, _) = tokio::join!(
+            patch(&store, id, &set, Want::Meta),
+            patch(&store, id, &small, Want::Meta)
+        );
+        assert!(matches!(full, Err(Error::Full)), "{full:?}");
+        limit(1000).await.expect("limited");
+        patch(&store, id, &set, Want::Meta).await.expect("answered").expect("applied");
+    });
+}
+
+#[test]
+fn a_locked_file_is_not_available_and_its_reads_go_on() {
+    let (_directory, path) = directory();
+    let store = Sqlite::open(&path, Duration::from_millis(400)).expect("opened");
+    let other = Connection::open(&path).expect("opened");
+    runtime().block_on(async {
+        let id = new_id();
+        let first = record(now(), Values::new());
+        let policy = Policy::default();
+        other.execute_batch("BEGIN IMMEDIATE").expect("begun");
+        let refused = store.create(id, &first, &policy).await;
+        assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+        assert_eq!(store.load(id, Want::Meta).await.expect("loaded"), None);
+        other.execute_batch("ROLLBACK").expect("rolled back");
+        let created = store.create(id, &first, &policy).await;
+        assert_eq!(created.expect("created"), Created::Done);
+    });
+}
+
+#[test]
+fn a_row_that_we_did_not_write_is_corrupt_and_not_missing() {
+    let (_directory, path) = directory();
+    let store = open(&path);
+    runtime().block_on(async {
+        let id = new_id();
+        let first = record(now(), Values::new());
+        let policy = Policy::default();
+        store.create(id, &first, &policy).await.expect("created");
+        let other = Connection::open(&path).expect("opened");
+        other.execute("UPDATE sessions SET expiry = 'soon', json = '{'", []).expect("spoilt");
+        let found = store.load(id, Want::Meta).await;
+        assert!(matches!(found, Err(Error::Corrupt(_))), "{found:?}");
+        let one = Patch::of(Op::Increment(key("n"), 1));
+        let changed = patch(&store, id, &one, Want::Meta).await;
+        assert!(matches!(changed, Err(Error::Corrupt(_))), "{changed:?}");
+    });
+}

@@ -1,0 +1,172 @@
+//! The proxy, in this process, on free ports, with a clock that the test moves.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use cloakroom::app::App;
+use cloakroom::client::{Pool, Target};
+use cloakroom::config::{Environment, Overrides, load};
+use cloakroom::metrics::Metrics;
+use cloakroom::server::{Address, Tasks};
+use cloakroom::time::{Clock, Timestamp};
+use tempfile::TempDir;
+
+use super::script::{Call, Called};
+use super::{PATIENCE, Upstream};
+
+/// A running proxy. Dropping it drains it.
+pub struct Cloakroom {
+    app: Option<App>,
+    pub clock: Clock,
+    directory: TempDir,
+    pub tasks: Tasks,
+}
+
+/// The key that every proxy of these tests signs with, and the back office's token.
+pub const KEY: &str = "dGhlIGtleSB0aGF0IGFsbCB0aGVzZSB0ZXN0cyB1c2U";
+pub const SERVICE_TOKEN: &str = "the-service-token-of-the-tests";
+
+impl Cloakroom {
+    /// Before `upstream`, with the memory store.
+    pub async fn start(upstream: &Upstream) -> Self {
+        Self::with(upstream, "").await
+    }
+
+    /// The same with more configuration: TOML whose first tables may go on with `[store]`,
+    /// `[session]` and so on. A `[[route]]` is only added where there is none.
+    pub async fn with(upstream: &Upstream, toml: &str) -> Self {
+        Self::at(upstream, toml, Clock::manual(Clock::System.now()), tempfile::tempdir().unwrap())
+            .await
+    }
+
+    /// The same with this clock, and this directory for its state.
+    pub async fn at(upstream: &Upstream, toml: &str, clock: Clock, directory: TempDir) -> Self {
+        super::log();
+        let file = directory.path().join("cloakroom.toml");
+        std::fs::write(&file, configuration(upstream, toml)).unwrap();
+        let state = directory.path().to_str().unwrap().to_owned();
+        let environment = Environment::from([("STATE_DIRECTORY", state.as_str())]);
+        let loaded = load(Some(&file), &environment, &Overrides::default());
+        let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
+        let app = App::start(loaded.config, clock.clone())
+            .unwrap_or_else(|error| panic!("{error}: {error:?}"));
+        Self { app: Some(app), clock, directory, tasks: Tasks::new() }
+    }
+
+    fn app(&self) -> &App {
+        self.app.as_ref().unwrap()
+    }
+
+    /// Where clients reach it.
+    pub fn public(&self) -> SocketAddr {
+        tcp(&self.app().public[0])
+    }
+
+    /// Where upstreams reach it.
+    pub fn api(&self) -> SocketAddr {
+        tcp(&self.app().api)
+    }
+
+    /// Where operators reach it.
+    pub fn admin(&self) -> SocketAddr {
+        tcp(&self.app().admin)
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.app().shared.metrics
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Moves the clock.
+    pub fn pass(&self, duration: Duration) {
+        self.clock.advance(duration);
+    }
+
+    /// A call of the back office.
+    pub async fn service(&self, method: &str, path: &str, body: impl ToString) -> Called {
+        let bearer = format!("Bearer {SERVICE_TOKEN}");
+        let call = Call {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            headers: vec![("authorization".to_owned(), bearer)],
+            body: body.to_string(),
+        };
+        super::upstream::call(
+            &format!("http://{}/_sessions", self.api()),
+            "none",
+            &call,
+            &self.tasks,
+        )
+        .await
+    }
+
+    /// What an operator gets.
+    pub async fn admin_get(&self, path: &str) -> (u16, String) {
+        let target: Target = format!("http://{}", self.admin()).parse().unwrap();
+        let pool = Pool::new(target, cloakroom::client::Config::default());
+        let request = http::Request::get(path).body(cloakroom::body::Body::empty()).unwrap();
+        let response = pool.fetch(request, &self.tasks, 1 << 20, PATIENCE).await.unwrap();
+        (response.status().as_u16(), String::from_utf8(response.body().to_vec()).unwrap())
+    }
+
+    /// Where its state lies.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Drains it, and says whether all ended in time.
+    pub async fn stop(mut self) -> bool {
+        self.app.take().unwrap().stop().await
+    }
+}
+
+impl Drop for Cloakroom {
+    fn drop(&mut self) {
+        if let Some(app) = self.app.take() {
+            app.abandon();
+        }
+    }
+}
+
+fn tcp(address: &Address) -> SocketAddr {
+    match address {
+        Address::Tcp(address) => *address,
+        Address::Unix(path) => panic!("{} is no TCP address", path.display()),
+    }
+}
+
+fn configuration(upstream: &Upstream, toml: &str) -> String {
+    let mut text = format!("{toml}\n");
+    let mut section = |name: &str, body: String| {
+        // A section that the test writes itself gets these lines too, where it says nothing of them.
+        let head = format!("[{name}]\n");
+        match text.find(&head) {
+            Some(at) => {
+                let lines: Vec<_> = body
+                    .lines()
+                    .filter(|line| {
+                        let key = line.split('=').next().unwrap_or_default().trim();
+                        !text.lines().any(|own| own.trim_start().starts_with(key))
+                    })
+                    .map(str::to_owned)
+                    .collect();
+                text.insert_str(at + head.len(), &format!("{}\n", lines.join("\n")));
+            }
+            None => text.push_str(&format!("{head}{body}\n")),
+        }
+    };
+    section("[listen]", "address = \"127.0.0.1:0\"".to_owned());
+    section("api", format!("address = \"127.0.0.1:0\"\nservice_token = \"{SERVICE_TOKEN}\""));
+    section("admin", "address = \"127.0.0.1:0\"".to_owned());
+    section("session", format!("keys = [\"{KEY}\"]"));
+    section("store", "url = \"memory:\"".to_owned());
+    text = text.replace("UPSTREAM", &upstream.url());
+    if !text.contains("[[route]]") {
+        text.push_str(&format!("[[route]]\nupstream = \"{}\"\n", upstream.url()));
+    }
+    text
+}

@@ -1,0 +1,37 @@
+//! What the tests share: [`Cloakroom`] is the proxy, [`Upstream`] the site behind it, [`Browser`]
+//! a client with a cookie jar.
+//!
+//! The upstream does what the request's `X-Script` says: it makes the calls of the session API that
+//! are listed there, and answers as told. So a test says in one place what a page does.
+
+mod browser;
+mod cloakroom;
+mod script;
+mod upstream;
+
+pub use self::browser::{Browser, Page};
+pub use self::cloakroom::Cloakroom;
+pub use self::script::{Called, Script};
+pub use self::upstream::Upstream;
+
+use std::time::Duration;
+
+/// Longer than anything that is waited for here should take.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Begins the log of this process, once: at TRACE into the file that `CLOAKROOM_TEST_LOG` names, or
+/// nowhere. What it holds is searched for secrets when all tests are over.
+pub fn log() {
+    use std::sync::Once;
+    static BEGUN: Once = Once::new();
+    BEGUN.call_once(|| {
+        let Some(directory) = std::env::var_os("CLOAKROOM_TEST_LOG") else { return };
+        let path = std::path::Path::new(&directory).join(format!("it-{}.log", std::process::id()));
+        let file = std::fs::File::create(path).unwrap();
+        let lines = tracing_subscriber::fmt()
+            .with_max_level(tracing::level_filters::LevelFilter::TRACE)
+            .with_ansi(false)
+            .with_writer(std::sync::Mutex::new(file));
+        lines.init();
+    });
+}

@@ -1,0 +1,188 @@
+//! The site behind the proxy: it knows no sessions, and does what the request's script says.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use cloakroom::body::{Body, collect};
+use cloakroom::client::{Pool, Target};
+use cloakroom::server::{Address, Limits, Peer, Protocol, Settings, Tasks, bind, serve};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, watch};
+
+use super::PATIENCE;
+use super::script::{Call, Called, Script};
+
+/// What an upstream's page shows: what it saw, and what its calls were answered.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Seen {
+    pub method: String,
+    pub target: String,
+    pub headers: Vec<(String, String)>,
+    pub calls: Vec<Called>,
+    pub body: String,
+}
+
+/// A running upstream.
+#[derive(Clone)]
+pub struct Upstream {
+    pub address: SocketAddr,
+    state: Arc<State>,
+    tasks: Tasks,
+}
+
+#[derive(Default)]
+struct State {
+    seen: Mutex<Vec<Seen>>,
+    gates: Mutex<HashMap<String, watch::Sender<Gate>>>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Gate {
+    arrived: usize,
+    open: bool,
+}
+
+impl Upstream {
+    pub fn start() -> Self {
+        let listener = bind(&"127.0.0.1:0".parse().unwrap(), None).unwrap();
+        let Address::Tcp(address) = *listener.local_address() else {
+            panic!("an address over TCP")
+        };
+        let tasks = Tasks::new();
+        let state = Arc::new(State::default());
+        let handler = {
+            let (state, tasks) = (Arc::clone(&state), tasks.clone());
+            move |request: Request<Incoming>, _: Peer| {
+                answer(Arc::clone(&state), tasks.clone(), request)
+            }
+        };
+        let limits = Limits { header_bytes: 256 * 1024, ..Limits::default() };
+        let settings = Settings { protocol: Protocol::Http1, limits };
+        let serving = serve(
+            listener,
+            settings,
+            Arc::new(Semaphore::new(10_000)),
+            Arc::new(handler),
+            tasks.clone(),
+        );
+        tasks.run(serving).detach();
+        Self { address, state, tasks }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What its pages saw so far.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.state.seen.lock().unwrap().clone()
+    }
+
+    /// Opens a gate, for those that wait at it and those that will.
+    pub fn open(&self, gate: &str) {
+        self.state.gate(gate).send_modify(|gate| gate.open = true);
+    }
+
+    /// Waits until so many pages have come to a gate.
+    pub async fn arrived(&self, gate: &str, count: usize) {
+        let mut arrivals = self.state.gate(gate).subscribe();
+        let arrived = arrivals.wait_for(|gate| gate.arrived >= count);
+        drop(
+            tokio::time::timeout(PATIENCE, arrived)
+                .await
+                .expect("pages arrive at the gate")
+                .unwrap(),
+        );
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        if Arc::strong_count(&self.state) <= 2 {
+            self.tasks.drain();
+        }
+    }
+}
+
+impl State {
+    fn gate(&self, name: &str) -> watch::Sender<Gate> {
+        self.gates.lock().unwrap().entry(name.to_owned()).or_default().clone()
+    }
+}
+
+async fn answer(state: Arc<State>, tasks: Tasks, request: Request<Incoming>) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    let script = parts.headers.get("x-script").map_or_else(Script::default, |script| {
+        serde_json::from_slice(script.as_bytes()).expect("a script")
+    });
+    let body = collect(Body::streaming(body, None), 64 << 20, PATIENCE).await.unwrap_or_default();
+    let headers: Vec<(String, String)> = parts
+        .headers
+        .iter()
+        .map(|(name, value)| {
+            (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+        })
+        .collect();
+    let header = |wanted: &str| {
+        headers.iter().find_map(|(name, value)| (name == wanted).then(|| value.clone()))
+    };
+    let mut calls = Vec::new();
+    for call in &script.calls {
+        let url = header("x-session-url").expect("X-Session-Url");
+        let token = header("x-session-token").expect("X-Session-Token");
+        calls.push(super::upstream::call(&url, &token, call, &tasks).await);
+    }
+    let seen = Seen {
+        method: parts.method.to_string(),
+        target: parts.uri.to_string(),
+        headers,
+        calls,
+        body: String::from_utf8_lossy(&body).into_owned(),
+    };
+    state.seen.lock().unwrap().push(seen.clone());
+    if let Some(gate) = &script.wait {
+        let gate = state.gate(gate);
+        gate.send_modify(|gate| gate.arrived += 1);
+        let mut opened = gate.subscribe();
+        drop(opened.wait_for(|gate| gate.open).await.unwrap());
+    }
+    let shown = script.body.unwrap_or_else(|| serde_json::to_string(&seen).unwrap());
+    let status = script.status.unwrap_or(200);
+    let mut response =
+        Response::new(if matches!(status, 204 | 304) { Body::empty() } else { Body::full(shown) });
+    *response.status_mut() = http::StatusCode::from_u16(status).unwrap();
+    for (name, value) in script.headers {
+        let name = http::HeaderName::from_bytes(name.as_bytes()).unwrap();
+        response
+            .headers_mut()
+            .append(name, http::HeaderValue::from_bytes(value.as_bytes()).unwrap());
+    }
+    response
+}
+
+/// One call of the session API, as any client would make it.
+pub async fn call(url: &str, token: &str, call: &Call, tasks: &Tasks) -> Called {
+    let (authority, prefix) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
+    let target: Target = format!("http://{authority}").parse().unwrap();
+    let pool = Pool::new(target, cloakroom::client::Config::default());
+    let mut request = Request::builder()
+        .method(call.method.as_str())
+        .uri(format!("/{prefix}{}", call.path))
+        .header("x-session-token", token);
+    for (name, value) in &call.headers {
+        request = request.header(name, value);
+    }
+    let request = request.body(Body::full(call.body.clone())).unwrap();
+    let response =
+        pool.fetch(request, tasks, 64 << 20, PATIENCE).await.expect("an answer of the API");
+    let headers = response
+        .headers()
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.to_str().unwrap_or_default().to_owned()))
+        .collect();
+    let body = String::from_utf8(response.body().to_vec()).unwrap();
+    Called { status: response.status().as_u16(), headers, body }
+}
