@@ -292,7 +292,7 @@ impl Crew {
 const ADMIN_CONNECTIONS: usize = 100;
 
 /// How often what is over is removed, where the store does not do it by itself.
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
+const SWEEP_EVERY: Duration = Duration::from_mins(1);
 
 fn accept<H: server::Handler>(
     listener: BoundListener,

@@ -11,7 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 /// A connected stream socket.
 #[derive(Debug)]
-pub enum Socket {
+pub(crate) enum Socket {
     /// Over TCP.
     Tcp(TcpStream),
     /// Over a Unix socket.

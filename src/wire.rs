@@ -89,7 +89,7 @@ fn one_patch(json: &Json) -> Result<Patch, Malformed> {
             )),
             "set" => values.push((2, ops(&member, &name, |key, text| Ok(Op::Set(key, text)))?)),
             "default" => {
-                values.push((3, ops(&member, &name, |key, text| Ok(Op::Default(key, text)))?))
+                values.push((3, ops(&member, &name, |key, text| Ok(Op::Default(key, text)))?));
             }
             "increment" => values.push((
                 4,
@@ -177,7 +177,7 @@ fn expiry_of(json: &Json) -> Result<ExpiryChange, Malformed> {
             "at" => at = Some(instant(&member).ok_or(Malformed::Expiry)?),
             "browser_close" => {
                 browser_close =
-                    boolean(&name, &member).map_err(|_not_a_boolean| Malformed::Expiry)?
+                    boolean(&name, &member).map_err(|_not_a_boolean| Malformed::Expiry)?;
             }
             _ => return Err(Malformed::Expiry),
         }

@@ -41,7 +41,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(2),
-            response_timeout: Duration::from_secs(60),
+            response_timeout: Duration::from_mins(1),
             body_idle_timeout: None,
             idle_timeout: Duration::from_secs(4),
             max_idle: 256,

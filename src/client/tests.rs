@@ -259,7 +259,7 @@ async fn a_request_whose_body_breaks_off_blames_the_client() {
 
 #[tokio::test(start_paused = true)]
 async fn the_responses_clock_starts_when_the_request_is_sent() {
-    let minute = Duration::from_secs(60);
+    let minute = Duration::from_mins(1);
     let stage = Stage::new(Config { response_timeout: minute, ..Config::default() }).await;
     let (body, mut client, _tasks) = open_body("5\r\nfirst\r\n", None).await;
     let upstream = async {

@@ -90,10 +90,10 @@ impl Error {
         let cause = causes(self);
         match self.outcome() {
             Outcome::ClientError | Outcome::Forwarded => {
-                debug!(error = %self, cause, "a request was not taken")
+                debug!(error = %self, cause, "a request was not taken");
             }
             Outcome::UpstreamError | Outcome::StoreError => {
-                warn!(error = %self, cause, "a request failed")
+                warn!(error = %self, cause, "a request failed");
             }
             Outcome::InternalError => error!(error = %self, cause, "a request failed"),
         }
@@ -165,10 +165,10 @@ impl Error {
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         match problem.status {
             StatusCode::SERVICE_UNAVAILABLE => {
-                drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1")))
+                drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1")));
             }
             StatusCode::METHOD_NOT_ALLOWED => {
-                drop(headers.insert(ALLOW, HeaderValue::from_static(request::ALLOW)))
+                drop(headers.insert(ALLOW, HeaderValue::from_static(request::ALLOW)));
             }
             _ => {}
         }

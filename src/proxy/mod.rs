@@ -177,7 +177,7 @@ impl Proxy {
             }
         }
         let response = self.clean(response);
-        self.finish(response, cookie, had_session, opened.tracked, access)
+        finish(response, cookie, had_session, opened.tracked, access)
     }
 
     /// Takes out of a response what is not for the client.
@@ -218,35 +218,34 @@ impl Proxy {
         (store_is_away && route.on_error() == OnError::Anonymous)
             || self.sessions.drops(tracked.exchange(), patch, failure)
     }
+}
 
-    /// Cleans the head, protects it from caches, and sets the cookie. The request lasts until its
-    /// response's body is over.
-    fn finish(
-        &self,
-        mut response: Response<Body>,
-        cookie: CookieLine,
-        had_session: bool,
-        tracked: Tracked,
-        access: &mut Access,
-    ) -> Response<Body> {
-        let session = tracked.session();
-        access.belongs_to(session);
-        let protection = match &cookie {
-            CookieLine::Line(_) => Protection::NoStore,
-            CookieLine::None if had_session || session.is_some() => Protection::Private,
-            CookieLine::None => Protection::Vary,
-        };
-        let headers = response.headers_mut();
-        let protected = caching::protect(headers, protection);
-        let set = match cookie {
-            CookieLine::Line(line) => headers.try_append(SET_COOKIE, line).map(drop),
-            CookieLine::None => Ok(()),
-        };
-        if protected.and(set).is_err() {
-            warn!("an upstream's response has as many header fields as a head can hold");
-        }
-        response.map(|body| body.with_guard(move |_end| drop(tracked)))
+/// Protects the head from caches, and sets the cookie. The request lasts until its
+/// response's body is over.
+fn finish(
+    mut response: Response<Body>,
+    cookie: CookieLine,
+    had_session: bool,
+    tracked: Tracked,
+    access: &mut Access,
+) -> Response<Body> {
+    let session = tracked.session();
+    access.belongs_to(session);
+    let protection = match &cookie {
+        CookieLine::Line(_) => Protection::NoStore,
+        CookieLine::None if had_session || session.is_some() => Protection::Private,
+        CookieLine::None => Protection::Vary,
+    };
+    let headers = response.headers_mut();
+    let protected = caching::protect(headers, protection);
+    let set = match cookie {
+        CookieLine::Line(line) => headers.try_append(SET_COOKIE, line).map(drop),
+        CookieLine::None => Ok(()),
+    };
+    if protected.and(set).is_err() {
+        warn!("an upstream's response has as many header fields as a head can hold");
     }
+    response.map(|body| body.with_guard(move |_end| drop(tracked)))
 }
 
 fn head_of(response: &Response<Body>) -> Head {

@@ -46,6 +46,9 @@ pub struct InvalidUrl(#[from] http::header::InvalidHeaderValue);
 
 impl Site {
     /// A site as configured; `api_prefix` and `api_url` are the session API's.
+    ///
+    /// # Panics
+    /// Where the operating system has no random bytes.
     pub fn new(
         config: Config,
         api_prefix: &str,

@@ -107,7 +107,7 @@ impl Default for Limits {
             header_bytes: 32 * 1024,
             headers: 100,
             body_idle_timeout: Duration::from_secs(30),
-            idle_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_mins(1),
             drain_timeout: Duration::from_secs(30),
         }
     }

@@ -230,7 +230,7 @@ mod tests {
     fn a_cookie_is_set_as_configured() {
         let token = Secret::new("t0ken".to_owned());
         let default = Attributes::default();
-        let line = default.set(&token, Some(Duration::from_secs(60)));
+        let line = default.set(&token, Some(Duration::from_mins(1)));
         assert_eq!(line, "__Host-id=t0ken; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=60");
         assert!(line.is_sensitive());
         assert_eq!(

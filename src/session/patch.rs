@@ -262,13 +262,10 @@ impl Change<'_> {
         Ok(Applied { entry, record, rotation, expiry_changed, before })
     }
 
-    /// A new record of this patch alone.
+    /// A new record of this patch alone; its `if_version` is for the record that it replaces.
     ///
     /// `meta` is what it begins with; see [`Meta::new`].
     pub fn begin(&self, meta: Meta) -> Result<Record, Refusal> {
-        if self.patch.if_version.is_some() && !self.patch.destroy {
-            return Err(Refusal::VersionMoved);
-        }
         let mut record = Record { meta, values: Values::new() };
         self.check_condition(&record.values)?;
         self.change_values(&mut record)?;

@@ -120,7 +120,7 @@ mod tests {
         let before = Meta { generation: 5, ..meta(at(0)) };
         for generation in [4, 5, 7, u32::MAX] {
             let mut meta = before.clone();
-            meta.promote(generation, Duration::from_secs(120), at(10));
+            meta.promote(generation, Duration::from_mins(2), at(10));
             assert_eq!(meta, before);
         }
     }

@@ -97,25 +97,8 @@ impl Sessions {
         match state.binding {
             Binding::None(_) if patch.only_removes() => self.remove_nothing(requested),
             Binding::None(id) => self.make(exchange, state, id, requested).await,
-            Binding::Session { id, generation, .. } if patch.destroy && !patch.only_destroys() => {
-                self.replace(exchange, state, (id, generation), requested).await
-            }
             Binding::Session { id, generation, .. } => {
-                let through = Through::Request(generation);
-                match self.patch_bound(exchange, state, id, through, requested).await {
-                    Err(Failure::Refused(Refusal::Gone | Refusal::Ended))
-                        if patch.only_destroys() =>
-                    {
-                        state.unbind();
-                        Ok(Changed::default())
-                    }
-                    Err(Failure::Refused(Refusal::Gone | Refusal::Ended | Refusal::Rotated))
-                        if logs_in =>
-                    {
-                        self.make(exchange, state, draw_id(), requested).await
-                    }
-                    answer => answer,
-                }
+                self.apply_bound(exchange, state, (id, generation), requested).await
             }
             Binding::Stale(id) if logs_in && !patch.destroy => {
                 match self.patch_bound(exchange, state, id, Through::LogIn, requested).await {
@@ -142,12 +125,38 @@ impl Sessions {
         }
     }
 
+    /// Changes the session that a request was opened with or has made; a log-in, and a destroy, do
+    /// what they are for whatever others have done to it meanwhile.
+    async fn apply_bound(
+        &self,
+        exchange: &Exchange,
+        state: &mut State,
+        (id, generation): (Id, u32),
+        requested: Requested<'_>,
+    ) -> Result<Changed, Failure> {
+        let patch = requested.patch;
+        if patch.destroy && !patch.only_destroys() {
+            return self.replace(exchange, state, (id, generation), requested).await;
+        }
+        let through = Through::Request(generation);
+        match self.patch_bound(exchange, state, id, through, requested).await {
+            Err(Failure::Refused(Refusal::Gone | Refusal::Ended)) if patch.only_destroys() => {
+                state.unbind();
+                Ok(Changed::default())
+            }
+            Err(Failure::Refused(Refusal::Gone | Refusal::Ended | Refusal::Rotated))
+                if patch.principal.is_some() =>
+            {
+                self.make(exchange, state, draw_id(), requested).await
+            }
+            answer => answer,
+        }
+    }
+
     /// Where there is no session, taking something away changes nothing; its conditions count.
     fn remove_nothing(&self, requested: Requested<'_>) -> Result<Changed, Failure> {
         let Requested { patch, condition, .. } = requested;
-        if patch.if_version.is_some() {
-            return Err(Refusal::VersionMoved.into());
-        }
+        requested.check_unversioned()?;
         let change = self.change(patch, condition, Through::Service, false, Remains::Nothing);
         change.begin(Meta::new(0, change.now))?;
         Ok(Changed::default())
@@ -217,6 +226,7 @@ impl Sessions {
         if !exchange.takes_cookies(state) {
             return Err(Failure::ResponseCommitted);
         }
+        requested.check_unversioned()?;
         let (id, record) = self.create(exchange, id, requested).await?;
         state.bind_made(id, &record);
         let values = requested.want.select(record.values);
@@ -264,14 +274,20 @@ impl Sessions {
         let (id, record) = self.create(exchange, draw_id(), requested).await?;
         let end = Patch { if_version: patch.if_version, destroy: true, ..Patch::default() };
         let ended = Requested { patch: &end, condition: None, want: Want::Meta };
-        let logs_in = patch.principal.is_some();
-        match self.patch_bound(exchange, state, old, Through::Request(generation), ended).await {
-            Ok(_) | Err(Failure::Refused(Refusal::Gone | Refusal::Ended)) => {}
-            Err(Failure::Refused(Refusal::Rotated)) if logs_in => {}
-            Err(failure) => {
-                self.undo(id).await;
-                return Err(failure);
+        let ended =
+            self.patch_bound(exchange, state, old, Through::Request(generation), ended).await;
+        let goes_on = match ended {
+            Ok(_) => Ok(()),
+            // There is nothing left to end; but whoever named a version meant a session.
+            Err(Failure::Refused(Refusal::Gone | Refusal::Ended)) => requested.check_unversioned(),
+            Err(Failure::Refused(Refusal::Rotated)) if patch.principal.is_some() => {
+                requested.check_unversioned()
             }
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = goes_on {
+            self.undo(id).await;
+            return Err(failure);
         }
         state.bind_made(id, &record);
         let values = requested.want.select(record.values);
@@ -283,6 +299,16 @@ impl Sessions {
     async fn undo(&self, id: Id) {
         if let Err(error) = self.timed("remove", self.store.remove(id)).await {
             warn!(session = %id, %error, "a session that nobody knows stays until it ends");
+        }
+    }
+}
+
+impl Requested<'_> {
+    /// Where there is no session, there is no version that one could be at.
+    fn check_unversioned(&self) -> Result<(), Failure> {
+        match self.patch.if_version {
+            Some(_) => Err(Refusal::VersionMoved.into()),
+            None => Ok(()),
         }
     }
 }

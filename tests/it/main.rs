@@ -6,6 +6,7 @@
     clippy::panic,
     clippy::missing_panics_doc,
     clippy::disallowed_methods,
+    unreachable_pub,
     reason = "a test fails by panicking, and knows its environment"
 )]
 
