@@ -4,6 +4,7 @@ pub mod admin;
 pub mod api;
 pub mod app;
 pub mod body;
+pub mod cli;
 pub mod client;
 pub mod config;
 pub mod log;

@@ -105,35 +105,34 @@ impl Input<'_> {
 }
 
 /// A value, once it is set.
-#[derive(Debug)]
-pub(super) struct Field<T>(Option<(T, Origin)>);
-
-impl<T> Default for Field<T> {
-    fn default() -> Self {
-        Self(None)
-    }
+#[derive(Debug, Default)]
+pub(super) enum Field<T> {
+    #[default]
+    Unset,
+    Set(T, Origin),
+    /// Something stands there, and what is wrong with it was told.
+    Wrong(Origin),
 }
 
 impl<T> Field<T> {
     /// The value, where it is set.
     pub(super) fn value(&self) -> Option<&T> {
-        self.0.as_ref().map(|(value, _)| value)
+        self.found().map(|(value, _)| value)
     }
 
     /// The value and where it is set, where it is.
-    pub(super) fn found(&self) -> Option<&(T, Origin)> {
-        self.0.as_ref()
+    pub(super) fn found(&self) -> Option<(&T, &Origin)> {
+        match self {
+            Self::Set(value, origin) => Some((value, origin)),
+            Self::Unset | Self::Wrong(_) => None,
+        }
     }
 
     /// Where it is set; `key` is its name, for where it is not.
     pub(super) fn origin(&self, key: &str) -> Origin {
-        self.0.as_ref().map_or_else(|| Origin::unset(key), |(_, origin)| origin.clone())
-    }
-
-    fn is_from_variable(&self) -> Option<&str> {
-        match self.0.as_ref().map(|(_, origin)| &origin.place) {
-            Some(Place::Variable(name)) => Some(name),
-            _ => None,
+        match self {
+            Self::Set(_, origin) | Self::Wrong(origin) => origin.clone(),
+            Self::Unset => Origin::unset(key),
         }
     }
 }
@@ -145,23 +144,30 @@ impl<T: Clone> Field<T> {
     }
 }
 
+impl<T: Value> Field<T> {
+    fn take(&mut self, value: Result<T, String>, origin: Origin, problems: &mut Problems) {
+        *self = match value {
+            Ok(value) => Self::Set(value, origin),
+            Err(message) => {
+                problems.error(&origin, message);
+                Self::Wrong(origin)
+            }
+        };
+    }
+}
+
 impl<T: Value> Slot for Field<T> {
     fn read(&mut self, value: &Spanned<DeValue<'_>>, origin: Origin, input: &mut Input<'_>) {
-        match T::from_toml(value.get_ref()) {
-            Ok(value) => self.0 = Some((value, origin)),
-            Err(message) => input.problems.error(&origin, message),
-        }
+        self.take(T::from_toml(value.get_ref()), origin, input.problems);
     }
 
     fn set(&mut self, text: &str, origin: Origin, problems: &mut Problems) {
-        if let (Some(other), Place::Variable(_)) = (self.is_from_variable(), &origin.place) {
+        if let (Place::Variable(other), Place::Variable(_)) = (self.origin("").place, &origin.place)
+        {
             let message = format!("{other} sets the same; one of them is to go");
             return problems.error(&origin, message);
         }
-        match T::from_text(text) {
-            Ok(value) => self.0 = Some((value, origin)),
-            Err(message) => problems.error(&origin, message),
-        }
+        self.take(T::from_text(text), origin, problems);
     }
 }
 
@@ -182,6 +188,15 @@ impl<T> List<T> {
     }
 }
 
+impl<T: Value> List<T> {
+    fn push(&mut self, value: Result<T, String>, origin: Origin, problems: &mut Problems) {
+        match value {
+            Ok(value) => self.0.push((value, origin)),
+            Err(message) => problems.error(&origin, message),
+        }
+    }
+}
+
 impl<T: Value> Slot for List<T> {
     fn read(&mut self, value: &Spanned<DeValue<'_>>, origin: Origin, input: &mut Input<'_>) {
         let DeValue::Array(elements) = value.get_ref() else {
@@ -190,20 +205,14 @@ impl<T: Value> Slot for List<T> {
         };
         for element in elements {
             let origin = input.origin(&origin.key, "", &element.span());
-            match T::from_toml(element.get_ref()) {
-                Ok(value) => self.0.push((value, origin)),
-                Err(message) => input.problems.error(&origin, message),
-            }
+            self.push(T::from_toml(element.get_ref()), origin, input.problems);
         }
     }
 
     fn set(&mut self, text: &str, origin: Origin, problems: &mut Problems) {
         self.0.clear();
-        for element in text.split(',').filter(|element| !element.trim().is_empty()) {
-            match T::from_text(element.trim()) {
-                Ok(value) => self.0.push((value, origin.clone())),
-                Err(message) => problems.error(&origin, message),
-            }
+        for element in text.split(',').map(str::trim).filter(|element| !element.is_empty()) {
+            self.push(T::from_text(element), origin.clone(), problems);
         }
     }
 }

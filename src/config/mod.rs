@@ -28,7 +28,7 @@ use crate::session::key_ring::KeyRing;
 use crate::session::policy::Policy;
 use crate::{admin, api, log, proxy, server, store};
 
-use build::Context;
+use build::{Context, Site};
 use field::Input;
 use file::File;
 use problem::{Problems, Source};
@@ -117,6 +117,24 @@ pub fn load(
     environment: &Environment,
     overrides: &Overrides,
 ) -> Result<Loaded, ConfigError> {
+    load_for(Site::Needed, path, environment, overrides)
+}
+
+/// [`load`] for commands that serve no site: it may be said nowhere where that is, and routes that
+/// do not say it are left out.
+pub fn load_without_site(
+    path: Option<&Path>,
+    environment: &Environment,
+) -> Result<Loaded, ConfigError> {
+    load_for(Site::NotNeeded, path, environment, &Overrides::default())
+}
+
+fn load_for(
+    site: Site,
+    path: Option<&Path>,
+    environment: &Environment,
+    overrides: &Overrides,
+) -> Result<Loaded, ConfigError> {
     let name = path.map(|path| path.display().to_string()).unwrap_or_default();
     let text = match path.map(std::fs::read_to_string) {
         Some(Ok(text)) => text,
@@ -129,15 +147,17 @@ pub fn load(
     let unknown = environment::apply(environment, &mut file, &mut problems);
     overrides.apply(&mut file, &mut problems);
     let whole = path.map_or(Place::Default, |_| source.whole());
-    let mut context = Context::new(environment, directory_of(path), whole, problems);
+    let mut context = Context::new(environment, site, directory_of(path), whole, problems);
     let config = build::config(&file, &mut context);
     let Context { named, problems, .. } = context;
-    let mut errors = problems.errors;
+    let (mut errors, mut warnings) = (problems.errors, problems.warnings);
+    warnings.sort_by_key(|problem| problem.origin.place.order());
     errors.extend(unknown.into_iter().filter(
         |problem| !matches!(&problem.origin.place, Place::Variable(name) if named.contains(name)),
     ));
+    errors.sort_by_key(|problem| problem.origin.place.order());
     if errors.is_empty() {
-        Ok(Loaded { config, warnings: problems.warnings })
+        Ok(Loaded { config, warnings })
     } else {
         Err(ConfigError { problems: errors })
     }

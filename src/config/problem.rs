@@ -70,6 +70,14 @@ pub enum Place {
 }
 
 impl Place {
+    /// What a person reads first: the file from its head on, then the rest.
+    pub(super) fn order(&self) -> (usize, usize) {
+        match self {
+            Self::File { line, column, .. } => (*line, *column),
+            Self::Default | Self::Variable(_) | Self::Argument(_) => (usize::MAX, 0),
+        }
+    }
+
     /// As another place of the same configuration is pointed at in a sentence.
     pub(super) fn mention(&self) -> String {
         match self {

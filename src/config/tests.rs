@@ -173,7 +173,7 @@ fn no_secret_is_shown() {
         loaded.warnings.iter().map(|warning| warning.origin.key.as_str()).collect();
     assert_eq!(
         keys,
-        ["api.service_token", "store.url", "session.keys", "route.request_headers.X-From-Proxy"]
+        ["session.keys", "api.service_token", "store.url", "route.request_headers.X-From-Proxy"]
     );
     DeTable::parse(&loaded.config.to_toml()).unwrap();
 }

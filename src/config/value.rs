@@ -263,7 +263,7 @@ macro_rules! words {
         }
 
         impl Value for $type {
-            const NOUN: &'static str = "word of this key";
+            const NOUN: &'static str = "such word";
             const RIGHT: &'static str =
                 concat!("\"", $first, "\"" $(, " or \"", $word, "\"")*);
 
@@ -359,6 +359,6 @@ mod tests {
             assert_eq!(level.word(), *word);
         }
         let said = SameSite::from_text("lax").unwrap_err();
-        assert_eq!(said, "is no word of this key; write \"Strict\" or \"Lax\" or \"None\"");
+        assert_eq!(said, "is no such word; write \"Strict\" or \"Lax\" or \"None\"");
     }
 }

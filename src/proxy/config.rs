@@ -14,7 +14,7 @@ use crate::store::config::OnError;
 pub struct Config {
     /// Whose Forwarded and X-Forwarded-* are believed; a single address is a network of one.
     pub trusted_proxies: Vec<IpNet>,
-    /// At least one; no two have the same host and path.
+    /// At least one, where there is a site to serve; no two have the same host and path.
     pub routes: Vec<RouteConfig>,
 }
 

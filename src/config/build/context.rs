@@ -17,10 +17,18 @@ use crate::secret::Secret;
 pub(super) const TRANSPORT: RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_hours(24);
 
+/// Whether the configuration is to say where the site is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Site {
+    Needed,
+    NotNeeded,
+}
+
 /// What building needs besides the keys.
 #[derive(Debug)]
 pub(in super::super) struct Context<'a> {
     environment: &'a Environment,
+    pub(super) site: Site,
     /// Where relative paths lie that are neither a store's nor a key's.
     base: PathBuf,
     /// The file as a whole, or nothing.
@@ -35,12 +43,14 @@ pub(in super::super) struct Context<'a> {
 impl<'a> Context<'a> {
     pub(in super::super) fn new(
         environment: &'a Environment,
+        site: Site,
         base: PathBuf,
         whole: Place,
         problems: Problems,
     ) -> Self {
         Self {
             environment,
+            site,
             base,
             whole,
             state: state::directory(environment),

@@ -15,7 +15,7 @@ use super::file::File;
 use crate::log;
 use crate::proxy;
 
-pub(super) use context::Context;
+pub(super) use context::{Context, Site};
 
 /// The whole configuration.
 pub(super) fn config(file: &File, context: &mut Context<'_>) -> Config {

@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue};
 use super::super::field::{Field, Tables};
 use super::super::file;
 use super::super::problem::Origin;
-use super::context::{Context, TRANSPORT};
+use super::context::{Context, Site, TRANSPORT};
 use super::listeners::reaches;
 use crate::client::{self, Target};
 use crate::proxy::config::{RouteConfig, Session};
@@ -26,7 +26,7 @@ pub(super) fn routes(
     own: &[(Origin, Address)],
     context: &mut Context<'_>,
 ) -> Vec<RouteConfig> {
-    if tables.sections().is_empty() {
+    if tables.sections().is_empty() && context.site == Site::Needed {
         let message = "there is none; say where the site is: --upstream http://127.0.0.1:3000, \
                        CLOAKROOM_UPSTREAM, or upstream in a [[route]] of the file";
         context.missing("route", message);
@@ -132,7 +132,9 @@ fn upstream(
     let Some((target, origin)) = table.upstream.found() else {
         let origin = Origin { key: "route.upstream".to_owned(), ..route.clone() };
         let message = "is missing; say where the site is, as upstream = \"http://127.0.0.1:3000\"";
-        context.error(&origin, message);
+        if context.site == Site::Needed && matches!(table.upstream, Field::Unset) {
+            context.error(&origin, message);
+        }
         return None;
     };
     let target = match target {

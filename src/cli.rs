@@ -1,0 +1,315 @@
+//! The commands: what was typed, and what becomes of it.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::client::Target;
+use crate::config::{self, Config, ConfigError, Environment, Loaded, Overrides};
+use crate::log;
+use crate::server::Address;
+
+/// Gives sessions to a web site that has none: a reverse proxy that stands before the site, keeps the
+/// sessions of its visitors, and lets the site read and write them over HTTP.
+///
+/// Without a command it runs, with defaults for everything but the site.
+#[derive(Debug, Parser)]
+#[command(name = "cloakroom", version, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    overrides: OverrideArguments,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cloakroom --upstream http://127.0.0.1:3000     serve that site at http://127.0.0.1:8080
+  cloakroom run --config /etc/cloakroom.toml     serve what the file says
+  cloakroom check /etc/cloakroom.toml            find what is wrong with it first
+  cloakroom generate-key > session-key           a key, for instances that share a store
+  cloakroom health                               is the one on this machine ready?
+
+Every key of the file can be set from the environment too, as CLOAKROOM_SESSION_IDLE_TIMEOUT=1h,
+and CLOAKROOM_UPSTREAM says where the site is.
+
+Exit codes: 0 done, 1 failure, 2 wrong usage or configuration.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the site until SIGTERM or SIGINT, then finish the requests in flight
+    Run {
+        #[command(flatten)]
+        file: FileArgument,
+        #[command(flatten)]
+        overrides: OverrideArguments,
+    },
+    /// Say what is wrong with a configuration, or print what it comes to
+    ///
+    /// Reads the files of secrets too, and changes nothing. Secrets are hidden. The environment
+    /// counts, as it does for `run`.
+    Check {
+        /// The configuration to check
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Print a new session key
+    ///
+    /// Instances that share a store need the same key: keep it in a file that only they can read, and
+    /// name it in [session] keys. A new key goes first in the list, and nobody is logged out.
+    GenerateKey,
+    /// Remove sessions that are over from the store
+    ///
+    /// The running proxy does so by itself; this is for a store that no proxy uses now.
+    ClearExpired {
+        #[command(flatten)]
+        file: FileArgument,
+    },
+    /// Ask a running proxy whether it is ready: exit code 0 or 1
+    ///
+    /// For container health checks. It asks /ready at the admin listener.
+    Health {
+        #[command(flatten)]
+        file: FileArgument,
+        #[arg(
+            long,
+            value_name = "URL",
+            conflicts_with = "config",
+            help = "Where the admin listener is, as http://127.0.0.1:8082 or unix:/run/admin.sock"
+        )]
+        url: Option<String>,
+    },
+    /// Show what it does: a small site with a cart and a log-in, behind the proxy
+    Demo {
+        /// The port of the demo, on this machine only
+        #[arg(long, value_name = "PORT", default_value_t = 8080)]
+        port: u16,
+    },
+}
+
+#[derive(Debug, Args)]
+struct FileArgument {
+    /// The configuration; without it, defaults and the environment
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct OverrideArguments {
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "Where the site is, as http://127.0.0.1:3000 or unix:/run/app.sock"
+    )]
+    upstream: Option<String>,
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        help = "Where clients reach the proxy, as 0.0.0.0:8080 or unix:/run/public.sock [default: 127.0.0.1:8080]"
+    )]
+    listen: Option<String>,
+}
+
+impl From<OverrideArguments> for Overrides {
+    fn from(arguments: OverrideArguments) -> Self {
+        Self { upstream: arguments.upstream, listen: arguments.listen }
+    }
+}
+
+/// Why a command did not do what it was to do.
+#[derive(Debug)]
+enum Failure {
+    /// What was typed or configured is wrong: exit code 2.
+    Configuration(ConfigError),
+    /// Likewise, of the command line.
+    Usage(String),
+    /// It did not work out: exit code 1.
+    Other(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Failure {
+    fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Other(error.into())
+    }
+
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Other(_) => ExitCode::from(1),
+            Self::Configuration(_) | Self::Usage(_) => ExitCode::from(2),
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Configuration(error)
+    }
+}
+
+/// With the causes, each after a colon.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Configuration(error) => error.fmt(f),
+            Self::Usage(message) => write!(f, "error: {message}"),
+            Self::Other(error) => {
+                write!(f, "error: {error}")?;
+                let mut cause = error.source();
+                while let Some(error) = cause {
+                    write!(f, ": {error}")?;
+                    cause = error.source();
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Does what was typed; `arguments` begins with the program's name. Answers 0 for done, 1 for failure
+/// and 2 for wrong usage or configuration.
+pub fn main(arguments: impl IntoIterator<Item = OsString>, environment: &Environment) -> ExitCode {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help goes to standard output. Nobody is left to tell where that is closed.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    match dispatch(arguments, environment) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "{failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn dispatch(arguments: Arguments, environment: &Environment) -> Result<(), Failure> {
+    match arguments.command {
+        None => run(None, environment, &arguments.overrides.into()),
+        Some(Command::Run { file, overrides }) => {
+            run(file.config.as_deref(), environment, &overrides.into())
+        }
+        Some(Command::Check { file }) => check(&file, environment),
+        Some(Command::GenerateKey) => answer(config::generate_key().reveal()),
+        Some(Command::ClearExpired { file }) => {
+            let loaded = config::load_without_site(file.config.as_deref(), environment)?;
+            begin_log(&loaded)?;
+            clear_expired(&loaded.config)
+        }
+        Some(Command::Health { file, url }) => health(file.config.as_deref(), url, environment),
+        Some(Command::Demo { port }) => show_demo(port),
+    }
+}
+
+fn run(
+    path: Option<&Path>,
+    environment: &Environment,
+    overrides: &Overrides,
+) -> Result<(), Failure> {
+    let loaded = config::load(path, environment, overrides)?;
+    begin_log(&loaded)?;
+    serve(loaded.config)
+}
+
+/// The log, and in it what is doubtful about the configuration.
+fn begin_log(loaded: &Loaded) -> Result<(), Failure> {
+    log::init(loaded.config.log).map_err(Failure::other)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(())
+}
+
+fn check(path: &Path, environment: &Environment) -> Result<(), Failure> {
+    let loaded = config::load(Some(path), environment, &Overrides::default())?;
+    for warning in &loaded.warnings {
+        let _ = writeln!(io::stderr(), "warning: {warning}");
+    }
+    answer(loaded.config.to_toml().trim_end())
+}
+
+fn answer(text: &str) -> Result<(), Failure> {
+    writeln!(io::stdout(), "{text}").map_err(Failure::other)
+}
+
+fn health(
+    path: Option<&Path>,
+    url: Option<String>,
+    environment: &Environment,
+) -> Result<(), Failure> {
+    let target = match url {
+        Some(url) => url
+            .strip_suffix("/ready")
+            .unwrap_or(&url)
+            .parse()
+            .map_err(|error| Failure::Usage(format!("--url: {error}")))?,
+        None => target_of(&config::load_without_site(path, environment)?.config.admin.address),
+    };
+    ask_whether_ready(&target)
+}
+
+/// How a listener is reached from this machine: one at every address, by loopback.
+fn target_of(address: &Address) -> Target {
+    match address {
+        Address::Unix(path) => Target::Unix(path.clone()),
+        Address::Tcp(address) => {
+            let host = match address.ip() {
+                ip if !ip.is_unspecified() => ip.to_string(),
+                ip if ip.is_ipv4() => "127.0.0.1".to_owned(),
+                _ => "::1".to_owned(),
+            };
+            Target::Http { host, port: address.port() }
+        }
+    }
+}
+
+/// Serves until the process is told to end.
+fn serve(_config: Config) -> Result<(), Failure> {
+    Err(Failure::other("not built yet"))
+}
+
+/// Opens the store, sweeps it, prints how many sessions were removed.
+fn clear_expired(_config: &Config) -> Result<(), Failure> {
+    Err(Failure::other("not built yet"))
+}
+
+/// GET /ready at the admin listener: anything but 200 is a failure.
+fn ask_whether_ready(_target: &Target) -> Result<(), Failure> {
+    Err(Failure::other("not built yet"))
+}
+
+/// Serves the demo on 127.0.0.1 until the process is told to end.
+fn show_demo(_port: u16) -> Result<(), Failure> {
+    Err(Failure::other("not built yet"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_listener_is_asked_at_an_address_that_can_be_dialled() {
+        for (address, target) in [
+            ("127.0.0.1:8082", "http://127.0.0.1:8082"),
+            ("10.0.0.7:1", "http://10.0.0.7:1"),
+            ("0.0.0.0:8082", "http://127.0.0.1:8082"),
+            ("[::]:8082", "http://[::1]:8082"),
+            ("unix:/run/admin.sock", "unix:/run/admin.sock"),
+        ] {
+            assert_eq!(target_of(&address.parse().unwrap()).to_string(), target, "{address}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The command line and the configuration, by the binary itself.
+//!
+//! A file of `tests/config/invalid` begins with what `cloakroom check` says of it, one `#= ` line for
+//! each; one of `tests/config/valid` with its warnings, and then `#> ` lines of what it comes to.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn cloakroom(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
+    command
+        .args(arguments)
+        .env_clear()
+        .env("STATE_DIRECTORY", "/nowhere/state")
+        .env("KEY", "A".repeat(43));
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// What comes after `mark` in the lines that begin with it.
+fn marked(file: &str, mark: &str) -> Vec<String> {
+    file.lines().filter_map(|line| line.strip_prefix(mark)).map(str::to_owned).collect()
+}
+
+/// The files of a directory, as path and text.
+fn files(directory: &str) -> Vec<(PathBuf, String)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config").join(directory);
+    let files: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .map(|path| (path.clone(), fs::read_to_string(path).unwrap()))
+        .collect();
+    assert!(!files.is_empty());
+    files
+}
+
+fn check(path: &Path) -> Output {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    cloakroom(&["check", name]).current_dir(path.parent().unwrap()).output().unwrap()
+}
+
+/// What was said of a file, without its name.
+fn said(output: &Output, path: &Path) -> Vec<String> {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    text(&output.stderr).lines().map(|line| line.replacen(&format!("{name}:"), "", 1)).collect()
+}
+
+#[test]
+fn every_invalid_file_says_what_is_wrong_and_where() {
+    for (path, file) in files("invalid") {
+        let output = check(&path);
+        assert_eq!(said(&output, &path), marked(&file, "#= "), "{}", path.display());
+        assert_eq!(output.status.code(), Some(2), "{}", path.display());
+        assert_eq!(text(&output.stdout), "");
+        assert!(!text(&output.stderr).contains("hunter2"), "{}", path.display());
+    }
+}
+
+#[test]
+fn every_valid_file_comes_to_what_it_says() {
+    for (path, file) in files("valid") {
+        let output = check(&path);
+        let shown = text(&output.stdout);
+        assert_eq!(said(&output, &path), marked(&file, "#= "), "{}", path.display());
+        assert_eq!(output.status.code(), Some(0), "{}", path.display());
+        for line in marked(&file, "#> ") {
+            assert!(
+                shown.lines().any(|shown| shown == line),
+                "{}: {line}\n{shown}",
+                path.display()
+            );
+        }
+        assert!(!shown.contains("hunter2"), "{}", path.display());
+    }
+}
+
+#[test]
+fn the_example_is_valid() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config.example.toml");
+    let output = check(&example);
+    assert_eq!(text(&output.stderr), "");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn what_check_prints_can_be_checked() {
+    let directory = tempfile::tempdir().unwrap();
+    let shown = cloakroom(&["check", "config.example.toml"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap()
+        .stdout;
+    let path = directory.path().join("shown.toml");
+    fs::write(&path, &shown).unwrap();
+    let output = check(&path);
+    assert_eq!(text(&output.stderr), "");
+    assert_eq!(text(&output.stdout), text(&shown));
+}
+
+#[test]
+fn generate_key_prints_a_key_that_a_shared_store_takes() {
+    let output = cloakroom(&["generate-key"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let key = text(&output.stdout);
+    assert_eq!(key.trim_end().len(), 43);
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("key"), &key).unwrap();
+    let path = directory.path().join("redis.toml");
+    let file = "store.url = \"redis://db\"\nsession.keys = [{ file = \"key\" }]\n\
+                [[route]]\nupstream = \"http://app:3000\"\n";
+    fs::write(&path, file).unwrap();
+    let output = cloakroom(&["check", path.to_str().unwrap()])
+        .env("STATE_DIRECTORY", directory.path())
+        .output()
+        .unwrap();
+    assert_eq!(text(&output.stderr), "");
+    assert!(!text(&output.stdout).contains(key.trim_end()));
+}
+
+#[test]
+fn wrong_usage_and_configuration_are_exit_code_2() {
+    for (arguments, expected) in [
+        (&[][..], "--upstream"),
+        (&["run"], "--upstream"),
+        (&["bogus"], "unrecognized subcommand"),
+        (&["check"], "<FILE>"),
+        (&["check", "/nowhere/config.toml"], "/nowhere/config.toml: cannot be read"),
+        (&["run", "--config", "/nowhere/config.toml"], "cannot be read"),
+        (&["--upstream", "app"], "--upstream: route.upstream: is no upstream; write"),
+        (&["--upstream", "http://a", "--listen", "80"], "--listen: listen.address: is no address"),
+        (&["--upstream", "http://127.0.0.1:8080"], "is this proxy itself (listen.address)"),
+        (&["health", "--url", "127.0.0.1"], "--url: an upstream is"),
+        (&["health", "--url", "http://a", "--config", "b"], "cannot be used with"),
+        (&["demo", "--port", "x"], "invalid value"),
+    ] {
+        let output = cloakroom(arguments).output().unwrap();
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?} {stderr}");
+        assert!(stderr.contains(expected), "{arguments:?} {stderr}");
+        assert_eq!(text(&output.stdout), "", "{arguments:?}");
+    }
+}
+
+#[test]
+fn every_command_has_a_help() {
+    for command in ["run", "check", "generate-key", "clear-expired", "health", "demo"] {
+        let output = cloakroom(&[command, "--help"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{command}");
+        assert!(text(&output.stdout).contains("Usage: cloakroom"), "{command}");
+    }
+    let help = text(&cloakroom(&["--help"]).output().unwrap().stdout);
+    assert!(help.contains("Examples:") && help.contains("generate-key"), "{help}");
+}
