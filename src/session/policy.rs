@@ -172,9 +172,13 @@ impl Policy {
                 .is_some_and(|age| now >= meta.cookie_set_at + (age / 10).min(day))
     }
 
-    /// Whether the generation is old enough for its successor to go out.
+    /// Whether the generation is old enough for its successor to go out: `rotate_every` has passed
+    /// since it moved, and the grace since its own cookie was last set. Else that cookie, late by
+    /// less than the grace, could take the successor's place in the browser, and the visitor would
+    /// be out as soon as the grace of the old one is over.
     pub fn rotation_is_due(&self, meta: &Meta, now: Timestamp) -> bool {
         self.rotate_every.is_some_and(|every| now >= meta.generation_since + every)
+            && now >= meta.cookie_set_at + self.rotation_grace
     }
 }
 

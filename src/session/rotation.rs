@@ -56,6 +56,7 @@ impl Meta {
         if self.generation.checked_add(1) == Some(generation) {
             self.generation = generation;
             self.generation_since = now;
+            self.cookie_set_at = now;
             self.previous_until = Some(now + grace);
         }
     }

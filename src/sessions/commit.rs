@@ -166,7 +166,7 @@ impl Sessions {
         let rotates = renews && *verdict == Verdict::Current && policy.rotation_is_due(meta, now);
         let slides =
             renews && touches && (*signed_by == SignedBy::Older || policy.cookie_is_due(meta, now));
-        let used = Use { generation, prolongs: touches, sets_cookie: rotates || slides, now };
+        let used = Use { generation, prolongs: touches, sets_cookie: slides && !rotates, now };
         let entry = if touches || *verdict == Verdict::Next {
             self.timed("use", self.store.record_use(id, used, policy)).await
         } else if rotates {
@@ -183,6 +183,8 @@ impl Sessions {
             }
         };
         match (rotates, slides) {
+            // Another response has set the old generation's cookie since this request came.
+            (true, _) if !policy.rotation_is_due(&meta, now) => Owed::Nothing,
             (true, _) => {
                 self.shared.metrics.event(Event::RenewalIssued);
                 Owed::Set(id, generation.saturating_add(1), Box::new(meta))
