@@ -7,6 +7,7 @@
 pub(crate) mod conformance;
 mod encode;
 pub mod memory;
+pub mod redis;
 pub mod sqlite;
 
 use std::fmt;
