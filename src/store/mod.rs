@@ -8,6 +8,7 @@ pub mod config;
 pub(crate) mod conformance;
 mod encode;
 pub mod memory;
+pub mod redis;
 pub mod sqlite;
 
 use std::fmt;

@@ -1,0 +1,238 @@
+//! What the scripts are told, and what they answer.
+
+use std::time::Duration;
+
+use redis::{Cmd, Value};
+
+use super::fields::{Indexed, Unreadable, array, entry_of, instant, text};
+use crate::session::json::Json;
+use crate::session::patch::{
+    Applied, Change, Condition, ExpiryChange, Op, Patch, Refusal, Remains, Rotation, Through, Use,
+};
+use crate::session::policy::Policy;
+use crate::session::record::{Entry, Key, Principal};
+use crate::store::{Want, encode};
+use crate::time::Timestamp;
+
+/// The arguments that both scripts begin with.
+fn common(command: &mut Cmd, now: Timestamp, policy: &Policy, indexed: Option<&Indexed>) {
+    // Longer than all time is no longer; Lua holds that exactly.
+    let millis = |duration: Duration| (Timestamp::default() + duration).as_millis();
+    command
+        .arg(now.as_millis())
+        .arg(millis(policy.idle_timeout))
+        .arg(millis(policy.touch_interval));
+    match policy.absolute_timeout {
+        Some(absolute) => command.arg(millis(absolute)),
+        None => command.arg(""),
+    };
+    command
+        .arg(millis(policy.rotation_grace))
+        .arg(millis(policy.request_token_linger));
+    match indexed {
+        Some(indexed) => command
+            .arg(indexed.principal.as_str())
+            .arg(indexed.until.as_millis()),
+        None => command.arg("").arg(""),
+    };
+}
+
+fn flag(set: bool) -> &'static str {
+    if set { "1" } else { "" }
+}
+
+/// The arguments of `use.lua`.
+pub(super) fn use_arguments(
+    command: &mut Cmd,
+    used: Use,
+    policy: &Policy,
+    indexed: Option<&Indexed>,
+) {
+    common(command, used.now, policy, indexed);
+    command
+        .arg(used.generation)
+        .arg(flag(used.prolongs))
+        .arg(flag(used.sets_cookie));
+}
+
+/// The arguments of `patch.lua`.
+pub(super) fn patch_arguments(
+    command: &mut Cmd,
+    change: Change<'_>,
+    want: Want<'_>,
+    indexed: Option<&Indexed>,
+) {
+    let Change { patch, policy, .. } = change;
+    common(command, change.now, policy, indexed);
+    let (through, generation) = match change.through {
+        Through::Request(generation) => ("request", generation),
+        Through::LogIn => ("login", 0),
+        Through::Service => ("service", 0),
+    };
+    let version = patch.if_version.map(|version| version.to_string());
+    let expiry = match patch.expiry {
+        None => String::new(),
+        Some(ExpiryChange::Policy) => "-".to_owned(),
+        Some(ExpiryChange::Own(expiry)) => encode::expiry(expiry),
+    };
+    let (condition, key, tag) = match change.condition {
+        None => ("", "", ""),
+        Some(Condition::Missing(key)) => ("missing", key.as_str(), ""),
+        Some(Condition::Tagged(key, tag)) => ("tagged", key.as_str(), tag.as_str()),
+    };
+    let (wanted, of) = match want {
+        Want::Meta => ("", ""),
+        Want::Value(key) => ("value", key.as_str()),
+        Want::Before(key) => ("before", key.as_str()),
+        Want::Values => ("values", ""),
+    };
+    command
+        .arg(policy.max_values)
+        .arg(policy.max_bytes)
+        .arg(through)
+        .arg(generation)
+        .arg(version.unwrap_or_default())
+        .arg(flag(patch.only_destroys()))
+        .arg(flag(change.prolongs))
+        .arg(flag(change.remains == Remains::Marker))
+        .arg(flag(patch.rotate))
+        .arg(patch.principal.as_ref().map_or("", Principal::as_str))
+        .arg(expiry)
+        .arg(&[condition, key, tag, wanted, of]);
+    for op in &patch.ops {
+        op_arguments(command, op);
+    }
+}
+
+fn op_arguments(command: &mut Cmd, op: &Op) {
+    let (name, on) = match op {
+        Op::Clear => ("clear", ""),
+        Op::ClearUnless(principal) => ("clear_unless", principal.as_str()),
+        Op::Set(key, _) => ("set", key.as_str()),
+        Op::Default(key, _) => ("default", key.as_str()),
+        Op::Remove(key) => ("remove", key.as_str()),
+        Op::Increment(key, _) => ("increment", key.as_str()),
+        Op::Append(key, _) => ("append", key.as_str()),
+    };
+    command.arg(name).arg(on);
+    match op {
+        Op::Clear | Op::ClearUnless(_) | Op::Remove(_) => command.arg(""),
+        Op::Set(_, text) | Op::Default(_, text) | Op::Append(_, text) => command.arg(text.as_str()),
+        Op::Increment(_, by) => command.arg(*by),
+    };
+}
+
+/// What a script answers.
+pub(super) enum Answered<T> {
+    /// What it is for.
+    Done(T),
+    /// Nothing has changed: the index is to have the session until its end first.
+    Index(Indexed),
+}
+
+fn index(parts: &[Value]) -> Result<Indexed, Unreadable> {
+    let [principal, ends] = parts else {
+        return Err(Unreadable);
+    };
+    Ok(Indexed {
+        principal: text(principal)?
+            .and_then(Principal::new)
+            .ok_or(Unreadable)?,
+        until: instant(ends)?.ok_or(Unreadable)?,
+    })
+}
+
+/// The answer of `use.lua`.
+pub(super) fn used(answer: Value) -> Result<Answered<Option<Entry>>, Unreadable> {
+    let parts = array(answer)?;
+    let (kind, parts) = parts.split_first().ok_or(Unreadable)?;
+    match (text(kind)?, parts) {
+        (Some("stands"), [Value::Array(fields)]) => Ok(Answered::Done(entry_of(fields)?)),
+        (Some("index"), parts) => Ok(Answered::Index(index(parts)?)),
+        _ => Err(Unreadable),
+    }
+}
+
+/// The answer of `patch.lua`.
+pub(super) fn patched(
+    answer: Value,
+    change: Change<'_>,
+) -> Result<Answered<Result<Applied, Refusal>>, Unreadable> {
+    let parts = array(answer)?;
+    let (kind, parts) = parts.split_first().ok_or(Unreadable)?;
+    Ok(match (text(kind)?, parts) {
+        (Some("refused"), [why, Value::Int(op)]) => {
+            Answered::Done(Err(refusal(text(why)?, *op, change.patch)?))
+        }
+        (Some("applied"), parts) => Answered::Done(Ok(applied(parts, change)?)),
+        (Some("index"), parts) => Answered::Index(index(parts)?),
+        _ => return Err(Unreadable),
+    })
+}
+
+fn refusal(why: Option<&str>, op: i64, patch: &Patch) -> Result<Refusal, Unreadable> {
+    let key = || {
+        let op = usize::try_from(op).ok().and_then(|op| patch.ops.get(op));
+        match op {
+            Some(Op::Increment(key, _) | Op::Append(key, _)) => Ok(key.clone()),
+            _ => Err(Unreadable),
+        }
+    };
+    Ok(match why {
+        Some("gone") => Refusal::Gone,
+        Some("ended") => Refusal::Ended,
+        Some("rotated") => Refusal::Rotated,
+        Some("other principal") => Refusal::OtherPrincipal,
+        Some("version moved") => Refusal::VersionMoved,
+        Some("value moved") => Refusal::ValueMoved,
+        Some("value exists") => Refusal::ValueExists,
+        Some("not an integer") => Refusal::NotAnInteger(key()?),
+        Some("out of range") => Refusal::OutOfRange(key()?),
+        Some("not an array") => Refusal::NotAnArray(key()?),
+        Some("too many values") => Refusal::TooManyValues,
+        Some("too large") => Refusal::TooLarge,
+        _ => return Err(Unreadable),
+    })
+}
+
+fn applied(parts: &[Value], change: Change<'_>) -> Result<Applied, Unreadable> {
+    let [
+        rotation,
+        stands,
+        Value::Array(fields),
+        Value::Array(wanted),
+        before,
+    ] = parts
+    else {
+        return Err(Unreadable);
+    };
+    let Some(Entry::Live(mut record)) = entry_of(fields)? else {
+        return Err(Unreadable);
+    };
+    for pair in wanted.chunks(2) {
+        let [name, value] = pair else {
+            return Err(Unreadable);
+        };
+        let key = text(name)?.and_then(Key::new).ok_or(Unreadable)?;
+        let json = Json::trusted(text(value)?.ok_or(Unreadable)?);
+        record.values.insert(key, json);
+    }
+    Ok(Applied {
+        entry: match text(stands)? {
+            Some("live") => Some(Entry::Live(record.clone())),
+            Some("ended") => Some(Entry::Ended {
+                until: change.now + change.policy.rotation_grace,
+            }),
+            Some("nothing") => None,
+            _ => return Err(Unreadable),
+        },
+        record,
+        rotation: match text(rotation)? {
+            Some("none") => Rotation::None,
+            Some("rotated") => Rotation::Rotated,
+            Some("joined") => Rotation::Joined,
+            _ => return Err(Unreadable),
+        },
+        before: text(before)?.map(Json::trusted),
+    })
+}

@@ -1,0 +1,360 @@
+//! Records in Redis, shared by any number of instances.
+//!
+//! One hash per session at `<prefix>s:{<id>}` (its fields: `fields.rs`), which Redis removes by
+//! itself when it is over. Every change is one script on that one key.
+//!
+//! A sorted set per principal at `<prefix>p:{<principal>}` names their sessions, with the end of
+//! each. It is a superset of the truth: it has a session before the record says whose it is, and
+//! until after the record's end. It is told a later end than the record's, and the record holds
+//! how far that goes, so that a touch seldom needs it.
+//!
+//! An instance of the store has one connection, and belongs to one runtime: one for each worker.
+
+mod calls;
+mod config;
+mod fields;
+mod link;
+mod list;
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use redis::{Cmd, Value};
+use tokio::time::Instant;
+
+use self::calls::Answered;
+pub use self::config::{Config, Server, ServerError};
+use self::fields::{FIELDS, Indexed, Unreadable};
+use self::link::{Link, Request, Trouble};
+use super::{Answer, Created, Error, Page, Store, Want};
+use crate::session::id::Id;
+use crate::session::patch::{Applied, Change, ExpiryChange, Refusal, Use};
+use crate::session::policy::Policy;
+use crate::session::record::{Entry, Meta, Principal, Record};
+use crate::time::Timestamp;
+
+/// How often a change is tried again because the index was not told enough.
+const ATTEMPTS: usize = 4;
+
+/// The Redis store.
+#[derive(Debug)]
+pub struct Redis {
+    link: Link,
+    prefix: String,
+    timeout: Duration,
+    scripts: Scripts,
+}
+
+#[derive(Debug)]
+struct Scripts {
+    create: Script,
+    patch: Script,
+    record_use: Script,
+    remove: Script,
+    index: Script,
+}
+
+#[derive(Debug)]
+struct Script {
+    code: &'static str,
+    hash: String,
+}
+
+impl Script {
+    fn new(code: &'static str) -> Self {
+        let hash = redis::Script::new(code).get_hash().to_owned();
+        Self { code, hash }
+    }
+
+    fn on(&self, key: &str) -> Cmd {
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(&self.hash).arg(1).arg(key);
+        command
+    }
+}
+
+/// The index and the record were changed by turns, as often as this store tries.
+#[derive(Debug, thiserror::Error)]
+#[error("the session's principal kept changing")]
+struct Unsettled;
+
+impl Redis {
+    /// A store on a server, which is not spoken to before the first call.
+    pub fn connect(config: Config) -> Result<Self, ServerError> {
+        let client = config.server.client()?;
+        Ok(Self {
+            link: Link::new(client),
+            prefix: config.prefix,
+            timeout: config.timeout,
+            scripts: Scripts {
+                create: Script::new(include_str!("create.lua")),
+                patch: Script::new(concat!(
+                    include_str!("prelude.lua"),
+                    include_str!("patch.lua")
+                )),
+                record_use: Script::new(concat!(
+                    include_str!("prelude.lua"),
+                    include_str!("use.lua")
+                )),
+                remove: Script::new(include_str!("remove.lua")),
+                index: Script::new(include_str!("index.lua")),
+            },
+        })
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.timeout
+    }
+
+    fn key(&self, id: impl Display) -> String {
+        format!("{}s:{{{id}}}", self.prefix)
+    }
+
+    fn index_key(&self, principal: &Principal) -> String {
+        format!("{}p:{{{principal}}}", self.prefix)
+    }
+
+    async fn ask(&self, command: &Cmd, deadline: Instant) -> Result<Value, Error> {
+        let answer = self.link.call(Request::One(command), deadline).await;
+        answer.map_err(Trouble::of_read)
+    }
+
+    /// Runs a script; a server that does not know it is told it first.
+    async fn run(
+        &self,
+        script: &Script,
+        command: &Cmd,
+        deadline: Instant,
+    ) -> Result<Value, Trouble> {
+        match self.link.call(Request::One(command), deadline).await {
+            Err(trouble) if link::is_unknown_script(&trouble) => {}
+            answer => return answer,
+        }
+        let mut load = redis::cmd("SCRIPT");
+        load.arg("LOAD").arg(script.code);
+        match self.link.call(Request::One(&load), deadline).await {
+            // Nothing of the change has been sent with effect yet.
+            Err(Trouble::Unanswered(cause)) => return Err(Trouble::NotSent(cause)),
+            Err(trouble) => return Err(trouble),
+            Ok(_) => {}
+        }
+        self.link.call(Request::One(command), deadline).await
+    }
+
+    /// Lets the index have a session until some time after `ends`.
+    async fn index(
+        &self,
+        id: Id,
+        needed: Indexed,
+        now: Timestamp,
+        deadline: Instant,
+    ) -> Result<Indexed, Error> {
+        let Indexed {
+            principal,
+            until: ends,
+        } = needed;
+        let until = ends + ends.since(now) / 8;
+        let script = &self.scripts.index;
+        let mut command = script.on(&self.index_key(&principal));
+        command.arg(until.as_millis()).arg(id.to_string());
+        let answer = self.run(script, &command, deadline).await;
+        // Nothing of the session has changed yet, whatever became of this.
+        answer.map_err(Trouble::of_read)?;
+        Ok(Indexed { principal, until })
+    }
+
+    async fn load_entry(&self, id: Id, want: Want<'_>) -> Result<Option<Entry>, Error> {
+        let deadline = self.deadline();
+        let key = self.key(id);
+        let entry = match want {
+            Want::Values => {
+                let mut command = redis::cmd("HGETALL");
+                command.arg(key);
+                fields::entry_of_hgetall(self.ask(&command, deadline).await?)
+            }
+            Want::Meta => {
+                let answer = self.ask(&hmget(&key), deadline).await?;
+                fields::entry_of_hmget(answer, None)
+            }
+            Want::Value(of) | Want::Before(of) => {
+                let mut command = hmget(&key);
+                command.arg(fields::field(of));
+                let answer = self.ask(&command, deadline).await?;
+                fields::entry_of_hmget(answer, Some(of))
+            }
+        };
+        Ok(entry?)
+    }
+
+    async fn create_record(
+        &self,
+        id: Id,
+        record: &Record,
+        policy: &Policy,
+    ) -> Result<Created, Error> {
+        let deadline = self.deadline();
+        let ends_at = policy.ends_at(&record.meta);
+        let indexed = match record.meta.principal.clone() {
+            None => None,
+            Some(principal) => {
+                let needed = Indexed {
+                    principal,
+                    until: ends_at,
+                };
+                let now = record.meta.last_seen_at;
+                Some(self.index(id, needed, now, deadline).await?)
+            }
+        };
+        let script = &self.scripts.create;
+        let mut command = script.on(&self.key(id));
+        command.arg(ends_at.as_millis());
+        for (name, text) in fields::fields_of(record, ends_at, indexed.as_ref()) {
+            command.arg(name).arg(text);
+        }
+        match self.run(script, &command, deadline).await {
+            Ok(Value::Int(1)) => Ok(Created::Done),
+            Ok(Value::Int(0)) => Ok(Created::Exists),
+            Ok(_) => Err(Unreadable.into()),
+            Err(trouble) => Err(trouble.of_write()),
+        }
+    }
+
+    async fn change(
+        &self,
+        id: Id,
+        change: Change<'_>,
+        want: Want<'_>,
+    ) -> Result<Result<Applied, Refusal>, Error> {
+        let deadline = self.deadline();
+        let script = &self.scripts.patch;
+        let mut indexed = None;
+        // A log-in needs the index for sure; its end is guessed, most often right.
+        if let Some(needed) = guess(change) {
+            indexed = Some(self.index(id, needed, change.now, deadline).await?);
+        }
+        for _ in 0..ATTEMPTS {
+            let mut command = script.on(&self.key(id));
+            calls::patch_arguments(&mut command, change, want, indexed.as_ref());
+            let answer = self.run(script, &command, deadline).await;
+            match calls::patched(answer.map_err(Trouble::of_write)?, change)? {
+                Answered::Done(answer) => return Ok(answer),
+                Answered::Index(needed) => {
+                    indexed = Some(self.index(id, needed, change.now, deadline).await?);
+                }
+            }
+        }
+        Err(Error::Unavailable(Unsettled.into()))
+    }
+
+    async fn write_use(&self, id: Id, used: Use, policy: &Policy) -> Result<Option<Entry>, Error> {
+        let deadline = self.deadline();
+        let script = &self.scripts.record_use;
+        let mut indexed = None;
+        for _ in 0..ATTEMPTS {
+            let mut command = script.on(&self.key(id));
+            calls::use_arguments(&mut command, used, policy, indexed.as_ref());
+            let answer = self.run(script, &command, deadline).await;
+            match calls::used(answer.map_err(Trouble::of_write)?)? {
+                Answered::Done(entry) => return Ok(entry),
+                Answered::Index(needed) => {
+                    indexed = Some(self.index(id, needed, used.now, deadline).await?);
+                }
+            }
+        }
+        Err(Error::Unavailable(Unsettled.into()))
+    }
+
+    async fn remove_session(&self, id: Id) -> Result<bool, Error> {
+        let script = &self.scripts.remove;
+        let command = script.on(&self.key(id));
+        match self.run(script, &command, self.deadline()).await {
+            Ok(Value::Int(removed)) => Ok(removed == 1),
+            Ok(_) => Err(Unreadable.into()),
+            Err(trouble) => Err(trouble.of_write()),
+        }
+    }
+}
+
+/// When a session that logs in ends, as far as can be told without it.
+fn guess(change: Change<'_>) -> Option<Indexed> {
+    let principal = change.patch.principal.clone()?;
+    let mut meta = Meta::new(0, change.now);
+    if let Some(ExpiryChange::Own(expiry)) = change.patch.expiry {
+        meta.expiry = Some(expiry);
+    }
+    Some(Indexed {
+        principal,
+        until: change.policy.ends_at(&meta),
+    })
+}
+
+fn hmget(key: &str) -> Cmd {
+    let mut command = redis::cmd("HMGET");
+    command.arg(key).arg(&FIELDS);
+    command
+}
+
+impl From<Unreadable> for Error {
+    fn from(unreadable: Unreadable) -> Self {
+        Self::Corrupt(unreadable.into())
+    }
+}
+
+impl Store for Redis {
+    fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>> {
+        Box::pin(self.load_entry(id, want))
+    }
+
+    fn create<'a>(&'a self, id: Id, record: &'a Record, policy: &'a Policy) -> Answer<'a, Created> {
+        Box::pin(self.create_record(id, record, policy))
+    }
+
+    fn patch<'a>(
+        &'a self,
+        id: Id,
+        change: Change<'a>,
+        want: Want<'a>,
+    ) -> Answer<'a, Result<Applied, Refusal>> {
+        Box::pin(self.change(id, change, want))
+    }
+
+    fn record_use<'a>(
+        &'a self,
+        id: Id,
+        used: Use,
+        policy: &'a Policy,
+    ) -> Answer<'a, Option<Entry>> {
+        Box::pin(self.write_use(id, used, policy))
+    }
+
+    fn remove(&self, id: Id) -> Answer<'_, bool> {
+        Box::pin(self.remove_session(id))
+    }
+
+    fn list<'a>(
+        &'a self,
+        principal: Option<&'a Principal>,
+        cursor: Option<&'a str>,
+        limit: usize,
+    ) -> Answer<'a, Page> {
+        match principal {
+            Some(principal) => Box::pin(self.list_of(principal, cursor, limit)),
+            None => Box::pin(self.list_all(cursor, limit)),
+        }
+    }
+
+    /// Redis removes by itself what is over.
+    fn sweep(&self, _now: Timestamp) -> Answer<'_, u64> {
+        Box::pin(std::future::ready(Ok(0)))
+    }
+
+    fn ping(&self) -> Answer<'_, ()> {
+        Box::pin(async {
+            self.ask(&redis::cmd("PING"), self.deadline()).await?;
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,412 @@
+//! The suite, and what only a server of its own can do.
+
+#[path = "../../../tests/it/support/redis.rs"]
+mod server;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use self::server::RedisServer;
+use super::*;
+use crate::session::patch::{Op, Patch, Remains, Through};
+use crate::session::record::Values;
+use crate::store::conformance::{Fresh, json, key, new_id, now, patch, record, runtime, suite};
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+fn store_at(url: &str, prefix: &str, timeout: Duration) -> Redis {
+    let config = Config {
+        server: Server::parse(url).expect("a server"),
+        prefix: prefix.to_owned(),
+        timeout,
+    };
+    Redis::connect(config).expect("a client")
+}
+
+fn store_on(server: &RedisServer) -> Redis {
+    store_at(&server.url(), "test:", TIMEOUT)
+}
+
+fn fresh() -> Fresh {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let prefix = format!("test[{number}]*:");
+    Fresh::new(store_at(&RedisServer::shared().url(), &prefix, TIMEOUT), ())
+}
+
+suite!(fresh);
+
+const POLICY: Policy = Policy {
+    idle_timeout: Duration::from_hours(1),
+    absolute_timeout: None,
+    rotate_every: None,
+    rotation_grace: Duration::from_mins(2),
+    on_replay: crate::session::policy::OnReplay::Ignore,
+    expire_at_browser_close: false,
+    create: crate::session::policy::Create::OnWrite,
+    touch: crate::session::policy::Touch::Request,
+    touch_interval: Duration::from_mins(1),
+    max_bytes: 1000,
+    max_values: 10,
+    record_client: false,
+    request_token_linger: Duration::from_mins(1),
+};
+
+fn ada() -> Principal {
+    Principal::new("ada").expect("a principal")
+}
+
+fn of_ada(now: Timestamp) -> Record {
+    let mut one = record(now, Values::new());
+    one.meta.principal = Some(ada());
+    one
+}
+
+fn add(by: i64) -> Patch {
+    Patch::of(Op::Increment(key("n"), by))
+}
+
+/// A command of the test's own.
+async fn raw(store: &Redis, words: &[&str]) -> Value {
+    let mut command = Cmd::new();
+    command.arg(words);
+    let answer = store.ask(&command, store.deadline()).await;
+    answer.unwrap_or_else(|error| panic!("{words:?}: {error:?}"))
+}
+
+async fn number(store: &Redis, words: &[&str]) -> i64 {
+    match raw(store, words).await {
+        Value::Int(number) => number,
+        Value::Double(number) => format!("{number:.0}").parse().expect("an integer"),
+        other => panic!("{words:?}: {other:?}"),
+    }
+}
+
+async fn made(store: &Redis, record: &Record) -> Id {
+    let id = new_id();
+    let created = store.create(id, record, &POLICY).await;
+    assert_eq!(created.expect("created"), Created::Done);
+    id
+}
+
+/// How often commands have run since the last call of this, those of scripts too; without what is
+/// of no interest here.
+async fn sent(store: &Redis) -> Vec<String> {
+    let text: String =
+        redis::from_redis_value(raw(store, &["INFO", "commandstats"]).await).expect("text");
+    raw(store, &["CONFIG", "RESETSTAT"]).await;
+    let mut calls = Vec::new();
+    for line in text.lines() {
+        let Some((name, rest)) = line
+            .strip_prefix("cmdstat_")
+            .and_then(|line| line.split_once(":calls="))
+        else {
+            continue;
+        };
+        if ["evalsha", "hgetall", "hmget", "script|load"].contains(&name) {
+            let count = rest.split(',').next().unwrap_or_default();
+            calls.push(format!("{count} {name}"));
+        }
+    }
+    calls.sort();
+    calls
+}
+
+async fn scripts_sent(store: &Redis) -> String {
+    let sent = sent(store).await.into_iter();
+    sent.filter(|calls| calls.ends_with("evalsha")).collect()
+}
+
+fn touch(at: Timestamp) -> Use {
+    Use {
+        generation: 1,
+        prolongs: true,
+        sets_cookie: false,
+        now: at,
+    }
+}
+
+/// Applies a patch that must be taken.
+async fn apply(store: &Redis, id: Id, one: &Patch, want: Want<'_>) {
+    let answer = patch(store, id, one, want).await;
+    answer.expect("answered").expect("applied");
+}
+
+/// A store on this server, which knows the scripts already.
+async fn warm(server: &RedisServer) -> Redis {
+    let store = store_on(server);
+    let id = made(&store, &of_ada(now())).await;
+    apply(&store, id, &add(1), Want::Meta).await;
+    let used = store.record_use(id, touch(now()), &POLICY).await;
+    used.expect("answered");
+    sent(&store).await;
+    store
+}
+
+#[test]
+fn a_call_is_one_command() {
+    let server = RedisServer::start(&[]);
+    runtime().block_on(async {
+        let store = warm(&server).await;
+        let id = made(&store, &record(now(), Values::new())).await;
+        assert_eq!(sent(&store).await, ["1 evalsha"]);
+        apply(&store, id, &add(1), Want::Values).await;
+        // The others are the script's own.
+        assert_eq!(sent(&store).await, ["1 evalsha", "1 hgetall", "1 hmget"]);
+        let used = store.record_use(id, touch(now()), &POLICY).await;
+        used.expect("answered");
+        assert_eq!(sent(&store).await, ["1 evalsha", "1 hmget"]);
+        store.load(id, Want::Values).await.expect("loaded");
+        assert_eq!(sent(&store).await, ["1 hgetall"]);
+        for want in [Want::Meta, Want::Value(&key("n"))] {
+            store.load(id, want).await.expect("loaded");
+            assert_eq!(sent(&store).await, ["1 hmget"]);
+        }
+    });
+}
+
+#[test]
+fn a_log_in_is_two_commands_and_a_touch_after_it_one() {
+    let server = RedisServer::start(&[]);
+    runtime().block_on(async {
+        let store = warm(&server).await;
+        let id = made(&store, &of_ada(now())).await;
+        assert_eq!(scripts_sent(&store).await, "2 evalsha");
+        let later = touch(now() + Duration::from_mins(2));
+        let used = store.record_use(id, later, &POLICY).await;
+        used.expect("answered");
+        assert_eq!(
+            scripts_sent(&store).await,
+            "1 evalsha",
+            "the index knows a later end"
+        );
+        let log_in = Patch {
+            principal: Some(ada()),
+            ..Patch::default()
+        };
+        apply(&store, id, &log_in, Want::Meta).await;
+        assert_eq!(scripts_sent(&store).await, "2 evalsha");
+    });
+}
+
+#[test]
+fn the_index_is_a_superset_and_outlives_the_record() {
+    let server = RedisServer::start(&[]);
+    let store = store_on(&server);
+    runtime().block_on(async {
+        let begin = now();
+        let id = made(&store, &of_ada(begin)).await;
+        let index = store.index_key(&ada());
+        for minutes in (0..240).step_by(7) {
+            let at = begin + Duration::from_mins(minutes);
+            let used = store.record_use(id, touch(at), &POLICY).await;
+            let Some(Entry::Live(found)) = used.expect("answered") else {
+                panic!("no session");
+            };
+            let ends = POLICY.ends_at(&found.meta).as_millis();
+            let record_ends = number(&store, &["PEXPIRETIME", &store.key(id)]).await;
+            assert_eq!(record_ends, ends);
+            let score = number(&store, &["ZSCORE", &index, &id.to_string()]).await;
+            assert!(score >= ends, "{score} {ends}");
+            assert!(number(&store, &["PEXPIRETIME", &index]).await >= score);
+        }
+        // A patch may give a session more time at once than the index knows of.
+        let far = begin + Duration::from_hours(9_000);
+        let longer = Patch {
+            expiry: Some(ExpiryChange::Own(crate::session::record::Expiry::At(far))),
+            ..Patch::default()
+        };
+        apply(&store, id, &longer, Want::Meta).await;
+        assert!(number(&store, &["ZSCORE", &index, &id.to_string()]).await >= far.as_millis());
+    });
+}
+
+#[test]
+fn the_index_forgets_what_is_over_and_gone_and_nothing_else() {
+    let server = RedisServer::start(&[]);
+    let store = store_on(&server);
+    runtime().block_on(async {
+        let id = made(&store, &of_ada(now())).await;
+        let index = store.index_key(&ada());
+        let (over, coming) = (new_id().to_string(), new_id().to_string());
+        let ago = (now() - Duration::from_hours(1)).as_millis().to_string();
+        let soon = (now() + Duration::from_hours(1)).as_millis().to_string();
+        raw(&store, &["ZADD", &index, &ago, &over, &soon, &coming]).await;
+        let page = store.list(Some(&ada()), None, 10).await.expect("listed");
+        assert_eq!(page.sessions.len(), 1);
+        assert_eq!(page.sessions[0].0, id);
+        assert_eq!(number(&store, &["ZCARD", &index]).await, 2);
+        assert_eq!(raw(&store, &["ZSCORE", &index, &over]).await, Value::Nil);
+    });
+}
+
+#[test]
+fn an_increment_leaves_no_field_behind() {
+    let server = RedisServer::start(&[]);
+    let store = store_on(&server);
+    runtime().block_on(async {
+        let id = made(&store, &record(now(), Values::new())).await;
+        for (by, fits) in [(i64::MAX, true), (1, false), (i64::MIN, true), (0, true)] {
+            let answer = patch(&store, id, &add(by), Want::Meta)
+                .await
+                .expect("answered");
+            assert_eq!(answer.is_ok(), fits, "{by}");
+            assert_eq!(number(&store, &["HEXISTS", &store.key(id), "+"]).await, 0);
+        }
+    });
+}
+
+#[test]
+fn a_server_that_is_away_is_not_available_and_found_again_when_it_is_back() {
+    let server = RedisServer::start(&[]);
+    let port = server.port();
+    let store = store_on(&server);
+    runtime().block_on(async {
+        let first = record(now(), Values::new());
+        let id = made(&store, &first).await;
+        apply(&store, id, &add(1), Want::Meta).await;
+        drop(server);
+        // Let the connection hear of it.
+        while store.load(id, Want::Meta).await.is_ok() {}
+        let read = store.load(id, Want::Meta).await;
+        assert!(matches!(read, Err(Error::Unavailable(_))), "{read:?}");
+        let written = patch(&store, id, &add(1), Want::Meta).await;
+        assert!(matches!(written, Err(Error::Unavailable(_))), "{written:?}");
+        let _again = RedisServer::start_at(Some(port), &[]);
+        // A new server does not know the scripts.
+        let id = made(&store, &first).await;
+        apply(&store, id, &add(1), Want::Meta).await;
+    });
+}
+
+#[test]
+fn a_change_without_an_answer_is_unknown_and_the_third_replaces_the_connection() {
+    let server = RedisServer::start(&[]);
+    let store = store_at(&server.url(), "test:", Duration::from_millis(300));
+    runtime().block_on(async {
+        let id = made(&store, &record(now(), Values::new())).await;
+        apply(&store, id, &add(1), Want::Meta).await;
+        let connection = number(&store, &["CLIENT", "ID"]).await;
+        raw(&store, &["CLIENT", "PAUSE", "600000", "WRITE"]).await;
+        for _ in 0..3 {
+            let changed = patch(&store, id, &add(1), Want::Meta).await;
+            assert!(
+                matches!(changed, Err(Error::OutcomeUnknown(_))),
+                "{changed:?}"
+            );
+        }
+        assert!(number(&store, &["CLIENT", "ID"]).await > connection);
+        raw(&store, &["CLIENT", "UNPAUSE"]).await;
+        apply(&store, id, &add(1), Want::Meta).await;
+    });
+}
+
+#[test]
+fn a_server_that_never_answers_is_not_available() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("redis://{}/", listener.local_addr().expect("an address"));
+    let store = store_at(&url, "test:", Duration::from_millis(100));
+    runtime().block_on(async {
+        let one = record(now(), Values::new());
+        let (first, second) = tokio::join!(
+            store.create(new_id(), &one, &POLICY),
+            store.create(new_id(), &one, &POLICY),
+        );
+        for created in [first, second] {
+            assert!(matches!(created, Err(Error::Unavailable(_))), "{created:?}");
+        }
+    });
+}
+
+#[test]
+fn a_full_server_is_said_and_changes_nothing() {
+    let server = RedisServer::start(&[]);
+    let store = store_on(&server);
+    runtime().block_on(async {
+        let id = made(&store, &of_ada(now())).await;
+        apply(&store, id, &add(1), Want::Meta).await;
+        let before = store.load(id, Want::Values).await.expect("loaded");
+        raw(&store, &["CONFIG", "SET", "maxmemory", "1"]).await;
+        for one in [add(1), Patch::of(Op::Set(key("a"), json("1")))] {
+            let changed = patch(&store, id, &one, Want::Meta).await;
+            assert!(matches!(changed, Err(Error::Full)), "{changed:?}");
+        }
+        let created = store.create(new_id(), &of_ada(now()), &POLICY).await;
+        assert!(matches!(created, Err(Error::Full)), "{created:?}");
+        raw(&store, &["CONFIG", "SET", "maxmemory", "0"]).await;
+        assert_eq!(store.load(id, Want::Values).await.expect("loaded"), before);
+        apply(&store, id, &add(1), Want::Meta).await;
+    });
+}
+
+#[test]
+fn what_we_did_not_write_is_corrupt_and_not_missing() {
+    let server = RedisServer::start(&[]);
+    let store = store_on(&server);
+    runtime().block_on(async {
+        let id = new_id();
+        raw(&store, &["SET", &store.key(id), "text"]).await;
+        let spoilt = made(&store, &record(now(), Values::new())).await;
+        raw(&store, &["HSET", &store.key(spoilt), "s", "soon"]).await;
+        for id in [id, spoilt] {
+            for want in [Want::Meta, Want::Values] {
+                let found = store.load(id, want).await;
+                assert!(matches!(found, Err(Error::Corrupt(_))), "{found:?}");
+            }
+            let changed = patch(&store, id, &add(1), Want::Meta).await;
+            assert!(matches!(changed, Err(Error::Corrupt(_))), "{changed:?}");
+        }
+    });
+}
+
+#[test]
+fn a_replica_and_a_wrong_password_are_not_available_and_nothing_tells_the_password() {
+    let server = RedisServer::start(&["--requirepass", "hunter2"]);
+    let url = |password| format!("redis://:{password}@127.0.0.1:{}/", server.port());
+    let store = store_at(&url("hunter2"), "test:", TIMEOUT);
+    let wrong = store_at(&url("hunter3"), "test:", TIMEOUT);
+    let nobody = store_on(&server);
+    runtime().block_on(async {
+        let id = made(&store, &record(now(), Values::new())).await;
+        for store in [&wrong, &nobody] {
+            let found = store.load(id, Want::Meta).await;
+            assert!(matches!(found, Err(Error::Unavailable(_))), "{found:?}");
+            let said = format!("{found:?} {store:?}");
+            assert!(!said.contains("hunter"), "{said}");
+        }
+        raw(&store, &["REPLICAOF", "127.0.0.1", "1"]).await;
+        let changed = patch(&store, id, &add(1), Want::Meta).await;
+        assert!(matches!(changed, Err(Error::Unavailable(_))), "{changed:?}");
+        raw(&store, &["REPLICAOF", "NO", "ONE"]).await;
+        apply(&store, id, &add(1), Want::Meta).await;
+    });
+}
+
+#[test]
+fn a_marker_goes_by_itself() {
+    let server = RedisServer::start(&[]);
+    let store = store_on(&server);
+    runtime().block_on(async {
+        let id = made(&store, &of_ada(now())).await;
+        let destroy = Patch {
+            destroy: true,
+            ..Patch::default()
+        };
+        let change = Change {
+            patch: &destroy,
+            condition: None,
+            through: Through::Request(1),
+            policy: &POLICY,
+            now: now(),
+            prolongs: true,
+            remains: Remains::Marker,
+        };
+        let applied = store.patch(id, change, Want::Meta).await.expect("answered");
+        let Some(Entry::Ended { until }) = applied.expect("applied").entry else {
+            panic!("no marker");
+        };
+        let ends = number(&store, &["PEXPIRETIME", &store.key(id)]).await;
+        assert_eq!(ends, until.as_millis());
+        let page = store.list(Some(&ada()), None, 10).await.expect("listed");
+        assert_eq!(page, Page::default());
+    });
+}
