@@ -23,7 +23,7 @@ use crate::sessions::{InFlight, Sessions, Shared};
 use crate::store::Store;
 use crate::store::config::Backend;
 use crate::store::memory::Memory;
-//use crate::store::redis::Redis;
+use crate::store::redis::{InvalidServer, Redis};
 use crate::store::sqlite::{OpenError, Sqlite};
 use crate::time::Clock;
 
@@ -58,6 +58,9 @@ pub enum StartError {
     /// The database could not be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// The Redis server's address is none.
+    #[error(transparent)]
+    Server(#[from] InvalidServer),
     /// An address could not be listened on.
     #[error("cannot listen on {address}")]
     Bind {
@@ -79,7 +82,7 @@ enum Stores {
     /// One for all of them.
     Embedded(Arc<dyn Store>),
     /// One for each, with a connection of its own.
-    Redis(Box<dyn Fn() -> Arc<dyn Store> + Send + Sync>),
+    Redis(Vec<Arc<dyn Store>>),
 }
 
 impl Stores {
@@ -89,25 +92,32 @@ impl Stores {
             Backend::Memory => Self::Embedded(Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES))),
             Backend::Sqlite { path } => Self::Embedded(Arc::new(Sqlite::open(path, timeout)?)),
             Backend::Redis { url, key_prefix } => {
-                let (url, key_prefix) = (url.clone(), key_prefix.clone());
-                let _ = (url, key_prefix);
-                todo!()
+                let connect = |_| Ok(Arc::new(Redis::connect(url, key_prefix, timeout)?) as _);
+                Self::Redis((0..workers()).map(connect).collect::<Result<_, InvalidServer>>()?)
             }
         })
     }
 
-    fn for_worker(&self) -> Arc<dyn Store> {
+    fn of_worker(&self, index: usize) -> Option<Arc<dyn Store>> {
         match self {
-            Self::Embedded(store) => Arc::clone(store),
-            Self::Redis(connect) => connect(),
+            Self::Embedded(store) => Some(Arc::clone(store)),
+            Self::Redis(stores) => stores.get(index).cloned(),
         }
     }
+}
+
+/// How many workers there are: one a core.
+fn workers() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 /// The store of a configuration, for a command that serves nothing.
 pub fn open_sessions(config: &Config, clock: Clock) -> Result<Sessions, StartError> {
     let shared = share(config, clock)?;
-    Ok(Sessions::new(Stores::open(config)?.for_worker(), shared))
+    let store = Stores::open(config)?
+        .of_worker(0)
+        .ok_or_else(|| StartError::Worker(io::ErrorKind::Other.into()))?;
+    Ok(Sessions::new(store, shared))
 }
 
 fn share(config: &Config, clock: Clock) -> Result<Arc<Shared>, StartError> {
@@ -194,8 +204,7 @@ impl App {
         let public =
             listeners.public.iter().map(|listener| listener.local_address().clone()).collect();
         let admin = listeners.admin.local_address().clone();
-        let workers = thread::available_parallelism().map_or(1, NonZero::get);
-        let workers = (0..workers)
+        let workers = (0..workers())
             .map(|index| crew.start_worker(index, &listeners, &tasks))
             .collect::<io::Result<_>>()
             .map_err(StartError::Worker)?;
@@ -258,7 +267,8 @@ impl Crew {
 
     /// Serves every listener until the drain begins.
     async fn serve(self: Arc<Self>, index: usize, listeners: Listeners, tasks: Tasks) {
-        let sessions = Sessions::new(self.stores.for_worker(), Arc::clone(&self.shared));
+        let Some(store) = self.stores.of_worker(index) else { return };
+        let sessions = Sessions::new(store, Arc::clone(&self.shared));
         let limits = self.config.limits.clone();
         let proxy = Arc::new(Proxy::new(Arc::clone(&self.site), sessions.clone(), tasks.clone()));
         for listener in listeners.public {

@@ -324,6 +324,7 @@ impl Change<'_> {
     fn check_condition(&self, values: &Values) -> Result<(), Refusal> {
         match self.condition {
             Some(Condition::Missing(key)) if values.contains_key(key) => Err(Refusal::ValueExists),
+            Some(Condition::Present(key)) if !values.contains_key(key) => Err(Refusal::NoSuchValue),
             Some(Condition::Tagged(key, tag))
                 if values.get(key).map(value_tag).as_ref() != Some(tag) =>
             {

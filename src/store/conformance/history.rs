@@ -139,6 +139,7 @@ impl Play<'_> {
             let tag = found.values.get(&key).map(value_tag);
             match kind {
                 ConditionSeed::Missing => Condition::Missing(key),
+                ConditionSeed::Present => Condition::Present(key),
                 ConditionSeed::RightTag => Condition::Tagged(key, tag.unwrap_or_default()),
                 ConditionSeed::WrongTag => Condition::Tagged(key, "0".repeat(40)),
             }

@@ -112,6 +112,7 @@ pub(super) enum ThroughSeed {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ConditionSeed {
     Missing,
+    Present,
     RightTag,
     WrongTag,
 }
@@ -215,6 +216,7 @@ fn any_patch() -> impl Strategy<Value = PatchSeed> {
     ];
     let condition = select(vec![
         ConditionSeed::Missing,
+        ConditionSeed::Present,
         ConditionSeed::RightTag,
         ConditionSeed::RightTag,
         ConditionSeed::WrongTag,

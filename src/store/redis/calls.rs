@@ -26,13 +26,9 @@ fn common(command: &mut Cmd, now: Timestamp, policy: &Policy, indexed: Option<&I
         Some(absolute) => command.arg(millis(absolute)),
         None => command.arg(""),
     };
-    command
-        .arg(millis(policy.rotation_grace))
-        .arg(millis(policy.request_token_linger));
+    command.arg(millis(policy.rotation_grace)).arg(millis(policy.request_token_linger));
     match indexed {
-        Some(indexed) => command
-            .arg(indexed.principal.as_str())
-            .arg(indexed.until.as_millis()),
+        Some(indexed) => command.arg(indexed.principal.as_str()).arg(indexed.until.as_millis()),
         None => command.arg("").arg(""),
     };
 }
@@ -49,10 +45,7 @@ pub(super) fn use_arguments(
     indexed: Option<&Indexed>,
 ) {
     common(command, used.now, policy, indexed);
-    command
-        .arg(used.generation)
-        .arg(flag(used.prolongs))
-        .arg(flag(used.sets_cookie));
+    command.arg(used.generation).arg(flag(used.prolongs)).arg(flag(used.sets_cookie));
 }
 
 /// The arguments of `patch.lua`.
@@ -78,6 +71,7 @@ pub(super) fn patch_arguments(
     let (condition, key, tag) = match change.condition {
         None => ("", "", ""),
         Some(Condition::Missing(key)) => ("missing", key.as_str(), ""),
+        Some(Condition::Present(key)) => ("present", key.as_str(), ""),
         Some(Condition::Tagged(key, tag)) => ("tagged", key.as_str(), tag.as_str()),
     };
     let (wanted, of) = match want {
@@ -135,9 +129,7 @@ fn index(parts: &[Value]) -> Result<Indexed, Unreadable> {
         return Err(Unreadable);
     };
     Ok(Indexed {
-        principal: text(principal)?
-            .and_then(Principal::new)
-            .ok_or(Unreadable)?,
+        principal: text(principal)?.and_then(Principal::new).ok_or(Unreadable)?,
         until: instant(ends)?.ok_or(Unreadable)?,
     })
 }
@@ -186,6 +178,7 @@ fn refusal(why: Option<&str>, op: i64, patch: &Patch) -> Result<Refusal, Unreada
         Some("version moved") => Refusal::VersionMoved,
         Some("value moved") => Refusal::ValueMoved,
         Some("value exists") => Refusal::ValueExists,
+        Some("no such value") => Refusal::NoSuchValue,
         Some("not an integer") => Refusal::NotAnInteger(key()?),
         Some("out of range") => Refusal::OutOfRange(key()?),
         Some("not an array") => Refusal::NotAnArray(key()?),
@@ -196,13 +189,8 @@ fn refusal(why: Option<&str>, op: i64, patch: &Patch) -> Result<Refusal, Unreada
 }
 
 fn applied(parts: &[Value], change: Change<'_>) -> Result<Applied, Unreadable> {
-    let [
-        rotation,
-        stands,
-        Value::Array(fields),
-        Value::Array(wanted),
-        before,
-    ] = parts
+    let [rotation, stands, expiry_changed, Value::Array(fields), Value::Array(wanted), before] =
+        parts
     else {
         return Err(Unreadable);
     };
@@ -220,9 +208,9 @@ fn applied(parts: &[Value], change: Change<'_>) -> Result<Applied, Unreadable> {
     Ok(Applied {
         entry: match text(stands)? {
             Some("live") => Some(Entry::Live(record.clone())),
-            Some("ended") => Some(Entry::Ended {
-                until: change.now + change.policy.rotation_grace,
-            }),
+            Some("ended") => {
+                Some(Entry::Ended { until: change.now + change.policy.rotation_grace })
+            }
             Some("nothing") => None,
             _ => return Err(Unreadable),
         },
@@ -233,6 +221,7 @@ fn applied(parts: &[Value], change: Change<'_>) -> Result<Applied, Unreadable> {
             Some("joined") => Rotation::Joined,
             _ => return Err(Unreadable),
         },
+        expiry_changed: text(expiry_changed)? == Some("changed"),
         before: text(before)?.map(Json::trusted),
     })
 }

@@ -27,9 +27,8 @@ use crate::store::encode;
 use crate::time::Timestamp;
 
 /// The fields that make an entry without values; in this order the scripts answer them.
-pub(super) const FIELDS: [&str; 15] = [
-    "m", "v", "g", "gs", "pu", "f", "l", "p", "c", "s", "k", "x", "w", "ca", "cu",
-];
+pub(super) const FIELDS: [&str; 15] =
+    ["m", "v", "g", "gs", "pu", "f", "l", "p", "c", "s", "k", "x", "w", "ca", "cu"];
 
 /// What stands there is nothing that we wrote.
 #[derive(Debug, thiserror::Error)]
@@ -75,22 +74,15 @@ pub(super) fn fields_of(
         ("k", time(meta.cookie_set_at)),
         ("x", meta.expiry.map(encode::expiry)),
         ("w", meta.withheld.then(|| "1".to_owned())),
-        (
-            "ca",
-            client.and_then(|client| Some(client.address?.to_string())),
-        ),
+        ("ca", client.and_then(|client| Some(client.address?.to_string()))),
         ("cu", client.map(|client| client.user_agent.to_string())),
         ("n", Some(values.len().to_string())),
         ("b", Some(size_of(values).to_string())),
         ("e", time(ends_at)),
         ("i", indexed.and_then(|indexed| time(indexed.until))),
     ];
-    let meta = present
-        .into_iter()
-        .filter_map(|(name, text)| Some((name.to_owned(), text?)));
-    let values = values
-        .iter()
-        .map(|(key, text)| (field(key), text.to_string()));
+    let meta = present.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?)));
+    let values = values.iter().map(|(key, text)| (field(key), text.to_string()));
     meta.chain(values).collect()
 }
 
@@ -111,8 +103,7 @@ where
     T: std::str::FromStr<Err: std::error::Error>,
 {
     let text = text(value)?;
-    text.map(|text| text.parse().map_err(unreadable))
-        .transpose()
+    text.map(|text| text.parse().map_err(unreadable)).transpose()
 }
 
 pub(super) fn instant(value: &Value) -> Result<Option<Timestamp>, Unreadable> {
@@ -128,10 +119,7 @@ pub(super) fn entry_of(fields: &[Value]) -> Result<Option<Entry>, Unreadable> {
     if meta.iter().all(|field| *field == Value::Nil) {
         return Ok(None);
     }
-    Ok(Some(Entry::Live(Record {
-        meta: meta_of(meta)?,
-        values: Values::new(),
-    })))
+    Ok(Some(Entry::Live(Record { meta: meta_of(meta)?, values: Values::new() })))
 }
 
 fn meta_of(fields: &[Value]) -> Result<Meta, Unreadable> {
@@ -139,27 +127,13 @@ fn meta_of(fields: &[Value]) -> Result<Meta, Unreadable> {
     let [version, generation, since, previous, floor, login] = numbers else {
         return Err(Unreadable);
     };
-    let [
-        principal,
-        created,
-        seen,
-        cookie,
-        expiry,
-        withheld,
-        address,
-        user_agent,
-    ] = texts
-    else {
+    let [principal, created, seen, cookie, expiry, withheld, address, user_agent] = texts else {
         return Err(Unreadable);
     };
     let principal = text(principal)?.map(|name| Principal::new(name).ok_or(Unreadable));
     let expiry = text(expiry)?.map(|text| encode::parse_expiry(text).ok_or(Unreadable));
-    let client = text(user_agent)?.map(|user_agent| {
-        Ok(Client {
-            address: parsed(address)?,
-            user_agent: user_agent.into(),
-        })
-    });
+    let client = text(user_agent)?
+        .map(|user_agent| Ok(Client { address: parsed(address)?, user_agent: user_agent.into() }));
     Ok(Meta {
         version: parsed(version)?.ok_or(Unreadable)?,
         generation: parsed(generation)?.ok_or(Unreadable)?,

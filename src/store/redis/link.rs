@@ -67,11 +67,7 @@ pub(super) enum Request<'a> {
 
 impl Link {
     pub(super) fn new(client: Client) -> Self {
-        Self {
-            client,
-            state: Mutex::default(),
-            connecting: tokio::sync::Mutex::default(),
-        }
+        Self { client, state: Mutex::default(), connecting: tokio::sync::Mutex::default() }
     }
 
     /// Sends a request, and waits for its answer until `deadline`.
@@ -116,11 +112,7 @@ impl Link {
 
     fn standing(&self) -> Option<Line> {
         let mut state = self.state();
-        if state
-            .line
-            .as_ref()
-            .is_some_and(|line| line.lost.load(Ordering::Acquire))
-        {
+        if state.line.as_ref().is_some_and(|line| line.lost.load(Ordering::Acquire)) {
             state.line = None;
         }
         state.line.clone()
@@ -147,19 +139,11 @@ impl Link {
                 }
                 Ok::<_, redis::aio::SendError>(())
             });
-        let connection = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await?;
+        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
         let mut state = self.state();
         state.made += 1;
         state.silent = 0;
-        let line = Line {
-            connection,
-            lost,
-            number: state.made,
-            since: Instant::now(),
-        };
+        let line = Line { connection, lost, number: state.made, since: Instant::now() };
         state.line = Some(line.clone());
         Ok(line)
     }

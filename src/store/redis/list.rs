@@ -21,10 +21,7 @@ struct Member {
 impl Member {
     fn parse(cursor: &str) -> Option<Self> {
         let (ends, name) = cursor.split_once('.')?;
-        Some(Self {
-            ends: Timestamp::from_millis(ends.parse().ok()?),
-            name: name.to_owned(),
-        })
+        Some(Self { ends: Timestamp::from_millis(ends.parse().ok()?), name: name.to_owned() })
     }
 
     fn cursor(&self) -> String {
@@ -43,15 +40,9 @@ impl Redis {
         let deadline = self.deadline();
         let after = cursor.and_then(Member::parse);
         let (members, next) = self.members(principal, after, limit, deadline).await?;
-        let ids: Vec<Id> = members
-            .iter()
-            .filter_map(|member| Id::parse(&member.name))
-            .collect();
+        let ids: Vec<Id> = members.iter().filter_map(|member| Id::parse(&member.name)).collect();
         let (now, found) = self.entries(&ids, deadline).await?;
-        let mut page = Page {
-            sessions: Vec::new(),
-            next,
-        };
+        let mut page = Page { sessions: Vec::new(), next };
         let mut over = Vec::new();
         for (id, entry) in ids.into_iter().zip(found) {
             match entry {
@@ -104,10 +95,7 @@ impl Redis {
             for (name, score) in rows {
                 // Written as an integer, and read as one.
                 let ends = format!("{score:.0}").parse().map_err(unreadable)?;
-                members.push(Member {
-                    ends: Timestamp::from_millis(ends),
-                    name,
-                });
+                members.push(Member { ends: Timestamp::from_millis(ends), name });
             }
             // Several may end in the millisecond in which the page before has stopped.
             members.retain(|member| after.as_ref().is_none_or(|after| member > after));
@@ -146,10 +134,7 @@ impl Redis {
             .collect();
         let rest: Vec<String> = rest.iter().map(ToString::to_string).collect();
         let is_last = scan == "0" && rest.is_empty();
-        Ok(Page {
-            sessions,
-            next: (!is_last).then(|| format!("{scan}~{}", rest.join(","))),
-        })
+        Ok(Page { sessions, next: (!is_last).then(|| format!("{scan}~{}", rest.join(","))) })
     }
 
     async fn scan(
@@ -159,12 +144,7 @@ impl Redis {
         deadline: Instant,
     ) -> Result<(String, Vec<Id>), Error> {
         let mut command = redis::cmd("SCAN");
-        command
-            .arg(from)
-            .arg("MATCH")
-            .arg(glob(&self.prefix))
-            .arg("COUNT")
-            .arg(count);
+        command.arg(from).arg("MATCH").arg(glob(&self.prefix)).arg("COUNT").arg(count);
         let answer = self.ask(&command, deadline).await?;
         let (next, keys): (String, Vec<Value>) = from_redis_value(answer).map_err(unreadable)?;
         let ids = keys.iter().map(fields::id_of);

@@ -23,9 +23,10 @@ use redis::{Cmd, Value};
 use tokio::time::Instant;
 
 use self::calls::Answered;
-pub use self::config::{Config, Server, ServerError};
+pub use self::config::InvalidServer;
 use self::fields::{FIELDS, Indexed, Unreadable};
 use self::link::{Link, Request, Trouble};
+use super::config::RedisUrl;
 use super::{Answer, Created, Error, Page, Store, Want};
 use crate::session::id::Id;
 use crate::session::patch::{Applied, Change, ExpiryChange, Refusal, Use};
@@ -79,19 +80,20 @@ impl Script {
 struct Unsettled;
 
 impl Redis {
-    /// A store on a server, which is not spoken to before the first call.
-    pub fn connect(config: Config) -> Result<Self, ServerError> {
-        let client = config.server.client()?;
+    /// A store on a server, which is not spoken to before the first call. Its keys begin with
+    /// `key_prefix`, and a call may take `timeout`, connecting included.
+    pub fn connect(
+        url: &RedisUrl,
+        key_prefix: &str,
+        timeout: Duration,
+    ) -> Result<Self, InvalidServer> {
         Ok(Self {
-            link: Link::new(client),
-            prefix: config.prefix,
-            timeout: config.timeout,
+            link: Link::new(config::client(url)?),
+            prefix: key_prefix.to_owned(),
+            timeout,
             scripts: Scripts {
                 create: Script::new(include_str!("create.lua")),
-                patch: Script::new(concat!(
-                    include_str!("prelude.lua"),
-                    include_str!("patch.lua")
-                )),
+                patch: Script::new(concat!(include_str!("prelude.lua"), include_str!("patch.lua"))),
                 record_use: Script::new(concat!(
                     include_str!("prelude.lua"),
                     include_str!("use.lua")
@@ -149,10 +151,7 @@ impl Redis {
         now: Timestamp,
         deadline: Instant,
     ) -> Result<Indexed, Error> {
-        let Indexed {
-            principal,
-            until: ends,
-        } = needed;
+        let Indexed { principal, until: ends } = needed;
         let until = ends + ends.since(now) / 8;
         let script = &self.scripts.index;
         let mut command = script.on(&self.index_key(&principal));
@@ -197,10 +196,7 @@ impl Redis {
         let indexed = match record.meta.principal.clone() {
             None => None,
             Some(principal) => {
-                let needed = Indexed {
-                    principal,
-                    until: ends_at,
-                };
+                let needed = Indexed { principal, until: ends_at };
                 let now = record.meta.last_seen_at;
                 Some(self.index(id, needed, now, deadline).await?)
             }
@@ -282,10 +278,7 @@ fn guess(change: Change<'_>) -> Option<Indexed> {
     if let Some(ExpiryChange::Own(expiry)) = change.patch.expiry {
         meta.expiry = Some(expiry);
     }
-    Some(Indexed {
-        principal,
-        until: change.policy.ends_at(&meta),
-    })
+    Some(Indexed { principal, until: change.policy.ends_at(&meta) })
 }
 
 fn hmget(key: &str) -> Cmd {

@@ -3,7 +3,7 @@
 -- ARGV[9] max values; [10] max bytes; [11] 'request', 'login' or 'service'; [12] the generation of
 -- the request; [13] the version asked for; [14] '1' if it only destroys; [15] '1' if it prolongs;
 -- [16] '1' if a marker remains; [17] '1' to rotate; [18] the principal; [19] the expiry, '-' for
--- the policy's; [20] 'missing' or 'tagged', [21] that key, [22] the tag; [23] 'value', 'before' or
+-- the policy's; [20] 'missing', 'present' or 'tagged', [21] that key, [22] the tag; [23] 'value', 'before' or
 -- 'values', as they are wanted, [24] that key. What is not given is empty.
 -- From ARGV[25], three for each op: its name, a key or principal, a text.
 
@@ -145,6 +145,8 @@ local ops = {
 
 if ARGV[20] == 'missing' and value(ARGV[21]) then
   return refused('value exists')
+elseif ARGV[20] == 'present' and not value(ARGV[21]) then
+  return refused('no such value')
 elseif ARGV[20] == 'tagged' then
   local text = value(ARGV[21])
   if not text or redis.sha1hex(text) ~= ARGV[22] then
@@ -234,7 +236,8 @@ if ARGV[14] == '1' or now >= tonumber(meta.e) then
 elseif not is_indexed(meta, before) then
   return {'index', meta.p, meta.e}
 end
-local answer = {'applied', rotation, stands, answered(meta), wanted(), value_before}
+local expiry = meta.x == before.x and 'same' or 'changed'
+local answer = {'applied', rotation, stands, expiry, answered(meta), wanted(), value_before}
 
 if stands ~= 'live' then
   redis.call('DEL', key)

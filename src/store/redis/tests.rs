@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use self::server::RedisServer;
 use super::*;
+use crate::secret::Secret;
 use crate::session::patch::{Op, Patch, Remains, Through};
 use crate::session::record::Values;
 use crate::store::conformance::{Fresh, json, key, new_id, now, patch, record, runtime, suite};
@@ -14,12 +15,19 @@ use crate::store::conformance::{Fresh, json, key, new_id, now, patch, record, ru
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn store_at(url: &str, prefix: &str, timeout: Duration) -> Redis {
-    let config = Config {
-        server: Server::parse(url).expect("a server"),
-        prefix: prefix.to_owned(),
-        timeout,
+    let rest = url.strip_prefix("redis://").expect("a URL");
+    let (user, address) = rest.split_once('@').unwrap_or((":", rest));
+    let (user, password) = user.split_once(':').expect("a user and a password");
+    let (host, port) = address.split_once(':').expect("a host and a port");
+    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let url = RedisUrl {
+        host: host.to_owned(),
+        port: port.trim_end_matches('/').parse().expect("a port"),
+        user: given(user),
+        password: given(password).map(Secret::new),
+        database: 0,
     };
-    Redis::connect(config).expect("a client")
+    Redis::connect(&url, prefix, timeout).expect("a client")
 }
 
 fn store_on(server: &RedisServer) -> Redis {
@@ -96,9 +104,8 @@ async fn sent(store: &Redis) -> Vec<String> {
     raw(store, &["CONFIG", "RESETSTAT"]).await;
     let mut calls = Vec::new();
     for line in text.lines() {
-        let Some((name, rest)) = line
-            .strip_prefix("cmdstat_")
-            .and_then(|line| line.split_once(":calls="))
+        let Some((name, rest)) =
+            line.strip_prefix("cmdstat_").and_then(|line| line.split_once(":calls="))
         else {
             continue;
         };
@@ -117,12 +124,7 @@ async fn scripts_sent(store: &Redis) -> String {
 }
 
 fn touch(at: Timestamp) -> Use {
-    Use {
-        generation: 1,
-        prolongs: true,
-        sets_cookie: false,
-        now: at,
-    }
+    Use { generation: 1, prolongs: true, sets_cookie: false, now: at }
 }
 
 /// Applies a patch that must be taken.
@@ -174,15 +176,8 @@ fn a_log_in_is_two_commands_and_a_touch_after_it_one() {
         let later = touch(now() + Duration::from_mins(2));
         let used = store.record_use(id, later, &POLICY).await;
         used.expect("answered");
-        assert_eq!(
-            scripts_sent(&store).await,
-            "1 evalsha",
-            "the index knows a later end"
-        );
-        let log_in = Patch {
-            principal: Some(ada()),
-            ..Patch::default()
-        };
+        assert_eq!(scripts_sent(&store).await, "1 evalsha", "the index knows a later end");
+        let log_in = Patch { principal: Some(ada()), ..Patch::default() };
         apply(&store, id, &log_in, Want::Meta).await;
         assert_eq!(scripts_sent(&store).await, "2 evalsha");
     });
@@ -246,9 +241,7 @@ fn an_increment_leaves_no_field_behind() {
     runtime().block_on(async {
         let id = made(&store, &record(now(), Values::new())).await;
         for (by, fits) in [(i64::MAX, true), (1, false), (i64::MIN, true), (0, true)] {
-            let answer = patch(&store, id, &add(by), Want::Meta)
-                .await
-                .expect("answered");
+            let answer = patch(&store, id, &add(by), Want::Meta).await.expect("answered");
             assert_eq!(answer.is_ok(), fits, "{by}");
             assert_eq!(number(&store, &["HEXISTS", &store.key(id), "+"]).await, 0);
         }
@@ -289,10 +282,7 @@ fn a_change_without_an_answer_is_unknown_and_the_third_replaces_the_connection()
         raw(&store, &["CLIENT", "PAUSE", "600000", "WRITE"]).await;
         for _ in 0..3 {
             let changed = patch(&store, id, &add(1), Want::Meta).await;
-            assert!(
-                matches!(changed, Err(Error::OutcomeUnknown(_))),
-                "{changed:?}"
-            );
+            assert!(matches!(changed, Err(Error::OutcomeUnknown(_))), "{changed:?}");
         }
         assert!(number(&store, &["CLIENT", "ID"]).await > connection);
         raw(&store, &["CLIENT", "UNPAUSE"]).await;
@@ -387,10 +377,7 @@ fn a_marker_goes_by_itself() {
     let store = store_on(&server);
     runtime().block_on(async {
         let id = made(&store, &of_ada(now())).await;
-        let destroy = Patch {
-            destroy: true,
-            ..Patch::default()
-        };
+        let destroy = Patch { destroy: true, ..Patch::default() };
         let change = Change {
             patch: &destroy,
             condition: None,

@@ -8,6 +8,7 @@ local meta = copy(before)
 if tonumber(meta.g) + 1 == tonumber(ARGV[9]) then
   meta.g = ARGV[9]
   meta.gs = ARGV[1]
+  meta.k = ARGV[1]
   meta.pu = as_text(plus(now, grace))
 end
 if ARGV[10] == '1' and now > tonumber(meta.s) then

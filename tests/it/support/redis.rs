@@ -28,10 +28,8 @@ impl RedisServer {
 
     /// Starts one on this port, or a free one.
     pub(crate) fn start_at(port: Option<u16>, options: &[&str]) -> Self {
-        let installed = Command::new("redis-server")
-            .arg("--version")
-            .stdout(Stdio::null())
-            .status();
+        let installed =
+            Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
         assert!(
             installed.is_ok_and(|status| status.success()),
             "these tests need redis-server in the PATH"
@@ -66,11 +64,7 @@ impl RedisServer {
             .map_while(Result::ok)
             .find(|line| line.contains("Ready to accept connections") || line.contains("Failed"))
             .is_some_and(|line| line.contains("Ready"));
-        let server = Self {
-            port,
-            child,
-            _directory: directory,
-        };
+        let server = Self { port, child, _directory: directory };
         ready.then_some(server)
     }
 
