@@ -5,13 +5,20 @@ use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use http::StatusCode;
+use http::uri::PathAndQuery;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::client::Target;
+use crate::app::{self, App};
+use crate::client::{self, Target};
 use crate::config::{self, Config, ConfigError, Environment, Loaded, Overrides};
 use crate::log;
-use crate::server::Address;
+use crate::server::{Address, Tasks};
+use crate::time::Clock;
 
 /// Gives sessions to a web site that has none: a reverse proxy that stands before the site, keeps the
 /// sessions of its visitors, and lets the site read and write them over HTTP.
@@ -269,20 +276,70 @@ fn target_of(address: &Address) -> Target {
     }
 }
 
-/// Serves until the process is told to end.
-fn serve(_config: Config) -> Result<(), Failure> {
-    Err(Failure::other("not built yet"))
+/// Serves until the process is told to end, then drains. Told twice, it ends at once.
+fn serve(config: Config) -> Result<(), Failure> {
+    let app = App::start(config, Clock::System).map_err(Failure::other)?;
+    app.announce();
+    runtime()?.block_on(async {
+        let mut signals = Signals::new().map_err(Failure::other)?;
+        signals.next().await;
+        tracing::info!("draining");
+        tokio::select! {
+            drained = app.stop() => {
+                if drained { Ok(()) } else { Err(Failure::other("requests in flight were cut")) }
+            }
+            () = signals.next() => Err(Failure::other("told twice to end; requests in flight were cut")),
+        }
+    })
+}
+
+/// What tells the process to end: SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// A runtime for what the command itself waits for.
+fn runtime() -> Result<Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::other)
 }
 
 /// Opens the store, sweeps it, prints how many sessions were removed.
-fn clear_expired(_config: &Config) -> Result<(), Failure> {
-    Err(Failure::other("not built yet"))
+fn clear_expired(config: &Config) -> Result<(), Failure> {
+    let sessions = app::open_sessions(config, Clock::System).map_err(Failure::other)?;
+    let removed = runtime()?.block_on(sessions.sweep()).map_err(Failure::other)?;
+    answer(&removed.to_string())
 }
 
 /// GET /ready at the admin listener: anything but 200 is a failure.
-fn ask_whether_ready(_target: &Target) -> Result<(), Failure> {
-    Err(Failure::other("not built yet"))
+fn ask_whether_ready(target: &Target) -> Result<(), Failure> {
+    let path = PathAndQuery::from_static("/ready");
+    let answered = runtime()?.block_on(async {
+        client::get(target, path, &Tasks::new(), 64 * 1024, HEALTH_DEADLINE).await
+    });
+    let response = answered.map_err(Failure::other)?;
+    let text = String::from_utf8_lossy(response.body()).trim().to_owned();
+    if response.status() == StatusCode::OK { answer(&text) } else { Err(Failure::other(text)) }
 }
+
+/// Less than what container engines give a health check by default.
+const HEALTH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Serves the demo on 127.0.0.1 until the process is told to end.
 fn show_demo(_port: u16) -> Result<(), Failure> {
