@@ -13,4 +13,5 @@
 mod config;
 mod support;
 
+mod drain;
 mod narrow_way;

@@ -12,7 +12,7 @@ mod upstream;
 pub use self::browser::{Browser, Page};
 pub use self::cloakroom::Cloakroom;
 pub use self::script::{Called, Script};
-pub use self::upstream::Upstream;
+pub use self::upstream::{ANSWERED_AT, Upstream, elapsed};
 
 use std::time::Duration;
 
