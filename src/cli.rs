@@ -16,6 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::app::{self, App};
 use crate::client::{self, Target};
 use crate::config::{self, Config, ConfigError, Environment, Loaded, Overrides};
+use crate::demo::Demo;
 use crate::log;
 use crate::server::{Address, Tasks};
 use crate::time::Clock;
@@ -341,9 +342,15 @@ fn ask_whether_ready(target: &Target) -> Result<(), Failure> {
 /// Less than what container engines give a health check by default.
 const HEALTH_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Serves the demo on 127.0.0.1 until the process is told to end.
-fn show_demo(_port: u16) -> Result<(), Failure> {
-    Err(Failure::other("not built yet"))
+/// Serves the demo on this machine until the process is told to end.
+fn show_demo(port: u16) -> Result<(), Failure> {
+    runtime()?.block_on(async {
+        let mut signals = Signals::new().map_err(Failure::other)?;
+        let demo = Demo::start(port).map_err(Failure::other)?;
+        answer(&demo.text())?;
+        signals.next().await;
+        if demo.stop().await { Ok(()) } else { Err(Failure::other("requests in flight were cut")) }
+    })
 }
 
 #[cfg(test)]

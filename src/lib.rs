@@ -7,6 +7,7 @@ pub mod body;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod demo;
 pub mod log;
 pub mod metrics;
 pub mod proxy;

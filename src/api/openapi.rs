@@ -148,9 +148,9 @@ fn responses(success: &[(u16, Option<&str>)], scope: Scope) -> Value {
 fn parameters(call: Call, route: &Route, by_id: bool) -> Value {
     let mut parameters = Vec::new();
     let mut add = |name: &str, place: &str, schema: Value| {
-        parameters.push(
-            json!({"name": name, "in": place, "required": place == "path", "schema": schema}),
-        );
+        // A user is logged out everywhere by name; nobody logs out all users by leaving it out.
+        let required = place == "path" || (call == Call::DestroyAll && name == "principal");
+        parameters.push(json!({"name": name, "in": place, "required": required, "schema": schema}));
     };
     if by_id || route.path.contains("{id}") {
         add("id", "path", json!({"type": "string", "pattern": "^[A-Za-z0-9_-]{22}$"}));

@@ -3,7 +3,6 @@
 use http::StatusCode;
 
 use crate::session::patch::Refusal;
-use crate::session::record::Key;
 use crate::sessions::Failure;
 use crate::store::Error as StoreError;
 use crate::wire::{Malformed, Problem};
@@ -121,16 +120,15 @@ impl From<StoreError> for Problem {
 }
 
 fn refused(refusal: &Refusal, detail: String) -> Problem {
-    let about = |key: &Key| format!("{detail} (key {:?})", key.as_str());
     match refusal {
         Refusal::Gone | Refusal::Ended => problem(409, "session_gone", detail),
         Refusal::Rotated | Refusal::OtherPrincipal => problem(409, "session_rotated", detail),
         Refusal::VersionMoved | Refusal::ValueMoved => problem(412, "version_moved", detail),
         Refusal::ValueExists => problem(412, "value_exists", detail),
         Refusal::NoSuchValue => no_such_value(),
-        Refusal::NotAnInteger(key) => problem(422, "not_an_integer", about(key)),
-        Refusal::OutOfRange(key) => problem(422, "out_of_range", about(key)),
-        Refusal::NotAnArray(key) => problem(422, "not_an_array", about(key)),
+        Refusal::NotAnInteger(_) => problem(422, "not_an_integer", detail),
+        Refusal::OutOfRange(_) => problem(422, "out_of_range", detail),
+        Refusal::NotAnArray(_) => problem(422, "not_an_array", detail),
         Refusal::TooManyValues => problem(413, "too_many_values", detail),
         Refusal::TooLarge => problem(413, "session_too_large", detail),
     }

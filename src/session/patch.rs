@@ -224,13 +224,13 @@ pub enum Refusal {
     #[error("there is no value of this key")]
     NoSuchValue,
     /// The value is no integer.
-    #[error("the value {0:?} is not an integer of 64 bits")]
+    #[error("the value {:?} is not an integer of 64 bits", .0.as_str())]
     NotAnInteger(Key),
     /// The sum does not fit.
-    #[error("the sum at {0:?} does not fit an integer of 64 bits")]
+    #[error("the sum at {:?} does not fit an integer of 64 bits", .0.as_str())]
     OutOfRange(Key),
     /// The value is no array.
-    #[error("the value {0:?} is not an array")]
+    #[error("the value {:?} is not an array", .0.as_str())]
     NotAnArray(Key),
     /// Too many values.
     #[error("the session would hold more values than it may")]

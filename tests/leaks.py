@@ -1,0 +1,112 @@
+"""Searches logs for secrets: cookie tokens, request tokens, keys, passwords, the service token.
+
+    python3 tests/leaks.py DIRECTORY
+
+Tokens are found by what they are, not by how they look: every run of base64url characters is tried
+at every place, and is a token where its tag verifies under the tests' key. First the search has to
+find what it plants itself.
+"""
+
+import base64
+import hashlib
+import hmac
+import pathlib
+import re
+import sys
+import tempfile
+
+# What the tests configure: tests/it/support/cloakroom.rs.
+KEY = "dGhlIGtleSB0aGF0IGFsbCB0aGVzZSB0ZXN0cyB1c2U"
+SERVICE_TOKEN = "the-service-token-of-the-tests"
+PASSWORDS = ["hunter2", "hunter3"]
+COOKIE_NAMES = ["__Host-id", "id"]
+
+RUN = re.compile(rb"[A-Za-z0-9_-]{48,}")
+
+
+def decode(text):
+    return base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))
+
+
+def subkey(key, purpose):
+    """HKDF-SHA-256 without salt, one block (RFC 5869)."""
+    extracted = hmac.new(b"\0" * 32, key, hashlib.sha256).digest()
+    return hmac.new(extracted, purpose + b"\x01", hashlib.sha256).digest()
+
+
+def tag(key, data):
+    return hmac.new(key, data, hashlib.sha256).digest()[:16]
+
+
+class Search:
+    def __init__(self, keys):
+        self.token_keys = [subkey(key, b"token") for key in keys]
+        self.request_keys = [subkey(key, b"request") for key in keys]
+        self.texts = [KEY, SERVICE_TOKEN, *PASSWORDS]
+        self.lines = 0
+        self.candidates = 0
+
+    def is_cookie_token(self, text):
+        data = decode(text)
+        names = [name.encode() + b"\0" for name in COOKIE_NAMES]
+        return any(tag(key, name + data[:20]) == data[20:] for key in self.token_keys for name in names)
+
+    def is_request_token(self, text):
+        data = decode(text)
+        return any(tag(key, data[:35]) == data[35:] for key in self.request_keys)
+
+    def found_in(self, line):
+        for text in self.texts:
+            if text.encode() in line:
+                yield f"the text {text[:4]}..."
+        for run in RUN.findall(line):
+            for length, check, what in ((48, self.is_cookie_token, "a cookie token"), (68, self.is_request_token, "a request token")):
+                for at in range(len(run) - length + 1):
+                    self.candidates += 1
+                    if check(run[at : at + length]):
+                        yield what
+
+    def directory(self, path):
+        found = []
+        for file in sorted(path.rglob("*")):
+            if not file.is_file():
+                continue
+            with file.open("rb") as lines:
+                for number, line in enumerate(lines, 1):
+                    self.lines += 1
+                    found += [f"{file.name}:{number}: {what}" for what in self.found_in(line)]
+        return found
+
+
+def planted(search, key):
+    """The search finds what it is for."""
+    cookie = b"\x07" * 16 + b"\0\0\0\x01"
+    cookie += tag(search.token_keys[0], b"__Host-id\0" + cookie)
+    request = b"\x07" * 35
+    request += tag(search.request_keys[0], request)
+    secrets = [base64.urlsafe_b64encode(cookie).rstrip(b"=").decode(), base64.urlsafe_b64encode(request).rstrip(b"=").decode()]
+    with tempfile.TemporaryDirectory() as directory:
+        for index, secret in enumerate([*secrets, *search.texts]):
+            (pathlib.Path(directory) / f"{index}.log").write_text(f"x DEBUG y: header=abc{secret}def\n")
+        found = search.directory(pathlib.Path(directory))
+    return len({line.split(":")[0] for line in found}) == len(secrets) + len(search.texts)
+
+
+def main():
+    directory = pathlib.Path(sys.argv[1])
+    keys = [decode(KEY.encode())]
+    # The keys that proxies under test have made for themselves.
+    keys += [decode(file.read_bytes().strip()) for file in directory.rglob("session-key")]
+    if not planted(Search(keys), keys[0]):
+        print("the search does not find what it is for")
+        return 1
+    search = Search(keys)
+    found = [line for line in search.directory(directory) if not line.startswith("session-key:")]
+    print(f"{search.lines} lines, {search.candidates} candidates, {len(found)} secrets")
+    for line in found[:20]:
+        print(line)
+    # Without a line there was nothing to search, and nothing was shown.
+    return 1 if found or search.lines < 300 else 0
+
+
+sys.exit(main())
