@@ -90,8 +90,7 @@ async fn drains() -> Counted {
     let Count { whole, whole_after, failed, no_answer, no_answer_fresh, cut } = &*count;
     Counted {
         text: format!(
-            "{} answers cut, {} failed of {}, of which {} ended after SIGTERM; kept connections closed as their next request came: {}, \
-             {} new ones reset; exit code 0 {clean_exits} times, after {} ms at most",
+            "{} answers cut, {} failed of {}, of which {} ended after SIGTERM; kept connections closed as their next request came: {}, new ones reset: {}; exit code 0 {clean_exits} times, after {} ms at most",
             of(cut),
             of(failed),
             of(whole),

@@ -45,6 +45,17 @@ struct Count {
     not_answered: usize,
 }
 
+/// How the answers come to the browser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wire {
+    /// As they leave; the log-in's before those that wait for it.
+    LogInFirst,
+    /// As they leave; the log-in's last.
+    LogInLast,
+    /// All late and in any order, as on a bad mobile connection.
+    Shuffled,
+}
+
 /// An answer, and when it was there.
 struct Arrived {
     page: Page,
@@ -59,7 +70,7 @@ pub async fn run(report: &mut Report) {
             report
                 .row(
                     format!(
-                        "{PARALLEL} requests (reads, increments, navigations) while one logs in by {name}, periodic rotation due, {}",
+                        "{PARALLEL} requests (reads, increments, navigations) while one logs in by {name}, periodic rotation due; in a third of the rounds all answers come late and in any order; {}",
                         kind.name()
                     ),
                     format!("{ROUNDS} log-ins"),
@@ -75,7 +86,8 @@ async fn storm(kind: Kind, way: Way) -> Counted {
     let ground = Ground::new(kind, "").await;
     let mut count = Count::default();
     for number in 0..ROUNDS {
-        round(&ground, number, way, &mut count).await;
+        let wires = [Wire::LogInFirst, Wire::LogInLast, Wire::Shuffled];
+        round(&ground, number, (way, wires[number % 3]), &mut count).await;
         ground.upstream.take_seen();
     }
     let Count { after, wrong, crossing, crossed, at_once, again, stranded, lost, not_answered } =
@@ -89,7 +101,7 @@ async fn storm(kind: Kind, way: Way) -> Counted {
     }
 }
 
-async fn round(ground: &Ground, number: usize, way: Way, count: &mut Count) {
+async fn round(ground: &Ground, number: usize, (way, wire): (Way, Wire), count: &mut Count) {
     let Ground { upstream, cloakroom, .. } = ground;
     let browser = Browser::new(cloakroom);
     browser
@@ -101,7 +113,7 @@ async fn round(ground: &Ground, number: usize, way: Way, count: &mut Count) {
     let mut others = JoinSet::new();
     let mut send = |script: Script, kind: usize| {
         let browser = browser.clone();
-        others.spawn(async move { arrive(&browser, &script, kind).await });
+        others.spawn(async move { arrive(&browser, &script, (kind, wire)).await });
     };
     for kind in 0..HELD {
         send(work(kind).wait(&late), kind);
@@ -112,7 +124,7 @@ async fn round(ground: &Ground, number: usize, way: Way, count: &mut Count) {
     for kind in 0..=RACING {
         if kind == place {
             let (browser, script) = (browser.clone(), log_in_by(way).wait(&answer));
-            log_in.spawn(async move { arrive(&browser, &script, 0).await });
+            log_in.spawn(async move { arrive(&browser, &script, (0, wire)).await });
         } else {
             send(work(kind), kind);
         }
@@ -125,7 +137,7 @@ async fn round(ground: &Ground, number: usize, way: Way, count: &mut Count) {
         send(work(kind), kind);
     }
 
-    let (log_in, others) = if number % 2 == 0 {
+    let (mut log_in, mut others) = if wire == Wire::LogInFirst {
         upstream.open(&answer);
         let log_in = log_in.join_all().await.pop().unwrap();
         upstream.arrived(&late, HELD + RACING_HELD).await;
@@ -137,7 +149,20 @@ async fn round(ground: &Ground, number: usize, way: Way, count: &mut Count) {
         upstream.open(&answer);
         (log_in.join_all().await.pop().unwrap(), others)
     };
+    if wire == Wire::Shuffled {
+        deliver(&browser, &mut log_in, &mut others);
+    }
     judge(&browser, way, &log_in, &others, count).await;
+}
+
+/// The browser gets what was on its way, in any order.
+fn deliver(browser: &Browser, log_in: &mut Arrived, others: &mut [Arrived]) {
+    let mut answers: Vec<_> = others.iter_mut().chain([log_in]).collect();
+    answers.sort_by_cached_key(|_| cloakroom::random::bytes::<8>());
+    for answer in answers {
+        browser.keep(&answer.page);
+        answer.at = elapsed();
+    }
 }
 
 /// What a request beside the log-in does.
@@ -157,11 +182,15 @@ fn log_in_by(way: Way) -> Script {
     }
 }
 
-async fn arrive(browser: &Browser, script: &Script, kind: usize) -> Arrived {
-    let page = match kind % 2 {
-        0 => browser.navigate("/", script).await,
-        _ => browser.fetch("/", script).await,
+async fn arrive(browser: &Browser, script: &Script, (kind, wire): (usize, Wire)) -> Arrived {
+    let headers = match kind % 2 {
+        0 => [("sec-fetch-dest", "document"), ("sec-fetch-site", "none")],
+        _ => [("sec-fetch-dest", "empty"), ("sec-fetch-site", "same-origin")],
     };
+    let page = browser.send_without_keeping("GET", "/", &headers, script).await;
+    if wire != Wire::Shuffled {
+        browser.keep(&page);
+    }
     Arrived { page, at: elapsed() }
 }
 

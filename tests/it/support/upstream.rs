@@ -69,7 +69,9 @@ impl Upstream {
         let handler = {
             let (state, tasks) = (Arc::clone(&state), tasks.clone());
             move |request: Request<Incoming>, _: Peer| {
-                answer(Arc::clone(&state), tasks.clone(), request)
+                // Like most sites it goes on, whether or not the proxy waits for the answer.
+                let page = tasks.run(answer(Arc::clone(&state), tasks.clone(), request));
+                async move { page.await.expect("a page") }
             }
         };
         let limits = Limits { header_bytes: 256 * 1024, ..Limits::default() };
