@@ -26,7 +26,6 @@ use tracing::{debug, error};
 use crate::body::Body;
 use crate::secret::Secret;
 use crate::server::{Handler, Peer, Tasks};
-use crate::session::id::Id;
 use crate::session::token::RequestToken;
 use crate::sessions::{Exchange, Sessions};
 
@@ -104,8 +103,9 @@ impl Api {
             Authority::Request if matched.route.path.starts_with("/principal") => {
                 let exchange = self.exchange(parts)?;
                 Self::no_query(parts)?;
-                let id =
-                    matched.parameter.map(|id| Id::parse(id).ok_or_else(problem::no_such_session));
+                let id = matched
+                    .parameter
+                    .map(|id| routes::id_of(id).ok_or_else(problem::no_such_session));
                 let id = id.transpose()?;
                 self.finish(call, OfPrincipal { sessions, exchange, id }.answer(call)).await
             }

@@ -10,6 +10,7 @@
     reason = "a test fails by panicking, and knows its environment"
 )]
 
+mod browser;
 mod config;
 mod support;
 

@@ -8,11 +8,13 @@ mod browser;
 mod cloakroom;
 mod script;
 mod upstream;
+mod webdriver;
 
 pub use self::browser::{Browser, Page};
 pub use self::cloakroom::Cloakroom;
 pub use self::script::{Called, Script};
 pub use self::upstream::Upstream;
+pub use self::webdriver::{Driver, Window};
 
 use std::time::Duration;
 
