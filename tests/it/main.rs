@@ -12,6 +12,7 @@
 
 mod browser;
 mod config;
+mod examples;
 mod support;
 
 mod narrow_way;
