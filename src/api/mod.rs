@@ -1,7 +1,7 @@
 //! The session API: how an upstream reads and writes the session of the request that it handles,
 //! and a back office any session.
 //!
-//! Served on its own listener. A call is found in the table of [`routes`], authorised by its
+//! Served on its own listener. A call is found in the table of `routes`, authorised by its
 //! token, read, and answered through [`Sessions`] alone. It does not know the proxy.
 
 mod answer;

@@ -10,9 +10,12 @@
     reason = "a test fails by panicking, and knows its environment"
 )]
 
+mod api;
 mod browser;
 mod config;
 mod examples;
+mod rotation;
 mod support;
+mod tidy;
 
 mod narrow_way;

@@ -12,8 +12,8 @@ mod webdriver;
 
 pub use self::browser::{Browser, Page};
 pub use self::cloakroom::Cloakroom;
-pub use self::script::{Called, Script};
-pub use self::upstream::Upstream;
+pub use self::script::{Call, Called, Script};
+pub use self::upstream::{Upstream, call};
 pub use self::webdriver::{Driver, Window};
 
 use std::time::Duration;
