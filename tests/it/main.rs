@@ -12,8 +12,11 @@
 
 mod api;
 mod browser;
+mod concurrency;
 mod config;
+mod cookies;
 mod examples;
+mod header_exchange;
 mod rotation;
 mod support;
 mod tidy;

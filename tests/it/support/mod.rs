@@ -6,12 +6,14 @@
 
 mod browser;
 mod cloakroom;
+mod redis;
 mod script;
 mod upstream;
 mod webdriver;
 
 pub use self::browser::{Browser, Page};
 pub use self::cloakroom::Cloakroom;
+pub(crate) use self::redis::RedisServer;
 pub use self::script::{Call, Called, Script};
 pub use self::upstream::{Upstream, call};
 pub use self::webdriver::{Driver, Window};
