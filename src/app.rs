@@ -7,7 +7,7 @@
 use std::num::NonZero;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{io, thread};
 
 use tokio::sync::{Semaphore, oneshot};
@@ -31,7 +31,7 @@ use crate::time::Clock;
 #[derive(Debug)]
 pub struct App {
     workers: Vec<Worker>,
-    tasks: Tasks,
+    tasks: Floors,
     drain_timeout: Duration,
     /// What the workers share.
     pub shared: Arc<Shared>,
@@ -41,6 +41,35 @@ pub struct App {
     pub api: Address,
     /// Where operators reach it.
     pub admin: Address,
+}
+
+/// The tasks of the process, in the order in which they are drained: requests in flight still call
+/// the session API, and operators still ask how it goes, when clients are taken no more.
+#[derive(Clone, Debug)]
+struct Floors {
+    /// Clients, and the upstreams that their requests go to.
+    public: Tasks,
+    /// The API, the admin listener, and the workers themselves.
+    inner: Tasks,
+}
+
+impl Floors {
+    fn new() -> Self {
+        Self { public: Tasks::new(), inner: Tasks::new() }
+    }
+
+    /// The same tasks, for another worker.
+    fn sibling(&self) -> Self {
+        Self { public: self.public.sibling(), inner: self.inner.sibling() }
+    }
+
+    /// Drains one after the other, both no longer than `deadline`. Whether all ended in time.
+    async fn drained(&self, deadline: Duration) -> bool {
+        let end = Instant::now() + deadline;
+        let public = self.public.drained(deadline).await;
+        let left = end.saturating_duration_since(Instant::now());
+        self.inner.drained(left).await && public
+    }
 }
 
 #[derive(Debug)]
@@ -192,7 +221,7 @@ impl App {
             &api_url,
             limits.body_idle_timeout,
         )?;
-        let tasks = Tasks::new();
+        let tasks = Floors::new();
         let crew = Arc::new(Crew {
             config: Arc::new(config),
             site: Arc::new(site),
@@ -211,7 +240,7 @@ impl App {
         Ok(Self { workers, tasks, drain_timeout: limits.drain_timeout, shared, public, api, admin })
     }
 
-    /// Begins the drain, waits for what is in flight, no longer than the drain's deadline, and ends
+    /// Begins the drain, of the public side first, waits for what is in flight, no longer than the drain's deadline, and ends
     /// the workers. Whether all of it ended in time.
     pub async fn stop(self) -> bool {
         let drained = self.tasks.drained(self.drain_timeout).await;
@@ -245,7 +274,7 @@ impl Crew {
         self: &Arc<Self>,
         index: usize,
         listeners: &Listeners,
-        tasks: &Tasks,
+        tasks: &Floors,
     ) -> io::Result<Worker> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listeners = listeners.try_clone()?;
@@ -254,7 +283,7 @@ impl Crew {
         // Tracked from here on, so that a drain at once waits for the workers' listeners.
         let serve = {
             let _in_runtime = runtime.enter();
-            tasks.run(crew.serve(index, listeners, tasks.clone()))
+            tasks.inner.run(crew.serve(index, listeners, tasks.clone()))
         };
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             runtime.block_on(async {
@@ -266,34 +295,35 @@ impl Crew {
     }
 
     /// Serves every listener until the drain begins.
-    async fn serve(self: Arc<Self>, index: usize, listeners: Listeners, tasks: Tasks) {
+    async fn serve(self: Arc<Self>, index: usize, listeners: Listeners, tasks: Floors) {
+        let Floors { public, inner } = tasks;
         let Some(store) = self.stores.of_worker(index) else { return };
         let sessions = Sessions::new(store, Arc::clone(&self.shared));
         let limits = self.config.limits.clone();
-        let proxy = Arc::new(Proxy::new(Arc::clone(&self.site), sessions.clone(), tasks.clone()));
+        let proxy = Arc::new(Proxy::new(Arc::clone(&self.site), sessions.clone(), public.clone()));
         for listener in listeners.public {
             let settings = Settings { protocol: Protocol::Http1, limits: limits.clone() };
             let connections = Arc::clone(&self.public_connections);
-            accept(listener, settings, connections, Arc::clone(&proxy), &tasks);
+            accept(listener, settings, connections, Arc::clone(&proxy), &public);
         }
         let api = Arc::new(Api::new(
             sessions.clone(),
-            tasks.clone(),
+            inner.clone(),
             &self.config.api.prefix,
             self.config.api.service_token.clone(),
             limits.body_idle_timeout,
         ));
         let settings = Settings { protocol: Protocol::Http1AndH2c, limits: limits.clone() };
         let connections = Arc::clone(&self.api_connections);
-        accept(listeners.api, settings.clone(), connections, api, &tasks);
+        accept(listeners.api, settings.clone(), connections, api, &inner);
         if index == 0 {
-            let admin = Arc::new(Admin::new(sessions.clone(), tasks.clone()));
+            let admin = Arc::new(Admin::new(sessions.clone(), public));
             let connections = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
             let settings = Settings { protocol: Protocol::Http1, limits };
-            accept(listeners.admin, settings, connections, admin, &tasks);
-            sweep(&sessions, &tasks).await;
+            accept(listeners.admin, settings, connections, admin, &inner);
+            sweep(&sessions, &inner).await;
         } else {
-            tasks.draining().await;
+            inner.draining().await;
         }
     }
 }
@@ -340,7 +370,8 @@ async fn sweep(sessions: &Sessions, tasks: &Tasks) {
 impl App {
     /// Begins the drain and waits for nothing: the workers end by themselves.
     pub fn abandon(self) {
-        self.tasks.drain();
+        self.tasks.public.drain();
+        self.tasks.inner.drain();
     }
 
     /// Says where it serves.

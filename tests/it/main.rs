@@ -21,4 +21,5 @@ mod rotation;
 mod support;
 mod tidy;
 
+mod drain;
 mod narrow_way;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use cloakroom::body::Body;
-use cloakroom::client::{Config, Pool, Target};
+use cloakroom::client::{Config, Error as FetchError, Pool, Target};
 use cloakroom::server::Tasks;
 use http::{HeaderMap, Request, StatusCode};
 use serde_json::Value;
@@ -109,6 +109,17 @@ impl Browser {
         headers: &[(&str, &str)],
         script: &Script,
     ) -> Page {
+        self.try_send(method, path, headers, script).await.expect("a response")
+    }
+
+    /// The same, where the proxy may be gone.
+    pub async fn try_send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        script: &Script,
+    ) -> Result<Page, FetchError> {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -128,14 +139,13 @@ impl Browser {
             request = request.header("cookie", cookies.join("; "));
         }
         let request = request.body(Body::empty()).unwrap();
-        let response =
-            self.pool.fetch(request, &self.tasks, 64 << 20, PATIENCE).await.expect("a response");
+        let response = self.pool.fetch(request, &self.tasks, 64 << 20, PATIENCE).await?;
         let (parts, body) = response.into_parts();
-        Page {
+        Ok(Page {
             status: parts.status,
             headers: parts.headers,
             body: String::from_utf8_lossy(&body).into_owned(),
-        }
+        })
     }
 
     /// Keeps the cookies of a page.

@@ -15,7 +15,7 @@ pub use self::browser::{Browser, Page};
 pub use self::cloakroom::Cloakroom;
 pub(crate) use self::redis::RedisServer;
 pub use self::script::{Call, Called, Script};
-pub use self::upstream::{Upstream, call};
+pub use self::upstream::{ANSWERED_AT, Upstream, call, elapsed};
 pub use self::webdriver::{Driver, Window};
 
 use std::time::Duration;

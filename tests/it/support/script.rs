@@ -9,6 +9,8 @@ pub struct Script {
     pub calls: Vec<Call>,
     /// A gate of the upstream to wait at before the answer; see [`super::Upstream::open`].
     pub wait: Option<String>,
+    /// The same, before the calls.
+    pub wait_before: Option<String>,
     pub status: Option<u16>,
     pub headers: Vec<(String, String)>,
     pub body: Option<String>,
@@ -70,6 +72,11 @@ impl Script {
 
     pub fn wait(mut self, gate: &str) -> Self {
         self.wait = Some(gate.to_owned());
+        self
+    }
+
+    pub fn wait_before(mut self, gate: &str) -> Self {
+        self.wait_before = Some(gate.to_owned());
         self
     }
 

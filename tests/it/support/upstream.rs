@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use cloakroom::body::{Body, collect};
 use cloakroom::client::{Pool, Target};
@@ -22,8 +23,20 @@ pub struct Seen {
     pub target: String,
     pub headers: Vec<(String, String)>,
     pub calls: Vec<Called>,
+    /// When its calls were answered: see [`elapsed`].
+    pub called_at: Duration,
     pub body: String,
 }
+
+/// How long this process of tests has run, so that an upstream and its clients can say what came
+/// first.
+pub fn elapsed() -> Duration {
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    BEGAN.get_or_init(Instant::now).elapsed()
+}
+
+/// Under which an upstream says when it began to answer, in microseconds of [`elapsed`].
+pub const ANSWERED_AT: &str = "x-answered-at";
 
 /// A running upstream.
 #[derive(Clone)]
@@ -56,7 +69,9 @@ impl Upstream {
         let handler = {
             let (state, tasks) = (Arc::clone(&state), tasks.clone());
             move |request: Request<Incoming>, _: Peer| {
-                answer(Arc::clone(&state), tasks.clone(), request)
+                // Like most sites it goes on, whether or not the proxy waits for the answer.
+                let page = tasks.run(answer(Arc::clone(&state), tasks.clone(), request));
+                async move { page.await.expect("a page") }
             }
         };
         let limits = Limits { header_bytes: 256 * 1024, ..Limits::default() };
@@ -79,6 +94,11 @@ impl Upstream {
     /// What its pages saw so far.
     pub fn seen(&self) -> Vec<Seen> {
         self.state.seen.lock().unwrap().clone()
+    }
+
+    /// Forgets what its pages saw, and answers it.
+    pub fn take_seen(&self) -> Vec<Seen> {
+        std::mem::take(&mut self.state.seen.lock().unwrap())
     }
 
     /// Opens a gate, for those that wait at it and those that will.
@@ -111,6 +131,13 @@ impl State {
     fn gate(&self, name: &str) -> watch::Sender<Gate> {
         self.gates.lock().unwrap().entry(name.to_owned()).or_default().clone()
     }
+
+    async fn wait(&self, gate: &str) {
+        let gate = self.gate(gate);
+        gate.send_modify(|gate| gate.arrived += 1);
+        let mut opened = gate.subscribe();
+        drop(opened.wait_for(|gate| gate.open).await.unwrap());
+    }
 }
 
 async fn answer(state: Arc<State>, tasks: Tasks, request: Request<Incoming>) -> Response<Body> {
@@ -129,6 +156,9 @@ async fn answer(state: Arc<State>, tasks: Tasks, request: Request<Incoming>) -> 
     let header = |wanted: &str| {
         headers.iter().find_map(|(name, value)| (name == wanted).then(|| value.clone()))
     };
+    if let Some(gate) = &script.wait_before {
+        state.wait(gate).await;
+    }
     let mut calls = Vec::new();
     for call in &script.calls {
         let url = header("x-session-url").expect("X-Session-Url");
@@ -140,20 +170,20 @@ async fn answer(state: Arc<State>, tasks: Tasks, request: Request<Incoming>) -> 
         target: parts.uri.to_string(),
         headers,
         calls,
+        called_at: elapsed(),
         body: String::from_utf8_lossy(&body).into_owned(),
     };
     state.seen.lock().unwrap().push(seen.clone());
     if let Some(gate) = &script.wait {
-        let gate = state.gate(gate);
-        gate.send_modify(|gate| gate.arrived += 1);
-        let mut opened = gate.subscribe();
-        drop(opened.wait_for(|gate| gate.open).await.unwrap());
+        state.wait(gate).await;
     }
     let shown = script.body.unwrap_or_else(|| serde_json::to_string(&seen).unwrap());
     let status = script.status.unwrap_or(200);
     let mut response =
         Response::new(if matches!(status, 204 | 304) { Body::empty() } else { Body::full(shown) });
     *response.status_mut() = http::StatusCode::from_u16(status).unwrap();
+    let answered_at = u64::try_from(elapsed().as_micros()).unwrap();
+    response.headers_mut().insert(ANSWERED_AT, answered_at.into());
     for (name, value) in script.headers {
         let name = http::HeaderName::from_bytes(name.as_bytes()).unwrap();
         response
@@ -163,7 +193,7 @@ async fn answer(state: Arc<State>, tasks: Tasks, request: Request<Incoming>) -> 
     response
 }
 
-/// One call of the session API, as any client would make it.
+/// One call of the session API, as any client would make it. Where nothing answers, status 0.
 pub async fn call(url: &str, token: &str, call: &Call, tasks: &Tasks) -> Called {
     let (authority, prefix) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
     let target: Target = format!("http://{authority}").parse().unwrap();
@@ -176,8 +206,12 @@ pub async fn call(url: &str, token: &str, call: &Call, tasks: &Tasks) -> Called 
         request = request.header(name, value);
     }
     let request = request.body(Body::full(call.body.clone())).unwrap();
-    let response =
-        pool.fetch(request, tasks, 64 << 20, PATIENCE).await.expect("an answer of the API");
+    let response = match pool.fetch(request, tasks, 64 << 20, PATIENCE).await {
+        Ok(response) => response,
+        Err(error) => {
+            return Called { status: 0, headers: Vec::new(), body: format!("{error:?}") };
+        }
+    };
     let headers = response
         .headers()
         .iter()

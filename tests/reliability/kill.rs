@@ -1,0 +1,179 @@
+//! SIGKILL in the midst of writes to SQLite: what was acknowledged is there afterwards.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use cloakroom::body::Body;
+use cloakroom::client::{Config, Pool, Target};
+use cloakroom::server::Tasks;
+use http::Request;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::process::{Addresses, Process, SERVICE_TOKEN};
+use crate::report::{Counted, Report};
+use crate::stores::directory;
+use crate::support::{Browser, PATIENCE, Script, Upstream};
+
+const KILLS: usize = 100;
+const CLIENTS: usize = 16;
+
+/// After so many rounds a client begins a new session.
+const LIFE: usize = 4;
+
+/// What the upstream was told of one session.
+#[derive(Default)]
+struct Ledger {
+    /// The highest number that an increment was answered.
+    counter: i64,
+    /// Values whose patch was answered.
+    keys: Vec<String>,
+}
+
+#[derive(Default)]
+struct Count {
+    acknowledged: usize,
+    unanswered: usize,
+    refused: usize,
+    lost: usize,
+    broken: usize,
+}
+
+pub async fn run(report: &mut Report) {
+    report
+        .row(
+            format!("kill -9 of the program while {CLIENTS} clients increment and set values, SQLite"),
+            format!("{KILLS} kills"),
+            "every write that was answered 2xx is there after the restart; PRAGMA integrity_check says ok",
+            kills(),
+        )
+        .await;
+}
+
+async fn kills() -> Counted {
+    let (directory, upstream, addresses) = (directory(), Upstream::start(), Addresses::free());
+    addresses.configure(directory.path(), upstream.address);
+    let mut ledgers = BTreeMap::new();
+    let mut browsers: Vec<_> = (0..CLIENTS).map(|_| Browser::to(addresses.public)).collect();
+    let mut count = Count::default();
+    let mut process = Process::start(directory.path(), &addresses).await;
+    for round in 0..KILLS {
+        for (number, browser) in browsers.iter_mut().enumerate() {
+            if (round + number) % LIFE == 0 {
+                *browser = Browser::to(addresses.public);
+            }
+        }
+        let mut load = JoinSet::new();
+        for (number, browser) in browsers.iter().enumerate() {
+            load.spawn(write_until_killed(browser.clone(), round * CLIENTS + number));
+        }
+        let moment = u64::from(cloakroom::random::bytes::<1>()[0]);
+        tokio::time::sleep(Duration::from_millis(20 + moment / 2)).await;
+        process.kill();
+        load.join_all().await;
+        let touched = enter(&upstream, &mut ledgers, &mut count).await;
+        process = Process::start(directory.path(), &addresses).await;
+        for id in touched {
+            verify(addresses.api, &id, &ledgers[&id], &mut count).await;
+        }
+        count.broken += usize::from(!is_sound(&directory.path().join("cloakroom.db")));
+    }
+    // Those of earlier rounds too, after all the kills.
+    for (id, ledger) in &ledgers {
+        verify(addresses.api, id, ledger, &mut count).await;
+    }
+    let Count { acknowledged, unanswered, refused, lost, broken } = count;
+    Counted {
+        text: format!(
+            "{acknowledged} writes acknowledged in {} sessions, {lost} lost; {unanswered} cut off without an answer, {refused} refused; {broken} of {KILLS} integrity checks failed",
+            ledgers.len()
+        ),
+        held: lost == 0 && broken == 0 && acknowledged > KILLS * CLIENTS,
+    }
+}
+
+/// A patch, then increments and patches, until nothing answers.
+async fn write_until_killed(browser: Browser, number: usize) {
+    for step in 0..400 {
+        let script = if step % 2 == 0 {
+            let key = format!("k{number}-{step}");
+            Script::new().header("x-key", &key).patch(&json!({"values": {key: step}}))
+        } else {
+            Script::new().call("POST", "/values/n/increment", "")
+        };
+        match browser.try_send("GET", "/", &[], &script).await {
+            Ok(page) => browser.keep(&page),
+            Err(_) => return,
+        }
+    }
+}
+
+/// Waits for the pages that still run, and writes down what they were told. Answers whose sessions
+/// they were.
+async fn enter(
+    upstream: &Upstream,
+    ledgers: &mut BTreeMap<String, Ledger>,
+    count: &mut Count,
+) -> Vec<String> {
+    // The connections of their calls are cut by then; they only have to notice.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut touched = Vec::new();
+    for seen in upstream.take_seen() {
+        let Some(call) = seen.calls.first() else { continue };
+        match call.status {
+            0 => count.unanswered += 1,
+            200 => {
+                count.acknowledged += 1;
+                let header = |name| {
+                    seen.headers
+                        .iter()
+                        .find_map(|(known, value)| (known == name).then(|| value.clone()))
+                };
+                let script: Script = serde_json::from_str(&header("x-script").unwrap()).unwrap();
+                let answer = call.json();
+                let id =
+                    answer["id"].as_str().map(str::to_owned).or_else(|| header("x-session-id"));
+                // An increment that made its session says a number only, and not whose.
+                let Some(id) = id else { continue };
+                let ledger: &mut Ledger = ledgers.entry(id.clone()).or_default();
+                match answer.as_i64() {
+                    Some(number) => ledger.counter = ledger.counter.max(number),
+                    None => ledger.keys.push(script.headers[0].1.clone()),
+                }
+                touched.push(id);
+            }
+            _ => count.refused += 1,
+        }
+    }
+    touched.sort();
+    touched.dedup();
+    touched
+}
+
+/// Reads a session as the back office does.
+async fn verify(api: SocketAddr, id: &str, ledger: &Ledger, count: &mut Count) {
+    let target: Target = format!("http://{api}").parse().unwrap();
+    let pool = Pool::new(target, Config { max_idle: 0, ..Config::default() });
+    let request = Request::get(format!("/_sessions/{id}/values"))
+        .header("authorization", format!("Bearer {SERVICE_TOKEN}"))
+        .body(Body::empty())
+        .unwrap();
+    let response = pool.fetch(request, &Tasks::new(), 1 << 20, PATIENCE).await.unwrap();
+    let values: Value = serde_json::from_slice(response.body()).unwrap();
+    if response.status() != 200 {
+        count.lost += ledger.keys.len() + usize::try_from(ledger.counter).unwrap();
+        return;
+    }
+    let counter = values["n"].as_i64().unwrap_or(0);
+    count.lost += usize::try_from((ledger.counter - counter).max(0)).unwrap();
+    count.lost += ledger.keys.iter().filter(|key| values.get(key.as_str()).is_none()).count();
+}
+
+fn is_sound(database: &Path) -> bool {
+    let connection = rusqlite::Connection::open(database).unwrap();
+    let said: String =
+        connection.query_row("PRAGMA integrity_check", (), |row| row.get(0)).unwrap();
+    said == "ok"
+}

@@ -1,0 +1,245 @@
+//! Requests around a log-in, whose answers come before, after and across its own.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use crate::report::{Counted, Report};
+use crate::stores::{ALL, Ground, Kind};
+use crate::support::{ANSWERED_AT, Browser, Page, Script, elapsed};
+
+const ROUNDS: usize = 1_000;
+
+/// Requests beside each log-in: those that made their calls before it and answer after it, those that
+/// race with it, those that race and then wait for it, those that come after its call and before its answer.
+const HELD: usize = 3;
+const RACING: usize = 8;
+const RACING_HELD: usize = 3;
+const LATE: usize = 6;
+const PARALLEL: usize = HELD + RACING + RACING_HELD + LATE;
+
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// One patch with the principal.
+    Patch,
+    /// As Django's example does: flush, then set.
+    FlushThenSet,
+}
+
+#[derive(Debug, Default)]
+struct Count {
+    /// Answers whose head certainly left after the log-in's call had returned, and those of them that
+    /// carried another cookie.
+    after: usize,
+    wrong: usize,
+    /// Answers that may have left before and came after, and those of them that carried another cookie.
+    crossing: usize,
+    crossed: usize,
+    /// How rounds ended: logged in at once, after another log-in, not at all.
+    at_once: usize,
+    again: usize,
+    stranded: usize,
+    /// Rounds that were not logged in at once though no cookie had crossed.
+    lost: usize,
+    not_answered: usize,
+}
+
+/// How the answers come to the browser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wire {
+    /// As they leave; the log-in's before those that wait for it.
+    LogInFirst,
+    /// As they leave; the log-in's last.
+    LogInLast,
+    /// All late and in any order, as on a bad mobile connection.
+    Shuffled,
+}
+
+/// An answer, and when it was there.
+struct Arrived {
+    page: Page,
+    at: Duration,
+}
+
+pub async fn run(report: &mut Report) {
+    for kind in ALL {
+        for (way, name) in
+            [(Way::Patch, "a patch"), (Way::FlushThenSet, "flush, then set (Django's way)")]
+        {
+            report
+                .row(
+                    format!(
+                        "{PARALLEL} requests (reads, increments, navigations) while one logs in by {name}, periodic rotation due; in a third of the rounds all answers come late and in any order; {}",
+                        kind.name()
+                    ),
+                    format!("{ROUNDS} log-ins"),
+                    "no head that left after the log-in's call had returned has another cookie than the log-in's; all end logged in, and without a second log-in where no cookie crossed",
+                    storm(kind, way),
+                )
+                .await;
+        }
+    }
+}
+
+async fn storm(kind: Kind, way: Way) -> Counted {
+    let ground = Ground::new(kind, "").await;
+    let mut count = Count::default();
+    for number in 0..ROUNDS {
+        let wires = [Wire::LogInFirst, Wire::LogInLast, Wire::Shuffled];
+        round(&ground, number, (way, wires[number % 3]), &mut count).await;
+        ground.upstream.take_seen();
+    }
+    let Count { after, wrong, crossing, crossed, at_once, again, stranded, lost, not_answered } =
+        count;
+    Counted {
+        text: format!(
+            "{after} answers left after, {wrong} with another cookie; {crossing} crossed the log-in, {crossed} with another cookie; \
+             logged in at once {at_once}, by a second log-in {again}, never {stranded}; {not_answered} not answered by the site"
+        ),
+        held: wrong == 0 && stranded == 0 && lost == 0 && not_answered == 0,
+    }
+}
+
+async fn round(ground: &Ground, number: usize, (way, wire): (Way, Wire), count: &mut Count) {
+    let Ground { upstream, cloakroom, .. } = ground;
+    let browser = Browser::new(cloakroom);
+    browser
+        .navigate("/", &Script::new().patch(&json!({"values": {"cart": [number], "n": 0}})))
+        .await;
+    cloakroom.pass(Duration::from_secs(3601));
+    let (answer, late) = (format!("answer-{number}"), format!("late-{number}"));
+
+    let mut others = JoinSet::new();
+    let mut send = |script: Script, kind: usize| {
+        let browser = browser.clone();
+        others.spawn(async move { arrive(&browser, &script, (kind, wire)).await });
+    };
+    for kind in 0..HELD {
+        send(work(kind).wait(&late), kind);
+    }
+    upstream.arrived(&late, HELD).await;
+    let place = usize::from(cloakroom::random::bytes::<1>()[0]) % (RACING + 1);
+    let mut log_in = JoinSet::new();
+    for kind in 0..=RACING {
+        if kind == place {
+            let (browser, script) = (browser.clone(), log_in_by(way).wait(&answer));
+            log_in.spawn(async move { arrive(&browser, &script, (0, wire)).await });
+        } else {
+            send(work(kind), kind);
+        }
+    }
+    for kind in 0..RACING_HELD {
+        send(Script::new().wait(&late), kind);
+    }
+    upstream.arrived(&answer, 1).await;
+    for kind in 0..LATE {
+        send(work(kind), kind);
+    }
+
+    let (mut log_in, mut others) = if wire == Wire::LogInFirst {
+        upstream.open(&answer);
+        let log_in = log_in.join_all().await.pop().unwrap();
+        upstream.arrived(&late, HELD + RACING_HELD).await;
+        upstream.open(&late);
+        (log_in, others.join_all().await)
+    } else {
+        upstream.open(&late);
+        let others = others.join_all().await;
+        upstream.open(&answer);
+        (log_in.join_all().await.pop().unwrap(), others)
+    };
+    if wire == Wire::Shuffled {
+        deliver(&browser, &mut log_in, &mut others);
+    }
+    judge(&browser, way, &log_in, &others, count).await;
+}
+
+/// The browser gets what was on its way, in any order.
+fn deliver(browser: &Browser, log_in: &mut Arrived, others: &mut [Arrived]) {
+    let mut answers: Vec<_> = others.iter_mut().chain([log_in]).collect();
+    answers.sort_by_cached_key(|_| cloakroom::random::bytes::<8>());
+    for answer in answers {
+        browser.keep(&answer.page);
+        answer.at = elapsed();
+    }
+}
+
+/// What a request beside the log-in does.
+fn work(kind: usize) -> Script {
+    match kind % 3 {
+        0 => Script::new().get(""),
+        1 => Script::new().call("POST", "/values/n/increment", ""),
+        _ => Script::new(),
+    }
+}
+
+fn log_in_by(way: Way) -> Script {
+    let patch = json!({"principal": "alice", "values": {"greeting": "hello"}});
+    match way {
+        Way::Patch => Script::new().patch(&patch),
+        Way::FlushThenSet => Script::new().call("DELETE", "", "").patch(&patch),
+    }
+}
+
+async fn arrive(browser: &Browser, script: &Script, (kind, wire): (usize, Wire)) -> Arrived {
+    let headers = match kind % 2 {
+        0 => [("sec-fetch-dest", "document"), ("sec-fetch-site", "none")],
+        _ => [("sec-fetch-dest", "empty"), ("sec-fetch-site", "same-origin")],
+    };
+    let page = browser.send_without_keeping("GET", "/", &headers, script).await;
+    if wire != Wire::Shuffled {
+        browser.keep(&page);
+    }
+    Arrived { page, at: elapsed() }
+}
+
+async fn judge(
+    browser: &Browser,
+    way: Way,
+    log_in: &Arrived,
+    others: &[Arrived],
+    count: &mut Count,
+) {
+    let seen = log_in.page.seen();
+    assert!(seen.calls.iter().all(|call| call.status < 300), "{:?}", seen.calls);
+    let lines = log_in.page.set_cookies();
+    assert_eq!(lines.len(), 1, "a log-in sets its cookie");
+    let fresh = value_of(&lines[0]);
+    let crossed_before = count.crossed;
+    for other in others {
+        let Some(answered_at) = other.page.header(ANSWERED_AT) else {
+            count.not_answered += 1;
+            continue;
+        };
+        let answered_at = Duration::from_micros(answered_at.parse().unwrap());
+        let carries_another = other.page.set_cookies().iter().any(|line| value_of(line) != fresh);
+        if answered_at > seen.called_at {
+            count.after += 1;
+            count.wrong += usize::from(carries_another);
+        } else if other.at > seen.called_at {
+            count.crossing += 1;
+            count.crossed += usize::from(carries_another);
+        }
+    }
+    if is_alice(browser).await {
+        count.at_once += 1;
+        return;
+    }
+    count.lost += usize::from(count.crossed == crossed_before);
+    browser.navigate("/", &log_in_by(way)).await;
+    if is_alice(browser).await {
+        count.again += 1;
+    } else {
+        count.stranded += 1;
+    }
+}
+
+async fn is_alice(browser: &Browser) -> bool {
+    let page = browser.navigate("/", &Script::new().get("")).await;
+    page.last().status == 200 && page.json()["principal"] == "alice"
+}
+
+fn value_of(line: &str) -> String {
+    cookie::Cookie::parse(line).unwrap().value().to_owned()
+}

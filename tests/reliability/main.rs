@@ -1,0 +1,79 @@
+//! What is too slow for every commit: each scenario is repeated until its count means something, and
+//! becomes rows of `docs/reliability.md`. `tests/reliability/run` runs it.
+//!
+//! `reliability ROWS [SCENARIO…]` writes the rows into the file ROWS and fails where one does not hold.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a test fails by panicking, knows its environment, says how it goes, and exports nothing"
+)]
+
+mod drain;
+mod economy;
+mod increments;
+mod kill;
+mod log_in_storm;
+mod process;
+mod report;
+mod rotation_storm;
+mod stores;
+
+#[path = "../it/support/redis.rs"]
+#[expect(dead_code, reason = "the kit of other tests too")]
+mod redis;
+#[path = "../it/support/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "the kit of other tests too")]
+mod support;
+
+use std::fs::File;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use self::report::Report;
+
+const SCENARIOS: [&str; 7] =
+    ["log-in-storm", "rotation-storm", "economy", "made-up-cookies", "kill", "increments", "drain"];
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let path = arguments.next().expect("the file for the rows");
+    let mut wanted: Vec<String> = arguments.collect();
+    if wanted.is_empty() {
+        wanted = SCENARIOS.map(str::to_owned).to_vec();
+    }
+    let mut report = Report::default();
+    for name in wanted {
+        // A scenario that panics is a row that does not hold; the others still run.
+        let rows = std::panic::catch_unwind(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let mut report = Report::default();
+            runtime.unwrap().block_on(run(&name, &mut report));
+            report
+        });
+        match rows {
+            Ok(rows) => report.extend(rows),
+            Err(_) => report.panicked(&name),
+        }
+        File::create(&path)
+            .and_then(|mut file| file.write_all(report.to_string().as_bytes()))
+            .unwrap();
+    }
+    if report.held() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+async fn run(name: &str, report: &mut Report) {
+    match name {
+        "log-in-storm" => log_in_storm::run(report).await,
+        "rotation-storm" => rotation_storm::run(report).await,
+        "economy" => economy::pages(report).await,
+        "made-up-cookies" => economy::made_up_cookies(report).await,
+        "kill" => kill::run(report).await,
+        "increments" => increments::run(report).await,
+        "drain" => drain::run(report).await,
+        other => panic!("no such scenario: {other}; there are {SCENARIOS:?}"),
+    }
+}

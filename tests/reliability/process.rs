@@ -1,0 +1,111 @@
+//! The program itself, as another process.
+
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use cloakroom::client::{self, Target};
+use cloakroom::server::Tasks;
+use http::uri::PathAndQuery;
+
+use crate::support::PATIENCE;
+
+/// A running `cloakroom`. Dropping it kills it.
+pub struct Process {
+    child: Child,
+}
+
+/// Where the next one listens, and how it is configured.
+pub struct Addresses {
+    pub public: SocketAddr,
+    pub api: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+pub const SERVICE_TOKEN: &str = "the-service-token-of-the-tests";
+
+impl Addresses {
+    /// Ports that are free now.
+    pub fn free() -> Self {
+        let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [public, api, admin] = listeners.map(|listener| listener.local_addr().unwrap());
+        Self { public, api, admin }
+    }
+
+    /// Writes the configuration into `directory`, which is the state directory too.
+    pub fn configure(&self, directory: &Path, upstream: SocketAddr) {
+        let Self { public, api, admin } = self;
+        let text = format!(
+            "[[listen]]\naddress = \"{public}\"\n[api]\naddress = \"{api}\"\nservice_token = \"{SERVICE_TOKEN}\"\n\
+             [admin]\naddress = \"{admin}\"\n[log]\naccess = false\n[store]\nurl = \"sqlite:cloakroom.db\"\n\
+             [[route]]\nupstream = \"http://{upstream}\"\n"
+        );
+        std::fs::write(directory.join("cloakroom.toml"), text).unwrap();
+    }
+}
+
+impl Process {
+    /// Starts it, and waits until it is ready.
+    pub async fn start(directory: &Path, addresses: &Addresses) -> Self {
+        let log = File::options().create(true).append(true).open(directory.join("log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_cloakroom"))
+            .arg("run")
+            .arg("--config")
+            .arg(directory.join("cloakroom.toml"))
+            .env("STATE_DIRECTORY", directory)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let process = Self { child };
+        let target: Target = format!("http://{}", addresses.admin).parse().unwrap();
+        let ready = async {
+            let path = PathAndQuery::from_static("/ready");
+            while !client::get(&target, path.clone(), &Tasks::new(), 1 << 16, PATIENCE)
+                .await
+                .is_ok_and(|response| response.status() == 200)
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, ready).await.is_err() {
+            let log = std::fs::read_to_string(directory.join("log")).unwrap();
+            panic!("it is not ready:\n{log}");
+        }
+        process
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) {
+        let status = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Waits for its end, no longer than the tests' patience and the drain's.
+    pub async fn ended(&mut self) -> Option<ExitStatus> {
+        for _ in 0..4000 {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return Some(status);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        None
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // One that has ended needs no killing.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
