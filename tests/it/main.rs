@@ -12,6 +12,7 @@
 
 mod api;
 mod browser;
+mod caches;
 mod concurrency;
 mod config;
 mod cookies;
