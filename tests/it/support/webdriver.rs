@@ -1,4 +1,4 @@
-//! A real browser: Debian's chromium, driven by chromedriver over the W3C WebDriver protocol.
+//! A real browser: Debian's chromium, driven by chromedriver over the W3C `WebDriver` protocol.
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -51,7 +51,7 @@ impl Driver {
         let body = body.map_or_else(Body::empty, |body| Body::full(body.to_string()));
         let request = Request::builder().method(method).uri(path).body(body).unwrap();
         let response =
-            self.pool.fetch(request, &self.tasks, 64 << 20, Duration::from_secs(60)).await;
+            self.pool.fetch(request, &self.tasks, 64 << 20, Duration::from_mins(1)).await;
         let response = response.map_err(|error| error.to_string())?;
         let mut answer: Value =
             serde_json::from_slice(response.body()).map_err(|error| error.to_string())?;
