@@ -1,4 +1,65 @@
 //! Cloakroom: a sidecar reverse proxy that gives sessions to web sites that have none.
+//!
+//! # The life of a request
+//!
+//! A worker accepts the connection ([`server`]) and hands the request to [`proxy::Proxy`], which
+//!
+//! 1. refuses what is malformed, and finds the route;
+//! 2. takes the session cookie out, and what a client may not send;
+//! 3. opens the session that the cookie names ([`sessions::Sessions::open`]): tokens are verified by
+//!    the key ring before the store is asked, and [`session::rotation`] says what they are worth;
+//! 4. adds the session's headers and forwards the request ([`client`]).
+//!
+//! While the upstream works on it, it may call the session API ([`api`]), which enters from the side:
+//! the request token leads to the request's entry in the table of requests in flight, and a
+//! [`session::patch::Patch`] is applied to the record in the store in one atomic step.
+//!
+//! When the upstream's response head comes, [`sessions::Sessions::commit`] waits for calls that are
+//! running, applies what was asked for by header, writes the use down, and decides the one
+//! Set-Cookie. Then the head goes on, cleaned and kept from caches, and the body streams.
+//!
+//! # The floors
+//!
+//! Imports point down only; modules on one floor do not know each other, save where `·` orders them
+//! from left to right. `tests/it/tidy.rs` enforces it.
+//!
+//! ```text
+//! 9  main                               arguments to exit code
+//! 8  cli → demo                         the commands; the demo site
+//! 7  app                                composition: Config -> App -> drain
+//! 6  config                             TOML -> typed; alone knows TOML, env names and defaults
+//! 5  proxy · api · admin                the HTTP services
+//! 4  sessions → wire                    policy, cookie and store meet; the JSON of patches and sessions
+//! 3  store                              where records live: memory, SQLite, Redis
+//! 2  session                            pure: ids and tokens, record and patch, policy, cookie
+//! 1  server · client · log              sockets, accept, drain; the way out
+//! 0  body metrics random secret socket tasks time   vocabulary
+//! ```
+//!
+//! Each module owns the plain `Config` that it consumes, and [`config`] produces them, so nothing
+//! reaches for a global. Every worker is a thread with a runtime, upstream pools and a store
+//! connection of its own, and accepts on every listener; what workers share is small: requests in
+//! flight, metrics, configuration, and the embedded stores.
+//!
+//! # Invariants
+//!
+//! 1. [`session`] does no I/O, never awaits and never reads a clock: `now` is an argument.
+//! 2. Whether a session is alive is decided by [`session::policy`] when it is loaded; a store's
+//!    time to live is garbage collection.
+//! 3. A store error is never "no session". Only an answer that there is none is.
+//! 4. The cookie token exists in the cookie and in its type. Stores, upstreams, the API and logs see
+//!    the id.
+//! 5. A write takes effect in the store before anyone is told that it did, and never brings back what
+//!    was destroyed.
+//! 6. Work that must not be lost when the client hangs up runs as a tracked task: the server drops a
+//!    handler whose client is gone.
+//! 7. The public listener never reaches [`api`] or [`admin`].
+//! 8. A client's copies of our request headers, and an upstream's copies of our cookie and of our
+//!    response headers, never pass.
+//! 9. Only [`config`] knows TOML and the environment; only [`wire`] knows the JSON of patches,
+//!    sessions and problems; only [`time`] reads the clock.
+//! 10. Every spawned task has an owner and ends at the drain; every wait has a deadline; every queue
+//!     and buffer has a bound.
 
 pub mod admin;
 pub mod api;

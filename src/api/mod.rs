@@ -1,7 +1,7 @@
 //! The session API: how an upstream reads and writes the session of the request that it handles,
 //! and a back office any session.
 //!
-//! Served on its own listener. A call is found in the table of [`routes`], authorised by its
+//! Served on its own listener. A call is found in the table of `routes`, authorised by its
 //! token, read, and answered through [`Sessions`] alone. It does not know the proxy.
 
 mod answer;
@@ -26,7 +26,6 @@ use tracing::{debug, error};
 use crate::body::Body;
 use crate::secret::Secret;
 use crate::server::{Handler, Peer, Tasks};
-use crate::session::id::Id;
 use crate::session::token::RequestToken;
 use crate::sessions::{Exchange, Sessions};
 
@@ -104,8 +103,9 @@ impl Api {
             Authority::Request if matched.route.path.starts_with("/principal") => {
                 let exchange = self.exchange(parts)?;
                 Self::no_query(parts)?;
-                let id =
-                    matched.parameter.map(|id| Id::parse(id).ok_or_else(problem::no_such_session));
+                let id = matched
+                    .parameter
+                    .map(|id| routes::id_of(id).ok_or_else(problem::no_such_session));
                 let id = id.transpose()?;
                 self.finish(call, OfPrincipal { sessions, exchange, id }.answer(call)).await
             }

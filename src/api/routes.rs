@@ -1,6 +1,7 @@
 //! The one table of the API's routes: it feeds the matcher, `Allow` and the OpenAPI document.
 
 use http::Method;
+use percent_encoding::percent_decode_str;
 
 use crate::session::id::Id;
 
@@ -178,8 +179,13 @@ pub(super) fn find<'a>(prefix: &str, path: &'a str) -> Option<Matched<'a>> {
     }
     let rest = rest.strip_prefix('/')?;
     let (id, rest) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let id = Id::parse(id)?;
+    let id = id_of(id)?;
     match_under(&[Scope::Session], rest, |_| Authority::Service(Some(id)))
+}
+
+/// The id in a path. Clients may encode any character of it.
+pub(super) fn id_of(segment: &str) -> Option<Id> {
+    Id::parse(&percent_decode_str(segment).decode_utf8().ok()?)
 }
 
 fn match_under<'a>(
@@ -263,6 +269,11 @@ mod tests {
         assert_eq!(
             check("/_sessions/AAAAAAAAAAAAAAAAAAAAAA"),
             Some(("", Authority::Service(Some(id)), None))
+        );
+        let dashes = Id::from_bytes([0xff; 16]);
+        assert_eq!(
+            check("/_sessions/%5F%5f___________________w"),
+            Some(("", Authority::Service(Some(dashes)), None))
         );
         assert_eq!(
             check("/_sessions/AAAAAAAAAAAAAAAAAAAAAA/values/k"),

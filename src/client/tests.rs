@@ -1,3 +1,5 @@
+//! The client, on real sockets.
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -179,9 +179,13 @@ async fn say(api: &Api, text: &str) -> Result<(), Error> {
     api.set("flash", &json!(text)).await
 }
 
-/// Takes the message that the page before has left.
+/// Takes the message that the page before has left. Through a cookie that another response has just
+/// replaced nothing can be taken; the page is shown without.
 async fn flash(api: &Api) -> Result<Option<String>, Error> {
-    let text = api.pop("flash").await?;
+    let text = match api.pop("flash").await {
+        Err(Error::Refused(problem)) if problem.status == 409 => None,
+        popped => popped?,
+    };
     Ok(text.and_then(|text| serde_json::from_str(text.get()).ok()))
 }
 

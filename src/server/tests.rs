@@ -1,3 +1,5 @@
+//! The server, on real sockets.
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

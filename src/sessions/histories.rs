@@ -44,7 +44,7 @@ enum Step {
 
 struct Sent {
     tracked: Tracked,
-    sent_at: Timestamp,
+    at: Timestamp,
     presented: Option<Id>,
 }
 
@@ -124,7 +124,7 @@ impl World {
         if let Some(id) = opened.tracked.exchange().id() {
             assert!(!self.destroyed.contains(&id), "a session that was ended is served again");
         }
-        self.requests.push(Sent { tracked: opened.tracked, sent_at: self.clock.now(), presented });
+        self.requests.push(Sent { tracked: opened.tracked, at: self.clock.now(), presented });
     }
 
     async fn change(&mut self, at: usize, patch: Patch) {
@@ -224,7 +224,7 @@ impl World {
     fn pass(&mut self, duration: Duration) {
         let latest = self.clock.now() + duration;
         self.responses.retain(|response| latest < response.sent_at + GRACE);
-        self.requests.retain(|sent| latest < sent.sent_at + GRACE);
+        self.requests.retain(|sent| latest < sent.at + GRACE);
         self.clock.advance(duration);
     }
 

@@ -6,12 +6,33 @@
     clippy::panic,
     clippy::missing_panics_doc,
     clippy::disallowed_methods,
+    clippy::format_push_string,
+    clippy::format_collect,
+    clippy::needless_pass_by_value,
+    clippy::too_many_lines,
     unreachable_pub,
-    reason = "a test fails by panicking, and knows its environment"
+    reason = "a test fails by panicking, knows its environment, and reads better than it runs"
+)]
+#![expect(
+    dead_code,
+    unused_imports,
+    reason = "tests/reliability shares the kit, and needs more of it"
 )]
 
+mod admin;
+mod api;
+mod browser;
+mod caches;
+mod concurrency;
 mod config;
+mod cookies;
+mod examples;
+mod header_exchange;
+mod proxy_headers;
+mod proxy_streams;
+mod rotation;
 mod support;
+mod tidy;
 
 mod drain;
 mod narrow_way;

@@ -156,7 +156,7 @@ fn configuration(upstream: &Upstream, toml: &str) -> String {
                     .collect();
                 text.insert_str(at + head.len(), &format!("{}\n", lines.join("\n")));
             }
-            None => text.push_str(&format!("{head}{body}\n")),
+            None => text += &format!("{head}{body}\n"),
         }
     };
     section("[listen]", "address = \"127.0.0.1:0\"".to_owned());
@@ -166,7 +166,7 @@ fn configuration(upstream: &Upstream, toml: &str) -> String {
     section("store", "url = \"memory:\"".to_owned());
     text = text.replace("UPSTREAM", &upstream.url());
     if !text.contains("[[route]]") {
-        text.push_str(&format!("[[route]]\nupstream = \"{}\"\n", upstream.url()));
+        text += &format!("[[route]]\nupstream = \"{}\"\n", upstream.url());
     }
     text
 }

@@ -6,13 +6,18 @@
 
 mod browser;
 mod cloakroom;
+pub mod raw;
+mod redis;
 mod script;
 mod upstream;
+mod webdriver;
 
 pub use self::browser::{Browser, Page};
-pub use self::cloakroom::Cloakroom;
-pub use self::script::{Called, Script};
-pub use self::upstream::{ANSWERED_AT, Upstream, elapsed};
+pub use self::cloakroom::{Cloakroom, KEY};
+pub(crate) use self::redis::RedisServer;
+pub use self::script::{Call, Called, Script};
+pub use self::upstream::{ANSWERED_AT, Seen, Upstream, call, elapsed};
+pub use self::webdriver::{Driver, Window};
 
 use std::time::Duration;
 

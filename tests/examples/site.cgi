@@ -1,0 +1,22 @@
+#!/bin/sh
+# A CGI script on curl.
+
+session() { # METHOD PATH [BODY]
+  curl --silent --fail --request "$1" --header "X-Session-Token: $HTTP_X_SESSION_TOKEN" \
+    ${3:+--data-raw "$3"} "$HTTP_X_SESSION_URL$2"
+}
+
+case "$PATH_INFO" in
+/login) # check the password first; a name is letters here
+  session PATCH "" "{\"principal\": \"${QUERY_STRING#name=}\"}" >/dev/null
+  printf 'Status: 303 See Other\nLocation: /\n\n'
+  ;;
+/logout)
+  session DELETE ""
+  printf 'Status: 303 See Other\nLocation: /\n\n'
+  ;;
+*)
+  visits=$(session POST /values/visits/increment)
+  printf 'Content-Type: text/plain\n\nHello %s, visit %s\n' "${HTTP_X_SESSION_PRINCIPAL:-stranger}" "$visits"
+  ;;
+esac

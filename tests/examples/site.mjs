@@ -1,0 +1,26 @@
+// node site.mjs 3000
+import { createServer } from "node:http";
+
+async function session(request, method, path, body) {
+  const answer = await fetch(request.headers["x-session-url"] + path, {
+    method,
+    headers: { "X-Session-Token": request.headers["x-session-token"] },
+    body: body && JSON.stringify(body),
+  });
+  return answer.status === 204 ? null : answer.json();
+}
+
+createServer(async (request, response) => {
+  const url = new URL(request.url, "http://site");
+  if (url.pathname === "/login") {
+    // check the password first
+    await session(request, "PATCH", "", { principal: url.searchParams.get("name") });
+  } else if (url.pathname === "/logout") {
+    await session(request, "DELETE", "");
+  } else {
+    const visits = await session(request, "POST", "/values/visits/increment");
+    const name = request.headers["x-session-principal"] ?? "stranger";
+    return response.setHeader("Content-Type", "text/plain").end(`Hello ${name}, visit ${visits}\n`);
+  }
+  response.writeHead(303, { Location: "/" }).end();
+}).listen(Number(process.argv[2]), "127.0.0.1");

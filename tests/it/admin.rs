@@ -1,0 +1,223 @@
+//! What operators reach, and what the program says when it is run.
+
+use std::fs;
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cloakroom::server::Tasks;
+
+use crate::support::raw::exchange;
+use crate::support::{Browser, Cloakroom, KEY, PATIENCE, RedisServer, Script, Upstream};
+
+#[tokio::test]
+async fn it_says_whether_it_lives_is_ready_and_what_happened() {
+    let upstream = Upstream::start();
+    let mut server = Some(RedisServer::start(&[]));
+    let toml =
+        format!("[store]\nurl = \"redis://127.0.0.1:{}/0\"\n", server.as_ref().unwrap().port());
+    let cloakroom = Cloakroom::with(&upstream, &toml).await;
+    assert_eq!(cloakroom.admin_get("/live").await.0, 200);
+    assert_eq!(cloakroom.admin_get("/ready").await.0, 200);
+    assert_eq!(cloakroom.admin_get("/nothing").await.0, 404);
+    let browser = Browser::new(&cloakroom);
+    browser
+        .navigate("/", &Script::new().call("PUT", "/values/a", "1").call("POST", "/rotate", ""))
+        .await;
+    let (_, metrics) = cloakroom.admin_get("/metrics").await;
+    for line in [
+        "cloakroom_requests_total{outcome=\"Forwarded\"} 1",
+        "cloakroom_session_events_total{event=\"Created\"} 1",
+        "cloakroom_session_events_total{event=\"Rotated\"} 1",
+        "cloakroom_requests_in_flight 0",
+        "cloakroom_store_seconds_count{operation=\"create\"} 1",
+    ] {
+        assert!(metrics.lines().any(|known| known == line), "{line} is not in\n{metrics}");
+    }
+    // Without its store it is alive, not ready; a request with a session fails, and keeps its cookie.
+    server.take();
+    assert_eq!(cloakroom.admin_get("/live").await.0, 200);
+    assert_eq!(cloakroom.admin_get("/ready").await.0, 503);
+    let page = browser.navigate("/", &Script::new()).await;
+    assert_eq!(
+        (page.status.as_u16(), page.header("retry-after"), page.set_cookies().len()),
+        (503, Some("1"), 0)
+    );
+    let stranger =
+        Browser::new(&cloakroom).navigate("/", &Script::new().call("PUT", "/values/a", "1")).await;
+    assert_eq!(
+        (stranger.last().status, stranger.last().code().as_str()),
+        (503, "store_unavailable")
+    );
+    assert_eq!(stranger.last().header("retry-after"), Some("1"));
+}
+
+#[tokio::test]
+async fn where_the_route_says_so_pages_go_out_without_a_session() {
+    let upstream = Upstream::start();
+    let server = RedisServer::start(&[]);
+    let toml = format!(
+        "[store]\nurl = \"redis://127.0.0.1:{}/0\"\non_error = \"anonymous\"\n",
+        server.port()
+    );
+    let cloakroom = Cloakroom::with(&upstream, &toml).await;
+    let browser = Browser::new(&cloakroom);
+    browser.navigate("/", &Script::new().call("PUT", "/values/a", "1")).await;
+    drop(server);
+    let page = browser.navigate("/", &Script::new().get("").call("PUT", "/values/a", "2")).await;
+    assert_eq!(
+        (page.status.as_u16(), page.saw("x-session-error").as_deref()),
+        (200, Some("store_unavailable"))
+    );
+    assert!(page.calls().iter().all(|called| called.code() == "store_unavailable"));
+    assert_eq!(page.set_cookies(), [""; 0]);
+}
+
+/// The program, with its standard error.
+struct Program {
+    process: Child,
+    log: std::path::PathBuf,
+    directory: tempfile::TempDir,
+}
+
+impl Program {
+    fn run(public: std::net::SocketAddr, upstream: &Upstream, toml: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, log) = (directory.path().join("c.toml"), directory.path().join("log"));
+        let text = format!(
+            "{toml}\n[[listen]]\naddress = \"{public}\"\n[api]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"unix:{}/admin\"\n\
+             [session]\nkeys = [\"{KEY}\"]\n[[route]]\nupstream = \"{}\"\n",
+            directory.path().display(),
+            upstream.url()
+        );
+        fs::write(&file, text).unwrap();
+        let process = Command::new(env!("CARGO_BIN_EXE_cloakroom"))
+            .args(["run", "--config", file.to_str().unwrap()])
+            .env("STATE_DIRECTORY", directory.path())
+            .stderr(fs::File::create(&log).unwrap())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { process, log, directory }
+    }
+
+    fn health(&self) -> i32 {
+        let file = self.directory.path().join("c.toml");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
+        let health = command
+            .args(["health", "--config", file.to_str().unwrap()])
+            .env("STATE_DIRECTORY", self.directory.path());
+        health.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().code().unwrap()
+    }
+
+    async fn is_ready(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.health() != 0 {
+            assert!(Instant::now() < deadline, "{}", fs::read_to_string(&self.log).unwrap());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn terminate(&self) {
+        assert!(
+            Command::new("kill").arg(self.process.id().to_string()).status().unwrap().success()
+        );
+    }
+
+    async fn ended(&mut self) -> i32 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status.code().unwrap_or(-1);
+            }
+            assert!(Instant::now() < deadline, "the program does not end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn log(&self) -> String {
+        let mut text = String::new();
+        fs::File::open(&self.log).unwrap().read_to_string(&mut text).unwrap();
+        if let Some(kept) = std::env::var_os("CLOAKROOM_TEST_LOG") {
+            fs::write(
+                std::path::Path::new(&kept).join(format!("program-{}.log", self.process.id())),
+                &text,
+            )
+            .unwrap();
+        }
+        text
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test]
+async fn the_program_logs_requests_and_drains_on_sigterm() {
+    for (format, session) in [("text", "session="), ("json", "\"session\":")] {
+        let upstream = Upstream::start();
+        let public = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let toml = format!(
+            "[log]\nformat = \"{format}\"\nlevel = \"trace\"\n[store]\nurl = \"sqlite:s.db\"\n"
+        );
+        let mut program = Program::run(public, &upstream, &toml);
+        program.is_ready().await;
+        let browser = Browser::to(public);
+        let page = browser
+            .navigate("/page?secret=query", &Script::new().call("PUT", "/values/a", "1"))
+            .await;
+        let id = page.json()["id"].as_str().unwrap().to_owned();
+        // A second one cannot listen where this one does, and says so.
+        let mut second = Program::run(public, &upstream, "[store]\nurl = \"memory:\"\n");
+        assert_eq!(second.ended().await, 1);
+        assert!(second.log().contains(&format!("cannot listen on {public}")), "{}", second.log());
+        // What is in flight ends; nobody is taken any more.
+        let held = tokio::spawn({
+            let browser = browser.clone();
+            async move { browser.navigate("/held", &Script::new().wait("gate")).await }
+        });
+        upstream.arrived("gate", 1).await;
+        program.terminate();
+        let deadline = Instant::now() + PATIENCE;
+        while std::net::TcpStream::connect(public).is_ok() {
+            assert!(Instant::now() < deadline, "it still takes connections");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        upstream.open("gate");
+        assert_eq!(held.await.unwrap().status.as_u16(), 200);
+        assert_eq!(program.ended().await, 0);
+        let log = program.log();
+        let line =
+            log.lines().find(|line| line.contains("/page")).unwrap_or_else(|| panic!("{log}"));
+        assert!(line.contains(session) && line.contains(&id), "{line}");
+        assert!(
+            !log.contains("secret=query") && !log.contains(&browser.cookie().unwrap()),
+            "{log}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn it_listens_on_unix_sockets_too() {
+    let upstream = Upstream::start();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("api.sock");
+    let toml = format!("[api]\naddress = \"unix:{}\"\n", path.display());
+    let cloakroom = Cloakroom::with(&upstream, &toml).await;
+    let page = Browser::new(&cloakroom).navigate("/", &Script::new()).await;
+    let told = page.saw("x-session-url").unwrap();
+    assert!(told.starts_with("http+unix://%2F") && told.ends_with("/_session"), "{told}");
+    let path = "/_session".parse().unwrap();
+    let target = format!("unix:{}", directory.path().join("api.sock").display()).parse().unwrap();
+    let answer =
+        cloakroom::client::get(&target, path, &Tasks::new(), 1 << 16, PATIENCE).await.unwrap();
+    assert_eq!(answer.status().as_u16(), 401);
+    let answer =
+        exchange(cloakroom.public(), "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            .await;
+    assert!(answer.starts_with("HTTP/1.1 200"));
+}

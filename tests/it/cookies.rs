@@ -1,0 +1,248 @@
+//! Which cookie goes out, and when.
+
+use std::time::Duration;
+
+use cloakroom::metrics::Event;
+use serde_json::{Value, json};
+
+use crate::support::{Browser, Cloakroom, Script, Upstream};
+
+const DAY: Duration = Duration::from_hours(24);
+
+fn write() -> Script {
+    Script::new().call("PUT", "/values/x", "1")
+}
+
+fn read() -> Script {
+    Script::new().get("")
+}
+
+async fn started(toml: &str) -> (Upstream, Cloakroom, Browser) {
+    let upstream = Upstream::start();
+    let cloakroom = Cloakroom::with(&upstream, toml).await;
+    let browser = Browser::new(&cloakroom);
+    (upstream, cloakroom, browser)
+}
+
+#[tokio::test]
+async fn a_cookie_is_set_as_configured() {
+    for (toml, expected) in [
+        ("", "__Host-id=TOKEN; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=1209600"),
+        (
+            "[session]\nexpire_at_browser_close = true\n",
+            "__Host-id=TOKEN; HttpOnly; SameSite=Lax; Secure; Path=/",
+        ),
+        (
+            "[session]\nidle_timeout = \"10m\"\nabsolute_timeout = \"5m\"\n",
+            "__Host-id=TOKEN; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=300",
+        ),
+        (
+            "[cookie]\nsecure = false\nname = \"s\"\nsame_site = \"Strict\"\n",
+            "s=TOKEN; HttpOnly; SameSite=Strict; Path=/; Max-Age=1209600",
+        ),
+    ] {
+        let (_upstream, _cloakroom, browser) = started(toml).await;
+        let page = browser.navigate("/", &write()).await;
+        let line = page.header("set-cookie").unwrap();
+        let token = line.split_once('=').unwrap().1.split(';').next().unwrap();
+        assert_eq!(token.len(), 48);
+        assert_eq!(line.replace(token, "TOKEN"), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_hundred_pages_in_a_minute_cost_two_writes_and_no_more_than_one_cookie() {
+    let (_upstream, cloakroom, browser) = started("").await;
+    browser.navigate("/", &write()).await;
+    cloakroom.pass(Duration::from_secs(61));
+    let mut cookies = 0;
+    for _ in 0..100 {
+        cookies += browser.navigate("/", &Script::new()).await.set_cookies().len();
+        cloakroom.pass(Duration::from_millis(600));
+    }
+    let writes = cloakroom.metrics().store_calls("use") + cloakroom.metrics().store_calls("patch");
+    assert!(writes <= 2, "{writes} writes");
+    assert!(cookies <= 1, "{cookies} cookies");
+}
+
+#[tokio::test]
+async fn max_age_slides_with_the_session() {
+    let (_upstream, cloakroom, browser) = started("[session]\nrotate_every = \"never\"\n").await;
+    browser.navigate("/", &write()).await;
+    let cookie = browser.cookie();
+    cloakroom.pass(Duration::from_secs(86_399));
+    assert_eq!(browser.navigate("/", &read()).await.set_cookies(), [""; 0]);
+    cloakroom.pass(Duration::from_secs(61));
+    let page = browser.navigate("/", &read()).await;
+    assert!(page.set_cookies()[0].ends_with("Max-Age=1209600"));
+    assert_eq!(browser.cookie(), cookie);
+    // Used every ten days it lives for ever; unused for longer than the idle timeout it ends.
+    for _ in 0..5 {
+        cloakroom.pass(DAY * 10);
+        assert_eq!(browser.navigate("/", &read()).await.json()["values"], json!({"x": 1}));
+    }
+    cloakroom.pass(DAY * 15);
+    assert_eq!(browser.navigate("/", &read()).await.json()["id"], Value::Null);
+}
+
+#[tokio::test]
+async fn made_up_cookies_cost_no_store_command() {
+    let (_upstream, cloakroom, browser) = started("").await;
+    for index in 0..200_u32 {
+        browser.set_cookie(Some(&format!("{index:048}")));
+        assert_eq!(browser.navigate("/", &Script::new()).await.set_cookies(), [""; 0]);
+    }
+    for operation in ["load", "create", "patch", "use", "remove"] {
+        assert_eq!(cloakroom.metrics().store_calls(operation), 0, "{operation}");
+    }
+    assert_eq!(cloakroom.metrics().count(Event::BadCookie), 200);
+}
+
+#[tokio::test]
+async fn an_unknown_session_is_taken_away_on_a_navigation_alone() {
+    let (_upstream, cloakroom, browser) = started("").await;
+    browser.navigate("/", &write()).await;
+    cloakroom
+        .service(
+            "DELETE",
+            &format!("/{}", browser.navigate("/", &read()).await.json()["id"].as_str().unwrap()),
+            "",
+        )
+        .await;
+    for (headers, deleted) in [
+        (&[("sec-fetch-dest", "image"), ("sec-fetch-site", "same-origin")][..], false),
+        (&[("sec-fetch-dest", "document"), ("sec-purpose", "prefetch")], false),
+        (&[("accept", "*/*")], false),
+        (&[("accept", "text/html")], true),
+        (&[("sec-fetch-dest", "document")], true),
+    ] {
+        let page = browser.send_without_keeping("GET", "/", headers, &read()).await;
+        assert_eq!(page.set_cookies().len(), usize::from(deleted), "{headers:?}");
+        assert!(page.set_cookies().iter().all(|line| line.ends_with("Max-Age=0")));
+    }
+}
+
+#[tokio::test]
+async fn two_sessions_in_one_request_are_neither() {
+    let (_upstream, cloakroom, one) = started("").await;
+    let other = Browser::new(&cloakroom);
+    one.navigate("/", &write()).await;
+    other.navigate("/", &write()).await;
+    let (first, second) = (one.cookie().unwrap(), other.cookie().unwrap());
+    let both = Browser::new(&cloakroom);
+    for lines in
+        [format!("{first}; __Host-id={second}"), format!("{second}; a=b; __Host-id={first}")]
+    {
+        both.set_cookie(Some(&lines));
+        let page = both
+            .navigate(
+                "/",
+                &read().call("PUT", "/values/x", "2").patch(&json!({"principal": "ada"})),
+            )
+            .await;
+        assert_eq!(page.calls()[0].json()["id"], Value::Null);
+        assert_eq!(
+            (page.calls()[1].code().as_str(), page.last().code().as_str()),
+            ("ambiguous_cookie", "ambiguous_cookie")
+        );
+        assert_eq!(
+            (page.saw("x-session-error").as_deref(), page.set_cookies().len()),
+            (Some("ambiguous_cookie"), 0)
+        );
+    }
+    // A stale token names its session too; a made-up one names none.
+    one.navigate("/", &Script::new().call("POST", "/rotate", "")).await;
+    both.set_cookie(Some(&format!("{first}; __Host-id={second}")));
+    assert_eq!(
+        both.navigate("/", &read()).await.saw("x-session-error").as_deref(),
+        Some("ambiguous_cookie")
+    );
+    both.set_cookie(Some(&format!("{}; __Host-id={second}", "A".repeat(48))));
+    assert_eq!(both.navigate("/", &read()).await.json()["values"], json!({"x": 1}));
+    // Of one session the best token counts.
+    both.set_cookie(Some(&format!("{first}; __Host-id={}", one.cookie().unwrap())));
+    assert_eq!(both.navigate("/", &read()).await.json()["values"], json!({"x": 1}));
+}
+
+#[tokio::test]
+async fn a_form_from_another_site_takes_no_sessions_place() {
+    let (_upstream, cloakroom, visitor) = started("").await;
+    let from_bank: &[_] = &[("sec-fetch-site", "cross-site"), ("sec-fetch-dest", "document")];
+    // The browser keeps the cookie back; a session made now gets none, and ends soon.
+    let page = visitor.send("POST", "/paid", from_bank, &write()).await;
+    assert_eq!(
+        (page.saw("x-session-error").as_deref(), page.set_cookies().len()),
+        (Some("cookie_withheld"), 0)
+    );
+    let id = page.json()["id"].as_str().unwrap().to_owned();
+    assert_eq!(cloakroom.service("GET", &format!("/{id}"), "").await.status, 200);
+    cloakroom.pass(Duration::from_secs(61));
+    assert_eq!(cloakroom.service("GET", &format!("/{id}"), "").await.status, 404);
+    // A log-in through it is meant: it gets its cookie, and the usual lifetime.
+    let page =
+        visitor.send("POST", "/sso", from_bank, &write().patch(&json!({"principal": "ada"}))).await;
+    assert_eq!(
+        (page.set_cookies().len(), page.json()["expires_in"].clone()),
+        (1, json!(1_209_600))
+    );
+    // With the cookie there is nothing to keep back, and a link by GET brings it.
+    let page = visitor.send("GET", "/", from_bank, &read()).await;
+    assert_eq!(
+        (page.saw("x-session-error"), page.json()["principal"].clone()),
+        (None, json!("ada"))
+    );
+    // Without Fetch metadata the Origin says it.
+    let stranger = Browser::new(&cloakroom);
+    let page = stranger.send("POST", "/", &[("origin", "https://bank.example")], &read()).await;
+    assert_eq!(page.saw("x-session-error").as_deref(), Some("cookie_withheld"));
+    let page = stranger.send("POST", "/", &[("origin", "https://localhost:9")], &read()).await;
+    assert_eq!(page.saw("x-session-error"), None);
+}
+
+#[tokio::test]
+async fn a_session_can_be_made_at_the_first_page() {
+    let (_upstream, _cloakroom, browser) = started("[session]\ncreate = \"navigation\"\n").await;
+    assert_eq!(browser.fetch("/", &read()).await.set_cookies(), [""; 0]);
+    assert_eq!(browser.navigate("/", &Script::new().status(500)).await.set_cookies(), [""; 0]);
+    assert_eq!(browser.navigate("/", &read()).await.set_cookies().len(), 1);
+    assert!(browser.navigate("/", &read()).await.json()["id"].is_string());
+}
+
+#[tokio::test]
+async fn polling_and_reading_prolong_nothing_where_they_are_not_to() {
+    let routes = "[session]\nidle_timeout = \"10m\"\n[[route]]\nupstream = \"UPSTREAM\"\n[[route]]\npath = \"/poll\"\nupstream = \"UPSTREAM\"\nsession = \"no-touch\"\n[[route]]\npath = \"/static\"\nupstream = \"UPSTREAM\"\nsession = \"off\"\n";
+    let (_upstream, cloakroom, browser) = started(routes).await;
+    browser.navigate("/", &write()).await;
+    for _ in 0..12 {
+        cloakroom.pass(Duration::from_secs(50));
+        browser.fetch("/poll", &read()).await;
+    }
+    let page = browser.fetch("/static/logo.png", &Script::new()).await;
+    assert_eq!(
+        (page.saw("x-session-token"), page.saw("cookie"), page.header("vary")),
+        (None, None, None)
+    );
+    cloakroom.pass(Duration::from_mins(1));
+    assert_eq!(browser.navigate("/", &read()).await.json()["id"], Value::Null);
+    // As Django does by default: only a change prolongs.
+    let (_upstream, cloakroom, browser) =
+        started("[session]\nidle_timeout = \"10m\"\ntouch = \"write\"\n").await;
+    browser.navigate("/", &write()).await;
+    for _ in 0..3 {
+        cloakroom.pass(Duration::from_mins(5));
+        browser.navigate("/", &Script::new().call("PUT", "/values/x", "2")).await;
+    }
+    assert!(browser.navigate("/", &read()).await.json()["id"].is_string());
+    for _ in 0..3 {
+        cloakroom.pass(Duration::from_mins(5));
+        browser.navigate("/", &read()).await;
+    }
+    assert_eq!(browser.navigate("/", &read()).await.json()["id"], Value::Null);
+}
+
+#[tokio::test]
+async fn who_began_a_session_is_kept_where_that_is_wanted() {
+    let (_upstream, _cloakroom, browser) = started("[session]\nrecord_client = true\n").await;
+    let page = browser.send("GET", "/", &[("user-agent", "a browser")], &write()).await;
+    assert_eq!(page.json()["client"], json!({"address": "127.0.0.1", "user_agent": "a browser"}));
+}

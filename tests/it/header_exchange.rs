@@ -1,0 +1,143 @@
+//! The session in headers: for sites without an HTTP client.
+
+use std::time::Duration;
+
+use cloakroom::metrics::Event;
+use serde_json::json;
+
+use crate::support::{Browser, Cloakroom, Page, Script, Upstream};
+
+const ROUTE: &str = "[[route]]\nupstream = \"UPSTREAM\"\nheader_exchange = true\nheader_exchange_max_bytes = \"200\"\n[[route]]\npath = \"/without\"\nupstream = \"UPSTREAM\"\n";
+
+async fn started() -> (Upstream, Cloakroom, Browser) {
+    let upstream = Upstream::start();
+    let cloakroom = Cloakroom::with(&upstream, ROUTE).await;
+    let browser = Browser::new(&cloakroom);
+    (upstream, cloakroom, browser)
+}
+
+fn patch(patch: &str) -> Script {
+    Script::new().header("X-Session-Patch", patch)
+}
+
+#[track_caller]
+fn failed(page: &Page) {
+    assert_eq!(
+        (page.status.as_u16(), page.header("content-type")),
+        (502, Some("application/problem+json"))
+    );
+    assert!(page.body.contains("\"code\":\"session_patch_failed\""), "{}", page.body);
+    assert_eq!(page.header("cache-control"), Some("no-store"));
+}
+
+#[tokio::test]
+async fn a_site_reads_a_header_and_answers_with_one() {
+    let (_upstream, _cloakroom, browser) = started().await;
+    let page = browser.navigate("/", &patch("{\"values\": {\"name\": \"\\u00e9 x\"}}")).await;
+    assert_eq!(
+        (page.saw("x-session-data").as_deref(), page.saw("x-session-version")),
+        (Some("{}"), None)
+    );
+    assert_eq!((page.header("x-session-patch"), page.set_cookies().len()), (None, 1));
+    let page = browser
+        .navigate("/", &Script::new().header("X_Session_Patch", "{\"clear\": true}").get(""))
+        .await;
+    assert_eq!(page.saw("x-session-data").as_deref(), Some("{\"name\":\"\\u00e9 x\"}"));
+    assert_eq!(page.saw("x-session-version"), Some(page.json()["version"].to_string()));
+    assert_eq!((page.header("x_session_patch"), page.set_cookies().len()), (None, 0));
+}
+
+#[tokio::test]
+async fn lines_and_commas_are_one_change() {
+    let (_upstream, _cloakroom, browser) = started().await;
+    browser.navigate("/", &patch("{}").call("PUT", "/values/n", "0")).await;
+    let before =
+        browser.navigate("/", &Script::new().get("")).await.json()["version"].as_u64().unwrap();
+    let script = patch("{\"increment\": {\"n\": 1}}, {\"increment\": {\"n\": 10}}")
+        .header("X-Session-Patch", "{\"set\": {\"m\": \"a,b\"}}");
+    browser.navigate("/", &script).await;
+    let after = browser.navigate("/", &Script::new().get("")).await.json();
+    assert_eq!(
+        (after["values"].clone(), after["version"].as_u64()),
+        (json!({"n": 11, "m": "a,b"}), Some(before + 1))
+    );
+    // All or none.
+    failed(
+        &browser
+            .navigate("/", &patch("{\"increment\": {\"n\": 1}}, {\"increment\": {\"m\": 1}}"))
+            .await,
+    );
+    assert_eq!(browser.navigate("/", &Script::new().get("/values/n")).await.json(), json!(11));
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_breaks_the_page_and_changes_nothing() {
+    let (_upstream, _cloakroom, browser) = started().await;
+    browser.navigate("/", &patch("{\"values\": {\"a\": 1}}")).await;
+    for text in [
+        "{",
+        "1",
+        "{\"unknown\": 1}",
+        "{\"values\": {\"a\": 1e}}",
+        "{\"values\":{\"a\":2}},",
+        "{\"principal\":\"a\"},{\"principal\":\"b\"}",
+        "\u{e9}",
+    ] {
+        failed(&browser.navigate("/", &patch(text)).await);
+    }
+    let deep = format!("{{\"values\": {{\"a\": {}}}}}", "[".repeat(5000));
+    failed(&browser.navigate("/", &patch(&deep)).await);
+    assert_eq!(browser.navigate("/", &Script::new().get("/values")).await.json(), json!({"a": 1}));
+}
+
+#[tokio::test]
+async fn a_failed_page_and_a_route_without_exchange_apply_nothing() {
+    let (_upstream, _cloakroom, browser) = started().await;
+    for (path, status) in [("/", 500), ("/without", 200)] {
+        let page = browser.navigate(path, &patch("{\"values\": {\"a\": 1}}").status(status)).await;
+        assert_eq!(
+            (page.status.as_u16(), page.header("x-session-patch"), page.set_cookies().len()),
+            (status, None, 0)
+        );
+    }
+    assert_eq!(browser.navigate("/without", &Script::new()).await.saw("x-session-data"), None);
+}
+
+#[tokio::test]
+async fn values_that_do_not_fit_are_left_out_whole() {
+    let (_upstream, _cloakroom, browser) = started().await;
+    browser.navigate("/", &Script::new().call("PUT", "/values/a", json!("x".repeat(200)))).await;
+    let page = browser.navigate("/", &Script::new().get("/values/a")).await;
+    assert_eq!(
+        (page.saw("x-session-data"), page.saw("x-session-data-omitted").as_deref()),
+        (None, Some("too-large"))
+    );
+    assert_eq!(page.last().status, 200);
+}
+
+#[tokio::test]
+async fn a_log_in_by_header_rotates_and_a_late_write_beside_it_is_dropped() {
+    let (_upstream, cloakroom, browser) = started().await;
+    browser.navigate("/", &patch("{\"values\": {\"a\": 1}}")).await;
+    let beside = browser.copy();
+    let page =
+        browser.navigate("/", &patch("{\"values\": {\"b\": 2}}, {\"principal\": \"ada\"}")).await;
+    assert_eq!(page.set_cookies().len(), 1);
+    assert_eq!(
+        browser.navigate("/", &Script::new()).await.saw("x-session-principal").as_deref(),
+        Some("ada")
+    );
+    // The visitor whose log-in's answer is on its way sees a page, not an error; a script's call fails.
+    let page = beside.navigate("/", &patch("{\"values\": {\"a\": 2}}")).await;
+    assert_eq!((page.status.as_u16(), page.set_cookies().len()), (200, 0));
+    assert_eq!(cloakroom.metrics().count(Event::PatchDropped), 1);
+    failed(&beside.fetch("/", &patch("{\"values\": {\"a\": 2}}")).await);
+    assert_eq!(
+        beside.navigate("/", &patch("{\"principal\": \"ada\"}")).await.set_cookies().len(),
+        1
+    );
+    assert_eq!(beside.cookie(), browser.cookie());
+    cloakroom.pass(Duration::from_secs(1));
+    let page = browser.navigate("/", &patch("{\"destroy\": true}")).await;
+    assert!(page.set_cookies()[0].ends_with("Max-Age=0"));
+}

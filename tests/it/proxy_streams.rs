@@ -1,0 +1,171 @@
+//! Bodies on their way, and upstreams that fail.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::raw::{RawUpstream, exchange, read_all, read_until};
+use crate::support::{Browser, Cloakroom, Script, Upstream};
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+async fn before(upstream: &RawUpstream, route: &str) -> Cloakroom {
+    let unused = Upstream::start();
+    Cloakroom::with(
+        &unused,
+        &format!("[[route]]\nupstream = \"http://{}\"\n{route}", upstream.address),
+    )
+    .await
+}
+
+#[tokio::test]
+async fn what_has_come_goes_on_before_the_rest_is_there() {
+    let upstream = RawUpstream::start().await;
+    let cloakroom = before(&upstream, "").await;
+    let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
+    client
+        .write_all(
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n",
+        )
+        .await
+        .unwrap();
+    let (mut connection, _) = upstream.head().await;
+    read_until(&mut connection, "first").await;
+    client.write_all(b"4\r\nlast\r\n0\r\n\r\n").await.unwrap();
+    read_until(&mut connection, "0\r\n\r\n").await;
+    connection
+        .write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        .await
+        .unwrap();
+    read_until(&mut client, "hello\r\n").await;
+    connection.write_all(b"5\r\nworld\r\n0\r\n\r\n").await.unwrap();
+    read_until(&mut client, "world\r\n0\r\n\r\n").await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_holds_the_upstream_back() {
+    let upstream = RawUpstream::start().await;
+    let cloakroom = before(&upstream, "").await;
+    let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
+    client.write_all(GET.as_bytes()).await.unwrap();
+    let (mut connection, _) = upstream.head().await;
+    connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").await.unwrap();
+    let chunk = vec![b'x'; 64 * 1024];
+    let mut written = 0;
+    // What fits is what the sockets hold; nothing else takes more.
+    while let Ok(wrote) =
+        tokio::time::timeout(Duration::from_millis(500), connection.write(&chunk)).await
+    {
+        written += wrote.unwrap();
+        assert!(written < 64 << 20, "the proxy holds {written} bytes");
+    }
+    let mut read = vec![0; 1 << 20];
+    assert!(client.read(&mut read).await.unwrap() > 0);
+}
+
+#[tokio::test]
+async fn a_body_that_is_cut_never_ends_cleanly() {
+    let upstream = RawUpstream::start().await;
+    let cloakroom = before(&upstream, "").await;
+    for head in
+        ["Content-Length: 100\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"]
+    {
+        let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
+        client.write_all(GET.as_bytes()).await.unwrap();
+        let (mut connection, _) = upstream.head().await;
+        connection.write_all(format!("HTTP/1.1 200 OK\r\n{head}").as_bytes()).await.unwrap();
+        drop(connection);
+        let answer = read_all(&mut client).await;
+        assert!(answer.contains("half") && !answer.ends_with("0\r\n\r\n"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_ends_its_request_at_the_upstream() {
+    let upstream = RawUpstream::start().await;
+    let cloakroom = before(&upstream, "").await;
+    let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
+    client.write_all(GET.as_bytes()).await.unwrap();
+    let (mut connection, _) = upstream.head().await;
+    drop(client);
+    assert_eq!(read_all(&mut connection).await, "");
+}
+
+#[tokio::test]
+async fn a_patch_that_has_come_is_applied_though_the_client_hangs_up() {
+    let upstream = RawUpstream::start().await;
+    let cloakroom = before(&upstream, "header_exchange = true\n").await;
+    let browser = Browser::new(&cloakroom);
+    let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
+    client.write_all(GET.as_bytes()).await.unwrap();
+    let (mut connection, _) = upstream.head().await;
+    let answer =
+        "HTTP/1.1 200 OK\r\nContent-Length: 4\r\nX-Session-Patch: {\"values\": {\"a\": 1}}\r\n\r\n";
+    connection.write_all(answer.as_bytes()).await.unwrap();
+    let head = read_until(&mut client, "\r\n\r\n").await;
+    drop(client);
+    let cookie = head.split("__Host-id=").nth(1).unwrap().split(';').next().unwrap();
+    browser.set_cookie(Some(cookie));
+    let id = cloakroom.service("GET", "", "").await.json()["sessions"][0]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(
+        cloakroom.service("GET", &format!("/{id}/values"), "").await.json(),
+        json!({"a": 1})
+    );
+}
+
+#[tokio::test]
+async fn upstreams_that_fail_get_small_clean_pages() {
+    let upstream = RawUpstream::start().await;
+    let cloakroom = before(&upstream, "response_timeout = \"200ms\"\n").await;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let down = Cloakroom::with(
+        &Upstream::start(),
+        &format!("[[route]]\nupstream = \"http://{nobody}\"\n"),
+    )
+    .await;
+    let malformed = async |bytes: &str| {
+        let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\nConnection: close\r\n\r\n").await.unwrap();
+        let (mut connection, _) = upstream.head().await;
+        connection.write_all(bytes.as_bytes()).await.unwrap();
+        let answer = read_all(&mut client).await;
+        drop(connection);
+        answer
+    };
+    for (answer, status) in [
+        (malformed("").await, "504"),
+        (malformed("nonsense\r\n\r\n").await, "502"),
+        (malformed("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx").await, "502"),
+        (exchange(down.public(), "GET / HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\nConnection: close\r\n\r\n").await, "502"),
+    ] {
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+        for expected in ["application/problem+json", "cache-control: no-store", "x-content-type-options: nosniff"] {
+            assert!(answer.contains(expected), "{expected}: {answer}");
+        }
+        assert!(!answer.contains("127.0.0.1") && !answer.to_lowercase().contains("cloakroom"), "{answer}");
+    }
+    let page =
+        Browser::new(&down).send("GET", "/", &[("accept", "text/html")], &Script::new()).await;
+    assert_eq!(
+        (page.status.as_u16(), page.header("content-type")),
+        (502, Some("text/html; charset=utf-8"))
+    );
+}
+
+#[tokio::test]
+async fn answers_without_a_body_stay_so() {
+    let upstream = Upstream::start();
+    let cloakroom = Cloakroom::start(&upstream).await;
+    let browser = Browser::new(&cloakroom);
+    for (method, status) in [("HEAD", 200), ("GET", 204), ("GET", 304)] {
+        let page = browser.send(method, "/", &[], &Script::new().status(status)).await;
+        assert_eq!((page.status.as_u16(), page.body.as_str()), (status, ""), "{method} {status}");
+    }
+    let heads = format!("GET / HTTP/1.1\r\nHost: a\r\nX-Big: {}\r\n\r\n", "x".repeat(40_000));
+    assert!(exchange(cloakroom.public(), &heads).await.starts_with("HTTP/1.1 431"));
+}
