@@ -4,7 +4,6 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::panic,
-    clippy::missing_panics_doc,
     clippy::disallowed_methods,
     clippy::format_push_string,
     clippy::format_collect,
