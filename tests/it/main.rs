@@ -4,12 +4,12 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::panic,
-    clippy::missing_panics_doc,
     clippy::disallowed_methods,
     clippy::format_push_string,
     clippy::format_collect,
     clippy::needless_pass_by_value,
     clippy::too_many_lines,
+    clippy::unused_async,
     unreachable_pub,
     reason = "a test fails by panicking, knows its environment, and reads better than it runs"
 )]
