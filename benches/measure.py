@@ -297,7 +297,7 @@ def head(samples, rounds, seconds):
 Written by `benches/run`; one run. A first figure, not a target.
 
 Commit {commit}, {datetime.date.today()}; {os.cpu_count()} virtual cores ({model.group(1) if model else platform.machine()}),
-shared with other work; Linux {platform.release()}; nginx {nginx}, wrk {version(["wrk", "-v"])},
+shared with other work; Linux {'.'.join(platform.release().split('.')[:2])}; nginx {nginx}, wrk {version(["wrk", "-v"])},
 Redis {version(["redis-server", "--version"])}.
 
 HTTP/1.1 on loopback without TLS, kept connections, small requests, pages of 1 KiB. The proxy alone is on CPU 0; wrk,

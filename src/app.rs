@@ -240,8 +240,8 @@ impl App {
         Ok(Self { workers, tasks, drain_timeout: limits.drain_timeout, shared, public, api, admin })
     }
 
-    /// Begins the drain, of the public side first, waits for what is in flight, no longer than the drain's deadline, and ends
-    /// the workers. Whether all of it ended in time.
+    /// Begins the drain, of the public side first, waits for what is in flight, no longer than the
+    /// drain's deadline, and ends the workers. Whether all of it ended in time.
     pub async fn stop(self) -> bool {
         let drained = self.tasks.drained(self.drain_timeout).await;
         if !drained {

@@ -99,7 +99,7 @@ level = "trace"
 upstream = "http://127.0.0.1:{upstream.server_port}"
 response_timeout = "1h"
 """)
-        logs = pathlib.Path(os.environ.get("CLOAKROOM_TEST_LOG", directory))
+        logs = pathlib.Path(os.environ.get("TEST_LOG_DIRECTORY", directory))
         with (logs / "schemathesis.log").open("wb") as log:
             proxy = subprocess.Popen([arguments.binary, "run", "--config", file], stderr=log)
         try:

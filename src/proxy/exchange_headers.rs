@@ -6,7 +6,6 @@ use super::config::RouteConfig;
 use super::error::Error;
 use super::names;
 use super::response;
-use super::site::Route;
 use crate::session::patch::Patch;
 use crate::session::record::{Record, Values};
 use crate::sessions::{Head, Opened, Shared};
@@ -69,11 +68,11 @@ fn inject_data(
 /// not failed. Without a word in it there is none.
 pub(super) fn patch_of(
     headers: &mut HeaderMap,
-    route: &Route,
+    is_taken: bool,
     head: Head,
 ) -> Result<Option<Patch>, Malformed> {
     let lines = response::take_patches(headers);
-    if route.header_exchange().is_none() || head == Head::Failed || lines.is_empty() {
+    if !is_taken || head == Head::Failed || lines.is_empty() {
         return Ok(None);
     }
     let patch = wire::patches(lines.iter().map(HeaderValue::as_bytes))?;

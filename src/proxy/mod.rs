@@ -159,7 +159,8 @@ impl Proxy {
         let mut response = response.unwrap_or_else(|error| access.failed(&error, accepts));
         let had_session = opened.record.is_some();
         let head = head_of(&response);
-        let patch = match exchange_headers::patch_of(response.headers_mut(), route, head) {
+        let takes_patches = route.header_exchange().is_some();
+        let patch = match exchange_headers::patch_of(response.headers_mut(), takes_patches, head) {
             Ok(patch) => patch,
             Err(malformed) => {
                 response = access.failed(&Error::Patch(malformed.to_string()), accepts);

@@ -2,8 +2,7 @@
 
 use tracing::{debug, warn};
 
-use super::exchange::{Binding, Exchange, State};
-use super::open::Prolongs;
+use super::exchange::{Binding, Exchange, Prolongs, State};
 use super::{Failure, Sessions, draw_id};
 use crate::metrics::Event;
 use crate::random;

@@ -4,8 +4,7 @@ use http::HeaderValue;
 use tracing::debug;
 
 use super::change::Requested;
-use super::exchange::{Binding, Exchange, Phase, Presented, State};
-use super::open::Prolongs;
+use super::exchange::{Binding, Exchange, Phase, Presented, Prolongs, State};
 use super::{Failure, Sessions};
 use crate::metrics::Event;
 use crate::session::id::Id;

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use tokio::sync::RwLock;
 
-use super::open::Prolongs;
 use crate::session::id::Id;
 use crate::session::key_ring::SignedBy;
 use crate::session::navigation::Origin;
@@ -62,6 +61,15 @@ pub enum Presented {
     Ambiguous,
     /// The store did not say.
     Unavailable,
+}
+
+/// What prolongs a session on a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prolongs {
+    /// Every request, as the policy has it.
+    Use,
+    /// Nothing: polling does not keep a visitor logged in.
+    Nothing,
 }
 
 /// Why a request that presented a cookie, or whose browser kept one back, has no session.

@@ -30,9 +30,9 @@ use crate::time::Clock;
 
 pub use change::{Changed, Requested};
 pub use commit::{CookieLine, Head};
-pub use exchange::{Exchange, Presented, SessionError};
+pub use exchange::{Exchange, Presented, Prolongs, SessionError};
 pub use in_flight::{InFlight, Tracked};
-pub use open::{Arrival, Opened, Prolongs};
+pub use open::{Arrival, Opened};
 pub use service::Listed;
 
 /// Sessions, as one worker reaches them: the store is the worker's, the rest is shared.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use http::header::HeaderMap;
 use tracing::{debug, warn};
 
-use super::exchange::{Exchange, Presented};
+use super::exchange::{Exchange, Presented, Prolongs};
 use super::in_flight::Tracked;
 use super::{Sessions, draw_id};
 use crate::metrics::Event;
@@ -36,15 +36,6 @@ pub struct Arrival {
     pub on_error: OnError,
     /// Who sent it.
     pub client: Option<Client>,
-}
-
-/// What prolongs a session on a route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Prolongs {
-    /// Every request, as the policy has it.
-    Use,
-    /// Nothing: polling does not keep a visitor logged in.
-    Nothing,
 }
 
 /// A request whose session was looked for.

@@ -138,7 +138,7 @@ impl Program {
     fn log(&self) -> String {
         let mut text = String::new();
         fs::File::open(&self.log).unwrap().read_to_string(&mut text).unwrap();
-        if let Some(kept) = std::env::var_os("CLOAKROOM_TEST_LOG") {
+        if let Some(kept) = std::env::var_os("TEST_LOG_DIRECTORY") {
             fs::write(
                 std::path::Path::new(&kept).join(format!("program-{}.log", self.process.id())),
                 &text,

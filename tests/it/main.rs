@@ -9,6 +9,7 @@
     clippy::format_collect,
     clippy::needless_pass_by_value,
     clippy::too_many_lines,
+    clippy::unused_async,
     unreachable_pub,
     reason = "a test fails by panicking, knows its environment, and reads better than it runs"
 )]

@@ -24,13 +24,13 @@ use std::time::Duration;
 /// Longer than anything that is waited for here should take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Begins the log of this process, once: at TRACE into the file that `CLOAKROOM_TEST_LOG` names, or
+/// Begins the log of this process, once: at TRACE into the file that `TEST_LOG_DIRECTORY` names, or
 /// nowhere. What it holds is searched for secrets when all tests are over.
 pub fn log() {
     use std::sync::Once;
     static BEGUN: Once = Once::new();
     BEGUN.call_once(|| {
-        let Some(directory) = std::env::var_os("CLOAKROOM_TEST_LOG") else { return };
+        let Some(directory) = std::env::var_os("TEST_LOG_DIRECTORY") else { return };
         let path = std::path::Path::new(&directory).join(format!("it-{}.log", std::process::id()));
         let file = std::fs::File::create(path).unwrap();
         let lines = tracing_subscriber::fmt()

@@ -149,7 +149,7 @@ impl Window<'_> {
         self.ask("POST", &format!("/element/{element}/value"), Some(json!({"text": text}))).await;
     }
 
-    /// The session cookie, `HttpOnly` as it is.
+    /// The session cookie, which scripts do not see.
     pub async fn cookie(&self) -> Option<Value> {
         let cookies = self.ask("GET", "/cookie", None).await;
         cookies
