@@ -8,6 +8,7 @@
     clippy::panic,
     clippy::disallowed_methods,
     clippy::print_stdout,
+    clippy::unused_async,
     unreachable_pub,
     reason = "a test fails by panicking, knows its environment, says how it goes, and exports nothing"
 )]

@@ -41,10 +41,6 @@ impl Cloakroom {
     }
 
     /// The same with this clock, and this directory for its state.
-    #[expect(
-        clippy::unused_async,
-        reason = "who starts a proxy is on a runtime, and may come to wait"
-    )]
     pub async fn at(upstream: &Upstream, toml: &str, clock: Clock, directory: TempDir) -> Self {
         super::log();
         let file = directory.path().join("cloakroom.toml");
