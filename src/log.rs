@@ -64,6 +64,26 @@ where
     tracing_subscriber::registry().with(lines.with_filter(told))
 }
 
+/// Begins the log of the unit tests, once: at TRACE into the directory that `TEST_LOG_DIRECTORY` names,
+/// where it is searched for secrets afterwards, or nowhere.
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests take their settings from the environment")]
+pub(crate) fn begin_for_tests() {
+    static BEGUN: std::sync::Once = std::sync::Once::new();
+    BEGUN.call_once(|| {
+        let Some(directory) = std::env::var_os("TEST_LOG_DIRECTORY") else { return };
+        let path =
+            std::path::Path::new(&directory).join(format!("unit-{}.log", std::process::id()));
+        let file = std::fs::File::create(path).expect("the test log's directory is there");
+        let config = Config { level: LevelFilter::TRACE, ..Config::default() };
+        // The binary begins no other.
+        let _ = tracing::subscriber::set_global_default(subscriber(
+            config,
+            std::sync::Mutex::new(file),
+        ));
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;

@@ -281,6 +281,7 @@ fn any_step() -> impl Strategy<Value = Step> {
 }
 
 fn block_on(future: impl Future<Output = ()>) {
+    crate::log::begin_for_tests();
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(future);
 }

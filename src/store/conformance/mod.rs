@@ -30,6 +30,7 @@ impl Fresh {
 
 /// A runtime as a worker has it.
 pub(crate) fn runtime() -> Runtime {
+    crate::log::begin_for_tests();
     Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
