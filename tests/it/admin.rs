@@ -3,12 +3,11 @@
 use std::fs;
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use cloakroom::server::Tasks;
 
 use crate::support::raw::exchange;
-use crate::support::{Browser, Cloakroom, KEY, PATIENCE, RedisServer, Script, Upstream};
+use crate::support::{Browser, Cloakroom, KEY, PATIENCE, RedisServer, Script, Upstream, until};
 
 #[tokio::test]
 async fn it_says_whether_it_lives_is_ready_and_what_happened() {
@@ -111,11 +110,7 @@ impl Program {
     }
 
     async fn is_ready(&self) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.health() != 0 {
-            assert!(Instant::now() < deadline, "{}", fs::read_to_string(&self.log).unwrap());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until("the program is ready", || self.health() == 0).await;
     }
 
     fn terminate(&self) {
@@ -125,14 +120,13 @@ impl Program {
     }
 
     async fn ended(&mut self) -> i32 {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.process.try_wait().unwrap() {
-                return status.code().unwrap_or(-1);
-            }
-            assert!(Instant::now() < deadline, "the program does not end");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let mut status = None;
+        until("the program ends", || {
+            status = self.process.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+        status.unwrap().code().unwrap_or(-1)
     }
 
     fn log(&self) -> String {
@@ -182,11 +176,8 @@ async fn the_program_logs_requests_and_drains_on_sigterm() {
         });
         upstream.arrived("gate", 1).await;
         program.terminate();
-        let deadline = Instant::now() + PATIENCE;
-        while std::net::TcpStream::connect(public).is_ok() {
-            assert!(Instant::now() < deadline, "it still takes connections");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until("it takes no more connections", || std::net::TcpStream::connect(public).is_err())
+            .await;
         upstream.open("gate");
         assert_eq!(held.await.unwrap().status.as_u16(), 200);
         assert_eq!(program.ended().await, 0);

@@ -4,12 +4,11 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::support::{Browser, Cloakroom, PATIENCE, Script, Upstream};
+use crate::support::{Browser, Cloakroom, Script, Upstream, until};
 
 /// A cache that listens at `address`. Dropping it ends it.
 struct Cache {
@@ -37,11 +36,7 @@ impl Cache {
                 panic!("{program} is to be installed (Debian: {package}): {error}")
             });
         let cache = Self { process, address, _directory: directory };
-        let deadline = Instant::now() + PATIENCE;
-        while TcpStream::connect(address).is_err() {
-            assert!(Instant::now() < deadline, "{program} does not listen");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until(&format!("{program} listens"), || TcpStream::connect(address).is_ok()).await;
         cache
     }
 

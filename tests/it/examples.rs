@@ -3,9 +3,8 @@
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use crate::support::{Browser, Cloakroom, PATIENCE, Script, Upstream};
+use crate::support::{Browser, Cloakroom, Script, Upstream, until};
 
 /// A site in another language. Dropping it ends it.
 struct Site(Child);
@@ -18,11 +17,7 @@ impl Site {
             .stderr(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("{program} is to be installed: {error}"));
-        let deadline = Instant::now() + PATIENCE;
-        while TcpStream::connect(address).is_err() {
-            assert!(Instant::now() < deadline, "{program} does not listen");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until(&format!("{program} listens"), || TcpStream::connect(address).is_ok()).await;
         Self(site)
     }
 }

@@ -24,6 +24,15 @@ use std::time::Duration;
 /// Longer than anything that is waited for here should take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Waits until something is so that nothing announces: a program listens, or has ended.
+pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !done() {
+        assert!(std::time::Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Begins the log of this process, once: at TRACE into the file that `TEST_LOG_DIRECTORY` names, or
 /// nowhere. What it holds is searched for secrets when all tests are over.
 pub fn log() {
