@@ -40,7 +40,9 @@ impl Cache {
         cache
     }
 
-    async fn nginx(origin: SocketAddr) -> Self {
+    /// One that keeps every answer for a minute, Set-Cookie or not, unless its Cache-Control forbids it;
+    /// beside Set-Cookie it may be told to ignore other fields.
+    async fn nginx(origin: SocketAddr, ignored: &str) -> Self {
         Self::start("nginx", "nginx-light", |directory, address| {
             let place = directory.display();
             let configuration = format!(
@@ -48,7 +50,8 @@ impl Cache {
                  events {{}}\n\
                  http {{ access_log off; proxy_cache_path {place}/cache keys_zone=z:1m; client_body_temp_path {place}/b;\n\
                  proxy_temp_path {place}/p; fastcgi_temp_path {place}/f; scgi_temp_path {place}/s; uwsgi_temp_path {place}/u;\n\
-                 server {{ listen {address}; location / {{ proxy_pass http://{origin}; proxy_cache z; proxy_set_header Host $host;\n\
+                 server {{ listen {address}; location / {{ proxy_pass http://{origin}; proxy_cache z; proxy_cache_valid 200 1m;\n\
+                 proxy_ignore_headers Set-Cookie {ignored}; proxy_set_header Host $host;\n\
                  add_header X-Cache-Status $upstream_cache_status always; }} }} }}\n"
             );
             fs::write(directory.join("nginx.conf"), configuration).unwrap();
@@ -57,12 +60,14 @@ impl Cache {
         .await
     }
 
-    /// As it comes, but for one thing: it caches what was asked for with a cookie too, as many sites have it.
+    /// One that keeps every answer for a minute, also with a Set-Cookie and for requests with a cookie,
+    /// unless its Cache-Control forbids it.
     async fn varnish(origin: SocketAddr) -> Self {
         Self::start("varnishd", "varnish", |directory, address| {
             let program = format!(
                 "vcl 4.1;\nbackend origin {{ .host = \"{}\"; .port = \"{}\"; }}\n\
                  sub vcl_recv {{ if (req.method == \"GET\") {{ return (hash); }} }}\n\
+                 sub vcl_backend_response {{ if (beresp.http.Cache-Control !~ \"(private|no-store)\") {{ set beresp.ttl = 60s; return (deliver); }} }}\n\
                  sub vcl_deliver {{ if (obj.hits > 0) {{ set resp.http.X-Cache-Status = \"HIT\"; }} else {{ set resp.http.X-Cache-Status = \"MISS\"; }} }}\n",
                 origin.ip(),
                 origin.port()
@@ -97,7 +102,14 @@ fn pages() -> Vec<(&'static str, Script)> {
     pages
 }
 
-async fn nobody_gets_anothers_page(cache: impl AsyncFn(SocketAddr) -> Cache) {
+/// Whether a cache keeps the answers to different cookies apart.
+#[derive(Clone, Copy, PartialEq)]
+enum Vary {
+    Honoured,
+    Ignored,
+}
+
+async fn nobody_gets_anothers_page(vary: Vary, cache: impl AsyncFn(SocketAddr) -> Cache) {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::start(&upstream).await;
     let cache = cache(cloakroom.public()).await;
@@ -106,11 +118,19 @@ async fn nobody_gets_anothers_page(cache: impl AsyncFn(SocketAddr) -> Cache) {
     visitor.navigate("/", &Script::new().call("PUT", "/values/secret", "\"mine\"")).await;
     assert!(cookie().is_some());
     for (path, script) in pages() {
+        // Of a page that its site calls public, Vary alone says whose it is.
+        if vary == Vary::Ignored && path.ends_with("public") {
+            continue;
+        }
         // Each page is opened with the session; those that write, also by a visitor whose first page it
         // is. What a stranger only reads is a page for all strangers, and may be cached as such.
         let new = Browser::to(cache.address);
         let writes = script.calls.len() > 1;
-        for first in std::iter::once(&visitor).chain(writes.then_some(&new)) {
+        for (who, first) in
+            std::iter::once(("known", &visitor)).chain(writes.then_some(("new", &new)))
+        {
+            // A page of its own for each, so that one does not answer for the other.
+            let path = &format!("{path}?{who}");
             let theirs = first.navigate(path, &script).await;
             let stranger = Browser::to(cache.address);
             let page = stranger.navigate(path, &Script::new().get("").header("X-Fresh", "1")).await;
@@ -136,10 +156,16 @@ async fn nobody_gets_anothers_page(cache: impl AsyncFn(SocketAddr) -> Cache) {
 
 #[tokio::test]
 async fn before_nginx_nobody_gets_anothers_page() {
-    nobody_gets_anothers_page(Cache::nginx).await;
+    nobody_gets_anothers_page(Vary::Honoured, async |origin| Cache::nginx(origin, "").await).await;
+}
+
+#[tokio::test]
+async fn not_even_before_an_nginx_that_ignores_vary() {
+    nobody_gets_anothers_page(Vary::Ignored, async |origin| Cache::nginx(origin, "Vary").await)
+        .await;
 }
 
 #[tokio::test]
 async fn before_varnish_nobody_gets_anothers_page() {
-    nobody_gets_anothers_page(Cache::varnish).await;
+    nobody_gets_anothers_page(Vary::Honoured, Cache::varnish).await;
 }
