@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::app::{self, App};
 use crate::client::{self, Target};
 use crate::config::{self, Config, ConfigError, Environment, Loaded, Overrides};
-use crate::demo::Demo;
+use crate::demo;
 use crate::log;
 use crate::server::{Address, Tasks};
 use crate::time::Clock;
@@ -91,11 +91,14 @@ enum Command {
         )]
         url: Option<String>,
     },
-    /// Show what it does: a small site with a cart and a log-in, behind the proxy
+    /// Show what it does: a small site with a basket and a log-in, behind the proxy
     Demo {
-        /// The port of the demo, on this machine only
-        #[arg(long, value_name = "PORT", default_value_t = 8080)]
-        port: u16,
+        #[arg(
+            long,
+            value_name = "PORT",
+            help = "The port of the demo, on this machine only [default: 8080, or a free one]"
+        )]
+        port: Option<u16>,
     },
 }
 
@@ -343,13 +346,10 @@ fn ask_whether_ready(target: &Target) -> Result<(), Failure> {
 const HEALTH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Serves the demo on this machine until the process is told to end.
-fn show_demo(port: u16) -> Result<(), Failure> {
+fn show_demo(port: Option<u16>) -> Result<(), Failure> {
     runtime()?.block_on(async {
         let mut signals = Signals::new().map_err(Failure::other)?;
-        let demo = Demo::start(port).map_err(Failure::other)?;
-        answer(&demo.text())?;
-        signals.next().await;
-        if demo.stop().await { Ok(()) } else { Err(Failure::other("requests in flight were cut")) }
+        demo::run(demo::Options { port }, signals.next()).await.map_err(Failure::other)
     })
 }
 

@@ -106,6 +106,12 @@ impl Session {
     pub(super) fn number(&self, key: &str) -> Option<i64> {
         serde_json::from_str(self.values.get(key)?.get()).ok()
     }
+
+    /// A value that is a list of texts.
+    pub(super) fn texts(&self, key: &str) -> Vec<String> {
+        let text = self.values.get(key).map_or("[]", |value| value.get());
+        serde_json::from_str(text).unwrap_or_default()
+    }
 }
 
 impl Api {
@@ -126,7 +132,7 @@ impl Api {
     }
 
     pub(super) async fn patch(&self, patch: &Value) -> Result<Session, Error> {
-        self.read(Method::PATCH, "", Some(patch)).await
+        self.read(Method::PATCH, "", Some(patch.to_string())).await
     }
 
     pub(super) async fn destroy(&self) -> Result<(), Error> {
@@ -137,8 +143,8 @@ impl Api {
         self.call(Method::POST, "/rotate", None).await.map(drop)
     }
 
-    pub(super) async fn set(&self, key: &str, value: &Value) -> Result<(), Error> {
-        self.call(Method::PUT, &value_path(key), Some(value)).await.map(drop)
+    pub(super) async fn set(&self, key: &str, json: String) -> Result<(), Error> {
+        self.call(Method::PUT, &value_path(key), Some(json)).await.map(drop)
     }
 
     /// Removes a value; answers the JSON text that it was, if there was one.
@@ -150,12 +156,18 @@ impl Api {
         }
     }
 
+    pub(super) async fn append(&self, key: &str, value: &Value) -> Result<(), Error> {
+        self.call(Method::POST, &format!("{}/append", value_path(key)), Some(value.to_string()))
+            .await
+            .map(drop)
+    }
+
     pub(super) async fn expiry(&self) -> Result<Expiry, Error> {
         self.read(Method::GET, "/expiry", None).await
     }
 
     pub(super) async fn set_expiry(&self, expiry: &Value) -> Result<(), Error> {
-        self.call(Method::PUT, "/expiry", Some(expiry)).await.map(drop)
+        self.call(Method::PUT, "/expiry", Some(expiry.to_string())).await.map(drop)
     }
 
     pub(super) async fn set_test_cookie(&self) -> Result<(), Error> {
@@ -203,14 +215,14 @@ impl Api {
         &self,
         method: Method,
         path: &str,
-        body: Option<&Value>,
+        body: Option<String>,
     ) -> Result<T, Error> {
         Ok(serde_json::from_slice(&self.call(method, path, body).await?)?)
     }
 
-    async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Bytes, Error> {
+    async fn call(&self, method: Method, path: &str, body: Option<String>) -> Result<Bytes, Error> {
         let uri = format!("{}{path}", self.prefix).parse().or(Err(Error::NotThroughProxy))?;
-        let body = body.map_or_else(Body::empty, |json| Body::full(json.to_string()));
+        let body = body.map_or_else(Body::empty, Body::full);
         let mut request = Request::new(body);
         *request.method_mut() = method;
         *request.uri_mut() = uri;
@@ -223,9 +235,12 @@ impl Api {
     }
 }
 
-/// Text that may be JSON: what is none becomes a string.
-pub(super) fn json_or_text(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|_no_json| json!(text))
+/// Text as JSON: as it is where it is JSON, else as a string.
+pub(super) fn json_or_text(text: &str) -> String {
+    match serde_json::from_str::<&RawValue>(text) {
+        Ok(json) => json.get().to_owned(),
+        Err(_no_json) => json!(text).to_string(),
+    }
 }
 
 fn value_path(key: &str) -> String {

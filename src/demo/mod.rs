@@ -1,152 +1,168 @@
-//! The demo: the proxy before a built-in site, so that everything can be tried in a browser.
+//! The demo: the proxy, and behind it a small site that shows what sessions are good for.
 //!
-//! The site is an upstream like any other: it reads `X-Session-Url` and `X-Session-Token` and calls
-//! the session API over HTTP. It needs no script in the browser.
+//! It is composed as `run` is, of a configuration with the defaults, so what is seen is what a site
+//! gets. All of it is on this machine's loopback, and nothing of it remains.
 
 mod api;
+mod directory;
+mod exchange;
 mod form;
+mod html;
 mod pages;
+mod ports;
 mod site;
 
-use std::fs;
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::io::{self, Write as _};
+use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
 use crate::app::{App, StartError};
-use crate::config::{self, ConfigError, Environment, Overrides};
+use crate::config::{self, Config, ConfigError, Environment, Overrides};
 use crate::proxy::config::RouteConfig;
-use crate::random;
 use crate::server::{self, Address, Limits, Protocol, Settings, Tasks};
+use crate::store::config::Backend;
 use crate::time::Clock;
 
-/// A running demo.
-#[derive(Debug)]
-pub struct Demo {
-    app: App,
-    tasks: Tasks,
-    limits: Limits,
-    directory: PathBuf,
+use directory::Directory;
+use html::Page;
+use ports::Ports;
+use site::Site;
+
+/// How the demo is to run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// The port to open in a browser, 0 for any that is free. Where none is given it is 8080, or a
+    /// free one if that is taken.
+    pub port: Option<u16>,
 }
 
-/// Why a demo does not start.
+/// Why the demo does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Its directory or its site's listener could not be had.
-    #[error("the demo cannot be set up")]
-    Io(#[from] io::Error),
-    /// Its configuration is not right; that is our fault.
+    /// There is no directory for its database.
+    #[error("no directory for the demo's database can be made")]
+    Directory(#[source] io::Error),
+    /// The site has nowhere to listen.
+    #[error("no port is free for the demo")]
+    Port(#[source] io::Error),
+    /// What the site is told does not make a configuration.
     #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// Its proxy does not start.
+    Configuration(#[from] ConfigError),
+    /// The proxy does not start.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// Where to look could not be told.
+    #[error("the address cannot be printed")]
+    Print(#[source] io::Error),
+    /// The drain's deadline came first.
+    #[error("requests in flight were cut")]
+    Cut,
 }
 
-/// Where the API and the admin listener usually are.
-const USUAL: [u16; 2] = [8081, 8082];
+/// A running demo. Dropping it ends it, and waits for nothing.
+#[derive(Debug)]
+pub struct Demo {
+    app: Option<App>,
+    /// The site's own.
+    tasks: Tasks,
+    site: Address,
+    port: u16,
+    api: Address,
+    admin: Address,
+    /// Goes last.
+    _directory: Directory,
+}
+
+/// Runs the demo until `shutdown` completes, and says on standard output where it is.
+pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    let demo = Demo::start(options)?;
+    writeln!(io::stdout(), "{}", demo.text()).map_err(Error::Print)?;
+    shutdown.await;
+    if demo.stop().await { Ok(()) } else { Err(Error::Cut) }
+}
 
 impl Demo {
-    /// Starts proxy, API and site on loopback: on `port` and the usual ports, or on free ones where
-    /// those are taken; with a store and a key of its own, in a directory that goes with it.
-    pub fn start(port: u16) -> Result<Self, Error> {
-        let directory = std::env::temp_dir()
-            .join(format!("cloakroom-demo-{:016x}", u64::from_be_bytes(random::bytes())));
-        fs::DirBuilder::new().mode(0o700).create(&directory)?;
-        let started = Self::start_in(&directory, port);
-        if started.is_err() {
-            // What is left behind is empty and private.
-            let _ = fs::remove_dir_all(&directory);
-        }
-        started
-    }
-
-    fn start_in(directory: &std::path::Path, port: u16) -> Result<Self, Error> {
-        let limits = Limits::default();
+    /// Starts the site on the current runtime, and the proxy on threads of its own.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn start(options: Options) -> Result<Self, Error> {
+        let directory = Directory::make().map_err(Error::Directory)?;
         let tasks = Tasks::new();
-        let upstream =
-            site::serve(&tasks, Settings { protocol: Protocol::Http1, limits: limits.clone() })?;
-        let [api, admin] = USUAL.map(free_or_any);
-        let environment = Environment::from([
-            ("STATE_DIRECTORY", directory.to_string_lossy().as_ref()),
-            ("CLOAKROOM_LISTEN_ADDRESS", &free_or_any(port)),
-            ("CLOAKROOM_API_ADDRESS", &api),
-            ("CLOAKROOM_ADMIN_ADDRESS", &admin),
-            ("CLOAKROOM_SESSION_RECORD_CLIENT", "true"),
-        ]);
-        let overrides = Overrides { upstream: Some(format!("http://{upstream}")), listen: None };
-        let mut config = config::load(None, &environment, &overrides)?.config;
-        let exchange = config.proxy.routes.iter().map(|route| RouteConfig {
-            path: site::EXCHANGE.to_owned(),
-            header_exchange: Some(RouteConfig::DEFAULT_HEADER_EXCHANGE_MAX_BYTES),
-            ..route.clone()
-        });
-        let exchange: Vec<_> = exchange.collect();
-        config.proxy.routes.extend(exchange);
-        let app = App::start(config, Clock::System)?;
-        Ok(Self { app, tasks, limits, directory: directory.to_owned() })
+        let site = start_site(&tasks).map_err(Error::Port)?;
+        let config = configuration(&site, directory.path())?;
+        let (app, port) = start_app(&config, Ports::new(options.port).map_err(Error::Port)?)?;
+        let (api, admin) = (app.api.clone(), app.admin.clone());
+        Ok(Self { app: Some(app), tasks, site, port, api, admin, _directory: directory })
     }
 
-    /// The address to open.
+    /// The port to open.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What to open. Browsers take Secure cookies from `localhost` without TLS, and from no address.
     pub fn url(&self) -> String {
-        match self.app.public.first() {
-            Some(Address::Tcp(address)) => format!("http://localhost:{}/", address.port()),
-            _ => String::new(),
-        }
+        format!("http://localhost:{}/", self.port)
     }
 
-    /// What to try, for the terminal.
+    /// What a person at a terminal is to know.
     pub fn text(&self) -> String {
+        let Self { site, api, admin, .. } = self;
+        let url = self.url();
         format!(
-            "Open {url}\n\n\
-             Behind it is a small site that knows no sessions; Cloakroom stands before it.\n  \
-             * Reload: the counter lives in your session. Delete the cookie: it begins again.\n  \
-             * Log in: the cookie changes, and the old one opens nothing.\n  \
-             * Open a second browser, log in by the same name, and look at \"Your devices\".\n  \
-             * Give the session a lifetime of its own, and see when it ends.\n\n\
-             The session API: http://{api}/_session (for the site), metrics: http://{admin}/metrics\n\
-             Ctrl-C ends it, and nothing is kept.",
-            url = self.url(),
-            api = self.app.api,
-            admin = self.app.admin,
+            "The demo is running. Open\n\n    {url}\n\nand try this:\n  \
+             - Visit a few times, delete the cookie, and begin at one again.\n  \
+             - Put something into the basket, log in under any name, and find it there.\n  \
+             - Log in with a second browser too, and log it out under \"Devices\".\n  \
+             - Look at the cookie before and after you log in: its value has changed.\n\n\
+             What runs here, on this machine's loopback only:\n  \
+             http://{site}  a site that knows no sessions\n  \
+             http://{api}  the session API that it calls\n  \
+             http://{admin}  /metrics, /live and /ready\n\n\
+             Ctrl-C ends it, and nothing of it remains."
         )
     }
 
     /// Ends it, and removes what it kept. Whether all requests in flight ended in time.
-    pub async fn stop(self) -> bool {
-        let drained = self.app.stop().await && self.tasks.drained(self.limits.drain_timeout).await;
-        // What cannot be removed is private, and in the directory for what is temporary.
-        let _ = fs::remove_dir_all(&self.directory);
-        drained
+    pub async fn stop(mut self) -> bool {
+        let drained = match self.app.take() {
+            Some(app) => app.stop().await,
+            None => true,
+        };
+        self.tasks.drained(DRAIN_TIMEOUT).await && drained
     }
 }
 
-/// This port on loopback, or any where it is taken.
-fn free_or_any(port: u16) -> String {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let port = if TcpListener::bind(address).is_ok() { port } else { 0 };
-    format!("127.0.0.1:{port}")
+impl Drop for Demo {
+    fn drop(&mut self) {
+        if let Some(app) = self.app.take() {
+            app.abandon();
+        }
+        self.tasks.drain();
+    }
 }
 
-/// The site's connections are the proxy's.
-fn connections() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(Limits::default().connections))
-}
+/// Nobody waits long for the end of a demo.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Listens on a free port, and serves `handler` there.
-fn listen<H: server::Handler>(
-    handler: H,
-    settings: Settings,
-    tasks: &Tasks,
-) -> io::Result<Address> {
-    let listener = server::bind(&Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))), None)?;
+/// More than a browser opens, or a few.
+const SITE_CONNECTIONS: usize = 1000;
+
+/// Starts the site on any free port.
+fn start_site(tasks: &Tasks) -> io::Result<Address> {
+    let listener = server::bind(&Address::Tcp((Ipv4Addr::LOCALHOST, 0).into()), None)?;
     let address = listener.local_address().clone();
-    let serving =
-        server::serve(listener, settings, connections(), Arc::new(handler), tasks.clone());
+    let limits = Limits { drain_timeout: DRAIN_TIMEOUT, ..Limits::default() };
+    let settings = Settings { protocol: Protocol::Http1, limits };
+    let connections = Arc::new(Semaphore::new(SITE_CONNECTIONS));
+    let site = Arc::new(Site { tasks: tasks.clone(), clock: Clock::System });
+    let serving = server::serve(listener, settings, connections, site, tasks.clone());
     tasks
         .run(async move {
             if let Err(error) = serving.await {
@@ -155,4 +171,38 @@ fn listen<H: server::Handler>(
         })
         .detach();
     Ok(address)
+}
+
+/// The defaults, and what the demo shows beyond them.
+fn configuration(site: &Address, directory: &Path) -> Result<Config, Error> {
+    // A store without files, and so a key that ends with the process.
+    let environment = Environment::from([("CLOAKROOM_STORE_URL", "memory:")]);
+    let overrides = Overrides { upstream: Some(format!("http://{site}")), listen: None };
+    let mut config = config::load(None, &environment, &overrides)?.config;
+    config.store.backend = Backend::Sqlite { path: directory.join("sessions.db") };
+    config.policy.record_client = true;
+    config.limits.drain_timeout = DRAIN_TIMEOUT;
+    let exchange = config.proxy.routes.first().map(|route| RouteConfig {
+        path: Page::Exchange.path().to_owned(),
+        header_exchange: Some(RouteConfig::DEFAULT_HEADER_EXCHANGE_MAX_BYTES),
+        ..route.clone()
+    });
+    config.proxy.routes.extend(exchange);
+    Ok(config)
+}
+
+/// Starts the proxy, at other ports as long as those to try are taken.
+fn start_app(config: &Config, mut ports: Ports) -> Result<(App, u16), Error> {
+    loop {
+        match App::start(ports.put_into(config.clone()), Clock::System) {
+            Ok(app) => return Ok((app, ports.public())),
+            Err(StartError::Bind { address, source }) => {
+                match ports.without(&address, &source).map_err(Error::Port)? {
+                    Some(others) => ports = others,
+                    None => return Err(StartError::Bind { address, source }.into()),
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }

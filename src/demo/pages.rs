@@ -1,227 +1,264 @@
-//! The demo's pages: plain HTML, no script.
+//! The content of each page. What a visitor may have written goes through [`Text`].
 
-use std::fmt::Write;
+use std::fmt::Write as _;
 
 use super::api::{Device, Error, Expiry, Session};
+use super::html::Text;
+use crate::time::Timestamp;
 
-const STYLE: &str = "\
-body{font:1rem/1.5 system-ui,sans-serif;color:#222;max-width:46rem;margin:0 auto;padding:1rem}\
-nav a{margin-right:1rem}h1{font-size:1.6rem;margin:.8rem 0}h2{font-size:1.1rem;margin:1.6rem 0 .4rem}\
-.big{font-size:2.4rem;font-weight:600}.flash{background:#e7f4e4;border-left:4px solid #4a8b3c;padding:.5rem .8rem}\
-.bad{background:#fbe9e7;border-left:4px solid #b3402c;padding:.5rem .8rem}\
-table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.25rem .6rem .25rem 0;border-bottom:1px solid #ddd;vertical-align:top;overflow-wrap:anywhere}\
-form{display:inline-block;margin:.2rem .8rem .2rem 0}input{font:inherit;padding:.2rem .4rem}button{font:inherit;padding:.2rem .8rem}\
-footer{margin-top:2rem;border-top:1px solid #ddd;color:#555;font-size:.9rem}code{overflow-wrap:anywhere}";
-
-/// The first page.
-pub(super) fn home(session: &Session, last_visit: Option<&str>, flash: Option<&str>) -> String {
-    let mut body = told(flash);
-    let visits = session.number("visits").unwrap_or(0);
-    let _ = write!(
-        body,
-        "<p>Visits in this session: <span class=\"big\" id=\"visits\">{visits}</span></p>\
-         <p>Your last visit: <span id=\"last-visit\">{}</span></p>",
-        last_visit.map_or_else(|| "this is your first".to_owned(), escape),
+/// The visit counter; `before` is the session as the visitor brought it.
+pub(super) fn visits(before: &Session, after: &Session, now: Timestamp) -> String {
+    let visits = after.number("visits").unwrap_or_default();
+    let last = before.text("last_visit").and_then(|text| Timestamp::parse_rfc3339(&text));
+    let last = last.map_or_else(
+        || "This is your first visit, as far as this session knows.".to_owned(),
+        |last| format!("Your last visit was {} ago, at {last}.", span(now.since(last).as_secs())),
     );
-    body.push_str("<h2>Who you are</h2>");
-    match &session.principal {
-        Some(name) => {
-            let _ = write!(
-                body,
-                "<p>Logged in as <strong id=\"principal\">{}</strong></p>{}",
-                escape(name),
-                button("/logout", "Log out", ""),
-            );
-        }
-        None => body.push_str(
-            "<p id=\"principal\">Nobody yet</p><form method=\"post\" action=\"/login\">\
-             <label>Name <input name=\"name\" autocomplete=\"username\"></label> <button id=\"login\">Log in</button></form>",
+    format!(
+        "<section><p>Visits in this session</p><p class=big id=visits>{visits}</p>\
+         <p id=last-visit>{last}</p>\
+         <p><a id=again href='/'>Visit again</a></p>\
+         <p class=calls>One change that is atomic, however many tabs you open: <code>PATCH /_session \
+         {{\"increment\": {{\"visits\": 1}}, \"values\": {{\"last_visit\": …}}}}</code></p></section>\
+         <section><h2>What you see here</h2><p>The site that wrote this page keeps nothing. The proxy \
+         in front of it told it where a session API is, and everything on these pages is an HTTP call \
+         or two. Delete this site's cookie in your browser, come back, and you begin at one.</p>\
+         </section>"
+    )
+}
+
+/// Logging in and out, and a basket that stays.
+pub(super) fn account(session: &Session, ended: bool) -> String {
+    let who = match (&session.principal, ended) {
+        (Some(name), _) => format!(
+            "<section><h2>Logged in</h2><p>You are <strong id=who>{}</strong>. Your cookie has had \
+             another value since you logged in; the one before opens nothing any more.</p>\
+             <form method=post action='/log-out'><button id=log-out>Log out</button></form>\
+             <p class=calls><code>DELETE /_session</code></p></section>",
+            Text(name)
         ),
+        (None, true) => format!(
+            "<section><h2>Logged out</h2><p id=ended>Your session is over and its cookie is deleted.\
+             </p></section>{LOG_IN}"
+        ),
+        (None, false) => LOG_IN.to_owned(),
+    };
+    let mut items = String::new();
+    for item in session.texts("basket") {
+        // Writing to a String cannot fail.
+        let _ = write!(items, "<li>{}</li>", Text(&item));
     }
-    body.push_str("<h2>What is in the session</h2><table><tr><th>Key<th>Value<th>");
-    for (key, value) in &session.values {
-        let hidden = format!("<input type=\"hidden\" name=\"key\" value=\"{}\">", escape(key));
+    if items.is_empty() {
+        items.push_str("<li>Nothing yet</li>");
+    }
+    format!(
+        "{who}<section><h2>Basket</h2><p>What you put in before you log in is there afterwards.</p>\
+         <ul id=basket>{items}</ul>\
+         <form method=post action='/basket'><label>Thing<input name=item id=item required \
+         maxlength=100></label><button id=put>Put in</button></form>\
+         <p class=calls><code>POST /_session/values/basket/append</code></p></section>"
+    )
+}
+
+const LOG_IN: &str = "\
+<section><h2>Log in</h2><p>Any name will do; there is no password.</p>\
+<form method=post action='/log-in'><label>Name<input name=name id=name required maxlength=60 \
+autocomplete=username></label>\
+<label class=check><input type=checkbox name=remember id=remember>Remember me for 30 days</label>\
+<button id=log-in>Log in</button></form>\
+<p class=calls><code>PATCH /_session {\"principal\": …, \"expiry\": …}</code>: who is not remembered \
+gets a cookie that ends with the browser.</p></section>";
+
+/// All values, and how to change them.
+pub(super) fn values(session: &Session, ended: bool) -> String {
+    let mut rows = String::new();
+    for (key, json) in &session.values {
         let _ = write!(
-            body,
-            "<tr><td>{}<td><code>{}</code><td>{}",
-            escape(key),
-            escape(value.get()),
-            button("/pop", "Remove", &hidden),
+            rows,
+            "<tr><td><code>{key}</code></td><td class=json>{json}</td><td>\
+             <form method=post action='/values/remove'><input type=hidden name=key value=\"{key}\">\
+             <button class=plain aria-label=\"Remove {key}\">Remove</button></form></td></tr>",
+            key = Text(key),
+            json = Text(json.get()),
         );
     }
-    body.push_str(
-        "</table><form method=\"post\" action=\"/set\"><label>Key <input name=\"key\"></label> \
-         <label>Value <input name=\"value\"></label> <button id=\"set\">Set</button></form>",
-    );
-    body.push_str("<h2>The session itself</h2>");
-    body.push_str(&button("/rotate", "New token", ""));
-    body.push_str(&button("/flush", "Flush", ""));
-    page("A site with sessions", &body, Some(session))
+    if rows.is_empty() {
+        rows.push_str("<tr><td colspan=3>There are none.</td></tr>");
+    }
+    let ended = if ended { "<p id=ended>The session is over, its values with it.</p>" } else { "" };
+    format!(
+        "<section>{ended}<h2>What the session holds</h2><table id=values><thead><tr><th>Key</th>\
+         <th>Value</th><th></th></tr></thead><tbody>{rows}</tbody></table>\
+         <p class=calls><code>GET /_session</code> shows them, <code>DELETE \
+         /_session/values/KEY</code> removes one and says what it was.</p></section>\
+         <section><h2>Set a value</h2><form method=post action='/values/set'>\
+         <label>Key<input name=key id=key required maxlength=60></label>\
+         <label>Value, JSON or plain text<input name=value id=value maxlength=1000></label>\
+         <button id=set>Set</button></form>\
+         <p class=calls><code>PUT /_session/values/KEY</code></p></section>\
+         <section><h2>End the session</h2><form method=post action='/flush'><button id=flush>End it\
+         </button></form><p class=calls><code>DELETE /_session</code></p></section>"
+    )
 }
+
+/// A message that is shown once.
+pub(super) const MESSAGE: &str = "\
+<section><h2>Say something to the next page</h2><p>It is kept in the session until a page shows it, \
+and it is shown once: load this page again and it is gone.</p>\
+<form method=post action='/message'><label>Message<input name=text id=text required maxlength=200>\
+</label><button id=say>Say it</button></form>\
+<p class=calls><code>PUT /_session/values/flash</code> before the redirect, <code>DELETE \
+/_session/values/flash</code> on the page that follows.</p></section>";
 
 /// How long the session lives.
-pub(super) fn expiry(session: &Session, expiry: &Expiry, flash: Option<&str>) -> String {
-    let mut body = told(flash);
-    let _ = write!(
-        body,
-        "<table><tr><th>Ends, if you do not come back<td id=\"date\">{}\
-         <tr><th>That is in<td><span id=\"age\">{}</span> seconds\
-         <tr><th>Its cookie ends with the browser<td id=\"browser-close\">{}\
-         <tr><th>A lifetime of its own<td><code id=\"own\">{}</code></table><h2>Give it another</h2>",
-        expiry.expires_at.as_deref().map_or_else(|| "there is no session yet".to_owned(), escape),
-        expiry.expires_in.unwrap_or(0),
-        if expiry.expires_at_browser_close == Some(true) { "yes" } else { "no" },
-        expiry.own.as_ref().map_or_else(|| "no".to_owned(), |own| escape(own.get())),
-    );
-    let kind = |kind: &str| format!("<input type=\"hidden\" name=\"kind\" value=\"{kind}\">");
-    body.push_str(&button(
-        "/expiry",
-        "Remember me so long",
-        &format!(
-            "{}<label>Seconds <input name=\"seconds\" value=\"3600\" size=\"8\"></label> ",
-            kind("idle")
-        ),
-    ));
-    body.push_str(&button(
-        "/expiry",
-        "End then",
-        &format!(
-            "{}<label>Date, UTC <input type=\"datetime-local\" name=\"date\"></label> ",
-            kind("at")
-        ),
-    ));
-    body.push_str(&button("/expiry", "End with the browser", &kind("browser_close")));
-    body.push_str(&button("/expiry", "As everybody's", &kind("policy")));
-    page("How long it lives", &body, Some(session))
-}
-
-/// Whether the test cookie came back.
-pub(super) fn test_cookie(session: &Session, worked: bool) -> String {
-    let body = if worked {
-        "<p class=\"flash\" id=\"test-cookie\">The test cookie came back: your browser keeps cookies.</p>"
-    } else {
-        "<p class=\"bad\" id=\"test-cookie\">The test cookie did not come back: your browser does not keep cookies, \
-         or not for this address. Open the site as http://localhost, or behind TLS.</p>"
+pub(super) fn lifetime(session: &Session, expiry: &Expiry) -> String {
+    let own = expiry.own.as_ref().map_or("none: the policy's", |own| own.get());
+    let age = expiry
+        .expires_in
+        .map_or_else(|| "–".to_owned(), |seconds| format!("{} ({seconds} seconds)", span(seconds)));
+    let close = match expiry.expires_at_browser_close {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "–",
     };
-    let again = "<p><a href=\"/test-cookie\">Try again</a></p>";
-    page("Does your browser keep cookies?", &format!("{body}{again}"), Some(session))
+    let text = |text: &Option<String>| Text(text.as_deref().unwrap_or("–")).to_string();
+    format!(
+        "<section><h2>As it is</h2><dl><dt>Ends, if you stay away, in</dt><dd id=age>{age}</dd>\
+         <dt>That is at</dt><dd id=date>{date}</dd>\
+         <dt>Cookie ends with the browser</dt><dd id=browser-close>{close}</dd>\
+         <dt>Lifetime of its own</dt><dd><code id=own>{own}</code></dd>\
+         <dt>Began at</dt><dd>{began}</dd><dt>Last seen at</dt><dd>{seen}</dd></dl>\
+         <p class=calls><code>GET /_session/expiry</code>: asking prolongs nothing.</p></section>\
+         {LIFETIMES}",
+        own = Text(own),
+        date = text(&expiry.expires_at),
+        began = text(&session.created_at),
+        seen = text(&session.last_seen_at),
+    )
 }
 
-/// The sessions of this principal.
-pub(super) fn devices(session: &Session, devices: &[Device], flash: Option<&str>) -> String {
-    let mut body = told(flash);
-    if session.principal.is_none() {
-        body.push_str("<p>Log in on the first page to see where else you are logged in.</p>");
-        return page("Your devices", &body, Some(session));
-    }
-    body.push_str("<table><tr><th>Since<th>Last seen<th>Browser<th>");
+const LIFETIMES: &str = "\
+<section><h2>Another lifetime</h2>\
+<form method=post action='/lifetime'><label>Seconds without a visit<input name=idle id=idle \
+type=number min=1 value=3600 required></label><button id=set-idle>Set</button></form>\
+<form method=post action='/lifetime'><label>Until a date and time, UTC<input name=at id=at \
+type=datetime-local required></label><button id=set-at>Set</button></form>\
+<form method=post action='/lifetime'><button id=set-browser-close name=browser_close value=true>\
+Until the browser closes</button>\
+<button id=set-policy class=plain name=policy value=true>Back to the policy</button></form>\
+<p class=calls><code>PUT /_session/expiry {\"idle\": …}, {\"at\": …}, {\"browser_close\": true}, \
+null</code></p></section>";
+
+/// What the check of the test cookie found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TestCookie {
+    NotAsked,
+    CameBack,
+    Lost,
+}
+
+/// Whether cookies work, and a new value for this one.
+pub(super) fn cookie(tested: TestCookie) -> String {
+    let verdict = match tested {
+        TestCookie::NotAsked => "",
+        TestCookie::CameBack => {
+            "<p class=told role=status id=test-cookie>The cookie came back: cookies work.</p>"
+        }
+        TestCookie::Lost => {
+            "<p class='told alert' role=status id=test-cookie>The cookie did not come back: this \
+             browser keeps no cookies of this site.</p>"
+        }
+    };
+    format!(
+        "{verdict}<section><h2>Do cookies work?</h2><p>Sets one, sends you here again, and looks \
+         whether it came along.</p><form method=post action='/cookie/test'><button id=test>Try\
+         </button></form><p class=calls><code>PUT</code>, then <code>GET</code> and <code>DELETE \
+         /_session/test-cookie</code></p></section>\
+         <section><h2>A new value</h2><p>The session stays, with its id and its values; the cookie \
+         gets another value, and no copy of the old one opens it.</p>\
+         <form method=post action='/cookie/rotate'><button id=rotate>Rotate</button></form>\
+         <p class=calls><code>POST /_session/rotate</code></p></section>"
+    )
+}
+
+/// The sessions of the visitor.
+pub(super) fn devices(session: &Session, devices: &[Device]) -> String {
+    let Some(name) = &session.principal else {
+        return "<section><p id=nobody><a href='/account'>Log in</a> first, here and in another \
+                browser.</p></section>"
+            .to_owned();
+    };
+    let mut rows = String::new();
     for device in devices {
-        let hidden =
-            format!("<input type=\"hidden\" name=\"id\" value=\"{}\">", escape(&device.id));
-        let (agent, address) = device.client.as_ref().map_or(("unknown", ""), |client| {
-            (client.user_agent.as_str(), client.address.as_deref().unwrap_or_default())
-        });
+        let client = device.client.as_ref();
+        let agent = client.map_or("unknown", |client| client.user_agent.as_str());
+        let address = client.and_then(|client| client.address.as_deref()).unwrap_or("–");
+        let this = if device.current { "<strong>This one</strong><br>" } else { "" };
         let _ = write!(
-            body,
-            "<tr class=\"device\"><td>{}<td>{}<td>{} {}<td>{}",
-            escape(&device.created_at),
-            escape(&device.last_seen_at),
-            escape(agent),
-            escape(address),
-            if device.current {
-                "this one".to_owned()
-            } else {
-                button("/devices/logout", "Log out", &hidden)
-            },
+            rows,
+            "<tr><td>{this}{agent}<br><span class=calls>from {address}, since {since}, last seen \
+             {seen}</span></td><td><form method=post action='/devices/log-out'>\
+             <input type=hidden name=id value=\"{id}\">\
+             <button class=plain>Log out</button></form></td></tr>",
+            agent = Text(agent),
+            address = Text(address),
+            since = Text(&device.created_at),
+            seen = Text(&device.last_seen_at),
+            id = Text(&device.id),
         );
     }
-    body.push_str("</table><p></p>");
-    body.push_str(&button("/devices/logout-others", "Log out all others", ""));
-    page("Your devices", &body, Some(session))
-}
-
-/// The page that works by header exchange.
-pub(super) fn exchange(visits: i64, data: &str) -> String {
-    let body = format!(
-        "<p>Visits of this page: <span class=\"big\" id=\"exchange-visits\">{visits}</span></p>\
-         <p>This page makes no call. The proxy told it the session in <code>X-Session-Data</code>:</p>\
-         <p><code id=\"data\">{}</code></p>\
-         <p>and it answered with <code>X-Session-Patch: {{\"increment\":{{\"exchange_visits\":1}}}}</code>.</p>",
-        escape(data),
-    );
-    page("Header exchange", &body, None)
-}
-
-pub(super) fn not_found() -> String {
-    page("There is no such page", "<p><a href=\"/\">To the first page</a></p>", None)
-}
-
-/// What went wrong, for whoever tries the demo.
-pub(super) fn failed(error: &Error) -> String {
-    let code = match error {
-        Error::Refused(problem) => format!("{} {}", problem.status, problem.code),
-        _ => String::new(),
-    };
-    let text = escape(error.to_string());
-    page(
-        "That did not work",
-        &format!("<p class=\"bad\">{text} <code>{}</code></p>", escape(&code)),
-        None,
-    )
-}
-
-fn told(flash: Option<&str>) -> String {
-    flash.map_or_else(String::new, |text| {
-        format!("<p class=\"flash\" id=\"flash\" role=\"status\">{}</p>", escape(text))
-    })
-}
-
-/// A form of one button, with what goes along.
-fn button(action: &str, text: &str, fields: &str) -> String {
-    format!("<form method=\"post\" action=\"{action}\">{fields}<button>{text}</button></form>")
-}
-
-fn page(title: &str, body: &str, session: Option<&Session>) -> String {
-    let footer = session.map_or_else(String::new, |session| {
-        let shown = |text: &Option<String>| text.as_deref().map_or_else(|| "none".to_owned(), escape);
-        format!(
-            "<footer><p>Session <code id=\"session\">{}</code>, version {}, begun {}, last seen {}</p></footer>",
-            shown(&session.id),
-            session.version.map_or_else(|| "none".to_owned(), |version| version.to_string()),
-            shown(&session.created_at),
-            shown(&session.last_seen_at),
-        )
-    });
     format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\
-         <meta name=\"viewport\" content=\"width=device-width\"><style>{STYLE}</style></head><body>\
-         <nav><a href=\"/\">Home</a><a href=\"/expiry\">Lifetime</a><a href=\"/devices\">Your devices</a>\
-         <a href=\"/test-cookie\">Test cookie</a><a href=\"/exchange\">Header exchange</a></nav>\
-         <main><h1>{title}</h1>{body}</main>{footer}</body></html>\n"
+        "<section><h2>Where {} is logged in</h2><table id=devices><tbody>{rows}</tbody></table>\
+         <form method=post action='/devices/log-others-out'><button id=log-others-out>Log out \
+         everywhere else</button></form>\
+         <p class=calls><code>GET /_session/principal/sessions</code>, <code>DELETE</code> on it or \
+         on one of them</p></section>",
+        Text(name)
     )
 }
 
-fn escape(text: impl AsRef<str>) -> String {
-    let mut out = String::new();
-    for character in text.as_ref().chars() {
-        match character {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            other => out.push(other),
-        }
-    }
-    out
+/// The page that makes no call; `count` is `None` where the values did not fit the header.
+pub(super) fn exchange(count: Option<i64>) -> String {
+    let count = count.map_or_else(|| "too many values for a header".to_owned(), |n| n.to_string());
+    format!(
+        "<section><p>Visits to this page</p><p class=big id=count>{count}</p>\
+         <p><a id=again href='/exchange'>Visit again</a></p>\
+         <form method=post action='/exchange'><button id=restart class=plain>Begin anew</button>\
+         </form><p class=calls>No call was made: the request had <code>X-Session-Data: {{…}}</code>, \
+         and the response has <code>X-Session-Patch: {{\"increment\": {{\"exchange_visits\": 1}}}}\
+         </code>, which the proxy applied and took out.</p></section>"
+    )
 }
 
-#[cfg(test)]
-mod tests {
-    use super::escape;
+/// What went wrong.
+pub(super) fn trouble(error: &Error) -> String {
+    let what = match error {
+        Error::Refused(problem) => format!(
+            "<p>It answered <code id=code>{} {}</code>: {}.</p>",
+            problem.status,
+            Text(&problem.code),
+            Text(problem.detail.trim_end_matches('.')),
+        ),
+        Error::NotThroughProxy => {
+            "<p>It brought no <code>X-Session-Url</code> and no <code>X-Session-Token</code>. Open \
+             the address of the proxy instead.</p>"
+                .to_owned()
+        }
+        Error::Unreached(cause) => format!("<p>{}.</p>", Text(&cause.to_string())),
+        Error::Unreadable(cause) => format!("<p>{}.</p>", Text(&cause.to_string())),
+    };
+    let summary = match error {
+        Error::Refused(_) => "The session API did not do it.".to_owned(),
+        other => format!("{other}."),
+    };
+    format!(
+        "<div class='told alert' role=alert><p>{}</p>{what}</div><p><a href='/'>To the first page\
+         </a></p>",
+        Text(&summary)
+    )
+}
 
-    #[test]
-    fn what_visitors_write_is_text() {
-        assert_eq!(escape("<b id='x'>\"&"), "&lt;b id=&#39;x&#39;&gt;&quot;&amp;");
-    }
+/// Whole seconds, as people say them.
+fn span(seconds: u64) -> String {
+    humantime::format_duration(std::time::Duration::from_secs(seconds)).to_string()
 }

@@ -1,217 +1,282 @@
-//! The demo's site: which page a request is for, and what that page does to the session.
+//! The built-in upstream: which page a request asks for, and what a form does.
+//!
+//! It is a site as any other: it keeps nothing, and reaches sessions as the proxy tells it to.
+//! A form is answered with a redirect to a page, so that loading that again does nothing twice.
 
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
-use http::{Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
-use serde_json::{Value, json};
-use std::io;
 use std::time::Duration;
 
-use super::api::{Api, Error, json_or_text};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, LOCATION,
+};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+
+use super::api::{Api, Error, Session, json_or_text};
+use super::exchange;
 use super::form::Form;
-use super::pages;
+use super::html::{Frame, Page};
+use super::pages::{self, TestCookie};
 use crate::body::{Body, collect};
-use crate::server::{Address, Handler, Peer, Settings, Tasks};
+use crate::server::{Handler, Peer, Tasks};
 use crate::time::Clock;
 
-/// The page that works by header exchange.
-pub(super) const EXCHANGE: &str = "/exchange";
-
-/// Serves the site on a free port.
-pub(super) fn serve(tasks: &Tasks, settings: Settings) -> io::Result<Address> {
-    super::listen(Site { tasks: tasks.clone() }, settings, tasks)
-}
-
-#[derive(Debug)]
-struct Site {
-    tasks: Tasks,
-}
-
-/// What a request is answered.
-enum Answer {
-    Page(String),
-    /// After a form: reload shows the page, and sends nothing again.
-    SeeOther(&'static str),
-    NotFound,
-}
-
-type Answered = Result<Answer, Error>;
-
+/// The longest form: some fields of text.
 const MAX_FORM: usize = 16 * 1024;
 
+/// For a form to come in.
+const FORM_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a visitor is remembered who asks for it.
+const REMEMBERED: u64 = 30 * 24 * 60 * 60;
+
+/// The site.
+#[derive(Debug)]
+pub(super) struct Site {
+    /// Connections to the API are tasks of these.
+    pub(super) tasks: Tasks,
+    pub(super) clock: Clock,
+}
+
+/// A request that was read.
+#[derive(Debug)]
+struct Visit {
+    headers: HeaderMap,
+    query: Form,
+    form: Form,
+    api: Api,
+}
+
 impl Handler for Site {
-    async fn handle(&self, request: Request<Incoming>, _peer: Peer) -> Response<Body> {
+    async fn handle(&self, request: Request<Incoming>, _: Peer) -> Response<Body> {
         let (parts, body) = request.into_parts();
+        let Ok(body) = collect(Body::streaming(body, None), MAX_FORM, FORM_DEADLINE).await else {
+            return plain(StatusCode::BAD_REQUEST, "the form is too large, or did not come");
+        };
         let path = parts.uri.path();
-        if path == EXCHANGE {
-            return exchange(&parts.headers);
+        if path == Page::Exchange.path() {
+            return exchange::answer(&parts.method, &parts.headers);
         }
-        let body = Body::streaming(body, Some(Duration::from_secs(10)));
-        let form = collect(body, MAX_FORM, Duration::from_secs(10)).await.unwrap_or_default();
-        let form = Form::parse(&String::from_utf8_lossy(&form));
+        let form = Form::parse(&String::from_utf8_lossy(&body));
+        let query = Form::parse(parts.uri.query().unwrap_or_default());
         let answered = match Api::of(&parts.headers, &self.tasks) {
-            Ok(api) if parts.method == Method::POST => post(&api, path, &form).await,
-            Ok(api) => get(&api, path).await,
+            Ok(api) => {
+                let visit = Visit { headers: parts.headers, query, form, api };
+                match parts.method {
+                    Method::GET | Method::HEAD => match Page::at(path) {
+                        Some(page) => self.show(page, &visit).await,
+                        None => return not_found(),
+                    },
+                    Method::POST => submit(path, &visit).await,
+                    _ => return method_not_allowed(),
+                }
+            }
             Err(error) => Err(error),
         };
-        match answered {
-            Ok(Answer::Page(page)) => html(StatusCode::OK, page),
-            Ok(Answer::SeeOther(place)) => see_other(place),
-            Ok(Answer::NotFound) => html(StatusCode::NOT_FOUND, pages::not_found()),
-            Err(error) => html(StatusCode::BAD_GATEWAY, pages::failed(&error)),
-        }
+        answered.unwrap_or_else(|error| trouble(&error))
     }
 }
 
-async fn get(api: &Api, path: &str) -> Answered {
-    match path {
-        "/" => home(api).await,
-        "/expiry" => {
-            let (session, expiry, flash) =
-                (api.session().await?, api.expiry().await?, flash(api).await?);
-            Ok(Answer::Page(pages::expiry(&session, &expiry, flash.as_deref())))
-        }
-        "/test-cookie" => {
-            api.set_test_cookie().await?;
-            Ok(Answer::SeeOther("/test-cookie/check"))
-        }
-        "/test-cookie/check" => {
-            let worked = api.test_cookie_worked().await?;
-            if worked {
-                api.remove_test_cookie().await?;
+impl Site {
+    /// A page, with what the one before had to say.
+    async fn show(&self, page: Page, visit: &Visit) -> Result<Response<Body>, Error> {
+        let ended = visit.query.has("ended");
+        let flash = visit.flash().await?;
+        let mut session = visit.api.session().await?;
+        let content = match page {
+            Page::Visits => {
+                let before = std::mem::take(&mut session);
+                session = self.count(visit).await?;
+                pages::visits(&before, &session, self.clock.now())
             }
-            Ok(Answer::Page(pages::test_cookie(&api.session().await?, worked)))
-        }
-        "/devices" => {
-            let flash = flash(api).await?;
-            let (session, devices) = (api.session().await?, api.devices().await?);
-            Ok(Answer::Page(pages::devices(&session, &devices, flash.as_deref())))
-        }
-        _ => Ok(Answer::NotFound),
+            Page::Account => pages::account(&session, ended),
+            Page::Values => pages::values(&session, ended),
+            Page::Message => pages::MESSAGE.to_owned(),
+            Page::Lifetime => pages::lifetime(&session, &visit.api.expiry().await?),
+            Page::Cookie => pages::cookie(visit.test_cookie().await?),
+            Page::Devices => pages::devices(&session, &visit.api.devices().await?),
+            Page::Exchange => return Ok(exchange::answer(&Method::GET, &visit.headers)),
+        };
+        let session_error = header(&visit.headers, "x-session-error");
+        let frame = Frame {
+            page: Some(page),
+            title: page.title(),
+            flash,
+            session_error,
+            session: Some(&session),
+        };
+        Ok(html(StatusCode::OK, frame.around(&content)))
+    }
+
+    async fn count(&self, visit: &Visit) -> Result<Session, Error> {
+        let now = self.clock.now().to_string();
+        let patch = json!({"increment": {"visits": 1}, "values": {"last_visit": now}});
+        visit.api.patch(&patch).await
     }
 }
 
-async fn post(api: &Api, path: &str, form: &Form) -> Answered {
-    match path {
-        "/login" => log_in(api, form.field("name")).await,
-        "/logout" => {
-            api.destroy().await?;
-            Ok(Answer::SeeOther("/"))
+impl Visit {
+    /// What became of the test cookie, if this visit is to see.
+    async fn test_cookie(&self) -> Result<TestCookie, Error> {
+        if !self.query.has("check") {
+            return Ok(TestCookie::NotAsked);
         }
-        "/flush" => {
-            api.destroy().await?;
-            say(api, "The session was flushed; this is a new one.").await?;
-            Ok(Answer::SeeOther("/"))
+        if !self.api.test_cookie_worked().await? {
+            return Ok(TestCookie::Lost);
         }
-        "/rotate" => {
+        self.api.remove_test_cookie().await?;
+        Ok(TestCookie::CameBack)
+    }
+
+    /// What the page before had to say. Through a cookie that another response has just replaced,
+    /// nothing can be taken; the page is shown without.
+    async fn flash(&self) -> Result<Option<String>, Error> {
+        let json = match self.api.pop("flash").await {
+            Err(Error::Refused(problem)) if problem.status == 409 => None,
+            popped => popped?,
+        };
+        Ok(json.and_then(|json| serde_json::from_str(json.get()).ok()))
+    }
+
+    /// Tells the next page what to say.
+    async fn say(&self, message: &str) -> Result<(), Error> {
+        self.api.set("flash", json!(message).to_string()).await
+    }
+
+    async fn log_in(&self) -> Result<(), Error> {
+        let expiry = if self.form.has("remember") {
+            json!({"idle": REMEMBERED})
+        } else {
+            json!({"browser_close": true})
+        };
+        let patch = json!({"principal": self.form.field("name"), "expiry": expiry});
+        self.api.patch(&patch).await.map(drop)
+    }
+
+    async fn remove_value(&self) -> Result<(), Error> {
+        let key = self.form.field("key");
+        match self.api.pop(key).await? {
+            Some(json) => self.say(&format!("Removed “{key}”; it was {}", json.get())).await,
+            None => self.say(&format!("There was no “{key}” any more")).await,
+        }
+    }
+
+    /// The lifetime that a form asks for; the API says what is wrong with it.
+    fn lifetime(&self) -> Value {
+        let form = &self.form;
+        if form.has("idle") {
+            // What is no number goes on as it is, and is refused.
+            let idle = form.field("idle");
+            let seconds = idle.parse::<u64>().map_or_else(|_| json!(idle), |number| json!(number));
+            json!({"idle": seconds})
+        } else if form.has("at") {
+            // Browsers leave the seconds out where they are zero.
+            let at = form.field("at");
+            let seconds = if at.matches(':').count() < 2 { ":00" } else { "" };
+            json!({"at": format!("{at}{seconds}Z")})
+        } else if form.has("browser_close") {
+            json!({"browser_close": true})
+        } else {
+            Value::Null
+        }
+    }
+}
+
+/// What a form does, and where its visitor goes on.
+async fn submit(path: &str, visit: &Visit) -> Result<Response<Body>, Error> {
+    let Visit { api, form, .. } = visit;
+    let next = match path {
+        "/log-in" => visit.log_in().await.map(|()| "/account"),
+        "/log-out" => api.destroy().await.map(|()| "/account?ended"),
+        "/basket" => api.append("basket", &json!(form.field("item"))).await.map(|()| "/account"),
+        "/values/set" => {
+            let json = json_or_text(form.field("value"));
+            api.set(form.field("key"), json).await.map(|()| "/values")
+        }
+        "/values/remove" => visit.remove_value().await.map(|()| "/values"),
+        "/flush" => api.destroy().await.map(|()| "/values?ended"),
+        "/message" => visit.say(form.field("text")).await.map(|()| "/message"),
+        "/lifetime" => api.set_expiry(&visit.lifetime()).await.map(|()| "/lifetime"),
+        "/cookie/test" => api.set_test_cookie().await.map(|()| "/cookie?check"),
+        "/cookie/rotate" => {
             api.rotate().await?;
-            say(api, "The cookie has a new token; the old one opens nothing.").await?;
-            Ok(Answer::SeeOther("/"))
+            visit.say("The cookie has a new value").await.map(|()| "/cookie")
         }
-        "/set" => {
-            if form.field("key").is_empty() {
-                say(api, "A value needs a key.").await?;
-            } else {
-                api.set(form.field("key"), &json_or_text(form.field("value"))).await?;
-            }
-            Ok(Answer::SeeOther("/"))
+        "/devices/log-out" => api.log_device_out(form.field("id")).await.map(|()| "/devices"),
+        "/devices/log-others-out" => {
+            let others = api.log_others_out().await?;
+            visit.say(&format!("Logged out elsewhere: {others}")).await.map(|()| "/devices")
         }
-        "/pop" => {
-            let was = api.pop(form.field("key")).await?;
-            let text = match was {
-                Some(value) => format!("Removed; it was {value}."),
-                None => "There was no such value.".to_owned(),
-            };
-            say(api, &text).await?;
-            Ok(Answer::SeeOther("/"))
-        }
-        "/expiry" => set_expiry(api, form).await,
-        "/devices/logout" => {
-            api.log_device_out(form.field("id")).await?;
-            Ok(Answer::SeeOther("/devices"))
-        }
-        "/devices/logout-others" => {
-            let count = api.log_others_out().await?;
-            say(api, &format!("{count} others were logged out.")).await?;
-            Ok(Answer::SeeOther("/devices"))
-        }
-        _ => Ok(Answer::NotFound),
-    }
-}
-
-/// Counts the visit and notes its time; the message of the page before is shown once.
-async fn home(api: &Api) -> Answered {
-    let before = api.session().await?.text("last_visit");
-    let now = Clock::System.now().to_string();
-    api.patch(&json!({"increment": {"visits": 1}, "values": {"last_visit": now}})).await?;
-    let flash = flash(api).await?;
-    Ok(Answer::Page(pages::home(&api.session().await?, before.as_deref(), flash.as_deref())))
-}
-
-async fn log_in(api: &Api, name: &str) -> Answered {
-    if name.is_empty() {
-        say(api, "Any name will do, but a name it takes.").await?;
-        return Ok(Answer::SeeOther("/"));
-    }
-    let flash = format!(
-        "Welcome, {name}. Your cookie has changed, what you had in your session is still there."
-    );
-    api.patch(&json!({"principal": name, "values": {"flash": flash}})).await?;
-    Ok(Answer::SeeOther("/"))
-}
-
-async fn set_expiry(api: &Api, form: &Form) -> Answered {
-    let expiry = match form.field("kind") {
-        "idle" => json!({"idle": json_or_text(form.field("seconds"))}),
-        "at" => json!({"at": format!("{}:00Z", form.field("date"))}),
-        "browser_close" => json!({"browser_close": true}),
-        _ => Value::Null,
+        _ => return Ok(not_found()),
     };
-    match api.set_expiry(&expiry).await {
-        Err(Error::Refused(problem)) if problem.status == 422 => say(api, &problem.detail).await?,
-        set => set?,
-    }
-    Ok(Answer::SeeOther("/expiry"))
+    next.map(see_other)
 }
 
-/// Leaves a message for the next page.
-async fn say(api: &Api, text: &str) -> Result<(), Error> {
-    api.set("flash", &json!(text)).await
-}
-
-/// Takes the message that the page before has left. Through a cookie that another response has just
-/// replaced nothing can be taken; the page is shown without.
-async fn flash(api: &Api) -> Result<Option<String>, Error> {
-    let text = match api.pop("flash").await {
-        Err(Error::Refused(problem)) if problem.status == 409 => None,
-        popped => popped?,
+/// A page that says what went wrong. Its status is that of a refusal, else that the fault is behind.
+fn trouble(error: &Error) -> Response<Body> {
+    let status = match error {
+        Error::Refused(problem) => StatusCode::from_u16(problem.status).ok(),
+        Error::NotThroughProxy => Some(StatusCode::MISDIRECTED_REQUEST),
+        Error::Unreached(_) | Error::Unreadable(_) => None,
     };
-    Ok(text.and_then(|text| serde_json::from_str(text.get()).ok()))
+    let frame = Frame { title: "That did not work", ..Frame::default() };
+    html(status.unwrap_or(StatusCode::BAD_GATEWAY), frame.around(&pages::trouble(error)))
 }
 
-/// A page without an HTTP client: it reads the session from a header, and answers with a patch.
-fn exchange(headers: &HeaderMap) -> Response<Body> {
-    let data = headers.get("x-session-data").and_then(|data| data.to_str().ok()).unwrap_or("{}");
-    let values: Value = serde_json::from_str(data).unwrap_or_default();
-    let visits = values.get("exchange_visits").and_then(Value::as_i64).unwrap_or(0) + 1;
-    let mut response = html(StatusCode::OK, pages::exchange(visits, data));
-    let patch = HeaderValue::from_static("{\"increment\":{\"exchange_visits\":1}}");
-    response.headers_mut().insert("x-session-patch", patch);
+fn not_found() -> Response<Body> {
+    let frame = Frame { title: "There is no such page", ..Frame::default() };
+    let content = "<section><p><a href='/'>To the first page</a></p></section>";
+    html(StatusCode::NOT_FOUND, frame.around(content))
+}
+
+pub(super) fn method_not_allowed() -> Response<Body> {
+    let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "a page takes GET, a form POST");
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST"));
     response
 }
 
-fn html(status: StatusCode, page: String) -> Response<Body> {
-    let mut response = Response::new(Body::full(page));
+/// A page: it loads nothing and is not kept, since it shows a session.
+pub(super) fn html(status: StatusCode, page: String) -> Response<Body> {
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; \
+                  form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+    respond(
+        status,
+        [
+            (CONTENT_TYPE, "text/html; charset=utf-8"),
+            (CACHE_CONTROL, "no-store"),
+            (CONTENT_SECURITY_POLICY, policy),
+        ],
+        page,
+    )
+}
+
+pub(super) fn see_other(path: &'static str) -> Response<Body> {
+    respond(
+        StatusCode::SEE_OTHER,
+        [(LOCATION, path), (CACHE_CONTROL, "no-store"), (CONTENT_TYPE, "text/plain")],
+        String::new(),
+    )
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
+    let headers = [(CONTENT_TYPE, "text/plain; charset=utf-8"), (CACHE_CONTROL, "no-store")];
+    respond(status, headers, format!("{text}\n"))
+}
+
+fn respond<const N: usize>(
+    status: StatusCode,
+    headers: [(HeaderName, &'static str); N],
+    body: String,
+) -> Response<Body> {
+    let mut response = Response::new(Body::full(body));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    for (name, value) in headers {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
     response
 }
 
-fn see_other(place: &'static str) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::SEE_OTHER;
-    response.headers_mut().insert(LOCATION, HeaderValue::from_static(place));
-    response
+/// A header, where it is text. A principal's bytes are UTF-8, which `to_str` would refuse.
+pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    std::str::from_utf8(headers.get(name)?.as_bytes()).ok()
 }

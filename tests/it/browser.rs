@@ -1,123 +1,203 @@
 //! The demo, clicked through in a real browser.
 
-use cloakroom::demo::Demo;
-use serde_json::json;
+use cloakroom::demo::{Demo, Options};
+use serde_json::{Value, json};
 
 use crate::support::{Driver, Window};
 
-async fn log_in(window: &Window<'_>, name: &str) {
-    window.write("input[name=name]", name).await;
-    window.click("#login").await;
+fn start() -> Demo {
+    crate::support::log();
+    Demo::start(Options { port: Some(0) }).unwrap()
+}
+
+async fn log_in(window: &Window<'_>, demo: &Demo, name: &str) {
+    window.open(&format!("{}account", demo.url())).await;
+    window.write("#name", name).await;
+    window.click("#log-in").await;
+    assert_eq!(window.text("#who").await, name);
+}
+
+async fn cookie(window: &Window<'_>) -> Value {
+    window.cookie().await.expect("a session cookie")
 }
 
 #[tokio::test]
-async fn the_demo_works_in_a_real_browser() {
-    crate::support::log();
-    let demo = Demo::start(8080).unwrap();
-    let url = demo.url();
-    assert!(url.starts_with("http://localhost:"), "{url}");
+async fn a_browser_takes_the_default_cookie_from_localhost_and_its_visits_are_counted() {
+    let demo = start();
     let driver = Driver::start().await;
     let window = driver.window().await;
-
-    // Count to 5; without the cookie it begins again.
-    for visit in 1..=5 {
-        window.open(&url).await;
-        assert_eq!(window.text("#visits").await, visit.to_string());
+    window.open(&demo.url()).await;
+    for visits in 1..=5 {
+        assert_eq!(window.text("#visits").await, visits.to_string());
+        window.click("#again").await;
     }
-    let cookie = window.cookie().await.unwrap();
-    assert_eq!(cookie["name"], "__Host-id");
+    assert!(window.text("#last-visit").await.contains(" ago, at 20"));
+    let cookie = cookie(&window).await;
     for (attribute, value) in [
+        ("name", json!("__Host-id")),
+        ("domain", json!("localhost")),
+        ("path", json!("/")),
         ("secure", json!(true)),
         ("httpOnly", json!(true)),
         ("sameSite", json!("Lax")),
-        ("path", json!("/")),
     ] {
         assert_eq!(cookie[attribute], value, "{attribute}");
     }
+    assert!(cookie["expiry"].is_number());
+
     window.delete_cookie().await;
-    window.open(&url).await;
+    window.open(&demo.url()).await;
     assert_eq!(window.text("#visits").await, "1");
-
-    log_in_changes_the_cookie(&window, &url).await;
-    values_flash_and_expiry(&window, &url).await;
-    devices(&driver, &window, &url).await;
-
-    // Log out deletes the cookie; the page that follows is the first of a new session.
-    window.open(&url).await;
-    let before = window.cookie().await.unwrap();
-    window.click("form[action='/logout'] button").await;
-    assert_eq!(window.text("#principal").await, "Nobody yet");
-    assert_eq!(window.text("#visits").await, "1");
-    assert_ne!(window.cookie().await.unwrap()["value"], before["value"]);
-
-    drop(window);
     drop(driver);
     assert!(demo.stop().await, "the drain was cut short");
 }
 
-async fn log_in_changes_the_cookie(window: &Window<'_>, url: &str) {
-    let before = window.cookie().await.unwrap();
-    log_in(window, "ada").await;
+#[tokio::test]
+async fn logging_in_changes_the_cookie_keeps_the_basket_and_logging_out_deletes_the_cookie() {
+    let demo = start();
+    let account = format!("{}account", demo.url());
+    let driver = Driver::start().await;
+    let window = driver.window().await;
+    window.open(&account).await;
+    assert!(window.cookie().await.is_none(), "looking creates nothing");
+    window.write("#item", "<b>hat</b>").await;
+    window.click("#put").await;
+    let before = cookie(&window).await;
+
+    log_in(&window, &demo, "ada").await;
+    assert_eq!(window.text("#basket").await, "<b>hat</b>");
     assert_eq!(window.text("#principal").await, "ada");
-    assert!(window.text("#flash").await.starts_with("Welcome, ada"));
-    let after = window.cookie().await.unwrap();
+    let after = cookie(&window).await;
     assert_ne!(before["value"], after["value"]);
-    // The flash message is shown once.
-    window.open(url).await;
-    assert_eq!(window.count("#flash").await, 0);
-    // The old cookie is anonymous, and its request neither sets nor deletes one.
+    assert!(after["expiry"].is_null(), "not to be remembered");
+
     window.put_cookie(&before).await;
-    window.open(&format!("{url}devices")).await;
-    assert!(window.text("main p").await.starts_with("Log in on the first page"));
-    assert_eq!(window.cookie().await.unwrap()["value"], before["value"]);
-    window.open(url).await;
-    assert_eq!(window.text("p code").await, "409 session_rotated");
+    window.open(&account).await;
+    assert!(window.text("#session").await.starts_with("No session"));
+    assert_eq!(window.text("#session-error code").await, "session_rotated");
+    assert_eq!(cookie(&window).await["value"], before["value"], "none is set over another");
+    window.open(&demo.url()).await;
+    assert_eq!(window.text("#code").await, "409 session_rotated");
+
     window.put_cookie(&after).await;
-    window.open(url).await;
-    assert_eq!(window.text("#principal").await, "ada");
+    window.open(&account).await;
+    assert_eq!(window.text("#who").await, "ada");
+    window.click("#log-out").await;
+    assert_eq!(window.count("#ended").await, 1);
+    assert!(window.cookie().await.is_none());
+
+    window.click_only("#remember").await;
+    window.write("#name", "ada").await;
+    window.click("#log-in").await;
+    assert!(cookie(&window).await["expiry"].is_number(), "remembered");
 }
 
-async fn values_flash_and_expiry(window: &Window<'_>, url: &str) {
-    window.write("input[name=key]:not([type=hidden])", "cart").await;
-    window.write("input[name=value]", "[1, 2]").await;
+#[tokio::test]
+async fn a_message_is_shown_once_and_a_value_is_removed_once() {
+    let demo = start();
+    let driver = Driver::start().await;
+    let window = driver.window().await;
+    window.open(&format!("{}message", demo.url())).await;
+    window.write("#text", "Grüße & <i>more</i>").await;
+    window.click("#say").await;
+    assert_eq!(window.text("#flash").await, "Grüße & <i>more</i>");
+    window.open(&format!("{}message", demo.url())).await;
+    assert_eq!(window.count("#flash").await, 0);
+
+    window.open(&format!("{}values", demo.url())).await;
+    window.write("#key", "a/b c").await;
+    window.write("#value", "[1, 2.50]").await;
     window.click("#set").await;
-    assert_eq!(window.count("input[name=key][value=cart]").await, 1);
-    window.click("form:has(input[name=key][value=cart]) button").await;
-    assert_eq!(window.text("#flash").await, "Removed; it was [1,2].");
-    assert_eq!(window.count("input[name=key][value=cart]").await, 0);
+    assert_eq!(window.text("#values td.json").await, "[1,2.50]");
+    window.click("button[aria-label='Remove a/b c']").await;
+    assert_eq!(window.text("#flash").await, "Removed “a/b c”; it was [1,2.50]");
+    assert_eq!(window.text("#values tbody").await, "There are none.");
 
-    window.open(&format!("{url}expiry")).await;
-    assert!(window.cookie().await.unwrap()["expiry"].is_number());
-    window.click("form:has(input[value=browser_close]) button").await;
+    window.click("#flush").await;
+    assert_eq!(window.count("#ended").await, 1);
+    assert!(window.cookie().await.is_none());
+}
+
+#[tokio::test]
+async fn a_lifetime_until_the_browser_closes_takes_the_cookies_expiry_away() {
+    let demo = start();
+    let driver = Driver::start().await;
+    let window = driver.window().await;
+    window.open(&demo.url()).await;
+    window.open(&format!("{}lifetime", demo.url())).await;
+    let expiry = |cookie: Value| cookie["expiry"].as_i64();
+    let usual = expiry(cookie(&window).await).unwrap();
+
+    window.click("#set-browser-close").await;
     assert_eq!(window.text("#browser-close").await, "yes");
-    assert!(window.cookie().await.unwrap()["expiry"].is_null());
-    window.click("form:has(input[value=idle]) button").await;
+    assert_eq!(expiry(cookie(&window).await), None);
+    window.click("#set-idle").await;
     assert_eq!(window.text("#own").await, "{\"idle\":3600}");
-    assert!(window.text("#age").await.parse::<u64>().unwrap() <= 3600);
-    window.click("form:has(input[value=policy]) button").await;
-    assert_eq!(window.text("#own").await, "no");
+    assert!(window.text("#age").await.contains("(3"));
+    assert!(expiry(cookie(&window).await).unwrap() < usual);
+    window.click("#set-policy").await;
+    assert_eq!(window.text("#own").await, "none: the policy's");
+    assert!(expiry(cookie(&window).await).unwrap() >= usual);
+}
 
-    window.open(&format!("{url}test-cookie")).await;
-    assert!(window.text("#test-cookie").await.contains("came back"));
-    window.open(&format!("{url}test-cookie/check")).await;
-    assert!(window.text("#test-cookie").await.contains("did not come back"));
-
-    for visit in 1..=2 {
-        window.open(&format!("{url}exchange")).await;
-        assert_eq!(window.text("#exchange-visits").await, visit.to_string());
+#[tokio::test]
+async fn the_test_cookie_page_tells_whether_cookies_work() {
+    let demo = start();
+    let driver = Driver::start().await;
+    for (window, verdict) in [
+        (driver.window().await, "The cookie came back"),
+        (driver.window_without_cookies().await, "The cookie did not come back"),
+    ] {
+        window.open(&format!("{}cookie", demo.url())).await;
+        assert_eq!(window.count("#test-cookie").await, 0);
+        window.click("#test").await;
+        let told = window.text("#test-cookie").await;
+        assert!(told.starts_with(verdict), "{told}");
     }
 }
 
-async fn devices(driver: &Driver, window: &Window<'_>, url: &str) {
-    let other = driver.window().await;
-    other.open(url).await;
-    log_in(&other, "ada").await;
-    assert_eq!(other.text("#principal").await, "ada");
-    window.open(&format!("{url}devices")).await;
-    assert_eq!(window.count(".device").await, 2);
-    window.click("form[action='/devices/logout'] button").await;
-    assert_eq!(window.text("h1").await, "Your devices", "{}", window.text("main").await);
-    assert_eq!(window.count(".device").await, 1);
-    other.open(url).await;
-    assert_eq!(other.text("#principal").await, "Nobody yet");
+#[tokio::test]
+async fn one_browser_logs_another_out() {
+    let demo = start();
+    let driver = Driver::start().await;
+    let (mine, other) = (driver.window().await, driver.window().await);
+    let devices = format!("{}devices", demo.url());
+    for window in [&mine, &other] {
+        log_in(window, &demo, "ada").await;
+    }
+    mine.open(&devices).await;
+    assert_eq!(mine.count("#devices tr").await, 2);
+    mine.click("#devices tr:not(:has(strong)) button").await;
+    assert_eq!(mine.count("#devices tr").await, 1);
+    other.open(&devices).await;
+    assert_eq!(other.count("#nobody").await, 1);
+    assert!(other.cookie().await.is_none());
+
+    log_in(&other, &demo, "ada").await;
+    mine.open(&devices).await;
+    mine.click("#log-others-out").await;
+    assert_eq!(mine.text("#flash").await, "Logged out elsewhere: 1");
+    other.open(&devices).await;
+    assert_eq!(other.count("#nobody").await, 1);
+}
+
+#[tokio::test]
+async fn a_page_that_makes_no_call_counts_its_visits_and_a_new_value_of_the_cookie_keeps_them() {
+    let demo = start();
+    let driver = Driver::start().await;
+    let window = driver.window().await;
+    window.open(&format!("{}exchange", demo.url())).await;
+    for visits in 1..=3 {
+        assert_eq!(window.text("#count").await, visits.to_string());
+        window.click("#again").await;
+    }
+    let before = cookie(&window).await;
+    window.open(&format!("{}cookie", demo.url())).await;
+    window.click("#rotate").await;
+    assert_eq!(window.text("#flash").await, "The cookie has a new value");
+    assert_ne!(cookie(&window).await["value"], before["value"]);
+    window.open(&format!("{}exchange", demo.url())).await;
+    assert_eq!(window.text("#count").await, "5");
+    window.click("#restart").await;
+    assert_eq!(window.text("#count").await, "1");
 }

@@ -26,6 +26,7 @@ mod caches;
 mod concurrency;
 mod config;
 mod cookies;
+mod demo;
 mod examples;
 mod header_exchange;
 mod proxy_headers;

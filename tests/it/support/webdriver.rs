@@ -1,7 +1,9 @@
 //! A real browser: Debian's chromium, driven by chromedriver over the W3C `WebDriver` protocol.
 
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::Stdio;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use cloakroom::body::Body;
@@ -10,41 +12,47 @@ use cloakroom::server::Tasks;
 use http::Request;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 
 use super::PATIENCE;
 
-/// A running chromedriver. Dropping it ends it.
+/// A running chromedriver. Dropping it ends it and its browsers.
 pub struct Driver {
-    process: Child,
+    port: u16,
     pool: Pool,
     tasks: Tasks,
+    /// Ended when dropped, should it not have heard before.
+    _process: Child,
+    /// Kept, so that it may go on writing.
+    _lines: Lines<BufReader<ChildStdout>>,
+    /// Removed after the browsers that write there.
+    profiles: Mutex<Vec<TempDir>>,
 }
 
 /// A browser of its own, with cookies of its own. Dropping the driver ends it.
 pub struct Window<'a> {
     driver: &'a Driver,
     session: String,
-    _profile: TempDir,
 }
 
 impl Driver {
     pub async fn start() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let process = Command::new("chromedriver")
-            .arg(format!("--port={port}"))
-            .stdout(Stdio::null())
+        let mut process = Command::new("chromedriver")
+            .arg("--port=0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
+            .kill_on_drop(true)
             .spawn()
-            .expect("chromedriver is installed (Debian: chromium, chromium-driver)");
-        let pool =
-            Pool::new(format!("http://127.0.0.1:{port}").parse().unwrap(), Config::default());
-        let driver = Self { process, pool, tasks: Tasks::new() };
-        let deadline = Instant::now() + PATIENCE;
-        while driver.ask("GET", "/status", None).await.is_err() {
-            assert!(Instant::now() < deadline, "chromedriver does not answer");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        driver
+            .expect("chromedriver can be run; Debian: apt-get install chromium chromium-driver");
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let port = tokio::time::timeout(PATIENCE, port(&mut lines));
+        let port = port.await.expect("chromedriver says on which port it is");
+        let target = format!("http://127.0.0.1:{port}").parse().unwrap();
+        let pool = Pool::new(target, Config::default());
+        let profiles = Mutex::default();
+        Self { port, pool, tasks: Tasks::new(), _process: process, _lines: lines, profiles }
     }
 
     async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, String> {
@@ -63,8 +71,18 @@ impl Driver {
     }
 
     pub async fn window(&self) -> Window<'_> {
+        self.window_with(json!({})).await
+    }
+
+    /// A browser that takes no cookies.
+    pub async fn window_without_cookies(&self) -> Window<'_> {
+        self.window_with(json!({"profile.default_content_setting_values.cookies": 2})).await
+    }
+
+    async fn window_with(&self, preferences: Value) -> Window<'_> {
         let profile = tempfile::tempdir().unwrap();
         let data = format!("--user-data-dir={}", profile.path().display());
+        self.profiles.lock().unwrap().push(profile);
         let arguments = [
             "--headless",
             "--no-sandbox",
@@ -80,18 +98,38 @@ impl Driver {
         let wanted = json!({"capabilities": {"alwaysMatch": {
             "browserName": "chrome",
             "timeouts": {"implicit": 10_000, "pageLoad": 30_000},
-            "goog:chromeOptions": {"args": arguments},
+            "goog:chromeOptions": {"args": arguments, "prefs": preferences},
         }}});
-        let session = self.ask("POST", "/session", Some(&wanted)).await.unwrap();
-        let session = session["sessionId"].as_str().unwrap().to_owned();
-        Window { driver: self, session, _profile: profile }
+        let session = self.ask("POST", "/session", Some(&wanted)).await;
+        let session = session.expect(
+            "chromium starts under chromedriver; Debian: apt-get install chromium chromium-driver",
+        );
+        Window { driver: self, session: session["sessionId"].as_str().unwrap().to_owned() }
     }
 }
 
+/// The port that chromedriver chose.
+async fn port(lines: &mut Lines<BufReader<ChildStdout>>) -> u16 {
+    while let Some(line) = lines.next_line().await.unwrap() {
+        if let Some((_, rest)) = line.split_once("started successfully on port ") {
+            return rest.trim_end_matches('.').parse().unwrap();
+        }
+    }
+    panic!("chromedriver ended at once");
+}
+
 impl Drop for Driver {
+    /// Killed alone, it would leave its browsers behind.
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let shut_down = || {
+            let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(b"GET /shutdown HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")?;
+            // It answers after they are gone.
+            stream.read(&mut [0; 1])
+        };
+        // Where it does not hear, it is killed.
+        let _: std::io::Result<usize> = shut_down();
     }
 }
 
@@ -134,13 +172,19 @@ impl Window<'_> {
 
     /// Clicks, and waits until the page has gone that it was clicked on.
     pub async fn click(&self, css: &str) {
-        let (page, element) = (self.element("html").await, self.element(css).await);
-        self.ask("POST", &format!("/element/{element}/click"), Some(json!({}))).await;
+        let page = self.element("html").await;
+        self.click_only(css).await;
         let path = format!("/session/{}/element/{page}/name", self.session);
         let deadline = Instant::now() + PATIENCE;
         while self.driver.ask("GET", &path, None).await.is_ok() {
             assert!(Instant::now() < deadline, "clicking {css} opens no page");
         }
+    }
+
+    /// Clicks what opens no page.
+    pub async fn click_only(&self, css: &str) {
+        let element = self.element(css).await;
+        self.ask("POST", &format!("/element/{element}/click"), Some(json!({}))).await;
     }
 
     pub async fn write(&self, css: &str, text: &str) {

@@ -1,0 +1,49 @@
+//! The page that makes no call: it reads the session in the request's head, and answers a patch in
+//! the response's.
+
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+
+use super::api::Session;
+use super::html::{Frame, Page};
+use super::pages;
+use super::site::{header, html, method_not_allowed, see_other};
+use crate::body::Body;
+
+pub(super) fn answer(method: &Method, headers: &HeaderMap) -> Response<Body> {
+    let (mut response, patch) = match *method {
+        Method::GET | Method::HEAD => (page(headers), r#"{"increment": {"exchange_visits": 1}}"#),
+        Method::POST => {
+            (see_other(Page::Exchange.path()), r#"{"values": {"exchange_visits": null}}"#)
+        }
+        _ => return method_not_allowed(),
+    };
+    response.headers_mut().insert("x-session-patch", HeaderValue::from_static(patch));
+    response
+}
+
+fn page(headers: &HeaderMap) -> Response<Body> {
+    let session = told(headers);
+    let count = header(headers, "x-session-data")
+        .map(|_| session.number("exchange_visits").unwrap_or_default().saturating_add(1));
+    let frame = Frame {
+        page: Some(Page::Exchange),
+        title: Page::Exchange.title(),
+        flash: None,
+        session_error: header(headers, "x-session-error"),
+        session: Some(&session),
+    };
+    html(StatusCode::OK, frame.around(&pages::exchange(count)))
+}
+
+/// The session as it was when the request came.
+fn told(headers: &HeaderMap) -> Session {
+    let text = |name| header(headers, name).map(str::to_owned);
+    let data = header(headers, "x-session-data").unwrap_or("{}");
+    Session {
+        id: text("x-session-id"),
+        version: header(headers, "x-session-version").and_then(|version| version.parse().ok()),
+        principal: text("x-session-principal"),
+        values: serde_json::from_str(data).unwrap_or_default(),
+        ..Session::default()
+    }
+}
