@@ -236,6 +236,11 @@ impl Pool {
                 }
             })
         });
+        // RFC 9112, section 6.3: a length beside chunks is to be ignored, and may not go on: the client
+        // would take so many bytes for the whole body.
+        if response.headers().contains_key(header::TRANSFER_ENCODING) {
+            response.headers_mut().remove(header::CONTENT_LENGTH);
+        }
         // The version tells of this hop only; passed on, 1.0 would cost the client its connection.
         *response.version_mut() = Version::HTTP_11;
         Attempt::Answered(response)
