@@ -33,6 +33,17 @@ impl From<UnixStream> for Socket {
     }
 }
 
+impl Socket {
+    /// Has the other side told by a reset, instead of by an end, when this is dropped. A Unix socket knows
+    /// no reset.
+    pub(crate) fn reset_on_drop(&self) {
+        if let Self::Tcp(stream) = self {
+            // A socket that refuses is closed as ever.
+            let _ = stream.set_zero_linger();
+        }
+    }
+}
+
 impl AsyncRead for Socket {
     fn poll_read(
         self: Pin<&mut Self>,

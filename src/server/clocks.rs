@@ -5,7 +5,7 @@
 //! atomic store, and no timer is moved per request: the task sleeps no longer than the shortest of the limits,
 //! and so looks again before any deadline that was set meanwhile.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
@@ -52,6 +52,8 @@ pub(super) struct Clocks {
     since: AtomicU64,
     /// Since when bytes wait for the client, in milliseconds after the start, or [`NEVER`].
     blocked: AtomicU64,
+    /// Whether the client takes the connection's end for that of the response.
+    ends_response: AtomicBool,
 }
 
 // One thread at a time has the connection, its service and its body, so no ordering is needed.
@@ -75,6 +77,7 @@ impl Clocks {
             phase: AtomicU8::new(phase as u8),
             since: AtomicU64::new(0),
             blocked: AtomicU64::new(NEVER),
+            ends_response: AtomicBool::new(false),
         }
     }
 
@@ -104,6 +107,16 @@ impl Clocks {
         if self.in_flight.fetch_sub(1, ORDERING) == 1 {
             self.enter(Phase::Idle);
         }
+    }
+
+    /// A response goes out that has no other end than the connection's.
+    pub(super) fn ends_response(&self) {
+        self.ends_response.store(true, ORDERING);
+    }
+
+    /// Whether the client would take an end of the connection now for that of a whole response.
+    pub(super) fn would_end_response(&self) -> bool {
+        self.ends_response.load(ORDERING) && self.phase() != Phase::Closing
     }
 
     /// Whether the client waits for nothing and has sent nothing.

@@ -8,8 +8,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Request, Response, StatusCode, header};
-use http_body::{Frame, SizeHint};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -111,9 +111,14 @@ impl<H: Handler> Server<H> {
         let handler = Arc::clone(&self.handler);
         let peer = peer.clone();
         let in_flight = InFlight::begin(clocks);
+        let version = request.version();
         async move {
             let answered = tasks::catch(async { handler.handle(request, peer).await }).await;
             let response = answered.unwrap_or_else(|_lost| failure());
+            // Chunks came with HTTP/1.1; before, the connection's end is that of a body without a length.
+            if version < Version::HTTP_11 && response.body().size_hint().exact().is_none() {
+                in_flight.0.ends_response();
+            }
             Ok(response.map(|body| Tail { body, _in_flight: in_flight }))
         }
     }

@@ -121,11 +121,23 @@ impl AsyncWrite for Io {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Closing::Open = self.closing {
+        if self.clocks.phase() != Phase::Closing {
             ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
             self.clocks.enter(Phase::Closing);
+        }
+        if let Closing::Open = self.closing {
             self.closing = Closing::Lingering(LINGER_BYTES, Box::pin(sleep(LINGER)));
         }
         self.poll_linger(cx).map(Ok)
+    }
+}
+
+impl Drop for Io {
+    /// What is dropped before it was shut down was cut. To a client of HTTP/1.0 that may look like the end of
+    /// a whole body, which a cache would keep; a reset does not (RFC 9112, section 8).
+    fn drop(&mut self) {
+        if self.clocks.would_end_response() {
+            self.socket.reset_on_drop();
+        }
     }
 }
