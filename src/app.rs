@@ -23,7 +23,7 @@ use crate::sessions::{InFlight, Sessions, Shared};
 use crate::store::Store;
 use crate::store::config::Backend;
 use crate::store::memory::Memory;
-use crate::store::redis::{InvalidServer, Redis};
+use crate::store::redis::Redis;
 use crate::store::sqlite::{OpenError, Sqlite};
 use crate::time::Clock;
 
@@ -87,9 +87,6 @@ pub enum StartError {
     /// The database could not be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
-    /// The Redis server's address is none.
-    #[error(transparent)]
-    Server(#[from] InvalidServer),
     /// An address could not be listened on.
     #[error("cannot listen on {address}")]
     Bind {
@@ -115,14 +112,14 @@ enum Stores {
 }
 
 impl Stores {
-    fn open(config: &Config) -> Result<Self, StartError> {
+    fn open(config: &Config, tasks: &Tasks) -> Result<Self, StartError> {
         let timeout = config.store.timeout;
         Ok(match &config.store.backend {
             Backend::Memory => Self::Embedded(Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES))),
             Backend::Sqlite { path } => Self::Embedded(Arc::new(Sqlite::open(path, timeout)?)),
-            Backend::Redis { url, key_prefix } => {
-                let connect = |_| Ok(Arc::new(Redis::connect(url, key_prefix, timeout)?) as _);
-                Self::Redis((0..workers()).map(connect).collect::<Result<_, InvalidServer>>()?)
+            Backend::Redis(redis) => {
+                let store = |_| Arc::new(Redis::new(redis, timeout, tasks.clone())) as _;
+                Self::Redis((0..workers()).map(store).collect())
             }
         })
     }
@@ -143,7 +140,7 @@ fn workers() -> usize {
 /// The store of a configuration, for a command that serves nothing.
 pub fn open_sessions(config: &Config, clock: Clock) -> Result<Sessions, StartError> {
     let shared = share(config, clock)?;
-    let store = Stores::open(config)?
+    let store = Stores::open(config, &Tasks::new())?
         .of_worker(0)
         .ok_or_else(|| StartError::Worker(io::ErrorKind::Other.into()))?;
     Ok(Sessions::new(store, shared))
@@ -210,7 +207,8 @@ impl App {
     /// Whatever cannot be had is said before the first request is taken.
     pub fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
         let shared = share(&config, clock)?;
-        let stores = Arc::new(Stores::open(&config)?);
+        let tasks = Floors::new();
+        let stores = Arc::new(Stores::open(&config, &tasks.inner)?);
         let listeners = Listeners::bind(&config)?;
         let api = listeners.api.local_address().clone();
         let api_url = url_of(&config, &api);
@@ -221,7 +219,6 @@ impl App {
             &api_url,
             limits.body_idle_timeout,
         )?;
-        let tasks = Floors::new();
         let crew = Arc::new(Crew {
             config: Arc::new(config),
             site: Arc::new(site),

@@ -1,9 +1,10 @@
 //! Secrets: values that neither `Debug` nor a log prints, and that leave memory when dropped.
 
-use std::fmt;
+use std::path::Path;
+use std::{fmt, fs};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 /// A text that must not be shown: a cookie token, a password, a service token.
 ///
@@ -15,6 +16,23 @@ impl Secret {
     /// Takes a text into keeping.
     pub fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
+    }
+
+    /// A file's text, without one newline at its end; an error says what is wrong with the file.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let shown = path.display();
+        let bytes = fs::read(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
+        let mut text = String::from_utf8(bytes).map_err(|error| {
+            error.into_bytes().zeroize();
+            format!("{shown} is not UTF-8; write the secret as text")
+        })?;
+        if text.ends_with('\n') {
+            text.pop();
+            if text.ends_with('\r') {
+                text.pop();
+            }
+        }
+        Ok(Self::new(text))
     }
 
     /// The text itself.

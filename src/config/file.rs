@@ -159,14 +159,30 @@ section! {
         url: Field<String>,
         /// The password of a shared store.
         password: Field<Source>,
+        /// The password of its sentinels.
+        sentinel_password: Field<Source>,
         /// Certificates of a shared store.
-        tls: NotYet,
+        tls: Table<StoreTls>,
+        /// Whether a destroy waits for a replica.
+        durable_destroy: Field<bool>,
         /// What our keys in a shared store begin with.
         key_prefix: Field<String>,
         /// For one answer.
         timeout: Field<Timeout>,
         /// What becomes of requests while it is away.
         on_error: Field<OnError>,
+    }
+}
+
+section! {
+    /// `[store.tls]`
+    StoreTls {
+        /// Whose signature on the server's certificate counts.
+        ca: Field<String>,
+        /// What the server knows us by.
+        certificate: Field<String>,
+        /// Its key.
+        key: Field<String>,
     }
 }
 

@@ -1,11 +1,9 @@
 //! Where secrets come from: a file, an environment variable, or, with a warning, the configuration
 //! itself.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use toml::de::DeValue;
-use zeroize::Zeroize as _;
 
 use super::environment::Environment;
 use super::value::{Value, article};
@@ -59,7 +57,7 @@ impl Source {
     /// The secret, which is not empty; an error says what is wrong. A relative file lies in `base`.
     pub(super) fn secret(&self, base: &Path, environment: &Environment) -> Result<Secret, String> {
         let secret = match self {
-            Self::File(path) => read(&base.join(path))?,
+            Self::File(path) => Secret::read(&base.join(path))?,
             Self::Variable(name) => match environment.text(name) {
                 Some(Ok(text)) => Secret::new(text.to_owned()),
                 Some(Err(_)) => return Err(format!("the variable {name} is not UTF-8")),
@@ -74,25 +72,10 @@ impl Source {
     }
 }
 
-/// A file's text, without one newline at its end.
-fn read(path: &Path) -> Result<Secret, String> {
-    let shown = path.display();
-    let bytes = fs::read(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
-    let mut text = String::from_utf8(bytes).map_err(|error| {
-        error.into_bytes().zeroize();
-        format!("{shown} is not UTF-8; write the secret as text")
-    })?;
-    if text.ends_with('\n') {
-        text.pop();
-        if text.ends_with('\r') {
-            text.pop();
-        }
-    }
-    Ok(Secret::new(text))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

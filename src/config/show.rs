@@ -8,7 +8,7 @@ use super::{Config, Keys};
 use crate::proxy::config::RouteConfig;
 use crate::proxy::route::HostPattern;
 use crate::session::policy::Policy;
-use crate::store::config::{Backend, RedisUrl};
+use crate::store::config::{Address, Backend, DurableDestroy, Redis, Topology};
 
 /// What stands in a secret's place.
 const HIDDEN: &str = "[hidden]";
@@ -104,25 +104,62 @@ fn store(page: &mut Page, config: &Config) {
     match &config.store.backend {
         Backend::Memory => page.text("url", "memory:"),
         Backend::Sqlite { path } => page.text("url", format_args!("sqlite:{}", path.display())),
-        Backend::Redis { url, key_prefix } => {
-            page.text("url", redis_url(url));
-            if url.password.is_some() {
-                page.text("password", HIDDEN);
-            }
-            page.text("key_prefix", key_prefix);
-        }
+        Backend::Redis(redis) => store_redis(page, redis),
     }
     page.duration("timeout", config.store.timeout);
     page.word("on_error", config.store.on_error);
 }
 
-fn redis_url(url: &RedisUrl) -> String {
-    let host = if url.host.contains(':') { format!("[{}]", url.host) } else { url.host.clone() };
-    let user = url.user.as_deref().map_or_else(String::new, |user| {
-        let user = percent_encoding::utf8_percent_encode(user, percent_encoding::NON_ALPHANUMERIC);
-        format!("{user}@")
-    });
-    format!("redis://{user}{host}:{}/{}", url.port, url.database)
+fn store_redis(page: &mut Page, redis: &Redis) {
+    page.text("url", redis_url(redis));
+    if redis.password.is_some() {
+        page.text("password", HIDDEN);
+    }
+    if redis.sentinel_password.is_some() {
+        page.text("sentinel_password", HIDDEN);
+    }
+    if let Some(tls) = &redis.tls {
+        let client = tls.client.as_ref();
+        let files = [
+            ("ca", tls.ca.as_ref()),
+            ("certificate", client.map(|client| &client.certificate)),
+            ("key", client.map(|client| &client.key)),
+        ];
+        let files = files.into_iter().filter_map(|(key, path)| Some((key, path?)));
+        let files: Vec<String> = files
+            .map(|(key, path)| format!("{key} = {}", quoted(&path.display().to_string())))
+            .collect();
+        page.plain("tls", format_args!("{{ {} }}", files.join(", ")));
+    }
+    page.text("key_prefix", &redis.key_prefix);
+    match redis.durable_destroy {
+        DurableDestroy::Auto => {}
+        DurableDestroy::On => page.plain("durable_destroy", true),
+        DurableDestroy::Off => page.plain("durable_destroy", false),
+    }
+}
+
+fn redis_url(redis: &Redis) -> String {
+    let encoded = |text: &str| {
+        percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
+    };
+    let user = redis.user.as_deref().map_or_else(String::new, |user| encoded(user) + "@");
+    let scheme = if redis.tls.is_some() { "rediss" } else { "redis" };
+    let joined = |addresses: &[Address]| {
+        addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    };
+    let database = redis.database;
+    match &redis.topology {
+        Topology::Server(Address::Unix(path)) => {
+            format!("{scheme}+unix://{user}{}?db={database}", path.display())
+        }
+        Topology::Server(address) => format!("{scheme}://{user}{address}/{database}"),
+        Topology::Sentinel { sentinels, service } => {
+            let (sentinels, service) = (joined(sentinels), encoded(service));
+            format!("{scheme}+sentinel://{user}{sentinels}/{service}?db={database}")
+        }
+        Topology::Cluster { nodes } => format!("{scheme}+cluster://{user}{}", joined(nodes)),
+    }
 }
 
 fn route_of(page: &mut Page, route: &RouteConfig) {

@@ -183,6 +183,19 @@ pub struct Applied {
     pub expiry_changed: bool,
     /// The value before, of the key that was asked for.
     pub before: Option<Json>,
+    /// Whether a replica of the store has it too, where that was waited for.
+    pub replicated: Replicated,
+}
+
+/// Whether a replica of the store has a change, so that no failover undoes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replicated {
+    /// Nobody waited for that.
+    NotAsked,
+    /// One has it.
+    Yes,
+    /// None had said so when the time was over. The change is made all the same.
+    No,
 }
 
 /// What a change did to the token.
@@ -259,7 +272,8 @@ impl Change<'_> {
             Remains::Marker => Some(Entry::Ended { until: self.now + self.policy.rotation_grace }),
             Remains::Nothing => None,
         };
-        Ok(Applied { entry, record, rotation, expiry_changed, before })
+        let replicated = Replicated::NotAsked;
+        Ok(Applied { entry, record, rotation, expiry_changed, before, replicated })
     }
 
     /// A new record of this patch alone; its `if_version` is for the record that it replaces.

@@ -48,7 +48,7 @@ impl Sessions {
     /// Ends a session by its id; answers whether there was one.
     pub async fn destroy(&self, id: Id) -> Result<bool, Failure> {
         let alive = self.load_live(id, Want::Meta).await?.is_some();
-        let removed = self.timed("remove", self.store.remove(id)).await? && alive;
+        let removed = self.timed("remove", self.store.remove(id)).await?.is_some() && alive;
         self.shared.metrics.events(Event::Destroyed, u64::from(removed));
         Ok(removed)
     }

@@ -1,5 +1,6 @@
 //! What a store is told.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,29 +28,121 @@ pub enum Backend {
         /// not made by the store.
         path: PathBuf,
     },
-    /// A Redis server, shared with other instances.
-    Redis {
-        /// Where it is.
-        url: RedisUrl,
-        /// What our keys begin with: no braces, which would move a cluster's hash tag, no control
-        /// characters; at most 256 bytes, and possibly empty.
-        key_prefix: String,
+    /// Redis or Valkey, shared with other instances.
+    Redis(Redis),
+}
+
+/// A deployment of Redis or Valkey.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    /// Its servers, and how one finds the one to ask.
+    pub topology: Topology,
+    /// The user of its access list; `None` is the default user.
+    pub user: Option<String>,
+    /// The password of that user.
+    pub password: Option<Password>,
+    /// The password of the sentinels, whose user is the default one.
+    pub sentinel_password: Option<Password>,
+    /// The number of the database; 0 in a cluster.
+    pub database: u32,
+    /// `None` speaks without TLS.
+    pub tls: Option<Tls>,
+    /// What our keys begin with: no braces, which would move a cluster's hash tag, no control
+    /// characters; at most 256 bytes, and possibly empty.
+    pub key_prefix: String,
+    /// Whether a destroy waits for a replica.
+    pub durable_destroy: DurableDestroy,
+}
+
+/// The servers of a deployment.
+#[derive(Clone, Debug)]
+pub enum Topology {
+    /// One server.
+    Server(Address),
+    /// A primary and its replicas; sentinels say which is the primary.
+    Sentinel {
+        /// Where the sentinels are: at least one.
+        sentinels: Vec<Address>,
+        /// The name under which they know the primary.
+        service: String,
+    },
+    /// A cluster.
+    Cluster {
+        /// Some of its nodes, to ask for all: at least one.
+        nodes: Vec<Address>,
     },
 }
 
-/// Where a Redis server is: `redis://[user[:password]@]host:port/db`, taken apart and decoded.
+/// Where one server is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Address {
+    /// On the network.
+    Tcp {
+        /// A name or an IP address, without brackets.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// On this machine: a socket's path.
+    Unix(PathBuf),
+}
+
+/// A password that may change while the process runs.
 #[derive(Clone, Debug)]
-pub struct RedisUrl {
-    /// A name or an IP address, without brackets.
-    pub host: String,
-    /// The port; 6379 where none was given.
-    pub port: u16,
-    /// The user of its access list; `None` is the default user.
-    pub user: Option<String>,
-    /// The password, whether it stood in the URL or in a file.
-    pub password: Option<Secret>,
-    /// The number of the database; 0 where none was given.
-    pub database: u32,
+pub enum Password {
+    /// It stays as it is: from the environment or the configuration itself.
+    Fixed(Secret),
+    /// It is read for each connection that is made, so that a new one needs no restart.
+    File(PathBuf),
+}
+
+/// TLS to a server. The files are read for each connection that is made.
+#[derive(Clone, Debug, Default)]
+pub struct Tls {
+    /// Certificates of the authorities that are trusted, in PEM; `None` for those of the system.
+    pub ca: Option<PathBuf>,
+    /// What the server knows us by.
+    pub client: Option<ClientCertificate>,
+}
+
+/// A certificate and its key, in PEM.
+#[derive(Clone, Debug)]
+pub struct ClientCertificate {
+    /// The certificate and what leads to its authority.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// Whether a destroy waits until one replica has it, so that no failover brings the session back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DurableDestroy {
+    /// Where the server has replicas.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+impl Password {
+    /// The password as it is now; an error says what is wrong with its file.
+    pub fn read(&self) -> Result<Secret, String> {
+        match self {
+            Self::Fixed(secret) => Ok(secret.clone()),
+            Self::File(path) => Secret::read(path),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// What becomes of requests while the store is away.
@@ -64,6 +157,6 @@ pub enum OnError {
 impl Backend {
     /// Whether other instances may use the same sessions, so that all need the same session keys.
     pub fn is_shared(&self) -> bool {
-        matches!(self, Self::Redis { .. })
+        matches!(self, Self::Redis(_))
     }
 }

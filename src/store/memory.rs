@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Answer, Created, Error, Page, Store, Want, over_at};
 use crate::session::id::Id;
-use crate::session::patch::{Applied, Change, Refusal, Use};
+use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Principal, Record, size_of};
 use crate::time::Timestamp;
@@ -108,11 +108,11 @@ impl Store for Memory {
         Box::pin(ready(Ok(entry)))
     }
 
-    fn remove(&self, id: Id) -> Answer<'_, bool> {
+    fn remove(&self, id: Id) -> Answer<'_, Option<Replicated>> {
         let mut state = self.state();
         let live = state.entries.get(&id).is_some_and(Stored::is_session);
         let removed = if live { state.replace(id, None, self.max_bytes) } else { Ok(()) };
-        Box::pin(ready(removed.map(|()| live)))
+        Box::pin(ready(removed.map(|()| live.then_some(Replicated::NotAsked))))
     }
 
     fn list<'a>(

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use crate::session::id::Id;
 use crate::session::json::Json;
-use crate::session::patch::{Applied, Change, Refusal, Use};
+use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Key, Meta, Principal, Record, Values};
 use crate::time::Timestamp;
@@ -55,8 +55,8 @@ pub trait Store: fmt::Debug + Send + Sync {
     fn record_use<'a>(&'a self, id: Id, used: Use, policy: &'a Policy)
     -> Answer<'a, Option<Entry>>;
 
-    /// Removes a session, whatever its state; answers whether there was one. Markers stay.
-    fn remove(&self, id: Id) -> Answer<'_, bool>;
+    /// Removes a session, whatever its state; `None` where there was none. Markers stay.
+    fn remove(&self, id: Id) -> Answer<'_, Option<Replicated>>;
 
     /// A page of sessions, of one principal or of all; without values, in no particular order.
     /// Some may be over, and one that changes meanwhile may come twice. At most `limit`, which is 1 or more, but a page may hold fewer and still

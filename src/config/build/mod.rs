@@ -5,6 +5,7 @@
 mod context;
 mod cookie;
 mod listeners;
+mod redis_url;
 mod routes;
 mod session;
 mod store;

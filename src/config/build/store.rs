@@ -1,16 +1,21 @@
 //! Where records live, and the keys that go with them.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::field::Field;
 use super::super::file::{self, File};
 use super::super::keys::{self, Keys};
 use super::super::problem::{Origin, Place};
 use super::super::secret::Source;
 use super::context::Context;
+use super::redis_url::{Encryption, RedisUrl};
 use super::store_url::{self, StoreUrl};
 use crate::session::key_ring::{Key, KeyRing};
-use crate::store::config::{Backend, Config, OnError, RedisUrl};
+use crate::store::config::{
+    Backend, ClientCertificate, Config, DurableDestroy, OnError, Password, Redis, Tls, Topology,
+};
 
 const DEFAULT_URL: &str = "sqlite:cloakroom.db";
 const DEFAULT_KEY_PREFIX: &str = "cloakroom:";
@@ -38,7 +43,7 @@ fn backend(table: &file::Store, context: &mut Context<'_>) -> Backend {
     let origin = table.url.origin("store.url");
     let url = table.url.value().map_or(DEFAULT_URL, String::as_str);
     let parsed = match store_url::parse(url) {
-        Ok(StoreUrl::Redis(url)) => return redis(url, table, &origin, context),
+        Ok(StoreUrl::Redis(url)) => return Backend::Redis(redis(url, table, &origin, context)),
         Ok(StoreUrl::Memory) => None,
         Ok(StoreUrl::Sqlite(path)) => context.in_state(&path, &origin),
         Err(message) => {
@@ -46,31 +51,99 @@ fn backend(table: &file::Store, context: &mut Context<'_>) -> Backend {
             return Backend::Memory;
         }
     };
-    if let Some((_, origin)) = table.password.found() {
-        context.error(origin, "only a redis store has a password; leave it out");
+    for (origin, what) in only_of_redis(table) {
+        context.error(&origin, format!("only a redis store has {what}; leave it out"));
     }
     parsed.map_or(Backend::Memory, |path| Backend::Sqlite { path })
 }
 
-fn redis(
-    mut url: RedisUrl,
-    table: &file::Store,
-    origin: &Origin,
-    context: &mut Context<'_>,
-) -> Backend {
+fn only_of_redis(table: &file::Store) -> Vec<(Origin, &'static str)> {
+    let tls = &table.tls.0;
+    let found = [
+        (table.password.found().map(|(_, origin)| origin), "a password"),
+        (table.sentinel_password.found().map(|(_, origin)| origin), "sentinels"),
+        (table.durable_destroy.found().map(|(_, origin)| origin), "replicas"),
+        (tls.ca.found().map(|(_, origin)| origin), "certificates"),
+        (tls.certificate.found().map(|(_, origin)| origin), "certificates"),
+        (tls.key.found().map(|(_, origin)| origin), "certificates"),
+    ];
+    found.into_iter().filter_map(|(origin, what)| Some((origin?.clone(), what))).collect()
+}
+
+fn redis(url: RedisUrl, table: &file::Store, origin: &Origin, context: &mut Context<'_>) -> Redis {
     if url.password.is_some() && matches!(origin.place, Place::File { .. }) {
         let message = "the password stands in the file, for all who read it; \
                        write password = { file = \"…\" } or { env = \"NAME\" }";
         context.warn(origin, message);
     }
-    if let Some((source, origin)) = table.password.found() {
-        if url.password.is_some() {
-            context.error(origin, "the URL has a password too; leave one of them out");
-        }
-        url.password = context.secret(source, origin);
+    let given = password(&table.password, context);
+    if let (Some(_), Some((_, origin))) = (&url.password, table.password.found()) {
+        context.error(origin, "the URL has a password too; leave one of them out");
     }
-    let key_prefix = key_prefix(table, context);
-    Backend::Redis { url, key_prefix }
+    let sentinel_password = password(&table.sentinel_password, context);
+    if let (Topology::Server(_) | Topology::Cluster { .. }, Some((_, origin))) =
+        (&url.topology, table.sentinel_password.found())
+    {
+        context.error(origin, "the URL names no sentinels; leave it out");
+    }
+    Redis {
+        topology: url.topology,
+        user: url.user,
+        password: given.or(url.password.map(Password::Fixed)),
+        sentinel_password,
+        database: url.database,
+        tls: tls(&table.tls.0, url.tls, context),
+        key_prefix: key_prefix(table, context),
+        durable_destroy: match table.durable_destroy.value() {
+            None => DurableDestroy::Auto,
+            Some(true) => DurableDestroy::On,
+            Some(false) => DurableDestroy::Off,
+        },
+    }
+}
+
+/// A password's file is looked at now, so that a mistake is told at the start, and read again for
+/// each connection.
+fn password(field: &Field<Source>, context: &mut Context<'_>) -> Option<Password> {
+    let (source, origin) = field.found()?;
+    let secret = context.secret(source, origin)?;
+    Some(match source {
+        Source::File(path) => Password::File(context.beside_file(path)),
+        Source::Variable(_) | Source::Literal(_) | Source::Given(_) => Password::Fixed(secret),
+    })
+}
+
+fn tls(table: &file::StoreTls, encryption: Encryption, context: &mut Context<'_>) -> Option<Tls> {
+    let fields = [&table.ca, &table.certificate, &table.key];
+    let found = fields.map(|field| field.found().map(|(path, origin)| (path.clone(), origin)));
+    if encryption == Encryption::None {
+        for (_, origin) in found.into_iter().flatten() {
+            context.error(origin, "the URL does not begin with rediss; leave it out");
+        }
+        return None;
+    }
+    let mut path = |field: Option<(String, &Origin)>| {
+        let (path, origin) = field?;
+        let path = context.beside_file(Path::new(&path));
+        if let Err(error) = std::fs::File::open(&path) {
+            context.error(origin, format!("{} cannot be read: {error}", path.display()));
+        }
+        Some(path)
+    };
+    let [ca, certificate, key] = found;
+    let (of_certificate, of_key) = (table.certificate.found(), table.key.found());
+    let (ca, certificate, key) = (path(ca), path(certificate), path(key));
+    let client = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => {
+            if let Some((_, origin)) = of_certificate.or(of_key) {
+                context.error(origin, "a client has both a certificate and a key");
+            }
+            None
+        }
+    };
+    Some(Tls { ca, client })
 }
 
 /// Braces would move the hash tag, by which a cluster puts keys together.
@@ -100,13 +173,13 @@ fn keys(
     }
     match backend {
         Backend::Sqlite { path } => Keys::BesideData(path.with_file_name(KEY_FILE)),
-        Backend::Redis { .. } if sources.is_empty() => {
+        Backend::Redis(_) if sources.is_empty() => {
             let message = "a shared store needs session.keys, the same for every instance; \
                            `cloakroom generate-key` makes one";
             context.error(store, message);
             Keys::InMemory
         }
-        Backend::Redis { .. } | Backend::Memory => Keys::InMemory,
+        Backend::Redis(_) | Backend::Memory => Keys::InMemory,
     }
 }
 

@@ -185,7 +185,7 @@ impl Play<'_> {
     }
 
     async fn remove(&mut self, id: Id) -> TestCaseResult {
-        let removed = self.store.remove(id).await?;
+        let removed = self.store.remove(id).await?.is_some();
         let expected = self.model.remove(id).unwrap_or(removed);
         same(&removed, &expected)
     }

@@ -7,7 +7,8 @@ use redis::{Cmd, Value};
 use super::fields::{Indexed, Unreadable, array, entry_of, instant, text};
 use crate::session::json::Json;
 use crate::session::patch::{
-    Applied, Change, Condition, ExpiryChange, Op, Patch, Refusal, Remains, Rotation, Through, Use,
+    Applied, Change, Condition, ExpiryChange, Op, Patch, Refusal, Remains, Replicated, Rotation,
+    Through, Use,
 };
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Key, Principal};
@@ -223,5 +224,6 @@ fn applied(parts: &[Value], change: Change<'_>) -> Result<Applied, Unreadable> {
         },
         expiry_changed: text(expiry_changed)? == Some("changed"),
         before: text(before)?.map(Json::trusted),
+        replicated: Replicated::NotAsked,
     })
 }

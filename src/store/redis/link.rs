@@ -1,241 +1,385 @@
-//! The connection: made at first use, shared by all calls, replaced when it is lost or silent.
+//! The way to one server: one connection, shared by all calls, that heals itself.
+//!
+//! A connection that ends is replaced at once, and calls wait for the first attempt. Where that
+//! fails, where several calls in a row have had no answer, and where the server takes no writes any
+//! more, the link is *away*: calls fail at once, and one task goes on connecting, at most once a
+//! second, until it stands again. Every attempt asks anew where the server is, and reads the
+//! password anew. (redis-rs's own manager replaces no connection after time-outs or `READONLY`.)
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError,
-    ServerErrorKind, Value,
-};
-use tokio::time::{Instant, timeout_at};
+use redis::aio::{MultiplexedConnection, SendError};
+use redis::{PushInfo, PushKind, RedisError, Value};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{info, warn};
 
-use crate::store::{Cause, Error};
+use super::dial::{CONNECT_TIMEOUT, Dialer, Role};
+use super::replicate::{Manner, confirm};
+use super::request::Request;
+use super::sentinel::Sentinels;
+use super::trouble::{Trouble, is_answer, is_demoted};
+use crate::random;
+use crate::store::config::{Address, DurableDestroy};
+use crate::store::{Cause, Replicated};
+use crate::tasks::Tasks;
 
-/// After so many calls in a row without an answer the connection is replaced: where its path is
-/// dead, the operating system finds out much later.
-const SILENT_CALLS: u32 = 3;
+/// After so many waves of calls without an answer the server is away: where its path is dead, the
+/// operating system finds out much later. Calls that were waiting together are one wave.
+const SILENT_WAVES: u32 = 3;
 
-/// How many commands may wait to be written.
-const QUEUE: usize = 1024;
+/// Between two attempts to connect: at first, and at last.
+const PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 
-/// A server that has become a replica is asked anew where it is, but not by every call.
-const DEMOTED_AGE: Duration = Duration::from_secs(1);
+/// Where the server is.
+#[derive(Debug)]
+pub(super) enum Place {
+    Fixed(Address),
+    Elected(Sentinels),
+}
 
 /// The way to one server.
 pub(super) struct Link {
-    client: Client,
-    state: Mutex<State>,
-    /// Held by the one call that connects, while others wait for it.
-    connecting: tokio::sync::Mutex<()>,
+    me: Weak<Self>,
+    dialer: Arc<Dialer>,
+    place: Place,
+    tasks: Tasks,
+    stage: watch::Sender<Stage>,
+    made: AtomicU64,
+    /// Connections for one call at a time, for answers that are long in coming.
+    spare: Mutex<Vec<Spare>>,
+    /// How many calls may have one at a time.
+    alone: Semaphore,
 }
 
-#[derive(Default)]
-struct State {
-    line: Option<Line>,
-    silent: u32,
-    made: u64,
+/// An answer, and whether a replica has what it is about.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) value: Value,
+    pub(super) replicated: Replicated,
 }
 
 #[derive(Clone)]
+enum Stage {
+    /// Nobody has called yet.
+    Idle,
+    /// Connecting, with reason to hope: calls wait.
+    Connecting,
+    Up(Line),
+    /// Calls fail at once.
+    Away(Arc<str>),
+}
+
+/// A connection, and how it does.
+#[derive(Clone)]
 struct Line {
     connection: MultiplexedConnection,
-    lost: Arc<AtomicBool>,
+    address: Address,
     number: u64,
-    since: Instant,
+    silence: Arc<Silence>,
 }
 
-/// Why a command has no answer.
-#[derive(Debug)]
-pub(super) enum Trouble {
-    /// It was not sent.
-    NotSent(Cause),
-    /// It was sent, perhaps, and no answer came.
-    Unanswered(Cause),
-    /// The server says no.
-    Refused(RedisError),
+/// Waves of calls without an answer, since the last answer.
+struct Silence {
+    waves: AtomicU32,
+    /// When the last of them was counted.
+    counted_at: Mutex<Instant>,
 }
 
-/// What to send: one command, or several in one go.
-#[derive(Clone, Copy)]
-pub(super) enum Request<'a> {
-    One(&'a Cmd),
-    Several(&'a Pipeline),
+struct Spare {
+    connection: MultiplexedConnection,
+    /// Of the line beside which it was made.
+    number: u64,
 }
+
+/// The server did not answer before, and is tried again by and by.
+#[derive(Debug, thiserror::Error)]
+#[error("Redis is away: {0}")]
+struct IsAway(Arc<str>);
+
+/// How many connections for one call at a time there may be, and how many of them are kept.
+const ALONE: usize = 64;
+const SPARES: usize = 8;
 
 impl Link {
-    pub(super) fn new(client: Client) -> Self {
-        Self { client, state: Mutex::default(), connecting: tokio::sync::Mutex::default() }
+    pub(super) fn new(dialer: Arc<Dialer>, place: Place, tasks: Tasks) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            dialer,
+            place,
+            tasks,
+            stage: watch::Sender::new(Stage::Idle),
+            made: AtomicU64::new(0),
+            spare: Mutex::default(),
+            alone: Semaphore::new(ALONE),
+        })
     }
 
     /// Sends a request, and waits for its answer until `deadline`.
     pub(super) async fn call(
         &self,
         request: Request<'_>,
+        manner: Manner,
         deadline: Instant,
-    ) -> Result<Value, Trouble> {
-        let mut line = match timeout_at(deadline, self.line(deadline)).await {
-            Ok(Ok(line)) => line,
-            Ok(Err(error)) => return Err(Trouble::NotSent(error.into())),
-            Err(elapsed) => return Err(Trouble::NotSent(elapsed.into())),
+    ) -> Result<Told, Trouble> {
+        let started = Instant::now();
+        let mut line = self.line(deadline).await.map_err(Trouble::NotSent)?;
+        let durable = match manner {
+            Manner::Replicated(durable) => durable,
+            Manner::Shared => DurableDestroy::Off,
         };
-        let answer = timeout_at(deadline, request.send(&mut line.connection)).await;
+        // Where too many wait already, one more is done and not waited for.
+        let alone = match durable {
+            DurableDestroy::Off => None,
+            DurableDestroy::Auto | DurableDestroy::On => self.alone.try_acquire().ok(),
+        };
+        if alone.is_none() {
+            let answer = timeout_at(deadline, request.send(&mut line.connection)).await;
+            let value = self.judge(&line, started, answer)?;
+            let replicated = match durable {
+                DurableDestroy::Off => Replicated::NotAsked,
+                DurableDestroy::Auto | DurableDestroy::On => Replicated::No,
+            };
+            return Ok(Told { value, replicated });
+        }
+        let mut connection = self.spare(&line, deadline).await.map_err(Trouble::NotSent)?;
+        let answer = timeout_at(deadline, request.send(&mut connection)).await;
+        let value = self.judge(&line, started, answer)?;
+        let replicated = confirm(&mut connection, durable, deadline).await;
+        let mut spare = self.spares();
+        if spare.len() < SPARES {
+            spare.push(Spare { connection, number: line.number });
+        }
+        Ok(Told { value, replicated })
+    }
+
+    /// What an answer, or none, says about the connection.
+    fn judge(
+        &self,
+        line: &Line,
+        started: Instant,
+        answer: Result<Result<Value, RedisError>, tokio::time::error::Elapsed>,
+    ) -> Result<Value, Trouble> {
         match answer {
             Ok(Ok(value)) => {
-                self.state().silent = 0;
+                line.silence.end();
                 Ok(value)
             }
-            Ok(Err(error)) => {
-                let answered = is_answer(&error);
-                if !answered || (is_demoted(&error) && line.since.elapsed() > DEMOTED_AGE) {
-                    self.replace(&line);
+            Ok(Err(error)) if is_answer(&error) => {
+                line.silence.end();
+                if is_demoted(&error) {
+                    self.lose(line.number, Stage::Away(error.to_string().into()));
                 }
-                Err(if answered {
-                    self.state().silent = 0;
-                    Trouble::Refused(error)
-                } else {
-                    Trouble::Unanswered(error.into())
-                })
+                Err(Trouble::Refused(error))
+            }
+            Ok(Err(error)) => {
+                self.lose(line.number, Stage::Connecting);
+                Err(Trouble::Cut(error.into()))
             }
             Err(elapsed) => {
-                self.silence(&line);
-                Err(Trouble::Unanswered(elapsed.into()))
+                if line.silence.count(started) >= SILENT_WAVES {
+                    self.lose(line.number, Stage::Away("it does not answer".into()));
+                }
+                Err(Trouble::Silent(elapsed.into()))
             }
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether calls would not fail at once.
+    pub(super) fn is_hopeful(&self) -> bool {
+        !matches!(*self.stage.borrow(), Stage::Away(_))
     }
 
-    fn standing(&self) -> Option<Line> {
-        let mut state = self.state();
-        if state.line.as_ref().is_some_and(|line| line.lost.load(Ordering::Acquire)) {
-            state.line = None;
+    /// The connection that stands, or the next one if it comes soon.
+    async fn line(&self, deadline: Instant) -> Result<Line, Cause> {
+        if let Stage::Up(line) = &*self.stage.borrow() {
+            return Ok(line.clone());
         }
-        state.line.clone()
+        let mut stage = self.stage.subscribe();
+        self.begin();
+        let settled = |stage: &Stage| matches!(stage, Stage::Up(_) | Stage::Away(_));
+        let stage = timeout_at(deadline, stage.wait_for(settled)).await??;
+        match &*stage {
+            Stage::Up(line) => Ok(line.clone()),
+            Stage::Away(cause) => Err(IsAway(Arc::clone(cause)).into()),
+            Stage::Idle | Stage::Connecting => Err("the connection is not settled".into()),
+        }
     }
 
-    /// The connection that stands, or a new one; of several calls that need one, one makes it.
-    async fn line(&self, deadline: Instant) -> Result<Line, RedisError> {
-        if let Some(line) = self.standing() {
-            return Ok(line);
+    /// Connects for the first time.
+    fn begin(&self) {
+        let begins = self.stage.send_if_modified(|stage| {
+            let idle = matches!(stage, Stage::Idle);
+            if idle {
+                *stage = Stage::Connecting;
+            }
+            idle
+        });
+        if begins {
+            self.heal();
         }
-        let _alone = self.connecting.lock().await;
-        if let Some(line) = self.standing() {
-            return Ok(line);
+    }
+
+    /// Lets go of a connection, unless another stands in its place already.
+    fn lose(&self, number: u64, next: Stage) {
+        let mut told = None;
+        let lost = self.stage.send_if_modified(|stage| {
+            let Stage::Up(line) = stage else { return false };
+            if line.number != number {
+                return false;
+            }
+            if let Stage::Away(cause) = &next {
+                told = Some((line.address.clone(), Arc::clone(cause)));
+            }
+            *stage = next;
+            true
+        });
+        if let Some((address, cause)) = told {
+            warn!(server = %address, %cause, "Redis is away");
         }
-        let lost = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&lost);
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(deadline.saturating_duration_since(Instant::now())))
-            .set_response_timeout(None)
-            .set_pipeline_buffer_size(QUEUE)
-            .set_push_sender(move |push: PushInfo| {
-                if push.kind == PushKind::Disconnection {
-                    told.store(true, Ordering::Release);
+        if lost {
+            self.heal();
+        }
+    }
+
+    /// Connects until a connection stands, or nobody has this link any more.
+    fn heal(&self) {
+        let (me, tasks) = (self.me.clone(), self.tasks.clone());
+        let healing = async move {
+            let mut pause = PAUSE;
+            loop {
+                let Some(link) = me.upgrade() else { return };
+                match link.connect().await {
+                    Ok(line) => return link.stand(line),
+                    Err(cause) => link.give_up(&cause),
                 }
-                Ok::<_, redis::aio::SendError>(())
-            });
-        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        let mut state = self.state();
-        state.made += 1;
-        state.silent = 0;
-        let line = Line { connection, lost, number: state.made, since: Instant::now() };
-        state.line = Some(line.clone());
-        Ok(line)
-    }
-
-    /// Lets go of `line`, unless another stands in its place already.
-    fn replace(&self, line: &Line) {
-        let mut state = self.state();
-        if state.line.as_ref().map(|stands| stands.number) == Some(line.number) {
-            state.line = None;
-            state.silent = 0;
-        }
-    }
-
-    fn silence(&self, line: &Line) {
-        let silent = {
-            let mut state = self.state();
-            state.silent += 1;
-            state.silent
+                drop(link);
+                tokio::select! {
+                    () = sleep(jittered(pause)) => {}
+                    () = tasks.draining() => return,
+                }
+                pause = MAX_PAUSE.min(pause * 2);
+            }
         };
-        if silent >= SILENT_CALLS {
-            self.replace(line);
+        self.tasks.run(healing).detach();
+    }
+
+    fn stand(&self, line: Line) {
+        let address = line.address.clone();
+        let was = self.stage.send_replace(Stage::Up(line));
+        if matches!(was, Stage::Away(_)) {
+            info!(server = %address, "Redis answers again");
         }
+    }
+
+    fn give_up(&self, cause: &Cause) {
+        let told: Arc<str> = whole(&**cause).into();
+        let was = self.stage.send_replace(Stage::Away(Arc::clone(&told)));
+        if !matches!(was, Stage::Away(_)) {
+            warn!(server = %self.place, cause = %told, "Redis is away");
+        }
+    }
+
+    async fn connect(&self) -> Result<Line, Cause> {
+        let address = match &self.place {
+            Place::Fixed(address) => address.clone(),
+            Place::Elected(sentinels) => sentinels.primary(&self.dialer).await?,
+        };
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        let me = self.me.clone();
+        let pushed = move |push: PushInfo| {
+            if push.kind == PushKind::Disconnection
+                && let Some(link) = me.upgrade()
+            {
+                link.lose(number, Stage::Connecting);
+            }
+            Ok::<_, SendError>(())
+        };
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        let connection = self.dialer.dial(&address, Role::Primary, pushed, deadline).await?;
+        Ok(Line { connection, address, number, silence: Arc::default() })
+    }
+
+    async fn spare(&self, line: &Line, deadline: Instant) -> Result<MultiplexedConnection, Cause> {
+        let kept = {
+            let mut spare = self.spares();
+            spare.retain(|spare| spare.number == line.number);
+            spare.pop()
+        };
+        match kept {
+            Some(spare) => Ok(spare.connection),
+            None => {
+                let unheard = |_: PushInfo| Ok::<_, SendError>(());
+                self.dialer.dial(&line.address, Role::Primary, unheard, deadline).await
+            }
+        }
+    }
+
+    fn spares(&self) -> MutexGuard<'_, Vec<Spare>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Request<'_> {
-    async fn send(self, connection: &mut MultiplexedConnection) -> Result<Value, RedisError> {
+impl Default for Silence {
+    fn default() -> Self {
+        Self { waves: AtomicU32::new(0), counted_at: Mutex::new(Instant::now()) }
+    }
+}
+
+impl Silence {
+    fn end(&self) {
+        if self.waves.load(Ordering::Relaxed) != 0 {
+            self.waves.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a call that began at `started` and had no answer; how many waves there are by now.
+    fn count(&self, started: Instant) -> u32 {
+        let mut counted_at = self.counted_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if started < *counted_at {
+            return self.waves.load(Ordering::Relaxed);
+        }
+        *counted_at = Instant::now();
+        self.waves.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// From three quarters to five quarters of it, so that instances do not come back as one.
+fn jittered(pause: Duration) -> Duration {
+    let [byte] = random::bytes();
+    pause * (192 + u32::from(byte) / 2) / 256
+}
+
+/// An error with all that lies beneath it.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut beneath = error.source();
+    while let Some(cause) = beneath {
+        let told = cause.to_string();
+        // Some repeat in their own words what lies beneath them.
+        if !text.contains(&told) {
+            text = format!("{text}: {told}");
+        }
+        beneath = cause.source();
+    }
+    text
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::One(command) => command.query_async(connection).await,
-            Self::Several(pipeline) => pipeline.query_async(connection).await,
+            Self::Fixed(address) => write!(f, "{address}"),
+            Self::Elected(sentinels) => write!(f, "{sentinels}"),
         }
-    }
-}
-
-fn is_answer(error: &RedisError) -> bool {
-    matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
-}
-
-fn is_demoted(error: &RedisError) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown)
-    )
-}
-
-/// Whether the server does not know the script.
-pub(super) fn is_unknown_script(trouble: &Trouble) -> bool {
-    matches!(trouble, Trouble::Refused(error)
-        if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript))
-}
-
-impl Trouble {
-    /// What it means to one who asked.
-    pub(super) fn of_read(self) -> Error {
-        match self {
-            Self::NotSent(cause) | Self::Unanswered(cause) => Error::Unavailable(cause),
-            Self::Refused(error) => refused(error),
-        }
-    }
-
-    /// What it means to one who wanted a change.
-    pub(super) fn of_write(self) -> Error {
-        match self {
-            Self::NotSent(cause) => Error::Unavailable(cause),
-            Self::Unanswered(cause) => Error::OutcomeUnknown(cause),
-            Self::Refused(error) => refused(error),
-        }
-    }
-}
-
-/// What an error that the server answered means. Before Redis 7 the error of a command in a script
-/// is in the text of the script's own.
-fn refused(error: RedisError) -> Error {
-    let detail = error.detail().unwrap_or_default();
-    let says = |code| error.code() == Some(code) || detail.contains(&format!(": -{code} "));
-    // A script of ours fails by itself only over fields that it did not write.
-    let script_failed = error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError)
-        && detail.contains("user_script")
-        && !detail.contains(": -");
-    if says("OOM") {
-        Error::Full
-    } else if says("WRONGTYPE") || script_failed {
-        Error::Corrupt(error.into())
-    } else {
-        Error::Unavailable(error.into())
     }
 }
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link")
-            .field("server", self.client.get_connection_info())
-            .finish_non_exhaustive()
+        f.debug_struct("Link").field("place", &self.place).finish_non_exhaustive()
     }
 }

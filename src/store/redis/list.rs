@@ -1,13 +1,17 @@
 //! Lists: of one principal by its index, of all by `SCAN`. Not on the way of any request.
 
-use redis::{Value, from_redis_value, pipe};
+use std::collections::BTreeMap;
+
+use redis::{Value, cmd, from_redis_value, pipe};
 use tokio::time::Instant;
 
 use super::fields::{self, Unreadable, unreadable};
-use super::link::{Request, Trouble};
+use super::request::Request;
+use super::trouble::Trouble;
 use super::{Redis, hmget};
 use crate::session::id::Id;
 use crate::session::record::{Entry, Meta, Principal};
+use crate::store::config::Address;
 use crate::store::{Error, Page};
 use crate::time::Timestamp;
 
@@ -60,9 +64,10 @@ impl Redis {
             }
         }
         if !over.is_empty() {
-            let mut remove = redis::cmd("ZREM");
-            remove.arg(self.index_key(principal)).arg(over);
-            self.ask(&remove, deadline).await?;
+            let key = self.index_key(principal);
+            let mut remove = cmd("ZREM");
+            remove.arg(&key).arg(over);
+            self.servers.ask(&key, &remove, deadline).await?;
         }
         Ok(page)
     }
@@ -76,13 +81,14 @@ impl Redis {
         deadline: Instant,
     ) -> Result<(Vec<Member>, Option<String>), Error> {
         let start = after.as_ref().map_or(0, |after| after.ends.as_millis());
+        let key = self.index_key(principal);
         let batch = limit.saturating_add(1);
         let mut members: Vec<Member> = Vec::new();
         let mut offset = 0;
         loop {
-            let mut command = redis::cmd("ZRANGEBYSCORE");
+            let mut command = cmd("ZRANGEBYSCORE");
             command
-                .arg(self.index_key(principal))
+                .arg(&key)
                 .arg(start)
                 .arg("+inf")
                 .arg("WITHSCORES")
@@ -90,7 +96,8 @@ impl Redis {
                 .arg(offset)
                 .arg(batch);
             let rows: Vec<(String, f64)> =
-                from_redis_value(self.ask(&command, deadline).await?).map_err(unreadable)?;
+                from_redis_value(self.servers.ask(&key, &command, deadline).await?)
+                    .map_err(unreadable)?;
             let count = rows.len();
             for (name, score) in rows {
                 // Written as an integer, and read as one.
@@ -111,65 +118,156 @@ impl Redis {
         }
     }
 
-    /// A page is what one `SCAN` finds; what is too much for it goes into the cursor.
+    /// A page is what one `SCAN` of one node finds; what is too much for it goes into the cursor.
     pub(super) async fn list_all(&self, cursor: Option<&str>, limit: usize) -> Result<Page, Error> {
         let deadline = self.deadline();
-        let (mut scan, rest) = match cursor.and_then(|cursor| cursor.split_once('~')) {
-            Some((scan, rest)) => (scan.to_owned(), rest),
-            None => ("0".to_owned(), ""),
+        let nodes = self.servers.nodes(deadline).await?;
+        let mut at = match cursor.and_then(Scan::parse) {
+            Some(at) => at,
+            None => Scan { node: nodes.first().cloned().flatten(), ..Scan::default() },
         };
-        let mut ids: Vec<Id> = rest.split(',').filter_map(Id::parse).collect();
-        if ids.is_empty() {
-            (scan, ids) = self.scan(&scan, limit, deadline).await?;
+        if at.rest.is_empty() {
+            self.scan(&mut at, limit, deadline).await?;
         }
-        let rest = ids.split_off(limit.min(ids.len()));
+        let rest = at.rest.split_off(limit.min(at.rest.len()));
+        let ids = std::mem::replace(&mut at.rest, rest);
         let (_, found) = self.entries(&ids, deadline).await?;
-        let sessions: Vec<(Id, Meta)> = ids
-            .into_iter()
-            .zip(found)
-            .filter_map(|(id, entry)| match entry {
-                Some(Entry::Live(record)) => Some((id, record.meta)),
-                _ => None,
-            })
-            .collect();
-        let rest: Vec<String> = rest.iter().map(ToString::to_string).collect();
-        let is_last = scan == "0" && rest.is_empty();
-        Ok(Page { sessions, next: (!is_last).then(|| format!("{scan}~{}", rest.join(","))) })
+        let sessions = ids.into_iter().zip(found).filter_map(|(id, entry)| match entry {
+            Some(Entry::Live(record)) => Some((id, record.meta)),
+            _ => None,
+        });
+        let sessions: Vec<(Id, Meta)> = sessions.collect();
+        // The nodes in their order, so that one which comes or goes meanwhile moves no other.
+        let following = nodes.into_iter().find(|node| *node > at.node);
+        let next = match following {
+            _ if !at.is_over() => Some(at),
+            Some(node) => Some(Scan { node, ..Scan::default() }),
+            None => None,
+        };
+        Ok(Page { sessions, next: next.map(|at| at.cursor()) })
     }
 
-    async fn scan(
-        &self,
-        from: &str,
-        count: usize,
-        deadline: Instant,
-    ) -> Result<(String, Vec<Id>), Error> {
-        let mut command = redis::cmd("SCAN");
-        command.arg(from).arg("MATCH").arg(glob(&self.prefix)).arg("COUNT").arg(count);
-        let answer = self.ask(&command, deadline).await?;
+    async fn scan(&self, at: &mut Scan, count: usize, deadline: Instant) -> Result<(), Error> {
+        let mut command = cmd("SCAN");
+        command.arg(&at.scan).arg("MATCH").arg(glob(&self.prefix)).arg("COUNT").arg(count);
+        let node = at.node.as_ref();
+        let answer = self.servers.call_at(node, Request::One(&command), deadline).await;
+        let answer = answer.map_err(Trouble::of_read)?;
         let (next, keys): (String, Vec<Value>) = from_redis_value(answer).map_err(unreadable)?;
         let ids = keys.iter().map(fields::id_of);
         let ids: Result<Vec<Option<Id>>, Unreadable> = ids.collect();
-        Ok((next, ids?.into_iter().flatten().collect()))
+        at.scan = next;
+        at.rest = ids?.into_iter().flatten().collect();
+        Ok(())
     }
 
-    /// What stands under these ids, without values, and the server's time.
+    /// What stands under these ids, without values, and the servers' time.
     async fn entries(
         &self,
         ids: &[Id],
         deadline: Instant,
     ) -> Result<(Timestamp, Vec<Option<Entry>>), Error> {
+        let mut by_node: BTreeMap<Option<Address>, Vec<(usize, Id)>> = BTreeMap::new();
+        for (number, id) in ids.iter().enumerate() {
+            by_node.entry(self.servers.node_of(&self.key(id))).or_default().push((number, *id));
+        }
+        let mut entries = BTreeMap::new();
+        // The earliest of their times, since one that is ahead ends nothing too soon then.
+        let mut now = Timestamp::MAX;
+        for (node, ids) in by_node {
+            let (time, found) = self.entries_at(node.as_ref(), &ids, deadline).await?;
+            now = now.min(time);
+            entries.extend(ids.into_iter().map(|(number, _)| number).zip(found));
+        }
+        Ok((now, entries.into_values().collect()))
+    }
+
+    async fn entries_at(
+        &self,
+        node: Option<&Address>,
+        ids: &[(usize, Id)],
+        deadline: Instant,
+    ) -> Result<(Timestamp, Vec<Option<Entry>>), Error> {
         let mut requests = pipe();
         requests.cmd("TIME");
-        for id in ids {
+        for (_, id) in ids {
             requests.add_command(hmget(&self.key(id)));
         }
-        let answer = self.link.call(Request::Several(&requests), deadline).await;
-        let mut answers = fields::array(answer.map_err(Trouble::of_read)?)?.into_iter();
+        let answer = self.servers.call_at(node, Request::Several(&requests), deadline).await;
+        let mut answers = match answer {
+            Ok(answer) => fields::array(answer)?.into_iter(),
+            // A slot has moved since the map was drawn: each is asked for by itself.
+            Err(Trouble::Refused(_)) if node.is_some() => {
+                return self.entries_one_by_one(ids, deadline).await;
+            }
+            Err(trouble) => return Err(trouble.of_read()),
+        };
         let time = answers.next().ok_or(Unreadable)?;
         let (seconds, _): (i64, i64) = from_redis_value(time).map_err(unreadable)?;
         let entries = answers.map(|answer| fields::entry_of_hmget(answer, None));
         let entries: Result<Vec<Option<Entry>>, Unreadable> = entries.collect();
         Ok((Timestamp::from_millis(seconds * 1000), entries?))
+    }
+
+    async fn entries_one_by_one(
+        &self,
+        ids: &[(usize, Id)],
+        deadline: Instant,
+    ) -> Result<(Timestamp, Vec<Option<Entry>>), Error> {
+        let mut entries = Vec::with_capacity(ids.len());
+        for (_, id) in ids {
+            let key = self.key(id);
+            let answer = self.servers.ask(&key, &hmget(&key), deadline).await?;
+            entries.push(fields::entry_of_hmget(answer, None)?);
+        }
+        // No time is known, and none of them is taken for over.
+        Ok((Timestamp::from_millis(0), entries))
+    }
+}
+
+/// How far a list of all sessions has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Scan {
+    node: Option<Address>,
+    /// What `SCAN` goes on with; `0` after the end, and at the beginning.
+    scan: String,
+    /// Found, and not listed yet.
+    rest: Vec<Id>,
+}
+
+impl Default for Scan {
+    fn default() -> Self {
+        Self { node: None, scan: "0".to_owned(), rest: Vec::new() }
+    }
+}
+
+impl Scan {
+    /// `host:port~cursor~id,id`; without host where there is no cluster.
+    fn parse(cursor: &str) -> Option<Self> {
+        let (rest, ids) = cursor.rsplit_once('~')?;
+        let (node, scan) = rest.rsplit_once('~')?;
+        let node = match node.rsplit_once(':') {
+            Some((host, port)) => {
+                Some(Address::Tcp { host: host.to_owned(), port: port.parse().ok()? })
+            }
+            None => None,
+        };
+        let rest = ids.split(',').filter_map(Id::parse).collect();
+        Some(Self { node, scan: scan.to_owned(), rest })
+    }
+
+    fn cursor(&self) -> String {
+        let node = match &self.node {
+            Some(Address::Tcp { host, port }) => format!("{host}:{port}"),
+            Some(Address::Unix(_)) | None => String::new(),
+        };
+        let rest: Vec<String> = self.rest.iter().map(ToString::to_string).collect();
+        format!("{node}~{}~{}", self.scan, rest.join(","))
+    }
+
+    /// Whether all of this node has been listed.
+    fn is_over(&self) -> bool {
+        self.scan == "0" && self.rest.is_empty()
     }
 }
 

@@ -8,30 +8,41 @@
 //! until after the record's end. It is told a later end than the record's, and the record holds
 //! how far that goes, so that a touch seldom needs it.
 //!
-//! An instance of the store has one connection, and belongs to one runtime: one for each worker.
+//! An instance of the store has one connection to each server, and belongs to one runtime: one for
+//! each worker.
 
 mod calls;
-mod config;
+mod cluster;
+mod dial;
 mod fields;
 mod link;
 mod list;
+mod replicate;
+mod request;
+mod sentinel;
+mod servers;
+mod slot;
+mod trouble;
 
 use std::fmt::Display;
 use std::time::Duration;
 
-use redis::{Cmd, Value};
+use redis::{Cmd, Value, cmd};
 use tokio::time::Instant;
 
 use self::calls::Answered;
-pub use self::config::InvalidServer;
 use self::fields::{FIELDS, Indexed, Unreadable};
-use self::link::{Link, Request, Trouble};
-use super::config::RedisUrl;
+use self::replicate::Manner;
+use self::request::{Request, Script};
+use self::servers::Servers;
+use self::trouble::Trouble;
+use super::config::{self, DurableDestroy};
 use super::{Answer, Created, Error, Page, Store, Want};
 use crate::session::id::Id;
-use crate::session::patch::{Applied, Change, ExpiryChange, Refusal, Use};
+use crate::session::patch::{Applied, Change, ExpiryChange, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Meta, Principal, Record};
+use crate::tasks::Tasks;
 use crate::time::Timestamp;
 
 /// How often a change is tried again because the index was not told enough.
@@ -40,9 +51,10 @@ const ATTEMPTS: usize = 4;
 /// The Redis store.
 #[derive(Debug)]
 pub struct Redis {
-    link: Link,
+    servers: Servers,
     prefix: String,
     timeout: Duration,
+    durable_destroy: DurableDestroy,
     scripts: Scripts,
 }
 
@@ -55,42 +67,20 @@ struct Scripts {
     index: Script,
 }
 
-#[derive(Debug)]
-struct Script {
-    code: &'static str,
-    hash: String,
-}
-
-impl Script {
-    fn new(code: &'static str) -> Self {
-        let hash = redis::Script::new(code).get_hash().to_owned();
-        Self { code, hash }
-    }
-
-    fn on(&self, key: &str) -> Cmd {
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(&self.hash).arg(1).arg(key);
-        command
-    }
-}
-
 /// The index and the record were changed by turns, as often as this store tries.
 #[derive(Debug, thiserror::Error)]
 #[error("the session's principal kept changing")]
 struct Unsettled;
 
 impl Redis {
-    /// A store on a server, which is not spoken to before the first call. Its keys begin with
-    /// `key_prefix`, and a call may take `timeout`, connecting included.
-    pub fn connect(
-        url: &RedisUrl,
-        key_prefix: &str,
-        timeout: Duration,
-    ) -> Result<Self, InvalidServer> {
-        Ok(Self {
-            link: Link::new(config::client(url)?),
-            prefix: key_prefix.to_owned(),
+    /// A store on a deployment, which is not spoken to before the first call. A call may take
+    /// `timeout`, connecting included. Connections are made anew by `tasks`.
+    pub fn new(config: &config::Redis, timeout: Duration, tasks: Tasks) -> Self {
+        Self {
+            servers: Servers::new(config, tasks),
+            prefix: config.key_prefix.clone(),
             timeout,
+            durable_destroy: config.durable_destroy,
             scripts: Scripts {
                 create: Script::new(include_str!("create.lua")),
                 patch: Script::new(concat!(include_str!("prelude.lua"), include_str!("patch.lua"))),
@@ -101,7 +91,7 @@ impl Redis {
                 remove: Script::new(include_str!("remove.lua")),
                 index: Script::new(include_str!("index.lua")),
             },
-        })
+        }
     }
 
     fn deadline(&self) -> Instant {
@@ -116,33 +106,6 @@ impl Redis {
         format!("{}p:{{{principal}}}", self.prefix)
     }
 
-    async fn ask(&self, command: &Cmd, deadline: Instant) -> Result<Value, Error> {
-        let answer = self.link.call(Request::One(command), deadline).await;
-        answer.map_err(Trouble::of_read)
-    }
-
-    /// Runs a script; a server that does not know it is told it first.
-    async fn run(
-        &self,
-        script: &Script,
-        command: &Cmd,
-        deadline: Instant,
-    ) -> Result<Value, Trouble> {
-        match self.link.call(Request::One(command), deadline).await {
-            Err(trouble) if link::is_unknown_script(&trouble) => {}
-            answer => return answer,
-        }
-        let mut load = redis::cmd("SCRIPT");
-        load.arg("LOAD").arg(script.code);
-        match self.link.call(Request::One(&load), deadline).await {
-            // Nothing of the change has been sent with effect yet.
-            Err(Trouble::Unanswered(cause)) => return Err(Trouble::NotSent(cause)),
-            Err(trouble) => return Err(trouble),
-            Ok(_) => {}
-        }
-        self.link.call(Request::One(command), deadline).await
-    }
-
     /// Lets the index have a session until some time after `ends`.
     async fn index(
         &self,
@@ -154,9 +117,10 @@ impl Redis {
         let Indexed { principal, until: ends } = needed;
         let until = ends + ends.since(now) / 8;
         let script = &self.scripts.index;
-        let mut command = script.on(&self.index_key(&principal));
+        let key = self.index_key(&principal);
+        let mut command = script.on(&key);
         command.arg(until.as_millis()).arg(id.to_string());
-        let answer = self.run(script, &command, deadline).await;
+        let answer = self.servers.run(script, &key, &command, Manner::Shared, deadline).await;
         // Nothing of the session has changed yet, whatever became of this.
         answer.map_err(Trouble::of_read)?;
         Ok(Indexed { principal, until })
@@ -167,18 +131,18 @@ impl Redis {
         let key = self.key(id);
         let entry = match want {
             Want::Values => {
-                let mut command = redis::cmd("HGETALL");
-                command.arg(key);
-                fields::entry_of_hgetall(self.ask(&command, deadline).await?)
+                let mut command = cmd("HGETALL");
+                command.arg(&key);
+                fields::entry_of_hgetall(self.servers.ask(&key, &command, deadline).await?)
             }
             Want::Meta => {
-                let answer = self.ask(&hmget(&key), deadline).await?;
+                let answer = self.servers.ask(&key, &hmget(&key), deadline).await?;
                 fields::entry_of_hmget(answer, None)
             }
             Want::Value(of) | Want::Before(of) => {
                 let mut command = hmget(&key);
                 command.arg(fields::field(of));
-                let answer = self.ask(&command, deadline).await?;
+                let answer = self.servers.ask(&key, &command, deadline).await?;
                 fields::entry_of_hmget(answer, Some(of))
             }
         };
@@ -202,16 +166,17 @@ impl Redis {
             }
         };
         let script = &self.scripts.create;
-        let mut command = script.on(&self.key(id));
+        let key = self.key(id);
+        let mut command = script.on(&key);
         command.arg(ends_at.as_millis());
         for (name, text) in fields::fields_of(record, ends_at, indexed.as_ref()) {
             command.arg(name).arg(text);
         }
-        match self.run(script, &command, deadline).await {
-            Ok(Value::Int(1)) => Ok(Created::Done),
-            Ok(Value::Int(0)) => Ok(Created::Exists),
-            Ok(_) => Err(Unreadable.into()),
-            Err(trouble) => Err(trouble.of_write()),
+        let told = self.servers.run(script, &key, &command, Manner::Shared, deadline).await;
+        match told.map_err(Trouble::of_write)?.value {
+            Value::Int(1) => Ok(Created::Done),
+            Value::Int(0) => Ok(Created::Exists),
+            _ => Err(Unreadable.into()),
         }
     }
 
@@ -223,17 +188,24 @@ impl Redis {
     ) -> Result<Result<Applied, Refusal>, Error> {
         let deadline = self.deadline();
         let script = &self.scripts.patch;
+        let key = self.key(id);
+        let manner =
+            if change.patch.only_destroys() { self.manner_of_destroy() } else { Manner::Shared };
         let mut indexed = None;
         // A log-in needs the index for sure; its end is guessed, most often right.
         if let Some(needed) = guess(change) {
             indexed = Some(self.index(id, needed, change.now, deadline).await?);
         }
         for _ in 0..ATTEMPTS {
-            let mut command = script.on(&self.key(id));
+            let mut command = script.on(&key);
             calls::patch_arguments(&mut command, change, want, indexed.as_ref());
-            let answer = self.run(script, &command, deadline).await;
-            match calls::patched(answer.map_err(Trouble::of_write)?, change)? {
-                Answered::Done(answer) => return Ok(answer),
+            let told = self.servers.run(script, &key, &command, manner, deadline).await;
+            let told = told.map_err(Trouble::of_write)?;
+            match calls::patched(told.value, change)? {
+                Answered::Done(answer) => {
+                    let replicated = told.replicated;
+                    return Ok(answer.map(|applied| Applied { replicated, ..applied }));
+                }
                 Answered::Index(needed) => {
                     indexed = Some(self.index(id, needed, change.now, deadline).await?);
                 }
@@ -245,12 +217,13 @@ impl Redis {
     async fn write_use(&self, id: Id, used: Use, policy: &Policy) -> Result<Option<Entry>, Error> {
         let deadline = self.deadline();
         let script = &self.scripts.record_use;
+        let key = self.key(id);
         let mut indexed = None;
         for _ in 0..ATTEMPTS {
-            let mut command = script.on(&self.key(id));
+            let mut command = script.on(&key);
             calls::use_arguments(&mut command, used, policy, indexed.as_ref());
-            let answer = self.run(script, &command, deadline).await;
-            match calls::used(answer.map_err(Trouble::of_write)?)? {
+            let told = self.servers.run(script, &key, &command, Manner::Shared, deadline).await;
+            match calls::used(told.map_err(Trouble::of_write)?.value)? {
                 Answered::Done(entry) => return Ok(entry),
                 Answered::Index(needed) => {
                     indexed = Some(self.index(id, needed, used.now, deadline).await?);
@@ -260,13 +233,23 @@ impl Redis {
         Err(Error::Unavailable(Unsettled.into()))
     }
 
-    async fn remove_session(&self, id: Id) -> Result<bool, Error> {
+    async fn remove_session(&self, id: Id) -> Result<Option<Replicated>, Error> {
         let script = &self.scripts.remove;
-        let command = script.on(&self.key(id));
-        match self.run(script, &command, self.deadline()).await {
-            Ok(Value::Int(removed)) => Ok(removed == 1),
-            Ok(_) => Err(Unreadable.into()),
-            Err(trouble) => Err(trouble.of_write()),
+        let key = self.key(id);
+        let command = script.on(&key);
+        let (manner, deadline) = (self.manner_of_destroy(), self.deadline());
+        let told = self.servers.run(script, &key, &command, manner, deadline).await;
+        let told = told.map_err(Trouble::of_write)?;
+        match told.value {
+            Value::Int(removed) => Ok((removed == 1).then_some(told.replicated)),
+            _ => Err(Unreadable.into()),
+        }
+    }
+
+    fn manner_of_destroy(&self) -> Manner {
+        match self.durable_destroy {
+            DurableDestroy::Off => Manner::Shared,
+            durable => Manner::Replicated(durable),
         }
     }
 }
@@ -282,7 +265,7 @@ fn guess(change: Change<'_>) -> Option<Indexed> {
 }
 
 fn hmget(key: &str) -> Cmd {
-    let mut command = redis::cmd("HMGET");
+    let mut command = cmd("HMGET");
     command.arg(key).arg(&FIELDS);
     command
 }
@@ -320,7 +303,7 @@ impl Store for Redis {
         Box::pin(self.write_use(id, used, policy))
     }
 
-    fn remove(&self, id: Id) -> Answer<'_, bool> {
+    fn remove(&self, id: Id) -> Answer<'_, Option<Replicated>> {
         Box::pin(self.remove_session(id))
     }
 
@@ -341,9 +324,15 @@ impl Store for Redis {
         Box::pin(std::future::ready(Ok(0)))
     }
 
+    /// Every node that holds keys is to answer.
     fn ping(&self) -> Answer<'_, ()> {
         Box::pin(async {
-            self.ask(&redis::cmd("PING"), self.deadline()).await?;
+            let deadline = self.deadline();
+            for node in self.servers.nodes(deadline).await? {
+                let ping = cmd("PING");
+                let answer = self.servers.call_at(node.as_ref(), Request::One(&ping), deadline);
+                answer.await.map_err(Trouble::of_read)?;
+            }
             Ok(())
         })
     }

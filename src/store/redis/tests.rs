@@ -1,44 +1,52 @@
 //! The suite, and what only a server of its own can do.
 
 #[path = "../../../tests/it/support/redis.rs"]
-mod server;
+mod kit;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use self::server::RedisServer;
+use self::kit::RedisServer;
 use super::*;
 use crate::secret::Secret;
 use crate::session::patch::{Op, Patch, Remains, Through};
 use crate::session::record::Values;
+use crate::store::config::{Address, Password, Topology};
 use crate::store::conformance::{Fresh, json, key, new_id, now, patch, record, runtime, suite};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-fn store_at(url: &str, prefix: &str, timeout: Duration) -> Redis {
-    let rest = url.strip_prefix("redis://").expect("a URL");
-    let (user, address) = rest.split_once('@').unwrap_or((":", rest));
-    let (user, password) = user.split_once(':').expect("a user and a password");
-    let (host, port) = address.split_once(':').expect("a host and a port");
-    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    let url = RedisUrl {
-        host: host.to_owned(),
-        port: port.trim_end_matches('/').parse().expect("a port"),
-        user: given(user),
-        password: given(password).map(Secret::new),
+/// A deployment at this address, logged in as nobody.
+fn server(address: Address) -> config::Redis {
+    config::Redis {
+        topology: Topology::Server(address),
+        user: None,
+        password: None,
+        sentinel_password: None,
         database: 0,
-    };
-    Redis::connect(&url, prefix, timeout).expect("a client")
+        tls: None,
+        key_prefix: "test:".to_owned(),
+        durable_destroy: DurableDestroy::Auto,
+    }
+}
+
+fn local(port: u16) -> Address {
+    Address::Tcp { host: "127.0.0.1".to_owned(), port }
+}
+
+fn store_at(port: u16, timeout: Duration) -> Redis {
+    Redis::new(&server(local(port)), timeout, Tasks::new())
 }
 
 fn store_on(server: &RedisServer) -> Redis {
-    store_at(&server.url(), "test:", TIMEOUT)
+    store_at(server.port(), TIMEOUT)
 }
 
 fn fresh() -> Fresh {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let prefix = format!("test[{number}]*:");
-    Fresh::new(store_at(&RedisServer::shared().url(), &prefix, TIMEOUT), ())
+    let shared = server(local(RedisServer::shared().port()));
+    let config = config::Redis { key_prefix: format!("test[{number}]*:"), ..shared };
+    Fresh::new(Redis::new(&config, TIMEOUT, Tasks::new()), ())
 }
 
 suite!(fresh);
@@ -77,8 +85,24 @@ fn add(by: i64) -> Patch {
 async fn raw(store: &Redis, words: &[&str]) -> Value {
     let mut command = Cmd::new();
     command.arg(words);
-    let answer = store.ask(&command, store.deadline()).await;
+    let answer = store.servers.ask("", &command, store.deadline()).await;
     answer.unwrap_or_else(|error| panic!("{words:?}: {error:?}"))
+}
+
+/// Waits until a store has its server back.
+async fn healed(store: &Redis) {
+    let start = Instant::now();
+    while let Err(error) = store.ping().await {
+        assert!(start.elapsed() < Duration::from_secs(20), "{error:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A connection that is not the store's.
+fn connection_to(server: &RedisServer, password: Option<&str>) -> redis::Connection {
+    let password = password.map_or(String::new(), |password| format!(":{password}@"));
+    let client = redis::Client::open(format!("redis://{password}127.0.0.1:{}/", server.port()));
+    client.expect("a URL").get_connection().expect("a connection")
 }
 
 async fn number(store: &Redis, words: &[&str]) -> i64 {
@@ -265,6 +289,7 @@ fn a_server_that_is_away_is_not_available_and_found_again_when_it_is_back() {
         let written = patch(&store, id, &add(1), Want::Meta).await;
         assert!(matches!(written, Err(Error::Unavailable(_))), "{written:?}");
         let _again = RedisServer::start_at(Some(port), &[]);
+        healed(&store).await;
         // A new server does not know the scripts.
         let id = made(&store, &first).await;
         apply(&store, id, &add(1), Want::Meta).await;
@@ -274,18 +299,22 @@ fn a_server_that_is_away_is_not_available_and_found_again_when_it_is_back() {
 #[test]
 fn a_change_without_an_answer_is_unknown_and_the_third_replaces_the_connection() {
     let server = RedisServer::start(&[]);
-    let store = store_at(&server.url(), "test:", Duration::from_millis(300));
+    let store = store_at(server.port(), Duration::from_millis(300));
     runtime().block_on(async {
         let id = made(&store, &record(now(), Values::new())).await;
         apply(&store, id, &add(1), Want::Meta).await;
         let connection = number(&store, &["CLIENT", "ID"]).await;
+        let mut other = connection_to(&server, None);
         raw(&store, &["CLIENT", "PAUSE", "600000", "WRITE"]).await;
         for _ in 0..3 {
             let changed = patch(&store, id, &add(1), Want::Meta).await;
             assert!(matches!(changed, Err(Error::OutcomeUnknown(_))), "{changed:?}");
         }
+        let changed = patch(&store, id, &add(1), Want::Meta).await;
+        assert!(matches!(changed, Err(Error::Unavailable(_))), "not sent: {changed:?}");
+        healed(&store).await;
         assert!(number(&store, &["CLIENT", "ID"]).await > connection);
-        raw(&store, &["CLIENT", "UNPAUSE"]).await;
+        cmd("CLIENT").arg("UNPAUSE").exec(&mut other).expect("unpaused");
         apply(&store, id, &add(1), Want::Meta).await;
     });
 }
@@ -293,8 +322,8 @@ fn a_change_without_an_answer_is_unknown_and_the_third_replaces_the_connection()
 #[test]
 fn a_server_that_never_answers_is_not_available() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let url = format!("redis://{}/", listener.local_addr().expect("an address"));
-    let store = store_at(&url, "test:", Duration::from_millis(100));
+    let port = listener.local_addr().expect("an address").port();
+    let store = store_at(port, Duration::from_millis(100));
     runtime().block_on(async {
         let one = record(now(), Values::new());
         let (first, second) = tokio::join!(
@@ -351,9 +380,13 @@ fn what_we_did_not_write_is_corrupt_and_not_missing() {
 #[test]
 fn a_replica_and_a_wrong_password_are_not_available_and_nothing_tells_the_password() {
     let server = RedisServer::start(&["--requirepass", "hunter2"]);
-    let url = |password| format!("redis://:{password}@127.0.0.1:{}/", server.port());
-    let store = store_at(&url("hunter2"), "test:", TIMEOUT);
-    let wrong = store_at(&url("hunter3"), "test:", TIMEOUT);
+    let with = |password: &str| {
+        let password = Some(Password::Fixed(Secret::new(password.to_owned())));
+        let config = config::Redis { password, ..self::server(local(server.port())) };
+        Redis::new(&config, TIMEOUT, Tasks::new())
+    };
+    let store = with("hunter2");
+    let wrong = with("hunter3");
     let nobody = store_on(&server);
     runtime().block_on(async {
         let id = made(&store, &record(now(), Values::new())).await;
@@ -364,9 +397,16 @@ fn a_replica_and_a_wrong_password_are_not_available_and_nothing_tells_the_passwo
             assert!(!said.contains("hunter"), "{said}");
         }
         raw(&store, &["REPLICAOF", "127.0.0.1", "1"]).await;
-        let changed = patch(&store, id, &add(1), Want::Meta).await;
-        assert!(matches!(changed, Err(Error::Unavailable(_))), "{changed:?}");
-        raw(&store, &["REPLICAOF", "NO", "ONE"]).await;
+        for _ in 0..2 {
+            let changed = patch(&store, id, &add(1), Want::Meta).await;
+            assert!(matches!(changed, Err(Error::Unavailable(_))), "{changed:?}");
+        }
+        // Neither does it read from there: what it would find may be old.
+        let found = store.load(id, Want::Meta).await;
+        assert!(matches!(found, Err(Error::Unavailable(_))), "{found:?}");
+        let mut other = connection_to(&server, Some("hunter2"));
+        cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut other).expect("promoted");
+        healed(&store).await;
         apply(&store, id, &add(1), Want::Meta).await;
     });
 }

@@ -25,7 +25,7 @@ pub use self::schema::OpenError;
 use self::writer::Writer;
 use super::{Answer, Created, Error, Page, Store, Want, over_at};
 use crate::session::id::Id;
-use crate::session::patch::{Applied, Change, Refusal, Use};
+use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Principal, Record};
 use crate::time::Timestamp;
@@ -128,8 +128,10 @@ impl Store for Sqlite {
         }))
     }
 
-    fn remove(&self, id: Id) -> Answer<'_, bool> {
-        Box::pin(self.write(move |connection| row::remove_session(connection, id)))
+    fn remove(&self, id: Id) -> Answer<'_, Option<Replicated>> {
+        Box::pin(self.write(move |connection| {
+            Ok(row::remove_session(connection, id)?.then_some(Replicated::NotAsked))
+        }))
     }
 
     fn list<'a>(

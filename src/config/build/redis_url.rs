@@ -1,0 +1,248 @@
+//! The URL of a Redis deployment: one server, a socket, sentinels or a cluster.
+
+use std::path::PathBuf;
+
+use percent_encoding::percent_decode_str;
+
+use crate::secret::Secret;
+use crate::store::config::{Address, Topology};
+
+/// What a Redis URL says, taken apart and decoded.
+#[derive(Debug)]
+pub(super) struct RedisUrl {
+    pub(super) topology: Topology,
+    pub(super) user: Option<String>,
+    pub(super) password: Option<Secret>,
+    pub(super) database: u32,
+    pub(super) tls: Encryption,
+}
+
+/// Whether a deployment is spoken to over TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encryption {
+    None,
+    Tls,
+}
+
+/// What the scheme says.
+#[derive(Clone, Copy)]
+enum Kind {
+    Server,
+    Unix,
+    Sentinel,
+    Cluster,
+}
+
+impl Kind {
+    /// What to write.
+    fn right(self) -> &'static str {
+        match self {
+            Self::Server => "write \"redis://[user[:password]@]HOST:PORT/DB\"",
+            Self::Unix => "write \"redis+unix:///PATH?db=DB\"",
+            Self::Sentinel => "write \"redis+sentinel://HOST:PORT,HOST:PORT/SERVICE?db=DB\"",
+            Self::Cluster => "write \"redis+cluster://HOST:PORT,HOST:PORT\"",
+        }
+    }
+
+    /// The port where none is given.
+    fn port(self) -> &'static str {
+        match self {
+            Self::Server | Self::Unix | Self::Cluster => "6379",
+            Self::Sentinel => "26379",
+        }
+    }
+}
+
+/// Reads what follows a scheme and its colon; `None` where the scheme is none of Redis. An error
+/// says what is wrong and what would be right, without the URL, which may hold a password.
+pub(super) fn parse(scheme: &str, rest: &str) -> Option<Result<RedisUrl, String>> {
+    let (kind, tls) = match scheme {
+        "redis" => (Kind::Server, Encryption::None),
+        "rediss" => (Kind::Server, Encryption::Tls),
+        "redis+unix" => (Kind::Unix, Encryption::None),
+        "redis+sentinel" => (Kind::Sentinel, Encryption::None),
+        "rediss+sentinel" => (Kind::Sentinel, Encryption::Tls),
+        "redis+cluster" => (Kind::Cluster, Encryption::None),
+        "rediss+cluster" => (Kind::Cluster, Encryption::Tls),
+        _ => return None,
+    };
+    let url = read(kind, rest).map(|url| RedisUrl { tls, ..url });
+    Some(url.map_err(|wrong| format!("{wrong}; {}", kind.right())))
+}
+
+/// `//[user[:password]@]hosts[/path][?db=N]`
+fn read(kind: Kind, rest: &str) -> Result<RedisUrl, &'static str> {
+    let rest = rest.strip_prefix("//").ok_or("is no store's URL")?;
+    let (rest, query) = match rest.split_once('?') {
+        Some((rest, query)) => (rest, Some(query)),
+        None => (rest, None),
+    };
+    if rest.contains('#') || query.is_some_and(|query| query.contains(['?', '#', '@', '&'])) {
+        return Err("? and # in a password are %3F and %23, and db is the one option");
+    }
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (user, password, hosts) = log_in(authority)?;
+    let asked = match query {
+        None => None,
+        Some(query) => {
+            let number = query.strip_prefix("db=").ok_or("has an option that is not known")?;
+            Some(database(number)?)
+        }
+    };
+    let in_path = matches!(kind, Kind::Server);
+    let number = match (in_path, asked) {
+        (true, Some(_)) => return Err("the database stands in the path"),
+        (true, None) => database(path)?,
+        (false, asked) => asked.unwrap_or(0),
+    };
+    let topology = topology(kind, hosts, path)?;
+    if matches!(kind, Kind::Cluster) && number != 0 {
+        return Err("a cluster has no database but 0");
+    }
+    Ok(RedisUrl { topology, user, password, database: number, tls: Encryption::None })
+}
+
+fn topology(kind: Kind, hosts: &str, path: &str) -> Result<Topology, &'static str> {
+    let addresses = || -> Result<Vec<Address>, &'static str> {
+        let found = hosts.split(',').map(|host| address(host, kind.port()));
+        found.collect::<Option<_>>().ok_or("has no host, or a wrong port")
+    };
+    match kind {
+        Kind::Server => match addresses()?.as_slice() {
+            [address] => Ok(Topology::Server(address.clone())),
+            _ => Err("names several servers, which only sentinels or a cluster's nodes may be"),
+        },
+        Kind::Unix if !hosts.is_empty() => Err("names a host beside a socket"),
+        Kind::Unix if path.is_empty() => Err("names no socket"),
+        Kind::Unix => {
+            let path = decode(path).ok_or("the socket's path is not UTF-8")?;
+            Ok(Topology::Server(Address::Unix(PathBuf::from(format!("/{path}")))))
+        }
+        Kind::Sentinel => {
+            let service = decode(path).filter(|name| !name.is_empty() && !name.contains('/'));
+            let service = service.ok_or("names no service, or more than one")?;
+            Ok(Topology::Sentinel { sentinels: addresses()?, service })
+        }
+        Kind::Cluster if !path.is_empty() => Err("a cluster has no path"),
+        Kind::Cluster => Ok(Topology::Cluster { nodes: addresses()? }),
+    }
+}
+
+/// User, password, and what follows them.
+fn log_in(authority: &str) -> Result<(Option<String>, Option<Secret>, &str), &'static str> {
+    let Some((login, place)) = authority.rsplit_once('@') else {
+        return Ok((None, None, authority));
+    };
+    let (user, password) = login.split_once(':').unwrap_or((login, ""));
+    let unreadable = "user or password are not UTF-8";
+    let user = decode(user).ok_or(unreadable)?;
+    let password = decode(password).ok_or(unreadable)?;
+    let user = Some(user).filter(|user| !user.is_empty());
+    let password = Some(password).filter(|password| !password.is_empty()).map(Secret::new);
+    Ok((user, password, place))
+}
+
+fn database(text: &str) -> Result<u32, &'static str> {
+    let wrong = "the database is no number, or too great";
+    match text {
+        "" => Ok(0),
+        text if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().or(Err(wrong)),
+        _ => Err(wrong),
+    }
+}
+
+fn decode(text: &str) -> Option<String> {
+    percent_decode_str(text).decode_utf8().ok().map(String::from)
+}
+
+fn address(text: &str, default_port: &'static str) -> Option<Address> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, after) = rest.split_once(']')?;
+            host.parse::<std::net::Ipv6Addr>().ok()?;
+            (host, after.strip_prefix(':').or_else(|| after.is_empty().then_some(default_port))?)
+        }
+        None => text.split_once(':').unwrap_or((text, default_port)),
+    };
+    let is_name = |name: &str| {
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:".contains(&b))
+    };
+    let port = port.parse().ok().filter(|port| *port != 0)?;
+    is_name(host).then(|| Address::Tcp { host: host.to_owned(), port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(url: &str) -> Result<RedisUrl, String> {
+        let (scheme, rest) = url.split_once(':').unwrap();
+        parse(scheme, rest).unwrap()
+    }
+
+    #[track_caller]
+    fn check(url: &str, topology: &str, (user, password, database): (&str, &str, u32)) {
+        let read = parsed(url).unwrap();
+        let shown = match &read.topology {
+            Topology::Server(address) => address.to_string(),
+            Topology::Sentinel { sentinels, service } => format!("{} {service}", joined(sentinels)),
+            Topology::Cluster { nodes } => format!("cluster {}", joined(nodes)),
+        };
+        assert_eq!(shown, topology, "{url}");
+        assert_eq!(read.user.as_deref().unwrap_or_default(), user, "{url}");
+        assert_eq!(read.password.as_ref().map_or("", Secret::reveal), password, "{url}");
+        assert_eq!(read.database, database, "{url}");
+        assert_eq!(read.tls == Encryption::Tls, url.starts_with("rediss"), "{url}");
+    }
+
+    fn joined(addresses: &[Address]) -> String {
+        addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_url_has_hosts_and_perhaps_more() {
+        check("redis://db", "db:6379", ("", "", 0));
+        check("redis://db/", "db:6379", ("", "", 0));
+        check("rediss://db:7000/3", "db:7000", ("", "", 3));
+        check("redis://[::1]:7000", "[::1]:7000", ("", "", 0));
+        check("redis://[::1]", "[::1]:6379", ("", "", 0));
+        check("redis://me@db", "db:6379", ("me", "", 0));
+        check("redis://:p%40ss@db", "db:6379", ("", "p@ss", 0));
+        check("redis://me:a:b@db", "db:6379", ("me", "a:b", 0));
+        check("redis+unix:///run/r.sock", "unix:/run/r.sock", ("", "", 0));
+        check("redis+unix://me:x@/run/r.sock?db=4", "unix:/run/r.sock", ("me", "x", 4));
+        check("redis+sentinel://a,b:7/main?db=2", "a:26379 b:7 main", ("", "", 2));
+        check("rediss+sentinel://me:x@a/main", "a:26379 main", ("me", "x", 0));
+        check("redis+cluster://a,[::1]:7", "cluster a:6379 [::1]:7", ("", "", 0));
+        check("rediss+cluster://:x@a:7000", "cluster a:7000", ("", "x", 0));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_without_the_password() {
+        for (url, part) in [
+            ("redis:db", "is no store's URL"),
+            ("redis://", "no host"),
+            ("redis://:hunter2@", "no host"),
+            ("redis://me:hunter2@db:x", "no host"),
+            ("redis://me:hunter2@db:0", "no host"),
+            ("redis://me:hunt/er2@db", "no number"),
+            ("redis://me:hunt?er2@db", "%3F"),
+            ("redis://me:hunter2@db/x", "is no number"),
+            ("redis://me:hunter2@db/99999999999", "too great"),
+            ("redis://me:hunter2@db?db=1", "in the path"),
+            ("redis://me:hunter2@db,db", "several servers"),
+            ("redis://me:hunter2@db?x=1", "not known"),
+            ("redis+unix://host/x", "a host beside"),
+            ("redis+unix://", "no socket"),
+            ("redis+sentinel://h", "no service"),
+            ("redis+sentinel://h/a/b", "more than one"),
+            ("redis+sentinel:///a", "no host"),
+            ("redis+cluster://h?db=1", "no database but 0"),
+            ("redis+cluster://h/1", "has no path"),
+        ] {
+            let said = parsed(url).expect_err(url);
+            assert!(said.contains(part), "{url}: {said}");
+            assert!(!said.contains("hunt"), "{url}: {said}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! One connection to one server: how it is reached, who we are there, and what it must be.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Once;
+use std::time::Duration;
+
+use redis::aio::{AsyncPushSender, MultiplexedConnection};
+use redis::io::tcp::TcpSettings;
+use redis::io::tcp::socket2::TcpKeepalive;
+use redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo,
+    ProtocolVersion, RedisConnectionInfo, TlsCertificates, Value, cmd, from_redis_value,
+};
+use tokio::time::{Instant, timeout_at};
+
+use crate::store::Cause;
+use crate::store::config::{self, Address, Password, Tls};
+
+/// For one server: TCP, TLS, log-in and the look at its role.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How many commands may wait to be written.
+const QUEUE: usize = 1024;
+
+/// A path that has died is asked after so long, and is given up after as long again.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// Makes connections; every one reads passwords and certificates anew.
+#[derive(Clone, Debug)]
+pub(super) struct Dialer {
+    user: Option<String>,
+    password: Option<Password>,
+    sentinel_password: Option<Password>,
+    database: u32,
+    tls: Option<Tls>,
+}
+
+/// What a server has to be to be of use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It takes writes.
+    Primary,
+    /// It knows who does.
+    Sentinel,
+}
+
+/// A server that is of no use now, though it answers.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is a replica")]
+struct NotPrimary(Address);
+
+/// A password or a certificate cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Unreadable(String);
+
+impl Dialer {
+    pub(super) fn new(config: &config::Redis) -> Self {
+        Self {
+            user: config.user.clone(),
+            password: config.password.clone(),
+            sentinel_password: config.sentinel_password.clone(),
+            database: config.database,
+            tls: config.tls.clone(),
+        }
+    }
+
+    /// A connection that is logged in, to a server of this role. What the server pushes goes to
+    /// `pushes`, and so does the end of the connection.
+    pub(super) async fn dial(
+        &self,
+        address: &Address,
+        role: Role,
+        pushes: impl AsyncPushSender,
+        deadline: Instant,
+    ) -> Result<MultiplexedConnection, Cause> {
+        let deadline = deadline.min(Instant::now() + CONNECT_TIMEOUT);
+        let client = self.client(address, role)?;
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(None)
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(QUEUE)
+            .set_push_sender(pushes);
+        let connect = async {
+            let connect = client.get_multiplexed_async_connection_with_config(&config);
+            let mut connection = connect.await?;
+            if role == Role::Primary {
+                check_primary(&mut connection, address).await?;
+            }
+            Ok(connection)
+        };
+        timeout_at(deadline, connect).await?
+    }
+
+    /// The client is made for each connection, because it holds what may have changed meanwhile.
+    fn client(&self, address: &Address, role: Role) -> Result<Client, Cause> {
+        let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let settings = match role {
+            // RESP3, because only then the end of a connection is told when it comes.
+            Role::Primary => self.log_in(
+                settings.set_protocol(ProtocolVersion::RESP3).set_db(i64::from(self.database)),
+            )?,
+            Role::Sentinel => with_password(settings, self.sentinel_password.as_ref())?,
+        };
+        let tcp = TcpSettings::default()
+            .set_nodelay(true)
+            .set_keepalive(TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE));
+        #[cfg(target_os = "linux")]
+        let tcp = tcp.set_user_timeout(KEEPALIVE * 2);
+        let info = self.place(address).into_connection_info()?;
+        let info = info.set_redis_settings(settings).set_tcp_settings(tcp);
+        Ok(match &self.tls {
+            None => Client::open(info)?,
+            Some(tls) => {
+                name_the_provider();
+                Client::build_with_tls(info, certificates(tls)?)?
+            }
+        })
+    }
+
+    fn place(&self, address: &Address) -> ConnectionAddr {
+        match address {
+            Address::Unix(path) => ConnectionAddr::Unix(path.clone()),
+            Address::Tcp { host, port } if self.tls.is_some() => ConnectionAddr::TcpTls {
+                host: host.clone(),
+                port: *port,
+                insecure: false,
+                tls_params: None,
+            },
+            Address::Tcp { host, port } => ConnectionAddr::Tcp(host.clone(), *port),
+        }
+    }
+
+    fn log_in(&self, settings: RedisConnectionInfo) -> Result<RedisConnectionInfo, Cause> {
+        let settings = with_password(settings, self.password.as_ref())?;
+        Ok(match &self.user {
+            Some(user) => settings.set_username(user),
+            None => settings,
+        })
+    }
+}
+
+fn with_password(
+    settings: RedisConnectionInfo,
+    password: Option<&Password>,
+) -> Result<RedisConnectionInfo, Cause> {
+    Ok(match password {
+        Some(password) => settings.set_password(password.read().map_err(Unreadable)?.reveal()),
+        None => settings,
+    })
+}
+
+/// A server that still loads its data refuses the `PING`. One whose access list keeps `ROLE` from
+/// us is believed until a write is refused.
+async fn check_primary(
+    connection: &mut MultiplexedConnection,
+    address: &Address,
+) -> Result<(), Cause> {
+    let _: Value = cmd("PING").query_async(connection).await?;
+    match cmd("ROLE").query_async::<Value>(connection).await {
+        Ok(answer) if is_replica(&answer) => Err(NotPrimary(address.clone()).into()),
+        Err(error) if error.is_io_error() => Err(error.into()),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// What `ROLE` answers begins with the role.
+fn is_replica(answer: &Value) -> bool {
+    let Value::Array(parts) = answer else { return false };
+    parts
+        .first()
+        .and_then(|role| from_redis_value::<String>(role.clone()).ok())
+        .is_some_and(|role| role != "master")
+}
+
+fn certificates(tls: &Tls) -> Result<TlsCertificates, Cause> {
+    let client_tls = match &tls.client {
+        None => None,
+        Some(client) => Some(ClientTlsConfig {
+            client_cert: read(&client.certificate)?,
+            client_key: read(&client.key)?,
+        }),
+    };
+    let root_cert = tls.ca.as_deref().map(read).transpose()?;
+    Ok(TlsCertificates { client_tls, root_cert })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Cause> {
+    let told = |error: io::Error| Unreadable(format!("{} cannot be read: {error}", path.display()));
+    Ok(fs::read(path).map_err(told)?)
+}
+
+/// rustls asks for its provider of cryptography once in a process.
+fn name_the_provider() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Where somebody has named one already, that one stays.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    });
+}

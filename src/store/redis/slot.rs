@@ -1,0 +1,136 @@
+//! Which slot of a cluster a key is in, and which node has it.
+
+use redis::{Value, from_redis_value};
+
+use crate::store::config::Address;
+
+/// How many slots a cluster has.
+const SLOTS: u16 = 16384;
+
+/// The slot of a key: CRC-16 (XMODEM) of its hash tag, or of all of it where it has none.
+/// Redis cluster specification, "Key distribution model".
+pub(super) fn slot_of(key: &str) -> u16 {
+    let tag = key
+        .split_once('{')
+        .and_then(|(_, rest)| rest.split_once('}'))
+        .map(|(tag, _)| tag)
+        .filter(|tag| !tag.is_empty());
+    crc16(tag.unwrap_or(key).as_bytes()) % SLOTS
+}
+
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc: u16, byte| {
+        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| {
+            let shifted = crc << 1;
+            if crc & 0x8000 == 0 { shifted } else { shifted ^ 0x1021 }
+        })
+    })
+}
+
+/// Which node has which slots.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SlotMap {
+    /// By their first slot.
+    ranges: Vec<Range>,
+}
+
+#[derive(Clone, Debug)]
+struct Range {
+    first: u16,
+    last: u16,
+    owner: Address,
+}
+
+impl SlotMap {
+    /// What `CLUSTER SLOTS` answers; `asked` is the node that did, which may leave its own name out.
+    pub(super) fn parse(answer: Value, asked: &Address) -> Option<Self> {
+        let Value::Array(rows) = answer else { return None };
+        let ranges: Option<Vec<Range>> = rows.into_iter().map(|row| range(row, asked)).collect();
+        let mut ranges = ranges.filter(|ranges| !ranges.is_empty())?;
+        ranges.sort_by_key(|range| range.first);
+        Some(Self { ranges })
+    }
+
+    /// The node that has a slot.
+    pub(super) fn owner(&self, slot: u16) -> Option<&Address> {
+        let after = self.ranges.partition_point(|range| range.first <= slot);
+        let range = self.ranges.get(after.checked_sub(1)?)?;
+        (slot <= range.last).then_some(&range.owner)
+    }
+
+    /// All nodes that have slots, each once, in order.
+    pub(super) fn owners(&self) -> Vec<Address> {
+        let mut owners: Vec<Address> =
+            self.ranges.iter().map(|range| range.owner.clone()).collect();
+        owners.sort();
+        owners.dedup();
+        owners
+    }
+}
+
+/// First slot, last slot, the primary, its replicas.
+fn range(row: Value, asked: &Address) -> Option<Range> {
+    let Value::Array(parts) = row else { return None };
+    let mut parts = parts.into_iter();
+    let first = from_redis_value(parts.next()?).ok()?;
+    let last = from_redis_value(parts.next()?).ok()?;
+    let Value::Array(primary) = parts.next()? else { return None };
+    let mut primary = primary.into_iter();
+    let host: Option<String> = from_redis_value(primary.next()?).ok()?;
+    let port: u16 = from_redis_value(primary.next()?).ok()?;
+    Some(Range { first, last, owner: located(host.as_deref(), port, asked)? })
+}
+
+/// A node says neither host nor name where it does not know how others reach it: as we did.
+fn located(host: Option<&str>, port: u16, asked: &Address) -> Option<Address> {
+    match (host, asked) {
+        (Some(host), _) if !host.is_empty() && host != "?" => {
+            Some(Address::Tcp { host: host.to_owned(), port })
+        }
+        (_, Address::Tcp { host, .. }) => Some(Address::Tcp { host: host.clone(), port }),
+        (_, Address::Unix(_)) => None,
+    }
+}
+
+/// Where a redirection leads: `host:port` after `MOVED` or `ASK`.
+pub(super) fn redirected(to: &str, asked: &Address) -> Option<Address> {
+    let (host, port) = to.rsplit_once(':')?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    located(Some(host), port.parse().ok()?, asked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_that_of_the_specification() {
+        assert_eq!(crc16(b"123456789"), 0x31c3);
+        assert_eq!(slot_of("123456789"), 0x31c3);
+        assert_eq!(slot_of("foo"), 12182);
+        assert_eq!(slot_of("x:{foo}:y"), 12182);
+        assert_eq!(slot_of("{}foo"), crc16(b"{}foo") % SLOTS);
+        assert_eq!(slot_of("{{foo}}"), crc16(b"{foo") % SLOTS);
+    }
+
+    #[test]
+    fn a_map_finds_owners_and_holes() {
+        let bulk = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        let row = |first, last, host: &str, port| {
+            let node = Value::Array(vec![bulk(host), Value::Int(port), bulk("id")]);
+            Value::Array(vec![Value::Int(first), Value::Int(last), node])
+        };
+        let asked = Address::Tcp { host: "asked".into(), port: 1 };
+        let rows = vec![row(100, 200, "b", 2), row(0, 50, "", 1)];
+        let map = SlotMap::parse(Value::Array(rows), &asked).unwrap();
+        let owner = |slot| map.owner(slot).map(ToString::to_string);
+        assert_eq!(owner(0).as_deref(), Some("asked:1"));
+        assert_eq!(owner(50).as_deref(), Some("asked:1"));
+        assert_eq!(owner(51), None);
+        assert_eq!(owner(150).as_deref(), Some("b:2"));
+        assert_eq!(owner(201), None);
+        assert!(SlotMap::parse(Value::Array(Vec::new()), &asked).is_none());
+        assert_eq!(redirected("::1:7000", &asked).unwrap().to_string(), "[::1]:7000");
+        assert_eq!(redirected(":7000", &asked).unwrap().to_string(), "asked:7000");
+    }
+}

@@ -1,0 +1,83 @@
+//! What has gone wrong with a command, and what that means.
+
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+
+use crate::store::{Cause, Error};
+
+/// Why a command has no answer.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// It was not sent.
+    NotSent(Cause),
+    /// It was sent, perhaps, and the connection ended.
+    Cut(Cause),
+    /// It was sent, perhaps, and no answer came in time.
+    Silent(Cause),
+    /// The server says no.
+    Refused(RedisError),
+}
+
+impl Trouble {
+    /// What it means to one who asked.
+    pub(super) fn of_read(self) -> Error {
+        match self {
+            Self::NotSent(cause) | Self::Cut(cause) | Self::Silent(cause) => {
+                Error::Unavailable(cause)
+            }
+            Self::Refused(error) => refused(error),
+        }
+    }
+
+    /// What it means to one who wanted a change.
+    pub(super) fn of_write(self) -> Error {
+        match self {
+            Self::NotSent(cause) => Error::Unavailable(cause),
+            Self::Cut(cause) | Self::Silent(cause) => Error::OutcomeUnknown(cause),
+            Self::Refused(error) => refused(error),
+        }
+    }
+
+    /// Which error the server answered.
+    pub(super) fn answered(&self) -> Option<ServerErrorKind> {
+        match self {
+            Self::Refused(error) => match error.kind() {
+                ErrorKind::Server(kind) => Some(kind),
+                _ => None,
+            },
+            Self::NotSent(_) | Self::Cut(_) | Self::Silent(_) => None,
+        }
+    }
+}
+
+/// Whether the server has answered, if only by an error.
+pub(super) fn is_answer(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
+}
+
+/// Whether the server is not, or no more, one that takes writes: another may, or this one later.
+pub(super) fn is_demoted(error: &RedisError) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Server(
+            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
+        )
+    )
+}
+
+/// What an error that the server answered means. Before Redis 7 the error of a command in a script
+/// is in the text of the script's own.
+fn refused(error: RedisError) -> Error {
+    let detail = error.detail().unwrap_or_default();
+    let says = |code| error.code() == Some(code) || detail.contains(&format!(": -{code} "));
+    // A script of ours fails by itself only over fields that it did not write.
+    let script_failed = error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError)
+        && detail.contains("user_script")
+        && !detail.contains(": -");
+    if says("OOM") {
+        Error::Full
+    } else if says("WRONGTYPE") || script_failed {
+        Error::Corrupt(error.into())
+    } else {
+        Error::Unavailable(error.into())
+    }
+}
