@@ -284,6 +284,29 @@ impl<S: Section> Slot for Table<S> {
     }
 }
 
+/// A section that is not there unless it is written.
+#[derive(Debug, Default)]
+pub(super) struct Perhaps<S>(Option<(S, Origin)>);
+
+impl<S> Perhaps<S> {
+    /// The section, and where it stands.
+    pub(super) fn found(&self) -> Option<(&S, &Origin)> {
+        self.0.as_ref().map(|(section, origin)| (section, origin))
+    }
+}
+
+impl<S: Section> Slot for Perhaps<S> {
+    fn read(&mut self, value: &Spanned<DeValue<'_>>, origin: Origin, input: &mut Input<'_>) {
+        let mut section = Table(S::default());
+        section.read(value, origin.clone(), input);
+        self.0 = Some((section.0, origin));
+    }
+
+    fn set(&mut self, _text: &str, origin: Origin, problems: &mut Problems) {
+        problems.error(&origin, "is a section; write it into the file");
+    }
+}
+
 /// A section that stands as often as wanted.
 #[derive(Debug)]
 pub(super) struct Tables<S>(Vec<(S, Origin)>);

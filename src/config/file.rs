@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use super::field::{Field, List, Named, NotYet, Table, Tables, section};
+use super::field::{Field, List, Named, NotYet, Perhaps, Table, Tables, section};
 use super::secret::Source;
 use super::value::{Mode, Size, Timeout};
 use crate::client::Target;
@@ -171,6 +171,16 @@ section! {
         timeout: Field<Timeout>,
         /// What becomes of requests while it is away.
         on_error: Field<OnError>,
+        /// Hot sessions are kept in the process.
+        cache: Perhaps<StoreCache>,
+    }
+}
+
+section! {
+    /// `[store.cache]`
+    StoreCache {
+        /// How much of them.
+        max_bytes: Field<Size>,
     }
 }
 

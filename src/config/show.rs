@@ -108,6 +108,9 @@ fn store(page: &mut Page, config: &Config) {
     }
     page.duration("timeout", config.store.timeout);
     page.word("on_error", config.store.on_error);
+    if let Some(bytes) = config.store.cache {
+        page.plain("cache", format_args!("{{ max_bytes = {} }}", quoted(&write_size(bytes))));
+    }
 }
 
 fn store_redis(page: &mut Page, redis: &Redis) {

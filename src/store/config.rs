@@ -15,6 +15,8 @@ pub struct Config {
     pub timeout: Duration,
     /// What becomes of requests while it is away, unless their route says otherwise.
     pub on_error: OnError,
+    /// How many bytes of records, about, are held in the process; `None` holds none.
+    pub cache: Option<usize>,
 }
 
 /// The stores.
@@ -155,6 +157,12 @@ pub enum OnError {
 }
 
 impl Backend {
+    /// Whether what a cache in the process holds can be kept coherent. In a cluster that would take
+    /// a connection to each primary, and word of every failover before it comes about.
+    pub fn can_be_cached(&self) -> bool {
+        !matches!(self, Self::Redis(Redis { topology: Topology::Cluster { .. }, .. }))
+    }
+
     /// Whether other instances may use the same sessions, so that all need the same session keys.
     pub fn is_shared(&self) -> bool {
         matches!(self, Self::Redis(_))

@@ -50,7 +50,7 @@ impl Memory {
 
 impl Store for Memory {
     fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>> {
-        let entry = self.state().entries.get(&id).map(|stored| wanted(&stored.entry, want));
+        let entry = self.state().entries.get(&id).map(|stored| want.of(&stored.entry));
         Box::pin(ready(Ok(entry)))
     }
 
@@ -103,7 +103,7 @@ impl Store for Memory {
                 used.apply(&mut record.meta, policy.rotation_grace);
                 stored.over_at = policy.ends_at(&record.meta);
             }
-            wanted(&stored.entry, Want::Meta)
+            Want::Meta.of(&stored.entry)
         });
         Box::pin(ready(Ok(entry)))
     }
@@ -154,19 +154,6 @@ impl Store for Memory {
 
     fn ping(&self) -> Answer<'_, ()> {
         Box::pin(ready(Ok(())))
-    }
-}
-
-fn wanted(entry: &Entry, want: Want<'_>) -> Entry {
-    match entry {
-        Entry::Ended { until } => Entry::Ended { until: *until },
-        Entry::Live(record) => {
-            let values = match want {
-                Want::Meta => BTreeMap::new(),
-                _ => want.select(record.values.clone()),
-            };
-            Entry::Live(Record { meta: record.meta.clone(), values })
-        }
     }
 }
 

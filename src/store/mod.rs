@@ -3,6 +3,7 @@
 //! A store keeps entries under ids and changes each in one atomic step. It knows records and
 //! patches; it does not know cookies, requests or HTTP. Every call has a deadline of its own.
 
+pub mod cache;
 pub mod config;
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -94,6 +95,20 @@ impl Want<'_> {
         match self {
             Self::Before(key) => Some(key),
             _ => None,
+        }
+    }
+
+    /// An entry with those of its values that are wanted.
+    pub fn of(&self, entry: &Entry) -> Entry {
+        match entry {
+            Entry::Ended { until } => Entry::Ended { until: *until },
+            Entry::Live(record) => {
+                let values = match self {
+                    Self::Meta => Values::new(),
+                    _ => self.select(record.values.clone()),
+                };
+                Entry::Live(Record { meta: record.meta.clone(), values })
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! Where records live, and the keys that go with them.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,14 +20,19 @@ use crate::store::config::{
 
 const DEFAULT_URL: &str = "sqlite:cloakroom.db";
 const DEFAULT_KEY_PREFIX: &str = "cloakroom:";
+const DEFAULT_CACHE: usize = 64 * 1024 * 1024;
+/// From what is worth it to what a process should hold.
+const CACHE: RangeInclusive<usize> = 1024 * 1024..=64 * 1024 * 1024 * 1024;
 /// The key that an embedded store makes, beside its data.
 const KEY_FILE: &str = "session-key";
 
 /// The store, and where its keys come from.
 pub(super) fn store(file: &File, context: &mut Context<'_>) -> (Config, Keys) {
     let table = &file.store.0;
+    let backend = backend(table, context);
     let config = Config {
-        backend: backend(table, context),
+        cache: cache(table, &backend, context),
+        backend,
         timeout: context.duration(
             &table.timeout,
             Duration::from_millis(500),
@@ -55,6 +61,15 @@ fn backend(table: &file::Store, context: &mut Context<'_>) -> Backend {
         context.error(&origin, format!("only a redis store has {what}; leave it out"));
     }
     parsed.map_or(Backend::Memory, |path| Backend::Sqlite { path })
+}
+
+fn cache(table: &file::Store, backend: &Backend, context: &mut Context<'_>) -> Option<usize> {
+    let (cache, origin) = table.cache.found()?;
+    if !backend.can_be_cached() {
+        let message = "is not kept coherent with a cluster; leave it out";
+        context.error(origin, message);
+    }
+    Some(context.size(&cache.max_bytes, DEFAULT_CACHE, &CACHE))
 }
 
 fn only_of_redis(table: &file::Store) -> Vec<(Origin, &'static str)> {

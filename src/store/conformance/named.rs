@@ -57,7 +57,8 @@ pub(crate) async fn patch(
     store.patch(id, change, want).await
 }
 
-async fn made(store: &dyn Store, record: &Record) -> Id {
+/// A new session of this record.
+pub(crate) async fn made(store: &dyn Store, record: &Record) -> Id {
     let id = new_id();
     let created = store.create(id, record, &Policy::default()).await;
     assert_eq!(created.expect("created"), Created::Done);

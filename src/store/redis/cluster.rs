@@ -16,8 +16,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
+use super::deployment::Place;
 use super::dial::Dialer;
-use super::link::{Link, Place, Told};
+use super::link::{Link, Told};
 use super::replicate::Manner;
 use super::request::Request;
 use super::slot::{SlotMap, redirected, slot_of};

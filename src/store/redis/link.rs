@@ -17,11 +17,11 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
+use super::deployment::Place;
 use super::dial::{CONNECT_TIMEOUT, Dialer, Role};
 use super::replicate::{Manner, confirm};
 use super::request::Request;
-use super::sentinel::Sentinels;
-use super::trouble::{Trouble, is_answer, is_demoted};
+use super::trouble::{Trouble, is_answer, is_demoted, whole};
 use crate::random;
 use crate::store::config::{Address, DurableDestroy};
 use crate::store::{Cause, Replicated};
@@ -34,13 +34,6 @@ const SILENT_WAVES: u32 = 3;
 /// Between two attempts to connect: at first, and at last.
 const PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-
-/// Where the server is.
-#[derive(Debug)]
-pub(super) enum Place {
-    Fixed(Address),
-    Elected(Sentinels),
-}
 
 /// The way to one server.
 pub(super) struct Link {
@@ -285,10 +278,7 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<Line, Cause> {
-        let address = match &self.place {
-            Place::Fixed(address) => address.clone(),
-            Place::Elected(sentinels) => sentinels.primary(&self.dialer).await?,
-        };
+        let address = self.place.find(&self.dialer).await?;
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let me = self.me.clone();
         let pushed = move |push: PushInfo| {
@@ -301,6 +291,7 @@ impl Link {
         };
         let deadline = Instant::now() + CONNECT_TIMEOUT;
         let connection = self.dialer.dial(&address, Role::Primary, pushed, deadline).await?;
+        self.place.found(&address);
         Ok(Line { connection, address, number, silence: Arc::default() })
     }
 
@@ -352,30 +343,6 @@ impl Silence {
 fn jittered(pause: Duration) -> Duration {
     let [byte] = random::bytes();
     pause * (192 + u32::from(byte) / 2) / 256
-}
-
-/// An error with all that lies beneath it.
-fn whole(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut beneath = error.source();
-    while let Some(cause) = beneath {
-        let told = cause.to_string();
-        // Some repeat in their own words what lies beneath them.
-        if !text.contains(&told) {
-            text = format!("{text}: {told}");
-        }
-        beneath = cause.source();
-    }
-    text
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Fixed(address) => write!(f, "{address}"),
-            Self::Elected(sentinels) => write!(f, "{sentinels}"),
-        }
-    }
 }
 
 impl fmt::Debug for Link {

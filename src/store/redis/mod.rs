@@ -13,6 +13,7 @@
 
 mod calls;
 mod cluster;
+mod deployment;
 mod dial;
 mod fields;
 mod link;
@@ -22,6 +23,7 @@ mod request;
 mod sentinel;
 mod servers;
 mod slot;
+mod tracking;
 mod trouble;
 
 use std::fmt::Display;
@@ -31,12 +33,14 @@ use redis::{Cmd, Value, cmd};
 use tokio::time::Instant;
 
 use self::calls::Answered;
+pub use self::deployment::Deployment;
 use self::fields::{FIELDS, Indexed, Unreadable};
 use self::replicate::Manner;
 use self::request::{Request, Script};
 use self::servers::Servers;
+pub use self::tracking::{LEASE, track};
 use self::trouble::Trouble;
-use super::config::{self, DurableDestroy};
+use super::config::DurableDestroy;
 use super::{Answer, Created, Error, Page, Store, Want};
 use crate::session::id::Id;
 use crate::session::patch::{Applied, Change, ExpiryChange, Refusal, Replicated, Use};
@@ -73,14 +77,14 @@ struct Scripts {
 struct Unsettled;
 
 impl Redis {
-    /// A store on a deployment, which is not spoken to before the first call. A call may take
-    /// `timeout`, connecting included. Connections are made anew by `tasks`.
-    pub fn new(config: &config::Redis, timeout: Duration, tasks: Tasks) -> Self {
+    /// A store on a deployment, which is not spoken to before the first call. Connections are made
+    /// anew by `tasks`.
+    pub fn new(deployment: &Deployment, tasks: Tasks) -> Self {
         Self {
-            servers: Servers::new(config, tasks),
-            prefix: config.key_prefix.clone(),
-            timeout,
-            durable_destroy: config.durable_destroy,
+            servers: Servers::new(deployment, tasks),
+            prefix: deployment.prefix.clone(),
+            timeout: deployment.timeout,
+            durable_destroy: deployment.durable_destroy,
             scripts: Scripts {
                 create: Script::new(include_str!("create.lua")),
                 patch: Script::new(concat!(include_str!("prelude.lua"), include_str!("patch.lua"))),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use redis::PushInfo;
 use redis::aio::SendError;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::dial::{Dialer, Role};
@@ -25,6 +26,8 @@ pub(super) struct Sentinels {
     sentinels: Vec<Address>,
     service: String,
     first: AtomicUsize,
+    /// Where the last connection was made that is of use.
+    current: watch::Sender<Option<Address>>,
 }
 
 /// No sentinel could say where the primary is.
@@ -41,7 +44,8 @@ struct NoSuchService(Address);
 
 impl Sentinels {
     pub(super) fn new(sentinels: Vec<Address>, service: String) -> Self {
-        Self { sentinels, service, first: AtomicUsize::new(0) }
+        let current = watch::Sender::new(None);
+        Self { sentinels, service, first: AtomicUsize::new(0), current }
     }
 
     /// Where the primary is.
@@ -59,6 +63,32 @@ impl Sentinels {
             }
         }
         Err(Unknown { service: self.service.clone(), last }.into())
+    }
+
+    /// Tells everybody that calls go to this address from now on.
+    pub(super) fn found(&self, address: &Address) {
+        self.current.send_if_modified(|current| {
+            let moved = current.as_ref() != Some(address);
+            if moved {
+                *current = Some(address.clone());
+            }
+            moved
+        });
+    }
+
+    /// Completes when calls go to another address than this one.
+    pub(super) async fn moved_from(&self, address: &Address) -> Address {
+        let mut current = self.current.subscribe();
+        loop {
+            let now = current.borrow_and_update().clone();
+            match now {
+                Some(now) if now != *address => return now,
+                Some(_) | None => {}
+            }
+            if current.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     async fn ask(&self, dialer: &Dialer, sentinel: &Address) -> Result<Address, Cause> {

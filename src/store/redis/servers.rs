@@ -6,14 +6,13 @@ use redis::{Cmd, Value};
 use tokio::time::Instant;
 
 use super::cluster::Cluster;
-use super::dial::Dialer;
-use super::link::{Link, Place, Told};
+use super::deployment::{Deployment, Layout};
+use super::link::{Link, Told};
 use super::replicate::Manner;
 use super::request::{Request, Script};
-use super::sentinel::Sentinels;
 use super::trouble::Trouble;
 use crate::store::Error;
-use crate::store::config::{self, Address, Topology};
+use crate::store::config::Address;
 use crate::tasks::Tasks;
 
 /// The servers of a deployment.
@@ -26,18 +25,12 @@ pub(super) enum Servers {
 }
 
 impl Servers {
-    pub(super) fn new(config: &config::Redis, tasks: Tasks) -> Self {
-        let dialer = Arc::new(Dialer::new(config));
-        let place = match config.topology.clone() {
-            Topology::Cluster { nodes } => {
-                return Self::Cluster(Cluster::new(dialer, nodes, tasks));
-            }
-            Topology::Server(address) => Place::Fixed(address),
-            Topology::Sentinel { sentinels, service } => {
-                Place::Elected(Sentinels::new(sentinels, service))
-            }
-        };
-        Self::One(Link::new(dialer, place, tasks))
+    pub(super) fn new(deployment: &Deployment, tasks: Tasks) -> Self {
+        let dialer = Arc::clone(&deployment.dialer);
+        match &deployment.layout {
+            Layout::One(place) => Self::One(Link::new(dialer, place.clone(), tasks)),
+            Layout::Cluster(nodes) => Self::Cluster(Cluster::new(dialer, nodes.clone(), tasks)),
+        }
     }
 
     /// Sends a request about `key`.

@@ -10,7 +10,7 @@ use super::*;
 use crate::secret::Secret;
 use crate::session::patch::{Op, Patch, Remains, Through};
 use crate::session::record::Values;
-use crate::store::config::{Address, Password, Topology};
+use crate::store::config::{self, Address, Password, Topology};
 use crate::store::conformance::{Fresh, json, key, new_id, now, patch, record, runtime, suite};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -33,8 +33,12 @@ fn local(port: u16) -> Address {
     Address::Tcp { host: "127.0.0.1".to_owned(), port }
 }
 
+fn store_of(config: &config::Redis, timeout: Duration) -> Redis {
+    Redis::new(&Deployment::new(config, timeout), Tasks::new())
+}
+
 fn store_at(port: u16, timeout: Duration) -> Redis {
-    Redis::new(&server(local(port)), timeout, Tasks::new())
+    store_of(&server(local(port)), timeout)
 }
 
 fn store_on(server: &RedisServer) -> Redis {
@@ -46,7 +50,7 @@ fn fresh() -> Fresh {
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let shared = server(local(RedisServer::shared().port()));
     let config = config::Redis { key_prefix: format!("test[{number}]*:"), ..shared };
-    Fresh::new(Redis::new(&config, TIMEOUT, Tasks::new()), ())
+    Fresh::new(store_of(&config, TIMEOUT), ())
 }
 
 suite!(fresh);
@@ -383,7 +387,7 @@ fn a_replica_and_a_wrong_password_are_not_available_and_nothing_tells_the_passwo
     let with = |password: &str| {
         let password = Some(Password::Fixed(Secret::new(password.to_owned())));
         let config = config::Redis { password, ..self::server(local(server.port())) };
-        Redis::new(&config, TIMEOUT, Tasks::new())
+        store_of(&config, TIMEOUT)
     };
     let store = with("hunter2");
     let wrong = with("hunter3");

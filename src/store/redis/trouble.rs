@@ -81,3 +81,18 @@ fn refused(error: RedisError) -> Error {
         Error::Unavailable(error.into())
     }
 }
+
+/// An error with all that lies beneath it.
+pub(super) fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut beneath = error.source();
+    while let Some(cause) = beneath {
+        let told = cause.to_string();
+        // Some repeat in their own words what lies beneath them.
+        if !text.contains(&told) {
+            text = format!("{text}: {told}");
+        }
+        beneath = cause.source();
+    }
+    text
+}

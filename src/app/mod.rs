@@ -4,6 +4,8 @@
 //! network, a connection of its own. Every worker accepts on every listener. The admin listener is
 //! the first worker's alone.
 
+mod stores;
+
 use std::num::NonZero;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -13,6 +15,7 @@ use std::{io, thread};
 use tokio::sync::{Semaphore, oneshot};
 use tracing::{debug, error, info, warn};
 
+use self::stores::Stores;
 use crate::admin::Admin;
 use crate::api::Api;
 use crate::config::{Config, PrepareError};
@@ -20,11 +23,7 @@ use crate::metrics::Metrics;
 use crate::proxy::{InvalidUrl, Proxy, Site};
 use crate::server::{self, Address, BoundListener, Protocol, Settings, Tasks};
 use crate::sessions::{InFlight, Sessions, Shared};
-use crate::store::Store;
-use crate::store::config::Backend;
-use crate::store::memory::Memory;
-use crate::store::redis::Redis;
-use crate::store::sqlite::{OpenError, Sqlite};
+use crate::store::sqlite::OpenError;
 use crate::time::Clock;
 
 /// A running proxy.
@@ -101,35 +100,6 @@ pub enum StartError {
     /// A worker could not be started.
     #[error("a worker could not be started")]
     Worker(#[source] io::Error),
-}
-
-/// Which store the workers use.
-enum Stores {
-    /// One for all of them.
-    Embedded(Arc<dyn Store>),
-    /// One for each, with a connection of its own.
-    Redis(Vec<Arc<dyn Store>>),
-}
-
-impl Stores {
-    fn open(config: &Config, tasks: &Tasks) -> Result<Self, StartError> {
-        let timeout = config.store.timeout;
-        Ok(match &config.store.backend {
-            Backend::Memory => Self::Embedded(Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES))),
-            Backend::Sqlite { path } => Self::Embedded(Arc::new(Sqlite::open(path, timeout)?)),
-            Backend::Redis(redis) => {
-                let store = |_| Arc::new(Redis::new(redis, timeout, tasks.clone())) as _;
-                Self::Redis((0..workers()).map(store).collect())
-            }
-        })
-    }
-
-    fn of_worker(&self, index: usize) -> Option<Arc<dyn Store>> {
-        match self {
-            Self::Embedded(store) => Some(Arc::clone(store)),
-            Self::Redis(stores) => stores.get(index).cloned(),
-        }
-    }
 }
 
 /// How many workers there are: one a core.
@@ -314,6 +284,7 @@ impl Crew {
         let connections = Arc::clone(&self.api_connections);
         accept(listeners.api, settings.clone(), connections, api, &inner);
         if index == 0 {
+            self.stores.begin_tracking(&inner);
             let admin = Arc::new(Admin::new(sessions.clone(), public));
             let connections = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
             let settings = Settings { protocol: Protocol::Http1, limits };

@@ -1,0 +1,79 @@
+//! The store of a configuration, one way to it for each worker.
+
+use std::sync::Arc;
+
+use super::{StartError, workers};
+use crate::config::Config;
+use crate::server::Tasks;
+use crate::store::Store;
+use crate::store::cache::{Cached, Coherence, Hot};
+use crate::store::config::Backend;
+use crate::store::memory::Memory;
+use crate::store::redis::{Deployment, Redis, track};
+use crate::store::sqlite::Sqlite;
+
+/// Which store the workers use.
+pub(super) struct Stores {
+    ways: Ways,
+    cache: Option<Arc<Hot>>,
+}
+
+enum Ways {
+    /// One for all of them.
+    Embedded(Arc<dyn Store>),
+    /// One for each, with connections of its own.
+    Redis(Deployment, Vec<Arc<dyn Store>>),
+}
+
+impl Stores {
+    pub(super) fn open(config: &Config, tasks: &Tasks) -> Result<Self, StartError> {
+        let timeout = config.store.timeout;
+        let ways = match &config.store.backend {
+            Backend::Memory => Ways::Embedded(Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES))),
+            Backend::Sqlite { path } => Ways::Embedded(Arc::new(Sqlite::open(path, timeout)?)),
+            Backend::Redis(redis) => {
+                let deployment = Deployment::new(redis, timeout);
+                let store = |_| Arc::new(Redis::new(&deployment, tasks.clone())) as _;
+                let stores = (0..workers()).map(store).collect();
+                Ways::Redis(deployment, stores)
+            }
+        };
+        let coherence = match &ways {
+            Ways::Embedded(_) => Coherence::Owned,
+            Ways::Redis(..) => Coherence::Leased,
+        };
+        let hot = config.store.cache.map(|bytes| Arc::new(Hot::new(bytes, coherence)));
+        Ok(match hot {
+            Some(hot) => Self { ways: ways.cached(&hot), cache: Some(hot) },
+            None => Self { ways, cache: None },
+        })
+    }
+
+    pub(super) fn of_worker(&self, index: usize) -> Option<Arc<dyn Store>> {
+        match &self.ways {
+            Ways::Embedded(store) => Some(Arc::clone(store)),
+            Ways::Redis(_, stores) => stores.get(index).cloned(),
+        }
+    }
+
+    /// Keeps the cache coherent with what others change, until the drain.
+    pub(super) fn begin_tracking(&self, tasks: &Tasks) {
+        if let (Ways::Redis(deployment, _), Some(hot)) = (&self.ways, &self.cache) {
+            let tracking = track(deployment.clone(), Arc::clone(hot), tasks.clone());
+            tasks.run(tracking).detach();
+        }
+    }
+}
+
+impl Ways {
+    /// The same with one cache before all of them.
+    fn cached(self, hot: &Arc<Hot>) -> Self {
+        let cached = |store| Arc::new(Cached::new(store, Arc::clone(hot))) as Arc<dyn Store>;
+        match self {
+            Self::Embedded(store) => Self::Embedded(cached(store)),
+            Self::Redis(deployment, stores) => {
+                Self::Redis(deployment, stores.into_iter().map(cached).collect())
+            }
+        }
+    }
+}

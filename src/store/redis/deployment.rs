@@ -1,0 +1,89 @@
+//! A deployment, as all workers of a process know it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::dial::Dialer;
+use super::sentinel::Sentinels;
+use crate::store::Cause;
+use crate::store::config::{self, Address, DurableDestroy, Topology};
+
+/// A deployment of Redis, as all workers of a process know it; nothing is spoken to yet.
+#[derive(Clone, Debug)]
+pub struct Deployment {
+    pub(super) dialer: Arc<Dialer>,
+    pub(super) layout: Layout,
+    pub(super) prefix: String,
+    pub(super) timeout: Duration,
+    pub(super) durable_destroy: DurableDestroy,
+}
+
+/// Which servers there are.
+#[derive(Clone, Debug)]
+pub(super) enum Layout {
+    One(Place),
+    Cluster(Vec<Address>),
+}
+
+/// Where one server is.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    Fixed(Address),
+    Elected(Arc<Sentinels>),
+}
+
+impl Deployment {
+    /// A deployment, of which a call may take `timeout`, connecting included.
+    pub fn new(config: &config::Redis, timeout: Duration) -> Self {
+        let layout = match config.topology.clone() {
+            Topology::Cluster { nodes } => Layout::Cluster(nodes),
+            Topology::Server(address) => Layout::One(Place::Fixed(address)),
+            Topology::Sentinel { sentinels, service } => {
+                Layout::One(Place::Elected(Arc::new(Sentinels::new(sentinels, service))))
+            }
+        };
+        Self {
+            dialer: Arc::new(Dialer::new(config)),
+            layout,
+            prefix: config.key_prefix.clone(),
+            timeout,
+            durable_destroy: config.durable_destroy,
+        }
+    }
+}
+
+impl Place {
+    /// Where the server is now.
+    pub(super) async fn find(&self, dialer: &Dialer) -> Result<Address, Cause> {
+        match self {
+            Self::Fixed(address) => Ok(address.clone()),
+            Self::Elected(sentinels) => sentinels.primary(dialer).await,
+        }
+    }
+
+    /// Tells everybody that calls go to this address from now on.
+    pub(super) fn found(&self, address: &Address) {
+        match self {
+            Self::Fixed(_) => {}
+            Self::Elected(sentinels) => sentinels.found(address),
+        }
+    }
+
+    /// Completes when calls go to another address than this one.
+    pub(super) async fn moved_from(&self, address: &Address) -> Address {
+        match self {
+            Self::Fixed(_) => std::future::pending().await,
+            Self::Elected(sentinels) => sentinels.moved_from(address).await,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(address) => write!(f, "{address}"),
+            Self::Elected(sentinels) => write!(f, "{sentinels}"),
+        }
+    }
+}

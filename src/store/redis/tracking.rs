@@ -1,0 +1,160 @@
+//! What keeps a cache coherent: a connection on which the server says which sessions have changed.
+//!
+//! `CLIENT TRACKING ON BCAST PREFIX …` pushes the name of every key of ours that anybody changes,
+//! or that ends, in the order of the changes. A `PING` on the same connection, again and again,
+//! shows that it is alive; its answer comes after every push before it. So what the cache holds is
+//! good until [`LEASE`] after the sending of the last `PING` that was answered, whatever happens to
+//! the connection; and where it breaks or is late, everything is dropped. What was read before the
+//! connection was armed is never put into the cache after it ([`Hot::clear`] moves all stamps).
+//!
+//! (redis-rs has a cache of its own, which tells what was overwritten on its own connection and
+//! keeps what was read before a push that came first.)
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::aio::{MultiplexedConnection, SendError};
+use redis::{PushInfo, PushKind, Value, cmd};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
+
+use super::deployment::{Deployment, Layout, Place};
+use super::dial::{CONNECT_TIMEOUT, Role};
+use super::{fields, trouble};
+use crate::store::Cause;
+use crate::store::cache::Hot;
+use crate::store::config::Address;
+use crate::tasks::Tasks;
+
+/// For how long a record is told after it was last known to be good.
+pub const LEASE: Duration = Duration::from_millis(50);
+
+/// Between an answer and the next `PING`: two may be late before the lease ends.
+const BEAT: Duration = Duration::from_millis(15);
+
+/// A `PING` without an answer ends the connection.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// After so many beats of which nobody had any use, the next waits until somebody has.
+const IDLE_BEATS: u32 = 200;
+
+/// Between two attempts to connect.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Why a tracked connection is given up.
+#[derive(Debug, thiserror::Error)]
+#[error("the primary is at {0} now")]
+struct Moved(Address);
+
+/// Keeps `hot` coherent with the deployment until the drain. In a cluster it does nothing, and
+/// nothing is cached.
+pub async fn track(deployment: Deployment, hot: Arc<Hot>, tasks: Tasks) {
+    let Layout::One(place) = &deployment.layout else { return };
+    let mut told = false;
+    loop {
+        let watched = async {
+            let (address, connection) = arm(&deployment, place, &hot).await?;
+            if std::mem::take(&mut told) {
+                info!(server = %address, "the cache is kept coherent again");
+            }
+            beat(connection, place, &address, &hot).await
+        };
+        let ended: Result<std::convert::Infallible, Cause> = tokio::select! {
+            () = tasks.draining() => return,
+            ended = watched => ended,
+        };
+        hot.lease.end();
+        hot.clear();
+        if let Err(cause) = ended
+            && !std::mem::replace(&mut told, true)
+        {
+            let cause = trouble::whole(&*cause);
+            warn!(%cause, "the cache is not kept coherent, and not used");
+        }
+        tokio::select! {
+            () = tasks.draining() => return,
+            () = sleep(PAUSE) => {}
+        }
+    }
+}
+
+/// A connection on which every change is told, from now on.
+async fn arm(
+    deployment: &Deployment,
+    place: &Place,
+    hot: &Arc<Hot>,
+) -> Result<(Address, MultiplexedConnection), Cause> {
+    let address = place.find(&deployment.dialer).await?;
+    let deadline = tokio::time::Instant::now() + CONNECT_TIMEOUT;
+    let pushed = {
+        let hot = Arc::clone(hot);
+        move |push: PushInfo| {
+            hear(&hot, push);
+            Ok::<_, SendError>(())
+        }
+    };
+    let connected = deployment.dialer.dial(&address, Role::Primary, pushed, deadline).await;
+    let mut connection = connected?;
+    let mut tracking = cmd("CLIENT");
+    tracking.arg("TRACKING").arg("ON").arg("BCAST");
+    tracking.arg("PREFIX").arg(format!("{}s:", deployment.prefix));
+    tokio::time::timeout_at(deadline, tracking.query_async::<()>(&mut connection)).await??;
+    // What was read until now may have changed unheard.
+    hot.clear();
+    Ok((address, connection))
+}
+
+/// Prolongs the lease for as long as the server answers, and is the one that takes writes.
+async fn beat(
+    mut connection: MultiplexedConnection,
+    place: &Place,
+    address: &Address,
+    hot: &Hot,
+) -> Result<std::convert::Infallible, Cause> {
+    let mut idle = 0;
+    loop {
+        let sent = Instant::now();
+        timeout(SILENCE, cmd("PING").query_async::<Value>(&mut connection)).await??;
+        if sent.elapsed() < LEASE {
+            hot.lease.prolong(sent, LEASE);
+        } else {
+            // Late: what was held has not been told for a while, and begins anew.
+            debug!(late = ?sent.elapsed(), "the cache's connection was late");
+            hot.lease.end();
+            hot.clear();
+        }
+        idle = if hot.lease.was_wanted() { 0 } else { idle + 1 };
+        let next = async {
+            if idle < IDLE_BEATS {
+                sleep(BEAT).await;
+            } else {
+                hot.lease.wanted().await;
+            }
+        };
+        tokio::select! {
+            () = next => {}
+            moved = place.moved_from(address) => return Err(Moved(moved).into()),
+        }
+    }
+}
+
+fn hear(hot: &Hot, push: PushInfo) {
+    match (push.kind, push.data.first()) {
+        (PushKind::Invalidate, Some(Value::Array(keys))) => {
+            for key in keys {
+                match fields::id_of(key) {
+                    Ok(Some(id)) => hot.forget(id),
+                    // A key that is none of ours, under our prefix.
+                    Ok(None) | Err(_) => {}
+                }
+            }
+        }
+        // The server was emptied.
+        (PushKind::Invalidate, _) => hot.clear(),
+        (PushKind::Disconnection, _) => {
+            hot.lease.end();
+            hot.clear();
+        }
+        _ => {}
+    }
+}
