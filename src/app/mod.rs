@@ -23,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::proxy::{InvalidUrl, Proxy, Site};
 use crate::server::{self, Address, BoundListener, Protocol, Settings, Tasks};
 use crate::sessions::{InFlight, Sessions, Shared};
+use crate::store::redis::SurveyError;
 use crate::store::sqlite::OpenError;
 use crate::time::Clock;
 
@@ -86,6 +87,9 @@ pub enum StartError {
     /// The database could not be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// Redis refuses what is needed.
+    #[error(transparent)]
+    Survey(#[from] SurveyError),
     /// An address could not be listened on.
     #[error("cannot listen on {address}")]
     Bind {
@@ -110,7 +114,7 @@ fn workers() -> usize {
 /// The store of a configuration, for a command that serves nothing.
 pub fn open_sessions(config: &Config, clock: Clock) -> Result<Sessions, StartError> {
     let shared = share(config, clock)?;
-    let store = Stores::open(config, &Tasks::new())?
+    let store = Stores::open(config, &shared.clock, &Tasks::new())?
         .of_worker(0)
         .ok_or_else(|| StartError::Worker(io::ErrorKind::Other.into()))?;
     Ok(Sessions::new(store, shared))
@@ -178,7 +182,7 @@ impl App {
     pub fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
         let shared = share(&config, clock)?;
         let tasks = Floors::new();
-        let stores = Arc::new(Stores::open(&config, &tasks.inner)?);
+        let stores = Arc::new(Stores::open(&config, &shared.clock, &tasks.inner)?);
         let listeners = Listeners::bind(&config)?;
         let api = listeners.api.local_address().clone();
         let api_url = url_of(&config, &api);

@@ -1,16 +1,21 @@
 //! The store of a configuration, one way to it for each worker.
 
 use std::sync::Arc;
+use std::{io, thread};
+
+use tracing::warn;
 
 use super::{StartError, workers};
 use crate::config::Config;
 use crate::server::Tasks;
+use crate::session::policy::Policy;
 use crate::store::Store;
 use crate::store::cache::{Cached, Coherence, Hot};
 use crate::store::config::Backend;
 use crate::store::memory::Memory;
-use crate::store::redis::{Deployment, Redis, track};
+use crate::store::redis::{Deployment, Redis, Survey, SurveyError, track};
 use crate::store::sqlite::Sqlite;
+use crate::time::{Clock, Timestamp};
 
 /// Which store the workers use.
 pub(super) struct Stores {
@@ -26,13 +31,17 @@ enum Ways {
 }
 
 impl Stores {
-    pub(super) fn open(config: &Config, tasks: &Tasks) -> Result<Self, StartError> {
+    /// # Errors
+    /// The database cannot be opened, or Redis answers and refuses what is needed. One that does not
+    /// answer may do so later.
+    pub(super) fn open(config: &Config, clock: &Clock, tasks: &Tasks) -> Result<Self, StartError> {
         let timeout = config.store.timeout;
         let ways = match &config.store.backend {
             Backend::Memory => Ways::Embedded(Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES))),
             Backend::Sqlite { path } => Ways::Embedded(Arc::new(Sqlite::open(path, timeout)?)),
             Backend::Redis(redis) => {
                 let deployment = Deployment::new(redis, timeout);
+                survey(&deployment, &config.policy, clock.now())?;
                 let store = |_| Arc::new(Redis::new(&deployment, tasks.clone())) as _;
                 let stores = (0..workers()).map(store).collect();
                 Ways::Redis(deployment, stores)
@@ -63,6 +72,31 @@ impl Stores {
             tasks.run(tracking).detach();
         }
     }
+}
+
+/// Looks at a deployment before anybody is served. On a thread of its own: whoever starts an app may
+/// have a runtime already.
+fn survey(deployment: &Deployment, policy: &Policy, now: Timestamp) -> Result<(), StartError> {
+    let look = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(runtime.block_on(deployment.survey(policy, now)))
+    };
+    let surveyed: io::Result<_> = thread::scope(|scope| {
+        scope.spawn(look).join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+    });
+    match surveyed.map_err(StartError::Worker)? {
+        Ok(Survey::Keeps) => {}
+        Ok(Survey::Evicts(policy)) => warn!(
+            policy,
+            "Redis removes sessions when its memory is full; set maxmemory-policy to noeviction"
+        ),
+        Err(SurveyError::Away(error)) => {
+            let error = &error as &dyn std::error::Error;
+            warn!(error, "Redis could not be looked at; it is asked again with the first request");
+        }
+        Err(denied @ SurveyError::Denied(_)) => return Err(denied.into()),
+    }
+    Ok(())
 }
 
 impl Ways {

@@ -15,7 +15,9 @@ use super::seed::{
 };
 use super::{Fresh, runtime};
 use crate::session::id::Id;
-use crate::session::patch::{Change, Condition, ExpiryChange, Patch, Through, Use, value_tag};
+use crate::session::patch::{
+    Applied, Change, Condition, ExpiryChange, Patch, Replicated, Through, Use, value_tag,
+};
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Expiry, Key, Meta, Principal, Record, Values};
 use crate::store::{Created, Store, Want};
@@ -165,6 +167,9 @@ impl Play<'_> {
         let keys = self.keys.clone();
         let want = wanted(&keys, want);
         let answer = self.store.patch(id, change, want).await?;
+        // Whether a replica has it is the deployment's to say.
+        let replicated = Replicated::NotAsked;
+        let answer = answer.map(|applied| Applied { replicated, ..applied });
         same(&answer, &self.model.patch(id, change, want))
     }
 

@@ -23,6 +23,7 @@ mod request;
 mod sentinel;
 mod servers;
 mod slot;
+mod survey;
 mod tracking;
 mod trouble;
 
@@ -38,6 +39,7 @@ use self::fields::{FIELDS, Indexed, Unreadable};
 use self::replicate::Manner;
 use self::request::{Request, Script};
 use self::servers::Servers;
+pub use self::survey::{Survey, SurveyError};
 pub use self::tracking::{LEASE, track};
 use self::trouble::Trouble;
 use super::config::DurableDestroy;

@@ -415,6 +415,165 @@ fn a_replica_and_a_wrong_password_are_not_available_and_nothing_tells_the_passwo
     });
 }
 
+/// What docs/redis.md says is enough.
+const ACCESS: &str = "+hello +auth +select +ping +role +info +time +evalsha +eval +exists +del \
+                      +pexpireat +hget +hset +hdel +hmget +hgetall +hexists +hstrlen +hincrby \
+                      +zadd +zscore +zrange +zrangebyscore +zrem +scan +wait +client|tracking";
+
+/// A server with a user that may do this, and a deployment of that user.
+fn server_with_access(access: &str) -> (RedisServer, Deployment) {
+    let rules = "--user cloakroom on >hunter2 ~test:* -@all";
+    let options: Vec<&str> = rules.split_whitespace().chain(access.split_whitespace()).collect();
+    let server = RedisServer::start(&options);
+    let config = config::Redis {
+        user: Some("cloakroom".to_owned()),
+        password: Some(Password::Fixed(Secret::new("hunter2".to_owned()))),
+        ..self::server(local(server.port()))
+    };
+    let deployment = Deployment::new(&config, TIMEOUT);
+    (server, deployment)
+}
+
+#[test]
+fn the_access_that_is_documented_is_enough() {
+    let told = include_str!("../../../docs/redis.md");
+    for command in ACCESS.split_whitespace() {
+        assert!(told.contains(command), "{command}");
+    }
+    let (server, deployment) = server_with_access(ACCESS);
+    runtime().block_on(async {
+        let survey = deployment.survey(&POLICY, now()).await;
+        assert_eq!(survey.expect("looked at"), Survey::Keeps);
+        let store = Redis::new(&deployment, Tasks::new());
+        let id = made(&store, &of_ada(now())).await;
+        apply(&store, id, &add(1), Want::Values).await;
+        for principal in [None, Some(&ada())] {
+            assert_eq!(store.list(principal, None, 10).await.expect("listed").sessions.len(), 1);
+        }
+        let mut other = connection_to(&server, None);
+        let denied: Value = cmd("ACL").arg("LOG").query(&mut other).expect("a log");
+        assert_eq!(denied, Value::Array(Vec::new()));
+    });
+}
+
+#[test]
+fn the_survey_says_which_command_is_refused_and_what_is_evicted() {
+    runtime().block_on(async {
+        let (server, deployment) = server_with_access(&ACCESS.replace("+hset ", ""));
+        let told = match deployment.survey(&POLICY, now()).await {
+            Err(SurveyError::Denied(told)) => told,
+            other => panic!("{other:?}"),
+        };
+        assert!(told.contains("hset"), "{told}");
+        let mut other = connection_to(&server, None);
+        let mut allow = cmd("ACL");
+        allow.arg("SETUSER").arg("cloakroom").arg("+hset").exec(&mut other).expect("allowed");
+        let mut evict = cmd("CONFIG");
+        evict.arg("SET").arg("maxmemory-policy").arg("volatile-lru");
+        evict.exec(&mut other).expect("set");
+        let survey = deployment.survey(&POLICY, now()).await.expect("looked at");
+        assert_eq!(survey, Survey::Evicts("volatile-lru".to_owned()));
+    });
+}
+
+/// A server that keeps its cache coherent: the cached suite, and what only two instances show.
+mod cached {
+    use std::sync::Arc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::cache::{Cached, Coherence, Hot};
+
+    /// The connection has a thread of its own, as with several workers.
+    fn tracked(deployment: &Deployment) -> Arc<Hot> {
+        let hot = Arc::new(Hot::new(1024 * 1024, Coherence::Leased));
+        let (deployment, kept) = (deployment.clone(), Arc::clone(&hot));
+        thread::spawn(move || runtime().block_on(track(deployment, kept, Tasks::new())));
+        let start = std::time::Instant::now();
+        while !hot.is_served() {
+            assert!(start.elapsed() < Duration::from_secs(20), "no lease");
+            thread::yield_now();
+        }
+        hot
+    }
+
+    fn cached_on(deployment: &Deployment) -> Cached {
+        Cached::new(Arc::new(Redis::new(deployment, Tasks::new())), tracked(deployment))
+    }
+
+    fn fresh() -> Fresh {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let shared = server(local(RedisServer::shared().port()));
+        let config = config::Redis { key_prefix: format!("cached[{number}]:"), ..shared };
+        Fresh::new(cached_on(&Deployment::new(&config, TIMEOUT)), ())
+    }
+
+    suite!(fresh);
+
+    #[test]
+    fn what_another_instance_changes_ends_or_lets_expire_is_heard_of() {
+        let server = RedisServer::start(&[]);
+        let deployment = Deployment::new(&self::server(local(server.port())), TIMEOUT);
+        let here = cached_on(&deployment);
+        let there = Redis::new(&deployment, Tasks::new());
+        runtime().block_on(async {
+            let name = key("n");
+            let read = async |id| match here.load(id, Want::Value(&name)).await.expect("loaded") {
+                Some(Entry::Live(record)) => record.values.get(&name).map(ToString::to_string),
+                _ => None,
+            };
+            let id = made(&there, &record(now(), Values::new())).await;
+            for n in ["1", "2", "3"] {
+                apply(&there, id, &add(1), Want::Meta).await;
+                until(async || read(id).await.as_deref() == Some(n)).await;
+            }
+            there.remove(id).await.expect("removed");
+            until(async || here.load(id, Want::Meta).await.expect("loaded").is_none()).await;
+            // The server's own doing: the end of a key, and of all keys.
+            for command in ["DEL", "FLUSHALL"] {
+                let id = made(&there, &record(now(), Values::new())).await;
+                assert!(here.load(id, Want::Meta).await.expect("loaded").is_some());
+                let key = there.key(id);
+                let words = [command, &key];
+                raw(&there, if command == "DEL" { &words } else { &words[..1] }).await;
+                until(async || here.load(id, Want::Meta).await.expect("loaded").is_none()).await;
+            }
+        });
+    }
+
+    #[test]
+    fn a_hot_session_is_read_without_a_command() {
+        let server = RedisServer::start(&[]);
+        let deployment = Deployment::new(&self::server(local(server.port())), TIMEOUT);
+        let here = cached_on(&deployment);
+        let there = Redis::new(&deployment, Tasks::new());
+        runtime().block_on(async {
+            let id = made(&there, &record(now(), Values::new())).await;
+            // A heartbeat that was late costs a read; it is not late for ever.
+            until(async || {
+                here.load(id, Want::Values).await.expect("loaded");
+                sent(&there).await;
+                for _ in 0..100 {
+                    here.load(id, Want::Values).await.expect("loaded");
+                }
+                sent(&there).await.is_empty()
+            })
+            .await;
+        });
+    }
+
+    /// Repeats what is asked until it holds.
+    async fn until(holds: impl AsyncFn() -> bool) {
+        let start = Instant::now();
+        while !holds().await {
+            assert!(start.elapsed() < Duration::from_secs(20), "never");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
 #[test]
 fn a_marker_goes_by_itself() {
     let server = RedisServer::start(&[]);

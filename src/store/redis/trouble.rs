@@ -64,6 +64,16 @@ pub(super) fn is_demoted(error: &RedisError) -> bool {
     )
 }
 
+/// Whether the access list keeps a command from us; in a script that is told in words alone.
+pub(super) fn is_denied(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm)
+        || error.detail().is_some_and(|detail| {
+            ["NOPERM", "ACL failure", "can't run this command"]
+                .iter()
+                .any(|words| detail.contains(words))
+        })
+}
+
 /// What an error that the server answered means. Before Redis 7 the error of a command in a script
 /// is in the text of the script's own.
 fn refused(error: RedisError) -> Error {
@@ -72,7 +82,8 @@ fn refused(error: RedisError) -> Error {
     // A script of ours fails by itself only over fields that it did not write.
     let script_failed = error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError)
         && detail.contains("user_script")
-        && !detail.contains(": -");
+        && !detail.contains(": -")
+        && !is_denied(&error);
     if says("OOM") {
         Error::Full
     } else if says("WRONGTYPE") || script_failed {

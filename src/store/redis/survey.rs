@@ -1,0 +1,151 @@
+//! The first look at a deployment, before anybody is served: may we do there what we do, and does
+//! it keep what it is given?
+
+use std::time::Duration;
+
+use redis::{RedisError, cmd, from_redis_value};
+
+use super::request::Request;
+use super::trouble::{Trouble, is_denied, whole};
+use super::{Deployment, Redis};
+use crate::random;
+use crate::session::id::Id;
+use crate::session::patch::{Change, Op, Patch, Remains, Through, Use};
+use crate::session::policy::Policy;
+use crate::session::record::{Expiry, Key, Meta, Principal, Record, Values};
+use crate::store::{Error, Want};
+use crate::tasks::Tasks;
+use crate::time::Timestamp;
+
+/// How long the session lasts that the survey makes, and its place in the index.
+const PROBE_LASTS: Duration = Duration::from_secs(1);
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Survey {
+    /// It keeps what it is given, as far as can be told.
+    Keeps,
+    /// When its memory is full it removes sessions, by this policy.
+    Evicts(String),
+}
+
+/// Why there is nothing to say, or nothing good.
+#[derive(Debug, thiserror::Error)]
+pub enum SurveyError {
+    /// The server does not let us do what we do.
+    #[error("Redis refuses a command that is needed: {0}")]
+    Denied(String),
+    /// It did not answer, or could not do it now.
+    #[error("Redis could not be looked at")]
+    Away(#[source] Error),
+}
+
+impl Deployment {
+    /// Makes, changes, uses and removes a session, and asks what becomes of sessions when memory
+    /// is full.
+    pub async fn survey(&self, policy: &Policy, now: Timestamp) -> Result<Survey, SurveyError> {
+        let store = Redis::new(self, Tasks::new());
+        if let Err(error) = store.probe(policy, now).await {
+            let plain = store.probe_plainly().await.err();
+            return Err(match plain.as_ref().and_then(denial) {
+                Some(told) => SurveyError::Denied(told),
+                None => SurveyError::of(error),
+            });
+        }
+        Ok(store.eviction().await.unwrap_or(Survey::Keeps))
+    }
+}
+
+impl Redis {
+    async fn probe(&self, policy: &Policy, now: Timestamp) -> Result<(), Error> {
+        let id = Id::from_bytes(random::bytes());
+        let mut meta = Meta::new(0, now);
+        meta.expiry = Some(Expiry::Idle(PROBE_LASTS));
+        meta.principal = Principal::new("cloakroom survey");
+        self.create_record(id, &Record { meta, values: Values::new() }, policy).await?;
+        let patch = Key::new("probe").map(|key| Patch::of(Op::Increment(key, 1)));
+        let change = Change {
+            patch: &patch.unwrap_or_default(),
+            condition: None,
+            through: Through::Service,
+            policy,
+            now,
+            prolongs: true,
+            remains: Remains::Nothing,
+        };
+        // What it answers does not matter: another clock may take the session for over.
+        let _ = self.change(id, change, Want::Values).await?;
+        let used = Use { generation: 1, prolongs: true, sets_cookie: false, now };
+        self.write_use(id, used, policy).await?;
+        self.load_entry(id, Want::Values).await?;
+        self.load_entry(id, Want::Meta).await?;
+        self.remove_session(id).await?;
+        Ok(())
+    }
+
+    /// What the scripts do, each command by itself: of one in a script Redis 7.0 does not say which
+    /// it was that it refused.
+    async fn probe_plainly(&self) -> Result<(), Error> {
+        let key = self.key("survey");
+        let deadline = self.deadline();
+        let commands: [(&str, &[&str]); 15] = [
+            ("EXISTS", &[]),
+            ("HSET", &["+", "1"]),
+            ("HGET", &["+"]),
+            ("HMGET", &["+"]),
+            ("HGETALL", &[]),
+            ("HEXISTS", &["+"]),
+            ("HSTRLEN", &["+"]),
+            ("HINCRBY", &["+", "1"]),
+            ("HDEL", &["+"]),
+            ("ZADD", &["1", "survey"]),
+            ("ZSCORE", &["survey"]),
+            ("ZRANGE", &["0", "0"]),
+            ("ZREM", &["survey"]),
+            ("PEXPIREAT", &["1"]),
+            ("DEL", &[]),
+        ];
+        for (name, arguments) in commands {
+            let mut command = cmd(name);
+            command.arg(&key).arg(arguments);
+            self.servers.ask(&key, &command, deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// `None` where the server does not tell.
+    async fn eviction(&self) -> Option<Survey> {
+        let deadline = self.deadline();
+        let mut info = cmd("INFO");
+        info.arg("memory");
+        for node in self.servers.nodes(deadline).await.ok()? {
+            let answer = self.servers.call_at(node.as_ref(), Request::One(&info), deadline).await;
+            let text: String = from_redis_value(answer.map_err(Trouble::of_read).ok()?).ok()?;
+            let mut lines = text.lines();
+            let policy = lines.find_map(|line| line.strip_prefix("maxmemory_policy:"))?;
+            if policy != "noeviction" {
+                return Some(Survey::Evicts(policy.to_owned()));
+            }
+        }
+        Some(Survey::Keeps)
+    }
+}
+
+impl SurveyError {
+    fn of(error: Error) -> Self {
+        match denial(&error) {
+            Some(told) => Self::Denied(told),
+            None => Self::Away(error),
+        }
+    }
+}
+
+/// What the access list has to say, if that is what is wrong.
+fn denial(error: &Error) -> Option<String> {
+    let cause = match error {
+        Error::Unavailable(cause) | Error::Corrupt(cause) => cause,
+        Error::OutcomeUnknown(_) | Error::Full => return None,
+    };
+    let refusal = cause.downcast_ref::<RedisError>().filter(|refusal| is_denied(refusal))?;
+    Some(whole(refusal))
+}
