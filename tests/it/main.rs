@@ -31,6 +31,7 @@ mod examples;
 mod header_exchange;
 mod proxy_headers;
 mod proxy_streams;
+mod redis_kit;
 mod rotation;
 mod support;
 mod tidy;

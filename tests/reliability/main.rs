@@ -23,7 +23,7 @@ mod report;
 mod rotation_storm;
 mod stores;
 
-#[path = "../it/support/redis.rs"]
+#[path = "../it/support/redis/mod.rs"]
 #[expect(dead_code, reason = "the kit of other tests too")]
 mod redis;
 #[path = "../it/support/mod.rs"]
