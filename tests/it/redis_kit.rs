@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Connection, RedisServer, Reply, Sentinels};
+use crate::support::{Cluster, Connection, RedisServer, Reply, Sentinels};
 
 fn ok() -> Reply {
     Reply::Text("OK".to_owned())
@@ -80,4 +80,55 @@ fn sentinels_and_servers_have_passwords() {
         assert!(stranger.command(&["PING"]).unwrap().text().starts_with("NOAUTH"));
         assert_eq!(server.command_as("default", password, &["PING"]).text(), "PONG");
     }
+}
+
+#[test]
+fn a_cluster_fails_over_by_command_and_when_a_primary_dies() {
+    let cluster = Cluster::start();
+    let slot = cluster.slot_of("a");
+    let first = cluster.primary_of(slot).unwrap();
+    first.command(&["SET", "a", "b"]).done();
+    let other = cluster.nodes()[..3].iter().find(|node| node.port() != first.port()).unwrap();
+    let moved = format!("MOVED {slot} {}", first.address());
+    assert_eq!(other.command(&["GET", "a"]), Reply::Error(moved));
+
+    let replicas = cluster.replicas_of(first);
+    assert_eq!(replicas.len(), 1);
+    cluster.fail_over(replicas[0]);
+    let second = cluster.primary_of(slot).unwrap();
+    assert_eq!(second.port(), replicas[0].port());
+
+    second.kill();
+    let third = cluster.wait_for_primary_of(slot, second.port());
+    assert_eq!(third.command(&["GET", "a"]).text(), "b");
+    second.restart();
+    cluster.wait_until_whole();
+}
+
+#[test]
+fn a_slot_moves_step_by_step() {
+    let cluster = Cluster::start();
+    let slot = cluster.slot_of("{a}");
+    let from = cluster.primary_of(slot).unwrap();
+    let to = cluster.nodes()[..3].iter().find(|node| node.port() != from.port()).unwrap();
+    for key in ["{a}1", "{a}2", "{a}3"] {
+        from.command(&["SET", key, "b"]).done();
+    }
+    let migration = cluster.migration(slot, to);
+    migration.begin();
+    assert_eq!(migration.move_keys(2), 2);
+    assert_eq!(from.command(&["CLUSTER", "COUNTKEYSINSLOT", &slot.to_string()]).number(), 1);
+
+    // Half way: the old primary sends us on, and the new one serves those who ask.
+    let ask = Reply::Error(format!("ASK {slot} {}", to.address()));
+    let gone = ["{a}1", "{a}2", "{a}3"].iter().filter(|key| from.command(&["GET", key]) == ask);
+    assert_eq!(gone.count(), 2);
+    let mut connection = to.connect().unwrap();
+    assert!(connection.command(&["GET", "{a}4"]).unwrap().text().starts_with("MOVED"));
+    connection.command(&["ASKING"]).unwrap().done();
+    assert_eq!(connection.command(&["GET", "{a}4"]).unwrap(), Reply::Nil);
+
+    migration.finish();
+    assert_eq!(cluster.primary_of(slot).unwrap().port(), to.port());
+    assert_eq!(to.command(&["CLUSTER", "COUNTKEYSINSLOT", &slot.to_string()]).number(), 3);
 }

@@ -14,7 +14,9 @@ mod webdriver;
 
 pub use self::browser::{Browser, Page};
 pub use self::cloakroom::{Cloakroom, KEY};
-pub(crate) use self::redis::{Connection, RedisServer, Reply, Sentinels, wait_until};
+pub(crate) use self::redis::{
+    Cluster, Connection, Migration, RedisServer, Reply, Sentinels, wait_until,
+};
 pub use self::script::{Call, Called, Script};
 pub use self::upstream::{ANSWERED_AT, Seen, Upstream, call, elapsed};
 pub use self::webdriver::{Driver, Window};

@@ -3,6 +3,7 @@
 //!
 //! Nothing here knows the proxy: the unit tests of the store and tests/reliability share it.
 
+mod cluster;
 mod reply;
 mod sentinels;
 mod wait;
@@ -11,11 +12,12 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tempfile::TempDir;
 
+pub(crate) use self::cluster::{Cluster, Migration};
 pub(crate) use self::reply::{Connection, Reply};
 pub(crate) use self::sentinels::Sentinels;
 pub(crate) use self::wait::wait_until;
@@ -28,6 +30,7 @@ pub(crate) struct RedisServer {
     /// What `requirepass` says, for the kit's own commands.
     password: Option<String>,
     pid: AtomicU32,
+    stopped: AtomicBool,
     /// The shell that watches; `None` once it is killed.
     shell: Mutex<Option<Child>>,
     /// Last, since the server writes there.
@@ -105,6 +108,7 @@ impl RedisServer {
             arguments,
             password,
             pid: AtomicU32::new(0),
+            stopped: AtomicBool::new(false),
             shell: Mutex::new(None),
             directory,
         };
@@ -134,6 +138,7 @@ impl RedisServer {
             ready |= line.contains("eady to accept connections") || line.contains("Sentinel ID is");
             if let (Some(pid), true) = (pid, ready) {
                 self.pid.store(pid, Ordering::Relaxed);
+                self.stopped.store(false, Ordering::Relaxed);
                 break;
             }
         }
@@ -165,23 +170,25 @@ impl RedisServer {
         self.pid.load(Ordering::Relaxed)
     }
 
-    /// Whether it has been started and not killed.
+    /// Whether it is neither killed nor stopped.
     pub(crate) fn runs(&self) -> bool {
-        self.shell().is_some()
+        self.shell().is_some() && !self.stopped.load(Ordering::Relaxed)
     }
 
     /// SIGSTOP: connections stay, the kernel takes new ones, nothing answers.
     pub(crate) fn stop(&self) {
         self.signal("-STOP");
+        self.stopped.store(true, Ordering::Relaxed);
     }
 
     /// SIGCONT.
     pub(crate) fn cont(&self) {
         self.signal("-CONT");
+        self.stopped.store(false, Ordering::Relaxed);
     }
 
     fn signal(&self, signal: &str) {
-        assert!(self.runs(), "it has been killed");
+        assert!(self.shell().is_some(), "it has been killed");
         let status = Command::new("kill").arg(signal).arg(self.pid().to_string()).status();
         assert!(status.is_ok_and(|status| status.success()), "kill {signal}");
     }
@@ -240,6 +247,9 @@ impl RedisServer {
 
     /// One line of `INFO`, or nothing where there is none, nobody answers or the data still loads.
     pub(crate) fn info(&self, name: &str) -> String {
+        if !self.runs() {
+            return String::new();
+        }
         let text = self.try_command(&["INFO", "everything"]).map(|reply| reply.text());
         let text = text.unwrap_or_default();
         let mut lines = text.lines().filter_map(|line| line.split_once(':'));
