@@ -28,6 +28,7 @@ mod config;
 mod cookies;
 mod demo;
 mod examples;
+mod fault_proxy;
 mod header_exchange;
 mod proxy_headers;
 mod proxy_streams;

@@ -6,6 +6,7 @@
 
 mod browser;
 mod cloakroom;
+mod fault_proxy;
 pub mod raw;
 mod redis;
 mod script;
@@ -14,6 +15,7 @@ mod webdriver;
 
 pub use self::browser::{Browser, Page};
 pub use self::cloakroom::{Cloakroom, KEY};
+pub(crate) use self::fault_proxy::{End, Fault, FaultProxy, Way};
 pub(crate) use self::redis::{
     Cluster, Connection, Migration, RedisServer, Reply, Sentinels, wait_until,
 };
