@@ -1,8 +1,11 @@
 //! The kit's servers do what their names say. Nothing of the proxy is tested here.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::{Cluster, Connection, RedisServer, Reply, Sentinels};
+use crate::support::{
+    Authority, Cluster, Connection, Flaw, Identity, RedisServer, Reply, Sentinels,
+};
 
 fn ok() -> Reply {
     Reply::Text("OK".to_owned())
@@ -131,4 +134,80 @@ fn a_slot_moves_step_by_step() {
     migration.finish();
     assert_eq!(cluster.primary_of(slot).unwrap().port(), to.port());
     assert_eq!(to.command(&["CLUSTER", "COUNTKEYSINSLOT", &slot.to_string()]).number(), 3);
+}
+
+#[test]
+fn a_server_listens_at_a_unix_socket_only() {
+    let server = RedisServer::unix(&[]);
+    let url = server.url();
+    let path = url.strip_prefix("redis+unix://").unwrap().strip_suffix("?db=0").unwrap();
+    let mut connection = Connection::open_unix(path.as_ref()).unwrap();
+    assert_eq!(connection.command(&["SET", "a", "b"]).unwrap(), ok());
+    assert_eq!(server.command(&["GET", "a"]).text(), "b");
+    assert_eq!(server.info("tcp_port"), "0");
+}
+
+/// Says PING by TLS, as redis-cli would: what it says, in both its streams.
+fn ping(server: &RedisServer, authority: &Authority, client: Option<&Identity>) -> String {
+    let mut command = Command::new("redis-cli");
+    command.args(["-h", "127.0.0.1", "-p", &server.port().to_string(), "--tls"]);
+    command.arg("--cacert").arg(authority.certificate());
+    if let Some(client) = client {
+        command.arg("--cert").arg(&client.certificate).arg("--key").arg(&client.key);
+    }
+    let output = command.arg("PING").output().unwrap();
+    let both = [output.stdout, output.stderr].concat();
+    String::from_utf8(both).unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_server_speaks_tls_with_clients_that_have_a_certificate() {
+    let (ours, other) = (Authority::new(), Authority::new());
+    let server = RedisServer::tls(&ours, &ours.server(Flaw::None), &[]);
+    assert_eq!(server.url(), format!("rediss://127.0.0.1:{}/", server.port()));
+    assert_eq!(server.command(&["PING"]).text(), "PONG", "the kit's own way in");
+    assert!(Connection::open(server.address()).unwrap().command(&["PING"]).is_err(), "no TLS");
+
+    let client = ours.client(Flaw::None);
+    assert_eq!(ping(&server, &ours, Some(&client)), "PONG");
+    let refused = |said: &str, why: &str| assert!(said != "PONG" && !said.is_empty(), "{why}");
+    refused(&ping(&server, &ours, None), "no certificate");
+    refused(&ping(&server, &ours, Some(&other.client(Flaw::None))), "of another authority");
+    refused(&ping(&server, &ours, Some(&ours.client(Flaw::Expired))), "expired");
+    refused(&ping(&server, &other, Some(&client)), "the client trusts another authority");
+
+    let expired = RedisServer::tls(&ours, &ours.server(Flaw::Expired), &[]);
+    let said = ping(&expired, &ours, Some(&client));
+    assert!(said.contains("certificate verify failed"), "{said}");
+}
+
+#[test]
+fn certificates_name_the_server_or_another() {
+    let authority = Authority::new();
+    for (flaw, address, valid) in [
+        (Flaw::None, "127.0.0.1", true),
+        (Flaw::WrongName, "127.0.0.1", false),
+        (Flaw::Expired, "127.0.0.1", false),
+    ] {
+        let output = Command::new("openssl")
+            .args(["verify", "-verify_ip", address, "-CAfile"])
+            .args([&authority.certificate(), &authority.server(flaw).certificate])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.success(), valid, "{flaw:?}: {output:?}");
+    }
+}
+
+#[test]
+fn users_have_rules_and_outlive_a_restart() {
+    let server = RedisServer::with_acl_file();
+    server.acl_user("ada", "hunter2", "~ours:* +@all -flushall");
+    for _ in 0..2 {
+        let ada = |words: &[&str]| server.command_as("ada", "hunter2", words).text();
+        assert_eq!(ada(&["SET", "ours:a", "b"]), "OK");
+        assert!(ada(&["SET", "theirs:a", "b"]).starts_with("NOPERM"));
+        assert!(ada(&["FLUSHALL"]).starts_with("NOPERM"));
+        assert!(server.command_as("ada", "wrong", &["PING"]).text().starts_with("WRONGPASS"));
+        server.restart();
+    }
 }

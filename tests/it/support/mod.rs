@@ -17,7 +17,8 @@ pub use self::browser::{Browser, Page};
 pub use self::cloakroom::{Cloakroom, KEY};
 pub(crate) use self::fault_proxy::{End, Fault, FaultProxy, Way};
 pub(crate) use self::redis::{
-    Cluster, Connection, Migration, RedisServer, Reply, Sentinels, wait_until,
+    Authority, Cluster, Connection, Flaw, Identity, Migration, RedisServer, Reply, Sentinels,
+    wait_until,
 };
 pub use self::script::{Call, Called, Script};
 pub use self::upstream::{ANSWERED_AT, Seen, Upstream, call, elapsed};

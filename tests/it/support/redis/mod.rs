@@ -1,16 +1,18 @@
 //! Real redis-servers for tests, on free ports, that end with the test process: one alone, a
-//! primary with replicas, [`Sentinels`], a [`Cluster`].
+//! primary with replicas, [`Sentinels`], a [`Cluster`]; by TCP, TLS or a unix socket.
 //!
 //! Nothing here knows the proxy: the unit tests of the store and tests/reliability share it.
 
 mod cluster;
 mod reply;
 mod sentinels;
+mod tls;
 mod wait;
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -20,12 +22,14 @@ use tempfile::TempDir;
 pub(crate) use self::cluster::{Cluster, Migration};
 pub(crate) use self::reply::{Connection, Reply};
 pub(crate) use self::sentinels::Sentinels;
+pub(crate) use self::tls::{Authority, Flaw, Identity};
 pub(crate) use self::wait::wait_until;
 
 /// A server of its own.
 #[derive(Debug)]
 pub(crate) struct RedisServer {
     port: u16,
+    way_in: WayIn,
     arguments: Vec<OsString>,
     /// What `requirepass` says, for the kit's own commands.
     password: Option<String>,
@@ -35,6 +39,17 @@ pub(crate) struct RedisServer {
     shell: Mutex<Option<Child>>,
     /// Last, since the server writes there.
     directory: TempDir,
+}
+
+/// The name of every server's unix socket, in its directory.
+const SOCKET: &str = "redis.sock";
+
+/// How clients reach it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WayIn {
+    Tcp,
+    Tls,
+    Unix,
 }
 
 /// The shell ends the server when its standard input does, which happens however the test
@@ -56,14 +71,39 @@ impl RedisServer {
             .find_map(|_| {
                 let port = port.unwrap_or_else(free_port);
                 let number = port.to_string();
-                let mut all = vec!["--port", &number, "--bind", "127.0.0.1"];
-                all.extend(["--save", "", "--appendonly", "no"]);
-                // A replica need not wait for others to come.
-                all.extend(["--repl-diskless-sync-delay", "0"]);
-                all.extend(options);
-                Self::try_start(port, tempfile::tempdir().expect("a directory"), &all)
+                Self::try_usual(port, WayIn::Tcp, &[&["--port", &number], options].concat())
             })
             .expect("redis-server starts")
+    }
+
+    /// Starts one that listens at a unix socket only.
+    pub(crate) fn unix(options: &[&str]) -> Self {
+        let all = [&["--port", "0"], options].concat();
+        Self::try_usual(0, WayIn::Unix, &all).expect("redis-server starts")
+    }
+
+    /// Starts one that speaks TLS only, as `identity`, and takes clients with a certificate of
+    /// `authority` only.
+    pub(crate) fn tls(authority: &Authority, identity: &Identity, options: &[&str]) -> Self {
+        let path = |path: &Path| path.to_str().expect("a path that is text").to_owned();
+        let (certificate, key) = (path(&identity.certificate), path(&identity.key));
+        let authority = path(&authority.certificate());
+        (0..5)
+            .find_map(|_| {
+                let port = free_port();
+                let number = port.to_string();
+                let mut all = vec!["--port", "0", "--tls-port", &number];
+                all.extend(["--tls-cert-file", &certificate, "--tls-key-file", &key]);
+                all.extend(["--tls-ca-cert-file", &authority, "--tls-auth-clients", "yes"]);
+                all.extend(options);
+                Self::try_usual(port, WayIn::Tls, &all)
+            })
+            .expect("redis-server starts")
+    }
+
+    /// Starts one whose users, of [`Self::acl_user`], are there after [`Self::restart`] too.
+    pub(crate) fn with_acl_file() -> Self {
+        Self::start(&["--aclfile", "users.acl"])
     }
 
     /// The server that the tests of this process share. Each takes a prefix of its own.
@@ -90,8 +130,22 @@ impl RedisServer {
         replica
     }
 
+    /// Starts one with these options beside the usual, in a directory of its own.
+    fn try_usual(port: u16, way_in: WayIn, options: &[&str]) -> Option<Self> {
+        let mut all = vec!["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
+        // The kit's own way in, whatever the others are.
+        all.extend(["--unixsocket", SOCKET]);
+        // A replica need not wait for others to come.
+        all.extend(["--repl-diskless-sync-delay", "0"]);
+        all.extend(options);
+        let directory = tempfile::tempdir().expect("a directory");
+        // It must be there; it may be empty.
+        std::fs::write(directory.path().join("users.acl"), "").expect("a file");
+        Self::try_start(port, way_in, directory, &all)
+    }
+
     /// Starts one in `directory` with nothing but these options.
-    fn try_start(port: u16, directory: TempDir, options: &[&str]) -> Option<Self> {
+    fn try_start(port: u16, way_in: WayIn, directory: TempDir, options: &[&str]) -> Option<Self> {
         let installed =
             Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
         assert!(
@@ -105,6 +159,7 @@ impl RedisServer {
             .and_then(|place| options.get(place + 1).map(|password| (*password).to_owned()));
         let server = Self {
             port,
+            way_in,
             arguments,
             password,
             pid: AtomicU32::new(0),
@@ -162,7 +217,16 @@ impl RedisServer {
 
     /// Its URL.
     pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/", self.port)
+        match self.way_in {
+            WayIn::Tcp => format!("redis://127.0.0.1:{}/", self.port),
+            WayIn::Tls => format!("rediss://127.0.0.1:{}/", self.port),
+            WayIn::Unix => format!("redis+unix://{}?db=0", self.socket().display()),
+        }
+    }
+
+    /// Its unix socket. Every server has one but sentinels, whatever its URL says.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join(SOCKET)
     }
 
     /// The number of its process.
@@ -219,11 +283,29 @@ impl RedisServer {
 
     /// A connection of the test's own, with the password that the server asks for.
     pub(crate) fn connect(&self) -> std::io::Result<Connection> {
-        let mut connection = Connection::open(self.address())?;
+        let mut connection = self.open()?;
         if let Some(password) = &self.password {
             connection.command(&["AUTH", password])?;
         }
         Ok(connection)
+    }
+
+    fn open(&self) -> std::io::Result<Connection> {
+        match self.way_in {
+            WayIn::Tcp => Connection::open(self.address()),
+            WayIn::Tls | WayIn::Unix => Connection::open_unix(&self.socket()),
+        }
+    }
+
+    /// Makes or changes a user; `rules` are words of `ACL SETUSER`, as `~prefix:* +@read`.
+    pub(crate) fn acl_user(&self, name: &str, password: &str, rules: &str) {
+        let password = format!(">{password}");
+        let mut words = vec!["ACL", "SETUSER", name, "reset", "on", &password];
+        words.extend(rules.split_whitespace());
+        self.command(&words).done();
+        if self.arguments.iter().any(|argument| argument == "--aclfile") {
+            self.command(&["ACL", "SAVE"]).done();
+        }
     }
 
     /// Sends a command on a connection of its own.
@@ -238,7 +320,7 @@ impl RedisServer {
 
     /// Likewise, as this user.
     pub(crate) fn command_as(&self, user: &str, password: &str, words: &[&str]) -> Reply {
-        let mut connection = Connection::open(self.address()).expect("a connection");
+        let mut connection = self.open().expect("a connection");
         match connection.command(&["AUTH", user, password]).expect("an answer") {
             Reply::Error(error) => Reply::Error(error),
             _ => connection.command(words).unwrap_or_else(|error| panic!("{words:?}: {error}")),

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{RedisServer, Reply, free_port, wait_until};
+use super::{RedisServer, Reply, WayIn, free_port, wait_until};
 
 /// What the sentinels call the servers that they watch.
 const SERVICE: &str = "main";
@@ -162,7 +162,7 @@ fn sentinel(primary: &RedisServer, password: Option<&str>) -> RedisServer {
         // A sentinel keeps there what it learns, and finds it when it restarts.
         std::fs::write(directory.path().join("sentinel.conf"), lines.join("\n") + "\n")
             .expect("a file");
-        RedisServer::try_start(port, directory, &options)
+        RedisServer::try_start(port, WayIn::Tcp, directory, &options)
     };
     let sentinel = (0..5).find_map(|_| start(free_port())).expect("a sentinel starts");
     // It looks around more often than it would: a test waits for that.
