@@ -23,8 +23,8 @@ mod report;
 mod rotation_storm;
 mod stores;
 
-#[path = "../it/support/redis.rs"]
-#[expect(dead_code, reason = "the kit of other tests too")]
+#[path = "../it/support/redis/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "the kit of other tests too")]
 mod redis;
 #[path = "../it/support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the kit of other tests too")]

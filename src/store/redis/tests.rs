@@ -1,6 +1,7 @@
 //! The suite, and what only a server of its own can do.
 
-#[path = "../../../tests/it/support/redis.rs"]
+#[path = "../../../tests/it/support/redis/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "the kit of other tests too")]
 mod kit;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

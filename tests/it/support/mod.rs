@@ -6,6 +6,7 @@
 
 mod browser;
 mod cloakroom;
+mod fault_proxy;
 pub mod raw;
 mod redis;
 mod script;
@@ -14,7 +15,11 @@ mod webdriver;
 
 pub use self::browser::{Browser, Page};
 pub use self::cloakroom::{Cloakroom, KEY};
-pub(crate) use self::redis::RedisServer;
+pub(crate) use self::fault_proxy::{End, Fault, FaultProxy, Way};
+pub(crate) use self::redis::{
+    Authority, Cluster, Connection, Flaw, Identity, Migration, RedisServer, Reply, Sentinels,
+    wait_until,
+};
 pub use self::script::{Call, Called, Script};
 pub use self::upstream::{ANSWERED_AT, Seen, Upstream, call, elapsed};
 pub use self::webdriver::{Driver, Window};
