@@ -18,7 +18,9 @@ use crate::api::Api;
 use crate::config::{Config, PrepareError};
 use crate::metrics::Metrics;
 use crate::proxy::{InvalidUrl, Proxy, Site};
+use crate::random;
 use crate::server::{self, Address, BoundListener, Protocol, Settings, Tasks};
+use crate::session::peer::Instance;
 use crate::sessions::{InFlight, Sessions, Shared};
 use crate::store::Store;
 use crate::store::config::Backend;
@@ -157,6 +159,10 @@ fn share(config: &Config, clock: Clock) -> Result<Arc<Shared>, StartError> {
         clock,
         metrics: Metrics::new(),
         in_flight: InFlight::default(),
+        instance: Instance {
+            number: u64::from_be_bytes(random::bytes()),
+            authority: String::new(),
+        },
     }))
 }
 

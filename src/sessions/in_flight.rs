@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use super::Sessions;
 use super::exchange::Exchange;
-use crate::random;
+use super::remote::Remote;
 use crate::session::navigation::{Navigation, Origin};
+use crate::session::peer::Instance;
 use crate::session::token::RequestToken;
 use crate::time::Timestamp;
 
@@ -33,6 +34,16 @@ struct Shard {
     leaving: VecDeque<(Timestamp, u64)>,
 }
 
+/// What a request token leads to.
+#[derive(Clone, Debug)]
+pub enum Resumed {
+    /// A request that this instance forwarded: in flight, or over for less than
+    /// `request_token_linger`.
+    Here(Arc<Exchange>),
+    /// A request of another instance, or of this one before it was started anew.
+    Elsewhere(Remote),
+}
+
 /// A request in the table. Dropping it says that the request is over.
 #[derive(Debug)]
 pub struct Tracked {
@@ -42,9 +53,7 @@ pub struct Tracked {
 
 impl Default for InFlight {
     fn default() -> Self {
-        // Numbers begin at random, so that a token from before a restart names no other request.
-        let next = AtomicU64::new(u64::from_be_bytes(random::bytes()));
-        Self { shards: (0..64).map(|_| Mutex::default()).collect(), next }
+        Self { shards: (0..64).map(|_| Mutex::default()).collect(), next: AtomicU64::default() }
     }
 }
 
@@ -108,9 +117,17 @@ impl Sessions {
         Tracked { exchange, sessions: self.clone() }
     }
 
-    /// The request that a token leads to: in flight, or over for less than
-    /// `request_token_linger`. `None` where it is over for longer.
-    pub fn resume(&self, token: RequestToken) -> Option<Arc<Exchange>> {
+    /// The request that a token of `instance` leads to. `None` where it is this one's and over for
+    /// longer than `request_token_linger`.
+    pub fn resume(&self, token: RequestToken, instance: &Instance) -> Option<Resumed> {
+        let shared = &self.shared;
+        if instance.number != shared.instance.number {
+            return Some(Resumed::Elsewhere(self.remote(token)));
+        }
+        self.resume_here(token).map(Resumed::Here)
+    }
+
+    fn resume_here(&self, token: RequestToken) -> Option<Arc<Exchange>> {
         let shared = &self.shared;
         let (now, linger) = (shared.clock.now(), shared.policy.request_token_linger);
         if let Some(exchange) = shared.in_flight.find(token.number)
@@ -119,7 +136,7 @@ impl Sessions {
             let over = exchange.over_since();
             return over.is_none_or(|since| now <= since + linger).then_some(exchange);
         }
-        // It was let go within the slack, or this process never had it.
+        // It was let go within the slack.
         let origin = Origin { navigation: Navigation::None, withholds_cookie: false };
         token.lingers(now, linger, SLACK).then(|| Arc::new(Exchange::lingering(token, origin)))
     }
