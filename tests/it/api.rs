@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cloakroom::session::token::RequestToken;
 use serde_json::{Value, json};
 
 use crate::support::{Browser, Called, Cloakroom, Script, Upstream};
