@@ -49,11 +49,11 @@ pub fn url_at(address: &Address, prefix: &str) -> Option<String> {
 pub fn instance_of(url: &str) -> Option<Target> {
     let (authority, _prefix) = url.strip_prefix("http://")?.split_once('/')?;
     let target = format!("http://{authority}").parse().ok()?;
-    is_dialled(&target).then_some(target)
+    can_be_dialled(&target).then_some(target)
 }
 
 /// Whether a request token can name this place, and another host dial it.
-pub fn is_dialled(target: &Target) -> bool {
+pub fn can_be_dialled(target: &Target) -> bool {
     match target {
         Target::Http { host, .. } => {
             let is_wildcard = host.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified());

@@ -140,7 +140,7 @@ impl Errand {
             Ok(answer) if is_received(&answer, voucher, shared) => Ok(passed_back(answer)),
             Ok(answer) => {
                 let status = answer.status();
-                warn!(%owner, status = status.as_u16(), "another program, or other keys, answer where an instance was");
+                warn!(%owner, status = status.as_u16(), "what answers where an instance was is none, or has other keys, another time or another prefix");
                 Err(self.unanswered(status.is_server_error()))
             }
             Err(error) => {

@@ -14,7 +14,7 @@ use super::exchange::Exchange;
 use super::remote::Remote;
 use crate::session::navigation::{Navigation, Origin};
 use crate::session::peer::Instance;
-use crate::session::token::RequestToken;
+use crate::session::token::{Bound, RequestToken};
 use crate::time::Timestamp;
 
 /// How long a request may last and still be left to its token alone.
@@ -121,24 +121,27 @@ impl Sessions {
     /// longer than `request_token_linger`.
     pub fn resume(&self, token: RequestToken, instance: &Instance) -> Option<Resumed> {
         let shared = &self.shared;
-        if instance.number != shared.instance.number {
-            return Some(Resumed::Elsewhere(self.remote(token)));
-        }
-        self.resume_here(token).map(Resumed::Here)
-    }
-
-    fn resume_here(&self, token: RequestToken) -> Option<Arc<Exchange>> {
-        let shared = &self.shared;
         let (now, linger) = (shared.clock.now(), shared.policy.request_token_linger);
+        if instance.number != shared.instance.number {
+            let session = match token.bound {
+                Bound::Session(id, generation) if token.lingers(now, linger, SLACK) => {
+                    Some((id, generation))
+                }
+                _ => None,
+            };
+            return Some(Resumed::Elsewhere(Remote { session, prolongs: token.prolongs }));
+        }
         if let Some(exchange) = shared.in_flight.find(token.number)
             && exchange.token == token
         {
             let over = exchange.over_since();
-            return over.is_none_or(|since| now <= since + linger).then_some(exchange);
+            let is_known = over.is_none_or(|since| now <= since + linger);
+            return is_known.then_some(Resumed::Here(exchange));
         }
         // It was let go within the slack.
         let origin = Origin { navigation: Navigation::None, withholds_cookie: false };
-        token.lingers(now, linger, SLACK).then(|| Arc::new(Exchange::lingering(token, origin)))
+        let lingers = token.lingers(now, linger, SLACK);
+        lingers.then(|| Resumed::Here(Arc::new(Exchange::lingering(token, origin))))
     }
 }
 

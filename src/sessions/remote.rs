@@ -6,12 +6,10 @@
 //! instance's.
 
 use super::change::{Changed, Requested};
-use super::in_flight::SLACK;
 use super::{Failure, Sessions};
 use crate::session::id::Id;
 use crate::session::patch::{Refusal, Remains, Through};
 use crate::session::record::Entry;
-use crate::session::token::{Bound, RequestToken};
 use crate::store::Want;
 
 /// A request that another instance forwarded, or this one's process before it was started anew.
@@ -19,22 +17,12 @@ use crate::store::Want;
 pub struct Remote {
     /// The session that it was bound to; `None` where its own instance alone can say whether it has
     /// one, or whether it still lasts.
-    session: Option<(Id, u32)>,
-    prolongs: bool,
+    pub(super) session: Option<(Id, u32)>,
+    /// Whether its changes prolong the session.
+    pub(super) prolongs: bool,
 }
 
 impl Sessions {
-    pub(super) fn remote(&self, token: RequestToken) -> Remote {
-        let (now, linger) = (self.shared.clock.now(), self.shared.policy.request_token_linger);
-        let session = match token.bound {
-            Bound::Session(id, generation) if token.lingers(now, linger, SLACK) => {
-                Some((id, generation))
-            }
-            _ => None,
-        };
-        Remote { session, prolongs: token.prolongs }
-    }
-
     /// The session of a request of another instance, as it is now.
     pub async fn read_remote(&self, remote: Remote, want: Want<'_>) -> Result<Changed, Failure> {
         let (id, generation) = remote.session.ok_or(Failure::Elsewhere)?;

@@ -34,6 +34,7 @@ mod proxy_streams;
 mod rotation;
 mod support;
 mod tidy;
+mod two_instances;
 
 mod drain;
 mod narrow_way;

@@ -11,7 +11,7 @@ use super::super::file::{self, File};
 use super::super::problem::Origin;
 use super::context::{Context, TRANSPORT};
 use crate::admin;
-use crate::api::config::{self as api_config, is_dialled, url_at};
+use crate::api::config::{self as api_config, can_be_dialled, url_at};
 use crate::client::{InvalidTarget, Target};
 use crate::secret::Secret;
 use crate::server::{Address, Limits};
@@ -134,7 +134,7 @@ fn url(table: &file::Api, address: &Address, prefix: &str, context: &mut Context
 fn instance_url(field: &Field<String>, context: &mut Context<'_>) -> Option<Target> {
     let (url, origin) = field.found()?;
     let wrong = match url.parse() {
-        Ok(target) if is_dialled(&target) => return Some(target),
+        Ok(target) if can_be_dialled(&target) => return Some(target),
         Ok(Target::Http { .. }) => "is a wildcard address, or too long",
         Err(InvalidTarget::Https) => "asks for TLS, which instances do not speak in this version",
         Err(InvalidTarget::Path) => "has more than a host and a port",

@@ -16,7 +16,7 @@ pub use self::browser::{Browser, Page};
 pub use self::cloakroom::{Cloakroom, KEY};
 pub(crate) use self::redis::RedisServer;
 pub use self::script::{Call, Called, Script};
-pub use self::upstream::{ANSWERED_AT, Seen, Upstream, call, elapsed};
+pub use self::upstream::{ANSWERED_AT, API, Seen, Upstream, call, elapsed};
 pub use self::webdriver::{Driver, Window};
 
 use std::time::Duration;
