@@ -2,7 +2,8 @@
 //! and a back office any session.
 //!
 //! Served on its own listener. A call is found in the table of `routes`, authorised by its
-//! token, read, and answered through [`Sessions`] alone. It does not know the proxy.
+//! token, read, and answered through [`Sessions`] alone, or by the instance that forwarded the
+//! request. It does not know the proxy.
 
 mod answer;
 pub mod config;

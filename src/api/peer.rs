@@ -140,7 +140,8 @@ impl Errand {
             Ok(answer) if is_received(&answer, voucher, shared) => Ok(passed_back(answer)),
             Ok(answer) => {
                 let status = answer.status();
-                warn!(%owner, status = status.as_u16(), "what answers where an instance was is none, or has other keys, another time or another prefix");
+                // Another program there, or an instance with other keys, another time or prefix.
+                warn!(%owner, status = status.as_u16(), "what answered for an instance is none");
                 Err(self.unanswered(status.is_server_error()))
             }
             Err(error) => {

@@ -281,6 +281,27 @@ async fn a_log_in_through_a_stale_token_succeeds_at_any_instance() {
 }
 
 #[tokio::test]
+async fn what_others_did_to_the_session_is_told_at_any_instance() {
+    let world = World::new().await;
+    world.page(&world.a, &world.a, &write("x")).await;
+    for (method, path, gate, code) in
+        [("POST", "/rotate", "rotated", "session_rotated"), ("DELETE", "", "ended", "session_gone")]
+    {
+        let (token, page) = world.held(gate).await;
+        world.page(&world.b, &world.a, &Script::new().call(method, path, "")).await;
+        for instance in [&world.a, &world.b] {
+            for called in
+                [("GET", "/values", ""), ("GET", "/expiry", ""), ("PUT", "/values/x", "2")]
+            {
+                is(&call(instance, &token, called).await, 409, code);
+            }
+        }
+        world.upstream.open(gate);
+        assert_eq!(page.await.unwrap().unwrap().set_cookies(), [""; 0]);
+    }
+}
+
+#[tokio::test]
 async fn no_increment_is_lost_between_two_instances() {
     let world = World::new().await;
     world.page(&world.a, &world.a, &Script::new().call("PUT", "/values/n", "0")).await;
@@ -371,6 +392,33 @@ async fn where_the_owner_is_gone_values_are_served_and_nothing_else_changes() {
 }
 
 #[tokio::test]
+async fn after_a_restart_a_token_from_before_is_good_for_values_alone() {
+    let upstream = Upstream::start();
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("sessions.db");
+    let toml = format!("[store]\nurl = \"sqlite:{}\"\n", store.display());
+    let before = Cloakroom::with(&upstream, &toml).await;
+    let page = Browser::new(&before).navigate("/", &write("x")).await;
+    let (token, id) = (page.saw("x-session-token").unwrap(), page.json()["id"].clone());
+    before.stop().await;
+    let anew = Cloakroom::with(&upstream, &toml).await;
+    assert_eq!(call(&anew, &token, ("GET", "", "")).await.status, 410, "it began without one");
+    let browser = Browser::new(&anew);
+    browser.set_cookie(page.set_cookies()[0].split(['=', ';']).nth(1));
+    let token = browser.navigate("/", &Script::new()).await.saw("x-session-token").unwrap();
+    anew.stop().await;
+    let anew = Cloakroom::with(&upstream, &toml).await;
+    let read = call(&anew, &token, ("GET", "", "")).await;
+    assert_eq!((read.status, read.json()["id"].clone()), (200, id));
+    assert_eq!(call(&anew, &token, ("PUT", "/values/y", "1")).await.status, 200);
+    for cookie_call in COOKIE_CALLS {
+        is(&call(&anew, &token, cookie_call).await, 410, "request_gone");
+    }
+    anew.pass(Duration::from_secs(62));
+    is(&call(&anew, &token, ("GET", "", "")).await, 410, "request_gone");
+}
+
+#[tokio::test]
 async fn who_is_no_instance_is_refused() {
     let world = World::new().await;
     world.page(&world.a, &world.a, &write("x")).await;
@@ -391,8 +439,8 @@ async fn who_is_no_instance_is_refused() {
 #[tokio::test]
 async fn a_call_is_passed_on_once() {
     let world = World::new().await;
-    let c = world.another("").await;
-    // Its tokens lead to others than itself.
+    // Their tokens lead to others than themselves, as a balancer's address does.
+    let c = world.another(&format!("instance_url = \"http://{}\"", world.b.api())).await;
     let lost = world.another(&format!("instance_url = \"http://{}\"", c.api())).await;
     let rotate = Script::new().call("POST", "/rotate", "");
     world.page(&world.a, &world.a, &write("x")).await;
@@ -400,7 +448,7 @@ async fn a_call_is_passed_on_once() {
     is(&world.page(&lost, &world.b, &rotate).await.last(), 410, "request_gone");
     assert_eq!((calls_of(&world.b).await, calls_of(&c).await), (before.0 + 1, before.1 + 1));
     is(&world.page(&lost, &c, &rotate).await.last(), 410, "request_gone");
-    assert_eq!((calls_of(&world.b).await, calls_of(&c).await), (before.0 + 1, before.1 + 2));
+    assert_eq!((calls_of(&world.b).await, calls_of(&c).await), (before.0 + 1, before.1 + 3));
 }
 
 #[tokio::test]
