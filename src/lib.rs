@@ -12,7 +12,9 @@
 //!
 //! While the upstream works on it, it may call the session API ([`api`]), which enters from the side:
 //! the request token leads to the request's entry in the table of requests in flight, and a
-//! [`session::patch::Patch`] is applied to the record in the store in one atomic step.
+//! [`session::patch::Patch`] is applied to the record in the store in one atomic step. Where the
+//! store is shared, calls may come to another instance than the one that forwarded the request: it
+//! does what needs no cookie, and passes the rest to that one.
 //!
 //! When the upstream's response head comes, [`sessions::Sessions::commit`] waits for calls that are
 //! running, applies what was asked for by header, writes the use down, and decides the one

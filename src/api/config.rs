@@ -1,9 +1,13 @@
 //! What the session API is told.
 
+use std::net::IpAddr;
+
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use crate::client::Target;
 use crate::secret::Secret;
 use crate::server::Address;
+use crate::session::peer::Instance;
 
 /// What the session API is told.
 #[derive(Clone, Debug)]
@@ -13,6 +17,8 @@ pub struct Config {
     /// What upstreams are told: absolute, with the prefix, without a trailing slash. Where nobody
     /// gave one it is [`url_at`] the address; for port 0 that is to be asked again once it is bound.
     pub url: String,
+    /// Where other instances reach it; where nobody said so, see [`instance_of`].
+    pub instance_url: Option<Target>,
     /// The path of the session of a request; that of any session is this and an `s`. It begins with
     /// a slash, has one segment or more, and no slash at its end.
     pub prefix: String,
@@ -38,13 +44,32 @@ pub fn url_at(address: &Address, prefix: &str) -> Option<String> {
     }
 }
 
+/// Where other instances reach the API that upstreams reach at `url`: they speak HTTP without TLS,
+/// and come from other hosts.
+pub fn instance_of(url: &str) -> Option<Target> {
+    let (authority, _prefix) = url.strip_prefix("http://")?.split_once('/')?;
+    let target = format!("http://{authority}").parse().ok()?;
+    can_be_dialled(&target).then_some(target)
+}
+
+/// Whether a request token can name this place, and another host dial it.
+pub fn can_be_dialled(target: &Target) -> bool {
+    match target {
+        Target::Http { host, .. } => {
+            let is_wildcard = host.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified());
+            !is_wildcard && target.authority().len() <= Instance::MAX_AUTHORITY
+        }
+        Target::Unix(_) => false,
+    }
+}
+
 /// All but the unreserved characters (RFC 3986, section 2.3).
 const NOT_UNRESERVED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 #[cfg(test)]
 mod tests {
-    use super::url_at;
+    use super::{instance_of, url_at};
 
     #[test]
     fn upstreams_are_told_where_the_api_listens() {
@@ -61,5 +86,22 @@ mod tests {
             let address = address.parse().unwrap();
             assert_eq!(url_at(&address, "/_session").as_deref(), url, "{address}");
         }
+    }
+
+    #[test]
+    fn other_instances_dial_where_upstreams_do() {
+        for (url, target) in [
+            ("http://127.0.0.1:8081/_session", Some("http://127.0.0.1:8081")),
+            ("http://api/site/_session", Some("http://api")),
+            ("http://[::1]:80/_session", Some("http://[::1]")),
+            ("http://0.0.0.0:8081/_session", None),
+            ("https://api/_session", None),
+            ("http+unix://%2Frun%2Fapi.sock/_session", None),
+        ] {
+            let expected = target.map(|target| target.parse().unwrap());
+            assert_eq!(instance_of(url), expected, "{url}");
+        }
+        let long = format!("http://{}/_session", "a".repeat(256));
+        assert_eq!(instance_of(&long), None);
     }
 }

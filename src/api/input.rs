@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, IF_MATCH, IF_NONE_MATCH};
 use http::request::Parts;
 use percent_encoding::percent_decode_str;
@@ -141,7 +142,7 @@ pub(super) async fn body(
     body: Body,
     limit: usize,
     deadline: Duration,
-) -> Answered<Vec<u8>> {
+) -> Answered<Bytes> {
     let multipart = headers.get(CONTENT_TYPE).is_some_and(|media| {
         media.as_bytes().to_ascii_lowercase().trim_ascii_start().starts_with(b"multipart/")
     });
@@ -153,7 +154,7 @@ pub(super) async fn body(
         return Err(problem::not_json());
     }
     match collect(body, limit, deadline).await {
-        Ok(bytes) => Ok(bytes.to_vec()),
+        Ok(bytes) => Ok(bytes),
         Err(CollectError::TooLarge) => Err(problem::body_too_large(limit)),
         Err(CollectError::TimedOut) => {
             Err(problem::malformed_request("the body took too long".to_owned()))

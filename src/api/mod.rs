@@ -2,7 +2,8 @@
 //! and a back office any session.
 //!
 //! Served on its own listener. A call is found in the table of `routes`, authorised by its
-//! token, read, and answered through [`Sessions`] alone. It does not know the proxy.
+//! token, read, and answered through [`Sessions`] alone, or by the instance that forwarded the
+//! request. It does not know the proxy.
 
 mod answer;
 pub mod config;
@@ -10,6 +11,7 @@ mod input;
 mod many;
 mod one;
 mod openapi;
+mod peer;
 mod problem;
 mod routes;
 
@@ -19,7 +21,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use tracing::{debug, error};
 
@@ -27,10 +29,12 @@ use crate::body::Body;
 use crate::secret::Secret;
 use crate::server::{Handler, Peer, Tasks};
 use crate::session::token::RequestToken;
-use crate::sessions::{Exchange, Sessions};
+use crate::sessions::{Exchange, Remote, Resumed, Sessions};
+use crate::wire::Problem;
 
 use many::{OfAll, OfPrincipal};
 use one::{OnSession, Target};
+use peer::{Caller, Errand};
 use problem::Answered;
 use routes::{Authority, Call, Matched};
 
@@ -81,13 +85,8 @@ impl Api {
         let Some(call) = matched.route.call(&parts.method) else {
             return answer::not_allowed(&problem::method_not_allowed(), &matched.route.allow());
         };
-        match self.call(parts, body, &matched, call).await {
-            Ok(response) => response,
-            Err(refusal) => {
-                debug!(status = refusal.status.as_u16(), code = refusal.code, "a call was refused");
-                answer::problem(&refusal)
-            }
-        }
+        let answered = self.call(parts, body, &matched, call).await;
+        answered.unwrap_or_else(|refusal| refused(&refusal))
     }
 
     async fn call(
@@ -97,43 +96,114 @@ impl Api {
         matched: &Matched<'_>,
         call: Call,
     ) -> Answered<Response<Body>> {
-        let sessions = self.sessions.clone();
         match &matched.authority {
             Authority::Public => Ok(self.contract()),
-            Authority::Request if matched.route.path.starts_with("/principal") => {
-                let exchange = self.exchange(parts)?;
-                Self::no_query(parts)?;
-                let id = matched
-                    .parameter
-                    .map(|id| routes::id_of(id).ok_or_else(problem::no_such_session));
-                let id = id.transpose()?;
-                self.finish(call, OfPrincipal { sessions, exchange, id }.answer(call)).await
-            }
-            Authority::Request => {
-                let target = Target::Request(self.exchange(parts)?);
-                self.on_session(parts, body, target, (matched, call)).await
-            }
+            Authority::Request => self.of_request(parts, body, (matched, call)).await,
             Authority::Service(Some(id)) => {
                 self.check_service(parts)?;
-                self.on_session(parts, body, Target::Id(*id), (matched, call)).await
+                let body = self.body(parts, body, call).await?;
+                let on_session = self.on_session(parts, body, Target::Id(*id), (matched, call))?;
+                self.finish(call, on_session.answer(call)).await
             }
             Authority::Service(None) => {
                 self.check_service(parts)?;
                 let query = input::Query::read(parts, many::parameters(call))?;
-                self.finish(call, OfAll { sessions, query }.answer(call)).await
+                self.finish(call, OfAll { sessions: self.sessions.clone(), query }.answer(call))
+                    .await
             }
         }
     }
 
-    async fn on_session(
+    /// A call on the session of a request, which this instance forwarded or another.
+    async fn of_request(
         &self,
         parts: &Parts,
         body: Body,
-        target: Target,
         (matched, call): (&Matched<'_>, Call),
     ) -> Answered<Response<Body>> {
+        let shared = self.sessions.shared();
+        let line = token_line(parts)?;
+        let (token, instance) = RequestToken::verify(&shared.ring, line.as_bytes())
+            .ok_or_else(problem::request_token_unknown)?;
+        let body = self.body(parts, body, call).await?;
+        let caller = peer::caller(parts, line, &body, shared)?;
+        let answered = match (self.sessions.resume(token, &instance), caller) {
+            (Some(Resumed::Here(exchange)), _) => {
+                self.here(parts, body, exchange, (matched, call)).await
+            }
+            (Some(Resumed::Elsewhere(remote)), Caller::Upstream) => {
+                let errand = Errand::new(
+                    (self.sessions.clone(), self.tasks.clone()),
+                    instance,
+                    call,
+                    parts,
+                    (line, body.clone()),
+                    self.answer_limit(),
+                );
+                self.elsewhere(parts, body, (remote, errand), (matched, call)).await
+            }
+            (Some(Resumed::Elsewhere(_)) | None, _) => Err(problem::request_gone()),
+        };
+        match caller {
+            Caller::Upstream => answered,
+            Caller::Peer(voucher) => {
+                let response = answered.unwrap_or_else(|refusal| refused(&refusal));
+                Ok(peer::receipted(response, voucher, shared))
+            }
+        }
+    }
+
+    async fn here(
+        &self,
+        parts: &Parts,
+        body: Bytes,
+        exchange: Arc<Exchange>,
+        (matched, call): (&Matched<'_>, Call),
+    ) -> Answered<Response<Body>> {
+        if !is_of_principal(matched) {
+            let target = Target::Request(exchange);
+            let on_session = self.on_session(parts, body, target, (matched, call))?;
+            return self.finish(call, on_session.answer(call)).await;
+        }
+        Self::no_query(parts)?;
+        let sessions = self.sessions.clone();
+        let id = matched.parameter.map(|id| routes::id_of(id).ok_or_else(problem::no_such_session));
+        let id = id.transpose()?;
+        self.finish(call, OfPrincipal { sessions, exchange, id }.answer(call)).await
+    }
+
+    /// Does here what can be done here for a request of another instance, and leaves the rest to
+    /// that one. Whether a request still lasts it alone knows, and with it whose principal's
+    /// sessions the token still opens.
+    async fn elsewhere(
+        &self,
+        parts: &Parts,
+        body: Bytes,
+        (remote, errand): (Remote, Errand),
+        (matched, call): (&Matched<'_>, Call),
+    ) -> Answered<Response<Body>> {
+        if is_of_principal(matched) {
+            return self.finish(call, errand.run()).await;
+        }
+        let on_session = self.on_session(parts, body, Target::Remote(remote), (matched, call))?;
+        let answered = async move {
+            match on_session.answer(call).await {
+                Err(refusal) if refusal.code == problem::REQUEST_GONE => errand.run().await,
+                answered => answered,
+            }
+        };
+        self.finish(call, answered).await
+    }
+
+    fn on_session(
+        &self,
+        parts: &Parts,
+        body: Bytes,
+        target: Target,
+        (matched, call): (&Matched<'_>, Call),
+    ) -> Answered<OnSession> {
         let headers = &parts.headers;
-        let on_session = OnSession {
+        Ok(OnSession {
             sessions: self.sessions.clone(),
             target,
             key: matched.parameter.map(input::key).transpose()?,
@@ -141,18 +211,26 @@ impl Api {
             if_match: input::if_match(headers)?,
             if_missing: call == Call::SetValue && input::if_none_match_any(headers)?,
             minimal: input::prefers_minimal(headers),
-            body: if call.writes() {
-                input::body(headers, body, self.body_limit(), BODY_TIMEOUT).await?
-            } else {
-                Vec::new()
-            },
-        };
-        self.finish(call, on_session.answer(call)).await
+            body,
+        })
+    }
+
+    /// The body of a call that writes; others have none.
+    async fn body(&self, parts: &Parts, body: Body, call: Call) -> Answered<Bytes> {
+        if !call.writes() {
+            return Ok(Bytes::new());
+        }
+        input::body(&parts.headers, body, self.body_limit(), BODY_TIMEOUT).await
     }
 
     /// A body may be a whole session, with white space and a patch around it.
     fn body_limit(&self) -> usize {
         self.sessions.shared().policy.max_bytes.saturating_mul(2).saturating_add(64 * 1024)
+    }
+
+    /// An answer may be a session whose keys grow sixfold as JSON.
+    fn answer_limit(&self) -> usize {
+        self.sessions.shared().policy.max_bytes.saturating_mul(6).saturating_add(64 * 1024)
     }
 
     /// Answers a call. One that writes runs as a task: what it began it ends, though its caller
@@ -181,17 +259,6 @@ impl Api {
         input::Query::read(parts, &[]).map(drop)
     }
 
-    /// The request that the call's token names.
-    fn exchange(&self, parts: &Parts) -> Answered<Arc<Exchange>> {
-        let mut lines = parts.headers.get_all("x-session-token").iter();
-        let (Some(line), None) = (lines.next(), lines.next()) else {
-            return Err(problem::request_token_missing());
-        };
-        let token = RequestToken::verify(&self.sessions.shared().ring, line.as_bytes());
-        let token = token.ok_or_else(problem::request_token_unknown)?;
-        self.sessions.resume(token).ok_or_else(problem::request_gone)
-    }
-
     fn check_service(&self, parts: &Parts) -> Answered<()> {
         let mut lines = parts.headers.get_all(AUTHORIZATION).iter();
         let bearer = match (lines.next(), lines.next()) {
@@ -206,6 +273,24 @@ impl Api {
             _ => Err(problem::service_token_wrong()),
         }
     }
+}
+
+fn refused(refusal: &Problem) -> Response<Body> {
+    debug!(status = refusal.status.as_u16(), code = refusal.code, "a call was refused");
+    answer::problem(refusal)
+}
+
+/// The request token, as the call has it.
+fn token_line(parts: &Parts) -> Answered<&HeaderValue> {
+    let mut lines = parts.headers.get_all("x-session-token").iter();
+    match (lines.next(), lines.next()) {
+        (Some(line), None) => Ok(line),
+        _ => Err(problem::request_token_missing()),
+    }
+}
+
+fn is_of_principal(matched: &Matched<'_>) -> bool {
+    matched.route.path.starts_with("/principal")
 }
 
 impl Handler for Api {

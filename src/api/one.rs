@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::Response;
 
 use super::answer;
@@ -13,7 +14,8 @@ use crate::session::id::Id;
 use crate::session::json::Json;
 use crate::session::patch::{Condition, Op, Patch};
 use crate::session::record::Key;
-use crate::sessions::{Changed, Exchange, Presented, Requested, Sessions};
+use crate::session::token::Bound;
+use crate::sessions::{Changed, Exchange, Failure, Remote, Requested, Sessions};
 use crate::store::Want;
 use crate::wire::{self, View};
 
@@ -21,6 +23,8 @@ use crate::wire::{self, View};
 #[derive(Clone, Debug)]
 pub(super) enum Target {
     Request(Arc<Exchange>),
+    /// A request's of another instance. What only that one can do is answered `request_gone`.
+    Remote(Remote),
     Id(Id),
 }
 
@@ -34,7 +38,7 @@ pub(super) struct OnSession {
     pub(super) if_match: Option<Match>,
     pub(super) if_missing: bool,
     pub(super) minimal: bool,
-    pub(super) body: Vec<u8>,
+    pub(super) body: Bytes,
 }
 
 /// The value that says that a test cookie was set; Django's name for it.
@@ -84,6 +88,7 @@ impl OnSession {
     async fn load(&self, want: Want<'_>) -> Answered<Changed> {
         Ok(match &self.target {
             Target::Request(exchange) => self.sessions.read(exchange, want).await?,
+            Target::Remote(remote) => self.sessions.read_remote(*remote, want).await?,
             Target::Id(id) => self.sessions.find(*id, want).await?,
         })
     }
@@ -97,6 +102,7 @@ impl OnSession {
         let requested = Requested { patch, condition, want };
         Ok(match &self.target {
             Target::Request(exchange) => self.sessions.apply(exchange, requested).await?,
+            Target::Remote(remote) => self.sessions.apply_remote(*remote, requested).await?,
             Target::Id(id) if patch.principal.is_some() || patch.rotate => {
                 let detail = format!("the browser of {id} could not be given its new token");
                 return Err(problem::invalid_patch(&detail));
@@ -210,6 +216,7 @@ impl OnSession {
         if self.query.flag("everywhere")? {
             match &self.target {
                 Target::Request(exchange) => self.sessions.destroy_everywhere(exchange).await?,
+                Target::Remote(_) => return Err(Failure::Elsewhere.into()),
                 Target::Id(id) => {
                     let found = self.sessions.find(*id, Want::Meta).await?;
                     if let Some((_, record)) = found.session
@@ -311,7 +318,11 @@ impl OnSession {
     }
 
     async fn test_cookie(&self, call: Call) -> Answered<Response<Body>> {
-        let Target::Request(exchange) = &self.target else { return Err(problem::not_found()) };
+        let came_back = match &self.target {
+            Target::Request(exchange) => matches!(exchange.token.bound, Bound::Session(..)),
+            Target::Remote(_) => true,
+            Target::Id(_) => return Err(problem::not_found()),
+        };
         let key = Key::new(TEST_COOKIE).ok_or_else(problem::invalid_key)?;
         match call {
             Call::SetTestCookie => {
@@ -325,7 +336,6 @@ impl OnSession {
             }
             _ => {
                 let read = self.load(Want::Value(&key)).await?;
-                let came_back = matches!(exchange.presented, Presented::Session { .. });
                 let worked = came_back && read.value(&key).is_some();
                 Ok(answer::json(format!("{{\"worked\":{worked}}}")))
             }

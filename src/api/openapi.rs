@@ -129,7 +129,10 @@ fn responses(success: &[(u16, Option<&str>)], scope: Scope) -> Value {
         (401, "The token is missing or none of ours"),
         (404, "There is no such value, session or path"),
         (409, "The session is gone, rotated away or ambiguous, or the response's head has left"),
-        (410, "The request that the token was made for is over"),
+        (
+            410,
+            "The request that the token was made for is over, or the instance that forwarded it is gone",
+        ),
         (412, "A precondition failed"),
         (413, "The body or the session would be too large"),
         (415, "The body is not JSON"),

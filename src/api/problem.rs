@@ -27,6 +27,10 @@ pub(super) fn request_token_unknown() -> Problem {
     problem(401, "request_token_unknown", "the X-Session-Token is none of ours")
 }
 
+pub(super) fn peer_unknown() -> Problem {
+    problem(401, "peer_unknown", "the X-Session-Peer is of no instance of ours, or of another time")
+}
+
 pub(super) fn service_token_wrong() -> Problem {
     problem(
         401,
@@ -51,8 +55,21 @@ pub(super) fn method_not_allowed() -> Problem {
     problem(405, "method_not_allowed", "see Allow")
 }
 
+/// What is answered where the request, or the instance that forwarded it, is no more.
+pub(super) const REQUEST_GONE: &str = "request_gone";
+
 pub(super) fn request_gone() -> Problem {
-    problem(410, "request_gone", "the request that this token was made for is over")
+    problem(410, REQUEST_GONE, "the request that this token was made for is over")
+}
+
+pub(super) fn instance_gone() -> Problem {
+    let detail = "the instance that forwarded the request is not there; nothing has changed";
+    problem(410, REQUEST_GONE, detail)
+}
+
+pub(super) fn instance_silent() -> Problem {
+    let detail = "the instance that forwarded the request took the call and did not answer";
+    problem(504, "outcome_unknown", detail)
 }
 
 pub(super) fn body_too_large(limit: usize) -> Problem {
@@ -101,6 +118,7 @@ impl From<Failure> for Problem {
             Failure::ResponseCommitted => problem(409, "response_committed", detail),
             Failure::AmbiguousCookie => problem(409, "ambiguous_cookie", detail),
             Failure::NoSuchSession => no_such_session(),
+            Failure::Elsewhere => problem(410, REQUEST_GONE, detail),
             Failure::StoreWasAway => problem(503, "store_unavailable", detail),
             Failure::Store(error) => error.into(),
         }

@@ -18,10 +18,15 @@ use tracing::{debug, error, info, warn};
 use self::stores::Stores;
 use crate::admin::Admin;
 use crate::api::Api;
+use crate::api::config::instance_of;
+use crate::client::Target;
 use crate::config::{Config, PrepareError};
 use crate::metrics::Metrics;
 use crate::proxy::{InvalidUrl, Proxy, Site};
+use crate::random;
 use crate::server::{self, Address, BoundListener, Protocol, Settings, Tasks};
+use crate::session::key_ring::KeyRing;
+use crate::session::peer::Instance;
 use crate::sessions::{InFlight, Sessions, Shared};
 use crate::store::redis::SurveyError;
 use crate::store::sqlite::OpenError;
@@ -113,22 +118,23 @@ fn workers() -> usize {
 
 /// The store of a configuration, for a command that serves nothing.
 pub fn open_sessions(config: &Config, clock: Clock) -> Result<Sessions, StartError> {
-    let shared = share(config, clock)?;
-    let store = Stores::open(config, &shared.clock, &Tasks::new())?
+    let ring = config.prepare()?;
+    let store = Stores::open(config, &clock, &Tasks::new())?
         .of_worker(0)
         .ok_or_else(|| StartError::Worker(io::ErrorKind::Other.into()))?;
-    Ok(Sessions::new(store, shared))
+    Ok(Sessions::new(store, share(config, ring, clock, instance(None))))
 }
 
-fn share(config: &Config, clock: Clock) -> Result<Arc<Shared>, StartError> {
-    Ok(Arc::new(Shared {
-        ring: config.prepare()?,
+fn share(config: &Config, ring: Arc<KeyRing>, clock: Clock, instance: Instance) -> Arc<Shared> {
+    Arc::new(Shared {
+        ring,
         attributes: config.cookie.clone(),
         policy: config.policy.clone(),
         clock,
         metrics: Metrics::new(),
         in_flight: InFlight::default(),
-    }))
+        instance,
+    })
 }
 
 /// The listeners of a process, bound once.
@@ -180,12 +186,14 @@ impl App {
     /// # Errors
     /// Whatever cannot be had is said before the first request is taken.
     pub fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
-        let shared = share(&config, clock)?;
+        let ring = config.prepare()?;
         let tasks = Floors::new();
-        let stores = Arc::new(Stores::open(&config, &shared.clock, &tasks.inner)?);
+        let stores = Arc::new(Stores::open(&config, &clock, &tasks.inner)?);
         let listeners = Listeners::bind(&config)?;
         let api = listeners.api.local_address().clone();
         let api_url = url_of(&config, &api);
+        let instance = instance(dialled_at(&config, &api_url));
+        let shared = share(&config, ring, clock, instance);
         let limits = config.limits.clone();
         let site = Site::new(
             config.proxy.clone(),
@@ -238,6 +246,18 @@ fn url_of(config: &Config, bound: &Address) -> String {
         return url;
     }
     config.api.url.clone()
+}
+
+/// Where other instances dial this one: nowhere where it does not share its store.
+fn dialled_at(config: &Config, api_url: &str) -> Option<Target> {
+    let is_shared = config.store.backend.is_shared();
+    is_shared.then(|| config.api.instance_url.clone().or_else(|| instance_of(api_url))).flatten()
+}
+
+/// This process, as its request tokens name it.
+fn instance(dialled_at: Option<Target>) -> Instance {
+    let authority = dialled_at.map_or_else(String::new, |target| target.authority());
+    Instance { number: u64::from_be_bytes(random::bytes()), authority }
 }
 
 impl Crew {

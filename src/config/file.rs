@@ -82,7 +82,7 @@ section! {
         /// What upstreams are told.
         url: Field<String>,
         /// Where other instances reach this one.
-        instance_url: NotYet,
+        instance_url: Field<String>,
         /// Where its paths begin.
         prefix: Field<String>,
         /// Opens any session by its id.

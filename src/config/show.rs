@@ -54,6 +54,9 @@ fn listeners(page: &mut Page, config: &Config) {
     page.section("[api]");
     page.text("address", &config.api.address);
     page.text("url", &config.api.url);
+    if let Some(url) = &config.api.instance_url {
+        page.text("instance_url", url);
+    }
     page.text("prefix", &config.api.prefix);
     if config.api.service_token.is_some() {
         page.text("service_token", HIDDEN);

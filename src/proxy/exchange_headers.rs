@@ -21,7 +21,7 @@ pub(super) fn inject(
     let exchange = opened.tracked.exchange();
     headers.try_insert(
         names::X_SESSION_TOKEN,
-        sensitive(exchange.token.sign(&shared.ring).reveal().as_bytes())?,
+        sensitive(exchange.token.sign(&shared.ring, &shared.instance).reveal().as_bytes())?,
     )?;
     if let Some(id) = exchange.id() {
         headers.try_insert(names::X_SESSION_ID, value(id.to_string().as_bytes())?)?;

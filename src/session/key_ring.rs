@@ -16,6 +16,7 @@ pub struct KeyRing {
 struct Subkeys {
     token: hmac::Key,
     request: hmac::Key,
+    peer: hmac::Key,
 }
 
 /// A key: 32 bytes that nobody can guess.
@@ -28,6 +29,8 @@ pub enum Purpose {
     Cookie,
     /// The token of one request, handed to the upstream.
     Request,
+    /// A call that one instance passes to another.
+    Peer,
 }
 
 /// Which key made a tag.
@@ -81,13 +84,14 @@ impl Subkeys {
                 .expect("one hash length is within what HKDF gives");
             hmac::Key::from(expanded)
         };
-        Self { token: subkey("token"), request: subkey("request") }
+        Self { token: subkey("token"), request: subkey("request"), peer: subkey("peer") }
     }
 
     fn tag(&self, purpose: Purpose, parts: &[&[u8]]) -> [u8; TAG_BYTES] {
         let mut context = hmac::Context::with_key(match purpose {
             Purpose::Cookie => &self.token,
             Purpose::Request => &self.request,
+            Purpose::Peer => &self.peer,
         });
         for part in parts {
             context.update(part);

@@ -8,6 +8,7 @@ pub mod json;
 pub mod key_ring;
 pub mod navigation;
 pub mod patch;
+pub mod peer;
 pub mod policy;
 pub mod record;
 pub mod rotation;

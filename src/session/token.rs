@@ -9,6 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::id::Id;
 use super::key_ring::{KeyRing, Purpose, SignedBy, TAG_BYTES};
+use super::peer::Instance;
 use crate::secret::Secret;
 use crate::time::Timestamp;
 
@@ -53,13 +54,16 @@ impl CookieToken {
 /// What a request token says: the request, and the session that it had when it was forwarded.
 ///
 /// While the request lasts, the instance's table of requests in flight knows more; afterwards the
-/// token alone has to do, for `request_token_linger`.
+/// token alone has to do, for `request_token_linger`; and at another instance, for what needs no
+/// cookie, at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestToken {
     /// The request's number on its instance.
     pub number: u64,
     /// What the request came with.
     pub bound: Bound,
+    /// Whether its changes prolong the session.
+    pub prolongs: bool,
     /// When it was forwarded.
     pub forwarded_at: Timestamp,
 }
@@ -76,51 +80,72 @@ pub enum Bound {
 }
 
 impl RequestToken {
-    /// Characters of a token.
-    pub const LENGTH: usize = 68;
+    /// Bytes of a token beside its instance's authority.
+    const BYTES: usize = 8 + 8 + Id::BYTES + 4 + 1 + 6 + TAG_BYTES;
 
-    /// Seals the token as text.
-    pub fn sign(&self, ring: &KeyRing) -> Secret {
+    /// Characters of a token of an instance that no other reaches; one that others reach has four
+    /// more for each three bytes of its authority.
+    pub const LENGTH: usize = Self::length(0);
+
+    const fn length(authority: usize) -> usize {
+        ((Self::BYTES + authority) * 4).div_ceil(3)
+    }
+
+    /// Seals the token of a request of `instance` as text.
+    pub fn sign(&self, ring: &KeyRing, instance: &Instance) -> Secret {
         let (kind, id, generation) = match self.bound {
             Bound::Session(id, generation) => (0, id, generation),
             Bound::None(id) => (1, id, 0),
             Bound::Refused => (2, Id::from_bytes([0; Id::BYTES]), 0),
         };
+        let kind = if self.prolongs { kind | PROLONGS } else { kind };
         let forwarded_at = self.forwarded_at.as_millis().to_be_bytes();
         // 48 bits of milliseconds reach past the year 9999.
         let [_, _, forwarded_at @ ..] = forwarded_at;
-        let mut bytes = Vec::with_capacity(Self::LENGTH);
+        let mut bytes = Vec::with_capacity(Self::BYTES + instance.authority.len());
+        bytes.extend_from_slice(&instance.number.to_be_bytes());
         bytes.extend_from_slice(&self.number.to_be_bytes());
         bytes.extend_from_slice(id.as_bytes());
         bytes.extend_from_slice(&generation.to_be_bytes());
         bytes.push(kind);
         bytes.extend_from_slice(&forwarded_at);
+        bytes.extend_from_slice(instance.authority.as_bytes());
         let tag = ring.tag(Purpose::Request, &[&bytes]);
         bytes.extend_from_slice(&tag);
         Secret::new(URL_SAFE_NO_PAD.encode(bytes))
     }
 
-    /// Reads a token that the ring has signed; `None` for any other text.
-    pub fn verify(ring: &KeyRing, text: &[u8]) -> Option<Self> {
-        if text.len() != Self::LENGTH {
+    /// Reads a token that the ring has signed, and which instance's it is; `None` for any other
+    /// text.
+    pub fn verify(ring: &KeyRing, text: &[u8]) -> Option<(Self, Instance)> {
+        if !(Self::LENGTH..=Self::length(Instance::MAX_AUTHORITY)).contains(&text.len()) {
             return None;
         }
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         let (said, tag) = bytes.split_at_checked(bytes.len().checked_sub(TAG_BYTES)?)?;
         ring.verify(Purpose::Request, &[said], tag)?;
-        let (number, rest) = said.split_first_chunk::<8>()?;
+        let (instance, rest) = said.split_first_chunk::<8>()?;
+        let (number, rest) = rest.split_first_chunk::<8>()?;
         let (id, rest) = rest.split_first_chunk::<{ Id::BYTES }>()?;
         let (generation, rest) = rest.split_first_chunk::<4>()?;
-        let (&kind, millis) = rest.split_first()?;
+        let (&kind, rest) = rest.split_first()?;
+        let (millis, authority) = rest.split_first_chunk::<6>()?;
         let millis = millis.iter().fold(0, |sum, byte| (sum << 8) | i64::from(*byte));
         let id = Id::from_bytes(*id);
-        let bound = match kind {
+        let bound = match kind & !PROLONGS {
             0 => Bound::Session(id, u32::from_be_bytes(*generation)),
             1 => Bound::None(id),
             _ => Bound::Refused,
         };
-        let forwarded_at = Timestamp::from_millis(millis);
-        Some(Self { number: u64::from_be_bytes(*number), bound, forwarded_at })
+        let token = Self {
+            number: u64::from_be_bytes(*number),
+            bound,
+            prolongs: kind & PROLONGS != 0,
+            forwarded_at: Timestamp::from_millis(millis),
+        };
+        let number = u64::from_be_bytes(*instance);
+        let authority = std::str::from_utf8(authority).ok()?.to_owned();
+        Some((token, Instance { number, authority }))
     }
 
     /// Whether the token alone still has authority over values at `now`.
@@ -131,6 +156,9 @@ impl RequestToken {
         now <= self.forwarded_at + linger + slack
     }
 }
+
+/// Beside the kind of a token's binding: its request's changes prolong the session.
+const PROLONGS: u8 = 0x80;
 
 #[cfg(test)]
 mod tests {
@@ -167,18 +195,45 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_token_says_what_was_signed(id: [u8; 16], generation: u32, number: u64, millis in 0..253_402_300_799_999_i64) {
+        fn a_cookie_token_says_what_was_signed(id: [u8; 16], generation: u32) {
             let ring = ring(1, &[]);
-            let id = Id::from_bytes(id);
-            let cookie = CookieToken { id, generation };
+            let cookie = CookieToken { id: Id::from_bytes(id), generation };
             let text = cookie.sign(&ring, "id");
             prop_assert_eq!(CookieToken::verify(&ring, "id", text.reveal().as_bytes()), Some((cookie, SignedBy::First)));
+        }
+
+        #[test]
+        fn a_request_token_says_what_was_signed(
+            id: [u8; 16],
+            generation: u32,
+            numbers: [u64; 2],
+            authority in "([a-z0-9.:-]{0,40}|[a-z]{255})",
+            millis in 0..253_402_300_799_999_i64,
+            prolongs: bool,
+        ) {
+            let ring = ring(1, &[]);
+            let id = Id::from_bytes(id);
+            let instance = Instance { number: numbers[0], authority };
             for bound in [Bound::Session(id, generation), Bound::None(id), Bound::Refused] {
-                let request = RequestToken { number, bound, forwarded_at: Timestamp::from_millis(millis) };
-                let text = request.sign(&ring);
-                prop_assert_eq!(text.reveal().len(), RequestToken::LENGTH);
-                prop_assert_eq!(RequestToken::verify(&ring, text.reveal().as_bytes()), Some(request));
+                let forwarded_at = Timestamp::from_millis(millis);
+                let request = RequestToken { number: numbers[1], bound, prolongs, forwarded_at };
+                let text = request.sign(&ring, &instance);
+                prop_assert_eq!(text.reveal().len(), RequestToken::length(instance.authority.len()));
+                prop_assert_eq!(RequestToken::verify(&ring, text.reveal().as_bytes()), Some((request, instance.clone())));
             }
+        }
+
+        #[test]
+        fn a_changed_request_token_is_refused(at in 0..RequestToken::length(20), to in "[A-Za-z0-9_-]") {
+            let ring = ring(1, &[]);
+            let instance = Instance { number: 1, authority: "http.example.test:80".to_owned() };
+            let bound = Bound::Session(Id::from_bytes([7; 16]), 1);
+            let forwarded_at = Timestamp::from_millis(1);
+            let text = RequestToken { number: 2, bound, prolongs: true, forwarded_at }.sign(&ring, &instance);
+            let mut changed = text.reveal().to_owned();
+            changed.replace_range(at..=at, &to);
+            prop_assume!(changed != text.reveal());
+            prop_assert_eq!(RequestToken::verify(&ring, changed.as_bytes()), None);
         }
 
         #[test]

@@ -152,7 +152,8 @@ impl Exchange {
             Binding::None(id) => Bound::None(id),
             _ => Bound::Refused,
         };
-        let token = RequestToken { number, bound, forwarded_at: now };
+        let prolongs_it = prolongs == Prolongs::Use;
+        let token = RequestToken { number, bound, prolongs: prolongs_it, forwarded_at: now };
         let state = RwLock::new(State::new(Phase::Open, binding));
         Self { token, presented, origin, prolongs, client, over_at: AtomicI64::new(0), state }
     }

@@ -80,6 +80,7 @@ impl World {
             clock: clock.clone(),
             metrics: Metrics::new(),
             in_flight: InFlight::default(),
+            instance: Instance { number: 1, authority: String::new() },
         };
         let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES));
         Self {

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use super::Sessions;
 use super::exchange::Exchange;
-use crate::random;
+use super::remote::Remote;
 use crate::session::navigation::{Navigation, Origin};
-use crate::session::token::RequestToken;
+use crate::session::peer::Instance;
+use crate::session::token::{Bound, RequestToken};
 use crate::time::Timestamp;
 
 /// How long a request may last and still be left to its token alone.
@@ -33,6 +34,16 @@ struct Shard {
     leaving: VecDeque<(Timestamp, u64)>,
 }
 
+/// What a request token leads to.
+#[derive(Clone, Debug)]
+pub enum Resumed {
+    /// A request that this instance forwarded: in flight, or over for less than
+    /// `request_token_linger`.
+    Here(Arc<Exchange>),
+    /// A request of another instance, or of this one before it was started anew.
+    Elsewhere(Remote),
+}
+
 /// A request in the table. Dropping it says that the request is over.
 #[derive(Debug)]
 pub struct Tracked {
@@ -42,9 +53,7 @@ pub struct Tracked {
 
 impl Default for InFlight {
     fn default() -> Self {
-        // Numbers begin at random, so that a token from before a restart names no other request.
-        let next = AtomicU64::new(u64::from_be_bytes(random::bytes()));
-        Self { shards: (0..64).map(|_| Mutex::default()).collect(), next }
+        Self { shards: (0..64).map(|_| Mutex::default()).collect(), next: AtomicU64::default() }
     }
 }
 
@@ -108,20 +117,31 @@ impl Sessions {
         Tracked { exchange, sessions: self.clone() }
     }
 
-    /// The request that a token leads to: in flight, or over for less than
-    /// `request_token_linger`. `None` where it is over for longer.
-    pub fn resume(&self, token: RequestToken) -> Option<Arc<Exchange>> {
+    /// The request that a token of `instance` leads to. `None` where it is this one's and over for
+    /// longer than `request_token_linger`.
+    pub fn resume(&self, token: RequestToken, instance: &Instance) -> Option<Resumed> {
         let shared = &self.shared;
         let (now, linger) = (shared.clock.now(), shared.policy.request_token_linger);
+        if instance.number != shared.instance.number {
+            let session = match token.bound {
+                Bound::Session(id, generation) if token.lingers(now, linger, SLACK) => {
+                    Some((id, generation))
+                }
+                _ => None,
+            };
+            return Some(Resumed::Elsewhere(Remote { session, prolongs: token.prolongs }));
+        }
         if let Some(exchange) = shared.in_flight.find(token.number)
             && exchange.token == token
         {
             let over = exchange.over_since();
-            return over.is_none_or(|since| now <= since + linger).then_some(exchange);
+            let is_known = over.is_none_or(|since| now <= since + linger);
+            return is_known.then_some(Resumed::Here(exchange));
         }
-        // It was let go within the slack, or this process never had it.
+        // It was let go within the slack.
         let origin = Origin { navigation: Navigation::None, withholds_cookie: false };
-        token.lingers(now, linger, SLACK).then(|| Arc::new(Exchange::lingering(token, origin)))
+        let lingers = token.lingers(now, linger, SLACK);
+        lingers.then(|| Resumed::Here(Arc::new(Exchange::lingering(token, origin))))
     }
 }
 

@@ -12,6 +12,7 @@ mod exchange;
 mod histories;
 mod in_flight;
 mod open;
+mod remote;
 mod service;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::session::cookie::Attributes;
 use crate::session::id::Id;
 use crate::session::key_ring::KeyRing;
 use crate::session::patch::{Change, Condition, Patch, Refusal, Remains, Through};
+use crate::session::peer::Instance;
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Record};
 use crate::store::{Answer, Error as StoreError, Store, Want};
@@ -31,8 +33,9 @@ use crate::time::Clock;
 pub use change::{Changed, Requested};
 pub use commit::{CookieLine, Head};
 pub use exchange::{Exchange, Presented, Prolongs, SessionError};
-pub use in_flight::{InFlight, Tracked};
+pub use in_flight::{InFlight, Resumed, Tracked};
 pub use open::{Arrival, Opened};
+pub use remote::Remote;
 pub use service::Listed;
 
 /// Sessions, as one worker reaches them: the store is the worker's, the rest is shared.
@@ -57,6 +60,8 @@ pub struct Shared {
     pub metrics: Metrics,
     /// The requests that are being forwarded.
     pub in_flight: InFlight,
+    /// The process that forwards them.
+    pub instance: Instance,
 }
 
 /// Why a call on a session did not do what it was asked for. Then nothing has changed, unless it
@@ -78,6 +83,9 @@ pub enum Failure {
     /// The request could not load its session when it came.
     #[error("the store did not answer when the request came")]
     StoreWasAway,
+    /// The instance that forwarded the request has to do this.
+    #[error("only the instance that forwarded the request can do this")]
+    Elsewhere,
     /// The store did not answer.
     #[error(transparent)]
     Store(#[from] StoreError),

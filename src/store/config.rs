@@ -31,7 +31,7 @@ pub enum Backend {
         path: PathBuf,
     },
     /// Redis or Valkey, shared with other instances.
-    Redis(Redis),
+    Redis(Box<Redis>),
 }
 
 /// A deployment of Redis or Valkey.
@@ -160,7 +160,7 @@ impl Backend {
     /// Whether what a cache in the process holds can be kept coherent. In a cluster that would take
     /// a connection to each primary, and word of every failover before it comes about.
     pub fn can_be_cached(&self) -> bool {
-        !matches!(self, Self::Redis(Redis { topology: Topology::Cluster { .. }, .. }))
+        !matches!(self, Self::Redis(redis) if matches!(redis.topology, Topology::Cluster { .. }))
     }
 
     /// Whether other instances may use the same sessions, so that all need the same session keys.

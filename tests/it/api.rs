@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cloakroom::session::token::RequestToken;
 use serde_json::{Value, json};
 
 use crate::support::{Browser, Called, Cloakroom, Script, Upstream};
@@ -295,7 +296,7 @@ async fn a_call_needs_the_requests_token() {
         };
         crate::support::call(&url, token, &call, &cloakroom.tasks).await
     };
-    let unknown = call(&"A".repeat(68), "GET", "", "").await;
+    let unknown = call(&"A".repeat(RequestToken::LENGTH), "GET", "", "").await;
     assert_eq!((unknown.status, unknown.code().as_str()), (401, "request_token_unknown"));
     // The request is over: values alone, for the linger.
     assert_eq!(call(&token, "PUT", "/values/late", "1").await.status, 200);

@@ -36,6 +36,7 @@ mod redis_kit;
 mod rotation;
 mod support;
 mod tidy;
+mod two_instances;
 
 mod drain;
 mod narrow_way;

@@ -11,8 +11,8 @@ use super::super::file::{self, File};
 use super::super::problem::Origin;
 use super::context::{Context, TRANSPORT};
 use crate::admin;
-use crate::api::config::{self as api_config, url_at};
-use crate::client::Target;
+use crate::api::config::{self as api_config, can_be_dialled, url_at};
+use crate::client::{InvalidTarget, Target};
 use crate::secret::Secret;
 use crate::server::{Address, Limits};
 
@@ -64,7 +64,8 @@ pub(super) fn api(table: &file::Api, context: &mut Context<'_>) -> api_config::C
         check_token(&secret, origin, context);
         Some(secret)
     });
-    api_config::Config { address, url, prefix, service_token }
+    let instance_url = instance_url(&table.instance_url, context);
+    api_config::Config { address, url, instance_url, prefix, service_token }
 }
 
 /// It comes in a header, and stands between a stranger and all sessions.
@@ -128,6 +129,21 @@ fn url(table: &file::Api, address: &Address, prefix: &str, context: &mut Context
         context.warn(origin, message);
     }
     url.to_owned()
+}
+
+fn instance_url(field: &Field<String>, context: &mut Context<'_>) -> Option<Target> {
+    let (url, origin) = field.found()?;
+    let wrong = match url.parse() {
+        Ok(target) if can_be_dialled(&target) => return Some(target),
+        Ok(Target::Http { .. }) => "is a wildcard address, or too long",
+        Err(InvalidTarget::Https) => "asks for TLS, which instances do not speak in this version",
+        Err(InvalidTarget::Path) => "has more than a host and a port",
+        Err(InvalidTarget::User) => "has a user or a password",
+        Ok(Target::Unix(_)) | Err(InvalidTarget::Malformed) => "is no URL of another host's",
+    };
+    let right = "write where other instances reach this one, as \"http://10.0.0.7:8081\"";
+    context.error(origin, format!("{wrong}; {right}"));
+    None
 }
 
 /// Every address that this process listens at, and where it is set.

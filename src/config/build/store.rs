@@ -49,7 +49,9 @@ fn backend(table: &file::Store, context: &mut Context<'_>) -> Backend {
     let origin = table.url.origin("store.url");
     let url = table.url.value().map_or(DEFAULT_URL, String::as_str);
     let parsed = match store_url::parse(url) {
-        Ok(StoreUrl::Redis(url)) => return Backend::Redis(redis(url, table, &origin, context)),
+        Ok(StoreUrl::Redis(url)) => {
+            return Backend::Redis(Box::new(redis(url, table, &origin, context)));
+        }
         Ok(StoreUrl::Memory) => None,
         Ok(StoreUrl::Sqlite(path)) => context.in_state(&path, &origin),
         Err(message) => {
@@ -104,7 +106,7 @@ fn redis(url: RedisUrl, table: &file::Store, origin: &Origin, context: &mut Cont
     Redis {
         topology: url.topology,
         user: url.user,
-        password: given.or(url.password.map(Password::Fixed)),
+        password: given.or_else(|| url.password.map(Password::Fixed)),
         sentinel_password,
         database: url.database,
         tls: tls(&table.tls.0, url.tls, context),

@@ -301,13 +301,11 @@ impl Link {
             spare.retain(|spare| spare.number == line.number);
             spare.pop()
         };
-        match kept {
-            Some(spare) => Ok(spare.connection),
-            None => {
-                let unheard = |_: PushInfo| Ok::<_, SendError>(());
-                self.dialer.dial(&line.address, Role::Primary, unheard, deadline).await
-            }
+        if let Some(spare) = kept {
+            return Ok(spare.connection);
         }
+        let unheard = |_: PushInfo| Ok::<_, SendError>(());
+        self.dialer.dial(&line.address, Role::Primary, unheard, deadline).await
     }
 
     fn spares(&self) -> MutexGuard<'_, Vec<Spare>> {

@@ -144,19 +144,19 @@ impl Redis {
             Some(node) => Some(Scan { node, ..Scan::default() }),
             None => None,
         };
-        Ok(Page { sessions, next: next.map(|at| at.cursor()) })
+        Ok(Page { sessions, next: next.map(|at| at.to_text()) })
     }
 
     async fn scan(&self, at: &mut Scan, count: usize, deadline: Instant) -> Result<(), Error> {
         let mut command = cmd("SCAN");
-        command.arg(&at.scan).arg("MATCH").arg(glob(&self.prefix)).arg("COUNT").arg(count);
+        command.arg(&at.cursor).arg("MATCH").arg(glob(&self.prefix)).arg("COUNT").arg(count);
         let node = at.node.as_ref();
         let answer = self.servers.call_at(node, Request::One(&command), deadline).await;
         let answer = answer.map_err(Trouble::of_read)?;
         let (next, keys): (String, Vec<Value>) = from_redis_value(answer).map_err(unreadable)?;
         let ids = keys.iter().map(fields::id_of);
         let ids: Result<Vec<Option<Id>>, Unreadable> = ids.collect();
-        at.scan = next;
+        at.cursor = next;
         at.rest = ids?.into_iter().flatten().collect();
         Ok(())
     }
@@ -230,22 +230,22 @@ impl Redis {
 struct Scan {
     node: Option<Address>,
     /// What `SCAN` goes on with; `0` after the end, and at the beginning.
-    scan: String,
+    cursor: String,
     /// Found, and not listed yet.
     rest: Vec<Id>,
 }
 
 impl Default for Scan {
     fn default() -> Self {
-        Self { node: None, scan: "0".to_owned(), rest: Vec::new() }
+        Self { node: None, cursor: "0".to_owned(), rest: Vec::new() }
     }
 }
 
 impl Scan {
     /// `host:port~cursor~id,id`; without host where there is no cluster.
-    fn parse(cursor: &str) -> Option<Self> {
-        let (rest, ids) = cursor.rsplit_once('~')?;
-        let (node, scan) = rest.rsplit_once('~')?;
+    fn parse(text: &str) -> Option<Self> {
+        let (rest, ids) = text.rsplit_once('~')?;
+        let (node, cursor) = rest.rsplit_once('~')?;
         let node = match node.rsplit_once(':') {
             Some((host, port)) => {
                 Some(Address::Tcp { host: host.to_owned(), port: port.parse().ok()? })
@@ -253,21 +253,21 @@ impl Scan {
             None => None,
         };
         let rest = ids.split(',').filter_map(Id::parse).collect();
-        Some(Self { node, scan: scan.to_owned(), rest })
+        Some(Self { node, cursor: cursor.to_owned(), rest })
     }
 
-    fn cursor(&self) -> String {
+    fn to_text(&self) -> String {
         let node = match &self.node {
             Some(Address::Tcp { host, port }) => format!("{host}:{port}"),
             Some(Address::Unix(_)) | None => String::new(),
         };
         let rest: Vec<String> = self.rest.iter().map(ToString::to_string).collect();
-        format!("{node}~{}~{}", self.scan, rest.join(","))
+        format!("{node}~{}~{}", self.cursor, rest.join(","))
     }
 
     /// Whether all of this node has been listed.
     fn is_over(&self) -> bool {
-        self.scan == "0" && self.rest.is_empty()
+        self.cursor == "0" && self.rest.is_empty()
     }
 }
 

@@ -12,7 +12,7 @@ pub(super) enum Request<'a> {
     Asking(&'a Cmd),
 }
 
-impl<'a> Request<'a> {
+impl Request<'_> {
     pub(super) async fn send(
         self,
         connection: &mut MultiplexedConnection,

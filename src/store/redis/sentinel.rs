@@ -23,7 +23,7 @@ const ASK_TIMEOUT: Duration = Duration::from_millis(300);
 /// The sentinels of one primary.
 #[derive(Debug)]
 pub(super) struct Sentinels {
-    sentinels: Vec<Address>,
+    addresses: Vec<Address>,
     service: String,
     first: AtomicUsize,
     /// Where the last connection was made that is of use.
@@ -43,15 +43,15 @@ struct Unknown {
 struct NoSuchService(Address);
 
 impl Sentinels {
-    pub(super) fn new(sentinels: Vec<Address>, service: String) -> Self {
+    pub(super) fn new(addresses: Vec<Address>, service: String) -> Self {
         let current = watch::Sender::new(None);
-        Self { sentinels, service, first: AtomicUsize::new(0), current }
+        Self { addresses, service, first: AtomicUsize::new(0), current }
     }
 
     /// Where the primary is.
     pub(super) async fn primary(&self, dialer: &Dialer) -> Result<Address, Cause> {
         let first = self.first.load(Ordering::Relaxed);
-        let numbered = self.sentinels.iter().enumerate();
+        let numbered = self.addresses.iter().enumerate();
         let mut last: Cause = "none was asked".into();
         for (number, sentinel) in numbered.clone().skip(first).chain(numbered.take(first)) {
             match self.ask(dialer, sentinel).await {

@@ -142,10 +142,9 @@ fn hear(hot: &Hot, push: PushInfo) {
     match (push.kind, push.data.first()) {
         (PushKind::Invalidate, Some(Value::Array(keys))) => {
             for key in keys {
-                match fields::id_of(key) {
-                    Ok(Some(id)) => hot.forget(id),
-                    // A key that is none of ours, under our prefix.
-                    Ok(None) | Err(_) => {}
+                // Others may be under our prefix that are not ours.
+                if let Ok(Some(id)) = fields::id_of(key) {
+                    hot.forget(id);
                 }
             }
         }

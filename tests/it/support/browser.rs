@@ -53,6 +53,11 @@ impl Browser {
         Self { jar: Arc::new(Mutex::new(jar)), ..self.clone() }
     }
 
+    /// The same, before another instance.
+    pub fn at(&self, address: SocketAddr) -> Self {
+        Self { jar: Arc::clone(&self.jar), ..Self::to(address) }
+    }
+
     /// The session cookie, if the jar has one.
     pub fn cookie(&self) -> Option<String> {
         self.jar.lock().unwrap().get(COOKIE).cloned()

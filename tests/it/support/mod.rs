@@ -21,7 +21,7 @@ pub(crate) use self::redis::{
     wait_until,
 };
 pub use self::script::{Call, Called, Script};
-pub use self::upstream::{ANSWERED_AT, Seen, Upstream, call, elapsed};
+pub use self::upstream::{ANSWERED_AT, API, Seen, Upstream, call, elapsed};
 pub use self::webdriver::{Driver, Window};
 
 use std::time::Duration;

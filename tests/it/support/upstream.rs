@@ -38,6 +38,9 @@ pub fn elapsed() -> Duration {
 /// Under which an upstream says when it began to answer, in microseconds of [`elapsed`].
 pub const ANSWERED_AT: &str = "x-answered-at";
 
+/// Under which a request says where its upstream makes its calls, if not at X-Session-Url.
+pub const API: &str = "x-api";
+
 /// A running upstream.
 #[derive(Clone)]
 pub struct Upstream {
@@ -161,7 +164,8 @@ async fn answer(state: Arc<State>, tasks: Tasks, request: Request<Incoming>) -> 
     }
     let mut calls = Vec::new();
     for call in &script.calls {
-        let url = header("x-session-url").expect("X-Session-Url");
+        // A balancer may lead its calls to another instance than the one that it was told.
+        let url = header(API).or_else(|| header("x-session-url")).expect("X-Session-Url");
         let token = header("x-session-token").expect("X-Session-Token");
         calls.push(super::upstream::call(&url, &token, call, &tasks).await);
     }
