@@ -96,12 +96,12 @@ impl Dialer {
 
     /// The client is made for each connection, because it holds what may have changed meanwhile.
     fn client(&self, address: &Address, role: Role) -> Result<Client, Cause> {
-        let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
+        // RESP3, because only then the end of a connection is told when it comes.
+        let settings = RedisConnectionInfo::default()
+            .set_protocol(ProtocolVersion::RESP3)
+            .set_skip_set_lib_name();
         let settings = match role {
-            // RESP3, because only then the end of a connection is told when it comes.
-            Role::Primary => self.log_in(
-                settings.set_protocol(ProtocolVersion::RESP3).set_db(i64::from(self.database)),
-            )?,
+            Role::Primary => self.log_in(settings.set_db(i64::from(self.database)))?,
             Role::Sentinel => with_password(settings, self.sentinel_password.as_ref())?,
         };
         let tcp = TcpSettings::default()

@@ -1,0 +1,96 @@
+//! With the cache before it: the suite, and what only two instances show.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use super::*;
+use crate::store::cache::{Cached, Coherence, Hot};
+
+/// The connection has a thread of its own, as with several workers.
+fn tracked(deployment: &Deployment) -> Arc<Hot> {
+    let hot = Arc::new(Hot::new(1024 * 1024, Coherence::Leased));
+    let (deployment, kept) = (deployment.clone(), Arc::clone(&hot));
+    thread::spawn(move || runtime().block_on(track(deployment, kept, Tasks::new())));
+    let start = std::time::Instant::now();
+    while !hot.is_served() {
+        assert!(start.elapsed() < Duration::from_secs(20), "no lease");
+        thread::yield_now();
+    }
+    hot
+}
+
+fn cached_on(deployment: &Deployment) -> Cached {
+    Cached::new(Arc::new(Redis::new(deployment, Tasks::new())), tracked(deployment))
+}
+
+fn fresh() -> Fresh {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let shared = server(local(RedisServer::shared().port()));
+    let config = config::Redis { key_prefix: format!("cached[{number}]:"), ..shared };
+    Fresh::new(cached_on(&Deployment::new(&config, TIMEOUT)), ())
+}
+
+suite!(fresh);
+
+#[test]
+fn what_another_instance_changes_ends_or_lets_expire_is_heard_of() {
+    let server = RedisServer::start(&[]);
+    let deployment = Deployment::new(&super::server(local(server.port())), TIMEOUT);
+    let here = cached_on(&deployment);
+    let there = Redis::new(&deployment, Tasks::new());
+    runtime().block_on(async {
+        let name = key("n");
+        let read = async |id| match here.load(id, Want::Value(&name)).await.expect("loaded") {
+            Some(Entry::Live(record)) => record.values.get(&name).map(ToString::to_string),
+            _ => None,
+        };
+        let id = made(&there, &record(now(), Values::new())).await;
+        for n in ["1", "2", "3"] {
+            apply(&there, id, &add(1), Want::Meta).await;
+            until(async || read(id).await.as_deref() == Some(n)).await;
+        }
+        there.remove(id).await.expect("removed");
+        until(async || here.load(id, Want::Meta).await.expect("loaded").is_none()).await;
+        // The server's own doing: the end of a key, and of all keys.
+        for command in ["DEL", "FLUSHALL"] {
+            let id = made(&there, &record(now(), Values::new())).await;
+            assert!(here.load(id, Want::Meta).await.expect("loaded").is_some());
+            let key = there.key(id);
+            let words = [command, &key];
+            raw(&there, if command == "DEL" { &words } else { &words[..1] }).await;
+            until(async || here.load(id, Want::Meta).await.expect("loaded").is_none()).await;
+        }
+    });
+}
+
+#[test]
+fn a_hot_session_is_read_without_a_command() {
+    let server = RedisServer::start(&[]);
+    let deployment = Deployment::new(&super::server(local(server.port())), TIMEOUT);
+    let here = cached_on(&deployment);
+    let there = Redis::new(&deployment, Tasks::new());
+    runtime().block_on(async {
+        let id = made(&there, &record(now(), Values::new())).await;
+        // A heartbeat that was late costs a read; it is not late for ever.
+        until(async || {
+            here.load(id, Want::Values).await.expect("loaded");
+            sent(&there).await;
+            for _ in 0..100 {
+                here.load(id, Want::Values).await.expect("loaded");
+            }
+            sent(&there).await.is_empty()
+        })
+        .await;
+    });
+}
+
+/// Repeats what is asked until it holds.
+async fn until(holds: impl AsyncFn() -> bool) {
+    let start = Instant::now();
+    while !holds().await {
+        assert!(start.elapsed() < Duration::from_secs(20), "never");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
