@@ -1,0 +1,44 @@
+<?php
+// A site without sessions: PHP's own are not used. Cloakroom tells each request where its session is.
+
+function session(string $method, string $path, ?array $body = null) {
+    $context = stream_context_create(['http' => [
+        'method' => $method,
+        'header' => "X-Session-Token: {$_SERVER['HTTP_X_SESSION_TOKEN']}\r\nContent-Type: application/json",
+        'content' => $body === null ? '' : json_encode($body),
+        'timeout' => 5,
+    ]]);
+    return json_decode(file_get_contents($_SERVER['HTTP_X_SESSION_URL'] . $path, false, $context));
+}
+
+$path = parse_url($_SERVER['REQUEST_URI'], PHP_URL_PATH);
+$posted = $_SERVER['REQUEST_METHOD'] === 'POST';
+
+if ($path === '/login' && $posted) {
+    // A site would check a password here.
+    session('PATCH', '', ['principal' => $_POST['name'] ?: 'nobody']);
+    header('Location: /', true, 303);
+    exit;
+}
+if ($path === '/logout' && $posted) {
+    session('DELETE', '');
+    header('Location: /', true, 303);
+    exit;
+}
+if ($path !== '/') {
+    http_response_code(404);
+    exit('There is no such page.');
+}
+
+$visits = session('POST', '/values/visits/increment');
+$name = $_SERVER['HTTP_X_SESSION_PRINCIPAL'] ?? null;
+header('Content-Type: text/html; charset=utf-8');
+?>
+<!doctype html>
+<title>A site with sessions</title>
+<p>Hello <?= htmlspecialchars($name ?? 'stranger') ?>, visit <?= (int) $visits ?></p>
+<?php if ($name === null): ?>
+<form method="post" action="/login"><input name="name" placeholder="Your name" required> <button>Log in</button></form>
+<?php else: ?>
+<form method="post" action="/logout"><button>Log out</button></form>
+<?php endif ?>
