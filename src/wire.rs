@@ -7,7 +7,7 @@ use http::StatusCode;
 
 use crate::session::id::Id;
 use crate::session::json::{Json, JsonError};
-use crate::session::patch::{ExpiryChange, Op, Patch};
+use crate::session::patch::{ExpiryChange, Op, Patch, Replicated};
 use crate::session::policy::Policy;
 use crate::session::record::{Expiry, Key, Meta, Principal, Values};
 use crate::time::Timestamp;
@@ -397,6 +397,23 @@ impl Problem {
             self.code,
         )
     }
+}
+
+/// How many sessions have ended, and whether a replica has that: `null` where nobody waited for it.
+pub fn destroyed(count: u64, replicated: Replicated) -> String {
+    with_replicated(format!("{{\"destroyed\":{count}}}"), replicated)
+}
+
+/// An object, and beside its members whether a replica has what it tells.
+pub fn with_replicated(mut object: String, replicated: Replicated) -> String {
+    let told = match replicated {
+        Replicated::NotAsked => "null",
+        Replicated::Yes => "true",
+        Replicated::No => "false",
+    };
+    object.truncate(object.len().saturating_sub(1));
+    let _ = write!(object, ",\"replicated\":{told}}}");
+    object
 }
 
 #[cfg(test)]

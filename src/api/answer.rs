@@ -5,10 +5,12 @@ use http::header::{
 };
 use http::{Response, StatusCode};
 
+use super::input::Preference;
 use crate::body::Body;
 use crate::session::json::Json;
 use crate::session::patch::value_tag;
-use crate::wire::Problem;
+use crate::sessions::Destroyed;
+use crate::wire::{self, Problem};
 
 /// An answer without a body.
 pub(super) fn empty() -> Response<Body> {
@@ -18,6 +20,24 @@ pub(super) fn empty() -> Response<Body> {
 /// An answer of JSON.
 pub(super) fn json(text: String) -> Response<Body> {
     answer(StatusCode::OK, Some("application/json"), text)
+}
+
+/// What has ended: nothing to read, unless the caller prefers to be told.
+pub(super) fn destroyed(destroyed: Destroyed, prefer: Preference) -> Response<Body> {
+    match prefer {
+        Preference::None | Preference::Minimal => empty(),
+        Preference::Representation => applied(
+            json(wire::destroyed(destroyed.count, destroyed.replicated)),
+            "return=representation",
+        ),
+    }
+}
+
+/// An answer as it was preferred.
+pub(super) fn applied(mut response: Response<Body>, preference: &'static str) -> Response<Body> {
+    let preference = HeaderValue::from_static(preference);
+    response.headers_mut().insert("preference-applied", preference);
+    response
 }
 
 /// A value: its JSON, or the plain text of the string that it is.

@@ -126,14 +126,27 @@ pub(super) fn if_none_match_any(headers: &HeaderMap) -> Answered<bool> {
     }
 }
 
-/// Whether the caller wants no session in the answer (RFC 7240, section 4.2).
-pub(super) fn prefers_minimal(headers: &HeaderMap) -> bool {
-    headers.get_all("prefer").iter().filter_map(|line| line.to_str().ok()).any(|line| {
-        line.split(',').any(|preference| {
-            let preference = preference.split(';').next().unwrap_or_default();
-            preference.replace([' ', '\t', '"'], "").eq_ignore_ascii_case("return=minimal")
-        })
-    })
+/// What the caller wants to be told of a change (RFC 7240, section 4.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Preference {
+    /// What the call answers by itself.
+    None,
+    Minimal,
+    Representation,
+}
+
+/// The first preference that says so.
+pub(super) fn preference(headers: &HeaderMap) -> Preference {
+    let lines = headers.get_all("prefer").iter().filter_map(|line| line.to_str().ok());
+    let mut preferences = lines.flat_map(|line| line.split(',')).filter_map(|preference| {
+        let preference = preference.split(';').next().unwrap_or_default();
+        match preference.replace([' ', '\t', '"'], "").to_ascii_lowercase().as_str() {
+            "return=minimal" => Some(Preference::Minimal),
+            "return=representation" => Some(Preference::Representation),
+            _ => None,
+        }
+    });
+    preferences.next().unwrap_or(Preference::None)
 }
 
 /// Reads a call's body, whatever its Content-Type says, save one that is certainly something else.
@@ -215,8 +228,10 @@ mod tests {
     fn minimal_answers_are_asked_for_among_others() {
         let mut headers = HeaderMap::new();
         headers.insert("prefer", HeaderValue::from_static("wait=5, Return=Minimal; x=y"));
-        assert!(prefers_minimal(&headers));
+        assert_eq!(preference(&headers), Preference::Minimal);
         headers.insert("prefer", HeaderValue::from_static("return=representation"));
-        assert!(!prefers_minimal(&headers));
+        assert_eq!(preference(&headers), Preference::Representation);
+        headers.remove("prefer");
+        assert_eq!(preference(&headers), Preference::None);
     }
 }

@@ -6,17 +6,16 @@ use std::sync::Arc;
 use http::Response;
 
 use super::answer;
-use super::input::Query;
+use super::input::{Preference, Query};
 use super::problem::{self, Answered};
 use super::routes::Call;
 use crate::body::Body;
 use crate::session::id::Id;
 use crate::session::json::Json;
-use crate::session::patch::Patch;
 use crate::session::record::{Meta, Principal};
-use crate::sessions::{Exchange, Requested, Sessions};
+use crate::sessions::{Destroyed, Exchange, Sessions};
 use crate::store::Want;
-use crate::wire::View;
+use crate::wire::{self, View};
 
 /// "Your devices": the sessions of the principal of a request's session.
 #[derive(Debug)]
@@ -24,6 +23,7 @@ pub(super) struct OfPrincipal {
     pub(super) sessions: Sessions,
     pub(super) exchange: Arc<Exchange>,
     pub(super) id: Option<Id>,
+    pub(super) prefer: Preference,
 }
 
 impl OfPrincipal {
@@ -36,7 +36,7 @@ impl OfPrincipal {
         let own = read.session.and_then(|(id, record)| Some((id, record.meta.principal?)));
         match (call, own) {
             (Call::ListOwn, own) => self.list(own).await,
-            (Call::DestroyOthers, None) => Ok(destroyed(0)),
+            (Call::DestroyOthers, None) => Ok(destroyed(Destroyed::default())),
             (Call::DestroyOthers, Some((own, principal))) => {
                 Ok(destroyed(self.sessions.destroy_all_of(&principal, Some(own)).await?))
             }
@@ -57,19 +57,19 @@ impl OfPrincipal {
     async fn destroy_one(&self, own: Id, principal: &Principal) -> Answered<Response<Body>> {
         let id = self.id.ok_or_else(problem::no_such_session)?;
         if id == own {
-            let patch = Patch { destroy: true, ..Patch::default() };
-            let requested = Requested { patch: &patch, condition: None, want: Want::Meta };
-            self.sessions.apply(&self.exchange, requested).await?;
-            return Ok(answer::empty());
+            let destroyed = self.sessions.destroy_own(&self.exchange).await?;
+            return Ok(answer::destroyed(destroyed, self.prefer));
         }
         let found = self.sessions.find(id, Want::Meta).await?;
         let theirs = found
             .session
             .is_some_and(|(_, record)| record.meta.principal.as_ref() == Some(principal));
-        if theirs && self.sessions.destroy(id).await? {
-            Ok(answer::empty())
-        } else {
-            Err(problem::no_such_session())
+        if !theirs {
+            return Err(problem::no_such_session());
+        }
+        match self.sessions.destroy(id).await? {
+            Destroyed { count: 0, .. } => Err(problem::no_such_session()),
+            destroyed => Ok(answer::destroyed(destroyed, self.prefer)),
         }
     }
 }
@@ -132,6 +132,6 @@ fn list(
     out
 }
 
-fn destroyed(count: u64) -> Response<Body> {
-    answer::json(format!("{{\"destroyed\":{count}}}"))
+fn destroyed(destroyed: Destroyed) -> Response<Body> {
+    answer::json(wire::destroyed(destroyed.count, destroyed.replicated))
 }

@@ -169,7 +169,8 @@ impl Api {
         let sessions = self.sessions.clone();
         let id = matched.parameter.map(|id| routes::id_of(id).ok_or_else(problem::no_such_session));
         let id = id.transpose()?;
-        self.finish(call, OfPrincipal { sessions, exchange, id }.answer(call)).await
+        let prefer = input::preference(&parts.headers);
+        self.finish(call, OfPrincipal { sessions, exchange, id, prefer }.answer(call)).await
     }
 
     /// Does here what can be done here for a request of another instance, and leaves the rest to
@@ -210,7 +211,7 @@ impl Api {
             query: input::Query::read(parts, one::parameters(call))?,
             if_match: input::if_match(headers)?,
             if_missing: call == Call::SetValue && input::if_none_match_any(headers)?,
-            minimal: input::prefers_minimal(headers),
+            prefer: input::preference(headers),
             body,
         })
     }

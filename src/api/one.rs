@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::Response;
 
 use super::answer;
-use super::input::{Match, Query};
+use super::input::{Match, Preference, Query};
 use super::problem::{self, Answered};
 use super::routes::Call;
 use crate::body::Body;
@@ -15,7 +15,7 @@ use crate::session::json::Json;
 use crate::session::patch::{Condition, Op, Patch};
 use crate::session::record::Key;
 use crate::session::token::Bound;
-use crate::sessions::{Changed, Exchange, Failure, Remote, Requested, Sessions};
+use crate::sessions::{Changed, Destroyed, Exchange, Failure, Remote, Requested, Sessions};
 use crate::store::Want;
 use crate::wire::{self, View};
 
@@ -37,7 +37,7 @@ pub(super) struct OnSession {
     pub(super) query: Query,
     pub(super) if_match: Option<Match>,
     pub(super) if_missing: bool,
-    pub(super) minimal: bool,
+    pub(super) prefer: Preference,
     pub(super) body: Bytes,
 }
 
@@ -115,6 +115,10 @@ impl OnSession {
         })
     }
 
+    fn is_minimal(&self) -> bool {
+        self.prefer == Preference::Minimal
+    }
+
     fn view<'a>(&'a self, changed: &'a Changed) -> View<'a> {
         let shared = self.sessions.shared();
         let session = changed.session.as_ref().map(|(id, record)| (*id, &record.meta));
@@ -122,11 +126,8 @@ impl OnSession {
     }
 
     fn show(&self, changed: &Changed) -> Response<Body> {
-        let response = if self.minimal {
-            let mut response = answer::empty();
-            let applied = http::HeaderValue::from_static("return=minimal");
-            response.headers_mut().insert("preference-applied", applied);
-            response
+        let response = if self.is_minimal() {
+            answer::applied(answer::empty(), "return=minimal")
         } else {
             answer::json(self.view(changed).session(&changed.values(), changed.made))
         };
@@ -148,7 +149,7 @@ impl OnSession {
     /// Applies a patch under the call's If-Match, which names a version here, and shows the session.
     async fn write(&self, patch: Patch, condition: Option<Condition>) -> Answered<Response<Body>> {
         let patch = self.under_version(patch)?;
-        let want = if self.minimal { Want::Meta } else { Want::Values };
+        let want = if self.is_minimal() { Want::Meta } else { Want::Values };
         let changed = self.apply(&patch, condition.as_ref(), want).await?;
         Ok(self.show(&changed))
     }
@@ -159,7 +160,7 @@ impl OnSession {
         patch: Patch,
         condition: Option<Condition>,
     ) -> Answered<Response<Body>> {
-        let want = if self.minimal { Want::Meta } else { Want::Values };
+        let want = if self.is_minimal() { Want::Meta } else { Want::Values };
         let changed = self.apply(&patch, condition.as_ref(), want).await?;
         Ok(self.show(&changed))
     }
@@ -209,29 +210,45 @@ impl OnSession {
     }
 
     async fn patch(&self) -> Answered<Response<Body>> {
-        self.write(wire::patch(&self.body)?, None).await
+        let patch = wire::patch(&self.body)?;
+        if !patch.destroy || self.is_minimal() {
+            return self.write(patch, None).await;
+        }
+        let changed = self.apply(&self.under_version(patch)?, None, Want::Values).await?;
+        let session = self.view(&changed).session(&changed.values(), changed.made);
+        let response = answer::json(wire::with_replicated(session, changed.replicated));
+        Ok(match &changed.session {
+            Some((_, record)) => answer::tagged_by_version(response, record.meta.version),
+            None => response,
+        })
     }
 
     async fn destroy(&self) -> Answered<Response<Body>> {
-        if self.query.flag("everywhere")? {
-            match &self.target {
-                Target::Request(exchange) => self.sessions.destroy_everywhere(exchange).await?,
-                Target::Remote(_) => return Err(Failure::Elsewhere.into()),
-                Target::Id(id) => {
-                    let found = self.sessions.find(*id, Want::Meta).await?;
-                    if let Some((_, record)) = found.session
-                        && let Some(principal) = record.meta.principal
-                    {
-                        self.sessions.destroy_all_of(&principal, Some(*id)).await?;
-                    }
-                    self.sessions.destroy(*id).await?;
-                }
+        let destroyed = if self.query.flag("everywhere")? {
+            self.destroy_everywhere().await?
+        } else {
+            let patch = self.under_version(Patch { destroy: true, ..Patch::default() })?;
+            Destroyed::by(&self.apply(&patch, None, Want::Meta).await?)
+        };
+        Ok(answer::destroyed(destroyed, self.prefer))
+    }
+
+    async fn destroy_everywhere(&self) -> Answered<Destroyed> {
+        let id = match &self.target {
+            Target::Request(exchange) => {
+                return Ok(self.sessions.destroy_everywhere(exchange).await?);
             }
-            return Ok(answer::empty());
+            Target::Remote(_) => return Err(Failure::Elsewhere.into()),
+            Target::Id(id) => *id,
+        };
+        let found = self.sessions.find(id, Want::Meta).await?;
+        let mut others = Destroyed::default();
+        if let Some((_, record)) = found.session
+            && let Some(principal) = record.meta.principal
+        {
+            others = self.sessions.destroy_all_of(&principal, Some(id)).await?;
         }
-        let patch = self.under_version(Patch { destroy: true, ..Patch::default() })?;
-        self.apply(&patch, None, Want::Meta).await?;
-        Ok(answer::empty())
+        Ok(others.and(self.sessions.destroy(id).await?))
     }
 
     async fn rotate(&self) -> Answered<Response<Body>> {
@@ -306,7 +323,7 @@ impl OnSession {
         let expiry = Some(wire::expiry(&self.body)?);
         let patch = self.under_version(Patch { expiry, ..Patch::default() })?;
         let changed = self.apply(&patch, None, Want::Meta).await?;
-        Ok(if self.minimal { self.show(&changed) } else { self.show_expiry(&changed) })
+        Ok(if self.is_minimal() { self.show(&changed) } else { self.show_expiry(&changed) })
     }
 
     fn show_expiry(&self, changed: &Changed) -> Response<Body> {

@@ -74,12 +74,13 @@ fn described(call: Call) -> (&'static str, &'static [(u16, Option<&'static str>)
     const VALUE: &[(u16, Option<&str>)] = &[(200, Some("Value"))];
     const EXPIRY: &[(u16, Option<&str>)] = &[(200, Some("ExpiryObject")), (204, None)];
     const DESTROYED: &[(u16, Option<&str>)] = &[(200, Some("Destroyed"))];
+    const ENDED: &[(u16, Option<&str>)] = &[(200, Some("Destroyed")), (204, None)];
     const DONE: &[(u16, Option<&str>)] = &[(204, None)];
     match call {
         Call::OpenApi => ("This contract", &[(200, Some("Object"))]),
         Call::Read => ("The whole session; reading creates nothing", &[(200, Some("Session"))]),
         Call::Patch => ("Apply a patch; creates the session where there is none", SESSION),
-        Call::Destroy => ("Destroy it", DONE),
+        Call::Destroy => ("Destroy it", ENDED),
         Call::Rotate => ("New token, same session", SESSION),
         Call::ReadValues => ("The values alone", &[(200, Some("Object"))]),
         Call::ReplaceValues => ("Replace all values", SESSION),
@@ -99,7 +100,7 @@ fn described(call: Call) -> (&'static str, &'static [(u16, Option<&'static str>)
             ("The sessions of this session's principal", &[(200, Some("SessionList"))])
         }
         Call::DestroyOthers => ("Log out all but this one", DESTROYED),
-        Call::DestroyOne => ("Log one of them out", DONE),
+        Call::DestroyOne => ("Log one of them out", ENDED),
         Call::List => ("List sessions", &[(200, Some("SessionPage"))]),
         Call::DestroyAll => ("Log a user out everywhere", DESTROYED),
         Call::ClearExpired => ("Remove what has expired", &[(200, Some("Removed"))]),
@@ -184,13 +185,17 @@ fn parameters(call: Call, route: &Route, by_id: bool) -> Value {
             },
         );
     }
-    if call.writes() && route.scope == Scope::Session {
-        add("If-Match", "header", json!({"type": "string", "pattern": "^\"[0-9a-f]{1,40}\"$"}));
+    if matches!(call, Call::Destroy | Call::DestroyOne)
+        || call.writes() && route.scope == Scope::Session
+    {
         add(
             "Prefer",
             "header",
             json!({"type": "string", "enum": ["return=minimal", "return=representation"]}),
         );
+    }
+    if call.writes() && route.scope == Scope::Session {
+        add("If-Match", "header", json!({"type": "string", "pattern": "^\"[0-9a-f]{1,40}\"$"}));
     }
     if call == Call::SetValue {
         add("If-None-Match", "header", json!({"type": "string", "enum": ["*"]}));
@@ -240,7 +245,9 @@ fn schemas() -> Value {
         "Expiry": {"oneOf": [{"type": "null"}, reference("OwnExpiry")]},
         "Patch": patch(),
         "TestCookie": {"type": "object", "required": ["worked"], "properties": {"worked": {"type": "boolean"}}},
-        "Destroyed": one_count("destroyed"),
+        "Destroyed": {"type": "object", "required": ["destroyed", "replicated"], "properties": {
+            "destroyed": count, "replicated": {"type": ["boolean", "null"]}
+        }},
         "Removed": one_count("removed"),
         "Problem": {
             "type": "object",

@@ -188,14 +188,27 @@ pub struct Applied {
 }
 
 /// Whether a replica of the store has a change, so that no failover undoes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Replicated {
     /// Nobody waited for that.
+    #[default]
     NotAsked,
     /// One has it.
     Yes,
     /// None had said so when the time was over. The change is made all the same.
     No,
+}
+
+impl Replicated {
+    /// What holds of two changes together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::No, _) | (_, Self::No) => Self::No,
+            (Self::Yes, _) | (_, Self::Yes) => Self::Yes,
+            (Self::NotAsked, Self::NotAsked) => Self::NotAsked,
+        }
+    }
 }
 
 /// What a change did to the token.

@@ -8,7 +8,9 @@ use crate::metrics::Event;
 use crate::random;
 use crate::session::id::Id;
 use crate::session::json::Json;
-use crate::session::patch::{Applied, Condition, Patch, Refusal, Remains, Rotation, Through};
+use crate::session::patch::{
+    Applied, Condition, Patch, Refusal, Remains, Replicated, Rotation, Through,
+};
 use crate::session::record::{Entry, Key, Meta, Record, Values};
 use crate::store::{Created, Error as StoreError, Want};
 
@@ -32,6 +34,8 @@ pub struct Changed {
     pub before: Option<Json>,
     /// Whether this request has made the session.
     pub made: bool,
+    /// Whether a replica has what was ended, where something was.
+    pub replicated: Replicated,
 }
 
 impl Sessions {
@@ -45,7 +49,7 @@ impl Sessions {
                     Err(Refusal::Rotated.into())
                 }
                 Some(Entry::Live(record)) => {
-                    Ok(Changed { session: Some((id, record)), before: None, made })
+                    Ok(Changed { session: Some((id, record)), made, ..Changed::default() })
                 }
                 Some(Entry::Ended { .. }) | None => Err(Refusal::Gone.into()),
             },
@@ -230,7 +234,7 @@ impl Sessions {
         state.bind_made(id, &record);
         let values = requested.want.select(record.values);
         let record = Record { meta: record.meta, values };
-        Ok(Changed { session: Some((id, record)), before: None, made: true })
+        Ok(Changed { session: Some((id, record)), made: true, ..Changed::default() })
     }
 
     /// A new record in the store, under `id` or, where that is taken, another.
@@ -275,8 +279,12 @@ impl Sessions {
         let ended = Requested { patch: &end, condition: None, want: Want::Meta };
         let ended =
             self.patch_bound(exchange, state, old, Through::Request(generation), ended).await;
+        let mut replicated = Replicated::NotAsked;
         let goes_on = match ended {
-            Ok(_) => Ok(()),
+            Ok(ended) => {
+                replicated = ended.replicated;
+                Ok(())
+            }
             // There is nothing left to end; but whoever named a version meant a session.
             Err(Failure::Refused(Refusal::Gone | Refusal::Ended)) => requested.check_unversioned(),
             Err(Failure::Refused(Refusal::Rotated)) if patch.principal.is_some() => {
@@ -291,7 +299,7 @@ impl Sessions {
         state.bind_made(id, &record);
         let values = requested.want.select(record.values);
         let record = Record { meta: record.meta, values };
-        Ok(Changed { session: Some((id, record)), before: None, made: true })
+        Ok(Changed { session: Some((id, record)), before: None, made: true, replicated })
     }
 
     /// Removes a record that was made a moment ago and that nobody knows.
@@ -335,8 +343,9 @@ fn first_version() -> u64 {
     u64::from(u32::from_be_bytes(random::bytes()))
 }
 
-fn changed(id: Id, applied: Applied, made: bool) -> Changed {
-    Changed { session: Some((id, applied.record)), before: applied.before, made }
+pub(super) fn changed(id: Id, applied: Applied, made: bool) -> Changed {
+    let Applied { record, before, replicated, .. } = applied;
+    Changed { session: Some((id, record)), before, made, replicated }
 }
 
 impl Changed {

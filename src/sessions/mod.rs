@@ -36,7 +36,7 @@ pub use exchange::{Exchange, Presented, Prolongs, SessionError};
 pub use in_flight::{InFlight, Resumed, Tracked};
 pub use open::{Arrival, Opened};
 pub use remote::Remote;
-pub use service::Listed;
+pub use service::{Destroyed, Listed};
 
 /// Sessions, as one worker reaches them: the store is the worker's, the rest is shared.
 #[derive(Clone, Debug)]

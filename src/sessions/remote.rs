@@ -5,7 +5,7 @@
 //! rotates its session first. So what needs no cookie is done here, and the rest is the other
 //! instance's.
 
-use super::change::{Changed, Requested};
+use super::change::{Changed, Requested, changed};
 use super::{Failure, Sessions};
 use crate::session::id::Id;
 use crate::session::patch::{Refusal, Remains, Through};
@@ -48,11 +48,7 @@ impl Sessions {
         let through = Through::Request(generation);
         let change = self.change(patch, condition, through, remote.prolongs, Remains::Nothing);
         match self.timed("patch", self.store.patch(id, change, want)).await? {
-            Ok(applied) => Ok(Changed {
-                session: Some((id, applied.record)),
-                before: applied.before,
-                made: false,
-            }),
+            Ok(applied) => Ok(changed(id, applied, false)),
             Err(Refusal::Gone | Refusal::Ended | Refusal::Rotated) => Err(Failure::Elsewhere),
             Err(refusal) => Err(refusal.into()),
         }

@@ -3,12 +3,12 @@
 
 use tracing::info;
 
-use super::change::{Changed, Requested};
+use super::change::{Changed, Requested, changed};
 use super::exchange::Exchange;
 use super::{Failure, Sessions};
 use crate::metrics::Event;
 use crate::session::id::Id;
-use crate::session::patch::{Patch, Refusal, Remains, Through};
+use crate::session::patch::{Patch, Refusal, Remains, Replicated, Through};
 use crate::session::record::{Entry, Meta, Principal};
 use crate::store::{Error as StoreError, Want};
 
@@ -19,6 +19,15 @@ pub struct Listed {
     pub sessions: Vec<(Id, Meta)>,
     /// Where the next page begins.
     pub next: Option<String>,
+}
+
+/// What ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Destroyed {
+    /// How many sessions.
+    pub count: u64,
+    /// Whether a replica has the end of each of them.
+    pub replicated: Replicated,
 }
 
 /// How many sessions are read from the store at a time.
@@ -42,15 +51,16 @@ impl Sessions {
         if !matches!(applied.entry, Some(Entry::Live(_))) {
             self.shared.metrics.event(Event::Destroyed);
         }
-        Ok(Changed { session: Some((id, applied.record)), before: applied.before, made: false })
+        Ok(changed(id, applied, false))
     }
 
-    /// Ends a session by its id; answers whether there was one.
-    pub async fn destroy(&self, id: Id) -> Result<bool, Failure> {
+    /// Ends a session by its id, if there is one.
+    pub async fn destroy(&self, id: Id) -> Result<Destroyed, Failure> {
         let alive = self.load_live(id, Want::Meta).await?.is_some();
-        let removed = self.timed("remove", self.store.remove(id)).await?.is_some() && alive;
-        self.shared.metrics.events(Event::Destroyed, u64::from(removed));
-        Ok(removed)
+        let removed = self.timed("remove", self.store.remove(id)).await?;
+        let Some(replicated) = removed.filter(|_| alive) else { return Ok(Destroyed::default()) };
+        self.shared.metrics.event(Event::Destroyed);
+        Ok(Destroyed { count: 1, replicated })
     }
 
     /// A page of the sessions of a principal, or of all.
@@ -84,36 +94,42 @@ impl Sessions {
         }
     }
 
-    /// Ends all sessions of a principal but `spared`; answers how many.
+    /// Ends all sessions of a principal but `spared`.
     pub async fn destroy_all_of(
         &self,
         principal: &Principal,
         spared: Option<Id>,
-    ) -> Result<u64, Failure> {
-        let mut destroyed = 0;
+    ) -> Result<Destroyed, Failure> {
+        let mut destroyed = Destroyed::default();
         for (id, _) in self.sessions_of(principal).await? {
             if Some(id) != spared {
-                destroyed += u64::from(self.destroy(id).await?);
+                destroyed = destroyed.and(self.destroy(id).await?);
             }
         }
-        info!(destroyed, "the sessions of a principal were ended");
+        info!(destroyed = destroyed.count, "the sessions of a principal were ended");
         Ok(destroyed)
     }
 
     /// Ends the session of a request, and with it all others of its principal.
-    pub async fn destroy_everywhere(&self, exchange: &Exchange) -> Result<(), Failure> {
+    pub async fn destroy_everywhere(&self, exchange: &Exchange) -> Result<Destroyed, Failure> {
         let principal = match self.read(exchange, Want::Meta).await {
             Ok(read) => read.session.and_then(|(id, record)| Some((id, record.meta.principal?))),
             // There is nothing left that could say whose it was.
             Err(Failure::Refused(Refusal::Gone)) => None,
             Err(failure) => return Err(failure),
         };
+        let mut others = Destroyed::default();
         if let Some((id, principal)) = principal {
-            self.destroy_all_of(&principal, Some(id)).await?;
+            others = self.destroy_all_of(&principal, Some(id)).await?;
         }
+        Ok(others.and(self.destroy_own(exchange).await?))
+    }
+
+    /// Ends the session of a request.
+    pub async fn destroy_own(&self, exchange: &Exchange) -> Result<Destroyed, Failure> {
         let patch = Patch { destroy: true, ..Patch::default() };
         let requested = Requested { patch: &patch, condition: None, want: Want::Meta };
-        self.apply(exchange, requested).await.map(drop)
+        Ok(Destroyed::by(&self.apply(exchange, requested).await?))
     }
 
     /// Removes what is over; answers how many sessions that were.
@@ -121,5 +137,19 @@ impl Sessions {
         let removed = self.timed("sweep", self.store.sweep(self.shared.clock.now())).await?;
         self.shared.metrics.events(Event::Expired, removed);
         Ok(removed)
+    }
+}
+
+impl Destroyed {
+    /// What a patch that destroys has ended.
+    pub fn by(changed: &Changed) -> Self {
+        Self { count: u64::from(changed.session.is_some()), replicated: changed.replicated }
+    }
+
+    /// These, and others.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let count = self.count + other.count;
+        Self { count, replicated: self.replicated.and(other.replicated) }
     }
 }

@@ -32,6 +32,7 @@ mod fault_proxy;
 mod header_exchange;
 mod proxy_headers;
 mod proxy_streams;
+mod redis;
 mod redis_kit;
 mod rotation;
 mod support;

@@ -136,12 +136,11 @@ fn a_destroy_says_whether_a_replica_has_it() {
         let ended = async |durable, how: &str| {
             let store = with(durable);
             let id = made(&store, &record(now(), Values::new())).await;
-            let replicated = match how {
-                "remove" => store.remove(id).await.expect("removed").expect("a session"),
-                _ => {
-                    let applied = patch(&store, id, &destroy, Want::Meta).await;
-                    applied.expect("answered").expect("applied").replicated
-                }
+            let replicated = if how == "remove" {
+                store.remove(id).await.expect("removed").expect("a session")
+            } else {
+                let applied = patch(&store, id, &destroy, Want::Meta).await;
+                applied.expect("answered").expect("applied").replicated
             };
             assert_eq!(store.load(id, Want::Meta).await.expect("loaded").and_then(live), None);
             replicated

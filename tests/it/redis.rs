@@ -1,0 +1,111 @@
+//! The whole proxy with Redis: what a deployment with replicas, or a cache, shows to the outside.
+
+use std::time::Duration;
+
+use cloakroom::time::Clock;
+use serde_json::json;
+
+use crate::support::{Browser, Cloakroom, RedisServer, Script, Upstream};
+
+async fn instance(upstream: &Upstream, server: &RedisServer, store: &str) -> Cloakroom {
+    let toml = format!(
+        "[api]\naddress = \"127.0.0.1:0\"\n[session]\ntouch = \"write\"\n[store]\nurl = \"{}\"\n\
+         timeout = \"2s\"\n{store}",
+        server.url()
+    );
+    let directory = tempfile::tempdir().expect("a directory");
+    Cloakroom::at(upstream, &toml, Clock::System, directory).await
+}
+
+/// How many commands of clients the server has run.
+fn commands(server: &RedisServer) -> u64 {
+    let stats = server.command(&["INFO", "commandstats"]).text();
+    let wanted = ["cmdstat_hgetall:", "cmdstat_hmget:", "cmdstat_evalsha:"];
+    let lines = stats.lines().filter(|line| wanted.iter().any(|name| line.starts_with(name)));
+    let count = |line: &str| {
+        let (_, rest) = line.split_once("calls=").expect("calls");
+        rest.split(',').next().expect("a number").parse::<u64>().expect("a number")
+    };
+    lines.map(count).sum()
+}
+
+#[tokio::test]
+async fn a_destroy_says_whether_a_replica_has_it() {
+    let primary = RedisServer::start(&[]);
+    let replica = RedisServer::replica_of(&primary);
+    let upstream = Upstream::start();
+    let proxy = instance(&upstream, &primary, "").await;
+    let told = [("prefer", "return=representation")];
+    let log_in = Script::new().patch(&json!({"principal": "ada"}));
+    let check = async |replicated: bool| {
+        let browser = Browser::new(&proxy);
+        browser.send("GET", "/", &[], &log_in).await;
+        let end = Script::new().call_with("DELETE", "", &told, "");
+        let page = browser.send("GET", "/", &[], &end).await;
+        assert_eq!(page.json(), json!({"destroyed": 1, "replicated": replicated}));
+        browser.send("GET", "/", &[], &log_in).await;
+        let end = Script::new().patch(&json!({"destroy": true}));
+        let page = browser.send("GET", "/", &[], &end).await;
+        assert_eq!(page.json()["replicated"], json!(replicated));
+        let (one, other) = (Browser::new(&proxy), Browser::new(&proxy));
+        one.send("GET", "/", &[], &log_in).await;
+        other.send("GET", "/", &[], &log_in).await;
+        let others = Script::new().call("DELETE", "/principal/sessions", "");
+        let page = one.send("GET", "/", &[], &others).await;
+        assert_eq!(page.json(), json!({"destroyed": 1, "replicated": replicated}));
+        let everywhere = Script::new().call_with("DELETE", "?everywhere=true", &told, "");
+        let page = one.send("GET", "/", &[], &everywhere).await;
+        assert_eq!(page.json(), json!({"destroyed": 1, "replicated": replicated}));
+    };
+    check(true).await;
+    replica.stop();
+    check(false).await;
+    replica.cont();
+    let alone = RedisServer::start(&[]);
+    let proxy = instance(&upstream, &alone, "").await;
+    let browser = Browser::new(&proxy);
+    browser.send("GET", "/", &[], &log_in).await;
+    let end = Script::new().call_with("DELETE", "", &told, "");
+    let page = browser.send("GET", "/", &[], &end).await;
+    assert_eq!(page.json(), json!({"destroyed": 1, "replicated": null}));
+}
+
+#[tokio::test]
+async fn with_the_cache_a_hot_page_costs_no_command_and_a_log_out_elsewhere_is_heard_of() {
+    let server = RedisServer::start(&[]);
+    let upstream = Upstream::start();
+    let cache = "cache = { max_bytes = \"4MiB\" }\n";
+    let a = instance(&upstream, &server, cache).await;
+    let b = instance(&upstream, &server, cache).await;
+    let browser = Browser::new(&a);
+    browser.send("GET", "/", &[], &Script::new().call("PUT", "/values/x", "1")).await;
+    let read = Script::new().get("/values/x");
+    // Until the cache's connection stands, and as long as no heartbeat of it is late.
+    eventually(async || {
+        browser.send("GET", "/", &[], &read).await;
+        let before = commands(&server);
+        for _ in 0..20 {
+            assert_eq!(browser.send("GET", "/", &[], &read).await.json(), json!(1));
+        }
+        commands(&server) == before
+    })
+    .await;
+    let kept = browser.copy();
+    let end = Script::new().call("DELETE", "", "");
+    browser.at(b.public()).send("GET", "/", &[], &end).await;
+    eventually(async || {
+        let page = kept.at(a.public()).send("GET", "/", &[], &Script::new().get("")).await;
+        page.saw("x-session-error").as_deref() == Some("session_ended")
+    })
+    .await;
+}
+
+/// Repeats what is asked until it holds.
+async fn eventually(holds: impl AsyncFn() -> bool) {
+    let waiting = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("it holds at last");
+}
