@@ -117,6 +117,7 @@ impl From<Failure> for Problem {
             Failure::Refused(refusal) => refused(&refusal, detail),
             Failure::ResponseCommitted => problem(409, "response_committed", detail),
             Failure::AmbiguousCookie => problem(409, "ambiguous_cookie", detail),
+            Failure::TooManySessions => problem(409, "too_many_sessions", detail),
             Failure::NoSuchSession => no_such_session(),
             Failure::Elsewhere => problem(410, REQUEST_GONE, detail),
             Failure::StoreWasAway => problem(503, "store_unavailable", detail),

@@ -10,7 +10,7 @@ use crate::log::Format;
 use crate::proxy::config::Session as RouteSession;
 use crate::server::Address;
 use crate::session::cookie::SameSite;
-use crate::session::policy::{Create, OnReplay, Touch};
+use crate::session::policy::{AtMax, Create, OnReplay, Touch};
 use crate::store::config::OnError;
 use tracing::level_filters::LevelFilter;
 
@@ -127,6 +127,10 @@ section! {
         max_bytes: Field<Size>,
         /// The most values in a session.
         max_values: Field<usize>,
+        /// The most sessions of a principal.
+        max_per_principal: Field<usize>,
+        /// What a log-in does where there are as many.
+        at_max_per_principal: Field<AtMax>,
         /// Keep client address and user agent.
         record_client: Field<bool>,
     }

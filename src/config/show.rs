@@ -85,6 +85,10 @@ fn session(page: &mut Page, config: &Config) {
     page.duration("touch_interval", policy.touch_interval);
     page.text("max_bytes", write_size(policy.max_bytes));
     page.plain("max_values", policy.max_values);
+    if let Some(max) = policy.max_per_principal {
+        page.plain("max_per_principal", max);
+    }
+    page.word("at_max_per_principal", policy.at_max_per_principal);
     page.plain("record_client", policy.record_client);
 }
 

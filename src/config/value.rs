@@ -12,7 +12,7 @@ use crate::log::Format;
 use crate::proxy::config::Session;
 use crate::server::Address;
 use crate::session::cookie::SameSite;
-use crate::session::policy::{Create, OnReplay, Touch};
+use crate::session::policy::{AtMax, Create, OnReplay, Touch};
 use crate::store::config::OnError;
 
 /// A value of the configuration. An error says what is wrong and what would be right, without the
@@ -275,6 +275,7 @@ macro_rules! words {
 }
 
 words! {
+    AtMax { "evict_oldest" => EvictOldest, "reject" => Reject, }
     OnReplay { "ignore" => Ignore, "revoke" => Revoke, }
     Create { "on-write" => OnWrite, "navigation" => Navigation, }
     Touch { "request" => Request, "write" => Write, }

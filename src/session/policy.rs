@@ -33,6 +33,10 @@ pub struct Policy {
     pub max_values: usize,
     /// Keep the client's address and user agent in the session.
     pub record_client: bool,
+    /// How many sessions a principal may have; `None` is any number.
+    pub max_per_principal: Option<usize>,
+    /// What a log-in does where there are as many already.
+    pub at_max_per_principal: AtMax,
     /// How long a request token outlives its request; also how long a session lives after its
     /// latest write, where its request brought no cookie because the browser withheld it.
     pub request_token_linger: Duration,
@@ -45,6 +49,15 @@ pub enum OnReplay {
     Ignore,
     /// It ends the session: a thief may have rotated first.
     Revoke,
+}
+
+/// What a log-in does where its principal has as many sessions as it may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtMax {
+    /// It ends those that logged in first.
+    EvictOldest,
+    /// It is refused.
+    Reject,
 }
 
 /// When a visitor gets a session.
@@ -73,6 +86,8 @@ impl Default for Policy {
             rotate_every: Some(Duration::from_hours(1)),
             rotation_grace: Duration::from_mins(2),
             on_replay: OnReplay::Ignore,
+            max_per_principal: None,
+            at_max_per_principal: AtMax::EvictOldest,
             expire_at_browser_close: false,
             create: Create::OnWrite,
             touch: Touch::Request,

@@ -92,10 +92,25 @@ impl Sessions {
         state: &mut State,
         requested: Requested<'_>,
     ) -> Result<Changed, Failure> {
-        let patch = requested.patch;
-        if !exchange.takes_cookies(state) && patch.needs_cookie() {
+        if !exchange.takes_cookies(state) && requested.patch.needs_cookie() {
             return Err(Failure::ResponseCommitted);
         }
+        let Some(principal) = &requested.patch.principal else {
+            return self.apply_once(exchange, state, requested).await;
+        };
+        self.admit(principal, state).await?;
+        let changed = self.apply_once(exchange, state, requested).await?;
+        self.evict_beyond(principal, &changed).await;
+        Ok(changed)
+    }
+
+    async fn apply_once(
+        &self,
+        exchange: &Exchange,
+        state: &mut State,
+        requested: Requested<'_>,
+    ) -> Result<Changed, Failure> {
+        let patch = requested.patch;
         let logs_in = patch.principal.is_some();
         match state.binding {
             Binding::None(_) if patch.only_removes() => self.remove_nothing(requested),

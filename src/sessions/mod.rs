@@ -5,6 +5,7 @@
 //! response's head leaves, [`Sessions::commit`] writes the use down and decides the one Set-Cookie.
 //! It knows neither routes nor HTTP bodies.
 
+mod cap;
 mod change;
 mod commit;
 mod exchange;
@@ -80,6 +81,9 @@ pub enum Failure {
     /// There is no session to do this to.
     #[error("there is no such session")]
     NoSuchSession,
+    /// Its principal has as many sessions as it may have.
+    #[error("the principal has as many sessions as it may have; log one of them out")]
+    TooManySessions,
     /// The request could not load its session when it came.
     #[error("the store did not answer when the request came")]
     StoreWasAway,

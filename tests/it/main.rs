@@ -30,6 +30,7 @@ mod demo;
 mod examples;
 mod fault_proxy;
 mod header_exchange;
+mod principals;
 mod proxy_headers;
 mod proxy_streams;
 mod redis;

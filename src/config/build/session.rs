@@ -15,6 +15,8 @@ const INTERVAL: RangeInclusive<Duration> = Duration::ZERO..=Policy::MAX_COOKIE_A
 /// A session is read as a whole.
 const BYTES: RangeInclusive<usize> = 1024..=64 * 1024 * 1024;
 const VALUES: RangeInclusive<usize> = 1..=100_000;
+/// Each log-in reads them all.
+const PER_PRINCIPAL: RangeInclusive<usize> = 1..=1000;
 
 /// The policy.
 pub(super) fn policy(file: &File, context: &mut Context<'_>) -> Policy {
@@ -41,6 +43,11 @@ pub(super) fn policy(file: &File, context: &mut Context<'_>) -> Policy {
         touch_interval: touch_interval(table, idle_timeout, context),
         max_bytes: context.size(&table.max_bytes, default.max_bytes, &BYTES),
         max_values: context.count(&table.max_values, default.max_values, &VALUES),
+        max_per_principal: table
+            .max_per_principal
+            .found()
+            .map(|_| context.count(&table.max_per_principal, 1, &PER_PRINCIPAL)),
+        at_max_per_principal: table.at_max_per_principal.or(default.at_max_per_principal),
         record_client: table.record_client.or(default.record_client),
         request_token_linger: context.duration(
             &file.api.0.request_token_linger,

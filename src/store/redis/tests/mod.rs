@@ -64,6 +64,8 @@ const POLICY: Policy = Policy {
     rotate_every: None,
     rotation_grace: Duration::from_mins(2),
     on_replay: crate::session::policy::OnReplay::Ignore,
+    max_per_principal: None,
+    at_max_per_principal: crate::session::policy::AtMax::EvictOldest,
     expire_at_browser_close: false,
     create: crate::session::policy::Create::OnWrite,
     touch: crate::session::policy::Touch::Request,
