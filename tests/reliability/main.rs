@@ -13,6 +13,7 @@
     reason = "a test fails by panicking, knows its environment, says how it goes, and exports nothing"
 )]
 
+mod cache;
 mod drain;
 mod economy;
 mod increments;
@@ -23,9 +24,6 @@ mod report;
 mod rotation_storm;
 mod stores;
 
-#[path = "../it/support/redis/mod.rs"]
-#[expect(dead_code, unused_imports, reason = "the kit of other tests too")]
-mod redis;
 #[path = "../it/support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the kit of other tests too")]
 mod support;
@@ -36,8 +34,16 @@ use std::process::ExitCode;
 
 use self::report::Report;
 
-const SCENARIOS: [&str; 7] =
-    ["log-in-storm", "rotation-storm", "economy", "made-up-cookies", "kill", "increments", "drain"];
+const SCENARIOS: [&str; 8] = [
+    "log-in-storm",
+    "rotation-storm",
+    "economy",
+    "made-up-cookies",
+    "kill",
+    "increments",
+    "drain",
+    "cache",
+];
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
@@ -75,6 +81,7 @@ async fn run(name: &str, report: &mut Report) {
         "kill" => kill::run(report).await,
         "increments" => increments::run(report).await,
         "drain" => drain::run(report).await,
+        "cache" => cache::run(report).await,
         other => panic!("no such scenario: {other}; there are {SCENARIOS:?}"),
     }
 }

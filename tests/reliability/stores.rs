@@ -5,8 +5,7 @@ use std::net::TcpStream;
 
 use tempfile::TempDir;
 
-use crate::redis::RedisServer;
-use crate::support::{Cloakroom, Upstream};
+use crate::support::{Cloakroom, RedisServer, Upstream};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
