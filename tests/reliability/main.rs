@@ -14,6 +14,7 @@
 )]
 
 mod cache;
+mod commands;
 mod drain;
 mod economy;
 mod increments;
@@ -34,7 +35,7 @@ use std::process::ExitCode;
 
 use self::report::Report;
 
-const SCENARIOS: [&str; 8] = [
+const SCENARIOS: [&str; 9] = [
     "log-in-storm",
     "rotation-storm",
     "economy",
@@ -43,6 +44,7 @@ const SCENARIOS: [&str; 8] = [
     "increments",
     "drain",
     "cache",
+    "commands",
 ];
 
 fn main() -> ExitCode {
@@ -81,6 +83,7 @@ async fn run(name: &str, report: &mut Report) {
         "kill" => kill::run(report).await,
         "increments" => increments::run(report).await,
         "drain" => drain::run(report).await,
+        "commands" => commands::run(report).await,
         "cache" => cache::run(report).await,
         other => panic!("no such scenario: {other}; there are {SCENARIOS:?}"),
     }
