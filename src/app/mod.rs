@@ -28,6 +28,7 @@ use crate::server::{self, Address, BoundListener, Protocol, Settings, Tasks};
 use crate::session::key_ring::KeyRing;
 use crate::session::peer::Instance;
 use crate::sessions::{InFlight, Sessions, Shared};
+use crate::store;
 use crate::store::redis::SurveyError;
 use crate::store::sqlite::OpenError;
 use crate::time::Clock;
@@ -92,6 +93,9 @@ pub enum StartError {
     /// The database could not be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// The directory of files could not be opened.
+    #[error(transparent)]
+    Files(#[from] store::file::OpenError),
     /// Redis refuses what is needed.
     #[error(transparent)]
     Survey(#[from] SurveyError),

@@ -12,6 +12,7 @@ use crate::session::policy::Policy;
 use crate::store::Store;
 use crate::store::cache::{Cached, Coherence, Hot};
 use crate::store::config::Backend;
+use crate::store::file::Files;
 use crate::store::memory::Memory;
 use crate::store::redis::{Deployment, Redis, Survey, SurveyError, track};
 use crate::store::sqlite::Sqlite;
@@ -39,6 +40,9 @@ impl Stores {
         let ways = match &config.store.backend {
             Backend::Memory => Ways::Embedded(Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES))),
             Backend::Sqlite { path } => Ways::Embedded(Arc::new(Sqlite::open(path, timeout)?)),
+            Backend::File { directory } => {
+                Ways::Embedded(Arc::new(Files::open(directory, timeout)?))
+            }
             Backend::Redis(redis) => {
                 let deployment = Deployment::new(redis, timeout);
                 survey(&deployment, &config.policy, clock.now())?;

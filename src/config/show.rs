@@ -111,6 +111,9 @@ fn store(page: &mut Page, config: &Config) {
     match &config.store.backend {
         Backend::Memory => page.text("url", "memory:"),
         Backend::Sqlite { path } => page.text("url", format_args!("sqlite:{}", path.display())),
+        Backend::File { directory } => {
+            page.text("url", format_args!("file:{}", directory.display()));
+        }
         Backend::Redis(redis) => store_redis(page, redis),
     }
     page.duration("timeout", config.store.timeout);

@@ -30,6 +30,11 @@ pub enum Backend {
         /// not made by the store.
         path: PathBuf,
     },
+    /// A file for each session.
+    File {
+        /// Absolute, as the path of a database file. It is made where it is missing, its parent is not.
+        directory: PathBuf,
+    },
     /// Redis or Valkey, shared with other instances.
     Redis(Box<Redis>),
 }

@@ -8,7 +8,9 @@ pub mod config;
 #[cfg(test)]
 pub(crate) mod conformance;
 mod encode;
+pub mod file;
 pub mod memory;
+mod owned;
 pub mod redis;
 pub mod sqlite;
 

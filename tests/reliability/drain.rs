@@ -70,7 +70,7 @@ async fn drains() -> Counted {
     let (mut clean_exits, mut slowest) = (0, Duration::ZERO);
     for round in 0..ROUNDS {
         let (directory, addresses) = (directory(), Addresses::free());
-        addresses.configure(directory.path(), upstream);
+        addresses.configure(directory.path(), upstream, "sqlite:cloakroom.db");
         let mut process = Process::start(directory.path(), &addresses).await;
         let told = Arc::new(AtomicUsize::new(0));
         let mut clients = JoinSet::new();

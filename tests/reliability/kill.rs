@@ -1,4 +1,4 @@
-//! SIGKILL in the midst of writes to SQLite: what was acknowledged is there afterwards.
+//! SIGKILL in the midst of writes to the disk: what was acknowledged is there afterwards.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -42,19 +42,21 @@ struct Count {
 }
 
 pub async fn run(report: &mut Report) {
-    report
-        .row(
-            format!("kill -9 of the program while {CLIENTS} clients increment and set values, SQLite"),
-            format!("{KILLS} kills"),
-            "every write that was answered 2xx is there after the restart; PRAGMA integrity_check says ok",
-            kills(),
-        )
-        .await;
+    for (name, store) in [("SQLite", "sqlite:cloakroom.db"), ("files", "file:sessions")] {
+        report
+            .row(
+                format!("kill -9 of the program while {CLIENTS} clients increment and set values, {name}"),
+                format!("{KILLS} kills"),
+                "every write that was answered 2xx is there after the restart; PRAGMA integrity_check says ok, or every file is whole",
+                kills(store),
+            )
+            .await;
+    }
 }
 
-async fn kills() -> Counted {
+async fn kills(store: &str) -> Counted {
     let (directory, upstream, addresses) = (directory(), Upstream::start(), Addresses::free());
-    addresses.configure(directory.path(), upstream.address);
+    addresses.configure(directory.path(), upstream.address, store);
     let mut ledgers = BTreeMap::new();
     let mut browsers: Vec<_> = (0..CLIENTS).map(|_| Browser::to(addresses.public)).collect();
     let mut count = Count::default();
@@ -78,7 +80,7 @@ async fn kills() -> Counted {
         for id in touched {
             verify(addresses.api, &id, &ledgers[&id], &mut count).await;
         }
-        count.broken += usize::from(!is_sound(&directory.path().join("cloakroom.db")));
+        count.broken += usize::from(!is_sound(directory.path()));
     }
     // Those of earlier rounds too, after all the kills.
     for (id, ledger) in &ledgers {
@@ -171,7 +173,13 @@ async fn verify(api: SocketAddr, id: &str, ledger: &Ledger, count: &mut Count) {
     count.lost += ledger.keys.iter().filter(|key| values.get(key.as_str()).is_none()).count();
 }
 
-fn is_sound(database: &Path) -> bool {
+/// SQLite checks itself; of files the program tells at its start which ones are not whole.
+fn is_sound(directory: &Path) -> bool {
+    let database = directory.join("cloakroom.db");
+    if !database.exists() {
+        let log = std::fs::read_to_string(directory.join("log")).unwrap();
+        return directory.join("sessions").is_dir() && !log.contains("cannot be read");
+    }
     let connection = rusqlite::Connection::open(database).unwrap();
     let said: String =
         connection.query_row("PRAGMA integrity_check", (), |row| row.get(0)).unwrap();

@@ -35,11 +35,11 @@ impl Addresses {
     }
 
     /// Writes the configuration into `directory`, which is the state directory too.
-    pub fn configure(&self, directory: &Path, upstream: SocketAddr) {
+    pub fn configure(&self, directory: &Path, upstream: SocketAddr, store: &str) {
         let Self { public, api, admin } = self;
         let text = format!(
             "[[listen]]\naddress = \"{public}\"\n[api]\naddress = \"{api}\"\nservice_token = \"{SERVICE_TOKEN}\"\n\
-             [admin]\naddress = \"{admin}\"\n[log]\naccess = false\n[store]\nurl = \"sqlite:cloakroom.db\"\n\
+             [admin]\naddress = \"{admin}\"\n[log]\naccess = false\n[store]\nurl = \"{store}\"\n\
              [[route]]\nupstream = \"http://{upstream}\"\n"
         );
         std::fs::write(directory.join("cloakroom.toml"), text).unwrap();

@@ -52,8 +52,13 @@ fn backend(table: &file::Store, context: &mut Context<'_>) -> Backend {
         Ok(StoreUrl::Redis(url)) => {
             return Backend::Redis(Box::new(redis(url, table, &origin, context)));
         }
-        Ok(StoreUrl::Memory) => None,
-        Ok(StoreUrl::Sqlite(path)) => context.in_state(&path, &origin),
+        Ok(StoreUrl::Memory) => Some(Backend::Memory),
+        Ok(StoreUrl::Sqlite(path)) => {
+            context.in_state(&path, &origin).map(|path| Backend::Sqlite { path })
+        }
+        Ok(StoreUrl::File(path)) => {
+            context.in_state(&path, &origin).map(|directory| Backend::File { directory })
+        }
         Err(message) => {
             context.error(&origin, message);
             return Backend::Memory;
@@ -62,7 +67,7 @@ fn backend(table: &file::Store, context: &mut Context<'_>) -> Backend {
     for (origin, what) in only_of_redis(table) {
         context.error(&origin, format!("only a redis store has {what}; leave it out"));
     }
-    parsed.map_or(Backend::Memory, |path| Backend::Sqlite { path })
+    parsed.unwrap_or(Backend::Memory)
 }
 
 fn cache(table: &file::Store, backend: &Backend, context: &mut Context<'_>) -> Option<usize> {
@@ -189,7 +194,9 @@ fn keys(
         return Keys::Given(Arc::new(KeyRing::new(first, older)));
     }
     match backend {
-        Backend::Sqlite { path } => Keys::BesideData(path.with_file_name(KEY_FILE)),
+        Backend::Sqlite { path } | Backend::File { directory: path } => {
+            Keys::BesideData(path.with_file_name(KEY_FILE))
+        }
         Backend::Redis(_) if sources.is_empty() => {
             let message = "a shared store needs session.keys, the same for every instance; \
                            `cloakroom generate-key` makes one";

@@ -9,6 +9,7 @@ use super::redis_url::{self, RedisUrl};
 pub(super) enum StoreUrl {
     Memory,
     Sqlite(PathBuf),
+    File(PathBuf),
     Redis(RedisUrl),
 }
 
@@ -16,7 +17,7 @@ const RIGHT: &str = "write \"memory:\", \"sqlite:PATH\", \"redis://HOST:PORT/DB\
                      documentation names";
 
 /// What later versions have.
-const NOT_YET: [&str; 2] = ["file", "cookie"];
+const NOT_YET: [&str; 1] = ["cookie"];
 
 /// Reads a store's URL. An error says what is wrong and what would be right, without the URL, which
 /// may hold a password.
@@ -28,6 +29,7 @@ pub(super) fn parse(url: &str) -> Result<StoreUrl, String> {
         "memory" if rest.is_empty() => Ok(StoreUrl::Memory),
         "memory" => Err("a store in memory has no path; write \"memory:\"".to_owned()),
         "sqlite" => sqlite(rest),
+        "file" => file(rest),
         scheme if NOT_YET.contains(&scheme) => {
             Err(format!("`{scheme}:` is not in this version; {RIGHT}"))
         }
@@ -51,6 +53,21 @@ fn sqlite(path: &str) -> Result<StoreUrl, String> {
         path if path.contains('?') => Err(format!("options are not supported; {right}")),
         path if path.is_empty() || path.ends_with('/') => Err(format!("names no file; {right}")),
         path => Ok(StoreUrl::Sqlite(Path::new(path).to_owned())),
+    }
+}
+
+fn file(path: &str) -> Result<StoreUrl, String> {
+    let right = "write \"file:DIRECTORY\", as \"file:sessions\" or \"file:/var/lib/x/sessions\"";
+    // `file:///x` is how others write the path `/x`.
+    let path = match path.strip_prefix("//") {
+        Some(absolute) if absolute.starts_with('/') => absolute,
+        Some(_) => return Err(format!("two slashes begin no path; {right}")),
+        None => path,
+    };
+    let directory = Path::new(path.trim_end_matches('/'));
+    match directory.file_name() {
+        Some(_) => Ok(StoreUrl::File(directory.to_owned())),
+        None => Err(format!("names no directory; {right}")),
     }
 }
 
@@ -81,7 +98,10 @@ mod tests {
             ("sqlite:x?mode=ro", "options"),
             ("sqlite://x.db", "two slashes"),
             ("sqlite::memory:", "memory:"),
-            ("file:x", "`file:` is not in this version"),
+            ("file:", "names no directory"),
+            ("file:///", "names no directory"),
+            ("file:..", "names no directory"),
+            ("file://x", "two slashes"),
             ("cookie:", "`cookie:` is not in this version"),
             ("rediss+unix:///x", "is no store's URL"),
             ("redis://me:hunter2@db:x", "port"),

@@ -207,7 +207,7 @@ pub(crate) fn a_list_of_many_has_pages(fresh: fn() -> Fresh) {
 }
 
 /// All sessions of a list, by id; none twice.
-pub(super) async fn pages(
+pub(crate) async fn pages(
     store: &dyn Store,
     principal: Option<&Principal>,
     limit: usize,

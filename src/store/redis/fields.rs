@@ -1,55 +1,32 @@
 //! Sessions as fields of a hash.
 //!
+//! The fields of a record are told in `encode.rs`. These are Redis's own:
+//!
 //! | field | holds |
 //! | --- | --- |
-//! | `m` | of a marker, and then alone: until when it stands |
-//! | `v` | version, decimal |
-//! | `g`, `gs`, `pu`, `f`, `l` | `generation`, `generation_since`, `previous_until`, `floor`, `login_at` |
-//! | `p` | principal |
-//! | `c`, `s`, `k` | `created_at`, `last_seen_at`, `cookie_set_at` |
-//! | `x` | expiry: `i` seconds, `a` milliseconds, `b`, or `b` seconds |
-//! | `w` | `1` where it is withheld |
-//! | `ca`, `cu` | the client's address and user agent |
 //! | `n`, `b` | how many values there are, and their size |
 //! | `e` | when the record ends, which is the key's time to live |
 //! | `i` | until when the index of the principal has the session |
 //! | `+` | the scripts', while they add |
-//! | `=` and a key | that value's text |
-//!
-//! Times are milliseconds since the epoch, decimal. What is absent is `None`.
 
 use redis::Value;
 
 use crate::session::id::Id;
 use crate::session::json::Json;
-use crate::session::record::{Client, Entry, Key, Meta, Principal, Record, Values, size_of};
+use crate::session::record::{Entry, Key, Meta, Principal, Record, Values, size_of};
 use crate::store::encode;
+pub(super) use crate::store::encode::{Unreadable, unreadable};
 use crate::time::Timestamp;
 
 /// The fields that make an entry without values; in this order the scripts answer them.
 pub(super) const FIELDS: [&str; 15] =
     ["m", "v", "g", "gs", "pu", "f", "l", "p", "c", "s", "k", "x", "w", "ca", "cu"];
 
-/// What stands there is nothing that we wrote.
-#[derive(Debug, thiserror::Error)]
-#[error("a session in Redis cannot be read")]
-pub(super) struct Unreadable;
-
-/// What a parser says adds nothing to that.
-pub(super) fn unreadable(_: impl std::error::Error) -> Unreadable {
-    Unreadable
-}
-
 /// For whom, and until when, the index has a session.
 #[derive(Clone, Debug)]
 pub(super) struct Indexed {
     pub(super) principal: Principal,
     pub(super) until: Timestamp,
-}
-
-/// The name of a value's field.
-pub(super) fn field(key: &Key) -> String {
-    format!("={}", key.as_str())
 }
 
 /// All fields of a record that ends at `ends_at`.
@@ -59,30 +36,13 @@ pub(super) fn fields_of(
     indexed: Option<&Indexed>,
 ) -> Vec<(String, String)> {
     let Record { meta, values } = record;
-    let time = |time: Timestamp| Some(time.as_millis().to_string());
-    let client = meta.client.as_ref();
-    let present = [
-        ("v", Some(meta.version.to_string())),
-        ("g", Some(meta.generation.to_string())),
-        ("gs", time(meta.generation_since)),
-        ("pu", meta.previous_until.and_then(time)),
-        ("f", Some(meta.floor.to_string())),
-        ("l", meta.login_at.and_then(time)),
-        ("p", meta.principal.as_ref().map(ToString::to_string)),
-        ("c", time(meta.created_at)),
-        ("s", time(meta.last_seen_at)),
-        ("k", time(meta.cookie_set_at)),
-        ("x", meta.expiry.map(encode::expiry)),
-        ("w", meta.withheld.then(|| "1".to_owned())),
-        ("ca", client.and_then(|client| Some(client.address?.to_string()))),
-        ("cu", client.map(|client| client.user_agent.to_string())),
-        ("n", Some(values.len().to_string())),
-        ("b", Some(size_of(values).to_string())),
-        ("e", time(ends_at)),
-        ("i", indexed.and_then(|indexed| time(indexed.until))),
-    ];
-    let meta = present.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?)));
-    let values = values.iter().map(|(key, text)| (field(key), text.to_string()));
+    let mut fields = encode::meta_fields(meta);
+    fields.push(("n", values.len().to_string()));
+    fields.push(("b", size_of(values).to_string()));
+    fields.push(("e", ends_at.as_millis().to_string()));
+    fields.extend(indexed.map(|indexed| ("i", indexed.until.as_millis().to_string())));
+    let meta = fields.into_iter().map(|(name, text)| (name.to_owned(), text));
+    let values = values.iter().map(|(key, text)| (encode::field_of(key), text.to_string()));
     meta.chain(values).collect()
 }
 
@@ -98,16 +58,9 @@ pub(super) fn text(value: &Value) -> Result<Option<&str>, Unreadable> {
     }
 }
 
-fn parsed<T>(value: &Value) -> Result<Option<T>, Unreadable>
-where
-    T: std::str::FromStr<Err: std::error::Error>,
-{
-    let text = text(value)?;
-    text.map(|text| text.parse().map_err(unreadable)).transpose()
-}
-
 pub(super) fn instant(value: &Value) -> Result<Option<Timestamp>, Unreadable> {
-    Ok(parsed(value)?.map(Timestamp::from_millis))
+    let millis = text(value)?.map(|text| text.parse().map_err(unreadable)).transpose()?;
+    Ok(millis.map(Timestamp::from_millis))
 }
 
 /// What the values of [`FIELDS`] make, without values of its own.
@@ -123,31 +76,10 @@ pub(super) fn entry_of(fields: &[Value]) -> Result<Option<Entry>, Unreadable> {
 }
 
 fn meta_of(fields: &[Value]) -> Result<Meta, Unreadable> {
-    let (numbers, texts) = fields.split_at_checked(6).ok_or(Unreadable)?;
-    let [version, generation, since, previous, floor, login] = numbers else {
-        return Err(Unreadable);
-    };
-    let [principal, created, seen, cookie, expiry, withheld, address, user_agent] = texts else {
-        return Err(Unreadable);
-    };
-    let principal = text(principal)?.map(|name| Principal::new(name).ok_or(Unreadable));
-    let expiry = text(expiry)?.map(|text| encode::parse_expiry(text).ok_or(Unreadable));
-    let client = text(user_agent)?
-        .map(|user_agent| Ok(Client { address: parsed(address)?, user_agent: user_agent.into() }));
-    Ok(Meta {
-        version: parsed(version)?.ok_or(Unreadable)?,
-        generation: parsed(generation)?.ok_or(Unreadable)?,
-        generation_since: instant(since)?.ok_or(Unreadable)?,
-        previous_until: instant(previous)?,
-        floor: parsed(floor)?.ok_or(Unreadable)?,
-        login_at: instant(login)?,
-        principal: principal.transpose()?,
-        created_at: instant(created)?.ok_or(Unreadable)?,
-        last_seen_at: instant(seen)?.ok_or(Unreadable)?,
-        cookie_set_at: instant(cookie)?.ok_or(Unreadable)?,
-        expiry: expiry.transpose()?,
-        withheld: text(withheld)?.is_some(),
-        client: client.transpose()?,
+    let texts: Vec<Option<&str>> = fields.iter().map(text).collect::<Result<_, _>>()?;
+    let names = FIELDS.iter().skip(1);
+    encode::meta_of(|name| {
+        names.clone().zip(&texts).find(|(at, _)| **at == name).and_then(|(_, text)| *text)
     })
 }
 

@@ -43,7 +43,7 @@ pub use self::survey::{Survey, SurveyError};
 pub use self::tracking::{LEASE, track};
 use self::trouble::Trouble;
 use super::config::DurableDestroy;
-use super::{Answer, Created, Error, Page, Store, Want};
+use super::{Answer, Created, Error, Page, Store, Want, encode};
 use crate::session::id::Id;
 use crate::session::patch::{Applied, Change, ExpiryChange, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
@@ -147,7 +147,7 @@ impl Redis {
             }
             Want::Value(of) | Want::Before(of) => {
                 let mut command = hmget(&key);
-                command.arg(fields::field(of));
+                command.arg(encode::field_of(of));
                 let answer = self.servers.ask(&key, &command, deadline).await?;
                 fields::entry_of_hmget(answer, Some(of))
             }

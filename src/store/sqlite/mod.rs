@@ -5,7 +5,6 @@
 //! longer than the deadline.
 
 mod fault;
-mod owned;
 mod reader;
 mod row;
 mod schema;
@@ -19,10 +18,10 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use self::fault::Fault;
-use self::owned::{OwnedChange, OwnedWant};
 use self::reader::Readers;
 pub use self::schema::OpenError;
 use self::writer::Writer;
+use super::owned::{OwnedChange, OwnedWant};
 use super::{Answer, Created, Error, Page, Store, Want, over_at};
 use crate::session::id::Id;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};

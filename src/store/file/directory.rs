@@ -1,0 +1,254 @@
+//! The directory: files that are whole or not there, for their owner alone.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::format::Stored;
+use crate::session::id::Id;
+use crate::store::Error;
+
+/// The directory of one store, which no other process has meanwhile.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    /// Open, to be synced.
+    handle: File,
+    /// Locked for as long as it is open.
+    _lock: File,
+    changes: AtomicU64,
+}
+
+/// Why a directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It cannot be made, read or locked.
+    #[error("the directory {path} cannot be used")]
+    Directory {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It is a file or a symbolic link.
+    #[error("{0} is no directory; symbolic links are not followed")]
+    NotDirectory(PathBuf),
+    /// Others may write there.
+    #[error("others than its owner may write into {0}; take that from them: chmod go-w")]
+    Shared(PathBuf),
+    /// Another process has it.
+    #[error("another process uses {0}")]
+    InUse(PathBuf),
+    /// A thread could not be started.
+    #[error("a thread of the store could not be started")]
+    Thread(#[source] io::Error),
+}
+
+/// Why something was not done. One may be told to several, so it can be cloned.
+#[derive(Clone, Debug)]
+pub(super) struct Fault {
+    kind: Kind,
+    cause: Arc<dyn std::error::Error + Send + Sync>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Unavailable,
+    OutcomeUnknown,
+    Full,
+    Corrupt,
+}
+
+/// The name of the file that is locked: no id has it.
+const LOCK: &str = "lock";
+
+/// What the names of files end with that are being written.
+const UNFINISHED: &str = ".new";
+
+/// No session is larger; what is, is not ours.
+const MAX_FILE: u64 = 256 * 1024 * 1024;
+
+impl Directory {
+    /// Opens it, makes it where it is missing, and removes what a crash has left half written.
+    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
+        let failed = |source| OpenError::Directory { path: path.to_owned(), source };
+        match DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(failed(error)),
+            Ok(()) | Err(_) => {}
+        }
+        let metadata = fs::symlink_metadata(path).map_err(failed)?;
+        if !metadata.is_dir() {
+            return Err(OpenError::NotDirectory(path.to_owned()));
+        }
+        if metadata.permissions().mode() & 0o022 != 0 {
+            return Err(OpenError::Shared(path.to_owned()));
+        }
+        let handle = File::open(path).map_err(failed)?;
+        let lock = private().create(true).truncate(false).open(path.join(LOCK)).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path.to_owned())),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        let directory =
+            Self { path: path.to_owned(), handle, _lock: lock, changes: AtomicU64::new(0) };
+        for name in directory.names().map_err(failed)? {
+            if name.ends_with(UNFINISHED) {
+                fs::remove_file(path.join(name)).map_err(failed)?;
+            }
+        }
+        Ok(directory)
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        let entries = fs::read_dir(&self.path)?;
+        let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
+        Ok(names.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    /// The sessions that have a file; other files are nobody's here.
+    pub(super) fn ids(&self) -> Result<Vec<Id>, OpenError> {
+        let failed = |source| OpenError::Directory { path: self.path.clone(), source };
+        Ok(self.names().map_err(failed)?.iter().filter_map(|name| Id::parse(name)).collect())
+    }
+
+    fn file(&self, id: Id) -> PathBuf {
+        self.path.join(id.to_string())
+    }
+
+    /// Whether anything stands under the name of a session.
+    pub(super) fn has(&self, id: Id) -> Result<bool, Fault> {
+        match fs::symlink_metadata(self.file(id)) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => self.check().map(|()| false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(super) fn read(&self, id: Id) -> Result<Option<Stored>, Fault> {
+        let mut options = OpenOptions::new();
+        let file = match nofollow(options.read(true)).open(self.file(id)) {
+            Ok(file) => file,
+            // A file that is gone is no session; a directory that is gone is no answer.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return self.check().map(|()| None);
+            }
+            Err(error) if is_link(&error) => return Err(Fault::corrupt(error)),
+            Err(error) => return Err(error.into()),
+        };
+        if !file.metadata()?.is_file() {
+            return Err(Fault::corrupt(io::Error::other("no regular file")));
+        }
+        let mut bytes = Vec::new();
+        file.take(MAX_FILE).read_to_end(&mut bytes)?;
+        Stored::parse(&bytes).map(Some).map_err(Fault::corrupt)
+    }
+
+    /// Puts a whole file in the place of what stands there. It is on disk; that it has this name is
+    /// after the next [`Self::sync`].
+    pub(super) fn write(&self, id: Id, stored: &Stored) -> Result<(), Fault> {
+        let unfinished = self.path.join(format!("{id}{UNFINISHED}"));
+        let written = (|| {
+            let mut file = private().create(true).truncate(true).open(&unfinished)?;
+            file.write_all(&stored.to_bytes())?;
+            file.sync_all()?;
+            fs::rename(&unfinished, self.file(id))
+        })();
+        if let Err(error) = written {
+            // What is left of it is removed at the next opening otherwise.
+            let _ = fs::remove_file(&unfinished);
+            return Err(error.into());
+        }
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Removes a file, if it is there.
+    pub(super) fn remove(&self, id: Id) -> Result<(), Fault> {
+        match fs::remove_file(self.file(id)) {
+            Ok(()) => {
+                self.changes.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// How often a name has changed.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
+    /// Writes down which names there are.
+    pub(super) fn sync(&self) -> Result<(), Fault> {
+        let unknown = |error| Fault { kind: Kind::OutcomeUnknown, cause: Arc::new(error) };
+        self.handle.sync_all().map_err(unknown)
+    }
+
+    /// Whether the directory is there.
+    pub(super) fn check(&self) -> Result<(), Fault> {
+        let found = fs::symlink_metadata(&self.path)?;
+        if found.is_dir() { Ok(()) } else { Err(io::Error::from(ErrorKind::NotADirectory).into()) }
+    }
+}
+
+/// Of a file for its owner alone, that is no symbolic link.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    nofollow(options.write(true)).mode(0o600);
+    options
+}
+
+fn nofollow(options: &mut OpenOptions) -> &mut OpenOptions {
+    options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+}
+
+/// What `O_NOFOLLOW` says of a symbolic link.
+fn is_link(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
+}
+
+impl Fault {
+    /// The queue takes no more.
+    pub(super) fn busy() -> Self {
+        io::Error::from(ErrorKind::ResourceBusy).into()
+    }
+
+    /// Nobody works on it.
+    pub(super) fn ended() -> Self {
+        io::Error::from(ErrorKind::BrokenPipe).into()
+    }
+
+    fn corrupt(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self { kind: Kind::Corrupt, cause: Arc::new(error) }
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        let kind = match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Kind::Full,
+            _ => Kind::Unavailable,
+        };
+        Self { kind, cause: Arc::new(error) }
+    }
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        let cause = Box::new(fault.cause);
+        match fault.kind {
+            Kind::Unavailable => Self::Unavailable(cause),
+            Kind::OutcomeUnknown => Self::OutcomeUnknown(cause),
+            Kind::Full => Self::Full,
+            Kind::Corrupt => Self::Corrupt(cause),
+        }
+    }
+}

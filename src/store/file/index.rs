@@ -1,0 +1,111 @@
+//! Which sessions there are, whose, and when each is over.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
+
+use tracing::warn;
+
+use super::directory::{Directory, OpenError};
+use super::format::Stored;
+use crate::session::id::Id;
+use crate::session::record::{Entry, Principal};
+use crate::time::Timestamp;
+
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    entries: BTreeMap<Id, Known>,
+    by_principal: HashMap<Principal, BTreeSet<Id>>,
+    by_end: BTreeSet<(Timestamp, Id)>,
+}
+
+#[derive(Debug)]
+struct Known {
+    over_at: Timestamp,
+    principal: Option<Principal>,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Session,
+    Marker,
+}
+
+impl Index {
+    /// Reads every file. One that cannot be read is told, and left where it is.
+    pub(super) fn of(directory: &Directory) -> Result<Self, OpenError> {
+        let mut index = Self::default();
+        for id in directory.ids()? {
+            match directory.read(id) {
+                Ok(Some(stored)) => index.put(id, &stored),
+                Ok(None) => {}
+                Err(fault) => warn!(session = %id, ?fault, "a session's file cannot be read"),
+            }
+        }
+        Ok(index)
+    }
+
+    pub(super) fn put(&mut self, id: Id, stored: &Stored) {
+        self.remove(id);
+        let (principal, kind) = match &stored.entry {
+            Entry::Live(record) => (record.meta.principal.clone(), Kind::Session),
+            Entry::Ended { .. } => (None, Kind::Marker),
+        };
+        if let Some(principal) = &principal {
+            self.by_principal.entry(principal.clone()).or_default().insert(id);
+        }
+        self.by_end.insert((stored.over_at, id));
+        self.entries.insert(id, Known { over_at: stored.over_at, principal, kind });
+    }
+
+    pub(super) fn remove(&mut self, id: Id) {
+        let Some(known) = self.entries.remove(&id) else { return };
+        self.by_end.remove(&(known.over_at, id));
+        if let Some(principal) = known.principal
+            && let Some(ids) = self.by_principal.get_mut(&principal)
+        {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.by_principal.remove(&principal);
+            }
+        }
+    }
+
+    /// At most `limit` sessions, and the last of them where there are more.
+    pub(super) fn page(
+        &self,
+        principal: Option<&Principal>,
+        after: Option<Id>,
+        limit: usize,
+    ) -> (Vec<Id>, Option<Id>) {
+        let range = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let none = BTreeSet::new();
+        let mut ids: Vec<Id> = if let Some(principal) = principal {
+            let theirs = self.by_principal.get(principal).unwrap_or(&none);
+            theirs.range(range).copied().take(limit.saturating_add(1)).collect()
+        } else {
+            let sessions = self.entries.range(range).filter(|(_, known)| known.is_session());
+            sessions.map(|(id, _)| *id).take(limit.saturating_add(1)).collect()
+        };
+        let more = ids.len() > limit;
+        ids.truncate(limit);
+        let next = if more { ids.last().copied() } else { None };
+        (ids, next)
+    }
+
+    /// Those that are over at `now`, and whether each is a session; at most `limit`.
+    pub(super) fn over(&self, now: Timestamp, limit: usize) -> Vec<(Id, bool)> {
+        let over = self.by_end.iter().take_while(|(over_at, _)| *over_at <= now).take(limit);
+        over.map(|(_, id)| (*id, self.entries.get(id).is_some_and(Known::is_session))).collect()
+    }
+
+    pub(super) fn is_over(&self, id: Id, now: Timestamp) -> bool {
+        self.entries.get(&id).is_some_and(|known| known.over_at <= now)
+    }
+}
+
+impl Known {
+    fn is_session(&self) -> bool {
+        self.kind == Kind::Session
+    }
+}

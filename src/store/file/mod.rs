@@ -1,0 +1,279 @@
+//! Records in files of a directory, one for each session: kept over restarts, for one process.
+//!
+//! A few threads write: all changes of a session are one thread's, which so makes each of them in
+//! one step, and several share one `fsync` of the directory. A few others read. No worker waits for
+//! the disk: it waits for a channel, and no longer than the deadline.
+//!
+//! An index in memory knows which sessions there are, whose, and when each is over: about 200
+//! bytes for each. It is made at the opening, by reading every file once.
+
+mod directory;
+mod format;
+mod index;
+mod lane;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+pub use self::directory::OpenError;
+use self::directory::{Directory, Fault};
+use self::format::Stored;
+use self::index::Index;
+use self::lane::{Duty, Lane};
+use super::owned::{OwnedChange, OwnedWant};
+use super::{Answer, Created, Error, Page, Store, Want, over_at};
+use crate::session::id::Id;
+use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
+use crate::session::policy::Policy;
+use crate::session::record::{Entry, Principal, Record};
+use crate::time::Timestamp;
+
+/// The threads that read, and those that write.
+const LANES: usize = 4;
+
+/// How many files one sweep removes at most; the next goes on.
+const SWEEP: usize = 10_000;
+const SWEEP_AT_ONCE: usize = 256;
+
+/// The store of files.
+#[derive(Debug)]
+pub struct Files {
+    timeout: Duration,
+    shared: Arc<Shared>,
+    readers: Vec<Lane>,
+    writers: Vec<Lane>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    directory: Directory,
+    index: Mutex<Index>,
+}
+
+impl Files {
+    /// Opens the directory, or makes it: for its owner alone, and for one process at a time. Reads
+    /// every file in it. Each call has `timeout` to answer.
+    pub fn open(path: &Path, timeout: Duration) -> Result<Self, OpenError> {
+        let directory = Directory::open(path)?;
+        let index = Index::of(&directory)?;
+        let shared = Arc::new(Shared { directory, index: Mutex::new(index) });
+        let lanes = |duty| -> Result<Vec<Lane>, OpenError> {
+            (0..LANES).map(|_| Lane::start(duty, &shared).map_err(OpenError::Thread)).collect()
+        };
+        let (readers, writers) = (lanes(Duty::Reads)?, lanes(Duty::Writes)?);
+        Ok(Self { timeout, shared, readers, writers })
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        id: Id,
+        query: impl FnOnce(&Shared) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Error> {
+        let answer = lane(&self.readers, id)?.submit(query)?;
+        self.answered(answer).await?.map_err(Error::Unavailable)
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        id: Id,
+        change: impl FnOnce(&Shared) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Error> {
+        let answer = lane(&self.writers, id)?.submit(change)?;
+        self.answered(answer).await?.map_err(Error::OutcomeUnknown)
+    }
+
+    /// The answer; within it, why there is none.
+    async fn answered<T>(
+        &self,
+        answer: oneshot::Receiver<Result<T, Fault>>,
+    ) -> Result<Result<T, super::Cause>, Error> {
+        match timeout(self.timeout, answer).await {
+            Ok(Ok(answer)) => Ok(Ok(answer?)),
+            Ok(Err(closed)) => Ok(Err(closed.into())),
+            Err(elapsed) => Ok(Err(elapsed.into())),
+        }
+    }
+}
+
+/// Ids are random, each byte of them.
+fn lane(lanes: &[Lane], id: Id) -> Result<&Lane, Error> {
+    let [first, ..] = id.as_bytes();
+    let lane = lanes.get(usize::from(*first) % lanes.len().max(1));
+    lane.ok_or_else(|| Error::Unavailable("the store has no thread".into()))
+}
+
+impl Shared {
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn load(&self, id: Id) -> Result<Option<Entry>, Fault> {
+        Ok(self.directory.read(id)?.map(|stored| stored.entry))
+    }
+
+    fn put(&self, id: Id, entry: &Entry, over_at: Timestamp) -> Result<(), Fault> {
+        let stored = Stored { entry: entry.clone(), over_at };
+        self.directory.write(id, &stored)?;
+        self.index().put(id, &stored);
+        Ok(())
+    }
+
+    fn delete(&self, id: Id) -> Result<(), Fault> {
+        self.directory.remove(id)?;
+        self.index().remove(id);
+        Ok(())
+    }
+
+    fn patch(
+        &self,
+        id: Id,
+        change: Change<'_>,
+        want: Want<'_>,
+    ) -> Result<Result<Applied, Refusal>, Fault> {
+        let mut applied = match change.apply(self.load(id)?, want.before()) {
+            Err(refusal) => return Ok(Err(refusal)),
+            Ok(applied) => applied,
+        };
+        match &applied.entry {
+            Some(entry) => self.put(id, entry, over_at(entry, change.policy))?,
+            None => self.delete(id)?,
+        }
+        applied.record.values = want.select(applied.record.values);
+        if let Some(Entry::Live(record)) = &mut applied.entry {
+            record.values.clone_from(&applied.record.values);
+        }
+        Ok(Ok(applied))
+    }
+
+    fn record_use(&self, id: Id, used: Use, policy: &Policy) -> Result<Option<Entry>, Fault> {
+        let mut entry = self.load(id)?;
+        if let Some(Entry::Live(record)) = &mut entry
+            && policy.is_alive(&record.meta, used.now)
+        {
+            used.apply(&mut record.meta, policy.rotation_grace);
+            let ends_at = policy.ends_at(&record.meta);
+            let entry = Entry::Live(record.clone());
+            self.put(id, &entry, ends_at)?;
+        }
+        Ok(entry.map(|entry| Want::Meta.of(&entry)))
+    }
+
+    /// Removes a session that is over; it may have been used since that was found.
+    fn sweep(&self, id: Id, now: Timestamp) -> Result<bool, Fault> {
+        let is_over = self.index().is_over(id, now);
+        if is_over {
+            self.delete(id)?;
+        }
+        Ok(is_over)
+    }
+
+    /// A page of sessions; one whose file is gone meanwhile, or cannot be read, is left out.
+    fn list(&self, principal: Option<&Principal>, after: Option<Id>, limit: usize) -> Page {
+        let (ids, next) = self.index().page(principal, after, limit);
+        let sessions = ids.into_iter().filter_map(|id| match self.load(id) {
+            Ok(Some(Entry::Live(record))) => Some((id, record.meta)),
+            Ok(_) => None,
+            Err(fault) => {
+                tracing::warn!(session = %id, ?fault, "a session is left out of a list");
+                None
+            }
+        });
+        Page { sessions: sessions.collect(), next: next.map(|id| id.to_string()) }
+    }
+}
+
+impl Store for Files {
+    fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>> {
+        let want = OwnedWant::from(want);
+        Box::pin(
+            self.read(id, move |shared| Ok(shared.load(id)?.map(|entry| want.borrow().of(&entry)))),
+        )
+    }
+
+    fn create<'a>(&'a self, id: Id, record: &'a Record, policy: &'a Policy) -> Answer<'a, Created> {
+        let entry = Entry::Live(record.clone());
+        let over_at = over_at(&entry, policy);
+        Box::pin(self.write(id, move |shared| {
+            if shared.directory.has(id)? {
+                return Ok(Created::Exists);
+            }
+            shared.put(id, &entry, over_at)?;
+            Ok(Created::Done)
+        }))
+    }
+
+    fn patch<'a>(
+        &'a self,
+        id: Id,
+        change: Change<'a>,
+        want: Want<'a>,
+    ) -> Answer<'a, Result<Applied, Refusal>> {
+        let (change, want) = (OwnedChange::from(change), OwnedWant::from(want));
+        Box::pin(self.write(id, move |shared| shared.patch(id, change.borrow(), want.borrow())))
+    }
+
+    fn record_use<'a>(
+        &'a self,
+        id: Id,
+        used: Use,
+        policy: &'a Policy,
+    ) -> Answer<'a, Option<Entry>> {
+        let policy = policy.clone();
+        Box::pin(self.write(id, move |shared| shared.record_use(id, used, &policy)))
+    }
+
+    fn remove(&self, id: Id) -> Answer<'_, Option<Replicated>> {
+        Box::pin(self.write(id, move |shared| {
+            let live = matches!(shared.load(id)?, Some(Entry::Live(_)));
+            if live {
+                shared.delete(id)?;
+            }
+            Ok(live.then_some(Replicated::NotAsked))
+        }))
+    }
+
+    fn list<'a>(
+        &'a self,
+        principal: Option<&'a Principal>,
+        cursor: Option<&'a str>,
+        limit: usize,
+    ) -> Answer<'a, Page> {
+        let principal = principal.cloned();
+        let after = cursor.and_then(Id::parse);
+        let any = after.unwrap_or(Id::from_bytes([0; Id::BYTES]));
+        Box::pin(self.read(any, move |shared| Ok(shared.list(principal.as_ref(), after, limit))))
+    }
+
+    fn sweep(&self, now: Timestamp) -> Answer<'_, u64> {
+        Box::pin(async move {
+            let over = self.shared.index().over(now, SWEEP);
+            let mut removed = 0;
+            // Together, so that they share what is written down; and a few, so that others come in
+            // between.
+            for group in over.chunks(SWEEP_AT_ONCE) {
+                let mut answers = Vec::with_capacity(group.len());
+                for (id, is_session) in group.iter().copied() {
+                    let sweep = move |shared: &Shared| shared.sweep(id, now);
+                    answers.push((lane(&self.writers, id)?.submit(sweep)?, is_session));
+                }
+                for (answer, is_session) in answers {
+                    let swept = self.answered(answer).await?.map_err(Error::OutcomeUnknown)?;
+                    removed += u64::from(swept && is_session);
+                }
+            }
+            Ok(removed)
+        })
+    }
+
+    fn ping(&self) -> Answer<'_, ()> {
+        let any = Id::from_bytes([0; Id::BYTES]);
+        Box::pin(self.read(any, |shared| shared.directory.check()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+//! The suite, and what only files can do wrong.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::session::patch::{Op, Patch};
+use crate::session::record::Values;
+use crate::store::conformance::{
+    Fresh, json, key, made, now, pages, patch, record, runtime, suite,
+};
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+fn opened(directory: &TempDir) -> Files {
+    Files::open(&directory.path().join("sessions"), TIMEOUT).expect("opened")
+}
+
+fn fresh() -> Fresh {
+    let directory = tempfile::tempdir().expect("a directory");
+    Fresh::new(opened(&directory), directory)
+}
+
+suite!(fresh);
+
+/// A store with one session, and the session's file.
+async fn one(directory: &TempDir) -> (Files, Id, std::path::PathBuf) {
+    let store = opened(directory);
+    let begun = record(now(), [(key("a"), json("1"))].into_iter().collect::<Values>());
+    let id = made(&store, &begun).await;
+    let file = directory.path().join("sessions").join(id.to_string());
+    (store, id, file)
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).expect("there").permissions().mode() & 0o777
+}
+
+#[test]
+fn a_restart_finds_all_and_whose_they_are() {
+    let directory = tempfile::tempdir().expect("a directory");
+    runtime().block_on(async {
+        let (store, id, _) = one(&directory).await;
+        let ada = Principal::new("ada").expect("a principal");
+        let mut hers = record(now(), Values::new());
+        hers.meta.principal = Some(ada.clone());
+        let hers = made(&store, &hers).await;
+        let before = store.load(id, Want::Values).await.expect("loaded");
+        assert!(before.is_some());
+        drop(store);
+        let store = opened(&directory);
+        assert_eq!(store.load(id, Want::Values).await.expect("loaded"), before);
+        let listed = pages(&store, Some(&ada), 10).await;
+        assert_eq!(listed.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [hers]);
+        assert_eq!(pages(&store, None, 10).await.len(), 2);
+    });
+}
+
+#[test]
+fn nobody_else_may_look_and_no_other_process_may_write() {
+    let directory = tempfile::tempdir().expect("a directory");
+    runtime().block_on(async {
+        let (store, _, file) = one(&directory).await;
+        assert_eq!(mode(&file), 0o600);
+        assert_eq!(mode(&directory.path().join("sessions")), 0o700);
+        let again = Files::open(&directory.path().join("sessions"), TIMEOUT);
+        assert!(matches!(again, Err(OpenError::InUse(_))), "{again:?}");
+        drop(store);
+        opened(&directory);
+    });
+}
+
+#[test]
+fn a_directory_that_is_a_link_or_open_to_others_is_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let real = directory.path().join("real");
+    drop(Files::open(&real, TIMEOUT).expect("opened"));
+    let link = directory.path().join("link");
+    symlink(&real, &link).expect("a link");
+    let opened = Files::open(&link, TIMEOUT);
+    assert!(matches!(opened, Err(OpenError::NotDirectory(_))), "{opened:?}");
+    fs::set_permissions(&real, fs::Permissions::from_mode(0o770)).expect("opened up");
+    let opened = Files::open(&real, TIMEOUT);
+    assert!(matches!(opened, Err(OpenError::Shared(_))), "{opened:?}");
+}
+
+#[test]
+fn a_link_in_the_place_of_a_session_is_not_followed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    runtime().block_on(async {
+        let (store, id, file) = one(&directory).await;
+        let elsewhere = directory.path().join("elsewhere");
+        fs::rename(&file, &elsewhere).expect("moved");
+        symlink(&elsewhere, &file).expect("a link");
+        let before = fs::read(&elsewhere).expect("read");
+        let found = store.load(id, Want::Values).await;
+        assert!(matches!(found, Err(Error::Corrupt(_))), "{found:?}");
+        let set = Patch::of(Op::Set(key("a"), json("2")));
+        let changed = patch(&store, id, &set, Want::Meta).await;
+        assert!(matches!(changed, Err(Error::Corrupt(_))), "{changed:?}");
+        // Nor is one in the place of what is being written.
+        let (store_of_other, other) = (&store, record(now(), Values::new()));
+        let id = crate::store::conformance::new_id();
+        let unfinished = directory.path().join("sessions").join(format!("{id}.new"));
+        symlink(&elsewhere, unfinished).expect("a link");
+        let created = store_of_other.create(id, &other, &Policy::default()).await;
+        assert!(created.is_err(), "{created:?}");
+        assert_eq!(fs::read(&elsewhere).expect("read"), before);
+    });
+}
+
+#[test]
+fn a_file_that_is_not_whole_is_corrupt_and_not_missing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    runtime().block_on(async {
+        let (store, id, file) = one(&directory).await;
+        let whole = fs::read(&file).expect("read");
+        for length in 0..whole.len() {
+            fs::write(&file, &whole[..length]).expect("cut");
+            let found = store.load(id, Want::Values).await;
+            assert!(matches!(found, Err(Error::Corrupt(_))), "{length}: {found:?}");
+        }
+        for at in 0..whole.len() {
+            let mut spoilt = whole.clone();
+            spoilt[at] ^= 1;
+            fs::write(&file, &spoilt).expect("spoilt");
+            let found = store.load(id, Want::Values).await;
+            assert!(matches!(found, Err(Error::Corrupt(_))), "{at}: {found:?}");
+        }
+        // A start tells of it, and leaves it where it is.
+        drop(store);
+        let store = opened(&directory);
+        assert!(matches!(store.load(id, Want::Meta).await, Err(Error::Corrupt(_))));
+        assert!(pages(&store, None, 10).await.is_empty());
+        fs::write(&file, &whole).expect("mended");
+        assert!(store.load(id, Want::Meta).await.expect("loaded").is_some());
+    });
+}
+
+#[test]
+fn a_crash_before_the_rename_leaves_the_session_as_it_was() {
+    let directory = tempfile::tempdir().expect("a directory");
+    runtime().block_on(async {
+        let (store, id, file) = one(&directory).await;
+        let before = store.load(id, Want::Values).await.expect("loaded");
+        drop(store);
+        let unfinished = file.with_extension("new");
+        fs::write(&unfinished, "cloakroom session 1\nhalf").expect("written");
+        let store = opened(&directory);
+        assert!(!unfinished.exists());
+        assert_eq!(store.load(id, Want::Values).await.expect("loaded"), before);
+    });
+}
+
+#[test]
+fn a_directory_that_is_gone_is_no_missing_session() {
+    let directory = tempfile::tempdir().expect("a directory");
+    runtime().block_on(async {
+        let (store, id, _) = one(&directory).await;
+        let path = directory.path().join("sessions");
+        fs::rename(&path, directory.path().join("away")).expect("moved");
+        for answer in [store.load(id, Want::Meta).await.map(drop), store.ping().await] {
+            assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
+        }
+        fs::rename(directory.path().join("away"), &path).expect("moved back");
+        assert!(store.load(id, Want::Meta).await.expect("loaded").is_some());
+    });
+}
+
+#[test]
+fn five_thousand_sessions_are_listed_and_swept() {
+    let directory = tempfile::tempdir().expect("a directory");
+    runtime().block_on(async {
+        let store = Arc::new(opened(&directory));
+        let begin = now();
+        let mut making = tokio::task::JoinSet::new();
+        for _ in 0..16 {
+            let store = Arc::clone(&store);
+            making.spawn(async move {
+                for _ in 0..5_000 / 16 {
+                    made(&*store, &record(begin, Values::new())).await;
+                }
+            });
+        }
+        making.join_all().await;
+        let count = 5_000 / 16 * 16;
+        assert_eq!(pages(&*store, None, 500).await.len(), count);
+        let start = Instant::now();
+        let later = begin + Duration::from_hours(24 * 400);
+        assert_eq!(store.sweep(later).await.expect("swept"), count as u64);
+        assert!(pages(&*store, None, 500).await.is_empty(), "{:?}", start.elapsed());
+        let left = fs::read_dir(directory.path().join("sessions")).expect("read").count();
+        assert_eq!(left, 1, "the lock");
+    });
+}
