@@ -21,6 +21,9 @@ SERVICE_TOKEN = "the-service-token-of-the-tests"
 PASSWORDS = ["hunter2", "hunter3"]
 COOKIE_NAMES = ["__Host-id", "id"]
 
+# A request token ends with where its instance is reached, as "127.0.0.1:8081", or without it.
+REQUEST_BYTES = range(43 + 16, 43 + 16 + len("127.0.0.1:65535") + 1)
+
 RUN = re.compile(rb"[A-Za-z0-9_-]{48,}")
 
 
@@ -53,14 +56,16 @@ class Search:
 
     def is_request_token(self, text):
         data = decode(text)
-        return any(tag(key, data[:35]) == data[35:] for key in self.request_keys)
+        return any(tag(key, data[:-16]) == data[-16:] for key in self.request_keys)
 
     def found_in(self, line):
         for text in self.texts:
             if text.encode() in line:
                 yield f"the text {text[:4]}..."
         for run in RUN.findall(line):
-            for length, check, what in ((48, self.is_cookie_token, "a cookie token"), (68, self.is_request_token, "a request token")):
+            lengths = [(48, self.is_cookie_token, "a cookie token")]
+            lengths += [((size * 4 + 2) // 3, self.is_request_token, "a request token") for size in REQUEST_BYTES]
+            for length, check, what in lengths:
                 for at in range(len(run) - length + 1):
                     self.candidates += 1
                     if check(run[at : at + length]):
@@ -82,9 +87,9 @@ def planted(search, key):
     """The search finds what it is for."""
     cookie = b"\x07" * 16 + b"\0\0\0\x01"
     cookie += tag(search.token_keys[0], b"__Host-id\0" + cookie)
-    request = b"\x07" * 35
-    request += tag(search.request_keys[0], request)
-    secrets = [base64.urlsafe_b64encode(cookie).rstrip(b"=").decode(), base64.urlsafe_b64encode(request).rstrip(b"=").decode()]
+    requests = [b"\x07" * 43, b"\x07" * 43 + b"127.0.0.1:8081"]
+    requests = [request + tag(search.request_keys[0], request) for request in requests]
+    secrets = [base64.urlsafe_b64encode(secret).rstrip(b"=").decode() for secret in (cookie, *requests)]
     with tempfile.TemporaryDirectory() as directory:
         for index, secret in enumerate([*secrets, *search.texts]):
             (pathlib.Path(directory) / f"{index}.log").write_text(f"x DEBUG y: header=abc{secret}def\n")
