@@ -21,6 +21,7 @@ mod increments;
 mod kill;
 mod log_in_storm;
 mod process;
+mod redis_faults;
 mod report;
 mod rotation_storm;
 mod stores;
@@ -35,7 +36,7 @@ use std::process::ExitCode;
 
 use self::report::Report;
 
-const SCENARIOS: [&str; 9] = [
+const SCENARIOS: [&str; 10] = [
     "log-in-storm",
     "rotation-storm",
     "economy",
@@ -45,6 +46,7 @@ const SCENARIOS: [&str; 9] = [
     "drain",
     "cache",
     "commands",
+    "redis-faults",
 ];
 
 fn main() -> ExitCode {
@@ -85,6 +87,10 @@ async fn run(name: &str, report: &mut Report) {
         "drain" => drain::run(report).await,
         "commands" => commands::run(report).await,
         "cache" => cache::run(report).await,
+        name if name.starts_with("redis-faults") => {
+            let wanted = name.trim_start_matches("redis-faults").trim_start_matches(':');
+            redis_faults::run(report, wanted).await;
+        }
         other => panic!("no such scenario: {other}; there are {SCENARIOS:?}"),
     }
 }

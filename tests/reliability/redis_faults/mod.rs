@@ -1,0 +1,166 @@
+//! Redis away, slow, full, demoted, moved and lying, under visitors who go on: what
+//! `docs/redis.md` promises of each.
+
+mod load;
+mod one;
+mod several;
+
+use std::time::{Duration, Instant};
+
+use self::load::{Load, Outcome, Told};
+use crate::report::{Counted, Report};
+
+/// What is demanded of an ordeal, beside no wrong answer.
+#[derive(Clone, Copy)]
+pub struct Demand {
+    /// After the fault's end all are served again.
+    pub recovers: Duration,
+    /// No answer takes longer.
+    pub longest: Duration,
+    /// How many requests may fail.
+    pub failures: Failures,
+    /// Whether acknowledged changes may be lost: as replication has it.
+    pub losses: Losses,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Failures {
+    None,
+    Allowed,
+    /// Some, or the fault was none.
+    Demanded,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Losses {
+    None,
+    Counted,
+}
+
+/// One page is a load, and a call that is another, of 500 ms each, and what a noisy machine adds.
+pub const BUDGET: Duration = Duration::from_millis(1500);
+
+impl Default for Demand {
+    fn default() -> Self {
+        Self {
+            recovers: Duration::from_secs(2),
+            longest: BUDGET,
+            failures: Failures::Demanded,
+            losses: Losses::None,
+        }
+    }
+}
+
+/// When a fault began and ended.
+pub struct Window {
+    pub began: Instant,
+    pub ended: Instant,
+}
+
+/// Those rows whose text has `wanted` in it.
+pub async fn run(report: &mut Report, wanted: &str) {
+    let rows = one::rows().into_iter().chain(several::rows());
+    for row in rows.filter(|row| row.done.contains(wanted)) {
+        // It blocks; the load has a thread of its own.
+        let counted = async { std::thread::spawn(row.run).join().unwrap_or_else(|_| panicked()) };
+        report.row(row.done, row.lasts, row.demanded, counted).await;
+    }
+}
+
+/// A row of the report, before it is run.
+pub struct Row {
+    pub done: &'static str,
+    pub lasts: &'static str,
+    pub demanded: &'static str,
+    pub run: fn() -> Counted,
+}
+
+fn panicked() -> Counted {
+    Counted { text: "it panicked".to_owned(), held: false }
+}
+
+/// Has visitors go on before this `[store]` while `inject` does its work.
+pub fn ordeal(store: &str, demand: Demand, inject: impl FnOnce(&Load) -> Window) -> Counted {
+    let load = Load::begin(store);
+    load.settle(Duration::from_secs(10));
+    let window = inject(&load);
+    load.settle(demand.recovers + Duration::from_secs(8));
+    counted(&load.end(), &window, demand)
+}
+
+/// A fault that lasts from the end of `begin` to the end of `end`.
+pub fn window(begin: impl FnOnce(), lasts: Duration, end: impl FnOnce()) -> Window {
+    let began = Instant::now();
+    begin();
+    std::thread::sleep(lasts);
+    end();
+    Window { began, ended: Instant::now() }
+}
+
+fn counted(told: &Told, window: &Window, demand: Demand) -> Counted {
+    let samples = &told.samples;
+    let wrong: Vec<_> = samples
+        .iter()
+        .filter_map(|sample| match &sample.outcome {
+            Outcome::Wrong(what) => Some(format!("{what} ({}, {})", sample.asked, sample.visitor)),
+            Outcome::Served | Outcome::Failed(..) => None,
+        })
+        .collect();
+    let failed: Vec<_> =
+        samples.iter().filter(|sample| matches!(sample.outcome, Outcome::Failed(..))).collect();
+    // A life is several requests and pauses.
+    let single = |asked: &str| asked != "a life";
+    let longest = samples.iter().filter(|sample| single(sample.asked)).map(|sample| sample.took);
+    let longest = longest.max().unwrap_or_default();
+    let late = failed.iter().map(|sample| sample.began + sample.took).max();
+    let recovered =
+        late.map_or(Duration::ZERO, |late| late.saturating_duration_since(window.ended));
+    let before = failed.iter().filter(|sample| sample.began + sample.took < window.began).count();
+    // Once the breaker is open.
+    let opened = window.began + Duration::from_millis(2500);
+    let mut fast: Vec<_> = failed
+        .iter()
+        .filter(|sample| sample.began > opened && sample.began + sample.took < window.ended)
+        .filter(|sample| single(sample.asked))
+        .map(|sample| sample.took)
+        .collect();
+    fast.sort();
+    let mut text = format!(
+        "{} requests, {} wrong answers, {} failed; the longest took {} ms; all served again {} ms after",
+        samples.len(),
+        wrong.len(),
+        failed.len(),
+        longest.as_millis(),
+        recovered.as_millis(),
+    );
+    if let (Some(median), Some(most)) = (fast.get(fast.len() / 2), fast.get(fast.len() * 99 / 100))
+    {
+        text += &format!(
+            "; from 2.5 s on failures took {:.1} ms, 99 of 100 at most {:.1} ms",
+            median.as_secs_f64() * 1000.0,
+            most.as_secs_f64() * 1000.0
+        );
+    }
+    text += &format!("; {} destroyed, {} of them served again", told.destroyed, told.risen);
+    if demand.losses == Losses::Counted {
+        text += &format!("; {} acknowledged increments lost in the failover", told.lost);
+    } else if told.lost > 0 {
+        text += &format!("; {} acknowledged increments lost", told.lost);
+    }
+    if let Some(first) = wrong.first() {
+        text += &format!("; first wrong: {first}");
+    }
+    let failures_fit = match demand.failures {
+        Failures::None => failed.is_empty(),
+        Failures::Allowed => true,
+        Failures::Demanded => !failed.is_empty(),
+    };
+    let held = wrong.is_empty()
+        && told.risen == 0
+        && before == 0
+        && failures_fit
+        && longest <= demand.longest
+        && recovered <= demand.recovers
+        && (demand.losses == Losses::Counted || told.lost == 0);
+    Counted { text, held }
+}

@@ -1,0 +1,450 @@
+//! What may happen to one server, and on the way to it.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::load::Load;
+use super::{Demand, Failures, Row, Window, ordeal, window};
+use crate::report::Counted;
+use crate::support::{Authority, End, Fault, FaultProxy, Flaw, RedisServer, Way};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+pub fn rows() -> Vec<Row> {
+    let row = |done, lasts, demanded, run| Row { done, lasts, demanded, run };
+    vec![
+        row(
+            "R1: Redis killed, and started again with its data",
+            "10 s",
+            "503 within 100 ms, strangers pass, recovered within 2 s, nothing lost",
+            killed,
+        ),
+        row(
+            "R2: Redis frozen (SIGSTOP)",
+            "20 s",
+            "no answer above the budget; failures within 5 ms once the breaker is open; recovered within 2 s",
+            frozen,
+        ),
+        row("R3: every reply 200 ms late, 100 ms more or less", "5 s", "all are served", slow),
+        row(
+            "R3: CLIENT PAUSE ALL, 2 s at a time",
+            "6 s",
+            "no answer above the budget; recovered within 2 s",
+            paused,
+        ),
+        row(
+            "R4: memory full, noeviction",
+            "3 s",
+            "reads and destroys are served, changes get 503 store_full; recovered at once",
+            full,
+        ),
+        row(
+            "R5: saving fails (MISCONF)",
+            "3 s",
+            "reads are served, changes get 503; recovered within 2 s",
+            misconfigured,
+        ),
+        row(
+            "R7: the server becomes a replica (READONLY)",
+            "5 s",
+            "503, never a miss; recovered within 2 s",
+            demoted,
+        ),
+        row(
+            "R10: the password changes, then the file of it",
+            "5 s",
+            "503; heals without a restart within 2 s",
+            password,
+        ),
+        row(
+            "R11: the access list forbids HSET",
+            "3 s",
+            "changes get 503; recovered at once",
+            forbidden,
+        ),
+        row(
+            "R12: the server's certificate expires and connections are ended; started again with a good one",
+            "4 s",
+            "refused, no plain text; recovered within 2 s",
+            certificate,
+        ),
+        row(
+            "R13: the path goes dead without a word (established connections pass nothing more)",
+            "once",
+            "replaced within three waves of deadlines; recovered within 5 s",
+            dead_path,
+        ),
+        row(
+            "R13: nothing passes, either way",
+            "5 s",
+            "no answer above the budget; recovered within 2 s",
+            stalled,
+        ),
+        row(
+            "R14: connections reset",
+            "50 times in 5 s",
+            "recovered within 2 s; no crossed answer",
+            reset,
+        ),
+        row(
+            "R14: replies cut at each of the first 200 bytes",
+            "200 times",
+            "recovered within 2 s; no crossed answer",
+            cut,
+        ),
+        row(
+            "R14: garbage before a reply, an answer to no question after one",
+            "40 times",
+            "recovered within 2 s; no crossed answer",
+            garbage,
+        ),
+        row(
+            "R15: maxclients reached as connections are ended",
+            "3 s",
+            "503; recovered within 2 s",
+            full_of_clients,
+        ),
+        row(
+            "R15: killed, and slow to load its data (LOADING)",
+            "once",
+            "503; recovered within 2 s of the end of loading",
+            loading,
+        ),
+        row(
+            "R15: a script that does not end (BUSY), then killed",
+            "4 s",
+            "503; recovered within 2 s",
+            busy,
+        ),
+        row(
+            "R16: keys of another type and spoilt fields",
+            "3 s",
+            "503 for those, never served in part; served when mended",
+            spoilt,
+        ),
+    ]
+}
+
+fn durable() -> RedisServer {
+    RedisServer::start(&["--appendonly", "yes", "--appendfsync", "always"])
+}
+
+fn at(server: &RedisServer) -> String {
+    format!("url = \"{}\"", server.url())
+}
+
+fn killed() -> Counted {
+    let server = durable();
+    let demand = Demand { longest: Duration::from_millis(250), ..Demand::default() };
+    ordeal(&at(&server), demand, |_| window(|| server.kill(), 10 * SECOND, || server.restart()))
+}
+
+fn frozen() -> Counted {
+    let server = durable();
+    ordeal(&at(&server), Demand::default(), |_| {
+        window(|| server.stop(), 20 * SECOND, || server.cont())
+    })
+}
+
+fn slow() -> Counted {
+    let server = durable();
+    let proxy = FaultProxy::before(server.address());
+    let store = format!("url = \"redis://{}/\"", proxy.address());
+    let demand = Demand { failures: Failures::None, ..Demand::default() };
+    let (fixed, jitter) = (Duration::from_millis(200), Duration::from_millis(100));
+    ordeal(&store, demand, |_| {
+        window(|| proxy.set(Fault::Delay { fixed, jitter }), 5 * SECOND, || proxy.set(Fault::None))
+    })
+}
+
+fn paused() -> Counted {
+    let server = durable();
+    ordeal(&at(&server), Demand::default(), |_| {
+        let began = Instant::now();
+        for _ in 0..3 {
+            server.command(&["CLIENT", "PAUSE", "2000", "ALL"]).done();
+            thread::sleep(2 * SECOND);
+        }
+        Window { began, ended: Instant::now() }
+    })
+}
+
+fn full() -> Counted {
+    let server = durable();
+    // A life begins with a change.
+    ordeal(&at(&server), Demand::default(), |_| {
+        window(
+            || drop(server.command(&["CONFIG", "SET", "maxmemory", "1"]).done()),
+            3 * SECOND,
+            || drop(server.command(&["CONFIG", "SET", "maxmemory", "0"]).done()),
+        )
+    })
+}
+
+fn misconfigured() -> Counted {
+    let server = RedisServer::start(&["--enable-protected-configs", "yes"]);
+    let here = server.command(&["CONFIG", "GET", "dir"]).list()[1].text();
+    let set = |name, value: &str| drop(server.command(&["CONFIG", "SET", name, value]).done());
+    ordeal(&at(&server), Demand::default(), |_| {
+        window(
+            || {
+                set("save", "3600 1");
+                set("dir", "/proc");
+                let _ = server.command(&["BGSAVE"]);
+                while server.info("rdb_last_bgsave_status") == "ok" {
+                    thread::sleep(Duration::from_millis(20));
+                }
+            },
+            3 * SECOND,
+            || {
+                set("dir", &here);
+                set("save", "");
+            },
+        )
+    })
+}
+
+fn demoted() -> Counted {
+    let server = durable();
+    ordeal(&at(&server), Demand::default(), |_| {
+        window(
+            || drop(server.command(&["REPLICAOF", "127.0.0.1", "1"]).done()),
+            5 * SECOND,
+            || drop(server.command(&["REPLICAOF", "NO", "ONE"]).done()),
+        )
+    })
+}
+
+fn password() -> Counted {
+    let server = RedisServer::with_acl_file();
+    let directory = crate::stores::directory();
+    let file = directory.path().join("password");
+    fs::write(&file, "the first").unwrap();
+    server.acl_user("app", "the first", "~* +@all");
+    let store = format!(
+        "url = \"redis://app@127.0.0.1:{}/\"\npassword = {{ file = \"{}\" }}",
+        server.port(),
+        file.display()
+    );
+    ordeal(&store, Demand::default(), |_| {
+        window(
+            || {
+                server.command(&["ACL", "SETUSER", "app", "resetpass", ">the second"]).done();
+                server.command(&["CLIENT", "KILL", "USER", "app"]);
+            },
+            5 * SECOND,
+            || fs::write(&file, "the second").unwrap(),
+        )
+    })
+}
+
+fn forbidden() -> Counted {
+    let server = RedisServer::with_acl_file();
+    server.acl_user("app", "hunter2", "~* +@all");
+    let store = format!("url = \"redis://app:hunter2@127.0.0.1:{}/\"", server.port());
+    ordeal(&store, Demand::default(), |_| {
+        window(
+            || drop(server.command(&["ACL", "SETUSER", "app", "-hset"]).done()),
+            3 * SECOND,
+            || drop(server.command(&["ACL", "SETUSER", "app", "+hset"]).done()),
+        )
+    })
+}
+
+fn certificate() -> Counted {
+    let authority = Authority::new();
+    let (good, expired) = (authority.server(Flaw::None), authority.server(Flaw::Expired));
+    let client = authority.client(Flaw::None);
+    let server =
+        RedisServer::tls(&authority, &good, &["--appendonly", "yes", "--appendfsync", "always"]);
+    let store = format!(
+        "url = \"rediss://127.0.0.1:{}/\"\ntls = {{ ca = \"{}\", certificate = \"{}\", key = \"{}\" }}",
+        server.port(),
+        authority.certificate().display(),
+        client.certificate.display(),
+        client.key.display()
+    );
+    let show = |identity: &crate::support::Identity| {
+        let (certificate, key) = (identity.certificate.display(), identity.key.display());
+        server
+            .command(&[
+                "CONFIG",
+                "SET",
+                "tls-cert-file",
+                &certificate.to_string(),
+                "tls-key-file",
+                &key.to_string(),
+            ])
+            .done();
+        let _ = server.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    };
+    ordeal(&store, Demand::default(), |_| {
+        // Started again it shows the certificate that it was started with first.
+        window(
+            || show(&expired),
+            4 * SECOND,
+            || {
+                server.kill();
+                server.restart();
+            },
+        )
+    })
+}
+
+fn through(proxy: &FaultProxy) -> String {
+    format!("url = \"redis://{}/\"", proxy.address())
+}
+
+fn dead_path() -> Counted {
+    let server = durable();
+    let proxy = FaultProxy::before(server.address());
+    let demand = Demand { recovers: 5 * SECOND, ..Demand::default() };
+    ordeal(&through(&proxy), demand, |_| {
+        let began = Instant::now();
+        proxy.blackhole();
+        Window { began, ended: Instant::now() }
+    })
+}
+
+fn stalled() -> Counted {
+    let server = durable();
+    let proxy = FaultProxy::before(server.address());
+    ordeal(&through(&proxy), Demand::default(), |_| {
+        window(|| proxy.set(Fault::Stall(Way::Both)), 5 * SECOND, || proxy.set(Fault::None))
+    })
+}
+
+fn reset() -> Counted {
+    let server = durable();
+    let proxy = FaultProxy::before(server.address());
+    ordeal(&through(&proxy), Demand::default(), |_| {
+        let began = Instant::now();
+        for _ in 0..50 {
+            proxy.end(End::Reset);
+            thread::sleep(SECOND / 10);
+        }
+        Window { began, ended: Instant::now() }
+    })
+}
+
+fn cut() -> Counted {
+    let server = durable();
+    let proxy = FaultProxy::before(server.address());
+    ordeal(&through(&proxy), Demand::default(), |_| {
+        let began = Instant::now();
+        for bytes in 0..200 {
+            proxy.end_after(bytes, if bytes % 2 == 0 { End::Reset } else { End::Close });
+            thread::sleep(SECOND / 20);
+        }
+        Window { began, ended: Instant::now() }
+    })
+}
+
+fn garbage() -> Counted {
+    let server = durable();
+    let proxy = FaultProxy::before(server.address());
+    ordeal(&through(&proxy), Demand::default(), |_| {
+        let began = Instant::now();
+        for round in 0..40 {
+            match round % 4 {
+                0 => proxy.garbage(b"\x00\xff\x17garbage\r\n"),
+                1 => proxy.garbage(b"?7\r\n"),
+                2 => proxy.extra_reply(b"+OK\r\n"),
+                _ => proxy.extra_reply(b"$3\r\nabc\r\n"),
+            }
+            thread::sleep(SECOND / 5);
+        }
+        Window { began, ended: Instant::now() }
+    })
+}
+
+fn full_of_clients() -> Counted {
+    let server = durable();
+    ordeal(&at(&server), Demand::default(), |_| {
+        let mut others = Vec::new();
+        let mut kept = None;
+        window(
+            || {
+                // Others take all the room that there is, and ours is ended.
+                kept = Some(server.connect().unwrap());
+                server.command(&["CONFIG", "SET", "maxclients", "20"]).done();
+                let connection = kept.as_mut().unwrap();
+                let _ = connection.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+                for _ in 0..40 {
+                    others.extend(server.connect());
+                }
+            },
+            3 * SECOND,
+            || (),
+        );
+        others.clear();
+        Window { began: Instant::now() - 3 * SECOND, ended: Instant::now() }
+    })
+}
+
+fn loading() -> Counted {
+    let server = RedisServer::start(&[
+        "--appendonly",
+        "yes",
+        "--aof-use-rdb-preamble",
+        "no",
+        "--key-load-delay",
+        "3000",
+        "--loading-process-events-interval-bytes",
+        "1024",
+    ]);
+    ordeal(&at(&server), Demand { recovers: 4 * SECOND, ..Demand::default() }, |_| {
+        for number in 0..500 {
+            server.command(&["SET", &format!("filler:{number}"), &"x".repeat(2000)]).done();
+        }
+        window(|| server.kill(), SECOND, || server.restart())
+    })
+}
+
+fn busy() -> Counted {
+    let server = durable();
+    ordeal(&at(&server), Demand::default(), |_| {
+        let mut one = server.connect().unwrap();
+        window(
+            || {
+                server.command(&["CONFIG", "SET", "busy-reply-threshold", "100"]).done();
+                one.send(&["EVAL", "while true do end", "0"]).unwrap();
+            },
+            4 * SECOND,
+            || drop(server.command(&["SCRIPT", "KILL"]).done()),
+        )
+    })
+}
+
+/// Those of the first eight visitors.
+fn spoilt() -> Counted {
+    let server = durable();
+    ordeal(&at(&server), Demand::default(), |load: &Load| {
+        let keys: Vec<String> =
+            load.ids.iter().take(8).map(|id| format!("cloakroom:s:{{{id}}}")).collect();
+        let (types, fields) = keys.split_at(4);
+        let kept = |key: &str| format!("kept:{key}");
+        let since = server.command(&["HGET", &fields[0], "gs"]).text();
+        window(
+            || {
+                for key in types {
+                    server.command(&["RENAME", key, &kept(key)]).done();
+                    server.command(&["LPUSH", key, "no session"]).done();
+                }
+                for key in fields {
+                    server.command(&["HSET", key, "gs", "yesterday"]).done();
+                }
+            },
+            3 * SECOND,
+            || {
+                for key in types {
+                    server.command(&["RENAME", &kept(key), key]).done();
+                }
+                for key in fields {
+                    server.command(&["HSET", key, "gs", &since]).done();
+                }
+            },
+        )
+    })
+}
