@@ -54,6 +54,8 @@ pub enum Event {
     Destroyed,
     /// A session was found over.
     Expired,
+    /// What stands in the store under a session's name cannot be read.
+    Unreadable,
     /// A token of a generation that was over long ago was presented.
     Replayed,
     /// A token that another response has just replaced was presented.

@@ -9,7 +9,7 @@ use crate::random;
 use crate::session::id::Id;
 use crate::session::json::Json;
 use crate::session::patch::{
-    Applied, Condition, Patch, Refusal, Remains, Replicated, Rotation, Through,
+    Applied, Change, Condition, Patch, Refusal, Remains, Replicated, Rotation, Through,
 };
 use crate::session::record::{Entry, Key, Meta, Record, Values};
 use crate::store::{Created, Error as StoreError, Want};
@@ -230,7 +230,18 @@ impl Sessions {
             if exchange.takes_cookies(state) { Remains::Marker } else { Remains::Nothing };
         let prolongs = exchange.prolongs == Prolongs::Use;
         let change = self.change(patch, condition, through, prolongs, remains);
-        Ok(self.timed("patch", self.store.patch(id, change, want)).await??)
+        self.patched(id, change, want).await
+    }
+
+    /// What a change of a session has become; one that cannot be read is gone.
+    pub(super) async fn patched(
+        &self,
+        id: Id,
+        change: Change<'_>,
+        want: Want<'_>,
+    ) -> Result<Applied, Failure> {
+        let answer = self.timed("patch", self.store.patch(id, change, want)).await;
+        Ok(self.readable(id, answer)?.unwrap_or(Err(Refusal::Gone))?)
     }
 
     /// Makes a session of this patch alone.

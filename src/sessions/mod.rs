@@ -19,7 +19,9 @@ mod service;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::metrics::Metrics;
+use tracing::error;
+
+use crate::metrics::{Event, Metrics};
 use crate::random;
 use crate::session::cookie::Attributes;
 use crate::session::id::Id;
@@ -113,7 +115,8 @@ impl Sessions {
 
     /// What stands under `id`, if it is alive.
     async fn load(&self, id: Id, want: Want<'_>) -> Result<Option<Entry>, StoreError> {
-        let entry = self.timed("load", self.store.load(id, want)).await?;
+        let entry = self.timed("load", self.store.load(id, want)).await;
+        let entry = self.readable(id, entry)?.flatten();
         let now = self.shared.clock.now();
         Ok(entry.filter(|entry| match entry {
             Entry::Live(record) => self.shared.policy.is_alive(&record.meta, now),
@@ -127,6 +130,19 @@ impl Sessions {
             Some(Entry::Live(record)) => Some(record),
             Some(Entry::Ended { .. }) | None => None,
         })
+    }
+
+    /// The answer, or `None` where what stands under `id` is nothing that can be read: nobody will
+    /// be served from it again, and its visitor may begin anew. It stays for who looks into it.
+    fn readable<T>(&self, id: Id, answer: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+        match answer {
+            Err(StoreError::Corrupt(cause)) => {
+                self.shared.metrics.event(Event::Unreadable);
+                error!(session = %id, cause, "a session cannot be read, and counts as gone");
+                Ok(None)
+            }
+            answer => answer.map(Some),
+        }
     }
 
     fn change<'a>(

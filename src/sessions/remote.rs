@@ -47,10 +47,12 @@ impl Sessions {
         }
         let through = Through::Request(generation);
         let change = self.change(patch, condition, through, remote.prolongs, Remains::Nothing);
-        match self.timed("patch", self.store.patch(id, change, want)).await? {
+        match self.patched(id, change, want).await {
             Ok(applied) => Ok(changed(id, applied, false)),
-            Err(Refusal::Gone | Refusal::Ended | Refusal::Rotated) => Err(Failure::Elsewhere),
-            Err(refusal) => Err(refusal.into()),
+            Err(Failure::Refused(Refusal::Gone | Refusal::Ended | Refusal::Rotated)) => {
+                Err(Failure::Elsewhere)
+            }
+            Err(failure) => Err(failure),
         }
     }
 }

@@ -44,8 +44,10 @@ impl Sessions {
     pub async fn apply_by_id(&self, id: Id, requested: Requested<'_>) -> Result<Changed, Failure> {
         let Requested { patch, condition, want } = requested;
         let change = self.change(patch, condition, Through::Service, false, Remains::Nothing);
-        let applied = match self.timed("patch", self.store.patch(id, change, want)).await? {
-            Err(Refusal::Gone | Refusal::Ended) => return Err(Failure::NoSuchSession),
+        let applied = match self.patched(id, change, want).await {
+            Err(Failure::Refused(Refusal::Gone | Refusal::Ended)) => {
+                return Err(Failure::NoSuchSession);
+            }
             applied => applied?,
         };
         if !matches!(applied.entry, Some(Entry::Live(_))) {

@@ -214,7 +214,49 @@ impl Link {
         });
         if begins {
             self.heal();
+            self.follow();
         }
+    }
+
+    /// Leaves a primary as soon as the sentinels announce another.
+    fn follow(&self) {
+        let Place::Elected(sentinels) = &self.place else { return };
+        sentinels.follow(&self.dialer, &self.tasks);
+        let (me, sentinels) = (self.me.clone(), Arc::clone(sentinels));
+        let (tasks, mut stage) = (self.tasks.clone(), self.stage.subscribe());
+        let following = async move {
+            loop {
+                let up = |stage: &Stage| matches!(stage, Stage::Up(_));
+                let line = match stage.wait_for(up).await {
+                    Ok(stage) => match &*stage {
+                        Stage::Up(line) => line.clone(),
+                        Stage::Idle | Stage::Connecting | Stage::Away(_) => continue,
+                    },
+                    // Nobody has this link any more.
+                    Err(_) => return,
+                };
+                tokio::select! {
+                    _ = sentinels.announced_other_than(&line.address) => {
+                        let Some(link) = me.upgrade() else { return };
+                        link.lose(line.number, Stage::Connecting);
+                        drop(link);
+                        // The sentinel that is asked may hear of it a moment later.
+                        sleep(PAUSE).await;
+                    }
+                    // It went by itself.
+                    changed = stage.changed() => if changed.is_err() { return },
+                }
+            }
+        };
+        let drain = self.tasks.clone();
+        tasks
+            .run(async move {
+                tokio::select! {
+                    () = drain.draining() => {}
+                    () = following => {}
+                }
+            })
+            .detach();
     }
 
     /// Lets go of a connection, unless another stands in its place already.

@@ -30,6 +30,8 @@ pub struct Sample {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Served,
+    /// Served as somebody without a session.
+    Gone,
     /// Not served, and said so: by the proxy, or by its API.
     Failed(u16, String),
     /// Another's marker, a cookie set or deleted by a failure, a session that was destroyed, a
@@ -180,8 +182,13 @@ impl Shared {
     }
 
     async fn increment(&self, number: usize, browser: &Browser) -> Outcome {
-        let page = browser.fetch("/", &Script::new().call("POST", "/values/n/increment", "")).await;
-        let outcome = judge(&page, |_| Outcome::Served);
+        let increment = Script::new().call("POST", "/values/n/increment", "");
+        let page = browser.send_without_keeping("GET", "/", &[], &increment).await;
+        // A cookie is that of another session, begun because this one was gone.
+        let begun = |page: &Page| {
+            if page.set_cookies().is_empty() { Outcome::Served } else { Outcome::Gone }
+        };
+        let outcome = judge(&page, begun);
         match &outcome {
             Outcome::Served => {
                 self.visitors[number].acknowledged.fetch_add(1, Ordering::Relaxed);
@@ -189,7 +196,7 @@ impl Shared {
             Outcome::Failed(504, _) => {
                 self.visitors[number].unknown.fetch_add(1, Ordering::Relaxed);
             }
-            Outcome::Failed(..) | Outcome::Wrong(_) => {}
+            Outcome::Gone | Outcome::Failed(..) | Outcome::Wrong(_) => {}
         }
         outcome
     }
@@ -234,6 +241,10 @@ async fn last_word(browser: &Browser) -> i64 {
         if page.status == 200 && page.last().status == 200 {
             return page.json().as_i64().unwrap_or(0);
         }
+        // Gone.
+        if page.status == 200 && page.last().status == 404 {
+            return 0;
+        }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     0
@@ -254,6 +265,9 @@ fn judge(page: &Page, served: impl Fn(&Page) -> Outcome) -> Outcome {
     let call = page.last();
     match call.status {
         200 => served(page),
+        404 if call.code() == "no_such_value" => Outcome::Gone,
+        // Between the page and its call.
+        409 if call.code() == "session_gone" => Outcome::Gone,
         503 | 504 => {
             let deletes = page.set_cookies().iter().any(|line| line.contains("Max-Age=0"));
             if deletes {

@@ -1,6 +1,7 @@
 //! Redis away, slow, full, demoted, moved and lying, under visitors who go on: what
 //! `docs/redis.md` promises of each.
 
+mod aborts;
 mod load;
 mod one;
 mod several;
@@ -21,6 +22,14 @@ pub struct Demand {
     pub failures: Failures,
     /// Whether acknowledged changes may be lost: as replication has it.
     pub losses: Losses,
+    /// Whether sessions are taken away, so that their visitors are strangers.
+    pub gone: Gone,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    None,
+    Allowed,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -47,6 +56,7 @@ impl Default for Demand {
             longest: BUDGET,
             failures: Failures::Demanded,
             losses: Losses::None,
+            gone: Gone::None,
         }
     }
 }
@@ -59,7 +69,13 @@ pub struct Window {
 
 /// Those rows whose text has `wanted` in it.
 pub async fn run(report: &mut Report, wanted: &str) {
-    let rows = one::rows().into_iter().chain(several::rows());
+    let aborts = Row {
+        done: "4,000 clients with a session each abort at random moments (RST, of the request or the answer) while 2,000 others ask for their markers",
+        lasts: "once",
+        demanded: "0 crossed answers",
+        run: aborts::crossed,
+    };
+    let rows = one::rows().into_iter().chain(several::rows()).chain([aborts]);
     for row in rows.filter(|row| row.done.contains(wanted)) {
         // It blocks; the load has a thread of its own.
         let counted = async { std::thread::spawn(row.run).join().unwrap_or_else(|_| panicked()) };
@@ -99,11 +115,12 @@ pub fn window(begin: impl FnOnce(), lasts: Duration, end: impl FnOnce()) -> Wind
 
 fn counted(told: &Told, window: &Window, demand: Demand) -> Counted {
     let samples = &told.samples;
+    let gone = samples.iter().filter(|sample| sample.outcome == Outcome::Gone).count();
     let wrong: Vec<_> = samples
         .iter()
         .filter_map(|sample| match &sample.outcome {
             Outcome::Wrong(what) => Some(format!("{what} ({}, {})", sample.asked, sample.visitor)),
-            Outcome::Served | Outcome::Failed(..) => None,
+            Outcome::Served | Outcome::Gone | Outcome::Failed(..) => None,
         })
         .collect();
     let failed: Vec<_> =
@@ -143,13 +160,17 @@ fn counted(told: &Told, window: &Window, demand: Demand) -> Counted {
     }
     text += &format!("; {} destroyed, {} of them served again", told.destroyed, told.risen);
     if demand.losses == Losses::Counted {
-        text += &format!("; {} acknowledged increments lost in the failover", told.lost);
+        text += &format!("; {} acknowledged increments lost with it", told.lost);
     } else if told.lost > 0 {
         text += &format!("; {} acknowledged increments lost", told.lost);
     }
     if let Some(first) = wrong.first() {
         text += &format!("; first wrong: {first}");
     }
+    if gone > 0 {
+        text += &format!("; {gone} requests of visitors whose session was gone");
+    }
+    let gone_fits = (gone > 0) == (demand.gone == Gone::Allowed);
     let failures_fit = match demand.failures {
         Failures::None => failed.is_empty(),
         Failures::Allowed => true,
@@ -159,6 +180,7 @@ fn counted(told: &Told, window: &Window, demand: Demand) -> Counted {
         && told.risen == 0
         && before == 0
         && failures_fit
+        && gone_fits
         && longest <= demand.longest
         && recovered <= demand.recovers
         && (demand.losses == Losses::Counted || told.lost == 0);

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::load::Load;
-use super::{Demand, Failures, Row, Window, ordeal, window};
+use super::{Demand, Failures, Gone, Row, Window, ordeal, window};
 use crate::report::Counted;
 use crate::support::{Authority, End, Fault, FaultProxy, Flaw, RedisServer, Way};
 
@@ -118,11 +118,12 @@ pub fn rows() -> Vec<Row> {
             busy,
         ),
         row(
-            "R16: keys of another type and spoilt fields",
+            "R16: a session deleted, one of another type, one with a spoilt field; the others go on",
             "3 s",
-            "503 for those, never served in part; served when mended",
+            "their visitors are strangers, never served in part; served again when mended",
             spoilt,
         ),
+        row("R16: FLUSHALL", "once", "everybody is a stranger and may begin anew", flushed),
     ]
 }
 
@@ -417,34 +418,41 @@ fn busy() -> Counted {
     })
 }
 
-/// Those of the first eight visitors.
+/// What cannot be read counts as gone: no value is shown, and nothing fails.
 fn spoilt() -> Counted {
     let server = durable();
-    ordeal(&at(&server), Demand::default(), |load: &Load| {
-        let keys: Vec<String> =
-            load.ids.iter().take(8).map(|id| format!("cloakroom:s:{{{id}}}")).collect();
-        let (types, fields) = keys.split_at(4);
+    let demand = Demand { failures: Failures::None, gone: Gone::Allowed, ..Demand::default() };
+    ordeal(&at(&server), demand, |load: &Load| {
+        let key = |at: usize| format!("cloakroom:s:{{{}}}", load.ids[at]);
+        let (deleted, typed, spoilt) = (key(0), key(1), key(2));
         let kept = |key: &str| format!("kept:{key}");
-        let since = server.command(&["HGET", &fields[0], "gs"]).text();
+        let since = server.command(&["HGET", &spoilt, "gs"]).text();
         window(
             || {
-                for key in types {
-                    server.command(&["RENAME", key, &kept(key)]).done();
-                    server.command(&["LPUSH", key, "no session"]).done();
-                }
-                for key in fields {
-                    server.command(&["HSET", key, "gs", "yesterday"]).done();
-                }
+                server.command(&["RENAME", &deleted, &kept(&deleted)]).done();
+                server.command(&["RENAME", &typed, &kept(&typed)]).done();
+                server.command(&["LPUSH", &typed, "no session"]).done();
+                server.command(&["HSET", &spoilt, "gs", "yesterday"]).done();
             },
             3 * SECOND,
             || {
-                for key in types {
-                    server.command(&["RENAME", &kept(key), key]).done();
-                }
-                for key in fields {
-                    server.command(&["HSET", key, "gs", &since]).done();
-                }
+                server.command(&["RENAME", &kept(&deleted), &deleted]).done();
+                server.command(&["RENAME", &kept(&typed), &typed]).done();
+                server.command(&["HSET", &spoilt, "gs", &since]).done();
             },
         )
+    })
+}
+
+fn flushed() -> Counted {
+    let server = durable();
+    let demand = Demand {
+        failures: Failures::None,
+        gone: Gone::Allowed,
+        losses: super::Losses::Counted,
+        ..Demand::default()
+    };
+    ordeal(&at(&server), demand, |_| {
+        window(|| drop(server.command(&["FLUSHALL"]).done()), SECOND, || ())
     })
 }
