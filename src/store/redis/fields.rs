@@ -4,6 +4,7 @@
 //!
 //! | field | holds |
 //! | --- | --- |
+//! | `id` | the session's id |
 //! | `n`, `b` | how many values there are, and their size |
 //! | `e` | when the record ends, which is the key's time to live |
 //! | `i` | until when the index of the principal has the session |
@@ -19,8 +20,11 @@ pub(super) use crate::store::encode::{Unreadable, unreadable};
 use crate::time::Timestamp;
 
 /// The fields that make an entry without values; in this order the scripts answer them.
-pub(super) const FIELDS: [&str; 15] =
-    ["m", "v", "g", "gs", "pu", "f", "l", "p", "c", "s", "k", "x", "w", "ca", "cu"];
+pub(super) const FIELDS: [&str; 16] =
+    ["m", "v", "g", "gs", "pu", "f", "l", "p", "c", "s", "k", "x", "w", "ca", "cu", ID];
+
+/// The field of the session's own id, by which an answer is known to be about it.
+const ID: &str = "id";
 
 /// For whom, and until when, the index has a session.
 #[derive(Clone, Debug)]
@@ -31,12 +35,14 @@ pub(super) struct Indexed {
 
 /// All fields of a record that ends at `ends_at`.
 pub(super) fn fields_of(
+    id: Id,
     record: &Record,
     ends_at: Timestamp,
     indexed: Option<&Indexed>,
 ) -> Vec<(String, String)> {
     let Record { meta, values } = record;
     let mut fields = encode::meta_fields(meta);
+    fields.push((ID, id.to_string()));
     fields.push(("n", values.len().to_string()));
     fields.push(("b", size_of(values).to_string()));
     fields.push(("e", ends_at.as_millis().to_string()));
@@ -61,6 +67,35 @@ pub(super) fn text(value: &Value) -> Result<Option<&str>, Unreadable> {
 pub(super) fn instant(value: &Value) -> Result<Option<Timestamp>, Unreadable> {
     let millis = text(value)?.map(|text| text.parse().map_err(unreadable)).transpose()?;
     Ok(millis.map(Timestamp::from_millis))
+}
+
+/// Whether an answer can be the one about this session. On a connection on which one answer too
+/// many has come, each would be taken for the next question's, and one visitor be served as another.
+pub(super) fn is_about(answer: &Value, id: Id) -> bool {
+    let named = |value: &Value| match text(value) {
+        Ok(Some(name)) => name == id.to_string(),
+        Ok(None) => true,
+        Err(Unreadable) => false,
+    };
+    match answer {
+        Value::Map(pairs) => {
+            let own = pairs.iter().find(|(name, _)| matches!(text(name), Ok(Some(ID))));
+            own.is_none_or(|(_, value)| named(value))
+        }
+        // A script tells the fields beside others.
+        Value::Array(parts) => match parts.iter().find_map(told_fields) {
+            Some(fields) => fields.get(FIELDS.len() - 1).is_none_or(named),
+            None => parts.get(FIELDS.len() - 1).is_none_or(named),
+        },
+        _ => false,
+    }
+}
+
+fn told_fields(part: &Value) -> Option<&Vec<Value>> {
+    match part {
+        Value::Array(fields) if fields.len() == FIELDS.len() => Some(fields),
+        _ => None,
+    }
 }
 
 /// What the values of [`FIELDS`] make, without values of its own.

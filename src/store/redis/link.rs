@@ -182,6 +182,15 @@ impl Link {
         }
     }
 
+    /// Lets go of the connection that stands.
+    pub(super) fn distrust(&self) {
+        let number = match &*self.stage.borrow() {
+            Stage::Up(line) => line.number,
+            Stage::Idle | Stage::Connecting | Stage::Away(_) => return,
+        };
+        self.lose(number, Stage::Connecting);
+    }
+
     /// Whether calls would not fail at once.
     pub(super) fn is_hopeful(&self) -> bool {
         !matches!(*self.stage.borrow(), Stage::Away(_))

@@ -204,9 +204,12 @@ impl Redis {
         };
         let time = answers.next().ok_or(Unreadable)?;
         let (seconds, _): (i64, i64) = from_redis_value(time).map_err(unreadable)?;
-        let entries = answers.map(|answer| fields::entry_of_hmget(answer, None));
-        let entries: Result<Vec<Option<Entry>>, Unreadable> = entries.collect();
-        Ok((Timestamp::from_millis(seconds * 1000), entries?))
+        let mut entries = Vec::with_capacity(ids.len());
+        for ((_, id), answer) in ids.iter().zip(answers) {
+            self.check(*id, &answer).map_err(|crossed| Error::Unavailable(crossed.into()))?;
+            entries.push(fields::entry_of_hmget(answer, None)?);
+        }
+        Ok((Timestamp::from_millis(seconds * 1000), entries))
     }
 
     async fn entries_one_by_one(
@@ -218,6 +221,7 @@ impl Redis {
         for (_, id) in ids {
             let key = self.key(id);
             let answer = self.servers.ask(&key, &hmget(&key), deadline).await?;
+            self.check(*id, &answer).map_err(|crossed| Error::Unavailable(crossed.into()))?;
             entries.push(fields::entry_of_hmget(answer, None)?);
         }
         // No time is known, and none of them is taken for over.

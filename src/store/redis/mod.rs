@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use redis::{Cmd, Value, cmd};
 use tokio::time::Instant;
+use tracing::error;
 
 use self::calls::Answered;
 pub use self::deployment::Deployment;
@@ -77,6 +78,11 @@ struct Scripts {
 #[derive(Debug, thiserror::Error)]
 #[error("the session's principal kept changing")]
 struct Unsettled;
+
+/// An answer has come that is about another session.
+#[derive(Debug, thiserror::Error)]
+#[error("Redis answered another question")]
+struct Crossed;
 
 impl Redis {
     /// A store on a deployment, which is not spoken to before the first call. Connections are made
@@ -135,24 +141,35 @@ impl Redis {
     async fn load_entry(&self, id: Id, want: Want<'_>) -> Result<Option<Entry>, Error> {
         let deadline = self.deadline();
         let key = self.key(id);
-        let entry = match want {
+        let (command, of) = match want {
             Want::Values => {
                 let mut command = cmd("HGETALL");
                 command.arg(&key);
-                fields::entry_of_hgetall(self.servers.ask(&key, &command, deadline).await?)
+                (command, None)
             }
-            Want::Meta => {
-                let answer = self.servers.ask(&key, &hmget(&key), deadline).await?;
-                fields::entry_of_hmget(answer, None)
-            }
+            Want::Meta => (hmget(&key), None),
             Want::Value(of) | Want::Before(of) => {
                 let mut command = hmget(&key);
                 command.arg(encode::field_of(of));
-                let answer = self.servers.ask(&key, &command, deadline).await?;
-                fields::entry_of_hmget(answer, Some(of))
+                (command, Some(of))
             }
         };
-        Ok(entry?)
+        let answer = self.servers.ask(&key, &command, deadline).await?;
+        self.check(id, &answer).map_err(|crossed| Error::Unavailable(crossed.into()))?;
+        Ok(match answer {
+            Value::Map(_) => fields::entry_of_hgetall(answer)?,
+            answer => fields::entry_of_hmget(answer, of)?,
+        })
+    }
+
+    /// Leaves the connection on which an answer has come that is about another session.
+    fn check(&self, id: Id, answer: &Value) -> Result<(), Crossed> {
+        if fields::is_about(answer, id) {
+            return Ok(());
+        }
+        error!(session = %id, "Redis answered another question; the connection is left");
+        self.servers.distrust(&self.key(id));
+        Err(Crossed)
     }
 
     async fn create_record(
@@ -175,7 +192,7 @@ impl Redis {
         let key = self.key(id);
         let mut command = script.on(&key);
         command.arg(ends_at.as_millis());
-        for (name, text) in fields::fields_of(record, ends_at, indexed.as_ref()) {
+        for (name, text) in fields::fields_of(id, record, ends_at, indexed.as_ref()) {
             command.arg(name).arg(text);
         }
         let told = self.servers.run(script, &key, &command, Manner::Shared, deadline).await;
@@ -207,6 +224,7 @@ impl Redis {
             calls::patch_arguments(&mut command, change, want, indexed.as_ref());
             let told = self.servers.run(script, &key, &command, manner, deadline).await;
             let told = told.map_err(Trouble::of_write)?;
+            self.check(id, &told.value).map_err(|crossed| Error::OutcomeUnknown(crossed.into()))?;
             match calls::patched(told.value, change)? {
                 Answered::Done(answer) => {
                     let replicated = told.replicated;
@@ -229,7 +247,9 @@ impl Redis {
             let mut command = script.on(&key);
             calls::use_arguments(&mut command, used, policy, indexed.as_ref());
             let told = self.servers.run(script, &key, &command, Manner::Shared, deadline).await;
-            match calls::used(told.map_err(Trouble::of_write)?.value)? {
+            let answer = told.map_err(Trouble::of_write)?.value;
+            self.check(id, &answer).map_err(|crossed| Error::OutcomeUnknown(crossed.into()))?;
+            match calls::used(answer)? {
                 Answered::Done(entry) => return Ok(entry),
                 Answered::Index(needed) => {
                     indexed = Some(self.index(id, needed, used.now, deadline).await?);

@@ -243,7 +243,7 @@ if stands ~= 'live' then
   redis.call('DEL', key)
   if stands == 'ended' then
     local till = as_text(plus(now, grace))
-    redis.call('HSET', key, 'm', till)
+    redis.call('HSET', key, 'm', till, 'id', before.id)
     redis.call('PEXPIREAT', key, till)
   end
   return answer

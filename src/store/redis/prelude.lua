@@ -5,9 +5,9 @@
 -- Times are below 2^53, so Lua's numbers hold them; values and versions are never numbers here.
 
 local LAST = 253402300799999 -- Timestamp::MAX
-local ANSWERED = 15 -- so many of FIELDS go into an answer
+local ANSWERED = 16 -- so many of FIELDS go into an answer
 local FIELDS = {
-  'm', 'v', 'g', 'gs', 'pu', 'f', 'l', 'p', 'c', 's', 'k', 'x', 'w', 'ca', 'cu',
+  'm', 'v', 'g', 'gs', 'pu', 'f', 'l', 'p', 'c', 's', 'k', 'x', 'w', 'ca', 'cu', 'id',
   'n', 'b', 'e', 'i',
 }
 

@@ -80,6 +80,18 @@ impl Servers {
         }
     }
 
+    /// Leaves the connection to the node that has a key: what comes on it answers other questions.
+    pub(super) fn distrust(&self, key: &str) {
+        match self {
+            Self::One(link) => link.distrust(),
+            Self::Cluster(cluster) => {
+                if let Some(owner) = cluster.owner_of(key) {
+                    cluster.link(&owner).distrust();
+                }
+            }
+        }
+    }
+
     /// The nodes that hold keys, in order: one, without a name, where there is no cluster.
     pub(super) async fn nodes(&self, deadline: Instant) -> Result<Vec<Option<Address>>, Error> {
         match self {

@@ -255,3 +255,28 @@ fn a_frozen_primary_is_replaced_and_holds_nobody_else_up() {
         apply(&store, frozen, &add(1), Want::Meta).await;
     });
 }
+
+#[test]
+fn an_answer_to_another_question_serves_nobody() {
+    let server = RedisServer::start(&[]);
+    let store = store_at(server.port(), Duration::from_millis(500));
+    runtime().block_on(async {
+        let one = made(&store, &record(now(), [(key("who"), json("1"))].into())).await;
+        let other = made(&store, &record(now(), [(key("who"), json("2"))].into())).await;
+        // What the other's question would be answered, under this one's name.
+        let stolen = store.servers.ask("", &hmget(&store.key(other)), store.deadline()).await;
+        let stolen = stolen.expect("answered");
+        assert!(fields::is_about(&stolen, other));
+        assert!(!fields::is_about(&stolen, one));
+        let all = cmd("HGETALL").arg(store.key(other)).clone();
+        let stolen = store.servers.ask("", &all, store.deadline()).await.expect("answered");
+        assert!(!fields::is_about(&stolen, one));
+        let connection = number(&store, &["CLIENT", "ID"]).await;
+        assert!(store.check(one, &stolen).is_err());
+        healed(&store).await;
+        assert!(number(&store, &["CLIENT", "ID"]).await > connection);
+        // So do the scripts' answers.
+        let used = store.record_use(one, touch(now()), &POLICY).await.expect("answered");
+        assert!(used.is_some());
+    });
+}
