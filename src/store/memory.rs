@@ -78,10 +78,7 @@ impl Store for Memory {
             Ok(mut applied) => {
                 let stored = applied.entry.clone().map(|entry| Stored::new(entry, change.policy));
                 state.replace(id, stored, self.max_bytes).map(|()| {
-                    applied.record.values = want.select(applied.record.values);
-                    if let Some(Entry::Live(record)) = &mut applied.entry {
-                        record.values.clone_from(&applied.record.values);
-                    }
+                    want.narrow(&mut applied);
                     Ok(applied)
                 })
             }

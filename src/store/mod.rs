@@ -8,6 +8,7 @@ pub mod config;
 #[cfg(test)]
 pub(crate) mod conformance;
 mod encode;
+mod fault;
 pub mod file;
 pub mod memory;
 mod owned;
@@ -111,6 +112,14 @@ impl Want<'_> {
                 };
                 Entry::Live(Record { meta: record.meta.clone(), values })
             }
+        }
+    }
+
+    /// Leaves in an answer those values that are wanted.
+    fn narrow(&self, applied: &mut Applied) {
+        applied.record.values = self.select(std::mem::take(&mut applied.record.values));
+        if let Some(Entry::Live(record)) = &mut applied.entry {
+            record.values.clone_from(&applied.record.values);
         }
     }
 

@@ -42,13 +42,7 @@ pub(super) fn parse(url: &str) -> Result<StoreUrl, String> {
 
 fn sqlite(path: &str) -> Result<StoreUrl, String> {
     let right = "write \"sqlite:PATH\", as \"sqlite:cloakroom.db\" or \"sqlite:/var/lib/x.db\"";
-    // `sqlite:///x` is how others write the path `/x`.
-    let path = match path.strip_prefix("//") {
-        Some(absolute) if absolute.starts_with('/') => absolute,
-        Some(_) => return Err(format!("two slashes begin no path; {right}")),
-        None => path,
-    };
-    match path {
+    match plain(path, right)? {
         ":memory:" => Err("SQLite in memory is not supported; write \"memory:\"".to_owned()),
         path if path.contains('?') => Err(format!("options are not supported; {right}")),
         path if path.is_empty() || path.ends_with('/') => Err(format!("names no file; {right}")),
@@ -56,15 +50,18 @@ fn sqlite(path: &str) -> Result<StoreUrl, String> {
     }
 }
 
+/// `sqlite:///x` is how others write the path `/x`.
+fn plain<'a>(path: &'a str, right: &str) -> Result<&'a str, String> {
+    match path.strip_prefix("//") {
+        Some(absolute) if absolute.starts_with('/') => Ok(absolute),
+        Some(_) => Err(format!("two slashes begin no path; {right}")),
+        None => Ok(path),
+    }
+}
+
 fn file(path: &str) -> Result<StoreUrl, String> {
     let right = "write \"file:DIRECTORY\", as \"file:sessions\" or \"file:/var/lib/x/sessions\"";
-    // `file:///x` is how others write the path `/x`.
-    let path = match path.strip_prefix("//") {
-        Some(absolute) if absolute.starts_with('/') => absolute,
-        Some(_) => return Err(format!("two slashes begin no path; {right}")),
-        None => path,
-    };
-    let directory = Path::new(path.trim_end_matches('/'));
+    let directory = Path::new(plain(path, right)?.trim_end_matches('/'));
     match directory.file_name() {
         Some(_) => Ok(StoreUrl::File(directory.to_owned())),
         None => Err(format!("names no directory; {right}")),

@@ -4,7 +4,6 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::OFlags;
@@ -12,7 +11,8 @@ use rustix::io::Errno;
 
 use super::format::Stored;
 use crate::session::id::Id;
-use crate::store::Error;
+pub(super) use crate::store::fault::Fault;
+use crate::store::fault::Kind;
 
 /// The directory of one store, which no other process has meanwhile.
 #[derive(Debug)]
@@ -48,21 +48,6 @@ pub enum OpenError {
     /// A thread could not be started.
     #[error("a thread of the store could not be started")]
     Thread(#[source] io::Error),
-}
-
-/// Why something was not done. One may be told to several, so it can be cloned.
-#[derive(Clone, Debug)]
-pub(super) struct Fault {
-    kind: Kind,
-    cause: Arc<dyn std::error::Error + Send + Sync>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    Unavailable,
-    OutcomeUnknown,
-    Full,
-    Corrupt,
 }
 
 /// The name of the file that is locked: no id has it.
@@ -188,7 +173,7 @@ impl Directory {
 
     /// Writes down which names there are.
     pub(super) fn sync(&self) -> Result<(), Fault> {
-        let unknown = |error| Fault { kind: Kind::OutcomeUnknown, cause: Arc::new(error) };
+        let unknown = |error| Fault::new(Kind::OutcomeUnknown, error);
         self.handle.sync_all().map_err(unknown)
     }
 
@@ -227,7 +212,7 @@ impl Fault {
     }
 
     fn corrupt(error: impl std::error::Error + Send + Sync + 'static) -> Self {
-        Self { kind: Kind::Corrupt, cause: Arc::new(error) }
+        Self::new(Kind::Corrupt, error)
     }
 }
 
@@ -237,18 +222,6 @@ impl From<io::Error> for Fault {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Kind::Full,
             _ => Kind::Unavailable,
         };
-        Self { kind, cause: Arc::new(error) }
-    }
-}
-
-impl From<Fault> for Error {
-    fn from(fault: Fault) -> Self {
-        let cause = Box::new(fault.cause);
-        match fault.kind {
-            Kind::Unavailable => Self::Unavailable(cause),
-            Kind::OutcomeUnknown => Self::OutcomeUnknown(cause),
-            Kind::Full => Self::Full,
-            Kind::Corrupt => Self::Corrupt(cause),
-        }
+        Self::new(kind, error)
     }
 }

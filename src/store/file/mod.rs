@@ -142,10 +142,7 @@ impl Shared {
             Some(entry) => self.put(id, entry, over_at(entry, change.policy))?,
             None => self.delete(id)?,
         }
-        applied.record.values = want.select(applied.record.values);
-        if let Some(Entry::Live(record)) = &mut applied.entry {
-            record.values.clone_from(&applied.record.values);
-        }
+        want.narrow(&mut applied);
         Ok(Ok(applied))
     }
 

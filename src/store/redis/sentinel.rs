@@ -139,17 +139,7 @@ impl Sentinels {
 
     /// Completes when a sentinel announces another primary than this one.
     pub(super) async fn announced_other_than(&self, address: &Address) -> Address {
-        let mut announced = self.announced.subscribe();
-        loop {
-            let now = announced.borrow_and_update().clone();
-            match now {
-                Some(now) if now != *address => return now,
-                Some(_) | None => {}
-            }
-            if announced.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        other_than(&self.announced, address).await
     }
 
     /// Tells everybody that calls go to this address from now on.
@@ -165,17 +155,7 @@ impl Sentinels {
 
     /// Completes when calls go to another address than this one.
     pub(super) async fn moved_from(&self, address: &Address) -> Address {
-        let mut current = self.current.subscribe();
-        loop {
-            let now = current.borrow_and_update().clone();
-            match now {
-                Some(now) if now != *address => return now,
-                Some(_) | None => {}
-            }
-            if current.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        other_than(&self.current, address).await
     }
 
     async fn ask(&self, dialer: &Dialer, sentinel: &Address) -> Result<Address, Cause> {
@@ -190,6 +170,18 @@ impl Sentinels {
         let answer: Result<_, Cause> = tokio::time::timeout_at(deadline, asked).await?;
         let (host, port) = answer?.ok_or_else(|| NoSuchService(sentinel.clone()))?;
         Ok(Address::Tcp { host, port })
+    }
+}
+
+/// Completes when another address is told than this one.
+async fn other_than(told: &watch::Sender<Option<Address>>, address: &Address) -> Address {
+    let is_other = |now: &Option<Address>| now.as_ref().is_some_and(|now| now != address);
+    let mut told = told.subscribe();
+    let other = told.wait_for(is_other).await.ok().and_then(|now| now.clone());
+    match other {
+        Some(other) => other,
+        // Nobody can tell any more.
+        None => std::future::pending().await,
     }
 }
 

@@ -1,25 +1,9 @@
-//! Why SQLite did not do it. One fault may be told to a whole group, so it can be cloned.
-
-use std::sync::Arc;
+//! What SQLite's errors mean.
 
 use rusqlite::ErrorCode;
 
-use crate::store::Error;
-
-/// An [`Error`] that can be told to several.
-#[derive(Clone, Debug)]
-pub(super) struct Fault {
-    kind: Kind,
-    cause: Arc<dyn std::error::Error + Send + Sync>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    Unavailable,
-    OutcomeUnknown,
-    Full,
-    Corrupt,
-}
+pub(super) use crate::store::fault::Fault;
+use crate::store::fault::Kind;
 
 /// What is wrong where SQLite itself has nothing to say.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -37,12 +21,12 @@ pub(super) enum Trouble {
 impl Fault {
     /// The queue takes no more, or nobody works on it.
     pub(super) fn unavailable(trouble: Trouble) -> Self {
-        Self { kind: Kind::Unavailable, cause: Arc::new(trouble) }
+        Self::new(Kind::Unavailable, trouble)
     }
 
     /// What a row holds cannot be read.
     pub(super) fn unreadable() -> Self {
-        Self { kind: Kind::Corrupt, cause: Arc::new(Trouble::Unreadable) }
+        Self::new(Kind::Corrupt, Trouble::Unreadable)
     }
 
     /// A commit that failed. Where the disk did not do as it was told, the change may yet be
@@ -50,37 +34,23 @@ impl Fault {
     pub(super) fn of_commit(error: rusqlite::Error) -> Self {
         let kind = match error.sqlite_error_code() {
             Some(ErrorCode::SystemIoFailure) => Kind::OutcomeUnknown,
-            _ => Kind::of(&error),
+            _ => kind_of(&error),
         };
-        Self { kind, cause: Arc::new(error) }
+        Self::new(kind, error)
     }
 }
 
-impl Kind {
-    fn of(error: &rusqlite::Error) -> Self {
-        match error.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => Self::Full,
-            // None is not the engine: a column is of another type than we write.
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) | None => Self::Corrupt,
-            Some(_) => Self::Unavailable,
-        }
+fn kind_of(error: &rusqlite::Error) -> Kind {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => Kind::Full,
+        // None is not the engine: a column is of another type than we write.
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) | None => Kind::Corrupt,
+        Some(_) => Kind::Unavailable,
     }
 }
 
 impl From<rusqlite::Error> for Fault {
     fn from(error: rusqlite::Error) -> Self {
-        Self { kind: Kind::of(&error), cause: Arc::new(error) }
-    }
-}
-
-impl From<Fault> for Error {
-    fn from(fault: Fault) -> Self {
-        let cause = Box::new(fault.cause);
-        match fault.kind {
-            Kind::Unavailable => Self::Unavailable(cause),
-            Kind::OutcomeUnknown => Self::OutcomeUnknown(cause),
-            Kind::Full => Self::Full,
-            Kind::Corrupt => Self::Corrupt(cause),
-        }
+        Self::new(kind_of(&error), error)
     }
 }

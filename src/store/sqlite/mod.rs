@@ -182,10 +182,7 @@ fn patch(
         Some(entry) => row::put(connection, id, entry, over_at(entry, change.policy))?,
         None => row::delete(connection, id)?,
     }
-    applied.record.values = want.select(applied.record.values);
-    if let Some(Entry::Live(record)) = &mut applied.entry {
-        record.values.clone_from(&applied.record.values);
-    }
+    want.narrow(&mut applied);
     Ok(Ok(applied))
 }
 
