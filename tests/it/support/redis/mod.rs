@@ -127,6 +127,12 @@ impl RedisServer {
         all.extend(options);
         let replica = Self::start(&all);
         wait_until("the replica follows", || replica.info("master_link_status") == "up");
+        // The primary counts it a moment later.
+        let own = replica.port.to_string();
+        wait_until("the primary knows its replica", || {
+            let role = primary.command(&["ROLE"]);
+            role.list()[2].list().iter().any(|known| known.list()[1].text() == own)
+        });
         replica
     }
 
