@@ -26,7 +26,7 @@ pub fn rows() -> Vec<Row> {
             "no answer above the budget; failures within 5 ms once the breaker is open; recovered within 2 s",
             frozen,
         ),
-        row("R3: every reply 200 ms late, 100 ms more or less", "5 s", "all are served", slow),
+        row("R3: every piece 50 to 100 ms late on its way, each way, one after the other", "5 s", "all are served", slow),
         row(
             "R3: CLIENT PAUSE ALL, 2 s at a time",
             "6 s",
@@ -153,7 +153,7 @@ fn slow() -> Counted {
     let proxy = FaultProxy::before(server.address());
     let store = format!("url = \"redis://{}/\"", proxy.address());
     let demand = Demand { failures: Failures::None, ..Demand::default() };
-    let (fixed, jitter) = (Duration::from_millis(200), Duration::from_millis(100));
+    let (fixed, jitter) = (Duration::from_millis(50), Duration::from_millis(50));
     ordeal(&store, demand, |_| {
         window(|| proxy.set(Fault::Delay { fixed, jitter }), 5 * SECOND, || proxy.set(Fault::None))
     })
