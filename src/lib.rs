@@ -32,7 +32,7 @@
 //! 6  config                             TOML -> typed; alone knows TOML, env names and defaults
 //! 5  proxy · api · admin                the HTTP services
 //! 4  sessions → wire                    policy, cookie and store meet; the JSON of patches and sessions
-//! 3  store                              where records live: memory, SQLite, Redis
+//! 3  store                              where records live: memory, SQLite, files, Redis, a cache
 //! 2  session                            pure: ids and tokens, record and patch, policy, cookie
 //! 1  server · client · log              sockets, accept, drain; the way out
 //! 0  body metrics random secret socket tasks time   vocabulary

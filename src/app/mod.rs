@@ -7,6 +7,7 @@
 mod stores;
 
 use std::num::NonZero;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use std::{io, thread};
 use tokio::sync::{Semaphore, oneshot};
 use tracing::{debug, error, info, warn};
 
-use self::stores::Stores;
+use self::stores::{Caching, Stores};
 use crate::admin::Admin;
 use crate::api::Api;
 use crate::api::config::instance_of;
@@ -96,6 +97,14 @@ pub enum StartError {
     /// The directory of files could not be opened.
     #[error(transparent)]
     Files(#[from] store::file::OpenError),
+    /// Another process keeps records of the same database.
+    #[error("another process caches the sessions of {path}, and one alone may")]
+    Cached {
+        /// The database.
+        path: PathBuf,
+        /// Why there is no lock.
+        source: io::Error,
+    },
     /// Redis refuses what is needed.
     #[error(transparent)]
     Survey(#[from] SurveyError),
@@ -123,7 +132,7 @@ fn workers() -> usize {
 /// The store of a configuration, for a command that serves nothing.
 pub fn open_sessions(config: &Config, clock: Clock) -> Result<Sessions, StartError> {
     let ring = config.prepare()?;
-    let store = Stores::open(config, &clock, &Tasks::new())?
+    let store = Stores::open(config, Caching::None, &clock, &Tasks::new())?
         .of_worker(0)
         .ok_or_else(|| StartError::Worker(io::ErrorKind::Other.into()))?;
     Ok(Sessions::new(store, share(config, ring, clock, instance(None))))
@@ -192,7 +201,7 @@ impl App {
     pub fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
         let ring = config.prepare()?;
         let tasks = Floors::new();
-        let stores = Arc::new(Stores::open(&config, &clock, &tasks.inner)?);
+        let stores = Arc::new(Stores::open(&config, Caching::Configured, &clock, &tasks.inner)?);
         let listeners = Listeners::bind(&config)?;
         let api = listeners.api.local_address().clone();
         let api_url = url_of(&config, &api);

@@ -1,5 +1,7 @@
 //! The store of a configuration, one way to it for each worker.
 
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 use std::{io, thread};
 
@@ -22,6 +24,17 @@ use crate::time::{Clock, Timestamp};
 pub(super) struct Stores {
     ways: Ways,
     cache: Option<Arc<Hot>>,
+    /// Of a database whose records are cached: another process would change them unheard.
+    _alone: Option<File>,
+}
+
+/// Whether records may be kept in the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Caching {
+    /// Where the configuration says so.
+    Configured,
+    /// Not: a command that serves nothing.
+    None,
 }
 
 enum Ways {
@@ -35,7 +48,12 @@ impl Stores {
     /// # Errors
     /// The database cannot be opened, or Redis answers and refuses what is needed. One that does not
     /// answer may do so later.
-    pub(super) fn open(config: &Config, clock: &Clock, tasks: &Tasks) -> Result<Self, StartError> {
+    pub(super) fn open(
+        config: &Config,
+        caching: Caching,
+        clock: &Clock,
+        tasks: &Tasks,
+    ) -> Result<Self, StartError> {
         let timeout = config.store.timeout;
         let ways = match &config.store.backend {
             Backend::Memory => Ways::Embedded(Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES))),
@@ -55,11 +73,14 @@ impl Stores {
             Ways::Embedded(_) => Coherence::Owned,
             Ways::Redis(..) => Coherence::Leased,
         };
-        let hot = config.store.cache.map(|bytes| Arc::new(Hot::new(bytes, coherence)));
-        Ok(match hot {
-            Some(hot) => Self { ways: ways.cached(&hot), cache: Some(hot) },
-            None => Self { ways, cache: None },
-        })
+        let room = config.store.cache.filter(|_| caching == Caching::Configured);
+        let Some(bytes) = room else { return Ok(Self { ways, cache: None, _alone: None }) };
+        let alone = match &config.store.backend {
+            Backend::Sqlite { path } => Some(alone_with(path)?),
+            Backend::Memory | Backend::File { .. } | Backend::Redis(_) => None,
+        };
+        let hot = Arc::new(Hot::new(bytes, coherence));
+        Ok(Self { ways: ways.cached(&hot), cache: Some(hot), _alone: alone })
     }
 
     pub(super) fn of_worker(&self, index: usize) -> Option<Arc<dyn Store>> {
@@ -76,6 +97,17 @@ impl Stores {
             tasks.run(tracking).detach();
         }
     }
+}
+
+/// Keeps other processes that cache from a database: several may use one, unless one of them caches.
+fn alone_with(database: &Path) -> Result<File, StartError> {
+    let mut path = database.as_os_str().to_owned();
+    path.push(".cached");
+    let failed = |source| StartError::Cached { path: database.to_owned(), source };
+    let lock = File::options().create(true).truncate(false).write(true).open(path);
+    let lock = lock.map_err(failed)?;
+    lock.try_lock().map_err(|error| failed(error.into()))?;
+    Ok(lock)
 }
 
 /// Looks at a deployment before anybody is served. On a thread of its own: whoever starts an app may

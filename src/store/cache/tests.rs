@@ -10,7 +10,7 @@ use crate::store::memory::Memory;
 
 const ROOM: usize = 1024 * 1024;
 
-fn cached(store: Arc<Memory>, coherence: Coherence) -> Cached {
+fn cached(store: Arc<dyn Store>, coherence: Coherence) -> Cached {
     Cached::new(store, Arc::new(Hot::new(ROOM, coherence)))
 }
 
@@ -19,6 +19,32 @@ fn memory() -> Arc<Memory> {
 }
 
 suite!(|| Fresh::new(cached(memory(), Coherence::Owned), ()));
+
+mod sqlite {
+    use super::*;
+    use crate::store::sqlite::Sqlite;
+
+    fn fresh() -> Fresh {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Sqlite::open(&directory.path().join("s.db"), Duration::from_secs(20));
+        Fresh::new(cached(Arc::new(store.expect("opened")), Coherence::Owned), directory)
+    }
+
+    suite!(fresh);
+}
+
+mod files {
+    use super::*;
+    use crate::store::file::Files;
+
+    fn fresh() -> Fresh {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Files::open(&directory.path().join("sessions"), Duration::from_secs(20));
+        Fresh::new(cached(Arc::new(store.expect("opened")), Coherence::Owned), directory)
+    }
+
+    suite!(fresh);
+}
 
 async fn begun(store: &dyn Store) -> Id {
     let one = record(now(), [(key("a"), json("1"))].into_iter().collect::<Values>());
@@ -42,7 +68,7 @@ async fn set(store: &dyn Store, id: Id, text: &str) {
 fn what_is_held_is_told_without_the_store_and_what_was_changed_here_is_not() {
     runtime().block_on(async {
         let beneath = memory();
-        let store = cached(Arc::clone(&beneath), Coherence::Owned);
+        let store = cached(Arc::<Memory>::clone(&beneath), Coherence::Owned);
         let id = begun(&store).await;
         assert_eq!(a_of(&store, id).await.as_deref(), Some("1"));
         // Behind its back, which nobody may do where the cache owns the records.
@@ -59,7 +85,7 @@ fn what_is_held_is_told_without_the_store_and_what_was_changed_here_is_not() {
 fn without_a_lease_nothing_is_told_and_nothing_is_kept() {
     runtime().block_on(async {
         let beneath = memory();
-        let store = cached(Arc::clone(&beneath), Coherence::Leased);
+        let store = cached(Arc::<Memory>::clone(&beneath), Coherence::Leased);
         let id = begun(&store).await;
         for text in ["2", "3"] {
             set(&*beneath, id, text).await;
@@ -78,7 +104,7 @@ fn without_a_lease_nothing_is_told_and_nothing_is_kept() {
 fn what_was_read_before_a_change_is_not_put_there_after_it() {
     runtime().block_on(async {
         let beneath = memory();
-        let store = cached(Arc::clone(&beneath), Coherence::Owned);
+        let store = cached(Arc::<Memory>::clone(&beneath), Coherence::Owned);
         let id = begun(&store).await;
         for change in [Hot::forget as fn(&Hot, Id), |hot, _| hot.clear()] {
             let Found::Nothing(ticket) = store.hot.get(id, Want::Values) else {
@@ -99,7 +125,7 @@ fn what_was_read_before_a_change_is_not_put_there_after_it() {
 fn a_change_that_nobody_waited_for_keeps_its_session_out() {
     runtime().block_on(async {
         let beneath = memory();
-        let store = cached(Arc::clone(&beneath), Coherence::Owned);
+        let store = cached(Arc::<Memory>::clone(&beneath), Coherence::Owned);
         let id = begun(&store).await;
         assert_eq!(a_of(&store, id).await.as_deref(), Some("1"));
         drop(store.changing::<()>(id, || Box::pin(std::future::pending())));
@@ -115,7 +141,7 @@ fn a_change_that_nobody_waited_for_keeps_its_session_out() {
 fn a_large_record_is_not_held_and_many_small_ones_stay_in_their_room() {
     runtime().block_on(async {
         let beneath = memory();
-        let store = cached(Arc::clone(&beneath), Coherence::Owned);
+        let store = cached(Arc::<Memory>::clone(&beneath), Coherence::Owned);
         let id = begun(&store).await;
         let large = format!("\"{}\"", "x".repeat(70_000));
         set(&store, id, &large).await;

@@ -34,6 +34,18 @@ fn fresh() -> Fresh {
 
 suite!(fresh);
 
+/// The cache's connection finds its server by the sentinels, too.
+mod by_sentinels {
+    use super::*;
+
+    fn fresh() -> Fresh {
+        let config = topologies::apart(topologies::shared_sentinels());
+        Fresh::new(cached_on(&Deployment::new(&config, TIMEOUT)), ())
+    }
+
+    suite!(fresh);
+}
+
 #[test]
 fn what_another_instance_changes_ends_or_lets_expire_is_heard_of() {
     let server = RedisServer::start(&[]);

@@ -7,7 +7,7 @@ use super::*;
 use crate::store::config::{ClientCertificate, Tls};
 
 /// A deployment under a prefix that no other test has.
-fn apart(config: config::Redis) -> config::Redis {
+pub(super) fn apart(config: config::Redis) -> config::Redis {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     config::Redis { key_prefix: format!("apart[{number}]:"), ..config }
@@ -20,6 +20,12 @@ fn by_sentinels(sentinels: &Sentinels) -> config::Redis {
     config::Redis { topology, ..server(local(1)) }
 }
 
+/// A primary, its replicas and sentinels for all tests that break none of them.
+pub(super) fn shared_sentinels() -> config::Redis {
+    static SHARED: OnceLock<Sentinels> = OnceLock::new();
+    by_sentinels(SHARED.get_or_init(Sentinels::start))
+}
+
 fn in_cluster(cluster: &Cluster) -> config::Redis {
     let nodes = cluster.nodes().iter().take(2).map(|node| local(node.port())).collect();
     config::Redis { topology: Topology::Cluster { nodes }, ..server(local(1)) }
@@ -29,9 +35,7 @@ mod sentinel {
     use super::*;
 
     fn fresh() -> Fresh {
-        static SHARED: OnceLock<Sentinels> = OnceLock::new();
-        let config = by_sentinels(SHARED.get_or_init(Sentinels::start));
-        Fresh::new(store_of(&apart(config), TIMEOUT), ())
+        Fresh::new(store_of(&apart(shared_sentinels()), TIMEOUT), ())
     }
 
     suite!(fresh);
