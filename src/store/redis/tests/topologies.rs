@@ -178,6 +178,7 @@ fn the_promoted_replica_is_found() {
     runtime().block_on(async {
         let id = made(&store, &record(now(), Values::new())).await;
         apply(&store, id, &add(1), Want::Meta).await;
+        assert_eq!(number(&store, &["WAIT", "2", "10000"]).await, 2);
         sentinels.failover();
         // What the old primary takes until it hears of it is lost, whoever asks.
         sentinels.wait_until_whole();
