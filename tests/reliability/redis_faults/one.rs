@@ -1,5 +1,6 @@
 //! What may happen to one server, and on the way to it.
 
+use std::cell::RefCell;
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -374,24 +375,21 @@ fn garbage() -> Counted {
 fn full_of_clients() -> Counted {
     let server = durable();
     ordeal(&at(&server), Demand::default(), |_| {
-        let mut others = Vec::new();
-        let mut kept = None;
+        let others = RefCell::new(Vec::new());
         window(
             || {
                 // Others take all the room that there is, and ours is ended.
-                kept = Some(server.connect().unwrap());
+                let mut kept = server.connect().unwrap();
                 server.command(&["CONFIG", "SET", "maxclients", "20"]).done();
-                let connection = kept.as_mut().unwrap();
-                let _ = connection.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+                let _ = kept.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+                others.borrow_mut().push(kept);
                 for _ in 0..40 {
-                    others.extend(server.connect());
+                    others.borrow_mut().extend(server.connect());
                 }
             },
             3 * SECOND,
-            || (),
-        );
-        others.clear();
-        Window { began: Instant::now() - 3 * SECOND, ended: Instant::now() }
+            || others.borrow_mut().clear(),
+        )
     })
 }
 

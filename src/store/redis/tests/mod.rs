@@ -107,6 +107,14 @@ async fn healed(store: &Redis) {
     }
 }
 
+/// Waits until so many replicas have what the primary has; a step of it is short of the deadline.
+async fn replicated(store: &Redis, replicas: i64) {
+    let start = Instant::now();
+    while number(store, &["WAIT", &replicas.to_string(), "100"]).await < replicas {
+        assert!(start.elapsed() < Duration::from_secs(20), "the replicas stay behind");
+    }
+}
+
 /// A connection that is not the store's.
 fn connection_to(server: &RedisServer, password: Option<&str>) -> redis::Connection {
     let password = password.map_or(String::new(), |password| format!(":{password}@"));

@@ -178,13 +178,13 @@ fn the_promoted_replica_is_found() {
     runtime().block_on(async {
         let id = made(&store, &record(now(), Values::new())).await;
         apply(&store, id, &add(1), Want::Meta).await;
-        assert_eq!(number(&store, &["WAIT", "2", "10000"]).await, 2);
+        replicated(&store, 2).await;
         sentinels.failover();
         // What the old primary takes until it hears of it is lost, whoever asks.
         sentinels.wait_until_whole();
         healed(&store).await;
         apply(&store, id, &add(1), Want::Meta).await;
-        assert_eq!(number(&store, &["WAIT", "2", "10000"]).await, 2);
+        replicated(&store, 2).await;
         // And one that died, whose sentinels have to see it first.
         let dead = sentinels.primary();
         dead.kill();
