@@ -138,6 +138,7 @@ fn responses(success: &[(u16, Option<&str>)], scope: Scope) -> Value {
         (413, "The body or the session would be too large"),
         (415, "The body is not JSON"),
         (422, "The change cannot be made"),
+        (501, "Sessions live in cookies, which cannot be listed, nor ended from elsewhere"),
         (503, "The store did not answer; nothing has changed"),
         (504, "Whether the change was made is not known"),
     ];

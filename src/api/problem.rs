@@ -120,6 +120,7 @@ impl From<Failure> for Problem {
             Failure::TooManySessions => problem(409, "too_many_sessions", detail),
             Failure::NoSuchSession => no_such_session(),
             Failure::Elsewhere => problem(410, REQUEST_GONE, detail),
+            Failure::InCookies => problem(501, "not_supported", detail),
             Failure::StoreWasAway => problem(503, "store_unavailable", detail),
             Failure::Store(error) => error.into(),
         }

@@ -132,10 +132,10 @@ fn workers() -> usize {
 /// The store of a configuration, for a command that serves nothing.
 pub fn open_sessions(config: &Config, clock: Clock) -> Result<Sessions, StartError> {
     let ring = config.prepare()?;
-    let store = Stores::open(config, Caching::None, &clock, &Tasks::new())?
+    let home = Stores::open(config, Caching::None, &clock, &Tasks::new())?
         .of_worker(0)
         .ok_or_else(|| StartError::Worker(io::ErrorKind::Other.into()))?;
-    Ok(Sessions::new(store, share(config, ring, clock, instance(None))))
+    Ok(Sessions::new(home, share(config, ring, clock, instance(None))))
 }
 
 fn share(config: &Config, ring: Arc<KeyRing>, clock: Clock, instance: Instance) -> Arc<Shared> {
@@ -301,8 +301,8 @@ impl Crew {
     /// Serves every listener until the drain begins.
     async fn serve(self: Arc<Self>, index: usize, listeners: Listeners, tasks: Floors) {
         let Floors { public, inner } = tasks;
-        let Some(store) = self.stores.of_worker(index) else { return };
-        let sessions = Sessions::new(store, Arc::clone(&self.shared));
+        let Some(home) = self.stores.of_worker(index) else { return };
+        let sessions = Sessions::new(home, Arc::clone(&self.shared));
         let limits = self.config.limits.clone();
         let proxy = Arc::new(Proxy::new(Arc::clone(&self.site), sessions.clone(), public.clone()));
         for listener in listeners.public {

@@ -11,6 +11,7 @@ use super::{StartError, workers};
 use crate::config::Config;
 use crate::server::Tasks;
 use crate::session::policy::Policy;
+use crate::sessions::Home;
 use crate::store::Store;
 use crate::store::cache::{Cached, Coherence, Hot};
 use crate::store::config::Backend;
@@ -42,6 +43,8 @@ enum Ways {
     Embedded(Arc<dyn Store>),
     /// One for each, with connections of its own.
     Redis(Deployment, Vec<Arc<dyn Store>>),
+    /// None: clients carry their sessions.
+    Cookies,
 }
 
 impl Stores {
@@ -61,6 +64,7 @@ impl Stores {
             Backend::File { directory } => {
                 Ways::Embedded(Arc::new(Files::open(directory, timeout)?))
             }
+            Backend::Cookies => Ways::Cookies,
             Backend::Redis(redis) => {
                 let deployment = Deployment::new(redis, timeout);
                 survey(&deployment, &config.policy, clock.now())?;
@@ -70,23 +74,24 @@ impl Stores {
             }
         };
         let coherence = match &ways {
-            Ways::Embedded(_) => Coherence::Owned,
+            Ways::Embedded(_) | Ways::Cookies => Coherence::Owned,
             Ways::Redis(..) => Coherence::Leased,
         };
         let room = config.store.cache.filter(|_| caching == Caching::Configured);
         let Some(bytes) = room else { return Ok(Self { ways, cache: None, _alone: None }) };
         let alone = match &config.store.backend {
             Backend::Sqlite { path } => Some(alone_with(path)?),
-            Backend::Memory | Backend::File { .. } | Backend::Redis(_) => None,
+            Backend::Memory | Backend::File { .. } | Backend::Redis(_) | Backend::Cookies => None,
         };
         let hot = Arc::new(Hot::new(bytes, coherence));
         Ok(Self { ways: ways.cached(&hot), cache: Some(hot), _alone: alone })
     }
 
-    pub(super) fn of_worker(&self, index: usize) -> Option<Arc<dyn Store>> {
+    pub(super) fn of_worker(&self, index: usize) -> Option<Home> {
         match &self.ways {
-            Ways::Embedded(store) => Some(Arc::clone(store)),
-            Ways::Redis(_, stores) => stores.get(index).cloned(),
+            Ways::Embedded(store) => Some(Home::Store(Arc::clone(store))),
+            Ways::Redis(_, stores) => stores.get(index).cloned().map(Home::Store),
+            Ways::Cookies => Some(Home::Cookies),
         }
     }
 
@@ -144,6 +149,7 @@ impl Ways {
             Self::Redis(deployment, stores) => {
                 Self::Redis(deployment, stores.into_iter().map(cached).collect())
             }
+            Self::Cookies => Self::Cookies,
         }
     }
 }

@@ -169,6 +169,8 @@ section! {
         tls: Table<StoreTls>,
         /// Whether a destroy waits for a replica.
         durable_destroy: Field<bool>,
+        /// That sessions in cookies cannot be ended from elsewhere.
+        accept_no_revocation: Field<bool>,
         /// What our keys in a shared store begin with.
         key_prefix: Field<String>,
         /// For one answer.

@@ -115,6 +115,10 @@ fn store(page: &mut Page, config: &Config) {
             page.text("url", format_args!("file:{}", directory.display()));
         }
         Backend::Redis(redis) => store_redis(page, redis),
+        Backend::Cookies => {
+            page.text("url", "cookie:");
+            page.plain("accept_no_revocation", true);
+        }
     }
     page.duration("timeout", config.store.timeout);
     page.word("on_error", config.store.on_error);

@@ -1,7 +1,7 @@
 //! The key ring: the first key signs, all verify.
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use aws_lc_rs::{hkdf, hmac};
+use aws_lc_rs::{aead, hkdf, hmac};
 use zeroize::Zeroizing;
 
 /// The key ring. Keys roll over by putting a new one first: what older keys signed stays valid.
@@ -17,6 +17,7 @@ struct Subkeys {
     token: hmac::Key,
     request: hmac::Key,
     peer: hmac::Key,
+    sealed: hkdf::Prk,
 }
 
 /// A key: 32 bytes that nobody can guess.
@@ -33,7 +34,7 @@ pub enum Purpose {
     Peer,
 }
 
-/// Which key made a tag.
+/// Which key made a tag or a seal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignedBy {
     /// The key that signs today.
@@ -44,6 +45,15 @@ pub enum SignedBy {
 
 /// A tag: the first 16 bytes of HMAC-SHA-256.
 pub(super) const TAG_BYTES: usize = 16;
+
+/// Bytes of a [`Nonce`].
+pub(super) const NONCE_BYTES: usize = 24;
+
+/// What makes a seal one of its own: the first half picks its key, the second half is AES-GCM's.
+pub type Nonce = [u8; NONCE_BYTES];
+
+/// How many bytes longer a sealed text is.
+pub(super) const SEAL_BYTES: usize = 16;
 
 impl KeyRing {
     /// A ring of `first`, which signs, and `older`, which only verify.
@@ -66,6 +76,33 @@ impl KeyRing {
             self.older.iter().any(made_by).then_some(SignedBy::Older)
         }
     }
+
+    /// `text` that nobody can read or change without the first key, nor take for one beside other
+    /// `data`. The nonce must be random and new.
+    pub(super) fn seal(&self, nonce: &Nonce, data: &[u8], mut text: Vec<u8>) -> Vec<u8> {
+        let (key, nonce) = self.first.cipher(nonce);
+        key.seal_in_place_append_tag(nonce, aead::Aad::from(data), &mut text)
+            .expect("AES-GCM seals up to 64 GiB");
+        text
+    }
+
+    /// The text that was sealed beside `data`, and by which key; `None` where none has sealed it.
+    pub(super) fn open(
+        &self,
+        nonce: &Nonce,
+        data: &[u8],
+        sealed: &[u8],
+    ) -> Option<(Vec<u8>, SignedBy)> {
+        let opened = |keys: &Subkeys| {
+            let (key, nonce) = keys.cipher(nonce);
+            let mut text = sealed.to_vec();
+            let length = key.open_in_place(nonce, aead::Aad::from(data), &mut text).ok()?.len();
+            text.truncate(length);
+            Some(text)
+        };
+        let first = opened(&self.first).map(|text| (text, SignedBy::First));
+        first.or_else(|| Some((self.older.iter().find_map(opened)?, SignedBy::Older)))
+    }
 }
 
 impl std::fmt::Debug for KeyRing {
@@ -84,7 +121,24 @@ impl Subkeys {
                 .expect("one hash length is within what HKDF gives");
             hmac::Key::from(expanded)
         };
-        Self { token: subkey("token"), request: subkey("request"), peer: subkey("peer") }
+        let sealed = extracted.expand(&[b"sealed"], hkdf::HKDF_SHA256);
+        Self {
+            token: subkey("token"),
+            request: subkey("request"),
+            peer: subkey("peer"),
+            sealed: sealed.expect("one hash length is within what HKDF gives").into(),
+        }
+    }
+
+    /// The key of one seal, and its nonce under that key. Random nonces of 12 bytes under one key
+    /// for all would run out at 2^32 seals (NIST SP 800-38D, section 8.3).
+    fn cipher(&self, nonce: &Nonce) -> (aead::LessSafeKey, aead::Nonce) {
+        let (picks, nonce) = nonce.split_at(NONCE_BYTES / 2);
+        let picks = [picks];
+        let key = self.sealed.expand(&picks, &aead::AES_256_GCM);
+        let key = key.expect("one key is within what HKDF gives").into();
+        let nonce = aead::Nonce::try_assume_unique_for_key(nonce).expect("half of it is 12 bytes");
+        (aead::LessSafeKey::new(key), nonce)
     }
 
     fn tag(&self, purpose: Purpose, parts: &[&[u8]]) -> [u8; TAG_BYTES] {

@@ -1,4 +1,4 @@
-//! What a session is: ids and tokens, the key ring, record and patch, policy, rotation, cookie.
+//! What a session is: ids and tokens, the key ring, record and patch, policy, rotation, cookies.
 //!
 //! Pure: no I/O, no clock, no await. `now` is an argument, and so is everything random.
 
@@ -12,6 +12,7 @@ pub mod peer;
 pub mod policy;
 pub mod record;
 pub mod rotation;
+pub mod sealed;
 pub mod token;
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::session::patch::{
     Applied, Change, Condition, Patch, Refusal, Remains, Replicated, Rotation, Through,
 };
 use crate::session::record::{Entry, Key, Meta, Record, Values};
-use crate::store::{Created, Error as StoreError, Want};
+use crate::store::{Created, Error as StoreError, Store, Want};
 
 /// A change that a request asks for.
 #[derive(Clone, Copy, Debug)]
@@ -42,9 +42,9 @@ impl Sessions {
     /// The session of a request, as it is now. Reading creates nothing and prolongs nothing.
     pub async fn read(&self, exchange: &Exchange, want: Want<'_>) -> Result<Changed, Failure> {
         let state = exchange.state.read().await;
-        let made = state.made;
+        let (store, made) = (self.store_of(exchange)?, state.made);
         match state.binding {
-            Binding::Session { id, generation, .. } => match self.load(id, want).await? {
+            Binding::Session { id, generation, .. } => match self.load(store, id, want).await? {
                 Some(Entry::Live(record)) if record.meta.rotated_away(generation) => {
                     Err(Refusal::Rotated.into())
                 }
@@ -72,7 +72,7 @@ impl Sessions {
         requested: Requested<'_>,
     ) -> Result<Changed, Failure> {
         let patch = requested.patch;
-        if !patch.needs_cookie() && !patch.destroy {
+        if !self.needs_cookie(patch) && !patch.destroy {
             // What binds nothing anew may run beside others of the same request.
             let state = exchange.state.read().await;
             if let Binding::Session { id, generation, .. } = state.binding {
@@ -86,13 +86,18 @@ impl Sessions {
         self.apply_to(exchange, &mut state, requested).await
     }
 
+    /// Whether the browser needs another cookie for this: every one, where that is the session.
+    fn needs_cookie(&self, patch: &Patch) -> bool {
+        patch.needs_cookie() || self.in_cookies()
+    }
+
     pub(super) async fn apply_to(
         &self,
         exchange: &Exchange,
         state: &mut State,
         requested: Requested<'_>,
     ) -> Result<Changed, Failure> {
-        if !exchange.takes_cookies(state) && requested.patch.needs_cookie() {
+        if !exchange.takes_cookies(state) && self.needs_cookie(requested.patch) {
             return Err(Failure::ResponseCommitted);
         }
         let Some(principal) = &requested.patch.principal else {
@@ -207,7 +212,8 @@ impl Sessions {
                 state.owes_cookie = true;
             }
         }
-        state.owes_cookie |= applied.expiry_changed && !applied.record.meta.withheld;
+        let changes_cookie = applied.expiry_changed || self.in_cookies();
+        state.owes_cookie |= changes_cookie && !applied.record.meta.withheld;
         state.meta = Some(applied.record.meta.clone());
         if !matches!(applied.entry, Some(Entry::Live(_))) {
             metrics.event(Event::Destroyed);
@@ -226,21 +232,23 @@ impl Sessions {
         requested: Requested<'_>,
     ) -> Result<Applied, Failure> {
         let Requested { patch, condition, want } = requested;
+        let store = self.store_of(exchange)?;
         let remains =
             if exchange.takes_cookies(state) { Remains::Marker } else { Remains::Nothing };
         let prolongs = exchange.prolongs == Prolongs::Use;
         let change = self.change(patch, condition, through, prolongs, remains);
-        self.patched(id, change, want).await
+        self.patched(store, id, change, want).await
     }
 
     /// What a change of a session has become; one that cannot be read is gone.
     pub(super) async fn patched(
         &self,
+        store: &dyn Store,
         id: Id,
         change: Change<'_>,
         want: Want<'_>,
     ) -> Result<Applied, Failure> {
-        let answer = self.timed("patch", self.store.patch(id, change, want)).await;
+        let answer = self.timed("patch", store.patch(id, change, want)).await;
         Ok(self.readable(id, answer)?.unwrap_or(Err(Refusal::Gone))?)
     }
 
@@ -276,10 +284,14 @@ impl Sessions {
         meta.client.clone_from(&exchange.client);
         meta.withheld = exchange.is_withheld();
         let record = change.begin(meta)?;
+        if let Some(carried) = &exchange.carried {
+            carried.check(id, &record)?;
+        }
+        let store = self.store_of(exchange)?;
         let policy = &self.shared.policy;
         // Two ids of 128 random bits are never the same; a third draw is for what cannot happen.
         for _ in 0..3 {
-            match self.timed("create", self.store.create(id, &record, policy)).await? {
+            match self.timed("create", store.create(id, &record, policy)).await? {
                 Created::Done => {
                     self.shared.metrics.event(Event::Created);
                     debug!(session = %id, "a session was made");
@@ -319,7 +331,7 @@ impl Sessions {
             Err(failure) => Err(failure),
         };
         if let Err(failure) = goes_on {
-            self.undo(id).await;
+            self.undo(self.store_of(exchange)?, id).await;
             return Err(failure);
         }
         state.bind_made(id, &record);
@@ -329,8 +341,8 @@ impl Sessions {
     }
 
     /// Removes a record that was made a moment ago and that nobody knows.
-    async fn undo(&self, id: Id) {
-        if let Err(error) = self.timed("remove", self.store.remove(id)).await {
+    async fn undo(&self, store: &dyn Store, id: Id) {
+        if let Err(error) = self.timed("remove", store.remove(id)).await {
             warn!(session = %id, %error, "a session that nobody knows stays until it ends");
         }
     }

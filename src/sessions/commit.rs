@@ -67,7 +67,7 @@ impl Sessions {
         state.phase = Phase::Committed;
         let fresh = patch.is_some() && applied.is_ok();
         let owed = self.owed(exchange, &state, head, fresh).await;
-        (self.line(owed), applied)
+        (self.line(exchange, owed), applied)
     }
 
     /// Whether a patch that was refused for `failure` is to be dropped rather than to break a page:
@@ -104,7 +104,7 @@ impl Sessions {
     async fn owed(&self, exchange: &Exchange, state: &State, head: Head, fresh: bool) -> Owed {
         match state.binding {
             Binding::Session { id, generation, .. } if state.owes_cookie => {
-                self.owed_for_change(id, generation, state, fresh).await
+                self.owed_for_change(exchange, (id, generation), state, fresh).await
             }
             Binding::Session { id, generation, .. } => {
                 self.renewal(exchange, id, generation, head).await
@@ -126,12 +126,19 @@ impl Sessions {
     /// A request that came with the generation before sets the one that stands: its own would
     /// overwrite a newer one in the browser. Of a session that the request made, and of one that
     /// it has changed at this very moment (`fresh`), all is known; another is read once more.
-    async fn owed_for_change(&self, id: Id, generation: u32, state: &State, fresh: bool) -> Owed {
+    async fn owed_for_change(
+        &self,
+        exchange: &Exchange,
+        (id, generation): (Id, u32),
+        state: &State,
+        fresh: bool,
+    ) -> Owed {
         let known = state.meta.clone();
         let meta = if fresh || state.made {
             known
         } else {
-            match self.load_live(id, Want::Meta).await {
+            let Ok(store) = self.store_of(exchange) else { return Owed::Nothing };
+            match self.load_live(store, id, Want::Meta).await {
                 Ok(record) => record.map(|record| record.meta),
                 Err(error) => {
                     // The change was acknowledged, and its cookie is the only way back to it.
@@ -159,17 +166,25 @@ impl Sessions {
         if *presented != id {
             return Owed::Nothing;
         }
+        let Ok(store) = self.store_of(exchange) else { return Owed::Nothing };
         let (policy, now) = (&self.shared.policy, self.shared.clock.now());
         let renews = *verdict != Verdict::Previous && head != Head::NotModified;
         let touches = exchange.prolongs == Prolongs::Use && policy.touch_is_due(meta, now);
-        let rotates = renews && *verdict == Verdict::Current && policy.rotation_is_due(meta, now);
-        let slides =
-            renews && touches && (*signed_by == SignedBy::Older || policy.cookie_is_due(meta, now));
+        // What a cookie carries cannot be rotated away, and is touched by setting it.
+        let rotates = renews
+            && *verdict == Verdict::Current
+            && !self.in_cookies()
+            && policy.rotation_is_due(meta, now);
+        let slides = renews
+            && touches
+            && (self.in_cookies()
+                || *signed_by == SignedBy::Older
+                || policy.cookie_is_due(meta, now));
         let used = Use { generation, prolongs: touches, sets_cookie: slides && !rotates, now };
         let entry = if touches || *verdict == Verdict::Next {
-            self.timed("use", self.store.record_use(id, used, policy)).await
+            self.timed("use", store.record_use(id, used, policy)).await
         } else if rotates {
-            self.load(id, Want::Meta).await
+            self.load(store, id, Want::Meta).await
         } else {
             return Owed::Nothing;
         };
@@ -193,16 +208,23 @@ impl Sessions {
         }
     }
 
-    fn line(&self, owed: Owed) -> CookieLine {
+    fn line(&self, exchange: &Exchange, owed: Owed) -> CookieLine {
         let shared = &self.shared;
         match owed {
             Owed::Nothing => CookieLine::None,
             Owed::Delete => CookieLine::Line(shared.attributes.delete()),
             Owed::Set(id, generation, meta) => {
-                let token =
-                    CookieToken { id, generation }.sign(&shared.ring, &shared.attributes.name);
+                let value = match &exchange.carried {
+                    None => {
+                        let token = CookieToken { id, generation };
+                        Some(token.sign(&shared.ring, &shared.attributes.name))
+                    }
+                    Some(carried) => carried.seal(id, &shared.ring),
+                };
                 let max_age = shared.policy.cookie_age(&meta, shared.clock.now());
-                CookieLine::Line(shared.attributes.set(&token, max_age))
+                value.map_or(CookieLine::None, |value| {
+                    CookieLine::Line(shared.attributes.set(&value, max_age))
+                })
             }
         }
     }

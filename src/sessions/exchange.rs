@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use tokio::sync::RwLock;
 
+use super::carried::Carried;
 use crate::session::id::Id;
 use crate::session::key_ring::SignedBy;
 use crate::session::navigation::Origin;
@@ -26,6 +27,8 @@ pub struct Exchange {
     pub prolongs: Prolongs,
     /// Who sent it, where the policy keeps that.
     pub(super) client: Option<Client>,
+    /// Its session itself, where sessions live in cookies.
+    pub(super) carried: Option<Carried>,
     /// When it was over, in milliseconds; 0 while it lasts.
     over_at: AtomicI64,
     /// Held for writing by what may bind the request anew, and by the response's head as it
@@ -155,7 +158,13 @@ impl Exchange {
         let prolongs_it = prolongs == Prolongs::Use;
         let token = RequestToken { number, bound, prolongs: prolongs_it, forwarded_at: now };
         let state = RwLock::new(State::new(Phase::Open, binding));
-        Self { token, presented, origin, prolongs, client, over_at: AtomicI64::new(0), state }
+        let (over_at, carried) = (AtomicI64::new(0), None);
+        Self { token, presented, origin, prolongs, client, carried, over_at, state }
+    }
+
+    /// The same with its session itself.
+    pub(super) fn carrying(self, carried: Option<Carried>) -> Self {
+        Self { carried, ..self }
     }
 
     /// What can be said of a request that is over and no longer kept, from its token alone.
@@ -168,7 +177,8 @@ impl Exchange {
         let state = RwLock::new(State::new(Phase::Committed, binding));
         let presented = Presented::Nothing;
         let over_at = AtomicI64::new(token.forwarded_at.as_millis());
-        Self { token, presented, origin, prolongs: Prolongs::Nothing, client: None, over_at, state }
+        let (prolongs, client, carried) = (Prolongs::Nothing, None, None);
+        Self { token, presented, origin, prolongs, client, carried, over_at, state }
     }
 
     /// Notes that the request is over.

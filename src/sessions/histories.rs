@@ -84,7 +84,7 @@ impl World {
         };
         let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES));
         Self {
-            sessions: Sessions::new(store, Arc::new(shared)),
+            sessions: Sessions::new(Home::Store(store), Arc::new(shared)),
             clock,
             jar: None,
             requests: Vec::new(),
@@ -152,12 +152,7 @@ impl World {
         let (id, record) = changed.session.expect("a log-in leaves a session");
         // Through a token that was rotated away it ends nothing.
         if let Some(before) = before.filter(|_| flushes)
-            && self
-                .sessions
-                .load_live(before, Want::Meta)
-                .await
-                .expect("the store is there")
-                .is_none()
+            && !self.lives(before).await
         {
             self.destroyed.insert(before);
         }
@@ -165,15 +160,18 @@ impl World {
         // Where another user's session lives on beside the new one, the browser has two, and none
         // takes the other's place.
         let lives_on = match presented.filter(|presented| *presented != id) {
-            Some(presented) => self
-                .sessions
-                .load_live(presented, Want::Meta)
-                .await
-                .expect("the store is there")
-                .is_some(),
+            Some(presented) => self.lives(presented).await,
             None => false,
         };
         self.logged_in = Some((self.clock.now(), presented.filter(|_| !lives_on), token));
+    }
+
+    async fn lives(&self, id: Id) -> bool {
+        match self.sessions.find(id, Want::Meta).await {
+            Ok(_) => true,
+            Err(Failure::NoSuchSession) => false,
+            Err(failure) => panic!("{failure}"),
+        }
     }
 
     async fn respond(&mut self, at: usize) {

@@ -124,7 +124,9 @@ impl Sessions {
         let (now, linger) = (shared.clock.now(), shared.policy.request_token_linger);
         if instance.number != shared.instance.number {
             let session = match token.bound {
-                Bound::Session(id, generation) if token.lingers(now, linger, SLACK) => {
+                Bound::Session(id, generation)
+                    if !self.in_cookies() && token.lingers(now, linger, SLACK) =>
+                {
                     Some((id, generation))
                 }
                 _ => None,
@@ -167,7 +169,8 @@ impl Drop for Tracked {
         // A call that still runs holds the state, and may yet move it.
         let moved =
             self.exchange.state.try_read().map_or(true, |state| state.has_moved(token.bound));
-        let stays = moved || now > token.forwarded_at + SLACK;
+        let lasted = now > token.forwarded_at + SLACK;
+        let stays = (moved || lasted) && !self.sessions.in_cookies();
         let leaves_at = stays.then(|| now + shared.policy.request_token_linger);
         shared.in_flight.release(token.number, leaves_at, now);
     }

@@ -6,12 +6,15 @@
 //! It knows neither routes nor HTTP bodies.
 
 mod cap;
+mod carried;
 mod change;
 mod commit;
 mod exchange;
 #[cfg(test)]
 mod histories;
 mod in_flight;
+#[cfg(test)]
+mod jars;
 mod open;
 mod remote;
 mod service;
@@ -41,11 +44,20 @@ pub use open::{Arrival, Opened};
 pub use remote::Remote;
 pub use service::{Destroyed, Listed};
 
-/// Sessions, as one worker reaches them: the store is the worker's, the rest is shared.
+/// Sessions, as one worker reaches them: the way to them is the worker's, the rest is shared.
 #[derive(Clone, Debug)]
 pub struct Sessions {
-    store: Arc<dyn Store>,
+    home: Home,
     shared: Arc<Shared>,
+}
+
+/// Where sessions live.
+#[derive(Clone, Debug)]
+pub enum Home {
+    /// In a store.
+    Store(Arc<dyn Store>),
+    /// In their clients' cookies, sealed.
+    Cookies,
 }
 
 /// What the workers share.
@@ -92,15 +104,18 @@ pub enum Failure {
     /// The instance that forwarded the request has to do this.
     #[error("only the instance that forwarded the request can do this")]
     Elsewhere,
+    /// It needs sessions of which no request is here, and they live in cookies.
+    #[error("sessions live in their clients' cookies; nobody can list them, or end another's")]
+    InCookies,
     /// The store did not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 impl Sessions {
-    /// Sessions in `store`.
-    pub fn new(store: Arc<dyn Store>, shared: Arc<Shared>) -> Self {
-        Self { store, shared }
+    /// Sessions that live there.
+    pub fn new(home: Home, shared: Arc<Shared>) -> Self {
+        Self { home, shared }
     }
 
     /// What the workers share.
@@ -108,14 +123,44 @@ impl Sessions {
         &self.shared
     }
 
-    /// Whether the store answers.
+    /// Whether the store answers, where there is one.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.timed("ping", self.store.ping()).await
+        match &self.home {
+            Home::Store(store) => self.timed("ping", store.ping()).await,
+            Home::Cookies => Ok(()),
+        }
+    }
+
+    fn in_cookies(&self) -> bool {
+        matches!(self.home, Home::Cookies)
+    }
+
+    /// The store of all sessions.
+    fn store(&self) -> Result<&dyn Store, Failure> {
+        match &self.home {
+            Home::Store(store) => Ok(&**store),
+            Home::Cookies => Err(Failure::InCookies),
+        }
+    }
+
+    /// Where the session of a request is: with the request while that lasts, where it came in its
+    /// cookie.
+    fn store_of<'a>(&'a self, exchange: &'a Exchange) -> Result<&'a dyn Store, Failure> {
+        match (&self.home, &exchange.carried) {
+            (Home::Store(store), _) => Ok(&**store),
+            (Home::Cookies, Some(carried)) if exchange.over_since().is_none() => Ok(carried),
+            (Home::Cookies, _) => Err(Failure::ResponseCommitted),
+        }
     }
 
     /// What stands under `id`, if it is alive.
-    async fn load(&self, id: Id, want: Want<'_>) -> Result<Option<Entry>, StoreError> {
-        let entry = self.timed("load", self.store.load(id, want)).await;
+    async fn load(
+        &self,
+        store: &dyn Store,
+        id: Id,
+        want: Want<'_>,
+    ) -> Result<Option<Entry>, StoreError> {
+        let entry = self.timed("load", store.load(id, want)).await;
         let entry = self.readable(id, entry)?.flatten();
         let now = self.shared.clock.now();
         Ok(entry.filter(|entry| match entry {
@@ -125,8 +170,13 @@ impl Sessions {
     }
 
     /// The live session under `id`.
-    async fn load_live(&self, id: Id, want: Want<'_>) -> Result<Option<Record>, StoreError> {
-        Ok(match self.load(id, want).await? {
+    async fn load_live(
+        &self,
+        store: &dyn Store,
+        id: Id,
+        want: Want<'_>,
+    ) -> Result<Option<Record>, StoreError> {
+        Ok(match self.load(store, id, want).await? {
             Some(Entry::Live(record)) => Some(record),
             Some(Entry::Ended { .. }) | None => None,
         })

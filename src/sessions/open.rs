@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use http::header::HeaderMap;
 use tracing::{debug, warn};
 
+use super::carried::Carried;
 use super::exchange::{Exchange, Presented, Prolongs};
 use super::in_flight::Tracked;
-use super::{Sessions, draw_id};
+use super::{Home, Sessions, draw_id};
 use crate::metrics::Event;
 use crate::secret::Secret;
 use crate::session::cookie;
@@ -19,7 +20,7 @@ use crate::session::record::{Client, Entry, Record, Values};
 use crate::session::rotation::Verdict;
 use crate::session::token::CookieToken;
 use crate::store::config::OnError;
-use crate::store::{Error as StoreError, Want};
+use crate::store::{Error as StoreError, Store, Want};
 
 /// What opening needs to know of a request.
 #[derive(Clone, Debug)]
@@ -47,6 +48,20 @@ pub struct Opened {
     pub record: Option<Record>,
 }
 
+/// What a request's cookies were worth, and what came with them.
+pub(super) struct Found {
+    pub(super) presented: Presented,
+    pub(super) values: Values,
+    pub(super) carried: Option<Carried>,
+}
+
+impl Found {
+    /// Nothing came with them.
+    pub(super) fn of(presented: Presented) -> Self {
+        Self { presented, values: Values::new(), carried: None }
+    }
+}
+
 /// What one session's tokens are worth together.
 struct Candidate {
     generation: u32,
@@ -67,12 +82,16 @@ impl Sessions {
     /// A well-signed cookie was presented, the store did not answer, and the route says
     /// [`OnError::Fail`].
     pub async fn open(&self, arrival: Arrival) -> Result<Opened, StoreError> {
-        let (presented, values) = match self.look_up(&arrival).await {
+        let found = match &self.home {
+            Home::Store(store) => self.look_up(&**store, &arrival).await,
+            Home::Cookies => Ok(self.unseal(&arrival.cookies)),
+        };
+        let Found { presented, values, carried } = match found {
             Ok(found) => found,
             Err(error) if arrival.on_error == OnError::Fail => return Err(error),
             Err(error) => {
                 debug!(%error, "a request goes on without its session");
-                (Presented::Unavailable, Values::new())
+                Found::of(Presented::Unavailable)
             }
         };
         let record = match &presented {
@@ -84,6 +103,7 @@ impl Sessions {
         let Arrival { origin, prolongs, client, .. } = arrival;
         let client = client.filter(|_| self.shared.policy.record_client);
         let exchange = Exchange::new(number, presented, origin, prolongs, client, drawn);
+        let exchange = exchange.carrying(carried);
         if exchange.is_withheld() {
             self.shared.metrics.event(Event::CookieWithheld);
         }
@@ -93,44 +113,49 @@ impl Sessions {
     /// What the request's tokens are worth, as sessions.md has it: badly signed ones and those
     /// that name no session are passed over, of one session the best counts, and two different
     /// live sessions make the request ambiguous.
-    async fn look_up(&self, arrival: &Arrival) -> Result<(Presented, Values), StoreError> {
+    async fn look_up(&self, store: &dyn Store, arrival: &Arrival) -> Result<Found, StoreError> {
         let tokens = self.verify(&arrival.cookies);
         if tokens.is_empty() {
-            return Ok((Presented::Nothing, Values::new()));
+            return Ok(Found::of(Presented::Nothing));
         }
         let want = if arrival.wants_values { Want::Values } else { Want::Meta };
         let mut named = Vec::new();
         let mut ended = false;
         for (id, tokens) in tokens {
-            match self.load(id, want).await? {
+            match self.load(store, id, want).await? {
                 Some(Entry::Live(record)) => {
-                    named.extend(
-                        self.best(id, &tokens, record).await.map(|candidate| (id, candidate)),
-                    );
+                    let best = self.best(store, id, &tokens, record).await;
+                    named.extend(best.map(|candidate| (id, candidate)));
                 }
                 Some(Entry::Ended { .. }) => ended = true,
                 None => {}
             }
         }
-        let metrics = &self.shared.metrics;
         if named.len() > 1 {
-            metrics.event(Event::AmbiguousCookie);
-            warn!(sessions = ?named.iter().map(|(id, _)| id).collect::<Vec<_>>(), "a request brought the cookies of two sessions");
-            return Ok((Presented::Ambiguous, Values::new()));
+            self.ambiguous(named.iter().map(|(id, _)| id));
+            return Ok(Found::of(Presented::Ambiguous));
         }
         Ok(match named.pop() {
             Some((id, candidate)) if candidate.verdict.is_valid() => {
                 let Candidate { generation, signed_by, verdict, record } = candidate;
-                let meta = Box::new(record.meta);
-                (Presented::Session { id, generation, verdict, signed_by, meta }, record.values)
+                let Record { meta, values } = record;
+                let meta = Box::new(meta);
+                let presented = Presented::Session { id, generation, verdict, signed_by, meta };
+                Found { values, ..Found::of(presented) }
             }
             Some((id, _)) => {
-                metrics.event(Event::Stale);
-                (Presented::Stale(id), Values::new())
+                self.shared.metrics.event(Event::Stale);
+                Found::of(Presented::Stale(id))
             }
-            None if ended => (Presented::Ended, Values::new()),
-            None => (Presented::Unknown, Values::new()),
+            None if ended => Found::of(Presented::Ended),
+            None => Found::of(Presented::Unknown),
         })
+    }
+
+    pub(super) fn ambiguous<'a>(&self, sessions: impl Iterator<Item = &'a Id>) {
+        self.shared.metrics.event(Event::AmbiguousCookie);
+        let sessions: Vec<_> = sessions.collect();
+        warn!(?sessions, "a request brought the cookies of two sessions");
     }
 
     /// The tokens that we have signed, by the session that they name.
@@ -150,7 +175,13 @@ impl Sessions {
 
     /// The best of one session's tokens, if any of them names it still: the highest valid
     /// generation, else a stale one. Where there is none, an old one is a replay.
-    async fn best(&self, id: Id, tokens: &[(u32, SignedBy)], record: Record) -> Option<Candidate> {
+    async fn best(
+        &self,
+        store: &dyn Store,
+        id: Id,
+        tokens: &[(u32, SignedBy)],
+        record: Record,
+    ) -> Option<Candidate> {
         let (policy, now) = (&self.shared.policy, self.shared.clock.now());
         let judged = tokens.iter().map(|(generation, signed_by)| {
             (Verdict::of(*generation, &record.meta, policy, now), *generation, *signed_by)
@@ -160,18 +191,18 @@ impl Sessions {
         match verdict {
             Verdict::Unknown => None,
             Verdict::Replayed => {
-                self.replayed(id).await;
+                self.replayed(store, id).await;
                 None
             }
             _ => Some(Candidate { generation, signed_by, verdict, record }),
         }
     }
 
-    async fn replayed(&self, id: Id) {
+    async fn replayed(&self, store: &dyn Store, id: Id) {
         self.shared.metrics.event(Event::Replayed);
         warn!(session = %id, "a token of a generation that was over long ago was presented");
         if self.shared.policy.on_replay == OnReplay::Revoke {
-            match self.timed("remove", self.store.remove(id)).await {
+            match self.timed("remove", store.remove(id)).await {
                 Ok(_) => self.shared.metrics.event(Event::Destroyed),
                 Err(error) => warn!(session = %id, %error, "a replayed session could not be ended"),
             }

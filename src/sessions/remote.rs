@@ -26,7 +26,7 @@ impl Sessions {
     /// The session of a request of another instance, as it is now.
     pub async fn read_remote(&self, remote: Remote, want: Want<'_>) -> Result<Changed, Failure> {
         let (id, generation) = remote.session.ok_or(Failure::Elsewhere)?;
-        match self.load(id, want).await? {
+        match self.load(self.store()?, id, want).await? {
             Some(Entry::Live(record)) if !record.meta.rotated_away(generation) => {
                 Ok(Changed { session: Some((id, record)), ..Changed::default() })
             }
@@ -47,7 +47,7 @@ impl Sessions {
         }
         let through = Through::Request(generation);
         let change = self.change(patch, condition, through, remote.prolongs, Remains::Nothing);
-        match self.patched(id, change, want).await {
+        match self.patched(self.store()?, id, change, want).await {
             Ok(applied) => Ok(changed(id, applied, false)),
             Err(Failure::Refused(Refusal::Gone | Refusal::Ended | Refusal::Rotated)) => {
                 Err(Failure::Elsewhere)

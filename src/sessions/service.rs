@@ -5,7 +5,7 @@ use tracing::info;
 
 use super::change::{Changed, Requested, changed};
 use super::exchange::Exchange;
-use super::{Failure, Sessions};
+use super::{Failure, Home, Sessions};
 use crate::metrics::Event;
 use crate::session::id::Id;
 use crate::session::patch::{Patch, Refusal, Remains, Replicated, Through};
@@ -36,7 +36,8 @@ const PAGE: usize = 500;
 impl Sessions {
     /// A session by its id.
     pub async fn find(&self, id: Id, want: Want<'_>) -> Result<Changed, Failure> {
-        let record = self.load_live(id, want).await?.ok_or(Failure::NoSuchSession)?;
+        let record =
+            self.load_live(self.store()?, id, want).await?.ok_or(Failure::NoSuchSession)?;
         Ok(Changed { session: Some((id, record)), ..Changed::default() })
     }
 
@@ -44,7 +45,7 @@ impl Sessions {
     pub async fn apply_by_id(&self, id: Id, requested: Requested<'_>) -> Result<Changed, Failure> {
         let Requested { patch, condition, want } = requested;
         let change = self.change(patch, condition, Through::Service, false, Remains::Nothing);
-        let applied = match self.patched(id, change, want).await {
+        let applied = match self.patched(self.store()?, id, change, want).await {
             Err(Failure::Refused(Refusal::Gone | Refusal::Ended)) => {
                 return Err(Failure::NoSuchSession);
             }
@@ -58,8 +59,9 @@ impl Sessions {
 
     /// Ends a session by its id, if there is one.
     pub async fn destroy(&self, id: Id) -> Result<Destroyed, Failure> {
-        let alive = self.load_live(id, Want::Meta).await?.is_some();
-        let removed = self.timed("remove", self.store.remove(id)).await?;
+        let store = self.store()?;
+        let alive = self.load_live(store, id, Want::Meta).await?.is_some();
+        let removed = self.timed("remove", store.remove(id)).await?;
         let Some(replicated) = removed.filter(|_| alive) else { return Ok(Destroyed::default()) };
         self.shared.metrics.event(Event::Destroyed);
         Ok(Destroyed { count: 1, replicated })
@@ -71,8 +73,8 @@ impl Sessions {
         principal: Option<&Principal>,
         cursor: Option<&str>,
         limit: usize,
-    ) -> Result<Listed, StoreError> {
-        let page = self.timed("list", self.store.list(principal, cursor, limit)).await?;
+    ) -> Result<Listed, Failure> {
+        let page = self.timed("list", self.store()?.list(principal, cursor, limit)).await?;
         let now = self.shared.clock.now();
         let alive = |(_, meta): &(Id, Meta)| {
             self.shared.policy.is_alive(meta, now)
@@ -83,7 +85,7 @@ impl Sessions {
     }
 
     /// All sessions of a principal.
-    pub async fn sessions_of(&self, principal: &Principal) -> Result<Vec<(Id, Meta)>, StoreError> {
+    pub async fn sessions_of(&self, principal: &Principal) -> Result<Vec<(Id, Meta)>, Failure> {
         let mut sessions = Vec::new();
         let mut cursor = None;
         loop {
@@ -136,7 +138,8 @@ impl Sessions {
 
     /// Removes what is over; answers how many sessions that were.
     pub async fn sweep(&self) -> Result<u64, StoreError> {
-        let removed = self.timed("sweep", self.store.sweep(self.shared.clock.now())).await?;
+        let Home::Store(store) = &self.home else { return Ok(0) };
+        let removed = self.timed("sweep", store.sweep(self.shared.clock.now())).await?;
         self.shared.metrics.events(Event::Expired, removed);
         Ok(removed)
     }

@@ -37,6 +37,8 @@ pub enum Backend {
     },
     /// Redis or Valkey, shared with other instances.
     Redis(Box<Redis>),
+    /// None: each session lives sealed in its client's cookie.
+    Cookies,
 }
 
 /// A deployment of Redis or Valkey.
@@ -165,11 +167,15 @@ impl Backend {
     /// Whether what a cache in the process holds can be kept coherent. In a cluster that would take
     /// a connection to each primary, and word of every failover before it comes about.
     pub fn can_be_cached(&self) -> bool {
-        !matches!(self, Self::Redis(redis) if matches!(redis.topology, Topology::Cluster { .. }))
+        match self {
+            Self::Memory | Self::Sqlite { .. } | Self::File { .. } => true,
+            Self::Redis(redis) => !matches!(redis.topology, Topology::Cluster { .. }),
+            Self::Cookies => false,
+        }
     }
 
     /// Whether other instances may use the same sessions, so that all need the same session keys.
     pub fn is_shared(&self) -> bool {
-        matches!(self, Self::Redis(_))
+        matches!(self, Self::Redis(_) | Self::Cookies)
     }
 }

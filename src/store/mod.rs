@@ -116,7 +116,7 @@ impl Want<'_> {
     }
 
     /// Leaves in an answer those values that are wanted.
-    fn narrow(&self, applied: &mut Applied) {
+    pub fn narrow(&self, applied: &mut Applied) {
         applied.record.values = self.select(std::mem::take(&mut applied.record.values));
         if let Some(Entry::Live(record)) = &mut applied.entry {
             record.values.clone_from(&applied.record.values);

@@ -286,15 +286,9 @@ async fn a_call_needs_the_requests_token() {
     let cloakroom = Cloakroom::start(&upstream).await;
     let browser = Browser::new(&cloakroom);
     let page = browser.navigate("/", &Script::new().patch(&json!({"values": {"a": 1}}))).await;
-    let (url, token) = (page.saw("x-session-url").unwrap(), page.saw("x-session-token").unwrap());
+    let token = page.saw("x-session-token").unwrap();
     let call = async |token: &str, method: &str, path: &str, body: &str| {
-        let call = crate::support::Call {
-            method: method.to_owned(),
-            path: path.to_owned(),
-            headers: vec![],
-            body: body.to_owned(),
-        };
-        crate::support::call(&url, token, &call, &cloakroom.tasks).await
+        cloakroom.call(token, (method, path, body)).await
     };
     let unknown = call(&"A".repeat(RequestToken::LENGTH), "GET", "", "").await;
     assert_eq!((unknown.status, unknown.code().as_str()), (401, "request_token_unknown"));

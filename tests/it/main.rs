@@ -36,6 +36,7 @@ mod proxy_streams;
 mod redis;
 mod redis_kit;
 mod rotation;
+mod sealed;
 mod support;
 mod tidy;
 mod two_instances;

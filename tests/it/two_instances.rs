@@ -93,24 +93,6 @@ fn url(api: SocketAddr) -> String {
     format!("http://{api}/_session")
 }
 
-/// A call at an instance, with a token.
-async fn call(at: &Cloakroom, token: &str, (method, path, body): (&str, &str, &str)) -> Called {
-    call_with(at, token, (method, path, body), &[]).await
-}
-
-async fn call_with(
-    at: &Cloakroom,
-    token: &str,
-    (method, path, body): (&str, &str, &str),
-    headers: &[(&str, &str)],
-) -> Called {
-    let headers =
-        headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let (method, path, body) = (method.to_owned(), path.to_owned(), body.to_owned());
-    let call = Call { method, path, headers, body };
-    crate::support::call(&url(at.api()), token, &call, &at.tasks).await
-}
-
 /// How many calls of the session API an instance has answered.
 async fn calls_of(instance: &Cloakroom) -> usize {
     let (_, metrics) = instance.admin_get("/metrics").await;
@@ -293,7 +275,7 @@ async fn what_others_did_to_the_session_is_told_at_any_instance() {
             for called in
                 [("GET", "/values", ""), ("GET", "/expiry", ""), ("PUT", "/values/x", "2")]
             {
-                is(&call(instance, &token, called).await, 409, code);
+                is(&instance.call(&token, called).await, 409, code);
             }
         }
         world.upstream.open(gate);
@@ -334,17 +316,17 @@ async fn a_request_that_outlasts_its_token_is_known_to_its_owner() {
     let (token, page) = world.held("long").await;
     world.a.pass(Duration::from_mins(10));
     let (a, b) = (&world.a, &world.b);
-    assert_eq!(call(b, &token, ("PUT", "/values/y", "1")).await.status, 200);
-    assert_eq!(call(b, &token, ("POST", "/rotate", "")).await.status, 200);
+    assert_eq!(b.call(&token, ("PUT", "/values/y", "1")).await.status, 200);
+    assert_eq!(b.call(&token, ("POST", "/rotate", "")).await.status, 200);
     world.upstream.open("long");
     assert_eq!(page.await.unwrap().unwrap().set_cookies().len(), 1);
     for instance in [a, b] {
-        assert_eq!(call(instance, &token, ("PUT", "/values/z", "1")).await.status, 200);
-        is(&call(instance, &token, ("POST", "/rotate", "")).await, 409, "response_committed");
+        assert_eq!(instance.call(&token, ("PUT", "/values/z", "1")).await.status, 200);
+        is(&instance.call(&token, ("POST", "/rotate", "")).await, 409, "response_committed");
     }
     world.a.pass(Duration::from_secs(61));
     for instance in [a, b] {
-        is(&call(instance, &token, ("GET", "/values", "")).await, 410, "request_gone");
+        is(&instance.call(&token, ("GET", "/values", "")).await, 410, "request_gone");
     }
 }
 
@@ -366,18 +348,18 @@ async fn where_the_owner_is_gone_values_are_served_and_nothing_else_changes() {
     let address = a.api();
     a.stop().await;
     drop((page.await, visit.await));
-    assert_eq!(call(&b, &token, ("PUT", "/values/late", "1")).await.status, 200);
+    assert_eq!(b.call(&token, ("PUT", "/values/late", "1")).await.status, 200);
     let stored = async || b.service("GET", &format!("/{id}"), "").await.json();
     let before = stored().await;
     assert_eq!(before["values"], json!({"x": 1, "late": 1}));
     let all_are_refused = async |instance: &Cloakroom| {
         for cookie_call in COOKIE_CALLS {
-            is(&call(instance, &token, cookie_call).await, 410, "request_gone");
-            is(&call(instance, &newcomer, cookie_call).await, 410, "request_gone");
+            is(&instance.call(&token, cookie_call).await, 410, "request_gone");
+            is(&instance.call(&newcomer, cookie_call).await, 410, "request_gone");
         }
-        is(&call(instance, &newcomer, ("PUT", "/values/x", "1")).await, 410, "request_gone");
-        is(&call(instance, &newcomer, ("GET", "", "")).await, 410, "request_gone");
-        assert_eq!(call(instance, &token, ("GET", "/values", "")).await.status, 200);
+        is(&instance.call(&newcomer, ("PUT", "/values/x", "1")).await, 410, "request_gone");
+        is(&instance.call(&newcomer, ("GET", "", "")).await, 410, "request_gone");
+        assert_eq!(instance.call(&token, ("GET", "/values", "")).await.status, 200);
         assert_eq!(stored().await, before);
     };
     all_are_refused(&b).await;
@@ -388,7 +370,7 @@ async fn where_the_owner_is_gone_values_are_served_and_nothing_else_changes() {
     all_are_refused(&b).await;
     all_are_refused(&anew).await;
     b.pass(Duration::from_secs(62));
-    is(&call(&b, &token, ("GET", "/values", "")).await, 410, "request_gone");
+    is(&b.call(&token, ("GET", "/values", "")).await, 410, "request_gone");
 }
 
 #[tokio::test]
@@ -402,20 +384,20 @@ async fn after_a_restart_a_token_from_before_is_good_for_values_alone() {
     let (token, id) = (page.saw("x-session-token").unwrap(), page.json()["id"].clone());
     before.stop().await;
     let anew = Cloakroom::with(&upstream, &toml).await;
-    assert_eq!(call(&anew, &token, ("GET", "", "")).await.status, 410, "it began without one");
+    assert_eq!(anew.call(&token, ("GET", "", "")).await.status, 410, "it began without one");
     let browser = Browser::new(&anew);
     browser.set_cookie(page.set_cookies()[0].split(['=', ';']).nth(1));
     let token = browser.navigate("/", &Script::new()).await.saw("x-session-token").unwrap();
     anew.stop().await;
     let anew = Cloakroom::with(&upstream, &toml).await;
-    let read = call(&anew, &token, ("GET", "", "")).await;
+    let read = anew.call(&token, ("GET", "", "")).await;
     assert_eq!((read.status, read.json()["id"].clone()), (200, id));
-    assert_eq!(call(&anew, &token, ("PUT", "/values/y", "1")).await.status, 200);
+    assert_eq!(anew.call(&token, ("PUT", "/values/y", "1")).await.status, 200);
     for cookie_call in COOKIE_CALLS {
-        is(&call(&anew, &token, cookie_call).await, 410, "request_gone");
+        is(&anew.call(&token, cookie_call).await, 410, "request_gone");
     }
     anew.pass(Duration::from_secs(62));
-    is(&call(&anew, &token, ("GET", "", "")).await, 410, "request_gone");
+    is(&anew.call(&token, ("GET", "", "")).await, 410, "request_gone");
 }
 
 #[tokio::test]
@@ -427,10 +409,10 @@ async fn who_is_no_instance_is_refused() {
     for instance in [&world.a, &world.b] {
         for forged in ["", "x", &"A".repeat(32)] {
             let headers = [("x-session-peer", forged)];
-            is(&call_with(instance, &token, rotate, &headers).await, 401, "peer_unknown");
+            is(&instance.call_with(&token, rotate, &headers).await, 401, "peer_unknown");
         }
         let twice = [("x-session-peer", "a"), ("x-session-peer", "b")];
-        is(&call_with(instance, &token, rotate, &twice).await, 401, "peer_unknown");
+        is(&instance.call_with(&token, rotate, &twice).await, 401, "peer_unknown");
     }
     world.upstream.open("forged");
     assert_eq!(page.await.unwrap().unwrap().set_cookies(), [""; 0]);
@@ -474,7 +456,7 @@ async fn an_answer_is_the_owners_or_none() {
             assert!(head.contains("x-session-peer: "), "{head}");
             connection.write_all(answer.as_bytes()).await.unwrap();
         };
-        let (called, ()) = tokio::join!(call(&world.b, &token, called), answers);
+        let (called, ()) = tokio::join!(world.b.call(&token, called), answers);
         is(&called, expected.0, expected.1);
     }
     world.upstream.open("owner");

@@ -14,6 +14,7 @@ use super::context::Context;
 use super::redis_url::{Encryption, RedisUrl};
 use super::store_url::{self, StoreUrl};
 use crate::session::key_ring::{Key, KeyRing};
+use crate::session::policy::OnReplay;
 use crate::store::config::{
     Backend, ClientCertificate, Config, DurableDestroy, OnError, Password, Redis, Tls, Topology,
 };
@@ -30,6 +31,7 @@ const KEY_FILE: &str = "session-key";
 pub(super) fn store(file: &File, context: &mut Context<'_>) -> (Config, Keys) {
     let table = &file.store.0;
     let backend = backend(table, context);
+    check_revocation(file, &backend, context);
     let config = Config {
         cache: cache(table, &backend, context),
         backend,
@@ -53,6 +55,7 @@ fn backend(table: &file::Store, context: &mut Context<'_>) -> Backend {
             return Backend::Redis(Box::new(redis(url, table, &origin, context)));
         }
         Ok(StoreUrl::Memory) => Some(Backend::Memory),
+        Ok(StoreUrl::Cookies) => Some(Backend::Cookies),
         Ok(StoreUrl::Sqlite(path)) => {
             context.in_state(&path, &origin).map(|path| Backend::Sqlite { path })
         }
@@ -70,11 +73,41 @@ fn backend(table: &file::Store, context: &mut Context<'_>) -> Backend {
     parsed.unwrap_or(Backend::Memory)
 }
 
+/// Sessions in cookies are nowhere else: that has to be accepted, and with it that nothing works
+/// which needs the others.
+fn check_revocation(file: &File, backend: &Backend, context: &mut Context<'_>) {
+    let (table, session) = (&file.store.0, &file.session.0);
+    let accepted = table.accept_no_revocation.found();
+    if !matches!(backend, Backend::Cookies) {
+        if let Some((_, origin)) = accepted {
+            context.error(origin, "the store can end sessions; leave it out");
+        }
+        return;
+    }
+    if accepted.is_none_or(|(accepts, _)| !accepts) {
+        let message = "whoever has copied a cookie has its session until that expires, after a \
+                       log-out too; write accept_no_revocation = true if that will do";
+        context.error(&table.url.origin("store.url"), message);
+    }
+    let revokes = session.on_replay.found().filter(|(what, _)| **what == OnReplay::Revoke);
+    let found = [
+        file.api.0.service_token.found().map(|(_, origin)| origin),
+        session.max_per_principal.found().map(|(_, origin)| origin),
+        revokes.map(|(_, origin)| origin),
+    ];
+    for origin in found.into_iter().flatten() {
+        let message = "sessions in cookies can be neither listed nor ended from elsewhere; \
+                       leave it out";
+        context.error(origin, message);
+    }
+}
+
 fn cache(table: &file::Store, backend: &Backend, context: &mut Context<'_>) -> Option<usize> {
     let (cache, origin) = table.cache.found()?;
-    if !backend.can_be_cached() {
-        let message = "is not kept coherent with a cluster; leave it out";
-        context.error(origin, message);
+    match backend {
+        backend if backend.can_be_cached() => {}
+        Backend::Cookies => context.error(origin, "cookies need no store; leave it out"),
+        _ => context.error(origin, "is not kept coherent with a cluster; leave it out"),
     }
     Some(context.size(&cache.max_bytes, DEFAULT_CACHE, &CACHE))
 }
@@ -197,13 +230,13 @@ fn keys(
         Backend::Sqlite { path } | Backend::File { directory: path } => {
             Keys::BesideData(path.with_file_name(KEY_FILE))
         }
-        Backend::Redis(_) if sources.is_empty() => {
-            let message = "a shared store needs session.keys, the same for every instance; \
+        Backend::Redis(_) | Backend::Cookies if sources.is_empty() => {
+            let message = "sessions that are shared need session.keys, the same for every instance; \
                            `cloakroom generate-key` makes one";
             context.error(store, message);
             Keys::InMemory
         }
-        Backend::Redis(_) | Backend::Memory => Keys::InMemory,
+        Backend::Redis(_) | Backend::Cookies | Backend::Memory => Keys::InMemory,
     }
 }
 

@@ -11,13 +11,11 @@ pub(super) enum StoreUrl {
     Sqlite(PathBuf),
     File(PathBuf),
     Redis(RedisUrl),
+    Cookies,
 }
 
 const RIGHT: &str = "write \"memory:\", \"sqlite:PATH\", \"redis://HOST:PORT/DB\", or another that the \
                      documentation names";
-
-/// What later versions have.
-const NOT_YET: [&str; 1] = ["cookie"];
 
 /// Reads a store's URL. An error says what is wrong and what would be right, without the URL, which
 /// may hold a password.
@@ -30,9 +28,8 @@ pub(super) fn parse(url: &str) -> Result<StoreUrl, String> {
         "memory" => Err("a store in memory has no path; write \"memory:\"".to_owned()),
         "sqlite" => sqlite(rest),
         "file" => file(rest),
-        scheme if NOT_YET.contains(&scheme) => {
-            Err(format!("`{scheme}:` is not in this version; {RIGHT}"))
-        }
+        "cookie" if rest.is_empty() => Ok(StoreUrl::Cookies),
+        "cookie" => Err("sessions in cookies have no path; write \"cookie:\"".to_owned()),
         scheme => match redis_url::parse(scheme, rest) {
             Some(url) => url.map(StoreUrl::Redis),
             None => Err(format!("is no store's URL; {RIGHT}")),
@@ -99,7 +96,7 @@ mod tests {
             ("file:///", "names no directory"),
             ("file:..", "names no directory"),
             ("file://x", "two slashes"),
-            ("cookie:", "`cookie:` is not in this version"),
+            ("cookie:x", "no path"),
             ("rediss+unix:///x", "is no store's URL"),
             ("redis://me:hunter2@db:x", "port"),
         ] {

@@ -86,6 +86,25 @@ impl Cloakroom {
         self.clock.advance(duration);
     }
 
+    /// A call of the session API: method, path and body, with a request's token.
+    pub async fn call(&self, token: &str, called: (&str, &str, &str)) -> Called {
+        self.call_with(token, called, &[]).await
+    }
+
+    pub async fn call_with(
+        &self,
+        token: &str,
+        (method, path, body): (&str, &str, &str),
+        headers: &[(&str, &str)],
+    ) -> Called {
+        let headers =
+            headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let (method, path, body) = (method.to_owned(), path.to_owned(), body.to_owned());
+        let call = Call { method, path, headers, body };
+        let url = format!("http://{}/_session", self.api());
+        super::upstream::call(&url, token, &call, &self.tasks).await
+    }
+
     /// A call of the back office.
     pub async fn service(&self, method: &str, path: &str, body: impl ToString) -> Called {
         let bearer = format!("Bearer {SERVICE_TOKEN}");
@@ -160,7 +179,10 @@ fn configuration(upstream: &Upstream, toml: &str) -> String {
         }
     };
     section("[listen]", "address = \"127.0.0.1:0\"".to_owned());
-    section("api", format!("address = \"127.0.0.1:0\"\nservice_token = \"{SERVICE_TOKEN}\""));
+    // What cannot be reached by its id has no back office.
+    let service = format!("service_token = \"{SERVICE_TOKEN}\"");
+    let service = if toml.contains("\"cookie:\"") { "" } else { &service };
+    section("api", format!("address = \"127.0.0.1:0\"\n{service}"));
     section("admin", "address = \"127.0.0.1:0\"".to_owned());
     section("session", format!("keys = [\"{KEY}\"]"));
     section("store", "url = \"memory:\"".to_owned());

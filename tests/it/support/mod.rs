@@ -13,7 +13,7 @@ mod script;
 mod upstream;
 mod webdriver;
 
-pub use self::browser::{Browser, Page};
+pub use self::browser::{Browser, COOKIE, Page};
 pub use self::cloakroom::{Cloakroom, KEY};
 pub(crate) use self::fault_proxy::{End, Fault, FaultProxy, Way};
 pub(crate) use self::redis::{

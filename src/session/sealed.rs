@@ -1,0 +1,285 @@
+//! The sealed cookie: a whole session, kept by its own client, that nobody else can read or change.
+//!
+//! `base64url( 1 ‖ nonce[24] ‖ AES-256-GCM(session) )`, with the cookie's name as associated data.
+//! Each cookie has a key of its own, derived from the `sealed` subkey and the first half of its
+//! nonce, so that random nonces never run out, however many cookies one key seals: the way of
+//! XAES-256-GCM (C2SP), with HKDF-Expand (RFC 5869) for its CMAC.
+//!
+//! The session is written by postcard: numbers as varints, texts with their lengths, nothing else.
+//! The first byte is the format's; another one is another format.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+
+use super::id::Id;
+use super::json::Json;
+use super::key_ring::{KeyRing, NONCE_BYTES, Nonce, SEAL_BYTES, SignedBy};
+use super::record::{Client, Expiry, Key, Meta, Principal, Record};
+use crate::secret::Secret;
+use crate::time::Timestamp;
+
+/// A session in a cookie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sealed {
+    /// Its id.
+    pub id: Id,
+    /// All of it.
+    pub record: Record,
+}
+
+const FORMAT: u8 = 1;
+
+impl Sealed {
+    /// The longest name and value together, in bytes, that browsers keep (RFC 6265bis, section
+    /// 5.6).
+    pub const MAX_COOKIE: usize = 4096;
+
+    /// The cookie's value. The nonce must be random and new.
+    pub fn seal(&self, ring: &KeyRing, cookie_name: &str, nonce: &Nonce) -> Secret {
+        let mut bytes = vec![FORMAT];
+        bytes.extend_from_slice(nonce);
+        bytes.extend(ring.seal(nonce, cookie_name.as_bytes(), self.to_bytes()));
+        Secret::new(URL_SAFE_NO_PAD.encode(bytes))
+    }
+
+    /// The session in a cookie that the ring has sealed under this name; `None` for any other text.
+    pub fn open(ring: &KeyRing, cookie_name: &str, text: &[u8]) -> Option<(Self, SignedBy)> {
+        if cookie_name.len() + text.len() > Self::MAX_COOKIE {
+            return None;
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let (&format, bytes) = bytes.split_first()?;
+        let (nonce, sealed) = bytes.split_first_chunk::<NONCE_BYTES>()?;
+        let (plain, signed_by) = ring.open(nonce, cookie_name.as_bytes(), sealed)?;
+        let sealed = Self::parse(&plain).filter(|_| format == FORMAT)?;
+        Some((sealed, signed_by))
+    }
+
+    /// Whether browsers keep it, in a cookie of this name.
+    pub fn fits(&self, cookie_name: &str) -> bool {
+        let bytes = 1 + NONCE_BYTES + self.to_bytes().len() + SEAL_BYTES;
+        cookie_name.len() + (bytes * 4).div_ceil(3) <= Self::MAX_COOKIE
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        postcard::to_stdvec(&Plain::from(self)).expect("nothing in a session is not to be written")
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        match postcard::take_from_bytes::<Plain<'_>>(bytes) {
+            Ok((plain, [])) => plain.into_sealed(),
+            Ok(_) | Err(_) => None,
+        }
+    }
+}
+
+/// A session as it is written: the order of the fields is the format.
+#[derive(Serialize, Deserialize)]
+struct Plain<'a> {
+    id: [u8; Id::BYTES],
+    version: u64,
+    generation: u32,
+    generation_since: i64,
+    previous_until: Option<i64>,
+    floor: u32,
+    login_at: Option<i64>,
+    #[serde(borrow)]
+    principal: Option<&'a str>,
+    created_at: i64,
+    last_seen_at: i64,
+    cookie_set_at: i64,
+    expiry: Option<PlainExpiry>,
+    withheld: bool,
+    client: Option<(Option<IpAddr>, &'a str)>,
+    values: Vec<(&'a str, &'a str)>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum PlainExpiry {
+    /// Seconds.
+    Idle(u64),
+    /// Milliseconds since the epoch.
+    At(i64),
+    /// Seconds.
+    BrowserClose(Option<u64>),
+}
+
+impl<'a> From<&'a Sealed> for Plain<'a> {
+    fn from(Sealed { id, record }: &'a Sealed) -> Self {
+        let Meta { client, principal, .. } = &record.meta;
+        let values = record.values.iter();
+        Self {
+            id: *id.as_bytes(),
+            version: record.meta.version,
+            generation: record.meta.generation,
+            generation_since: record.meta.generation_since.as_millis(),
+            previous_until: record.meta.previous_until.map(Timestamp::as_millis),
+            floor: record.meta.floor,
+            login_at: record.meta.login_at.map(Timestamp::as_millis),
+            principal: principal.as_ref().map(Principal::as_str),
+            created_at: record.meta.created_at.as_millis(),
+            last_seen_at: record.meta.last_seen_at.as_millis(),
+            cookie_set_at: record.meta.cookie_set_at.as_millis(),
+            expiry: record.meta.expiry.map(PlainExpiry::from),
+            withheld: record.meta.withheld,
+            client: client.as_ref().map(|client| (client.address, &*client.user_agent)),
+            values: values.map(|(key, text)| (key.as_str(), text.as_str())).collect(),
+        }
+    }
+}
+
+impl Plain<'_> {
+    fn into_sealed(self) -> Option<Sealed> {
+        let principal = match self.principal {
+            Some(name) => Some(Principal::new(name)?),
+            None => None,
+        };
+        let client =
+            self.client.map(|(address, agent)| Client { address, user_agent: agent.into() });
+        let values = self.values.into_iter();
+        let values = values.map(|(key, text)| Some((Key::new(key)?, Json::trusted(text))));
+        let meta = Meta {
+            version: self.version,
+            generation: self.generation,
+            generation_since: Timestamp::from_millis(self.generation_since),
+            previous_until: self.previous_until.map(Timestamp::from_millis),
+            floor: self.floor,
+            login_at: self.login_at.map(Timestamp::from_millis),
+            principal,
+            created_at: Timestamp::from_millis(self.created_at),
+            last_seen_at: Timestamp::from_millis(self.last_seen_at),
+            cookie_set_at: Timestamp::from_millis(self.cookie_set_at),
+            expiry: self.expiry.map(Expiry::from),
+            withheld: self.withheld,
+            client,
+        };
+        let record = Record { meta, values: values.collect::<Option<_>>()? };
+        Some(Sealed { id: Id::from_bytes(self.id), record })
+    }
+}
+
+impl From<Expiry> for PlainExpiry {
+    fn from(expiry: Expiry) -> Self {
+        match expiry {
+            Expiry::Idle(idle) => Self::Idle(idle.as_secs()),
+            Expiry::At(instant) => Self::At(instant.as_millis()),
+            Expiry::BrowserClose(idle) => Self::BrowserClose(idle.map(|idle| idle.as_secs())),
+        }
+    }
+}
+
+impl From<PlainExpiry> for Expiry {
+    fn from(expiry: PlainExpiry) -> Self {
+        match expiry {
+            PlainExpiry::Idle(seconds) => Self::Idle(Duration::from_secs(seconds)),
+            PlainExpiry::At(millis) => Self::At(Timestamp::from_millis(millis)),
+            PlainExpiry::BrowserClose(seconds) => {
+                Self::BrowserClose(seconds.map(Duration::from_secs))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::session::record::Values;
+    use crate::session::tests::{at, meta};
+
+    fn ring(first: u8, older: &[u8]) -> KeyRing {
+        let key = |byte| Zeroizing::new([byte; 32]);
+        KeyRing::new(&key(first), &older.iter().copied().map(key).collect::<Vec<_>>())
+    }
+
+    fn sealed(values: &[(&str, &str)]) -> Sealed {
+        let one =
+            |(key, text): &(&str, &str)| (Key::new(key).expect("a key"), Json::trusted(*text));
+        let values: Values = values.iter().map(one).collect();
+        let meta = Meta {
+            version: u64::MAX,
+            generation: 9,
+            previous_until: Some(at(3)),
+            floor: 7,
+            login_at: Some(at(4)),
+            principal: Principal::new("ada é"),
+            expiry: Some(Expiry::BrowserClose(Some(Duration::from_mins(1)))),
+            withheld: true,
+            client: Some(Client { address: "::1".parse().ok(), user_agent: "x".into() }),
+            ..meta(at(5))
+        };
+        Sealed { id: Id::from_bytes([7; 16]), record: Record { meta, values } }
+    }
+
+    #[test]
+    fn a_session_comes_back_as_it_was_sealed() {
+        let session = sealed(&[("a", "1e400"), ("é", "{\"b\":1,\"a\":[]}")]);
+        let text = session.seal(&ring(1, &[]), "__Host-id", &[1; NONCE_BYTES]);
+        let open = |ring: &KeyRing, name| Sealed::open(ring, name, text.reveal().as_bytes());
+        assert_eq!(open(&ring(1, &[]), "__Host-id"), Some((session.clone(), SignedBy::First)));
+        assert_eq!(open(&ring(2, &[1]), "__Host-id"), Some((session, SignedBy::Older)));
+        assert_eq!(open(&ring(2, &[]), "__Host-id"), None);
+        assert_eq!(open(&ring(1, &[]), "id"), None);
+        for expiry in [
+            None,
+            Some(Expiry::Idle(Duration::from_hours(1))),
+            Some(Expiry::At(Timestamp::MAX)),
+            Some(Expiry::BrowserClose(None)),
+        ] {
+            let mut session = sealed(&[]);
+            session.record.meta.expiry = expiry;
+            assert_eq!(Sealed::parse(&session.to_bytes()), Some(session));
+        }
+    }
+
+    #[test]
+    fn a_cookie_tells_nothing_and_no_two_are_the_same() {
+        let session = sealed(&[("secret", "\"hunter2\"")]);
+        let seal = |nonce| session.seal(&ring(1, &[]), "id", &[nonce; NONCE_BYTES]);
+        let (one, other) = (seal(1), seal(2));
+        assert_ne!(one.reveal(), other.reveal());
+        let bytes = URL_SAFE_NO_PAD.decode(one.reveal()).expect("base64url");
+        assert!(!bytes.windows(6).any(|part| part == b"hunter" || part == b"secret"));
+        assert!(!bytes.windows(16).any(|part| part == [7; 16]));
+    }
+
+    #[test]
+    fn what_fits_is_what_browsers_keep() {
+        let with = |bytes: usize| sealed(&[("a", &format!("\"{}\"", "x".repeat(bytes)))]);
+        let largest = (2000..4096).take_while(|bytes| with(*bytes).fits("__Host-id")).last();
+        let largest = largest.expect("something fits");
+        let length = |bytes| {
+            let text = with(bytes).seal(&ring(1, &[]), "__Host-id", &[1; NONCE_BYTES]);
+            "__Host-id".len() + text.reveal().len()
+        };
+        assert!(length(largest) <= Sealed::MAX_COOKIE);
+        assert!(length(largest + 1) > Sealed::MAX_COOKIE);
+    }
+
+    proptest! {
+        #[test]
+        fn a_changed_cookie_is_refused(at in 0..200_usize, to in "[A-Za-z0-9_-]") {
+            let ring = ring(1, &[]);
+            let text = sealed(&[]).seal(&ring, "id", &[1; NONCE_BYTES]).reveal().to_owned();
+            let mut changed = text.clone();
+            let at = at % text.len();
+            changed.replace_range(at..=at, &to);
+            prop_assume!(changed != text);
+            prop_assert_eq!(Sealed::open(&ring, "id", changed.as_bytes()), None);
+            let cut = text.get(..at).expect("ASCII");
+            prop_assert_eq!(Sealed::open(&ring, "id", cut.as_bytes()), None);
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_a_panic(text: Vec<u8>) {
+            prop_assert_eq!(Sealed::open(&ring(1, &[]), "id", &text), None);
+            prop_assert!(Sealed::parse(&text).is_none_or(|read| Sealed::parse(&read.to_bytes()) == Some(read)));
+        }
+    }
+}
