@@ -25,6 +25,7 @@ mod redis_faults;
 mod report;
 mod rotation_storm;
 mod stores;
+mod watch;
 
 #[path = "../it/support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the kit of other tests too")]
@@ -50,6 +51,7 @@ const SCENARIOS: [&str; 10] = [
 ];
 
 fn main() -> ExitCode {
+    watch::begin();
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().expect("the file for the rows");
     let mut wanted: Vec<String> = arguments.collect();

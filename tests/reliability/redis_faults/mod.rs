@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use self::load::{Load, Outcome, Told};
 use crate::report::{Counted, Report};
+use crate::watch;
 
 /// What is demanded of an ordeal, beside no wrong answer.
 #[derive(Clone, Copy)]
@@ -24,6 +25,8 @@ pub struct Demand {
     pub losses: Losses,
     /// Whether sessions are taken away, so that their visitors are strangers.
     pub gone: Gone,
+    /// The log has no more lines of the store.
+    pub lines: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -57,6 +60,7 @@ impl Default for Demand {
             failures: Failures::Demanded,
             losses: Losses::None,
             gone: Gone::None,
+            lines: 20,
         }
     }
 }
@@ -99,10 +103,22 @@ fn panicked() -> Counted {
 pub fn ordeal(store: &str, demand: Demand, inject: impl FnOnce(&Load) -> Window) -> Counted {
     let load = Load::begin(store);
     load.settle(Duration::from_secs(10));
+    let (lines, memory) = (watch::lines(), watch::resident());
     let window = inject(&load);
+    let memory = watch::resident() - memory;
     load.settle(demand.recovers + Duration::from_secs(8));
-    counted(&load.end(), &window, demand)
+    let lines = watch::lines() - lines;
+    let Counted { text, held } = counted(&load.end(), &window, demand);
+    let held = held && lines <= demand.lines && memory < MEMORY_KIB;
+    let grown = memory.max(0) / 1024;
+    Counted {
+        text: format!("{text}; {lines} lines of the store in the log, {grown} MiB more memory"),
+        held,
+    }
 }
+
+/// The load's own notes are in it.
+const MEMORY_KIB: i64 = 32 * 1024;
 
 /// A fault that lasts from the end of `begin` to the end of `end`.
 pub fn window(begin: impl FnOnce(), lasts: Duration, end: impl FnOnce()) -> Window {

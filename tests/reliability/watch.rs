@@ -1,0 +1,37 @@
+//! What the process itself does meanwhile: the store's lines in the log, and the memory that is in use.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+static LINES: AtomicU64 = AtomicU64::new(0);
+
+struct Counter;
+
+impl<S: Subscriber> Layer<S> for Counter {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if event.metadata().target().starts_with("cloakroom::store") {
+            LINES.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Begins to count lines, from `info` on.
+pub fn begin() {
+    tracing_subscriber::registry().with(Counter.with_filter(LevelFilter::INFO)).init();
+}
+
+/// How many lines the stores have written to the log.
+pub fn lines() -> u64 {
+    LINES.load(Ordering::Relaxed)
+}
+
+/// Resident memory, in KiB.
+pub fn resident() -> i64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
