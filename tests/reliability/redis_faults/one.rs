@@ -28,7 +28,7 @@ pub fn rows() -> Vec<Row> {
             frozen,
         ),
         row(
-            "R3: every piece 50 to 100 ms late on its way, each way, one after the other",
+            "R3: every piece 30 to 60 ms late on its way, each way, one after the other",
             "5 s",
             "all are served",
             slow,
@@ -159,7 +159,7 @@ fn slow() -> Counted {
     let proxy = FaultProxy::before(server.address());
     let store = format!("url = \"redis://{}/\"", proxy.address());
     let demand = Demand { failures: Failures::None, ..Demand::default() };
-    let (fixed, jitter) = (Duration::from_millis(50), Duration::from_millis(50));
+    let (fixed, jitter) = (Duration::from_millis(30), Duration::from_millis(30));
     ordeal(&store, demand, |_| {
         window(|| proxy.set(Fault::Delay { fixed, jitter }), 5 * SECOND, || proxy.set(Fault::None))
     })
