@@ -132,13 +132,15 @@ fn a_password_that_changes_in_its_file_heals_without_a_restart() {
 fn a_destroy_says_whether_a_replica_has_it() {
     let primary = RedisServer::start(&[]);
     let config = server(local(primary.port()));
-    let with = |durable_destroy| {
-        store_of(&config::Redis { durable_destroy, ..config.clone() }, Duration::from_millis(500))
+    // What will not be confirmed is not waited for long.
+    let short = Duration::from_millis(500);
+    let with = |durable_destroy, timeout| {
+        store_of(&config::Redis { durable_destroy, ..config.clone() }, timeout)
     };
     let destroy = Patch { destroy: true, ..Patch::default() };
     runtime().block_on(async {
-        let ended = async |durable, how: &str| {
-            let store = with(durable);
+        let ended = async |durable, how: &str, timeout| {
+            let store = with(durable, timeout);
             let id = made(&store, &record(now(), Values::new())).await;
             let replicated = if how == "remove" {
                 store.remove(id).await.expect("removed").expect("a session")
@@ -150,16 +152,16 @@ fn a_destroy_says_whether_a_replica_has_it() {
             replicated
         };
         for how in ["remove", "patch"] {
-            assert_eq!(ended(DurableDestroy::Auto, how).await, Replicated::NotAsked);
-            assert_eq!(ended(DurableDestroy::On, how).await, Replicated::No);
+            assert_eq!(ended(DurableDestroy::Auto, how, TIMEOUT).await, Replicated::NotAsked);
+            assert_eq!(ended(DurableDestroy::On, how, short).await, Replicated::No);
         }
         let replica = RedisServer::replica_of(&primary);
         for how in ["remove", "patch"] {
-            assert_eq!(ended(DurableDestroy::Auto, how).await, Replicated::Yes);
-            assert_eq!(ended(DurableDestroy::Off, how).await, Replicated::NotAsked);
+            assert_eq!(ended(DurableDestroy::Auto, how, TIMEOUT).await, Replicated::Yes);
+            assert_eq!(ended(DurableDestroy::Off, how, TIMEOUT).await, Replicated::NotAsked);
         }
         replica.stop();
-        assert_eq!(ended(DurableDestroy::Auto, "remove").await, Replicated::No);
+        assert_eq!(ended(DurableDestroy::Auto, "remove", short).await, Replicated::No);
         replica.cont();
     });
 }
@@ -174,7 +176,7 @@ fn live(entry: Entry) -> Option<Record> {
 #[test]
 fn the_promoted_replica_is_found() {
     let sentinels = Sentinels::start();
-    let store = store_of(&by_sentinels(&sentinels), Duration::from_millis(500));
+    let store = store_of(&by_sentinels(&sentinels), Duration::from_secs(5));
     runtime().block_on(async {
         let id = made(&store, &record(now(), Values::new())).await;
         apply(&store, id, &add(1), Want::Meta).await;
