@@ -18,6 +18,7 @@ use crate::client::{self, Target};
 use crate::config::{self, Config, ConfigError, Environment, Loaded, Overrides};
 use crate::demo;
 use crate::log;
+use crate::scheme::Scheme;
 use crate::server::{Address, Tasks};
 use crate::time::Clock;
 
@@ -275,7 +276,7 @@ fn target_of(address: &Address) -> Target {
                 ip if ip.is_ipv4() => "127.0.0.1".to_owned(),
                 _ => "::1".to_owned(),
             };
-            Target::Http { host, port: address.port() }
+            Target::Http { scheme: Scheme::Http, host, port: address.port() }
         }
     }
 }

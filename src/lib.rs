@@ -34,8 +34,8 @@
 //! 4  sessions → wire                    policy, cookie and store meet; the JSON of patches and sessions
 //! 3  store                              where records live: memory, SQLite, files, Redis, a cache
 //! 2  session                            pure: ids and tokens, record and patch, policy, cookie
-//! 1  server · client · log              sockets, accept, drain; the way out
-//! 0  body metrics random secret socket tasks time   vocabulary
+//! 1  server · client · log              sockets, TLS, accept, drain; the way out
+//! 0  body metrics pem random scheme secret socket tasks time   vocabulary
 //! ```
 //!
 //! Each module owns the plain `Config` that it consumes, and [`config`] produces them, so nothing
@@ -73,8 +73,10 @@ pub mod config;
 pub mod demo;
 pub mod log;
 pub mod metrics;
+pub mod pem;
 pub mod proxy;
 pub mod random;
+pub mod scheme;
 pub mod secret;
 pub mod server;
 pub mod session;

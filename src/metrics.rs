@@ -20,8 +20,19 @@ pub struct Metrics {
     sessions: Family<EventLabel, Counter>,
     store_seconds: Family<OperationLabel, Histogram>,
     store_errors: Family<OperationLabel, Counter>,
+    tunnels: Gauge,
     /// Requests that are being forwarded now.
     pub in_flight: Gauge,
+}
+
+/// Something that is counted while it is open.
+#[derive(Debug)]
+pub struct Open(Gauge);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// How a request on a public listener ended.
@@ -29,6 +40,8 @@ pub struct Metrics {
 pub enum Outcome {
     /// The upstream's response went on.
     Forwarded,
+    /// The client was sent to the listener with TLS.
+    Redirected,
     /// The client's request could not be taken.
     ClientError,
     /// The upstream did not answer as it should.
@@ -126,8 +139,11 @@ impl Metrics {
             "Requests that are being forwarded",
             in_flight.clone(),
         );
+        let tunnels = Gauge::default();
+        registry.register("tunnels", "Open WebSockets", tunnels.clone());
         Self {
             registry: Arc::new(registry),
+            tunnels,
             requests,
             api_calls,
             sessions,
@@ -140,6 +156,12 @@ impl Metrics {
     /// Counts a request.
     pub fn request(&self, outcome: Outcome) {
         self.requests.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// Counts a tunnel, until what this answers is dropped.
+    pub fn tunnel(&self) -> Open {
+        self.tunnels.inc();
+        Open(self.tunnels.clone())
     }
 
     /// Counts a call of the session API.

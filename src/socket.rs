@@ -1,6 +1,7 @@
-//! A connected stream socket, TCP or Unix: what the server accepts and the client dials.
+//! A connected stream socket, TCP or Unix, with TLS over it or without: what the server accepts and
+//! the client dials.
 //!
-//! One type for both, so that hyper's state machines are compiled once.
+//! One type for all, so that hyper's state machines are compiled once.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -8,6 +9,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsStream;
 
 /// A connected stream socket.
 #[derive(Debug)]
@@ -16,6 +18,8 @@ pub(crate) enum Socket {
     Tcp(TcpStream),
     /// Over a Unix socket.
     Unix(UnixStream),
+    /// With TLS over one of the others, after the handshake.
+    Tls(Box<TlsStream<Self>>),
 }
 
 impl From<TcpStream> for Socket {
@@ -37,9 +41,11 @@ impl Socket {
     /// Has the other side told by a reset, instead of by an end, when this is dropped. A Unix socket knows
     /// no reset.
     pub(crate) fn reset_on_drop(&self) {
-        if let Self::Tcp(stream) = self {
+        match self {
             // A socket that refuses is closed as ever.
-            let _ = stream.set_zero_linger();
+            Self::Tcp(stream) => drop(stream.set_zero_linger()),
+            Self::Unix(_) => {}
+            Self::Tls(stream) => stream.get_ref().0.reset_on_drop(),
         }
     }
 }
@@ -53,6 +59,7 @@ impl AsyncRead for Socket {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
@@ -66,6 +73,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buffer),
         }
     }
 
@@ -77,6 +85,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, buffers),
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, buffers),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, buffers),
         }
     }
 
@@ -88,6 +97,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -95,6 +105,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

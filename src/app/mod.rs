@@ -21,11 +21,12 @@ use crate::admin::Admin;
 use crate::api::Api;
 use crate::api::config::instance_of;
 use crate::client::Target;
-use crate::config::{Config, PrepareError};
+use crate::config::{Config, Listen, PrepareError, Role};
 use crate::metrics::Metrics;
-use crate::proxy::{InvalidUrl, Proxy, Site};
+use crate::proxy::{Proxy, Redirect, Site, SiteError};
 use crate::random;
-use crate::server::{self, Address, BoundListener, Protocol, Settings, Tasks};
+use crate::scheme::Scheme;
+use crate::server::{self, Address, BoundListener, Protocol, Settings, Tasks, Tls, TlsError};
 use crate::session::key_ring::KeyRing;
 use crate::session::peer::Instance;
 use crate::sessions::{InFlight, Sessions, Shared};
@@ -108,6 +109,9 @@ pub enum StartError {
     /// Redis refuses what is needed.
     #[error(transparent)]
     Survey(#[from] SurveyError),
+    /// A listener's certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// An address could not be listened on.
     #[error("cannot listen on {address}")]
     Bind {
@@ -116,9 +120,9 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
-    /// The API's URL cannot be told.
+    /// The site cannot be served.
     #[error(transparent)]
-    Url(#[from] InvalidUrl),
+    Site(#[from] SiteError),
     /// A worker could not be started.
     #[error("a worker could not be started")]
     Worker(#[source] io::Error),
@@ -189,8 +193,36 @@ struct Crew {
     site: Arc<Site>,
     stores: Arc<Stores>,
     shared: Arc<Shared>,
+    roles: Vec<Serves>,
     public_connections: Arc<Semaphore>,
     api_connections: Arc<Semaphore>,
+}
+
+/// What a public listener serves.
+#[derive(Clone, Debug)]
+enum Serves {
+    Site(Protocol),
+    RedirectTo(u16),
+}
+
+/// What the public listeners serve, in the configuration's order.
+fn roles(config: &Config, listeners: &Listeners) -> Result<Vec<Serves>, StartError> {
+    let bound = config.listen.iter().zip(&listeners.public);
+    let tls_port = bound.clone().find_map(|(listen, bound)| match bound.local_address() {
+        Address::Tcp(address) if matches!(listen.role, Role::Tls(_)) => Some(address.port()),
+        Address::Tcp(_) | Address::Unix(_) => None,
+    });
+    let serves = |listen: &Listen| {
+        Ok(match &listen.role {
+            Role::Http1 => Serves::Site(Protocol::Http1),
+            Role::Http1AndH2c => Serves::Site(Protocol::Http1AndH2c),
+            Role::Tls(tls) => Serves::Site(Protocol::Tls(Arc::new(Tls::open(tls.clone())?))),
+            Role::RedirectToHttps => {
+                Serves::RedirectTo(tls_port.unwrap_or_else(|| Scheme::Https.usual_port()))
+            }
+        })
+    };
+    config.listen.iter().map(serves).collect()
 }
 
 impl App {
@@ -203,6 +235,7 @@ impl App {
         let tasks = Floors::new();
         let stores = Arc::new(Stores::open(&config, Caching::Configured, &clock, &tasks.inner)?);
         let listeners = Listeners::bind(&config)?;
+        let roles = roles(&config, &listeners)?;
         let api = listeners.api.local_address().clone();
         let api_url = url_of(&config, &api);
         let instance = instance(dialled_at(&config, &api_url));
@@ -219,6 +252,7 @@ impl App {
             site: Arc::new(site),
             stores,
             shared: Arc::clone(&shared),
+            roles,
             public_connections: Arc::new(Semaphore::new(limits.connections)),
             api_connections: Arc::new(Semaphore::new(limits.connections)),
         });
@@ -305,10 +339,19 @@ impl Crew {
         let sessions = Sessions::new(home, Arc::clone(&self.shared));
         let limits = self.config.limits.clone();
         let proxy = Arc::new(Proxy::new(Arc::clone(&self.site), sessions.clone(), public.clone()));
-        for listener in listeners.public {
-            let settings = Settings { protocol: Protocol::Http1, limits: limits.clone() };
-            let connections = Arc::clone(&self.public_connections);
-            accept(listener, settings, connections, Arc::clone(&proxy), &public);
+        for (listener, serves) in listeners.public.into_iter().zip(&self.roles) {
+            let (limits, connections) = (limits.clone(), Arc::clone(&self.public_connections));
+            match serves.clone() {
+                Serves::Site(protocol) => {
+                    let settings = Settings { protocol, limits };
+                    accept(listener, settings, connections, Arc::clone(&proxy), &public);
+                }
+                Serves::RedirectTo(port) => {
+                    let settings = Settings { protocol: Protocol::Http1, limits };
+                    let redirect = Redirect::new(port, self.shared.metrics.clone());
+                    accept(listener, settings, connections, Arc::new(redirect), &public);
+                }
+            }
         }
         let api = Arc::new(Api::new(
             sessions.clone(),

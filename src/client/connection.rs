@@ -21,7 +21,9 @@ use tokio::time::{Instant, timeout};
 
 use super::error::{Error, Kind};
 use super::target::Target;
+use super::tls::Tls;
 use crate::body::{Body, BodyError};
+use crate::scheme::Scheme;
 use crate::socket::Socket;
 use crate::tasks::Tasks;
 
@@ -33,18 +35,19 @@ const RESPONSE_HEAD_BYTES: usize = 128 * 1024;
 pub(super) struct Connection {
     sender: http1::SendRequest<Outgoing>,
     received: Arc<AtomicBool>,
-    task: AbortHandle,
+    /// Ends it; `None` once it belongs to whoever has upgraded it.
+    task: Option<AbortHandle>,
 }
 
 impl Connection {
-    /// Dials `target` within `deadline`. When the drain begins, the connection's task calls `drain` once.
+    /// Dials `target` within `deadline`, the handshake of TLS with it. When the drain begins, the connection's task calls `drain` once.
     pub(super) async fn open(
-        target: &Target,
+        (target, tls): (&Target, Option<&Tls>),
         deadline: Duration,
         tasks: &Tasks,
         drain: impl FnOnce() + Send + 'static,
     ) -> Result<Self, Error> {
-        let socket = match timeout(deadline, dial(target, deadline)).await {
+        let socket = match timeout(deadline, secured(target, tls, deadline)).await {
             Ok(dialled) => dialled.map_err(|error| match error.kind() {
                 io::ErrorKind::TimedOut => Error::with(Kind::ConnectTimeout, error),
                 _ => Error::with(Kind::Connect, error),
@@ -61,7 +64,7 @@ impl Connection {
             .map_err(|error| Error::with(Kind::Connect, error))?;
         let drained = tasks.sibling();
         let task = tasks.run(async move {
-            let mut connection = std::pin::pin!(connection);
+            let mut connection = std::pin::pin!(connection.with_upgrades());
             let ended = tokio::select! {
                 biased;
                 ended = connection.as_mut() => ended,
@@ -78,7 +81,7 @@ impl Connection {
                 );
             }
         });
-        Ok(Self { sender, received, task: task.abort_handle() })
+        Ok(Self { sender, received, task: Some(task.abort_handle()) })
     }
 
     /// Sends a request; where nothing of it was written, the error gives it back.
@@ -89,6 +92,11 @@ impl Connection {
     {
         self.received.store(false, Ordering::Relaxed);
         self.sender.try_send_request(request)
+    }
+
+    /// Leaves it to the upgrade that its response has begun.
+    pub(super) fn release(mut self) {
+        self.task = None;
     }
 
     /// Whether anything came of the response.
@@ -105,14 +113,29 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         // hyper would go on with a request whose response is already over, for as long as the upstream takes it.
-        self.task.abort();
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+async fn secured(target: &Target, tls: Option<&Tls>, deadline: Duration) -> io::Result<Socket> {
+    let socket = dial(target, deadline).await?;
+    match (target, tls) {
+        (Target::Http { scheme: Scheme::Https, host, .. }, Some(tls)) => {
+            tls.connect(host, socket).await
+        }
+        (Target::Http { scheme: Scheme::Https, .. }, None) => {
+            Err(io::Error::other("TLS to this upstream was not set up"))
+        }
+        (Target::Http { scheme: Scheme::Http, .. } | Target::Unix(_), _) => Ok(socket),
     }
 }
 
 async fn dial(target: &Target, deadline: Duration) -> io::Result<Socket> {
     let (host, port) = match target {
         Target::Unix(path) => return Ok(UnixStream::connect(path).await?.into()),
-        Target::Http { host, port } => (host.as_str(), *port),
+        Target::Http { host, port, .. } => (host.as_str(), *port),
     };
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(TcpStream::connect((address, port)).await?.into());

@@ -1,11 +1,13 @@
 //! The one way out: connections to upstreams, kept for the next request, each with its deadlines.
 //!
-//! It speaks HTTP/1.1 over TCP and Unix sockets, and knows nothing of sessions or routes.
+//! It speaks HTTP/1.1 over TCP, with TLS or without, and Unix sockets, and knows nothing of sessions or
+//! routes.
 
 mod connection;
 mod error;
 mod pool;
 mod target;
+mod tls;
 
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,7 @@ use crate::tasks::Tasks;
 pub use error::{Error, Kind};
 pub use pool::{Config, Pool};
 pub use target::{InvalidTarget, Target};
+pub use tls::{Tls, TlsConfig, TlsError, Trust};
 
 /// One GET on a connection of its own: the whole response, of at most `limit` bytes, within `deadline`.
 pub async fn get(

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use super::connection::{Connection, Outgoing};
 use super::error::{Error, Kind};
 use super::target::Target;
+use super::tls::Tls;
 use crate::body::{self, Body, CollectError, End};
 use crate::tasks::Tasks;
 
@@ -35,6 +36,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// Connections that are kept so, for each worker.
     pub max_idle: usize,
+    /// For a target with TLS.
+    pub tls: Option<Arc<Tls>>,
 }
 
 impl Default for Config {
@@ -45,6 +48,7 @@ impl Default for Config {
             body_idle_timeout: None,
             idle_timeout: Duration::from_secs(4),
             max_idle: 256,
+            tls: None,
         }
     }
 }
@@ -69,6 +73,19 @@ struct Shared {
 struct Idle {
     connection: Connection,
     since: Instant,
+}
+
+/// Whether a request asks for another protocol.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Upgrades {
+    Asked,
+    Not,
+}
+
+impl Upgrades {
+    fn of(headers: &HeaderMap) -> Self {
+        if headers.contains_key(header::UPGRADE) { Self::Asked } else { Self::Not }
+    }
 }
 
 /// What became of one attempt.
@@ -102,7 +119,8 @@ impl Pool {
 
     /// Sends a request and waits for the head of its response; interim responses are dropped.
     ///
-    /// The request goes in origin form as HTTP/1.1, with a Host where it has none, and framed as its body is:
+    /// A response that switches protocols, where the request asked for that, has hyper's `OnUpgrade` among
+    /// its extensions. The request goes in origin form as HTTP/1.1, with a Host where it has none, and framed as its body is:
     /// a Content-Length or Transfer-Encoding that says otherwise is replaced. When the response's body was read
     /// to its end, its connection serves the next request; when the future or the body is dropped before, it
     /// is closed. `tasks` gets the tasks of new connections.
@@ -187,18 +205,21 @@ impl Pool {
                 pool.drain();
             }
         };
-        Connection::open(&self.0.target, self.0.config.connect_timeout, tasks, drain).await
+        let Config { connect_timeout, tls, .. } = &self.0.config;
+        let to = (&self.0.target, tls.as_deref());
+        Connection::open(to, *connect_timeout, tasks, drain).await
     }
 
     async fn attempt(&self, mut connection: Connection, request: Request<Outgoing>) -> Attempt {
         let timeout = self.0.config.response_timeout;
         let progress = request.body().progress();
+        let upgrades = Upgrades::of(request.headers());
         let mut sent = std::pin::pin!(connection.send(request));
         let mut deadline = Instant::now() + timeout;
         loop {
             match timeout_at(deadline, sent.as_mut()).await {
                 Ok(Ok(response)) => {
-                    return self.answered(response, connection);
+                    return self.answered(response, connection, upgrades);
                 }
                 Ok(Err(mut error)) => {
                     return match error.take_message() {
@@ -222,8 +243,17 @@ impl Pool {
     }
 
     /// The response, whose body returns the connection at its end.
-    fn answered(&self, response: Response<Incoming>, connection: Connection) -> Attempt {
+    fn answered(
+        &self,
+        response: Response<Incoming>,
+        connection: Connection,
+        upgrades: Upgrades,
+    ) -> Attempt {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            if upgrades == Upgrades::Asked {
+                connection.release();
+                return Attempt::Answered(response.map(|_nothing| Body::empty()));
+            }
             let cause = "the upstream switched protocols, which nobody asked for";
             return Attempt::Failed(Error::with(Kind::Response, cause));
         }

@@ -6,14 +6,18 @@ use std::str::FromStr;
 
 use http::Uri;
 
-/// Where an upstream is, as `http://127.0.0.1:3000` or `unix:/run/app.sock`.
+use crate::scheme::Scheme;
+
+/// Where an upstream is, as `http://127.0.0.1:3000`, `https://app` or `unix:/run/app.sock`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
     /// HTTP over TCP.
     Http {
+        /// In the clear or with TLS.
+        scheme: Scheme,
         /// A name or an IP address, without brackets.
         host: String,
-        /// The port, 80 where none was given.
+        /// The port; the scheme's usual one where none was given.
         port: u16,
     },
     /// HTTP over the Unix socket at this path.
@@ -24,11 +28,8 @@ pub enum Target {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTarget {
     /// It is of neither form.
-    #[error("an upstream is http://HOST:PORT or unix:PATH")]
+    #[error("an upstream is http://HOST:PORT, https://HOST:PORT or unix:PATH")]
     Malformed,
-    /// It asks for TLS.
-    #[error("https upstreams are not in this version; use http://HOST:PORT or unix:PATH")]
-    Https,
     /// It has a path or a query, which would have to be joined with each request's.
     #[error("an upstream has no path: http://HOST:PORT")]
     Path,
@@ -41,9 +42,9 @@ impl Target {
     /// What a request without a Host says: host and port, without the usual port; `localhost` for a socket.
     pub fn authority(&self) -> String {
         match self {
-            Self::Http { host, port } => {
+            Self::Http { scheme, host, port } => {
                 let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-                if *port == 80 { host } else { format!("{host}:{port}") }
+                if *port == scheme.usual_port() { host } else { format!("{host}:{port}") }
             }
             Self::Unix(_) => "localhost".to_owned(),
         }
@@ -60,11 +61,11 @@ impl FromStr for Target {
             None => {}
         }
         let uri: Uri = text.parse().or(Err(InvalidTarget::Malformed))?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => return Err(InvalidTarget::Https),
+        let scheme = match uri.scheme_str() {
+            Some("http") => Scheme::Http,
+            Some("https") => Scheme::Https,
             _ => return Err(InvalidTarget::Malformed),
-        }
+        };
         let authority = uri.authority().ok_or(InvalidTarget::Malformed)?;
         if authority.as_str().contains('@') {
             return Err(InvalidTarget::User);
@@ -75,19 +76,19 @@ impl FromStr for Target {
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         let port = match authority.as_str().rsplit_once(']').unwrap_or(("", authority.as_str())).1 {
             rest if rest.contains(':') => authority.port_u16().ok_or(InvalidTarget::Malformed)?,
-            _ => 80,
+            _ => scheme.usual_port(),
         };
         if host.is_empty() || port == 0 {
             return Err(InvalidTarget::Malformed);
         }
-        Ok(Self::Http { host: host.to_owned(), port })
+        Ok(Self::Http { scheme, host: host.to_owned(), port })
     }
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Http { .. } => write!(f, "http://{}", self.authority()),
+            Self::Http { scheme, .. } => write!(f, "{}://{}", scheme.as_str(), self.authority()),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -105,6 +106,10 @@ mod tests {
             ("HTTP://my_app", "http://my_app"),
             ("http://[::1]:3000", "http://[::1]:3000"),
             ("http://[::1]", "http://[::1]"),
+            ("https://app", "https://app"),
+            ("https://app:443/", "https://app"),
+            ("https://app:80", "https://app:80"),
+            ("http://app:443", "http://app:443"),
             ("unix:/run/app.sock", "unix:/run/app.sock"),
         ] {
             assert_eq!(
@@ -117,7 +122,6 @@ mod tests {
     #[test]
     fn what_is_no_target_says_why() {
         for (text, why) in [
-            ("https://app", InvalidTarget::Https),
             ("http://app/path", InvalidTarget::Path),
             ("http://app?query", InvalidTarget::Path),
             ("http://me@app", InvalidTarget::User),

@@ -297,9 +297,56 @@ impl<S> Perhaps<S> {
 
 impl<S: Section> Slot for Perhaps<S> {
     fn read(&mut self, value: &Spanned<DeValue<'_>>, origin: Origin, input: &mut Input<'_>) {
-        let mut section = Table(S::default());
-        section.read(value, origin.clone(), input);
-        self.0 = Some((section.0, origin));
+        self.0 = inline(value, origin, input);
+    }
+
+    fn set(&mut self, _text: &str, origin: Origin, problems: &mut Problems) {
+        problems.error(&origin, "is a section; write it into the file");
+    }
+}
+
+/// A section that is written as a value; `None`, and told, where it is another.
+fn inline<S: Section>(
+    value: &Spanned<DeValue<'_>>,
+    origin: Origin,
+    input: &mut Input<'_>,
+) -> Option<(S, Origin)> {
+    let DeValue::Table(table) = value.get_ref() else {
+        let message = format!("{} is no table; write {{ … }}", article(value.get_ref()));
+        input.problems.error(&origin, message);
+        return None;
+    };
+    let mut section = S::default();
+    input.fill(&mut section, table, &origin.key);
+    Some((section, origin))
+}
+
+/// A section, or an array of them.
+#[derive(Debug)]
+pub(super) struct Several<S>(Vec<(S, Origin)>);
+
+impl<S> Default for Several<S> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<S> Several<S> {
+    /// The sections, and where each stands.
+    pub(super) fn sections(&self) -> &[(S, Origin)] {
+        &self.0
+    }
+}
+
+impl<S: Section> Slot for Several<S> {
+    fn read(&mut self, value: &Spanned<DeValue<'_>>, origin: Origin, input: &mut Input<'_>) {
+        let DeValue::Array(elements) = value.get_ref() else {
+            return self.0.extend(inline(value, origin, input));
+        };
+        for element in elements {
+            let at = input.origin(&origin.key, "", &element.span());
+            self.0.extend(inline(element, at, input));
+        }
     }
 
     fn set(&mut self, _text: &str, origin: Origin, problems: &mut Problems) {

@@ -2,12 +2,12 @@
 
 use ipnet::IpNet;
 
-use super::field::{Field, List, Named, NotYet, Perhaps, Table, Tables, section};
+use super::field::{Field, List, Named, NotYet, Perhaps, Several, Table, Tables, section};
 use super::secret::Source;
 use super::value::{Mode, Size, Timeout};
 use crate::client::Target;
 use crate::log::Format;
-use crate::proxy::config::Session as RouteSession;
+use crate::proxy::config::{Session as RouteSession, Tunnels};
 use crate::server::Address;
 use crate::session::cookie::SameSite;
 use crate::session::policy::{AtMax, Create, OnReplay, Touch};
@@ -43,12 +43,40 @@ section! {
     Listen {
         /// An IP address and a port, or a Unix socket.
         address: Field<Address>,
-        /// Certificate and key.
-        tls: NotYet,
+        /// Certificates and keys.
+        tls: Several<Identity>,
         /// Sends clients to the https listener.
-        redirect_to_https: NotYet,
+        redirect_to_https: Field<bool>,
+        /// HTTP/2 in the clear too, of clients that know.
+        h2c: Field<bool>,
         /// The mode of a Unix socket's file.
         socket_mode: Field<Mode>,
+    }
+}
+
+section! {
+    /// Who a listener is, to clients with TLS.
+    Identity {
+        /// The certificate, and what leads to its authority.
+        certificate: Field<String>,
+        /// Its key.
+        key: Field<String>,
+    }
+}
+
+section! {
+    /// TLS to an upstream.
+    UpstreamTls {
+        /// Whose signature on its certificate counts.
+        ca: Field<String>,
+        /// The name that it must have.
+        name: Field<String>,
+        /// Whether it is checked.
+        verify: Field<bool>,
+        /// What it knows us by.
+        certificate: Field<String>,
+        /// Its key.
+        key: Field<String>,
     }
 }
 
@@ -223,6 +251,8 @@ section! {
         path: Field<String>,
         /// Where requests go.
         upstream: Field<Target>,
+        /// Whom we believe that it is the upstream, and who we are.
+        upstream_tls: Perhaps<UpstreamTls>,
         /// What sessions are to it.
         session: Field<RouteSession>,
         /// Values go and come in headers.
@@ -241,6 +271,10 @@ section! {
         connect_timeout: Field<Timeout>,
         /// From the request's end to the response's head.
         response_timeout: Field<Timeout>,
+        /// What ends a WebSocket.
+        tunnels: Field<Tunnels>,
+        /// How long one lasts on which nothing comes.
+        tunnel_idle_timeout: Field<Timeout>,
         /// How long a connection to the upstream is kept.
         upstream_idle_timeout: Field<Timeout>,
     }

@@ -71,6 +71,21 @@ pub struct Listen {
     pub address: server::Address,
     /// The mode of a Unix socket's file, at most 0777; `None` leaves it to the process's mask.
     pub socket_mode: Option<u32>,
+    /// What it is for.
+    pub role: Role,
+}
+
+/// What a public listener is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The site, by HTTP/1.
+    Http1,
+    /// The site, by HTTP/1, or by HTTP/2 of clients that know.
+    Http1AndH2c,
+    /// The site, by HTTP/1 or HTTP/2 over TLS.
+    Tls(server::TlsConfig),
+    /// Only to send clients to the first listener with TLS, of which there is one.
+    RedirectToHttps,
 }
 
 /// What the command line puts over the file and the environment.

@@ -1,10 +1,12 @@
 //! The effective configuration as TOML, with every secret hidden.
 
 use std::fmt::{self, Write as _};
+use std::path::Path;
 use std::time::Duration;
 
 use super::value::{Word, write_duration, write_size};
-use super::{Config, Keys};
+use super::{Config, Keys, Role};
+use crate::client::{TlsConfig, Trust};
 use crate::proxy::config::RouteConfig;
 use crate::proxy::route::HostPattern;
 use crate::session::policy::Policy;
@@ -31,6 +33,23 @@ pub(super) fn toml(config: &Config) -> String {
     page.0
 }
 
+fn role(page: &mut Page, role: &Role) {
+    match role {
+        Role::Http1 => {}
+        Role::Http1AndH2c => page.plain("h2c", true),
+        Role::RedirectToHttps => page.plain("redirect_to_https", true),
+        Role::Tls(tls) => {
+            let path = |path: &Path| quoted(&path.display().to_string());
+            let identities = tls.identities.iter().map(|identity| {
+                let (certificate, key) = (path(&identity.certificate), path(&identity.key));
+                format!("{{ certificate = {certificate}, key = {key} }}")
+            });
+            let identities = identities.collect::<Vec<_>>().join(", ");
+            page.plain("tls", format_args!("[{identities}]"));
+        }
+    }
+}
+
 fn listeners(page: &mut Page, config: &Config) {
     for listen in &config.listen {
         page.section("[[listen]]");
@@ -38,6 +57,7 @@ fn listeners(page: &mut Page, config: &Config) {
         if let Some(mode) = listen.socket_mode {
             page.text("socket_mode", format_args!("{mode:04o}"));
         }
+        role(page, &listen.role);
     }
     let limits = &config.limits;
     let trusted: Vec<String> =
@@ -187,6 +207,7 @@ fn route_of(page: &mut Page, route: &RouteConfig) {
     }
     page.text("path", &route.path);
     page.text("upstream", &route.upstream);
+    upstream_tls(page, &route.upstream_tls);
     page.word("session", route.session);
     page.plain("header_exchange", route.header_exchange.is_some());
     if let Some(bytes) = route.header_exchange {
@@ -205,7 +226,26 @@ fn route_of(page: &mut Page, route: &RouteConfig) {
     page.word("on_error", route.on_error);
     page.duration("connect_timeout", route.connect_timeout);
     page.duration("response_timeout", route.response_timeout);
+    page.word("tunnels", route.tunnels);
+    page.duration("tunnel_idle_timeout", route.tunnel_idle_timeout);
     page.duration("upstream_idle_timeout", route.upstream_idle_timeout);
+}
+
+fn upstream_tls(page: &mut Page, tls: &TlsConfig) {
+    let path = |path: &Path| quoted(&path.display().to_string());
+    let identity = tls.identity.as_ref();
+    let keys = [
+        ("ca", if let Trust::File(ca) = &tls.trust { Some(path(ca)) } else { None }),
+        ("verify", (tls.trust == Trust::Anybody).then(|| "false".to_owned())),
+        ("name", tls.name.as_deref().map(quoted)),
+        ("certificate", identity.map(|identity| path(&identity.certificate))),
+        ("key", identity.map(|identity| path(&identity.key))),
+    ];
+    let keys = keys.into_iter().filter_map(|(key, value)| Some(format!("{key} = {}", value?)));
+    let keys: Vec<String> = keys.collect();
+    if !keys.is_empty() {
+        page.plain("upstream_tls", format_args!("{{ {} }}", keys.join(", ")));
+    }
 }
 
 /// TOML that is being written. Writing to a `String` cannot fail.

@@ -9,7 +9,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::client::{InvalidTarget, Target};
 use crate::log::Format;
-use crate::proxy::config::Session;
+use crate::proxy::config::{Session, Tunnels};
 use crate::server::Address;
 use crate::session::cookie::SameSite;
 use crate::session::policy::{AtMax, Create, OnReplay, Touch};
@@ -214,7 +214,7 @@ impl Value for IpNet {
 
 impl Value for Target {
     const NOUN: &'static str = "upstream";
-    const RIGHT: &'static str = "\"http://HOST:PORT\" or \"unix:PATH\"";
+    const RIGHT: &'static str = "\"http://HOST:PORT\", \"https://HOST:PORT\" or \"unix:PATH\"";
 
     fn parse(text: &str) -> Option<Self> {
         text.parse().ok()
@@ -223,7 +223,6 @@ impl Value for Target {
     fn from_text(text: &str) -> Result<Self, String> {
         let wrong = match text.parse() {
             Ok(target) => return Ok(target),
-            Err(InvalidTarget::Https) => "an https upstream is not in this version",
             Err(InvalidTarget::Path) => "an upstream has no path",
             Err(InvalidTarget::User) => "an upstream has no user or password",
             Err(InvalidTarget::Malformed) => "is no upstream",
@@ -282,6 +281,7 @@ words! {
     SameSite { "Strict" => Strict, "Lax" => Lax, "None" => None, }
     OnError { "fail" => Fail, "anonymous" => Anonymous, }
     Format { "text" => Text, "json" => Json, }
+    Tunnels { "with-session" => WithSession, "free" => Free, }
     Session { "on" => On, "no-touch" => NoTouch, "off" => Off, }
     LevelFilter {
         "trace" => TRACE, "debug" => DEBUG, "info" => INFO, "warn" => WARN, "error" => ERROR,

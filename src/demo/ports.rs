@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::api::config::url_at;
-use crate::config::{Config, Listen};
+use crate::config::{Config, Listen, Role};
 use crate::server::{self, Address};
 
 /// What the public listener has where nobody says otherwise.
@@ -66,7 +66,11 @@ impl Ports {
             Loopback::Both => vec![ipv4, Ipv6Addr::LOCALHOST.into()],
             Loopback::Ipv4 => vec![ipv4],
         };
-        let listen = |ip| Listen { address: address(ip, self.public()), socket_mode: None };
+        let listen = |ip| Listen {
+            address: address(ip, self.public()),
+            socket_mode: None,
+            role: Role::Http1,
+        };
         config.listen = hosts.into_iter().map(listen).collect();
         config.api.address = address(ipv4, self.api);
         // What the site is told follows the address; with port 0, once that is bound.

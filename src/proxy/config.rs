@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 use super::route::HostPattern;
-use crate::client::Target;
+use crate::client::{Target, TlsConfig};
 use crate::store::config::OnError;
 
 /// What the public proxy is told.
@@ -28,6 +28,8 @@ pub struct RouteConfig {
     pub path: String,
     /// Where requests go.
     pub upstream: Target,
+    /// How TLS to it is; of no meaning where it has none.
+    pub upstream_tls: TlsConfig,
     /// What sessions are to it.
     pub session: Session,
     /// The most bytes of `X-Session-Data`, name and value; `None` where there is no header exchange.
@@ -42,6 +44,10 @@ pub struct RouteConfig {
     pub connect_timeout: Duration,
     /// From the end of the request to the head of the response.
     pub response_timeout: Duration,
+    /// What ends a WebSocket.
+    pub tunnels: Tunnels,
+    /// How long one lasts on which nothing comes, either way.
+    pub tunnel_idle_timeout: Duration,
     /// How long a connection to the upstream is kept for the next request; zero keeps none.
     pub upstream_idle_timeout: Duration,
 }
@@ -57,7 +63,19 @@ pub enum Session {
     Off,
 }
 
+/// What ends a WebSocket, beside those who speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tunnels {
+    /// The end of its session.
+    WithSession,
+    /// Nothing.
+    Free,
+}
+
 impl RouteConfig {
+    /// How long a tunnel lasts on which nothing comes, where nobody says otherwise.
+    pub const DEFAULT_TUNNEL_IDLE_TIMEOUT: Duration = Duration::from_hours(1);
+
     /// The bytes of `X-Session-Data` where nobody says otherwise.
     pub const DEFAULT_HEADER_EXCHANGE_MAX_BYTES: usize = 3 * 1024;
 }

@@ -26,6 +26,8 @@ pub(super) enum Error {
     NoRoute,
     #[error("the upstream did not answer")]
     Upstream(#[from] client::Error),
+    #[error("the upstream switched to another protocol than was asked for")]
+    Switched,
     #[error("the session could not be opened")]
     Store(#[from] StoreError),
     /// The text is for the log alone.
@@ -79,7 +81,7 @@ impl Error {
         match self {
             Self::Rejected(_) | Self::AmbiguousPath | Self::NoRoute => Outcome::ClientError,
             Self::Upstream(error) if error.is_request_body() => Outcome::ClientError,
-            Self::Upstream(_) | Self::Patch(_) => Outcome::UpstreamError,
+            Self::Upstream(_) | Self::Switched | Self::Patch(_) => Outcome::UpstreamError,
             Self::Store(_) => Outcome::StoreError,
             Self::Header(_) => Outcome::InternalError,
         }
@@ -89,7 +91,7 @@ impl Error {
     pub(super) fn log(&self) {
         let cause = causes(self);
         match self.outcome() {
-            Outcome::ClientError | Outcome::Forwarded => {
+            Outcome::ClientError | Outcome::Forwarded | Outcome::Redirected => {
                 debug!(error = %self, cause, "a request was not taken");
             }
             Outcome::UpstreamError | Outcome::StoreError => {
@@ -106,7 +108,7 @@ impl Error {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Upstream(error) if error.is_request_body() => StatusCode::BAD_REQUEST,
             Self::Upstream(error) if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
-            Self::Upstream(_) | Self::Patch(_) => StatusCode::BAD_GATEWAY,
+            Self::Upstream(_) | Self::Switched | Self::Patch(_) => StatusCode::BAD_GATEWAY,
             Self::Store(StoreError::Corrupt(_)) | Self::Header(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
@@ -128,7 +130,7 @@ impl Error {
                 "upstream_timeout",
                 "The site took too long to answer. Please try again in a moment.",
             ),
-            Self::Upstream(_) => {
+            Self::Upstream(_) | Self::Switched => {
                 ("upstream_unavailable", "The site did not answer. Please try again in a moment.")
             }
             Self::Patch(_) => {

@@ -17,6 +17,11 @@ pub(super) fn is_valid_name(name: &str) -> bool {
     }
 }
 
+/// The host without its port.
+pub(super) fn without_port(text: &str) -> &str {
+    split(text).0
+}
+
 /// The host without its port and without the root's dot, which browsers keep.
 pub(super) fn name(text: &str) -> &str {
     let (name, _) = split(text);

@@ -16,12 +16,16 @@ mod host;
 mod list;
 pub mod names;
 pub mod path;
+mod redirect;
 pub mod request;
 pub mod response;
 pub mod route;
 mod site;
 pub mod trailers;
+mod tunnel;
 pub mod via;
+
+use std::net::IpAddr;
 
 use http::header::{CACHE_CONTROL, SET_COOKIE, USER_AGENT};
 use http::request::Parts;
@@ -32,6 +36,7 @@ use tracing::{debug, warn};
 use crate::body::Body;
 use crate::client::Pool;
 use crate::metrics::{Event, Metrics, Outcome};
+use crate::secret::Secret;
 use crate::server::{Handler, Peer, Tasks};
 use crate::session::navigation::Origin;
 use crate::session::patch::Patch;
@@ -42,12 +47,14 @@ use crate::store::config::OnError;
 
 use access::Access;
 use caching::Protection;
-use config::Session;
+use config::{Session, Tunnels};
 use error::{Accepts, Error};
 use request::Hop;
 use site::Route;
+use tunnel::{Asked, Handshake, Tunnel};
 
-pub use site::{InvalidUrl, Site};
+pub use redirect::Redirect;
+pub use site::{Site, SiteError};
 
 /// The public proxy, as one worker serves it.
 #[derive(Debug)]
@@ -87,11 +94,12 @@ impl Proxy {
     /// Route, open the session, clean the head, forward, commit, respond.
     async fn serve(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         peer: &Peer,
         accepts: Accepts,
         access: &mut Access,
     ) -> Result<Response<Body>, Error> {
+        let asked = Asked::of(&mut request);
         let (mut parts, body) = request.into_parts();
         request::check(&parts)?;
         request::settle_target(&mut parts)?;
@@ -103,31 +111,78 @@ impl Proxy {
         let attributes = &self.sessions.shared().attributes;
         let origin = Origin::of(&parts.method, &parts.uri, &parts.headers, attributes.same_site);
         let cookies = self.sessions.take_cookies(&mut parts.headers);
+        request::join_cookies(&mut parts)?;
         let nominated = request::clean(&mut parts.headers, route.ours());
         let client = forwarded::rewrite(&mut parts.headers, self.site.trust(), peer_of(peer))?;
         access.comes_from(client.address);
 
-        let opened = match route.session() {
-            Session::Off => None,
-            on => {
-                let prolongs = if on == Session::On { Prolongs::Use } else { Prolongs::Nothing };
-                let wants_values = route.header_exchange().is_some();
-                let client = Some(Client {
-                    address: client.address,
-                    user_agent: user_agent(&parts.headers),
-                });
-                let on_error = route.on_error();
-                let arrival = Arrival { origin, cookies, wants_values, prolongs, on_error, client };
-                Some(self.sessions.open(arrival).await?)
-            }
-        };
+        let from = (client.address, user_agent(&parts.headers));
+        let opened = self.open(route, cookies, origin, from).await?;
         self.site.inject(&mut parts.headers, route, opened.as_ref(), self.sessions.shared())?;
+        asked.write(&mut parts.headers)?;
 
         let response = self.forward(index, parts, body, (route, nominated)).await;
-        match opened {
-            None => response.map(|response| self.clean(response)),
-            Some(opened) => Ok(self.commit(response, opened, route, accepts, access).await),
+        let response = response.and_then(|response| asked.judge(response));
+        let (response, tracked) = match opened {
+            None => (self.clean(response?), None),
+            Some(opened) => {
+                let response = self.commit(response, &opened, route, accepts, access).await;
+                (response, Some(opened.tracked))
+            }
+        };
+        match asked {
+            Asked::WebSocket(handshake) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                self.begin_tunnel(handshake, response, route, tracked).await
+            }
+            // The request lasts until its response's body is over.
+            _ => Ok(response.map(|body| body.with_guard(move |_end| drop(tracked)))),
         }
+    }
+
+    /// Opens the session of a request, where its route has any.
+    async fn open(
+        &self,
+        route: &Route,
+        cookies: Vec<Secret>,
+        origin: Origin,
+        (address, user_agent): (Option<IpAddr>, Box<str>),
+    ) -> Result<Option<Opened>, StoreError> {
+        let prolongs = match route.session() {
+            Session::Off => return Ok(None),
+            Session::On => Prolongs::Use,
+            Session::NoTouch => Prolongs::Nothing,
+        };
+        let client = Some(Client { address, user_agent });
+        let wants_values = route.header_exchange().is_some();
+        let on_error = route.on_error();
+        let arrival = Arrival { origin, cookies, wants_values, prolongs, on_error, client };
+        self.sessions.open(arrival).await.map(Some)
+    }
+
+    /// Leaves HTTP as soon as the client has its response, which this is.
+    async fn begin_tunnel(
+        &self,
+        handshake: Handshake,
+        mut response: Response<Body>,
+        route: &Route,
+        tracked: Option<Tracked>,
+    ) -> Result<Response<Body>, Error> {
+        let upstream = hyper::upgrade::on(&mut response);
+        let client = handshake.agree(&mut response)?;
+        let watched = match (&tracked, route.tunnels()) {
+            (Some(tracked), Tunnels::WithSession) => self.sessions.watch(tracked.exchange()).await,
+            _ => None,
+        };
+        let tunnel = Tunnel {
+            client,
+            upstream,
+            sessions: self.sessions.clone(),
+            tracked,
+            watched,
+            idle_timeout: route.tunnel_idle_timeout(),
+        };
+        self.tasks.run(tunnel.run(self.tasks.clone())).detach();
+        Ok(response)
     }
 
     /// Sends the request on.
@@ -151,13 +206,12 @@ impl Proxy {
     async fn commit(
         &self,
         response: Result<Response<Body>, Error>,
-        opened: Opened,
+        Opened { tracked, record }: &Opened,
         route: &Route,
         accepts: Accepts,
         access: &mut Access,
     ) -> Response<Body> {
         let mut response = response.unwrap_or_else(|error| access.failed(&error, accepts));
-        let had_session = opened.record.is_some();
         let head = head_of(&response);
         let takes_patches = route.header_exchange().is_some();
         let patch = match exchange_headers::patch_of(response.headers_mut(), takes_patches, head) {
@@ -168,9 +222,9 @@ impl Proxy {
             }
         };
         let head = head_of(&response);
-        let (cookie, applied) = self.take_head(&opened.tracked, head, patch.as_ref()).await;
+        let (cookie, applied) = self.take_head(tracked, head, patch.as_ref()).await;
         if let (Some(patch), Err(failure)) = (&patch, applied) {
-            if self.drops(&opened.tracked, patch, &failure, route) {
+            if self.drops(tracked, patch, &failure, route) {
                 self.metrics().event(Event::PatchDropped);
                 debug!(%failure, "a patch was dropped");
             } else {
@@ -178,7 +232,7 @@ impl Proxy {
             }
         }
         let response = self.clean(response);
-        finish(response, cookie, had_session, opened.tracked, access)
+        finish(response, cookie, record.is_some(), tracked, access)
     }
 
     /// Takes out of a response what is not for the client.
@@ -221,13 +275,12 @@ impl Proxy {
     }
 }
 
-/// Protects the head from caches, and sets the cookie. The request lasts until its
-/// response's body is over.
+/// Protects the head from caches, and sets the cookie.
 fn finish(
     mut response: Response<Body>,
     cookie: CookieLine,
     had_session: bool,
-    tracked: Tracked,
+    tracked: &Tracked,
     access: &mut Access,
 ) -> Response<Body> {
     let session = tracked.session();
@@ -246,7 +299,7 @@ fn finish(
     if protected.and(set).is_err() {
         warn!("an upstream's response has as many header fields as a head can hold");
     }
-    response.map(|body| body.with_guard(move |_end| drop(tracked)))
+    response
 }
 
 fn head_of(response: &Response<Body>) -> Head {
@@ -258,10 +311,7 @@ fn head_of(response: &Response<Body>) -> Head {
 }
 
 fn peer_of(peer: &Peer) -> forwarded::Peer {
-    forwarded::Peer {
-        address: peer.address.map(|address| address.ip()),
-        scheme: forwarded::Scheme::Http,
-    }
+    forwarded::Peer { address: peer.address.map(|address| address.ip()), scheme: peer.scheme }
 }
 
 /// As much of the user agent as a session keeps.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue};
 
-use super::config::{Config, RouteConfig, Session};
+use super::config::{Config, RouteConfig, Session, Tunnels};
 use super::error::Error;
 use super::exchange_headers;
 use super::forwarded::Trust;
@@ -14,8 +14,9 @@ use super::names;
 use super::path::names_api;
 use super::route::{Found, Matcher};
 use super::via::Via;
-use crate::client::{self, Pool};
+use crate::client::{self, Pool, Target, Tls, TlsError};
 use crate::random;
+use crate::scheme::Scheme;
 use crate::sessions::{Opened, Shared};
 use crate::store::config::OnError;
 
@@ -35,14 +36,26 @@ pub struct Site {
 #[derive(Debug)]
 pub(super) struct Route {
     config: RouteConfig,
+    tls: Option<Arc<Tls>>,
     /// The names that only we may send to its upstream.
     ours: Arc<[HeaderName]>,
 }
 
-/// The API's URL cannot be told in a header.
+/// Why a site cannot be served.
 #[derive(Debug, thiserror::Error)]
-#[error("the API's URL does not fit a header")]
-pub struct InvalidUrl(#[from] http::header::InvalidHeaderValue);
+pub enum SiteError {
+    /// The API's URL cannot be told in a header.
+    #[error("the API's URL does not fit a header")]
+    Url(#[from] http::header::InvalidHeaderValue),
+    /// There is no TLS to an upstream.
+    #[error("TLS to {upstream} cannot be set up")]
+    Tls {
+        /// Which.
+        upstream: Target,
+        /// Why not.
+        source: TlsError,
+    },
+}
 
 impl Site {
     /// A site as configured; `api_prefix` and `api_url` are the session API's.
@@ -54,7 +67,7 @@ impl Site {
         api_prefix: &str,
         api_url: &str,
         body_idle_timeout: Duration,
-    ) -> Result<Self, InvalidUrl> {
+    ) -> Result<Self, SiteError> {
         let matcher = Matcher::new(
             config.routes.iter().map(|route| (route.host.clone(), route.path.clone())),
         );
@@ -63,7 +76,8 @@ impl Site {
         let route = |config: RouteConfig| {
             let given = config.request_headers.iter().map(|(name, _)| name.clone());
             let ours = principals.iter().cloned().chain(given).collect();
-            Route { config, ours }
+            let tls = tls(&config)?.map(Arc::new);
+            Ok(Route { config, tls, ours })
         };
         // Unique, so that two instances in a row are no loop; and it says nothing of us.
         let pseudonym = format!("{:016x}", u64::from_be_bytes(random::bytes()));
@@ -71,7 +85,7 @@ impl Site {
         Ok(Self {
             matcher,
             trust: Trust::new(config.trusted_proxies),
-            routes: config.routes.into_iter().map(route).collect(),
+            routes: config.routes.into_iter().map(route).collect::<Result<_, SiteError>>()?,
             via,
             api_prefix: api_prefix.to_owned(),
             api_url: HeaderValue::from_str(api_url)?,
@@ -128,6 +142,12 @@ impl Site {
     }
 }
 
+fn tls(config: &RouteConfig) -> Result<Option<Tls>, SiteError> {
+    let Target::Http { scheme: Scheme::Https, .. } = config.upstream else { return Ok(None) };
+    let failed = |source| SiteError::Tls { upstream: config.upstream.clone(), source };
+    Tls::open(&config.upstream_tls).map(Some).map_err(failed)
+}
+
 impl Route {
     pub(super) fn ours(&self) -> &[HeaderName] {
         &self.ours
@@ -145,6 +165,14 @@ impl Route {
         self.config.header_exchange
     }
 
+    pub(super) fn tunnels(&self) -> Tunnels {
+        self.config.tunnels
+    }
+
+    pub(super) fn tunnel_idle_timeout(&self) -> Duration {
+        self.config.tunnel_idle_timeout
+    }
+
     pub(super) fn on_error(&self) -> OnError {
         self.config.on_error
     }
@@ -156,6 +184,7 @@ impl Route {
             response_timeout: self.config.response_timeout,
             body_idle_timeout: Some(body_idle_timeout),
             idle_timeout: self.config.upstream_idle_timeout,
+            tls: self.tls.clone(),
             ..client::Config::default()
         };
         Pool::new(self.config.upstream.clone(), config)

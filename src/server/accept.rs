@@ -33,7 +33,7 @@ pub async fn serve<H: Handler>(
         Address::Tcp(_) => Listener::Tcp(TcpListener::from_std(socket.into())?),
         Address::Unix(_) => Listener::Unix(UnixListener::from_std(socket.into())?),
     };
-    let address = Arc::new(address);
+    let (address, scheme) = (Arc::new(address), settings.protocol.scheme());
     let tasks = tasks.sibling();
     let server = Arc::new(Server::new(settings, handler, tasks.clone()));
     loop {
@@ -44,7 +44,7 @@ pub async fn serve<H: Handler>(
         };
         match accepted {
             Ok((socket, client, permit)) => {
-                let peer = Peer { address: client, listener: Arc::clone(&address) };
+                let peer = Peer { address: client, listener: Arc::clone(&address), scheme };
                 let server = Arc::clone(&server);
                 tasks
                     .run(async move {

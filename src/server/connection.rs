@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use super::clocks::{Clocks, Expired};
 use super::io::Io;
+use super::tls::{Agreed, Tls};
 use super::{Handler, Limits, Peer, Protocol, Settings};
 use crate::body::{Body, BodyError};
 use crate::socket::Socket;
@@ -57,14 +58,36 @@ impl<H: Handler> Server<H> {
 
     /// Serves one connection to its end.
     pub(super) async fn connection(&self, mut socket: Socket, peer: Peer) {
-        match self.settings.protocol {
+        match &self.settings.protocol {
             Protocol::Http1 => self.http1(socket, Bytes::new(), peer).await,
             Protocol::Http1AndH2c => match self.first_bytes(&mut socket).await {
                 Some(first) if *first == *PREFACE => self.http2(socket, first, peer).await,
                 Some(first) => self.http1(socket, first, peer).await,
                 None => {}
             },
+            Protocol::Tls(tls) => match self.handshake(tls, socket).await {
+                Some((socket, Agreed::Http1)) => self.http1(socket, Bytes::new(), peer).await,
+                Some((mut socket, Agreed::Http2)) => match self.first_bytes(&mut socket).await {
+                    Some(first) if *first == *PREFACE => self.http2(socket, first, peer).await,
+                    Some(_) | None => {}
+                },
+                None => {}
+            },
         }
+    }
+
+    /// `None` where it fails, or its time ends before.
+    async fn handshake(&self, tls: &Tls, socket: Socket) -> Option<(Socket, Agreed)> {
+        let accepted = tokio::select! {
+            accepted = timeout(self.settings.limits.header_timeout, tls.accept(socket)) => accepted,
+            () = self.tasks.draining() => return None,
+        };
+        match accepted {
+            Ok(Ok(accepted)) => return Some(accepted),
+            Ok(Err(error)) => tracing::debug!(%error, "a handshake failed"),
+            Err(_elapsed) => tracing::debug!("a handshake took too long"),
+        }
+        None
     }
 
     /// Reads as much as tells the protocols apart; `None` where the connection, or its time, ends before.
@@ -89,7 +112,7 @@ impl<H: Handler> Server<H> {
         let clocks = Arc::new(Clocks::http1());
         let io = TokioIo::new(Io::new(socket, first, Arc::clone(&clocks)));
         let service = service_fn(|request| self.answer(request, &peer, &clocks));
-        let connection = self.http1.serve_connection(io, service);
+        let connection = self.http1.serve_connection(io, service).with_upgrades();
         self.drive(connection, &clocks).await;
     }
 
@@ -179,6 +202,8 @@ fn http2(limits: &Limits, tasks: &Tasks) -> http2::Builder<Tasks> {
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(header_bytes)
+        // WebSocket over a stream (RFC 8441).
+        .enable_connect_protocol()
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING);
     builder
@@ -211,7 +236,7 @@ trait Connection: Future<Output = hyper::Result<()>> {
     fn shut_down(self: Pin<&mut Self>);
 }
 
-impl<S, F> Connection for http1::Connection<TokioIo<Io>, S>
+impl<S, F> Connection for http1::UpgradeableConnection<TokioIo<Io>, S>
 where
     S: hyper::service::Service<
             Request<Incoming>,

@@ -8,6 +8,7 @@ mod clocks;
 mod connection;
 mod io;
 mod listener;
+mod tls;
 
 #[cfg(test)]
 mod tests;
@@ -20,11 +21,13 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 
 use crate::body::Body;
+use crate::scheme::Scheme;
 
 pub use crate::tasks::{Lost, Running, Tasks};
 pub use accept::serve;
 pub use address::{Address, InvalidAddress};
 pub use listener::{BoundListener, bind};
+pub use tls::{Tls, TlsConfig, TlsError};
 
 /// What answers the requests of a listener.
 pub trait Handler: Send + Sync + 'static {
@@ -59,16 +62,30 @@ pub struct Peer {
     pub address: Option<SocketAddr>,
     /// The listener that it came to.
     pub listener: Arc<Address>,
+    /// What that speaks.
+    pub scheme: Scheme,
 }
 
 /// What a listener speaks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub enum Protocol {
     /// HTTP/1.0 and 1.1.
     #[default]
     Http1,
     /// HTTP/1 and, of clients that begin with its preface, HTTP/2 in clear text.
     Http1AndH2c,
+    /// HTTP/1 or HTTP/2 over TLS, as the client chooses.
+    Tls(Arc<Tls>),
+}
+
+impl Protocol {
+    /// How URLs write it.
+    pub fn scheme(&self) -> Scheme {
+        match self {
+            Self::Http1 | Self::Http1AndH2c => Scheme::Http,
+            Self::Tls(_) => Scheme::Https,
+        }
+    }
 }
 
 /// How a listener is served.
@@ -85,7 +102,8 @@ pub struct Settings {
 pub struct Limits {
     /// Open connections, over all workers. The caller makes the semaphore of this size that [`serve`] takes.
     pub connections: usize,
-    /// For a request's head, from its first byte; also for the first byte of a new connection.
+    /// For a request's head, from its first byte; also for the first byte of a new connection, and for
+    /// the handshake of TLS.
     pub header_timeout: Duration,
     /// Bytes of a request's head, or of its trailers; more is answered with 431.
     pub header_bytes: usize,

@@ -18,6 +18,7 @@ mod jars;
 mod open;
 mod remote;
 mod service;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -43,6 +44,7 @@ pub use in_flight::{InFlight, Resumed, Tracked};
 pub use open::{Arrival, Opened};
 pub use remote::Remote;
 pub use service::{Destroyed, Listed};
+pub use watch::{Standing, Watched};
 
 /// Sessions, as one worker reaches them: the way to them is the worker's, the rest is shared.
 #[derive(Clone, Debug)]

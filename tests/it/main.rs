@@ -39,6 +39,8 @@ mod rotation;
 mod sealed;
 mod support;
 mod tidy;
+mod tls;
+mod tunnels;
 mod two_instances;
 
 mod drain;

@@ -15,7 +15,10 @@ const FLOORS: &[(Order, &[&str])] = &[
     (Order::Alone, &["store"]),
     (Order::Alone, &["session"]),
     (Order::Strangers, &["server", "client", "log"]),
-    (Order::Ordered, &["body", "metrics", "tasks", "socket", "secret", "random", "time"]),
+    (
+        Order::Ordered,
+        &["body", "metrics", "tasks", "socket", "secret", "random", "pem", "scheme", "time"],
+    ),
 ];
 
 #[derive(PartialEq)]

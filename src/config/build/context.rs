@@ -1,6 +1,7 @@
 //! What building needs besides the keys: directories, the environment, and a place for complaints.
 
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -203,6 +204,17 @@ impl<'a> Context<'a> {
             }
         }
     }
+}
+
+/// An error and what lies beneath it, in one line.
+pub(super) fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 fn within<T>(bounds: &RangeInclusive<T>, write: impl Fn(&T) -> String) -> String {

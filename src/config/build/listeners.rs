@@ -1,20 +1,23 @@
 //! The listeners, and what connections to them may take.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::super::Listen;
-use super::super::field::{Field, Tables};
+use super::super::field::{Field, Several, Tables};
 use super::super::file::{self, File};
 use super::super::problem::Origin;
-use super::context::{Context, TRANSPORT};
+use super::super::{Listen, Role};
+use super::context::{Context, TRANSPORT, with_causes};
 use crate::admin;
 use crate::api::config::{self as api_config, can_be_dialled, url_at};
 use crate::client::{InvalidTarget, Target};
+use crate::pem::Identity;
+use crate::scheme::Scheme;
 use crate::secret::Secret;
-use crate::server::{Address, Limits};
+use crate::server::{Address, Limits, Tls, TlsConfig};
 
 const PUBLIC: SocketAddr = loopback(8080);
 const API: SocketAddr = loopback(8081);
@@ -27,7 +30,11 @@ const fn loopback(port: u16) -> SocketAddr {
 /// The public listeners: at least one.
 pub(super) fn listen(tables: &Tables<file::Listen>, context: &mut Context<'_>) -> Vec<Listen> {
     if tables.sections().is_empty() {
-        return vec![Listen { address: Address::Tcp(PUBLIC), socket_mode: None }];
+        return vec![Listen {
+            address: Address::Tcp(PUBLIC),
+            socket_mode: None,
+            role: Role::Http1,
+        }];
     }
     let listener = |(table, _): &(file::Listen, Origin)| {
         let address = address(&table.address, PUBLIC, context);
@@ -35,9 +42,82 @@ pub(super) fn listen(tables: &Tables<file::Listen>, context: &mut Context<'_>) -
             let message = "an IP address has no socket file; leave it out, or listen at unix:PATH";
             context.error(origin, message);
         }
-        Listen { address, socket_mode: table.socket_mode.value().map(|mode| mode.0) }
+        let socket_mode = table.socket_mode.value().map(|mode| mode.0);
+        Listen { address, socket_mode, role: role(table, context) }
     };
-    tables.sections().iter().map(listener).collect()
+    let listeners: Vec<Listen> = tables.sections().iter().map(listener).collect();
+    let is_target = |listen: &Listen| {
+        matches!((&listen.role, &listen.address), (Role::Tls(_), Address::Tcp(_)))
+    };
+    if !listeners.iter().any(is_target) {
+        for (table, _) in tables.sections() {
+            if let Some((true, origin)) = table.redirect_to_https.found() {
+                let message = "there is no listener with tls at a port to send clients to";
+                context.error(origin, message);
+            }
+        }
+    }
+    listeners
+}
+
+fn role(table: &file::Listen, context: &mut Context<'_>) -> Role {
+    let redirects = table.redirect_to_https.found().filter(|(redirects, _)| **redirects);
+    let h2c = table.h2c.found().filter(|(h2c, _)| **h2c);
+    let tls = tls(&table.tls, context);
+    match (tls, redirects, h2c) {
+        (None, None, None) => Role::Http1,
+        (None, None, Some(_)) => Role::Http1AndH2c,
+        (None, Some(_), None) => Role::RedirectToHttps,
+        (Some(tls), None, None) => Role::Tls(tls),
+        (Some(tls), Some((_, origin)), _) => {
+            context.error(origin, "this listener has tls itself; leave one of them out");
+            Role::Tls(tls)
+        }
+        (Some(tls), None, Some((_, origin))) => {
+            context.error(origin, "with tls a client has HTTP/2 if it asks; leave it out");
+            Role::Tls(tls)
+        }
+        (None, Some(_), Some((_, origin))) => {
+            context.error(origin, "nobody is served here; leave it out");
+            Role::RedirectToHttps
+        }
+    }
+}
+
+/// The files are read, so that a mistake in one is told with all others.
+fn tls(table: &Several<file::Identity>, context: &mut Context<'_>) -> Option<TlsConfig> {
+    let (_, origin) = table.sections().first()?;
+    let identities: Option<Vec<Identity>> =
+        table.sections().iter().map(|(table, origin)| identity(table, origin, context)).collect();
+    let config = TlsConfig { identities: identities?, client_authorities: None };
+    if let Err(error) = Tls::open(config.clone()) {
+        context.error(origin, with_causes(&error));
+    }
+    Some(config)
+}
+
+fn identity(
+    table: &file::Identity,
+    origin: &Origin,
+    context: &mut Context<'_>,
+) -> Option<Identity> {
+    match (table.certificate.value(), table.key.value()) {
+        (Some(certificate), Some(key)) => Some(Identity {
+            certificate: context.beside_file(Path::new(certificate)),
+            key: context.beside_file(Path::new(key)),
+        }),
+        (certificate, key) => {
+            let missing = match (certificate, key) {
+                (None, _) => &table.certificate,
+                _ => &table.key,
+            };
+            if matches!(missing, Field::Unset) {
+                let message = "write { certificate = \"fullchain.pem\", key = \"key.pem\" }";
+                context.error(origin, message);
+            }
+            None
+        }
+    }
 }
 
 fn address(field: &Field<Address>, default: SocketAddr, context: &Context<'_>) -> Address {
@@ -134,9 +214,11 @@ fn url(table: &file::Api, address: &Address, prefix: &str, context: &mut Context
 fn instance_url(field: &Field<String>, context: &mut Context<'_>) -> Option<Target> {
     let (url, origin) = field.found()?;
     let wrong = match url.parse() {
+        Ok(Target::Http { scheme: Scheme::Https, .. }) => {
+            "asks for TLS, which instances do not speak in this version"
+        }
         Ok(target) if can_be_dialled(&target) => return Some(target),
         Ok(Target::Http { .. }) => "is a wildcard address, or too long",
-        Err(InvalidTarget::Https) => "asks for TLS, which instances do not speak in this version",
         Err(InvalidTarget::Path) => "has more than a host and a port",
         Err(InvalidTarget::User) => "has a user or a password",
         Ok(Target::Unix(_)) | Err(InvalidTarget::Malformed) => "is no URL of another host's",
@@ -194,7 +276,7 @@ fn overlap(one: &Address, other: &Address) -> bool {
 pub(super) fn reaches(target: &Target, address: &Address) -> bool {
     match (target, address) {
         (Target::Unix(path), Address::Unix(own)) => path == own,
-        (Target::Http { host, port }, Address::Tcp(own)) => {
+        (Target::Http { host, port, .. }, Address::Tcp(own)) => {
             let ip = match host.as_str() {
                 "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
                 host => host.parse().ok(),

@@ -1,5 +1,6 @@
 //! Which requests go where.
 
+use std::path::Path;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -7,12 +8,14 @@ use http::{HeaderName, HeaderValue};
 use super::super::field::{Field, Tables};
 use super::super::file;
 use super::super::problem::Origin;
-use super::context::{Context, Site, TRANSPORT};
+use super::context::{Context, Site, TRANSPORT, with_causes};
 use super::listeners::reaches;
-use crate::client::{self, Target};
-use crate::proxy::config::{RouteConfig, Session};
+use crate::client::{self, Target, Tls, TlsConfig, Trust};
+use crate::pem::Identity;
+use crate::proxy::config::{RouteConfig, Session, Tunnels};
 use crate::proxy::names::{is_forwarding, is_reserved, is_same};
 use crate::proxy::route::HostPattern;
+use crate::scheme::Scheme;
 use crate::server::Address;
 use crate::store::config::OnError;
 
@@ -61,11 +64,13 @@ fn route(
     context: &mut Context<'_>,
 ) -> RouteConfig {
     let default = client::Config::default();
+    let upstream_tls = upstream_tls(table, &upstream, context);
     let to_keep = Duration::ZERO..=*TRANSPORT.end();
     RouteConfig {
         host,
         path,
         upstream,
+        upstream_tls,
         session: table.session.or(Session::On),
         header_exchange: header_exchange(table, context),
         principal_header: principal_header(&table.principal_header, context),
@@ -79,6 +84,12 @@ fn route(
         response_timeout: context.duration(
             &table.response_timeout,
             default.response_timeout,
+            &TRANSPORT,
+        ),
+        tunnels: table.tunnels.or(Tunnels::WithSession),
+        tunnel_idle_timeout: context.duration(
+            &table.tunnel_idle_timeout,
+            RouteConfig::DEFAULT_TUNNEL_IDLE_TIMEOUT,
             &TRANSPORT,
         ),
         upstream_idle_timeout: context.duration(
@@ -146,6 +157,49 @@ fn upstream(
         context.error(origin, message);
     }
     Some(target)
+}
+
+/// The files are read, so that a mistake in one is told with all others.
+fn upstream_tls(table: &file::Route, upstream: &Target, context: &mut Context<'_>) -> TlsConfig {
+    let https = matches!(upstream, Target::Http { scheme: Scheme::Https, .. });
+    let Some((tls, origin)) = table.upstream_tls.found() else { return TlsConfig::default() };
+    if !https {
+        context.error(origin, "the upstream has no TLS; leave it out, or write https://");
+        return TlsConfig::default();
+    }
+    let path = |path: &String| context.beside_file(Path::new(path));
+    let identity = match (tls.certificate.value(), tls.key.value()) {
+        (Some(certificate), Some(key)) => {
+            Some(Identity { certificate: path(certificate), key: path(key) })
+        }
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => {
+            context.error(origin, "a client has both a certificate and a key");
+            None
+        }
+    };
+    let config =
+        TlsConfig { trust: trust(tls, context), name: tls.name.value().cloned(), identity };
+    if let Err(error) = Tls::open(&config) {
+        context.error(origin, with_causes(&error));
+    }
+    config
+}
+
+fn trust(tls: &file::UpstreamTls, context: &mut Context<'_>) -> Trust {
+    match (tls.ca.found(), tls.verify.found()) {
+        (Some((_, origin)), Some((false, _))) => {
+            context.error(origin, "counts for nothing with verify = false; leave one of them out");
+            Trust::Anybody
+        }
+        (None, Some((false, origin))) => {
+            let message = "whoever stands between here and the upstream can read and change all";
+            context.warn(origin, message);
+            Trust::Anybody
+        }
+        (Some((ca, _)), _) => Trust::File(context.beside_file(Path::new(ca))),
+        (None, _) => Trust::System,
+    }
 }
 
 fn header_exchange(table: &file::Route, context: &mut Context<'_>) -> Option<usize> {

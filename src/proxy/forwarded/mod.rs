@@ -20,6 +20,8 @@ use super::{
 };
 use told::{Source, Told};
 
+use crate::scheme::Scheme;
+
 /// What we write, and therefore may come in no other spelling.
 const WRITTEN: [HeaderName; 5] =
     [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, X_REAL_IP];
@@ -48,37 +50,6 @@ impl Trust {
             || self.covers(Ipv4Addr::LOCALHOST.into()) || self.covers(Ipv6Addr::LOCALHOST.into()),
             |address| self.covers(address),
         )
-    }
-}
-
-/// How a browser reached the site.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheme {
-    /// In the clear.
-    Http,
-    /// With TLS.
-    Https,
-}
-
-impl Scheme {
-    /// As URLs write it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Https => "https",
-        }
-    }
-
-    /// Some proxies write the schemes of `WebSocket`.
-    fn parse(text: &[u8]) -> Option<Self> {
-        let is = |scheme: &str| text.eq_ignore_ascii_case(scheme.as_bytes());
-        if is("https") || is("wss") {
-            Some(Self::Https)
-        } else if is("http") || is("ws") {
-            Some(Self::Http)
-        } else {
-            None
-        }
     }
 }
 

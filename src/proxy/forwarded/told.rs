@@ -8,7 +8,8 @@ use super::super::{
     host, list,
     names::{FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO},
 };
-use super::{Scheme, Trust};
+use super::Trust;
+use crate::scheme::Scheme;
 
 /// Which fields a trusted proxy spoke by.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,7 +54,7 @@ impl Told {
         Self {
             source: Source::XForwarded,
             address: client,
-            scheme: beside(&X_FORWARDED_PROTO).and_then(Scheme::parse),
+            scheme: beside(&X_FORWARDED_PROTO).and_then(scheme),
             host: beside(&X_FORWARDED_HOST).and_then(valid_host),
         }
     }
@@ -68,9 +69,21 @@ impl Told {
         Self {
             source: Source::Forwarded,
             address: client,
-            scheme: beside("proto").and_then(|text| Scheme::parse(&text)),
+            scheme: beside("proto").and_then(|text| scheme(&text)),
             host: beside("host").and_then(|text| valid_host(&text)),
         }
+    }
+}
+
+/// Some proxies write the schemes of WebSocket.
+fn scheme(text: &[u8]) -> Option<Scheme> {
+    let is = |scheme: &str| text.eq_ignore_ascii_case(scheme.as_bytes());
+    if is("https") || is("wss") {
+        Some(Scheme::Https)
+    } else if is("http") || is("ws") {
+        Some(Scheme::Http)
+    } else {
+        None
     }
 }
 

@@ -4,8 +4,8 @@
 mod tests;
 
 use http::header::{
-    CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS, MaxSizeReached, TE,
-    TRANSFER_ENCODING,
+    CONNECTION, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS,
+    MaxSizeReached, TE, TRANSFER_ENCODING,
 };
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -87,6 +87,21 @@ pub fn settle_target(parts: &mut Parts) -> Result<(), Rejected> {
     } else if !parts.headers.contains_key(HOST) {
         parts.headers.try_insert(HOST, HeaderValue::from_static(""))?;
     }
+    Ok(())
+}
+
+/// Joins the crumbs into which HTTP/2 may cut the cookies, for an upstream that does not speak it
+/// (RFC 9113 8.2.3).
+pub fn join_cookies(parts: &mut Parts) -> Result<(), Rejected> {
+    let lines: Vec<&[u8]> =
+        parts.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if parts.version != Version::HTTP_2 || lines.len() < 2 {
+        return Ok(());
+    }
+    let joined = HeaderValue::from_bytes(&lines.join(&b"; "[..]));
+    let mut joined = joined.ok().ok_or(Rejected::malformed("invalid cookies"))?;
+    joined.set_sensitive(true);
+    parts.headers.try_insert(COOKIE, joined)?;
     Ok(())
 }
 

@@ -60,7 +60,12 @@ impl Cloakroom {
 
     /// Where clients reach it.
     pub fn public(&self) -> SocketAddr {
-        tcp(&self.app().public[0])
+        self.listener(0)
+    }
+
+    /// One of several places where they do.
+    pub fn listener(&self, index: usize) -> SocketAddr {
+        tcp(&self.app().public[index])
     }
 
     /// Where upstreams reach it.

@@ -6,6 +6,8 @@
 
 mod browser;
 mod cloakroom;
+mod curl;
+mod echo;
 mod fault_proxy;
 pub mod raw;
 mod redis;
@@ -15,6 +17,8 @@ mod webdriver;
 
 pub use self::browser::{Browser, COOKIE, Page};
 pub use self::cloakroom::{Cloakroom, KEY};
+pub use self::curl::{Curled, curl};
+pub use self::echo::{Echo, Message, Socket, socket};
 pub(crate) use self::fault_proxy::{End, Fault, FaultProxy, Way};
 pub(crate) use self::redis::{
     Authority, Cluster, Connection, Flaw, Identity, Migration, RedisServer, Reply, Sentinels,

@@ -60,6 +60,12 @@ impl Authority {
         self.issue(&names, flaw, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
+    /// For a server of these names, where one may begin with `*.`.
+    pub(crate) fn of(&self, names: &[&str]) -> Identity {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        self.issue(&names, Flaw::None, ExtendedKeyUsagePurpose::ServerAuth)
+    }
+
     /// For a client.
     pub(crate) fn client(&self, flaw: Flaw) -> Identity {
         self.issue(&["client.test".to_owned()], flaw, ExtendedKeyUsagePurpose::ClientAuth)

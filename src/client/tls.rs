@@ -1,0 +1,170 @@
+//! TLS to an upstream: whom we believe, and who we are.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName, UnixTime};
+use rustls::server::VerifierBuilderError;
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio_rustls::TlsConnector;
+
+use crate::pem::{self, Identity, PemError};
+use crate::socket::Socket;
+
+/// How TLS to an upstream is to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// Whom we believe.
+    pub trust: Trust,
+    /// The name that its certificate must have, and that we ask for; `None` is its host.
+    pub name: Option<String>,
+    /// Who we are, where it asks.
+    pub identity: Option<Identity>,
+}
+
+/// Whose word counts for who an upstream is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// The authorities of this machine.
+    #[default]
+    System,
+    /// Those of this file, and no other.
+    File(PathBuf),
+    /// Its own: whoever stands between us reads and writes all.
+    Anybody,
+}
+
+/// Why there is no TLS to an upstream.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file is not what it should be.
+    #[error(transparent)]
+    Pem(#[from] PemError),
+    /// This machine has no authorities.
+    #[error("this machine knows no authorities; name a file of them")]
+    NoAuthorities,
+    /// The authorities cannot be used.
+    #[error("the authorities cannot be used")]
+    Authorities(#[from] VerifierBuilderError),
+    /// It is no name that a certificate could have.
+    #[error("{0:?} is no name of a server")]
+    Name(String, #[source] InvalidDnsNameError),
+    /// The library refused: our certificate and its key do not go together.
+    #[error("TLS cannot be set up")]
+    Rustls(#[from] rustls::Error),
+}
+
+/// TLS to an upstream, ready for handshakes.
+pub struct Tls {
+    connector: TlsConnector,
+    name: Option<ServerName<'static>>,
+}
+
+impl Tls {
+    /// Reads the files of `config`.
+    pub fn open(config: &TlsConfig) -> Result<Self, TlsError> {
+        let provider = Arc::new(default_provider());
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier(&config.trust, provider)?);
+        let mut client = match &config.identity {
+            None => builder.with_no_client_auth(),
+            Some(Identity { certificate, key }) => {
+                builder.with_client_auth_cert(pem::certificates(certificate)?, pem::key(key)?)?
+            }
+        };
+        client.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let name = config.name.as_deref().map(server_name).transpose()?;
+        Ok(Self { connector: Arc::new(client).into(), name })
+    }
+
+    /// A connection to `host` after the handshake, which has no deadline here.
+    pub(super) async fn connect(&self, host: &str, socket: Socket) -> io::Result<Socket> {
+        let name = match &self.name {
+            Some(name) => name.clone(),
+            None => server_name(host).map_err(io::Error::other)?,
+        };
+        let stream = self.connector.connect(name, socket).await?;
+        Ok(Socket::Tls(Box::new(stream.into())))
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// A name, or an IP address without brackets.
+fn server_name(text: &str) -> Result<ServerName<'static>, TlsError> {
+    let name = ServerName::try_from(text.to_owned());
+    name.map_err(|source| TlsError::Name(text.to_owned(), source))
+}
+
+fn verifier(
+    trust: &Trust,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
+    let roots = match trust {
+        Trust::Anybody => return Ok(Arc::new(Anybody(provider))),
+        Trust::File(path) => pem::authorities(path)?,
+        Trust::System => {
+            let mut roots = RootCertStore::empty();
+            // One that cannot be read is not believed; the others are.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            if roots.is_empty() {
+                return Err(TlsError::NoAuthorities);
+            }
+            roots
+        }
+    };
+    Ok(WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build()?)
+}
+
+/// Takes every certificate; that the upstream has its key is checked all the same.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _certificate: &CertificateDer<'_>,
+        _chain: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

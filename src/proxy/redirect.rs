@@ -1,0 +1,98 @@
+//! A listener in the clear that only sends clients to the one with TLS.
+
+use http::header::{CACHE_CONTROL, LOCATION};
+use http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+
+use super::access::Access;
+use super::error::{Accepts, Error};
+use super::{host, request};
+use crate::body::Body;
+use crate::metrics::{Metrics, Outcome};
+use crate::scheme::Scheme;
+use crate::server::{Handler, Peer};
+
+/// Sends every request to the same host and path with https.
+#[derive(Clone, Debug)]
+pub struct Redirect {
+    port: u16,
+    metrics: Metrics,
+}
+
+impl Redirect {
+    /// To the listener with TLS at `port`.
+    pub fn new(port: u16, metrics: Metrics) -> Self {
+        Self { port, metrics }
+    }
+
+    /// A request that the proxy would not take is not sent there either.
+    fn location<B>(&self, request: Request<B>) -> Result<HeaderValue, Error> {
+        let (mut parts, _body) = request.into_parts();
+        request::check(&parts)?;
+        request::settle_target(&mut parts)?;
+        let host = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
+        let name = host::without_port(host.unwrap_or_default());
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        // OPTIONS of the server as a whole has no path.
+        let path = path.strip_prefix('*').unwrap_or(path);
+        if name.is_empty() {
+            return Err(Error::NoRoute);
+        }
+        let port = match self.port {
+            port if port == Scheme::Https.usual_port() => String::new(),
+            port => format!(":{port}"),
+        };
+        HeaderValue::try_from(format!("https://{name}{port}{path}")).map_err(Error::Header)
+    }
+}
+
+impl Handler for Redirect {
+    async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        let accepts = Accepts::of(request.headers());
+        let access = Access::of(&request, &peer);
+        match self.location(request) {
+            Ok(location) => access.finish(redirect(location), Outcome::Redirected, &self.metrics),
+            Err(error) => {
+                error.log();
+                access.finish(error.response(accepts), error.outcome(), &self.metrics)
+            }
+        }
+    }
+}
+
+/// 308 (RFC 9110, section 15.4.9) keeps the method. It is not to be kept itself: the site may go
+/// back.
+fn redirect(location: HeaderValue) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
+    response.headers_mut().insert(LOCATION, location);
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(port: u16, target: &str, host: &str, expected: Option<&str>) {
+        let request = Request::get(target).header("host", host).body(()).expect("a request");
+        let location = Redirect::new(port, Metrics::new()).location(request).ok();
+        assert_eq!(location.as_ref().map(|line| line.to_str().expect("ASCII")), expected);
+    }
+
+    #[test]
+    fn the_same_host_and_path_with_https() {
+        check(443, "/a?b=c", "shop.example.org", Some("https://shop.example.org/a?b=c"));
+        check(443, "/", "shop.example.org:80", Some("https://shop.example.org/"));
+        check(8443, "/%2F//x", "[::1]:8080", Some("https://[::1]:8443/%2F//x"));
+        check(443, "http://other.example.org/x", "a", Some("https://other.example.org/x"));
+    }
+
+    #[test]
+    fn nobody_is_sent_where_the_request_is_malformed() {
+        for host in ["", "a/b", "me@a", "a b"] {
+            check(443, "/", host, None);
+        }
+    }
+}

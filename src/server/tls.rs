@@ -1,0 +1,163 @@
+//! TLS of a listener: the handshake, and which certificate a client is shown.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use rustls::client::verify_server_name;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
+use rustls::pki_types::ServerName;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{
+    ClientHello, ParsedCertificate, ProducesTickets, ResolvesServerCert, VerifierBuilderError,
+    WebPkiClientVerifier,
+};
+use rustls::sign::CertifiedKey;
+use tokio_rustls::TlsAcceptor;
+
+use crate::pem::{self, Identity, PemError};
+use crate::socket::Socket;
+
+/// What a listener needs for TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// Who we are: at least one. The first is shown to clients that name nobody, or somebody else.
+    pub identities: Vec<Identity>,
+    /// The authorities of clients: one without a certificate of theirs is turned away. `None` asks
+    /// for none.
+    pub client_authorities: Option<PathBuf>,
+}
+
+/// Why there is no TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file is not what it should be.
+    #[error(transparent)]
+    Pem(#[from] PemError),
+    /// A certificate and its key do not go together, or the key is of a kind that nobody knows.
+    #[error("{} and {} make no identity", .identity.certificate.display(), .identity.key.display())]
+    Identity {
+        /// Which.
+        identity: Identity,
+        /// Why not.
+        source: rustls::Error,
+    },
+    /// The authorities of clients cannot be used.
+    #[error("the authorities of clients cannot be used")]
+    Authorities(#[from] VerifierBuilderError),
+    /// The library refused.
+    #[error("TLS cannot be set up")]
+    Rustls(#[from] rustls::Error),
+}
+
+/// The protocol that a client and we have agreed upon (RFC 7301).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Agreed {
+    Http1,
+    Http2,
+}
+
+const HTTP2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
+
+/// TLS as a listener speaks it. Its certificates can be replaced while it serves.
+pub struct Tls {
+    config: TlsConfig,
+    provider: Arc<CryptoProvider>,
+    /// Of sessions that are resumed, across a change of certificates too.
+    ticketer: Arc<dyn ProducesTickets>,
+    current: ArcSwap<ServerConfig>,
+}
+
+impl Tls {
+    /// Reads the files of `config`.
+    pub fn open(config: TlsConfig) -> Result<Self, TlsError> {
+        let provider = Arc::new(default_provider());
+        let ticketer = Ticketer::new()?;
+        let current = server_config(&config, &provider, &ticketer)?;
+        Ok(Self { config, provider, ticketer, current: ArcSwap::from_pointee(current) })
+    }
+
+    /// Reads the files again, for the handshakes to come. Where one is not what it should be, all
+    /// stays as it was.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        let config = server_config(&self.config, &self.provider, &self.ticketer)?;
+        self.current.store(Arc::new(config));
+        Ok(())
+    }
+
+    /// A client's connection after the handshake, which has no deadline here.
+    pub(super) async fn accept(&self, socket: Socket) -> io::Result<(Socket, Agreed)> {
+        let stream = TlsAcceptor::from(self.current.load_full()).accept(socket).await?;
+        let agreed = match stream.get_ref().1.alpn_protocol() {
+            Some(HTTP2) => Agreed::Http2,
+            _ => Agreed::Http1,
+        };
+        Ok((Socket::Tls(Box::new(stream.into())), agreed))
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.config.fmt(f)
+    }
+}
+
+fn server_config(
+    config: &TlsConfig,
+    provider: &Arc<CryptoProvider>,
+    ticketer: &Arc<dyn ProducesTickets>,
+) -> Result<ServerConfig, TlsError> {
+    let identities = config.identities.iter().map(|identity| certified(identity, provider));
+    let identities = Identities(identities.collect::<Result<_, _>>()?);
+    let verifier: Arc<dyn ClientCertVerifier> = match &config.client_authorities {
+        None => WebPkiClientVerifier::no_client_auth(),
+        Some(path) => {
+            let roots = Arc::new(pem::authorities(path)?);
+            WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider)).build()?
+        }
+    };
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(provider))
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(identities));
+    config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
+    config.ticketer = Arc::clone(ticketer);
+    Ok(config)
+}
+
+fn certified(
+    identity: &Identity,
+    provider: &CryptoProvider,
+) -> Result<Arc<CertifiedKey>, TlsError> {
+    let chain = pem::certificates(&identity.certificate)?;
+    let key = pem::key(&identity.key)?;
+    let key = CertifiedKey::from_der(chain, key, provider)
+        .map_err(|source| TlsError::Identity { identity: identity.clone(), source })?;
+    Ok(Arc::new(key))
+}
+
+/// Whom we can be.
+#[derive(Debug)]
+struct Identities(Vec<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for Identities {
+    /// Of those that are of the name which the client asks for, and else of all, the first whose key
+    /// the client can check.
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let fits =
+            |key: &&Arc<CertifiedKey>| key.key.choose_scheme(hello.signature_schemes()).is_some();
+        let name = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
+        let named = name.and_then(|name| self.0.iter().filter(|key| is_of(key, &name)).find(fits));
+        named.or_else(|| self.0.iter().find(fits)).or_else(|| self.0.first()).cloned()
+    }
+}
+
+fn is_of(key: &CertifiedKey, name: &ServerName<'_>) -> bool {
+    let certificate = key.end_entity_cert().and_then(ParsedCertificate::try_from);
+    certificate.is_ok_and(|certificate| verify_server_name(&certificate, name).is_ok())
+}

@@ -1,0 +1,63 @@
+//! Sessions of tunnels, which outlive the response's head: looked at now and then, used by what the
+//! client sends.
+
+use tracing::debug;
+
+use super::exchange::{Exchange, Prolongs};
+use super::{Home, Sessions};
+use crate::session::id::Id;
+use crate::session::patch::Use;
+use crate::session::policy::Touch;
+use crate::store::Want;
+
+/// The session of a tunnel.
+#[derive(Clone, Copy, Debug)]
+pub struct Watched {
+    id: Id,
+    prolongs: Prolongs,
+}
+
+/// What has become of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It lives; or the store does not say.
+    Stands,
+    /// It was ended, by whomever, or is over.
+    Over,
+}
+
+impl Sessions {
+    /// The session that a request has as its tunnel begins. What lives in a cookie cannot be watched.
+    pub async fn watch(&self, exchange: &Exchange) -> Option<Watched> {
+        let Home::Store(_) = &self.home else { return None };
+        let id = exchange.state.read().await.session()?;
+        Some(Watched { id, prolongs: exchange.prolongs })
+    }
+
+    /// Looks at it; `used` says that its client has sent something since the last look.
+    pub async fn look_at(&self, watched: Watched, used: bool) -> Standing {
+        match self.standing(watched, used).await {
+            Ok(standing) => standing,
+            Err(error) => {
+                debug!(session = %watched.id, %error, "a tunnel's session could not be looked at");
+                Standing::Stands
+            }
+        }
+    }
+
+    async fn standing(&self, watched: Watched, used: bool) -> Result<Standing, super::Failure> {
+        let Watched { id, prolongs } = watched;
+        let store = self.store()?;
+        let Some(record) = self.load_live(store, id, Want::Meta).await? else {
+            return Ok(Standing::Over);
+        };
+        let (policy, now) = (&self.shared.policy, self.shared.clock.now());
+        let counts = used && prolongs == Prolongs::Use && policy.touch == Touch::Request;
+        if counts && policy.touch_is_due(&record.meta, now) {
+            let generation = record.meta.generation;
+            let used = Use { generation, prolongs: true, sets_cookie: false, now };
+            self.timed("use", store.record_use(id, used, policy)).await?;
+        }
+        Ok(Standing::Stands)
+    }
+}

@@ -1,0 +1,237 @@
+//! TLS and HTTP/2 from clients, as curl and hyper speak them.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use bytes::Bytes;
+use cloakroom::server::Tasks;
+use http::Request;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http2;
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+
+use crate::support::{
+    Authority, Browser, Cloakroom, Curled, Flaw, Identity, Script, Seen, Upstream, curl,
+};
+
+/// A proxy with TLS for these, and what goes with it.
+struct World {
+    _upstream: Upstream,
+    proxy: Cloakroom,
+    authority: Authority,
+}
+
+impl World {
+    async fn new(names: &[&[&str]]) -> Self {
+        let authority = Authority::new();
+        let identities: Vec<Identity> = names.iter().map(|names| authority.of(names)).collect();
+        Self::with(authority, &identities, "").await
+    }
+
+    async fn with(authority: Authority, identities: &[Identity], more: &str) -> Self {
+        let upstream = Upstream::start();
+        let toml = format!("{}{more}", listen(identities));
+        let proxy = Cloakroom::with(&upstream, &toml).await;
+        Self { _upstream: upstream, proxy, authority }
+    }
+
+    /// What curl is answered that comes to a path of a host.
+    async fn curl(&self, host: &str, path: &str, arguments: &[&str]) -> Curled {
+        let port = self.proxy.public().port();
+        let authority = self.authority.certificate();
+        let (ca, to) = (authority.to_str().unwrap(), format!("{host}:{port}:127.0.0.1"));
+        let url = format!("https://{host}:{port}{path}");
+        let own = ["--cacert", ca, "--resolve", &to, &url];
+        curl(own.iter().chain(arguments)).await
+    }
+}
+
+fn listen(identities: &[Identity]) -> String {
+    let one = |identity: &Identity| {
+        let (certificate, key) = (identity.certificate.display(), identity.key.display());
+        format!("{{ certificate = \"{certificate}\", key = \"{key}\" }}")
+    };
+    let identities: Vec<String> = identities.iter().map(one).collect();
+    format!("[[listen]]\naddress = \"127.0.0.1:0\"\ntls = [{}]\n", identities.join(", "))
+}
+
+fn seen(answer: &Curled) -> Seen {
+    serde_json::from_str(&answer.body).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
+}
+
+fn saw(seen: &Seen, name: &str) -> Vec<String> {
+    let named = seen.headers.iter().filter(|(found, _)| found == name);
+    named.map(|(_, value)| value.clone()).collect()
+}
+
+#[tokio::test]
+async fn a_session_over_tls_by_either_protocol() {
+    let world = World::new(&[&["localhost"]]).await;
+    let visit = Script::new().call("POST", "/values/visits/increment", "").to_header();
+    let visit = format!("x-script: {visit}");
+    let jar = world.proxy.directory().join("jar");
+    let jar = jar.to_str().unwrap();
+    for (expected, (option, version)) in
+        [("--http1.1", "1.1"), ("--http2", "2"), ("--http1.1", "1.1"), ("--http2", "2")]
+            .into_iter()
+            .enumerate()
+    {
+        let arguments = [option, "--header", &visit, "--cookie", jar, "--cookie-jar", jar];
+        let answer = world.curl("localhost", "/a?b=c", &arguments).await;
+        assert_eq!((answer.exit, answer.status, answer.version.as_str()), (0, 200, version));
+        let page = seen(&answer);
+        assert_eq!(page.calls[0].json(), json!(expected + 1), "{answer:?}");
+        assert_eq!(page.target, "/a?b=c");
+        assert_eq!(saw(&page, "x-forwarded-proto"), ["https"]);
+        let host = format!("localhost:{}", world.proxy.public().port());
+        assert_eq!(saw(&page, "host"), [host]);
+    }
+}
+
+#[tokio::test]
+async fn a_client_is_shown_the_certificate_of_the_name_that_it_asks_for() {
+    let world =
+        World::new(&[&["first.test"], &["second.test", "third.test"], &["*.wide.test"]]).await;
+    for host in ["first.test", "second.test", "third.test", "a.wide.test", "SECOND.test"] {
+        let answer = world.curl(host, "/", &[]).await;
+        assert_eq!((answer.exit, answer.status), (0, 200), "{host}");
+    }
+    // Of no other name there is one; curl does not believe the first.
+    for host in ["wide.test", "a.b.wide.test", "other.test"] {
+        assert_eq!(world.curl(host, "/", &[]).await.exit, 60, "{host}");
+        let answer = world.curl(host, "/", &["--insecure"]).await;
+        assert_eq!(answer.status, 200, "{host}");
+    }
+}
+
+#[tokio::test]
+async fn tls_1_2_and_1_3_and_nothing_older() {
+    let world = World::new(&[&["localhost"]]).await;
+    for (arguments, exit) in [
+        (["--tlsv1.2", "--tls-max", "1.2"], 0),
+        (["--tlsv1.3", "--tls-max", "1.3"], 0),
+        (["--tlsv1.0", "--tls-max", "1.1"], 35),
+    ] {
+        assert_eq!(world.curl("localhost", "/", &arguments).await.exit, exit, "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_says_nothing_holds_nobody_up_and_is_let_go() {
+    let authority = Authority::new();
+    let identity = authority.server(Flaw::None);
+    let limits = "[limits]\nheader_timeout = \"300ms\"\n";
+    let world = World::with(authority, &[identity], limits).await;
+    let mut silent = Vec::new();
+    for hello in [&b""[..], b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n"] {
+        let mut connection = TcpStream::connect(world.proxy.public()).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut connection, hello).await.unwrap();
+        silent.push(connection);
+    }
+    assert_eq!(world.curl("localhost", "/", &[]).await.status, 200);
+    for mut connection in silent {
+        let mut rest = Vec::new();
+        // A reset is an end too. What comes before is an alert, and no page.
+        let _ = connection.read_to_end(&mut rest).await;
+        assert!(rest.len() < 20, "{rest:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_listener_in_the_clear_sends_clients_to_the_one_with_tls() {
+    let authority = Authority::new();
+    let identity = authority.server(Flaw::None);
+    let redirect = "[[listen]]\naddress = \"127.0.0.1:0\"\nredirect_to_https = true\n";
+    let world = World::with(authority, &[identity], redirect).await;
+    let (tls, clear) = (world.proxy.public().port(), world.proxy.listener(1).port());
+    let url = format!("http://localhost:{clear}/a%2Fb?c=d");
+    let answer = curl(["--data", "x=1", &url]).await;
+    let location = format!("https://localhost:{tls}/a%2Fb?c=d");
+    assert_eq!((answer.status, answer.header("location")), (308, Some(&*location)));
+    let ca = world.authority.certificate();
+    let followed = ["--location", "--data", "x=1", "--cacert", ca.to_str().unwrap(), &url];
+    let followed = curl(followed).await;
+    let (_, page) = followed.body.split_once("\r\n\r\n").unwrap();
+    let page: Seen = serde_json::from_str(page).unwrap();
+    assert_eq!((page.method.as_str(), page.body.as_str()), ("POST", "x=1"));
+}
+
+/// A connection that begins with HTTP/2 in the clear.
+async fn h2c(address: SocketAddr) -> http2::SendRequest<Empty<Bytes>> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let tasks = Tasks::new();
+    let (sender, connection) = http2::handshake(tasks.clone(), TokioIo::new(stream)).await.unwrap();
+    tasks.run(connection).detach();
+    sender
+}
+
+#[tokio::test]
+async fn cookies_that_came_as_crumbs_are_one_line_to_the_site() {
+    let upstream = Upstream::start();
+    let toml = "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
+    let proxy = Cloakroom::with(&upstream, toml).await;
+    let mut sender = h2c(proxy.public()).await;
+    let request = Request::get(format!("http://{}/", proxy.public()))
+        .header("cookie", "a=1")
+        .header("cookie", "__Host-id=nonsense")
+        .header("cookie", "b=\"2;  3\"")
+        .body(Empty::new())
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let page = response.into_body().collect().await.unwrap().to_bytes();
+    let page: Seen = serde_json::from_slice(&page).unwrap();
+    assert_eq!(saw(&page, "cookie"), ["a=1; b=\"2;  3\""]);
+    assert_eq!(saw(&page, "via").len(), 1);
+    assert!(saw(&page, "via")[0].starts_with("2 "), "{:?}", saw(&page, "via"));
+    // HTTP/1 is spoken there too, and HTTP/2 nowhere else in the clear.
+    let url = format!("http://{}/", proxy.public());
+    assert_eq!(curl(["--http1.1", &url]).await.version, "1.1");
+    let upgraded = curl(["--http2", &url]).await;
+    assert_eq!((upgraded.status, upgraded.version.as_str()), (200, "1.1"));
+    let clear = Cloakroom::start(&upstream).await;
+    let refused = curl(["--http2-prior-knowledge", &format!("http://{}/", clear.public())]).await;
+    assert_ne!(refused.exit, 0);
+}
+
+/// What a page is answered by a proxy whose upstream is `site`, with this more for its route.
+async fn through(site: &World, host: &str, tls: &str) -> (u16, Option<String>) {
+    let upstream = Upstream::start();
+    let port = site.proxy.public().port();
+    let toml = format!("[[route]]\nupstream = \"https://{host}:{port}\"\n{tls}");
+    let proxy = Cloakroom::with(&upstream, &toml).await;
+    let page = Browser::new(&proxy).navigate("/", &Script::new()).await;
+    let seen = page.status.is_success().then(|| page.saw("x-forwarded-proto").unwrap());
+    (page.status.as_u16(), seen)
+}
+
+#[tokio::test]
+async fn an_upstream_with_tls_has_to_prove_who_it_is() {
+    let site = World::new(&[&["app.test", "localhost"]]).await;
+    let stranger = Authority::new();
+    let (ours, other) = (site.authority.certificate(), stranger.certificate());
+    let trusting =
+        |ca: &Path, more: &str| format!("upstream_tls = {{ ca = \"{}\"{more} }}\n", ca.display());
+    let served = (200, Some("https".to_owned()));
+    assert_eq!(through(&site, "localhost", &trusting(&ours, "")).await, served);
+    let named = trusting(&ours, ", name = \"app.test\"");
+    assert_eq!(through(&site, "127.0.0.1", &named).await, served);
+    let anybody = "upstream_tls = { verify = false }\n";
+    assert_eq!(through(&site, "127.0.0.1", anybody).await, served);
+    for refused in [trusting(&ours, ""), trusting(&ours, ", name = \"other.test\"")] {
+        assert_eq!(through(&site, "127.0.0.1", &refused).await, (502, None), "{refused}");
+    }
+    assert_eq!(through(&site, "localhost", &trusting(&other, "")).await, (502, None));
+}
+
+#[tokio::test]
+async fn an_upstream_that_speaks_no_tls_is_not_spoken_to_in_the_clear() {
+    let upstream = Upstream::start();
+    let https = upstream.url().replacen("http:", "https:", 1);
+    let route = format!("[[route]]\nupstream = \"{https}\"\nupstream_tls = {{ verify = false }}\n");
+    let proxy = Cloakroom::with(&upstream, &route).await;
+    let page = Browser::new(&proxy).navigate("/", &Script::new()).await;
+    assert_eq!((page.status.as_u16(), upstream.seen().len()), (502, 0));
+}

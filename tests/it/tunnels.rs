@@ -1,0 +1,327 @@
+//! WebSockets through the proxy, and the sessions that they live by.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use cloakroom::server::Tasks;
+use http::{Method, Request, StatusCode};
+use http_body_util::Empty;
+use hyper::client::conn::http2;
+use hyper::ext::Protocol;
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Error;
+
+use crate::support::raw::{RawUpstream, exchange, read_until};
+use crate::support::{
+    Browser, Cloakroom, Echo, Message, RedisServer, Script, Socket, Upstream, socket, until,
+};
+
+/// A site with WebSockets under `/ws`, one that outlives its session under `/free`, and pages.
+struct World {
+    upstream: Upstream,
+    echo: Echo,
+    proxy: Cloakroom,
+    browser: Browser,
+}
+
+impl World {
+    async fn new(more: &str) -> Self {
+        let (upstream, echo) = (Upstream::start(), Echo::start().await);
+        let proxy = Cloakroom::with(&upstream, &configuration(&echo, more)).await;
+        let browser = Browser::new(&proxy);
+        browser.navigate("/", &Script::new().call("PUT", "/values/cart", "[1]")).await;
+        Self { upstream, echo, proxy, browser }
+    }
+
+    /// The browser's WebSocket.
+    async fn socket(&self, path: &str) -> Socket {
+        let cookie = format!("__Host-id={}", self.browser.cookie().unwrap());
+        socket(self.proxy.public(), path, &[("cookie", &cookie)]).await.unwrap()
+    }
+
+    async fn id(&self) -> String {
+        let page = self.browser.navigate("/", &Script::new().get("")).await;
+        page.json()["id"].as_str().unwrap().to_owned()
+    }
+}
+
+fn configuration(echo: &Echo, more: &str) -> String {
+    let to = echo.address;
+    format!(
+        "{more}\n[[route]]\nupstream = \"UPSTREAM\"\n\
+         [[route]]\npath = \"/ws\"\nupstream = \"http://{to}\"\n\
+         [[route]]\npath = \"/free\"\nupstream = \"http://{to}\"\ntunnels = \"free\"\n"
+    )
+}
+
+#[tokio::test]
+async fn messages_of_any_kind_come_back() {
+    let world = World::new("").await;
+    let mut socket = world.socket("/ws").await;
+    assert!(socket.echoes("hello").await);
+    for length in [0, 1, 125, 126, 65_535, 65_536, 1_000_000] {
+        let bytes = Message::binary(vec![7_u8; length]);
+        socket.send(bytes.clone()).await;
+        assert_eq!(socket.next().await, Some(bytes));
+    }
+    socket.send(Message::Ping(Bytes::from_static(b"there?"))).await;
+    assert_eq!(socket.next().await, Some(Message::Pong(Bytes::from_static(b"there?"))));
+    socket.send(Message::Close(None)).await;
+    assert_eq!(socket.closed_with().await, None);
+    until("the site's end is closed", || world.echo.closed().len() == 1).await;
+}
+
+#[tokio::test]
+async fn the_session_is_opened_at_the_handshake_and_its_token_lasts_as_long_as_the_tunnel() {
+    let world = World::new("").await;
+    let id = world.id().await;
+    let mut socket = world.socket("/ws").await;
+    let head = world.echo.seen().pop().unwrap();
+    assert_eq!(head["x-session-id"], id.as_str());
+    assert_eq!(
+        (&head["upgrade"], &head["connection"]),
+        (&"websocket".parse().unwrap(), &"upgrade".parse().unwrap())
+    );
+    assert!(!head.contains_key("cookie"));
+    let token = head["x-session-token"].to_str().unwrap();
+    world.proxy.pass(Duration::from_hours(1));
+    assert!(socket.echoes("still here").await);
+    assert_eq!(world.proxy.call(token, ("PUT", "/values/late", "1")).await.status, 200);
+    let page = world.browser.navigate("/", &Script::new().get("/values")).await;
+    assert_eq!(page.json(), json!({"cart": [1], "late": 1}));
+}
+
+#[tokio::test]
+async fn a_visitor_without_a_session_has_tunnels_too() {
+    let world = World::new("").await;
+    let mut socket = socket(world.proxy.public(), "/ws", &[]).await.unwrap();
+    assert!(socket.echoes("hello").await);
+    assert!(!world.echo.seen()[0].contains_key("x-session-id"));
+}
+
+#[tokio::test]
+async fn the_end_of_its_session_closes_it_unless_the_route_says_otherwise() {
+    let world = World::new("").await;
+    let (mut bound, mut free) = (world.socket("/ws").await, world.socket("/free").await);
+    assert!(bound.echoes("a").await && free.echoes("b").await);
+    let id = world.id().await;
+    assert_eq!(world.proxy.service("DELETE", &format!("/{id}"), "").await.status, 204);
+    assert_eq!(bound.closed_with().await, Some(1008));
+    until("the site hears of it", || world.echo.closed() == [Some(1008)]).await;
+    assert!(free.echoes("c").await);
+}
+
+#[tokio::test]
+async fn an_end_at_another_instance_closes_it() {
+    let store = format!(
+        "[store]\nurl = \"{}\"\nkey_prefix = \"tunnels:\"\ntimeout = \"20s\"\n",
+        RedisServer::shared().url()
+    );
+    let world = World::new(&store).await;
+    let other = Cloakroom::with(&world.upstream, &configuration(&world.echo, &store)).await;
+    let mut socket = world.socket("/ws").await;
+    assert!(socket.echoes("a").await);
+    world.browser.at(other.public()).navigate("/", &Script::new().call("DELETE", "", "")).await;
+    assert_eq!(socket.closed_with().await, Some(1008));
+}
+
+#[tokio::test]
+async fn what_the_client_sends_is_use() {
+    let world = World::new("").await;
+    let mut socket = world.socket("/ws").await;
+    let used = || world.proxy.metrics().store_calls("use");
+    for _ in 0..3 {
+        world.proxy.pass(Duration::from_hours(13 * 24));
+        let before = used();
+        assert!(socket.echoes("here").await);
+        until("the use is written down", || used() > before).await;
+    }
+    let page = world.browser.navigate("/", &Script::new().get("/values")).await;
+    assert_eq!(page.json(), json!({"cart": [1]}));
+    // Without it, the session ends, and the tunnel with it.
+    world.proxy.pass(Duration::from_hours(15 * 24));
+    assert_eq!(socket.closed_with().await, Some(1008));
+}
+
+#[tokio::test]
+async fn a_drain_says_that_it_goes_away() {
+    let world = World::new("").await;
+    let mut socket = world.socket("/ws").await;
+    assert!(socket.echoes("a").await);
+    let drained = tokio::spawn(world.proxy.stop());
+    assert_eq!(socket.closed_with().await, Some(1001));
+    assert!(drained.await.unwrap());
+    until("the site hears of it", || world.echo.closed() == [Some(1001)]).await;
+}
+
+/// The head of a handshake.
+fn handshake(fields: &str) -> String {
+    format!(
+        "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{fields}\r\n"
+    )
+}
+
+const SWITCH: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+/// A proxy before a site that the test plays.
+async fn before_raw() -> (RawUpstream, Cloakroom, Upstream) {
+    let (raw, upstream) = (RawUpstream::start().await, Upstream::start());
+    let route = format!(
+        "[[route]]\nupstream = \"UPSTREAM\"\n[[route]]\npath = \"/ws\"\nupstream = \"http://{}\"\n",
+        raw.address
+    );
+    let proxy = Cloakroom::with(&upstream, &route).await;
+    (raw, proxy, upstream)
+}
+
+#[tokio::test]
+async fn a_close_falls_into_no_frame() {
+    let (raw, proxy, _upstream) = before_raw().await;
+    let browser = Browser::new(&proxy);
+    browser.navigate("/", &Script::new().call("PUT", "/values/a", "1")).await;
+    let cookie = format!("Cookie: __Host-id={}\r\n", browser.cookie().unwrap());
+    let mut client = TcpStream::connect(proxy.public()).await.unwrap();
+    client.write_all(handshake(&cookie).as_bytes()).await.unwrap();
+    let (mut site, head) = raw.head().await;
+    assert!(head.contains("sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"), "{head}");
+    // The first bytes come with the head, and end within a frame.
+    site.write_all(&[SWITCH, b"\x82\x04ab"].concat()).await.unwrap();
+    let head = read_until(&mut client, "\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    let mut part = [0; 4];
+    client.read_exact(&mut part).await.unwrap();
+    let id = browser.navigate("/", &Script::new().get("")).await.json()["id"].clone();
+    proxy.service("DELETE", &format!("/{}", id.as_str().unwrap()), "").await;
+    // The site is between frames, and hears of it; then the frame to the client ends.
+    let mut close = [0; 8];
+    site.read_exact(&mut close).await.unwrap();
+    assert_eq!(close[..2], [0x88, 0x82]);
+    assert_eq!([close[6] ^ close[2], close[7] ^ close[3]], 1008_u16.to_be_bytes());
+    site.write_all(b"cd\x82\x01x").await.unwrap();
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(rest, [b"cd\x88\x02".as_slice(), &1008_u16.to_be_bytes()].concat());
+}
+
+#[tokio::test]
+async fn a_frame_that_does_not_end_is_cut() {
+    let (raw, proxy, _upstream) = before_raw().await;
+    let mut client = TcpStream::connect(proxy.public()).await.unwrap();
+    client.write_all(handshake("").as_bytes()).await.unwrap();
+    let (mut site, _) = raw.head().await;
+    site.write_all(&[SWITCH, b"\x82\x04ab"].concat()).await.unwrap();
+    read_until(&mut client, "ab").await;
+    let drained = tokio::spawn(proxy.stop());
+    let mut rest = Vec::new();
+    let _ = client.read_to_end(&mut rest).await;
+    assert_eq!(rest, b"");
+    assert!(drained.await.unwrap());
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_switch_is_an_upstream_that_answers() {
+    let (raw, proxy, _upstream) = before_raw().await;
+    for (answer, expected) in [
+        ("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno", "HTTP/1.1 403 Forbidden"),
+        (
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+            "HTTP/1.1 502 Bad Gateway",
+        ),
+        ("HTTP/1.1 101 Switching Protocols\r\n\r\n", "HTTP/1.1 502 Bad Gateway"),
+    ] {
+        let answers = async {
+            let (mut site, _) = raw.head().await;
+            site.write_all(answer.as_bytes()).await.unwrap();
+        };
+        let asks = handshake("").replace("keep-alive, Upgrade", "close, Upgrade");
+        let (answered, ()) = tokio::join!(exchange(proxy.public(), &asks), answers);
+        assert!(answered.starts_with(expected), "{answered}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_handshake_is_a_request_like_others() {
+    let (raw, proxy, _upstream) = before_raw().await;
+    for (from, to) in [
+        ("HTTP/1.1", "HTTP/1.0"),
+        ("keep-alive, Upgrade", "close"),
+        ("Upgrade: websocket", "Upgrade: h2c"),
+        ("GET", "POST"),
+    ] {
+        let answers = async {
+            let (mut site, head) = raw.head().await;
+            assert!(!head.contains("upgrade"), "{from}: {head}");
+            site.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        };
+        let asks = handshake("Connection: close\r\n").replacen(from, to, 1);
+        let (answered, ()) = tokio::join!(exchange(proxy.public(), &asks), answers);
+        assert!(answered.contains(" 200 OK"), "{from}: {answered}");
+    }
+}
+
+#[tokio::test]
+async fn plain_connect_is_refused() {
+    let world = World::new("").await;
+    let asks = "CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\nConnection: close\r\n\r\n";
+    let answered = exchange(world.proxy.public(), asks).await;
+    assert!(answered.starts_with("HTTP/1.1 405"), "{answered}");
+}
+
+#[tokio::test]
+async fn over_http2_it_is_one_stream_of_many() {
+    let world = World::new("[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n").await;
+    let address = world.proxy.public();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let tasks = Tasks::new();
+    let (mut sender, connection) =
+        http2::handshake(tasks.clone(), TokioIo::new(stream)).await.unwrap();
+    tasks.run(connection).detach();
+    // The server's settings come with its first answer; they allow extended CONNECT.
+    let get = Request::get(format!("http://{address}/")).body(Empty::<Bytes>::new()).unwrap();
+    assert_eq!(sender.send_request(get).await.unwrap().status(), StatusCode::OK);
+    let connect = |path: &str, protocol: Option<&'static str>| {
+        let mut request = Request::builder()
+            .method(Method::CONNECT)
+            .uri(format!("http://{address}{path}"))
+            .header("sec-websocket-version", "13")
+            .header("cookie", format!("__Host-id={}", world.browser.cookie().unwrap()))
+            .body(Empty::<Bytes>::new())
+            .unwrap();
+        if let Some(protocol) = protocol {
+            request.extensions_mut().insert(Protocol::from_static(protocol));
+        }
+        request
+    };
+    let response = sender.send_request(connect("/ws", Some("websocket"))).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert!(!response.headers().contains_key("sec-websocket-accept"));
+    let mut socket = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    let head = world.echo.seen().pop().unwrap();
+    assert_eq!(head["x-session-id"], world.id().await.as_str());
+    // A masked frame, and what comes back.
+    socket.write_all(&[0x82, 0x83, 1, 2, 3, 4, b'a' ^ 1, b'b' ^ 2, b'c' ^ 3]).await.unwrap();
+    let mut frame = [0; 5];
+    socket.read_exact(&mut frame).await.unwrap();
+    assert_eq!(&frame, b"\x82\x03abc");
+    world.proxy.service("DELETE", &format!("/{}", world.id().await), "").await;
+    let mut close = Vec::new();
+    socket.read_to_end(&mut close).await.unwrap();
+    assert_eq!(close, [&[0x88, 2][..], &1008_u16.to_be_bytes()].concat());
+    let refused = sender.send_request(connect("/ws", Some("connect-udp"))).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_site_is_the_clients_answer() {
+    let world = World::new("").await;
+    match socket(world.proxy.public(), "/nowhere", &[]).await {
+        Err(Error::Http(response)) => assert_eq!(response.status(), 200),
+        other => panic!("{:?}", other.map(|_| ())),
+    }
+}
