@@ -18,6 +18,7 @@ use crate::client::{self, Target};
 use crate::config::{self, Config, ConfigError, Environment, Loaded, Overrides};
 use crate::demo;
 use crate::log;
+use crate::metrics::Reload;
 use crate::scheme::Scheme;
 use crate::server::{Address, Tasks};
 use crate::time::Clock;
@@ -50,7 +51,7 @@ Exit codes: 0 done, 1 failure, 2 wrong usage or configuration.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve the site until SIGTERM or SIGINT, then finish the requests in flight
+    /// Serve the site until SIGTERM or SIGINT, then finish the requests in flight; SIGHUP reloads
     Run {
         #[command(flatten)]
         file: FileArgument,
@@ -226,7 +227,7 @@ fn run(
 ) -> Result<(), Failure> {
     let loaded = config::load(path, environment, overrides)?;
     begin_log(&loaded)?;
-    serve(loaded.config)
+    serve(loaded.config, || config::load(path, environment, overrides))
 }
 
 /// The log, and in it what is doubtful about the configuration.
@@ -281,27 +282,64 @@ fn target_of(address: &Address) -> Target {
     }
 }
 
-/// Serves until the process is told to end, then drains. Told twice, it ends at once.
-fn serve(config: Config) -> Result<(), Failure> {
-    let app = App::start(config, Clock::System).map_err(Failure::other)?;
+/// Serves until the process is told to end, then drains. Told twice, it ends at once. Told to reload,
+/// it goes on with what the configuration says by then.
+fn serve(config: Config, load: impl Fn() -> Result<Loaded, ConfigError>) -> Result<(), Failure> {
+    let mut app = App::start(config, Clock::System).map_err(Failure::other)?;
     app.announce();
     runtime()?.block_on(async {
         let mut signals = Signals::new().map_err(Failure::other)?;
-        signals.next().await;
+        while signals.next().await == Told::Reload {
+            reload(&mut app, load());
+        }
         tracing::info!("draining");
         tokio::select! {
             drained = app.stop() => {
                 if drained { Ok(()) } else { Err(Failure::other("requests in flight were cut")) }
             }
-            () = signals.next() => Err(Failure::other("told twice to end; requests in flight were cut")),
+            () = signals.end() => Err(Failure::other("told twice to end; requests in flight were cut")),
         }
     })
 }
 
-/// What tells the process to end: SIGTERM and SIGINT.
+/// Puts a configuration in the place of the running one, or says why that stays.
+fn reload(app: &mut App, loaded: Result<Loaded, ConfigError>) {
+    let reloaded = loaded.map_err(Failure::from).and_then(|loaded| {
+        loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        app.reload(loaded.config).map_err(Failure::other)
+    });
+    let metrics = &app.shared.metrics;
+    match reloaded {
+        Ok(left) => {
+            metrics.reload(Reload::Done);
+            tracing::info!("the configuration was reloaded");
+            for key in left {
+                tracing::warn!(key, "has changed, and needs a restart; it stays as it was");
+            }
+        }
+        Err(failure) => {
+            metrics.reload(Reload::Refused);
+            for line in failure.to_string().lines() {
+                tracing::error!("the configuration stays as it was: {line}");
+            }
+        }
+    }
+}
+
+/// What the process is told by signals.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
+}
+
+/// What a signal says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// SIGTERM and SIGINT.
+    End,
+    /// SIGHUP.
+    Reload,
 }
 
 impl Signals {
@@ -309,14 +347,20 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
         })
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Told::End,
+            _ = self.interrupt.recv() => Told::End,
+            _ = self.hang_up.recv() => Told::Reload,
         }
+    }
+
+    async fn end(&mut self) {
+        while self.next().await != Told::End {}
     }
 }
 
@@ -350,7 +394,7 @@ const HEALTH_DEADLINE: Duration = Duration::from_secs(5);
 fn show_demo(port: Option<u16>) -> Result<(), Failure> {
     runtime()?.block_on(async {
         let mut signals = Signals::new().map_err(Failure::other)?;
-        demo::run(demo::Options { port }, signals.next()).await.map_err(Failure::other)
+        demo::run(demo::Options { port }, signals.end()).await.map_err(Failure::other)
     })
 }
 

@@ -21,6 +21,7 @@ pub struct Metrics {
     store_seconds: Family<OperationLabel, Histogram>,
     store_errors: Family<OperationLabel, Counter>,
     tunnels: Gauge,
+    reloads: Family<ReloadLabel, Counter>,
     /// Requests that are being forwarded now.
     pub in_flight: Gauge,
 }
@@ -83,6 +84,20 @@ pub enum Event {
     PatchDropped,
 }
 
+/// What became of a reload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Reload {
+    /// It is served.
+    Done,
+    /// It was wrong, and nothing has changed.
+    Refused,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReloadLabel {
+    outcome: Reload,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabel {
     outcome: Outcome,
@@ -139,11 +154,14 @@ impl Metrics {
             "Requests that are being forwarded",
             in_flight.clone(),
         );
+        let reloads = Family::default();
+        registry.register("reloads", "Reloads of the configuration, by outcome", reloads.clone());
         let tunnels = Gauge::default();
         registry.register("tunnels", "Open WebSockets", tunnels.clone());
         Self {
             registry: Arc::new(registry),
             tunnels,
+            reloads,
             requests,
             api_calls,
             sessions,
@@ -162,6 +180,11 @@ impl Metrics {
     pub fn tunnel(&self) -> Open {
         self.tunnels.inc();
         Open(self.tunnels.clone())
+    }
+
+    /// Counts a reload.
+    pub fn reload(&self, outcome: Reload) {
+        self.reloads.get_or_create(&ReloadLabel { outcome }).inc();
     }
 
     /// Counts a call of the session API.

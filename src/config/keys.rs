@@ -62,6 +62,11 @@ impl std::error::Error for KeyError {
 pub(super) const RIGHT: &str = "it is the 43 characters that `cloakroom generate-key` prints";
 
 impl Keys {
+    /// Whether they end with the process.
+    pub fn is_for_this_process(&self) -> bool {
+        matches!(self, Self::InMemory)
+    }
+
     /// The ring; makes the key where there is none yet. Several processes that do so at once agree.
     pub fn open(&self) -> Result<Arc<KeyRing>, KeyError> {
         match self {

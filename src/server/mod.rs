@@ -6,6 +6,7 @@ mod accept;
 mod address;
 mod clocks;
 mod connection;
+mod current;
 mod io;
 mod listener;
 mod tls;
@@ -26,8 +27,9 @@ use crate::scheme::Scheme;
 pub use crate::tasks::{Lost, Running, Tasks};
 pub use accept::serve;
 pub use address::{Address, InvalidAddress};
+pub use current::Current;
 pub use listener::{BoundListener, bind};
-pub use tls::{Tls, TlsConfig, TlsError};
+pub use tls::{Certificates, Tls, TlsConfig, TlsError};
 
 /// What answers the requests of a listener.
 pub trait Handler: Send + Sync + 'static {
@@ -98,7 +100,7 @@ pub struct Settings {
 }
 
 /// What connections may take.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Open connections, over all workers. The caller makes the semaphore of this size that [`serve`] takes.
     pub connections: usize,

@@ -64,9 +64,12 @@ pub(super) enum Agreed {
 const HTTP2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
 
+/// What a listener shows, read and in order.
+#[derive(Debug)]
+pub struct Certificates(Arc<ServerConfig>);
+
 /// TLS as a listener speaks it. Its certificates can be replaced while it serves.
 pub struct Tls {
-    config: TlsConfig,
     provider: Arc<CryptoProvider>,
     /// Of sessions that are resumed, across a change of certificates too.
     ticketer: Arc<dyn ProducesTickets>,
@@ -75,19 +78,22 @@ pub struct Tls {
 
 impl Tls {
     /// Reads the files of `config`.
-    pub fn open(config: TlsConfig) -> Result<Self, TlsError> {
+    pub fn open(config: &TlsConfig) -> Result<Self, TlsError> {
         let provider = Arc::new(default_provider());
         let ticketer = Ticketer::new()?;
-        let current = server_config(&config, &provider, &ticketer)?;
-        Ok(Self { config, provider, ticketer, current: ArcSwap::from_pointee(current) })
+        let current = server_config(config, &provider, &ticketer)?;
+        Ok(Self { provider, ticketer, current: ArcSwap::from_pointee(current) })
     }
 
-    /// Reads the files again, for the handshakes to come. Where one is not what it should be, all
-    /// stays as it was.
-    pub fn reload(&self) -> Result<(), TlsError> {
-        let config = server_config(&self.config, &self.provider, &self.ticketer)?;
-        self.current.store(Arc::new(config));
-        Ok(())
+    /// Reads the files of another configuration, which may have the same names.
+    pub fn read(&self, config: &TlsConfig) -> Result<Certificates, TlsError> {
+        let read = server_config(config, &self.provider, &self.ticketer)?;
+        Ok(Certificates(Arc::new(read)))
+    }
+
+    /// Shows these from the next handshake on; connections go on.
+    pub fn show(&self, certificates: Certificates) {
+        self.current.store(certificates.0);
     }
 
     /// A client's connection after the handshake, which has no deadline here.
@@ -103,7 +109,7 @@ impl Tls {
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.config.fmt(f)
+        f.write_str("Tls")
     }
 }
 

@@ -79,7 +79,7 @@ impl World {
             },
             clock: clock.clone(),
             metrics: Metrics::new(),
-            in_flight: InFlight::default(),
+            in_flight: Arc::default(),
             instance: Instance { number: 1, authority: String::new() },
         };
         let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES));

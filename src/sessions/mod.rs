@@ -76,7 +76,7 @@ pub struct Shared {
     /// The counters.
     pub metrics: Metrics,
     /// The requests that are being forwarded.
-    pub in_flight: InFlight,
+    pub in_flight: Arc<InFlight>,
     /// The process that forwards them.
     pub instance: Instance,
 }

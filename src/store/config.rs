@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::secret::Secret;
 
 /// What a store is told.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Which one it is.
     pub backend: Backend,
@@ -20,7 +20,7 @@ pub struct Config {
 }
 
 /// The stores.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backend {
     /// In this process, gone at exit.
     Memory,
@@ -42,7 +42,7 @@ pub enum Backend {
 }
 
 /// A deployment of Redis or Valkey.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redis {
     /// Its servers, and how one finds the one to ask.
     pub topology: Topology,
@@ -64,7 +64,7 @@ pub struct Redis {
 }
 
 /// The servers of a deployment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Topology {
     /// One server.
     Server(Address),
@@ -97,7 +97,7 @@ pub enum Address {
 }
 
 /// A password that may change while the process runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Password {
     /// It stays as it is: from the environment or the configuration itself.
     Fixed(Secret),
@@ -106,7 +106,7 @@ pub enum Password {
 }
 
 /// TLS to a server. The files are read for each connection that is made.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
     /// Certificates of the authorities that are trusted, in PEM; `None` for those of the system.
     pub ca: Option<PathBuf>,
@@ -115,7 +115,7 @@ pub struct Tls {
 }
 
 /// A certificate and its key, in PEM.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate {
     /// The certificate and what leads to its authority.
     pub certificate: PathBuf,

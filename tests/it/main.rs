@@ -35,6 +35,7 @@ mod proxy_headers;
 mod proxy_streams;
 mod redis;
 mod redis_kit;
+mod reload;
 mod rotation;
 mod sealed;
 mod support;

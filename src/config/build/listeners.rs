@@ -90,7 +90,7 @@ fn tls(table: &Several<file::Identity>, context: &mut Context<'_>) -> Option<Tls
     let identities: Option<Vec<Identity>> =
         table.sections().iter().map(|(table, origin)| identity(table, origin, context)).collect();
     let config = TlsConfig { identities: identities?, client_authorities: None };
-    if let Err(error) = Tls::open(config.clone()) {
+    if let Err(error) = Tls::open(&config) {
         context.error(origin, with_causes(&error));
     }
     Some(config)

@@ -54,6 +54,17 @@ impl Cloakroom {
         Self { app: Some(app), clock, directory, tasks: Tasks::new() }
     }
 
+    /// Reloads another configuration; answers the keys that need a restart.
+    pub fn reload(&mut self, upstream: &Upstream, toml: &str) -> Result<Vec<&'static str>, String> {
+        let file = self.directory.path().join("cloakroom.toml");
+        std::fs::write(&file, configuration(upstream, toml)).unwrap();
+        let state = self.directory.path().to_str().unwrap().to_owned();
+        let environment = Environment::from([("STATE_DIRECTORY", state.as_str())]);
+        let loaded = load(Some(&file), &environment, &Overrides::default());
+        let config = loaded.map_err(|error| error.to_string())?.config;
+        self.app.as_mut().unwrap().reload(config).map_err(|error| error.to_string())
+    }
+
     fn app(&self) -> &App {
         self.app.as_ref().unwrap()
     }

@@ -1,0 +1,119 @@
+//! The listeners of a process, and what the public ones serve.
+
+use std::io;
+use std::sync::Arc;
+
+use super::StartError;
+use crate::config::{Config, Listen, Role};
+use crate::scheme::Scheme;
+use crate::server::{self, Address, BoundListener, Certificates, Protocol, Tls, TlsError};
+
+/// The listeners of a process, bound once.
+pub(super) struct Listeners {
+    public: Vec<BoundListener>,
+    api: BoundListener,
+    admin: BoundListener,
+}
+
+impl Listeners {
+    pub(super) fn bind(config: &Config) -> Result<Self, StartError> {
+        let bind = |address: &Address, mode| {
+            server::bind(address, mode)
+                .map_err(|source| StartError::Bind { address: address.clone(), source })
+        };
+        Ok(Self {
+            public: config
+                .listen
+                .iter()
+                .map(|listen| bind(&listen.address, listen.socket_mode))
+                .collect::<Result<_, _>>()?,
+            api: bind(&config.api.address, None)?,
+            admin: bind(&config.admin.address, None)?,
+        })
+    }
+
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            public: self.public.iter().map(BoundListener::try_clone).collect::<Result<_, _>>()?,
+            api: self.api.try_clone()?,
+            admin: self.admin.try_clone()?,
+        })
+    }
+
+    /// Where clients reach it, in the configuration's order.
+    pub(super) fn public(&self) -> Vec<Address> {
+        self.public.iter().map(|listener| listener.local_address().clone()).collect()
+    }
+
+    /// Where upstreams do.
+    pub(super) fn api(&self) -> &Address {
+        self.api.local_address()
+    }
+
+    /// Where operators do.
+    pub(super) fn admin(&self) -> &Address {
+        self.admin.local_address()
+    }
+
+    /// The public ones, the API's and the admin's.
+    pub(super) fn into_parts(self) -> (Vec<BoundListener>, BoundListener, BoundListener) {
+        (self.public, self.api, self.admin)
+    }
+}
+
+/// What the public listeners serve, in the configuration's order.
+#[derive(Clone, Debug)]
+pub(super) struct Doors(Vec<Door>);
+
+/// What a public listener serves.
+#[derive(Clone, Debug)]
+pub(super) enum Door {
+    Site(Protocol),
+    RedirectTo(u16),
+}
+
+impl Doors {
+    pub(super) fn open(config: &Config, listeners: &Listeners) -> Result<Self, StartError> {
+        let bound = config.listen.iter().zip(&listeners.public);
+        let tls_port = bound.clone().find_map(|(listen, bound)| match bound.local_address() {
+            Address::Tcp(address) if matches!(listen.role, Role::Tls(_)) => Some(address.port()),
+            Address::Tcp(_) | Address::Unix(_) => None,
+        });
+        let door = |listen: &Listen| {
+            Ok(match &listen.role {
+                Role::Http1 => Door::Site(Protocol::Http1),
+                Role::Http1AndH2c => Door::Site(Protocol::Http1AndH2c),
+                Role::Tls(tls) => Door::Site(Protocol::Tls(Arc::new(Tls::open(tls)?))),
+                Role::RedirectToHttps => {
+                    Door::RedirectTo(tls_port.unwrap_or_else(|| Scheme::Https.usual_port()))
+                }
+            })
+        };
+        Ok(Self(config.listen.iter().map(door).collect::<Result<_, StartError>>()?))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Door> {
+        self.0.iter()
+    }
+
+    /// The certificates of a configuration with the same listeners.
+    pub(super) fn read_certificates(
+        &self,
+        config: &Config,
+    ) -> Result<Vec<(Arc<Tls>, Certificates)>, TlsError> {
+        let mut read = Vec::new();
+        for (door, listen) in self.0.iter().zip(&config.listen) {
+            if let (Door::Site(Protocol::Tls(tls)), Role::Tls(wanted)) = (door, &listen.role) {
+                read.push((Arc::clone(tls), tls.read(wanted)?));
+            }
+        }
+        Ok(read)
+    }
+
+    /// Shows them, from the next handshake on.
+    pub(super) fn show(certificates: Vec<(Arc<Tls>, Certificates)>) {
+        for (tls, certificates) in certificates {
+            tls.show(certificates);
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! What of a configuration can take the place of the running one's, and what needs a restart.
+
+use crate::api;
+use crate::config::{Config, Listen, Role};
+
+/// The wanted configuration with what needs a restart as it runs, and the names of what was left so.
+pub(super) fn onto(running: &Config, wanted: Config) -> (Config, Vec<&'static str>) {
+    let stays: [(&'static str, bool); 9] = [
+        ("listen", same_doors(&running.listen, &wanted.listen)),
+        ("limits", running.limits == wanted.limits),
+        ("api.address", running.api.address == wanted.api.address),
+        ("api.url", running.api.url == wanted.api.url),
+        ("api.instance_url", running.api.instance_url == wanted.api.instance_url),
+        ("api.prefix", running.api.prefix == wanted.api.prefix),
+        ("admin.address", running.admin == wanted.admin),
+        ("store", running.store == wanted.store),
+        ("log", running.log == wanted.log),
+    ];
+    let left = stays.into_iter().filter_map(|(name, same)| (!same).then_some(name)).collect();
+    let listen = if same_doors(&running.listen, &wanted.listen) {
+        wanted.listen
+    } else {
+        running.listen.clone()
+    };
+    let service_token = wanted.api.service_token;
+    let config = Config {
+        listen,
+        limits: running.limits.clone(),
+        api: api::config::Config { service_token, ..running.api.clone() },
+        admin: running.admin.clone(),
+        store: running.store.clone(),
+        log: running.log,
+        state_directory: running.state_directory.clone(),
+        ..wanted
+    };
+    (config, left)
+}
+
+/// Whether they differ in certificates alone.
+fn same_doors(running: &[Listen], wanted: &[Listen]) -> bool {
+    let same = |(one, other): (&Listen, &Listen)| {
+        one.address == other.address
+            && one.socket_mode == other.socket_mode
+            && match (&one.role, &other.role) {
+                (Role::Tls(_), Role::Tls(_)) => true,
+                (one, other) => one == other,
+            }
+    };
+    running.len() == wanted.len() && running.iter().zip(wanted).all(same)
+}

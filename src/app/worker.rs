@@ -1,0 +1,228 @@
+//! The workers: one a core, each with services of its own on every listener.
+
+use std::io;
+use std::num::NonZero;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, oneshot};
+use tracing::{debug, error, warn};
+
+use super::listeners::{Door, Doors, Listeners};
+use super::stores::Stores;
+use crate::admin::Admin;
+use crate::api::Api;
+use crate::config::Config;
+use crate::proxy::{Proxy, Redirect, Site};
+use crate::server::{self, BoundListener, Current, Limits, Protocol, Settings, Tasks};
+use crate::sessions::{Home, Sessions, Shared};
+
+/// How many workers there are: one a core.
+pub(super) fn workers() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// The tasks of the process, in the order in which they are drained: requests in flight still call
+/// the session API, and operators still ask how it goes, when clients are taken no more.
+#[derive(Clone, Debug)]
+pub(super) struct Floors {
+    /// Clients, and the upstreams that their requests go to.
+    pub(super) public: Tasks,
+    /// The API, the admin listener, and the workers themselves.
+    pub(super) inner: Tasks,
+}
+
+impl Floors {
+    pub(super) fn new() -> Self {
+        Self { public: Tasks::new(), inner: Tasks::new() }
+    }
+
+    /// The same tasks, for another worker.
+    fn sibling(&self) -> Self {
+        Self { public: self.public.sibling(), inner: self.inner.sibling() }
+    }
+
+    /// Drains one after the other, both no longer than `deadline`. Whether all ended in time.
+    pub(super) async fn drained(&self, deadline: Duration) -> bool {
+        let end = Instant::now() + deadline;
+        let public = self.public.drained(deadline).await;
+        let left = end.saturating_duration_since(Instant::now());
+        self.inner.drained(left).await && public
+    }
+}
+
+/// What the services are made of. A reload makes others of another.
+pub(super) struct Made {
+    pub(super) config: Arc<Config>,
+    pub(super) site: Arc<Site>,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// The services of one worker, as its listeners reach them.
+#[derive(Clone)]
+struct Services {
+    home: Home,
+    tasks: Floors,
+    proxy: Arc<Current<Proxy>>,
+    api: Arc<Current<Api>>,
+}
+
+impl Services {
+    fn new(made: &Made, home: Home, tasks: Floors) -> Self {
+        let (proxy, api) = services(made, &home, &tasks);
+        let (proxy, api) = (Arc::new(Current::new(proxy)), Arc::new(Current::new(api)));
+        Self { home, tasks, proxy, api }
+    }
+}
+
+fn services(made: &Made, home: &Home, tasks: &Floors) -> (Proxy, Api) {
+    let sessions = Sessions::new(home.clone(), Arc::clone(&made.shared));
+    let config = &made.config;
+    let api = Api::new(
+        sessions.clone(),
+        tasks.inner.clone(),
+        &config.api.prefix,
+        config.api.service_token.clone(),
+        config.limits.body_idle_timeout,
+    );
+    (Proxy::new(Arc::clone(&made.site), sessions, tasks.public.clone()), api)
+}
+
+/// A worker.
+pub(super) struct Worker {
+    thread: JoinHandle<()>,
+    stop: oneshot::Sender<()>,
+    services: Services,
+}
+
+impl Worker {
+    /// Has it serve this from the next request on.
+    pub(super) fn serve_anew(&self, made: &Made) {
+        let (proxy, api) = services(made, &self.services.home, &self.services.tasks);
+        self.services.proxy.replace(proxy);
+        self.services.api.replace(api);
+    }
+
+    /// Ends it, whatever it does. An error is a panic.
+    pub(super) fn stop(self) -> thread::Result<()> {
+        // A worker that has ended already needs no word.
+        let _ = self.stop.send(());
+        self.thread.join()
+    }
+}
+
+/// What a worker takes into its thread, and no reload replaces.
+pub(super) struct Crew {
+    pub(super) stores: Stores,
+    pub(super) doors: Doors,
+    pub(super) limits: Limits,
+    pub(super) public_connections: Arc<Semaphore>,
+    pub(super) api_connections: Arc<Semaphore>,
+}
+
+impl Crew {
+    pub(super) fn start_worker(
+        self: &Arc<Self>,
+        index: usize,
+        made: &Made,
+        listeners: &Listeners,
+        tasks: &Floors,
+    ) -> io::Result<Worker> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listeners = listeners.try_clone()?;
+        let (stop, stopped) = oneshot::channel();
+        let home = self.stores.of_worker(index).ok_or(io::ErrorKind::Other)?;
+        let services = Services::new(made, home.clone(), tasks.sibling());
+        let sessions = Sessions::new(home, Arc::clone(&made.shared));
+        // Tracked from here on, so that a drain at once waits for the workers' listeners.
+        let serve = {
+            let _in_runtime = runtime.enter();
+            let serve = Arc::clone(self).serve(index, listeners, services.clone(), sessions);
+            tasks.inner.run(serve)
+        };
+        let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            runtime.block_on(async {
+                let _ = serve.await;
+                let _ = stopped.await;
+            });
+        })?;
+        Ok(Worker { thread, stop, services })
+    }
+
+    /// Serves every listener until the drain begins.
+    async fn serve(
+        self: Arc<Self>,
+        index: usize,
+        listeners: Listeners,
+        services: Services,
+        sessions: Sessions,
+    ) {
+        let Services { tasks: Floors { public, inner }, proxy, api, .. } = services;
+        let (doors, api_listener, admin_listener) = listeners.into_parts();
+        let settings = |protocol| Settings { protocol, limits: self.limits.clone() };
+        for (listener, door) in doors.into_iter().zip(self.doors.iter()) {
+            let connections = Arc::clone(&self.public_connections);
+            match door.clone() {
+                Door::Site(protocol) => {
+                    accept(listener, settings(protocol), connections, Arc::clone(&proxy), &public);
+                }
+                Door::RedirectTo(port) => {
+                    let redirect = Redirect::new(port, sessions.shared().metrics.clone());
+                    let redirect = Arc::new(redirect);
+                    accept(listener, settings(Protocol::Http1), connections, redirect, &public);
+                }
+            }
+        }
+        let connections = Arc::clone(&self.api_connections);
+        accept(api_listener, settings(Protocol::Http1AndH2c), connections, api, &inner);
+        if index == 0 {
+            self.stores.begin_tracking(&inner);
+            let admin = Arc::new(Admin::new(sessions.clone(), public));
+            let connections = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
+            accept(admin_listener, settings(Protocol::Http1), connections, admin, &inner);
+            sweep(&sessions, &inner).await;
+        } else {
+            inner.draining().await;
+        }
+    }
+}
+
+/// Operators are few.
+const ADMIN_CONNECTIONS: usize = 100;
+
+/// How often what is over is removed, where the store does not do it by itself.
+const SWEEP_EVERY: Duration = Duration::from_mins(1);
+
+fn accept<H: server::Handler>(
+    listener: BoundListener,
+    settings: Settings,
+    connections: Arc<Semaphore>,
+    handler: Arc<H>,
+    tasks: &Tasks,
+) {
+    let address = listener.local_address().to_string();
+    let serve = server::serve(listener, settings, connections, handler, tasks.clone());
+    tasks
+        .run(async move {
+            if let Err(error) = serve.await {
+                error!(%error, address, "a listener ended");
+            }
+        })
+        .detach();
+}
+
+/// Sweeps now and then until the drain begins.
+async fn sweep(sessions: &Sessions, tasks: &Tasks) {
+    let mut every = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        tokio::select! {
+            () = tasks.draining() => return,
+            _ = every.tick() => match sessions.sweep().await {
+                Ok(0) => {}
+                Ok(removed) => debug!(removed, "expired sessions were removed"),
+                Err(error) => warn!(%error, "expired sessions could not be removed"),
+            },
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! A configuration that takes the place of the running one's while requests are in flight.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::json;
+
+use crate::support::{Authority, Browser, Cloakroom, Flaw, Script, Upstream, curl, until};
+
+fn count() -> Script {
+    Script::new().call("POST", "/values/n/increment", "")
+}
+
+#[tokio::test]
+async fn requests_in_flight_end_as_they_began_and_the_next_are_served_anew() {
+    let (old, new) = (Upstream::start(), Upstream::start());
+    let mut proxy = Cloakroom::start(&old).await;
+    let browser = Browser::new(&proxy);
+    browser.navigate("/", &count()).await;
+    let slow = tokio::spawn({
+        let browser = browser.clone();
+        async move { browser.navigate("/", &count().wait_before("reload")).await }
+    });
+    old.arrived("reload", 1).await;
+    let more = "[[route]]\nupstream = \"UPSTREAM\"\n[cookie]\nname = \"__Host-other\"\n";
+    assert_eq!(proxy.reload(&new, "").unwrap(), [""; 0]);
+    // The store is the same, and so are the keys.
+    assert_eq!(browser.navigate("/", &count()).await.json(), json!(2));
+    assert_eq!((old.seen().len(), new.seen().len()), (1, 1));
+    // What was in flight still reaches the API, and its site.
+    old.open("reload");
+    assert_eq!(slow.await.unwrap().json(), json!(3));
+    assert_eq!(proxy.reload(&new, more).unwrap(), [""; 0]);
+    let page = browser.navigate("/", &Script::new().get("")).await;
+    assert_eq!(page.json()["id"], json!(null));
+    assert_eq!(page.saw("cookie").unwrap().split('=').next(), Some("__Host-id"));
+}
+
+#[tokio::test]
+async fn what_is_wrong_changes_nothing_and_what_needs_a_restart_is_named() {
+    let (upstream, other) = (Upstream::start(), Upstream::start());
+    let mut proxy = Cloakroom::start(&upstream).await;
+    let browser = Browser::new(&proxy);
+    browser.navigate("/", &count()).await;
+    for wrong in [
+        "[session]\nidle_timeout = \"soon\"\n",
+        "no toml",
+        "[[route]]\nupstream = \"https://a\"\nupstream_tls = { ca = \"/nowhere\" }\n",
+        "[cookie]\npath = \"x\"\n",
+    ] {
+        assert!(proxy.reload(&other, wrong).is_err(), "{wrong}");
+        assert_eq!(other.seen().len(), 0);
+    }
+    let restart = "[store]\nurl = \"sqlite:other.db\"\n[limits]\nconnections = 7\n\
+                   [api]\naddress = \"127.0.0.1:0\"\nprefix = \"/s\"\n[log]\nlevel = \"debug\"\n\
+                   [[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
+    let named = proxy.reload(&other, restart).unwrap();
+    assert_eq!(named, ["listen", "limits", "api.url", "api.prefix", "store", "log"]);
+    // The rest of it is served.
+    assert_eq!(browser.navigate("/", &count()).await.json(), json!(2));
+    assert_eq!(other.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn another_certificate_is_shown_to_the_next_handshake() {
+    let (upstream, authorities) = (Upstream::start(), [Authority::new(), Authority::new()]);
+    let files = tempfile::tempdir().unwrap();
+    let [certificate, key] = ["cert.pem", "key.pem"].map(|name| files.path().join(name));
+    let put = |authority: &Authority| {
+        let identity = authority.server(Flaw::None);
+        std::fs::copy(identity.certificate, &certificate).unwrap();
+        std::fs::copy(identity.key, &key).unwrap();
+    };
+    put(&authorities[0]);
+    let toml = format!(
+        "[[listen]]\naddress = \"127.0.0.1:0\"\ntls = {{ certificate = \"{}\", key = \"{}\" }}\n",
+        certificate.display(),
+        key.display()
+    );
+    let mut proxy = Cloakroom::with(&upstream, &toml).await;
+    let url = format!("https://localhost:{}/", proxy.public().port());
+    let trusting = async |authority: &Authority| {
+        curl(["--cacert", authority.certificate().to_str().unwrap(), &url]).await.exit
+    };
+    assert_eq!((trusting(&authorities[0]).await, trusting(&authorities[1]).await), (0, 60));
+    put(&authorities[1]);
+    assert_eq!(trusting(&authorities[0]).await, 0, "before the reload");
+    assert_eq!(proxy.reload(&upstream, &toml).unwrap(), [""; 0]);
+    assert_eq!((trusting(&authorities[0]).await, trusting(&authorities[1]).await), (60, 0));
+    std::fs::write(&key, "no key").unwrap();
+    assert!(proxy.reload(&upstream, &toml).is_err());
+    assert_eq!(trusting(&authorities[1]).await, 0);
+}
+
+#[tokio::test]
+async fn the_keys_of_a_memory_store_stay() {
+    let upstream = Upstream::start();
+    let toml = "[session]\nkeys = []\n";
+    let mut proxy = Cloakroom::with(&upstream, toml).await;
+    let browser = Browser::new(&proxy);
+    browser.navigate("/", &count()).await;
+    proxy.reload(&upstream, toml).unwrap();
+    assert_eq!(browser.navigate("/", &count()).await.json(), json!(2));
+}
+
+/// The program, and the lines of its log.
+struct Program {
+    child: Child,
+    log: std::sync::Arc<std::sync::Mutex<Vec<String>>>,
+}
+
+impl Program {
+    fn start(file: &std::path::Path) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_cloakroom"))
+            .args(["run", "--config", file.to_str().unwrap()])
+            .env_clear()
+            .env("STATE_DIRECTORY", file.parent().unwrap())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log: std::sync::Arc<std::sync::Mutex<Vec<String>>> = std::sync::Arc::default();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let said = std::sync::Arc::clone(&log);
+        std::thread::spawn(move || {
+            lines.map_while(Result::ok).for_each(|line| said.lock().unwrap().push(line));
+        });
+        Self { child, log }
+    }
+
+    async fn says(&self, text: &str) {
+        until(text, || self.log.lock().unwrap().iter().any(|line| line.contains(text))).await;
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn sighup_reloads_the_file_and_the_log_says_what_came_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cloakroom.toml");
+    let write = |more: &str| {
+        let text = format!(
+            "[[listen]]\naddress = \"127.0.0.1:0\"\n[api]\naddress = \"127.0.0.1:0\"\n\
+             [admin]\naddress = \"127.0.0.1:0\"\n[store]\nurl = \"memory:\"\n{more}\
+             [[route]]\nupstream = \"http://127.0.0.1:9\"\n"
+        );
+        std::fs::write(&file, text).unwrap();
+    };
+    write("");
+    let mut program = Program::start(&file);
+    program.says("serving").await;
+    write("timeout = \"1s\"\n");
+    program.signal("-HUP");
+    program.says("the configuration was reloaded").await;
+    program.says("needs a restart; it stays as it was key=\"store\"").await;
+    write("tiemout = \"1s\"\n");
+    program.signal("-HUP");
+    program.says("the configuration stays as it was: ").await;
+    program.says("unknown key; did you mean `timeout`?").await;
+    program.signal("-TERM");
+    until("it ends", || program.child.try_wait().unwrap().is_some()).await;
+    assert!(program.child.wait().unwrap().success());
+}
