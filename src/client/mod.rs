@@ -3,6 +3,7 @@
 //! It speaks HTTP/1.1 over TCP, with TLS or without, and Unix sockets, and knows nothing of sessions or
 //! routes.
 
+mod balancer;
 mod connection;
 mod error;
 mod pool;
@@ -21,6 +22,7 @@ use http::{Request, Response, Uri};
 use crate::body::Body;
 use crate::tasks::Tasks;
 
+pub use balancer::Balancer;
 pub use error::{Error, Kind};
 pub use pool::{Config, Pool};
 pub use target::{InvalidTarget, Target};

@@ -88,6 +88,20 @@ impl Upgrades {
     }
 }
 
+/// Whether a request that may be repeated is kept until it is answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Copies {
+    Kept,
+    None,
+}
+
+/// A request without an answer.
+pub(super) struct Failed {
+    pub(super) error: Error,
+    /// The request, where another upstream may have it.
+    pub(super) request: Option<Request<Outgoing>>,
+}
+
 /// What became of one attempt.
 enum Attempt {
     Answered(Response<Body>),
@@ -120,8 +134,8 @@ impl Pool {
     /// Sends a request and waits for the head of its response; interim responses are dropped.
     ///
     /// A response that switches protocols, where the request asked for that, has hyper's `OnUpgrade` among
-    /// its extensions. The request goes in origin form as HTTP/1.1, with a Host where it has none, and framed as its body is:
-    /// a Content-Length or Transfer-Encoding that says otherwise is replaced. When the response's body was read
+    /// its extensions. The request goes in origin form as HTTP/1.1, with a Host where it has none, and
+    /// framed as its body is: a Content-Length or Transfer-Encoding that says otherwise is replaced. When the response's body was read
     /// to its end, its connection serves the next request; when the future or the body is dropped before, it
     /// is closed. `tasks` gets the tasks of new connections.
     pub async fn send(
@@ -129,7 +143,17 @@ impl Pool {
         request: Request<Body>,
         tasks: &Tasks,
     ) -> Result<Response<Body>, Error> {
-        let mut request = self.prepare(request);
+        let request = self.prepare(request);
+        self.try_send(request, Copies::None, tasks).await.map_err(|failed| failed.error)
+    }
+
+    /// The same with a request that was prepared, and given back where it may be sent again.
+    pub(super) async fn try_send(
+        &self,
+        mut request: Request<Outgoing>,
+        copies: Copies,
+        tasks: &Tasks,
+    ) -> Result<Response<Body>, Failed> {
         while let Some(connection) = self.take() {
             let copy = repeatable(&request).then(|| copy(&request));
             match (self.attempt(connection, request).await, copy) {
@@ -139,14 +163,25 @@ impl Pool {
                     request = copy;
                     break;
                 }
-                (Attempt::Unanswered(error) | Attempt::Failed(error), _) => return Err(error),
+                (Attempt::Unanswered(error) | Attempt::Failed(error), _) => {
+                    return Err(Failed { error, request: None });
+                }
             }
         }
-        let connection = self.open(tasks).await?;
+        let connection = match self.open(tasks).await {
+            Ok(connection) => connection,
+            Err(error) => return Err(Failed { error, request: Some(request) }),
+        };
+        let copy =
+            (copies == Copies::Kept && repeatable_elsewhere(&request)).then(|| copy(&request));
         match self.attempt(connection, request).await {
             Attempt::Answered(response) => Ok(response),
-            Attempt::Unsent(_, error) => Err(Error::with(Kind::Response, error)),
-            Attempt::Unanswered(error) | Attempt::Failed(error) => Err(error),
+            Attempt::Unsent(request, error) => {
+                let error = Error::with(Kind::Response, error);
+                Err(Failed { error, request: Some(request) })
+            }
+            Attempt::Unanswered(error) => Err(Failed { error, request: copy }),
+            Attempt::Failed(error) => Err(Failed { error, request: None }),
         }
     }
 
@@ -173,7 +208,8 @@ impl Pool {
         Ok(Response::from_parts(parts, bytes))
     }
 
-    fn prepare(&self, request: Request<Body>) -> Request<Outgoing> {
+    /// The request as it goes to the upstream.
+    pub(super) fn prepare(&self, request: Request<Body>) -> Request<Outgoing> {
         let (mut parts, body) = request.into_parts();
         parts.version = Version::HTTP_11;
         if parts.uri.authority().is_some() {
@@ -327,6 +363,11 @@ fn failed(connection: &Connection, error: hyper::Error) -> Attempt {
 
 fn repeatable(request: &Request<Outgoing>) -> bool {
     request.method().is_safe() && request.body().is_end_stream()
+}
+
+/// Whether it does no more when it is done twice (RFC 9110, section 9.2.2).
+fn repeatable_elsewhere(request: &Request<Outgoing>) -> bool {
+    request.method().is_idempotent() && request.body().is_end_stream()
 }
 
 /// The same request again; it has no body.

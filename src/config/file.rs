@@ -4,8 +4,7 @@ use ipnet::IpNet;
 
 use super::field::{Field, List, Named, NotYet, Perhaps, Several, Table, Tables, section};
 use super::secret::Source;
-use super::value::{Mode, Size, Timeout};
-use crate::client::Target;
+use super::value::{Mode, Size, Timeout, Upstreams};
 use crate::log::Format;
 use crate::proxy::config::{Session as RouteSession, Tunnels};
 use crate::server::Address;
@@ -250,7 +249,7 @@ section! {
         /// Where paths begin.
         path: Field<String>,
         /// Where requests go.
-        upstream: Field<Target>,
+        upstream: Field<Upstreams>,
         /// Whom we believe that it is the upstream, and who we are.
         upstream_tls: Perhaps<UpstreamTls>,
         /// What sessions are to it.

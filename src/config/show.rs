@@ -206,7 +206,13 @@ fn route_of(page: &mut Page, route: &RouteConfig) {
         None => {}
     }
     page.text("path", &route.path);
-    page.text("upstream", &route.upstream);
+    match route.upstreams.as_slice() {
+        [one] => page.text("upstream", one),
+        several => {
+            let several: Vec<String> = several.iter().map(|one| quoted(&one.to_string())).collect();
+            page.plain("upstream", format_args!("[{}]", several.join(", ")));
+        }
+    }
     upstream_tls(page, &route.upstream_tls);
     page.word("session", route.session);
     page.plain("header_exchange", route.header_exchange.is_some());

@@ -206,14 +206,14 @@ fn the_environment_goes_over_the_file_and_the_command_line_over_both() {
     assert_eq!(config.log.level, tracing::level_filters::LevelFilter::DEBUG);
     assert!(config.api.service_token.is_some());
     assert_eq!(config.listen[0].address.to_string(), "127.0.0.1:1");
-    assert_eq!(config.proxy.routes[0].upstream.to_string(), "http://env:1");
+    assert_eq!(config.proxy.routes[0].upstreams[0].to_string(), "http://env:1");
     let overrides = Overrides {
         upstream: Some("http://argument:1".to_owned()),
         listen: Some("127.0.0.1:2".to_owned()),
     };
     let config = load(None, &environment, &overrides).unwrap().config;
     assert_eq!(config.listen[0].address.to_string(), "127.0.0.1:2");
-    assert_eq!(config.proxy.routes[0].upstream.to_string(), "http://argument:1");
+    assert_eq!(config.proxy.routes[0].upstreams[0].to_string(), "http://argument:1");
 }
 
 fn check_variable(file: &str, (variable, value): (&str, &str), expected: &str) {
@@ -320,7 +320,10 @@ fn relative_paths_lie_in_their_places() {
     assert!(matches!(config.keys, Keys::Given(_)));
     assert!(config.api.service_token.unwrap().matches(b"a-token-beside-the-file"));
     assert_eq!(config.api.address, server::Address::Unix(beside("api.sock")));
-    assert_eq!(config.proxy.routes[0].upstream, crate::client::Target::Unix(beside("app.sock")));
+    assert_eq!(
+        config.proxy.routes[0].upstreams[0],
+        crate::client::Target::Unix(beside("app.sock"))
+    );
     assert!(config.api.url.ends_with("%2Fapi.sock/_session"), "{}", config.api.url);
 }
 

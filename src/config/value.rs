@@ -212,6 +212,38 @@ impl Value for IpNet {
     }
 }
 
+/// Where requests go: one upstream or several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Upstreams(pub(super) Vec<Target>);
+
+impl Value for Upstreams {
+    const NOUN: &'static str = Target::NOUN;
+    const RIGHT: &'static str = Target::RIGHT;
+
+    fn parse(text: &str) -> Option<Self> {
+        Self::from_text(text).ok()
+    }
+
+    /// With commas between them, where there are several.
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.split(',').map(|one| Target::from_text(one.trim())).collect::<Result<_, _>>().map(Self)
+    }
+
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, String> {
+        let DeValue::Array(several) = value else {
+            return Target::from_toml(value).map(|one| Self(vec![one]));
+        };
+        if several.is_empty() {
+            return Err(format!("a list of none; write {}", Self::RIGHT));
+        }
+        several
+            .iter()
+            .map(|one| Target::from_toml(one.get_ref()))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
 impl Value for Target {
     const NOUN: &'static str = "upstream";
     const RIGHT: &'static str = "\"http://HOST:PORT\", \"https://HOST:PORT\" or \"unix:PATH\"";
@@ -233,9 +265,6 @@ impl Value for Target {
     fn from_toml(value: &DeValue<'_>) -> Result<Self, String> {
         match value {
             DeValue::String(text) => Self::from_text(text),
-            DeValue::Array(_) => {
-                Err(format!("a list of upstreams is not in this version; write {}", Self::RIGHT))
-            }
             other => Err(Self::wrong_type(other)),
         }
     }

@@ -26,9 +26,9 @@ pub struct RouteConfig {
     /// Where paths begin, in whole segments: a plain path that begins with a slash and, save for the
     /// root, ends with none.
     pub path: String,
-    /// Where requests go.
-    pub upstream: Target,
-    /// How TLS to it is; of no meaning where it has none.
+    /// Where requests go: at least one.
+    pub upstreams: Vec<Target>,
+    /// How TLS to them is; of no meaning where none has it.
     pub upstream_tls: TlsConfig,
     /// What sessions are to it.
     pub session: Session,

@@ -34,7 +34,7 @@ use hyper::body::Incoming;
 use tracing::{debug, warn};
 
 use crate::body::Body;
-use crate::client::Pool;
+use crate::client::Balancer;
 use crate::metrics::{Event, Metrics, Outcome};
 use crate::secret::Secret;
 use crate::server::{Handler, Peer, Tasks};
@@ -60,8 +60,8 @@ pub use site::{Site, SiteError};
 #[derive(Debug)]
 pub struct Proxy {
     site: std::sync::Arc<Site>,
-    /// One for each route, in the routes' order.
-    pools: Vec<Pool>,
+    /// The upstreams of each route, in the routes' order.
+    upstreams: Vec<Balancer>,
     sessions: Sessions,
     tasks: Tasks,
 }
@@ -83,8 +83,9 @@ impl Handler for Proxy {
 impl Proxy {
     /// A proxy for `site`, with connections of its own.
     pub fn new(site: std::sync::Arc<Site>, sessions: Sessions, tasks: Tasks) -> Self {
-        let pools = site.routes().map(|route| route.pool(site.body_idle_timeout())).collect();
-        Self { site, pools, sessions, tasks }
+        let upstreams =
+            site.routes().map(|route| route.balancer(site.body_idle_timeout())).collect();
+        Self { site, upstreams, sessions, tasks }
     }
 
     fn metrics(&self) -> &Metrics {
@@ -197,8 +198,8 @@ impl Proxy {
         let ours = route.ours_shared();
         let body = Body::streaming(body, Some(self.site.body_idle_timeout()))
             .with_trailers(move |trailers| trailers::clean(trailers, &ours, &nominated));
-        let pool = self.pools.get(index).ok_or(Error::NoRoute)?;
-        Ok(pool.send(Request::from_parts(parts, body), &self.tasks).await?)
+        let upstreams = self.upstreams.get(index).ok_or(Error::NoRoute)?;
+        Ok(upstreams.send(Request::from_parts(parts, body), &self.tasks).await?)
     }
 
     /// Applies what the upstream asked for by header, takes the response's head, and gives it its

@@ -14,7 +14,7 @@ use super::names;
 use super::path::names_api;
 use super::route::{Found, Matcher};
 use super::via::Via;
-use crate::client::{self, Pool, Target, Tls, TlsError};
+use crate::client::{self, Balancer, Pool, Target, Tls, TlsError};
 use crate::random;
 use crate::scheme::Scheme;
 use crate::sessions::{Opened, Shared};
@@ -143,8 +143,9 @@ impl Site {
 }
 
 fn tls(config: &RouteConfig) -> Result<Option<Tls>, SiteError> {
-    let Target::Http { scheme: Scheme::Https, .. } = config.upstream else { return Ok(None) };
-    let failed = |source| SiteError::Tls { upstream: config.upstream.clone(), source };
+    let has_tls = |target: &&Target| matches!(target, Target::Http { scheme: Scheme::Https, .. });
+    let Some(upstream) = config.upstreams.iter().find(has_tls) else { return Ok(None) };
+    let failed = |source| SiteError::Tls { upstream: upstream.clone(), source };
     Tls::open(&config.upstream_tls).map(Some).map_err(failed)
 }
 
@@ -177,8 +178,8 @@ impl Route {
         self.config.on_error
     }
 
-    /// A pool for its upstream.
-    pub(super) fn pool(&self, body_idle_timeout: Duration) -> Pool {
+    /// Its upstreams, each with connections of its own.
+    pub(super) fn balancer(&self, body_idle_timeout: Duration) -> Balancer {
         let config = client::Config {
             connect_timeout: self.config.connect_timeout,
             response_timeout: self.config.response_timeout,
@@ -187,6 +188,7 @@ impl Route {
             tls: self.tls.clone(),
             ..client::Config::default()
         };
-        Pool::new(self.config.upstream.clone(), config)
+        let pool = |upstream: &Target| Pool::new(upstream.clone(), config.clone());
+        Balancer::new(self.config.upstreams.iter().map(pool).collect())
     }
 }

@@ -43,6 +43,7 @@ mod tidy;
 mod tls;
 mod tunnels;
 mod two_instances;
+mod upstreams;
 
 mod drain;
 mod narrow_way;

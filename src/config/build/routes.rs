@@ -8,6 +8,7 @@ use http::{HeaderName, HeaderValue};
 use super::super::field::{Field, Tables};
 use super::super::file;
 use super::super::problem::Origin;
+use super::super::value::Upstreams;
 use super::context::{Context, Site, TRANSPORT, with_causes};
 use super::listeners::reaches;
 use crate::client::{self, Target, Tls, TlsConfig, Trust};
@@ -51,25 +52,25 @@ pub(super) fn routes(
             }
             None => seen.push((host.clone(), path.clone(), origin.clone())),
         }
-        let upstream = upstream(table, origin, own, context);
-        routes.extend(upstream.map(|to| route(table, (host, path, to), on_error, context)));
+        let upstreams = upstreams(table, origin, own, context);
+        routes.extend(upstreams.map(|to| route(table, (host, path, to), on_error, context)));
     }
     routes
 }
 
 fn route(
     table: &file::Route,
-    (host, path, upstream): (Option<HostPattern>, String, Target),
+    (host, path, upstreams): (Option<HostPattern>, String, Vec<Target>),
     on_error: OnError,
     context: &mut Context<'_>,
 ) -> RouteConfig {
     let default = client::Config::default();
-    let upstream_tls = upstream_tls(table, &upstream, context);
+    let upstream_tls = upstream_tls(table, &upstreams, context);
     let to_keep = Duration::ZERO..=*TRANSPORT.end();
     RouteConfig {
         host,
         path,
-        upstream,
+        upstreams,
         upstream_tls,
         session: table.session.or(Session::On),
         header_exchange: header_exchange(table, context),
@@ -134,13 +135,13 @@ fn path(table: &file::Route, context: &mut Context<'_>) -> String {
     }
 }
 
-fn upstream(
+fn upstreams(
     table: &file::Route,
     route: &Origin,
     own: &[(Origin, Address)],
     context: &mut Context<'_>,
-) -> Option<Target> {
-    let Some((target, origin)) = table.upstream.found() else {
+) -> Option<Vec<Target>> {
+    let Some((Upstreams(targets), origin)) = table.upstream.found() else {
         let origin = Origin { key: "route.upstream".to_owned(), ..route.clone() };
         let message = "is missing; say where the site is, as upstream = \"http://127.0.0.1:3000\"";
         if context.site == Site::Needed && matches!(table.upstream, Field::Unset) {
@@ -148,20 +149,24 @@ fn upstream(
         }
         return None;
     };
-    let target = match target {
-        Target::Unix(path) => Target::Unix(context.beside_file(path)),
-        http @ Target::Http { .. } => http.clone(),
+    let upstream = |target: &Target| {
+        let target = match target {
+            Target::Unix(path) => Target::Unix(context.beside_file(path)),
+            http @ Target::Http { .. } => http.clone(),
+        };
+        if let Some((ours, _)) = own.iter().find(|(_, address)| reaches(&target, address)) {
+            let message = format!("is this proxy itself ({}); write where the site is", ours.key);
+            context.error(origin, message);
+        }
+        target
     };
-    if let Some((ours, _)) = own.iter().find(|(_, address)| reaches(&target, address)) {
-        let message = format!("is this proxy itself ({}); write where the site is", ours.key);
-        context.error(origin, message);
-    }
-    Some(target)
+    Some(targets.iter().map(upstream).collect())
 }
 
 /// The files are read, so that a mistake in one is told with all others.
-fn upstream_tls(table: &file::Route, upstream: &Target, context: &mut Context<'_>) -> TlsConfig {
-    let https = matches!(upstream, Target::Http { scheme: Scheme::Https, .. });
+fn upstream_tls(table: &file::Route, upstreams: &[Target], context: &mut Context<'_>) -> TlsConfig {
+    let has_tls = |target: &Target| matches!(target, Target::Http { scheme: Scheme::Https, .. });
+    let https = upstreams.iter().any(has_tls);
     let Some((tls, origin)) = table.upstream_tls.found() else { return TlsConfig::default() };
     if !https {
         context.error(origin, "the upstream has no TLS; leave it out, or write https://");

@@ -1,0 +1,114 @@
+//! Several upstreams for one route.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpListener;
+
+use crate::support::raw::RawUpstream;
+use crate::support::{Browser, Cloakroom, Script, Upstream};
+
+fn count() -> Script {
+    Script::new().call("POST", "/values/n/increment", "")
+}
+
+/// A proxy before these, and a browser.
+async fn before(upstreams: &[String]) -> (Cloakroom, Browser) {
+    let all: Vec<String> = upstreams.iter().map(|url| format!("\"{url}\"")).collect();
+    let toml = format!("[[route]]\nupstream = [{}]\n", all.join(", "));
+    let proxy = Cloakroom::with(&Upstream::start(), &toml).await;
+    let browser = Browser::new(&proxy);
+    (proxy, browser)
+}
+
+/// A port at which nobody listens.
+async fn nobody() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
+#[tokio::test]
+async fn all_serve_one_session() {
+    let upstreams = [Upstream::start(), Upstream::start(), Upstream::start()];
+    let (_proxy, browser) = before(&upstreams.each_ref().map(Upstream::url)).await;
+    for expected in 1..=60 {
+        assert_eq!(browser.navigate("/", &count()).await.json(), json!(expected));
+    }
+    let served = upstreams.each_ref().map(|upstream| upstream.seen().len());
+    assert_eq!(served.iter().sum::<usize>(), 60);
+    assert!(served.iter().all(|times| *times > 5), "{served:?}");
+}
+
+#[tokio::test]
+async fn one_that_is_down_is_nobodys_error() {
+    let upstream = Upstream::start();
+    let (_proxy, browser) = before(&[nobody().await, upstream.url(), nobody().await]).await;
+    for expected in 1..=20 {
+        // Nothing was sent to the others, so a POST may go on too.
+        let page = browser.send("POST", "/", &[], &count()).await;
+        assert_eq!(page.json(), json!(expected));
+    }
+    assert_eq!(upstream.seen().len(), 20);
+}
+
+#[tokio::test]
+async fn where_all_are_down_it_is_said() {
+    let (_proxy, browser) = before(&[nobody().await, nobody().await]).await;
+    for _ in 0..5 {
+        assert_eq!(browser.navigate("/", &Script::new()).await.status, 502);
+    }
+}
+
+/// An upstream that takes a request and closes without a word; how many it has had.
+async fn mute() -> (String, Arc<AtomicUsize>) {
+    let raw = RawUpstream::start().await;
+    let (url, taken) = (format!("http://{}", raw.address), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&taken);
+    tokio::spawn(async move {
+        loop {
+            let (connection, _head) = raw.head().await;
+            count.fetch_add(1, Ordering::Relaxed);
+            drop(connection);
+        }
+    });
+    (url, taken)
+}
+
+#[tokio::test]
+async fn what_may_be_repeated_goes_to_another_once_and_nothing_else_does() {
+    let upstream = Upstream::start();
+    for (method, repeats) in [("GET", true), ("DELETE", true), ("POST", false), ("PATCH", false)] {
+        let (silent, taken) = mute().await;
+        let (_proxy, browser) = before(&[silent, upstream.url()]).await;
+        let mut refused = 0;
+        for _ in 0..20 {
+            let page = browser.send(method, "/", &[], &Script::new()).await;
+            refused += usize::from(page.status == 502);
+        }
+        let taken = taken.load(Ordering::Relaxed);
+        assert!((1..20).contains(&taken), "{method}: {taken}");
+        assert_eq!(refused, if repeats { 0 } else { taken }, "{method}");
+    }
+    let (two, of_them) = (mute().await, mute().await);
+    let (_proxy, browser) = before(&[two.0, of_them.0]).await;
+    assert_eq!(browser.navigate("/", &Script::new()).await.status, 502);
+    assert_eq!(two.1.load(Ordering::Relaxed) + of_them.1.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn what_has_begun_to_answer_is_not_asked_of_another() {
+    let (raw, upstream) = (RawUpstream::start().await, Upstream::start());
+    let (_proxy, browser) = before(&[format!("http://{}", raw.address), upstream.url()]).await;
+    let broken = tokio::spawn(async move {
+        let (mut connection, _) = raw.head().await;
+        connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-").await.unwrap();
+    });
+    let mut statuses = Vec::new();
+    while !broken.is_finished() {
+        statuses.push(browser.navigate("/", &Script::new()).await.status.as_u16());
+    }
+    broken.await.unwrap();
+    assert_eq!(statuses.iter().filter(|status| **status == 502).count(), 1, "{statuses:?}");
+}
