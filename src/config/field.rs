@@ -417,17 +417,3 @@ impl<S: Section> Slot for Tables<S> {
         }
     }
 }
-
-/// A key that a later version has.
-#[derive(Debug, Default)]
-pub(super) struct NotYet;
-
-impl Slot for NotYet {
-    fn read(&mut self, _: &Spanned<DeValue<'_>>, origin: Origin, input: &mut Input<'_>) {
-        self.set("", origin, input.problems);
-    }
-
-    fn set(&mut self, _text: &str, origin: Origin, problems: &mut Problems) {
-        problems.error(&origin, "is not in this version; leave it out");
-    }
-}

@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use super::field::{Field, List, Named, NotYet, Perhaps, Several, Table, Tables, section};
+use super::field::{Field, List, Named, Perhaps, Several, Table, Tables, section};
 use super::secret::Source;
 use super::value::{Mode, Size, Timeout, Upstreams};
 use crate::log::Format;
@@ -261,7 +261,7 @@ section! {
         /// A second name for the principal.
         principal_header: Field<String>,
         /// Sends visitors without a principal elsewhere.
-        require_principal: NotYet,
+        require_principal: Field<String>,
         /// What each request is given on its way.
         request_headers: Named<Source>,
         /// What becomes of requests while the store is away.

@@ -222,6 +222,9 @@ fn route_of(page: &mut Page, route: &RouteConfig) {
     if let Some(name) = &route.principal_header {
         page.text("principal_header", name);
     }
+    if let Some(login) = &route.require_principal {
+        page.text("require_principal", login.text());
+    }
     if !route.request_headers.is_empty() {
         let hidden =
             |name: &http::HeaderName| format!("{} = {}", quoted(name.as_str()), quoted(HIDDEN));

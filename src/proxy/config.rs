@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
+use super::login::LoginPage;
 use super::route::HostPattern;
 use crate::client::{Target, TlsConfig};
 use crate::store::config::OnError;
@@ -36,6 +37,8 @@ pub struct RouteConfig {
     pub header_exchange: Option<usize>,
     /// A second name for the principal; taken from clients on every route.
     pub principal_header: Option<HeaderName>,
+    /// Where those are sent who are not logged in; `None` lets everybody in.
+    pub require_principal: Option<LoginPage>,
     /// What each request is given on its way; the values are marked sensitive.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
     /// What becomes of requests while the store is away.

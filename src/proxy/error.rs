@@ -2,7 +2,8 @@
 
 use http::header::{
     ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue,
-    InvalidHeaderValue, MaxSizeReached, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+    InvalidHeaderValue, LOCATION, MaxSizeReached, RETRY_AFTER, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Response, StatusCode};
 use tracing::{debug, error, warn};
@@ -24,6 +25,9 @@ pub(super) enum Error {
     AmbiguousPath,
     #[error("no route has this host and path")]
     NoRoute,
+    /// Where to log in, for those who ask for a page.
+    #[error("the route is for those who are logged in")]
+    NotLoggedIn(Option<HeaderValue>),
     #[error("the upstream did not answer")]
     Upstream(#[from] client::Error),
     #[error("the upstream switched to another protocol than was asked for")]
@@ -79,7 +83,9 @@ impl Accepts {
 impl Error {
     pub(super) fn outcome(&self) -> Outcome {
         match self {
-            Self::Rejected(_) | Self::AmbiguousPath | Self::NoRoute => Outcome::ClientError,
+            Self::Rejected(_) | Self::AmbiguousPath | Self::NoRoute | Self::NotLoggedIn(_) => {
+                Outcome::ClientError
+            }
             Self::Upstream(error) if error.is_request_body() => Outcome::ClientError,
             Self::Upstream(_) | Self::Switched | Self::Patch(_) => Outcome::UpstreamError,
             Self::Store(_) => Outcome::StoreError,
@@ -106,6 +112,8 @@ impl Error {
             Self::Rejected(rejected) => rejected.status,
             Self::AmbiguousPath => StatusCode::BAD_REQUEST,
             Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::NotLoggedIn(Some(_)) => StatusCode::SEE_OTHER,
+            Self::NotLoggedIn(None) => StatusCode::UNAUTHORIZED,
             Self::Upstream(error) if error.is_request_body() => StatusCode::BAD_REQUEST,
             Self::Upstream(error) if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
             Self::Upstream(_) | Self::Switched | Self::Patch(_) => StatusCode::BAD_GATEWAY,
@@ -123,6 +131,7 @@ impl Error {
                 ("request_rejected", "The request is not one that this site takes.")
             }
             Self::NoRoute => ("not_found", "There is no such page here."),
+            Self::NotLoggedIn(_) => ("not_logged_in", "You need to log in to see this."),
             Self::Upstream(error) if error.is_request_body() => {
                 ("request_incomplete", "The request broke off.")
             }
@@ -174,9 +183,19 @@ impl Error {
             }
             _ => {}
         }
-        if matches!(self, Self::Rejected(_)) {
+        match self {
             // Whoever sent this may have meant what follows to be read otherwise.
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            Self::Rejected(_) => {
+                drop(headers.insert(CONNECTION, HeaderValue::from_static("close")));
+            }
+            Self::NotLoggedIn(Some(location)) => {
+                drop(headers.insert(LOCATION, location.clone()));
+            }
+            // RFC 9110, section 15.5.2, wants a scheme; that of cookies has no registered one.
+            Self::NotLoggedIn(None) => {
+                drop(headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Cookie")));
+            }
+            _ => {}
         }
         response
     }

@@ -14,6 +14,7 @@ pub mod forwarded;
 pub mod hop;
 mod host;
 mod list;
+pub mod login;
 pub mod names;
 pub mod path;
 mod redirect;
@@ -122,7 +123,11 @@ impl Proxy {
         self.site.inject(&mut parts.headers, route, opened.as_ref(), self.sessions.shared())?;
         asked.write(&mut parts.headers)?;
 
-        let response = self.forward(index, parts, body, (route, nominated)).await;
+        let principal = opened.as_ref().and_then(Opened::principal);
+        let response = match route.admit(&parts, principal, accepts) {
+            Ok(()) => self.forward(index, parts, body, (route, nominated)).await,
+            Err(error) => Err(error),
+        };
         let response = response.and_then(|response| asked.judge(response));
         let (response, tracked) = match opened {
             None => (self.clean(response?), None),

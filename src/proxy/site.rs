@@ -7,7 +7,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue};
 
 use super::config::{Config, RouteConfig, Session, Tunnels};
-use super::error::Error;
+use super::error::{Accepts, Error};
 use super::exchange_headers;
 use super::forwarded::Trust;
 use super::names;
@@ -17,6 +17,7 @@ use super::via::Via;
 use crate::client::{self, Balancer, Pool, Target, Tls, TlsError};
 use crate::random;
 use crate::scheme::Scheme;
+use crate::session::record::Principal;
 use crate::sessions::{Opened, Shared};
 use crate::store::config::OnError;
 
@@ -164,6 +165,17 @@ impl Route {
 
     pub(super) fn header_exchange(&self) -> Option<usize> {
         self.config.header_exchange
+    }
+
+    /// Whether a request may go to the upstream: where that takes somebody who is logged in, he is.
+    pub(super) fn admit(
+        &self,
+        parts: &Parts,
+        principal: Option<&Principal>,
+        accepts: Accepts,
+    ) -> Result<(), Error> {
+        let page = self.config.require_principal.as_ref();
+        page.map_or(Ok(()), |page| page.admit(parts, principal, accepts))
     }
 
     pub(super) fn tunnels(&self) -> Tunnels {

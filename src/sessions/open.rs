@@ -16,7 +16,7 @@ use crate::session::id::Id;
 use crate::session::key_ring::SignedBy;
 use crate::session::navigation::Origin;
 use crate::session::policy::OnReplay;
-use crate::session::record::{Client, Entry, Record, Values};
+use crate::session::record::{Client, Entry, Principal, Record, Values};
 use crate::session::rotation::Verdict;
 use crate::session::token::CookieToken;
 use crate::store::config::OnError;
@@ -46,6 +46,13 @@ pub struct Opened {
     pub tracked: Tracked,
     /// Its session as it is now, with the values if they were wanted.
     pub record: Option<Record>,
+}
+
+impl Opened {
+    /// Whom the session is logged in as.
+    pub fn principal(&self) -> Option<&Principal> {
+        self.record.as_ref()?.meta.principal.as_ref()
+    }
 }
 
 /// What a request's cookies were worth, and what came with them.

@@ -46,4 +46,5 @@ mod two_instances;
 mod upstreams;
 
 mod drain;
+mod login;
 mod narrow_way;

@@ -14,6 +14,7 @@ use super::listeners::reaches;
 use crate::client::{self, Target, Tls, TlsConfig, Trust};
 use crate::pem::Identity;
 use crate::proxy::config::{RouteConfig, Session, Tunnels};
+use crate::proxy::login::LoginPage;
 use crate::proxy::names::{is_forwarding, is_reserved, is_same};
 use crate::proxy::route::HostPattern;
 use crate::scheme::Scheme;
@@ -74,6 +75,7 @@ fn route(
         upstream_tls,
         session: table.session.or(Session::On),
         header_exchange: header_exchange(table, context),
+        require_principal: require_principal(table, context),
         principal_header: principal_header(&table.principal_header, context),
         request_headers: request_headers(table, context),
         on_error: table.on_error.or(on_error),
@@ -211,6 +213,20 @@ fn header_exchange(table: &file::Route, context: &mut Context<'_>) -> Option<usi
     let default = RouteConfig::DEFAULT_HEADER_EXCHANGE_MAX_BYTES;
     let max_bytes = context.size(&table.header_exchange_max_bytes, default, &EXCHANGE);
     table.header_exchange.or(false).then_some(max_bytes)
+}
+
+fn require_principal(table: &file::Route, context: &mut Context<'_>) -> Option<LoginPage> {
+    let (text, origin) = table.require_principal.found()?;
+    if table.session.or(Session::On) == Session::Off {
+        context.error(origin, "nobody is logged in where there is no session; leave it out");
+    }
+    let page = LoginPage::parse(text);
+    if page.is_none() {
+        let message = "is no login page; write a path of the site or an URL, in which {path} may \
+                       stand once for what was asked for, as \"/login?next={path}\"";
+        context.error(origin, message);
+    }
+    page
 }
 
 fn principal_header(field: &Field<String>, context: &mut Context<'_>) -> Option<HeaderName> {
