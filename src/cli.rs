@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use http::StatusCode;
 use http::uri::PathAndQuery;
+use sd_notify::NotifyState;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -20,7 +21,7 @@ use crate::demo;
 use crate::log;
 use crate::metrics::Reload;
 use crate::scheme::Scheme;
-use crate::server::{Address, Tasks};
+use crate::server::{Address, Inherited, Tasks};
 use crate::time::Clock;
 
 /// Gives sessions to a web site that has none: a reverse proxy that stands before the site, keeps the
@@ -285,13 +286,18 @@ fn target_of(address: &Address) -> Target {
 /// Serves until the process is told to end, then drains. Told twice, it ends at once. Told to reload,
 /// it goes on with what the configuration says by then.
 fn serve(config: Config, load: impl Fn() -> Result<Loaded, ConfigError>) -> Result<(), Failure> {
-    let mut app = App::start(config, Clock::System).map_err(Failure::other)?;
+    let inherited = Inherited::of_process().map_err(Failure::other)?;
+    let mut app = App::start_on(inherited, config, Clock::System).map_err(Failure::other)?;
     app.announce();
     runtime()?.block_on(async {
         let mut signals = Signals::new().map_err(Failure::other)?;
+        tell_manager(NotifyState::Ready);
         while signals.next().await == Told::Reload {
+            tell_manager(NotifyState::Reloading);
             reload(&mut app, load());
+            tell_manager(NotifyState::Ready);
         }
+        tell_manager(NotifyState::Stopping);
         tracing::info!("draining");
         tokio::select! {
             drained = app.stop() => {
@@ -300,6 +306,19 @@ fn serve(config: Config, load: impl Fn() -> Result<Loaded, ConfigError>) -> Resu
             () = signals.end() => Err(Failure::other("told twice to end; requests in flight were cut")),
         }
     })
+}
+
+/// Tells systemd, where that has started us (`sd_notify(3)`).
+fn tell_manager(state: NotifyState<'_>) {
+    let told = match state {
+        // Since systemd 253 it wants to know when.
+        NotifyState::Reloading => NotifyState::monotonic_usec_now()
+            .and_then(|when| sd_notify::notify(&[NotifyState::Reloading, when])),
+        state => sd_notify::notify(&[state]),
+    };
+    if let Err(error) = told {
+        tracing::warn!(%error, "the service manager could not be told");
+    }
 }
 
 /// Puts a configuration in the place of the running one, or says why that stays.

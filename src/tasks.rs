@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
+    leave: CancellationToken,
     drain: CancellationToken,
 }
 
@@ -46,8 +47,19 @@ impl Tasks {
         Running(self.tracker.spawn(catch(future)))
     }
 
+    /// Says that the drain will begin soon: whoever can go elsewhere should.
+    pub fn leave(&self) {
+        self.leave.cancel();
+    }
+
+    /// Whether the drain will begin soon, or has begun.
+    pub fn is_leaving(&self) -> bool {
+        self.leave.is_cancelled()
+    }
+
     /// Begins the drain: [`Self::draining`] completes, everywhere.
     pub fn drain(&self) {
+        self.leave.cancel();
         self.drain.cancel();
     }
 
@@ -72,7 +84,8 @@ impl Tasks {
     /// each poll of a wait for it takes: each worker has its own, so that they do not meet there.
     #[must_use]
     pub fn sibling(&self) -> Self {
-        Self { tracker: self.tracker.clone(), drain: self.drain.child_token() }
+        let (leave, drain) = (self.leave.child_token(), self.drain.child_token());
+        Self { tracker: self.tracker.clone(), leave, drain }
     }
 }
 

@@ -1,7 +1,8 @@
 //! What operators reach, on a listener of its own:
 //!
 //! * `GET /live`: 200 as long as the process answers.
-//! * `GET /ready`: 200 where requests may come: the store answers, and no drain has begun; else 503.
+//! * `GET /ready`: 200 where requests may come: the store answers, and no drain has begun or is about
+//!   to; else 503.
 //! * `GET /metrics`: the counters, as Prometheus reads them.
 
 pub mod config;
@@ -22,14 +23,13 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// A service that asks `sessions` whether the store answers, and `tasks` whether a drain has
-    /// begun.
+    /// A service that asks `sessions` whether the store answers, and `tasks` whether a drain is near.
     pub fn new(sessions: Sessions, tasks: Tasks) -> Self {
         Self { sessions, tasks }
     }
 
     async fn ready(&self) -> Response<Body> {
-        if self.tasks.is_draining() {
+        if self.tasks.is_leaving() {
             return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n");
         }
         match self.sessions.ping().await {

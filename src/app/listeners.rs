@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::StartError;
 use crate::config::{Config, Listen, Role};
 use crate::scheme::Scheme;
-use crate::server::{self, Address, BoundListener, Certificates, Protocol, Tls, TlsError};
+use crate::server::{
+    self, Address, BoundListener, Certificates, Inherited, Protocol, Tls, TlsError,
+};
 
 /// The listeners of a process, bound once.
 pub(super) struct Listeners {
@@ -16,12 +18,15 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
-    pub(super) fn bind(config: &Config) -> Result<Self, StartError> {
-        let bind = |address: &Address, mode| {
-            server::bind(address, mode)
+    /// Binds what nobody listens on for us already.
+    pub(super) fn bind(config: &Config, mut inherited: Inherited) -> Result<Self, StartError> {
+        let mut bind = |address: &Address, mode| {
+            let given = inherited.take(address);
+            given
+                .map_or_else(|| server::bind(address, mode), Ok)
                 .map_err(|source| StartError::Bind { address: address.clone(), source })
         };
-        Ok(Self {
+        let listeners = Self {
             public: config
                 .listen
                 .iter()
@@ -29,7 +34,12 @@ impl Listeners {
                 .collect::<Result<_, _>>()?,
             api: bind(&config.api.address, None)?,
             admin: bind(&config.admin.address, None)?,
-        })
+        };
+        // Whoever listens there for us believes that it is served.
+        match inherited.addresses().next() {
+            None => Ok(listeners),
+            Some(address) => Err(StartError::NotWanted(address.clone())),
+        }
     }
 
     pub(super) fn try_clone(&self) -> io::Result<Self> {

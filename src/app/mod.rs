@@ -27,7 +27,7 @@ use crate::config::{Config, PrepareError};
 use crate::metrics::Metrics;
 use crate::proxy::{Site, SiteError};
 use crate::random;
-use crate::server::{Address, Tasks, TlsError};
+use crate::server::{Address, Inherited, Limits, Tasks, TlsError};
 use crate::session::key_ring::KeyRing;
 use crate::session::peer::Instance;
 use crate::sessions::{InFlight, Sessions, Shared};
@@ -40,6 +40,7 @@ use crate::time::Clock;
 pub struct App {
     workers: Vec<Worker>,
     tasks: Floors,
+    predrain: Duration,
     drain_timeout: Duration,
     doors: Doors,
     /// What is served now.
@@ -89,6 +90,9 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
+    /// A socket was handed over that no listener is configured for.
+    #[error("a socket at {0} was handed over, and no listener is configured there")]
+    NotWanted(Address),
     /// The site cannot be served.
     #[error(transparent)]
     Site(#[from] SiteError),
@@ -124,10 +128,19 @@ impl App {
     /// # Errors
     /// Whatever cannot be had is said before the first request is taken.
     pub fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
+        Self::start_on(Inherited::default(), config, clock)
+    }
+
+    /// The same on sockets that somebody listens on already.
+    pub fn start_on(
+        inherited: Inherited,
+        config: Config,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
         let ring = config.prepare()?;
         let tasks = Floors::new();
         let stores = Stores::open(&config, Caching::Configured, &clock, &tasks.inner)?;
-        let listeners = Listeners::bind(&config)?;
+        let listeners = Listeners::bind(&config, inherited)?;
         let doors = Doors::open(&config, &listeners)?;
         let api = listeners.api().clone();
         let api_url = url_of(&config, &api);
@@ -148,8 +161,20 @@ impl App {
             .map(|index| crew.start_worker(index, &made, &listeners, &tasks))
             .collect::<io::Result<_>>()
             .map_err(StartError::Worker)?;
-        let drain_timeout = limits.drain_timeout;
-        Ok(Self { workers, tasks, drain_timeout, doors, made, api_url, shared, public, api, admin })
+        let Limits { predrain, drain_timeout, .. } = limits;
+        Ok(Self {
+            workers,
+            tasks,
+            predrain,
+            drain_timeout,
+            doors,
+            made,
+            api_url,
+            shared,
+            public,
+            api,
+            admin,
+        })
     }
 
     /// Serves what another configuration says from the next request on; requests that have begun go
@@ -186,9 +211,12 @@ impl App {
         Ok(left)
     }
 
-    /// Begins the drain, of the public side first, waits for what is in flight, no longer than the
+    /// Says for as long as configured that it is going to end, and has clients connect anew; then
+    /// begins the drain, of the public side first, waits for what is in flight, no longer than the
     /// drain's deadline, and ends the workers. Whether all of it ended in time.
     pub async fn stop(self) -> bool {
+        self.tasks.public.leave();
+        tokio::time::sleep(self.predrain).await;
         let drained = self.tasks.drained(self.drain_timeout).await;
         if !drained {
             warn!("the drain's time is over; what is still in flight is cut");

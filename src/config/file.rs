@@ -96,6 +96,8 @@ section! {
         body_idle_timeout: Field<Timeout>,
         /// Of a connection, between requests.
         idle_timeout: Field<Timeout>,
+        /// Before the end, for those who look whether we are ready.
+        predrain: Field<Timeout>,
         /// For requests in flight at the end.
         drain_timeout: Field<Timeout>,
     }

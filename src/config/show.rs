@@ -70,6 +70,7 @@ fn listeners(page: &mut Page, config: &Config) {
     page.plain("headers", limits.headers);
     page.duration("body_idle_timeout", limits.body_idle_timeout);
     page.duration("idle_timeout", limits.idle_timeout);
+    page.duration("predrain", limits.predrain);
     page.duration("drain_timeout", limits.drain_timeout);
     page.section("[api]");
     page.text("address", &config.api.address);

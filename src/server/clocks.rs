@@ -119,6 +119,11 @@ impl Clocks {
         self.ends_response.load(ORDERING) && self.phase() != Phase::Closing
     }
 
+    /// Whether the client has sent nothing yet.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.phase() == Phase::Fresh
+    }
+
     /// Whether the client waits for nothing and has sent nothing.
     pub(super) fn is_idle(&self) -> bool {
         matches!(self.phase(), Phase::Fresh | Phase::Idle) && self.blocked.load(ORDERING) == NEVER

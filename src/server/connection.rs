@@ -40,6 +40,9 @@ const STREAMS: u32 = 100;
 /// How often an HTTP/2 client is asked whether it is there, and how long it may take to say so.
 const PING: Duration = Duration::from_secs(20);
 
+/// How long a connection that was just accepted is waited for at the drain.
+const FIRST: Duration = Duration::from_millis(500);
+
 /// What the connections of one listener have in common, for one worker.
 pub(super) struct Server<H> {
     settings: Settings,
@@ -134,10 +137,17 @@ impl<H: Handler> Server<H> {
         let handler = Arc::clone(&self.handler);
         let peer = peer.clone();
         let in_flight = InFlight::begin(clocks);
+        let leaves = self.tasks.clone();
         let version = request.version();
         async move {
             let answered = tasks::catch(async { handler.handle(request, peer).await }).await;
             let response = answered.unwrap_or_else(|_lost| failure());
+            let mut response = response;
+            if leaves.is_leaving() && version <= Version::HTTP_11 {
+                let close = HeaderValue::from_static("close");
+                // Without room it hears of the end when that comes.
+                let _ = response.headers_mut().try_insert(header::CONNECTION, close);
+            }
             // Chunks came with HTTP/1.1; before, the connection's end is that of a body without a length.
             if version < Version::HTTP_11 && response.body().size_hint().exact().is_none() {
                 in_flight.0.ends_response();
@@ -161,13 +171,18 @@ impl<H: Handler> Server<H> {
                 }
                 PING
             }
-            () = self.tasks.draining() => {
-                if !C::ANNOUNCES_ITS_END && clocks.is_idle() {
-                    return;
-                }
-                limits.drain_timeout
-            }
+            () = self.tasks.draining() => limits.drain_timeout,
         };
+        if !C::ANNOUNCES_ITS_END && clocks.is_fresh() {
+            // Its request may be on the way; the answer will say that it is the last.
+            tokio::select! {
+                result = connection.as_mut() => return log(result),
+                () = sleep(FIRST) => {}
+            }
+        }
+        if !C::ANNOUNCES_ITS_END && clocks.is_idle() {
+            return;
+        }
         // It was polled in the select, as hyper requires of a connection that is shut down.
         connection.as_mut().shut_down();
         let mut expired = pin!(clocks.expired(limits));

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use listenfd::ListenFd;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::Address;
@@ -52,12 +53,63 @@ pub fn bind(address: &Address, socket_mode: Option<u32>) -> io::Result<BoundList
     Ok(bound)
 }
 
+/// Sockets on which whoever started this process listens already, as systemd does for it
+/// (`sd_listen_fds(3)`). They outlive it: what comes between two processes waits.
+#[derive(Debug, Default)]
+pub struct Inherited(Vec<BoundListener>);
+
+impl Inherited {
+    /// Those of this process. Asked again, there are none.
+    ///
+    /// # Errors
+    /// One of them is no stream socket that listens.
+    pub fn of_process() -> io::Result<Self> {
+        let mut given = ListenFd::from_env();
+        let mut listeners = Vec::new();
+        for index in 0..given.len() {
+            let socket: Socket = match given.take_tcp_listener(index) {
+                Ok(None) => continue,
+                Ok(Some(listener)) => listener.into(),
+                Err(_no_tcp) => match given.take_unix_listener(index)? {
+                    None => continue,
+                    Some(listener) => listener.into(),
+                },
+            };
+            listeners.push(BoundListener::inherited(socket)?);
+        }
+        Ok(Self(listeners))
+    }
+
+    /// Where they are.
+    pub fn addresses(&self) -> impl Iterator<Item = &Address> {
+        self.0.iter().map(BoundListener::local_address)
+    }
+
+    /// The one at `address`.
+    pub fn take(&mut self, address: &Address) -> Option<BoundListener> {
+        let index = self.0.iter().position(|listener| listener.address == *address)?;
+        Some(self.0.swap_remove(index))
+    }
+}
+
 fn listen(socket: &Socket) -> io::Result<()> {
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)
 }
 
 impl BoundListener {
+    /// Its file, where it has one, is not ours to remove.
+    fn inherited(socket: Socket) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let local = socket.local_addr()?;
+        let address = match (local.as_socket(), local.as_pathname()) {
+            (Some(address), _) => Address::Tcp(address),
+            (None, Some(path)) => Address::Unix(path.to_owned()),
+            (None, None) => return Err(io::ErrorKind::AddrNotAvailable.into()),
+        };
+        Ok(Self { socket, address, file: None })
+    }
+
     /// The same socket for another worker. Each connection goes to one of them.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {

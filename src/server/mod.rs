@@ -28,7 +28,7 @@ pub use crate::tasks::{Lost, Running, Tasks};
 pub use accept::serve;
 pub use address::{Address, InvalidAddress};
 pub use current::Current;
-pub use listener::{BoundListener, bind};
+pub use listener::{BoundListener, Inherited, bind};
 pub use tls::{Certificates, Tls, TlsConfig, TlsError};
 
 /// What answers the requests of a listener.
@@ -115,6 +115,8 @@ pub struct Limits {
     pub body_idle_timeout: Duration,
     /// How long a connection may stay open between requests.
     pub idle_timeout: Duration,
+    /// How long before a drain it is said that there will be one.
+    pub predrain: Duration,
     /// How long a drain waits for requests in flight.
     pub drain_timeout: Duration,
 }
@@ -128,6 +130,7 @@ impl Default for Limits {
             headers: 100,
             body_idle_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_mins(1),
+            predrain: Duration::ZERO,
             drain_timeout: Duration::from_secs(30),
         }
     }

@@ -19,6 +19,7 @@
     reason = "tests/reliability shares the kit, and needs more of it"
 )]
 
+mod activation;
 mod admin;
 mod api;
 mod browser;

@@ -1,11 +1,8 @@
 //! A configuration that takes the place of the running one's while requests are in flight.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
-
 use serde_json::json;
 
-use crate::support::{Authority, Browser, Cloakroom, Flaw, Script, Upstream, curl, until};
+use crate::support::{Authority, Browser, Cloakroom, Flaw, Program, Script, Upstream, curl};
 
 fn count() -> Script {
     Script::new().call("POST", "/values/n/increment", "")
@@ -103,47 +100,6 @@ async fn the_keys_of_a_memory_store_stay() {
     assert_eq!(browser.navigate("/", &count()).await.json(), json!(2));
 }
 
-/// The program, and the lines of its log.
-struct Program {
-    child: Child,
-    log: std::sync::Arc<std::sync::Mutex<Vec<String>>>,
-}
-
-impl Program {
-    fn start(file: &std::path::Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_cloakroom"))
-            .args(["run", "--config", file.to_str().unwrap()])
-            .env_clear()
-            .env("STATE_DIRECTORY", file.parent().unwrap())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log: std::sync::Arc<std::sync::Mutex<Vec<String>>> = std::sync::Arc::default();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let said = std::sync::Arc::clone(&log);
-        std::thread::spawn(move || {
-            lines.map_while(Result::ok).for_each(|line| said.lock().unwrap().push(line));
-        });
-        Self { child, log }
-    }
-
-    async fn says(&self, text: &str) {
-        until(text, || self.log.lock().unwrap().iter().any(|line| line.contains(text))).await;
-    }
-
-    fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
-        assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[tokio::test]
 async fn sighup_reloads_the_file_and_the_log_says_what_came_of_it() {
     let directory = tempfile::tempdir().unwrap();
@@ -168,6 +124,5 @@ async fn sighup_reloads_the_file_and_the_log_says_what_came_of_it() {
     program.says("the configuration stays as it was: ").await;
     program.says("unknown key; did you mean `timeout`?").await;
     program.signal("-TERM");
-    until("it ends", || program.child.try_wait().unwrap().is_some()).await;
-    assert!(program.child.wait().unwrap().success());
+    assert!(program.ended().await.success());
 }

@@ -309,6 +309,7 @@ pub(super) fn limits(table: &file::Limits, context: &mut Context<'_>) -> Limits 
             &TRANSPORT,
         ),
         idle_timeout: context.duration(&table.idle_timeout, default.idle_timeout, &TRANSPORT),
+        predrain: context.duration(&table.predrain, default.predrain, &to_drain),
         drain_timeout: context.duration(&table.drain_timeout, default.drain_timeout, &to_drain),
     }
 }

@@ -9,6 +9,7 @@ mod cloakroom;
 mod curl;
 mod echo;
 mod fault_proxy;
+mod program;
 pub mod raw;
 mod redis;
 mod script;
@@ -20,6 +21,7 @@ pub use self::cloakroom::{Cloakroom, KEY};
 pub use self::curl::{Curled, curl};
 pub use self::echo::{Echo, Message, Socket, socket};
 pub(crate) use self::fault_proxy::{End, Fault, FaultProxy, Way};
+pub use self::program::Program;
 pub(crate) use self::redis::{
     Authority, Cluster, Connection, Flaw, Identity, Migration, RedisServer, Reply, Sentinels,
     wait_until,
