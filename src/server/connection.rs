@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use super::clocks::{Clocks, Expired};
 use super::io::Io;
+use super::streams::{Stall, Streams};
 use super::tls::{Agreed, Tls};
 use super::{Handler, Limits, Peer, Protocol, Settings};
 use crate::body::{Body, BodyError};
@@ -49,7 +50,7 @@ pub(super) struct Server<H> {
     handler: Arc<H>,
     tasks: Tasks,
     http1: http1::Builder,
-    http2: http2::Builder<Tasks>,
+    http2: http2::Builder<Streams>,
 }
 
 impl<H: Handler> Server<H> {
@@ -152,7 +153,11 @@ impl<H: Handler> Server<H> {
             if version < Version::HTTP_11 && response.body().size_hint().exact().is_none() {
                 in_flight.0.ends_response();
             }
-            Ok(response.map(|body| Tail { body, _in_flight: in_flight }))
+            let stall = Stall::of_stream();
+            if let Some(stall) = &stall {
+                stall.begin();
+            }
+            Ok(response.map(|body| Tail { body, stall, _in_flight: in_flight }))
         }
     }
 
@@ -210,9 +215,10 @@ fn http1(limits: &Limits) -> http1::Builder {
     builder
 }
 
-fn http2(limits: &Limits, tasks: &Tasks) -> http2::Builder<Tasks> {
+fn http2(limits: &Limits, tasks: &Tasks) -> http2::Builder<Streams> {
     let header_bytes = u32::try_from(limits.header_bytes.max(BUFFER)).unwrap_or(u32::MAX);
-    let mut builder = http2::Builder::new(tasks.clone());
+    let streams = Streams::new(tasks.clone(), limits.body_idle_timeout);
+    let mut builder = http2::Builder::new(streams);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
@@ -268,7 +274,7 @@ where
     }
 }
 
-impl<S, F> Connection for http2::Connection<TokioIo<Io>, S, Tasks>
+impl<S, F> Connection for http2::Connection<TokioIo<Io>, S, Streams>
 where
     S: hyper::service::Service<
             Request<Incoming>,
@@ -304,6 +310,7 @@ impl Drop for InFlight {
 /// A response's body; hyper drops it as soon as it has its end.
 struct Tail {
     body: Body,
+    stall: Option<Arc<Stall>>,
     _in_flight: InFlight,
 }
 
@@ -315,7 +322,14 @@ impl http_body::Body for Tail {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Some(stall) = &self.stall {
+            match &polled {
+                Poll::Ready(Some(Ok(_))) => stall.begin(),
+                Poll::Ready(None | Some(Err(_))) | Poll::Pending => stall.end(),
+            }
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -9,6 +9,7 @@ mod connection;
 mod current;
 mod io;
 mod listener;
+mod streams;
 mod tls;
 
 #[cfg(test)]

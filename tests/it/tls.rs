@@ -10,11 +10,12 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::support::raw::RawUpstream;
 use crate::support::{
-    Authority, Browser, Cloakroom, Curled, Flaw, Identity, Script, Seen, Upstream, curl,
+    Authority, Browser, Cloakroom, Curled, Flaw, Identity, Script, Seen, Upstream, curl, until,
 };
 
 /// A proxy with TLS for these, and what goes with it.
@@ -128,7 +129,7 @@ async fn who_says_nothing_holds_nobody_up_and_is_let_go() {
     let mut silent = Vec::new();
     for hello in [&b""[..], b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n"] {
         let mut connection = TcpStream::connect(world.proxy.public()).await.unwrap();
-        tokio::io::AsyncWriteExt::write_all(&mut connection, hello).await.unwrap();
+        connection.write_all(hello).await.unwrap();
         silent.push(connection);
     }
     assert_eq!(world.curl("localhost", "/", &[]).await.status, 200);
@@ -159,13 +160,46 @@ async fn a_listener_in_the_clear_sends_clients_to_the_one_with_tls() {
     assert_eq!((page.method.as_str(), page.body.as_str()), ("POST", "x=1"));
 }
 
-/// A connection that begins with HTTP/2 in the clear.
+/// A connection that begins with HTTP/2 in the clear, whose streams have little room.
 async fn h2c(address: SocketAddr) -> http2::SendRequest<Empty<Bytes>> {
     let stream = TcpStream::connect(address).await.unwrap();
     let tasks = Tasks::new();
-    let (sender, connection) = http2::handshake(tasks.clone(), TokioIo::new(stream)).await.unwrap();
+    let mut builder = http2::Builder::new(tasks.clone());
+    builder.initial_stream_window_size(1000);
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
     tasks.run(connection).detach();
     sender
+}
+
+#[tokio::test]
+async fn a_stream_whose_client_takes_nothing_is_reset_and_the_others_go_on() {
+    let (upstream, raw) = (Upstream::start(), RawUpstream::start().await);
+    let toml = format!(
+        "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n\
+         [limits]\nbody_idle_timeout = \"300ms\"\n[[route]]\nupstream = \"UPSTREAM\"\n\
+         [[route]]\npath = \"/large\"\nupstream = \"http://{}\"\n",
+        raw.address
+    );
+    let proxy = Cloakroom::with(&upstream, &toml).await;
+    let mut sender = h2c(proxy.public()).await;
+    let get = |path: &str, script: &Script| {
+        let request = Request::get(format!("http://{}{path}", proxy.public()));
+        request.header("x-script", script.to_header()).body(Empty::new()).unwrap()
+    };
+    // More than its stream has room for, and nobody reads it.
+    let large = async {
+        let (mut site, _) = raw.head().await;
+        let head = b"HTTP/1.1 200 OK\r\ncontent-length: 500000\r\n\r\n";
+        site.write_all(&[head.as_slice(), &[b'x'; 500_000]].concat()).await.unwrap();
+    };
+    let asked = sender.send_request(get("/large", &Script::new()));
+    let (stalled, ()) = tokio::join!(asked, large);
+    let stalled = stalled.unwrap();
+    assert_eq!(stalled.status(), 200);
+    until("the stream is reset", || proxy.metrics().in_flight.get() == 0).await;
+    assert!(stalled.into_body().collect().await.is_err());
+    let page = sender.send_request(get("/", &Script::new().body("small"))).await.unwrap();
+    assert_eq!(page.into_body().collect().await.unwrap().to_bytes(), "small");
 }
 
 #[tokio::test]
