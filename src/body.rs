@@ -21,6 +21,8 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 pub struct Body {
     source: Source,
     idle: Option<Idle>,
+    /// How many bytes may still come.
+    room: Option<u64>,
     trailers: Option<TrailerFilter>,
     guard: Option<Guard>,
 }
@@ -52,6 +54,9 @@ pub enum BodyError {
     /// Its sender sent nothing for as long as it may.
     #[error("the body's sender was silent for too long")]
     Idle,
+    /// It is larger than it may be.
+    #[error("the body is larger than allowed")]
+    TooLarge,
     /// The connection ended in the midst of it, or what came was malformed.
     #[error("the body was cut short or is malformed")]
     Broken(#[source] hyper::Error),
@@ -94,6 +99,12 @@ impl Body {
         body
     }
 
+    /// Ends it with [`BodyError::TooLarge`] where more than `limit` bytes of it come.
+    pub fn with_limit(mut self, limit: u64) -> Self {
+        self.room = Some(limit);
+        self
+    }
+
     /// Has `guard` called once, as soon as the body is over: when its last frame was handed out, at an error,
     /// or when it is dropped. A body that is empty calls it at once. Guards add up; the first is called first.
     pub fn with_guard(mut self, guard: impl FnOnce(End) + Send + 'static) -> Self {
@@ -119,7 +130,7 @@ impl Body {
     }
 
     fn from_source(source: Source) -> Self {
-        Self { source, idle: None, trailers: None, guard: None }
+        Self { source, idle: None, room: None, trailers: None, guard: None }
     }
 
     fn end(&mut self, end: End) {
@@ -151,6 +162,17 @@ impl Body {
         }
     }
 
+    /// Takes note of what a frame adds.
+    fn measure(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
+        let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
+        match &mut self.room {
+            None => {}
+            Some(room) if *room >= bytes => *room -= bytes,
+            Some(_) => return Err(BodyError::TooLarge),
+        }
+        Ok(frame)
+    }
+
     fn filter(&self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
         let Some(filter) = &self.trailers else {
             return Some(frame);
@@ -174,6 +196,7 @@ impl http_body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let polled = std::task::ready!(self.poll_source(cx));
+        let polled = polled.map(|frame| frame.and_then(|frame| self.measure(frame)));
         Poll::Ready(match polled {
             Some(Ok(frame)) => {
                 // A reader that knows the length does not ask again after the last frame.
@@ -283,6 +306,7 @@ async fn read_all(body: &mut Body, limit: usize) -> Result<Bytes, CollectError> 
     while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
         let frame = frame.map_err(|error| match error {
             BodyError::Idle => CollectError::TimedOut,
+            BodyError::TooLarge => CollectError::TooLarge,
             broken @ BodyError::Broken(_) => CollectError::Broken(broken),
         })?;
         let Ok(data) = frame.into_data() else {

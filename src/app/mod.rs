@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, io};
 
-use tokio::sync::Semaphore;
 use tracing::{error, info, warn};
 
 use self::listeners::{Doors, Listeners};
@@ -27,7 +26,7 @@ use crate::config::{Config, PrepareError};
 use crate::metrics::Metrics;
 use crate::proxy::{Site, SiteError};
 use crate::random;
-use crate::server::{Address, Inherited, Limits, Tasks, TlsError};
+use crate::server::{Address, Inherited, Limits, Room, Tasks, TlsError};
 use crate::session::key_ring::KeyRing;
 use crate::session::peer::Instance;
 use crate::sessions::{InFlight, Sessions, Shared};
@@ -153,8 +152,8 @@ impl App {
             stores,
             doors: doors.clone(),
             limits: limits.clone(),
-            public_connections: Arc::new(Semaphore::new(limits.connections)),
-            api_connections: Arc::new(Semaphore::new(limits.connections)),
+            public_room: public_room(&made.config),
+            api_room: Room::new(limits.connections),
         });
         let (public, admin) = (listeners.public(), listeners.admin().clone());
         let workers = (0..workers())
@@ -245,6 +244,15 @@ impl App {
 impl fmt::Debug for App {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("App").field("public", &self.public).finish_non_exhaustive()
+    }
+}
+
+/// Room for clients; the proxies that are believed are many behind one address.
+fn public_room(config: &Config) -> Room {
+    let room = Room::new(config.limits.connections);
+    match config.limits.connections_per_address {
+        None => room,
+        Some(limit) => room.with_limit_by_address(limit, config.proxy.trusted_proxies.clone()),
     }
 }
 

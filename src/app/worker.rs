@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
 use super::listeners::{Door, Doors, Listeners};
@@ -15,7 +15,7 @@ use crate::admin::Admin;
 use crate::api::Api;
 use crate::config::Config;
 use crate::proxy::{Proxy, Redirect, Site};
-use crate::server::{self, BoundListener, Current, Limits, Protocol, Settings, Tasks};
+use crate::server::{self, BoundListener, Current, Limits, Protocol, Room, Settings, Tasks};
 use crate::sessions::{Home, Sessions, Shared};
 
 /// How many workers there are: one a core.
@@ -117,8 +117,8 @@ pub(super) struct Crew {
     pub(super) stores: Stores,
     pub(super) doors: Doors,
     pub(super) limits: Limits,
-    pub(super) public_connections: Arc<Semaphore>,
-    pub(super) api_connections: Arc<Semaphore>,
+    pub(super) public_room: Room,
+    pub(super) api_room: Room,
 }
 
 impl Crew {
@@ -162,25 +162,25 @@ impl Crew {
         let (doors, api_listener, admin_listener) = listeners.into_parts();
         let settings = |protocol| Settings { protocol, limits: self.limits.clone() };
         for (listener, door) in doors.into_iter().zip(self.doors.iter()) {
-            let connections = Arc::clone(&self.public_connections);
+            let room = self.public_room.clone();
             match door.clone() {
                 Door::Site(protocol) => {
-                    accept(listener, settings(protocol), connections, Arc::clone(&proxy), &public);
+                    accept(listener, settings(protocol), room, Arc::clone(&proxy), &public);
                 }
                 Door::RedirectTo(port) => {
                     let redirect = Redirect::new(port, sessions.shared().metrics.clone());
                     let redirect = Arc::new(redirect);
-                    accept(listener, settings(Protocol::Http1), connections, redirect, &public);
+                    accept(listener, settings(Protocol::Http1), room, redirect, &public);
                 }
             }
         }
-        let connections = Arc::clone(&self.api_connections);
-        accept(api_listener, settings(Protocol::Http1AndH2c), connections, api, &inner);
+        let room = self.api_room.clone();
+        accept(api_listener, settings(Protocol::Http1AndH2c), room, api, &inner);
         if index == 0 {
             self.stores.begin_tracking(&inner);
             let admin = Arc::new(Admin::new(sessions.clone(), public));
-            let connections = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
-            accept(admin_listener, settings(Protocol::Http1), connections, admin, &inner);
+            let room = Room::new(ADMIN_CONNECTIONS);
+            accept(admin_listener, settings(Protocol::Http1), room, admin, &inner);
             sweep(&sessions, &inner).await;
         } else {
             inner.draining().await;
@@ -197,12 +197,12 @@ const SWEEP_EVERY: Duration = Duration::from_mins(1);
 fn accept<H: server::Handler>(
     listener: BoundListener,
     settings: Settings,
-    connections: Arc<Semaphore>,
+    room: Room,
     handler: Arc<H>,
     tasks: &Tasks,
 ) {
     let address = listener.local_address().to_string();
-    let serve = server::serve(listener, settings, connections, handler, tasks.clone());
+    let serve = server::serve(listener, settings, room, handler, tasks.clone());
     tasks
         .run(async move {
             if let Err(error) = serve.await {

@@ -25,6 +25,8 @@ pub enum Kind {
     ResponseTimeout,
     /// The request's body broke off or fell silent: the client's fault.
     RequestBody,
+    /// The request's body is larger than it may be: likewise.
+    RequestBodyTooLarge,
     /// The response's body is larger than the caller takes, or broke off.
     ResponseBody,
     /// The response's body did not come in time.
@@ -40,8 +42,12 @@ impl Error {
     pub(super) fn of_exchange(error: hyper::Error) -> Self {
         let mut cause: Option<&(dyn StdError + 'static)> = error.source();
         while let Some(inner) = cause {
-            if inner.is::<BodyError>() {
-                return Self::with(Kind::RequestBody, error);
+            if let Some(body) = inner.downcast_ref() {
+                let kind = match body {
+                    BodyError::TooLarge => Kind::RequestBodyTooLarge,
+                    BodyError::Idle | BodyError::Broken(_) => Kind::RequestBody,
+                };
+                return Self::with(kind, error);
             }
             cause = inner.source();
         }
@@ -68,7 +74,7 @@ impl Error {
 
     /// Whether it was the request's own body that failed.
     pub fn is_request_body(&self) -> bool {
-        self.kind == Kind::RequestBody
+        matches!(self.kind, Kind::RequestBody | Kind::RequestBodyTooLarge)
     }
 }
 
@@ -80,6 +86,7 @@ impl fmt::Display for Error {
             Kind::Response => "the upstream closed before its response, or sent a malformed one",
             Kind::ResponseTimeout => "the upstream's response took too long",
             Kind::RequestBody => "the request's body broke off",
+            Kind::RequestBodyTooLarge => "the request's body is larger than it may be",
             Kind::ResponseBody => "the response's body broke off or is too large",
             Kind::ResponseBodyTimeout => "the response's body took too long",
         })

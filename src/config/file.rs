@@ -86,6 +86,8 @@ section! {
         trusted_proxies: List<IpNet>,
         /// Open connections.
         connections: Field<usize>,
+        /// Open connections from one address.
+        connections_per_address: Field<usize>,
         /// For a head, from its first byte.
         header_timeout: Field<Timeout>,
         /// Bytes of a head.
@@ -268,6 +270,8 @@ section! {
         request_headers: Named<Source>,
         /// What becomes of requests while the store is away.
         on_error: Field<OnError>,
+        /// The largest body of a request.
+        max_body: Field<Size>,
         /// For a connection to the upstream.
         connect_timeout: Field<Timeout>,
         /// From the request's end to the response's head.

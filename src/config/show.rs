@@ -65,6 +65,9 @@ fn listeners(page: &mut Page, config: &Config) {
     page.section("[limits]");
     page.plain("trusted_proxies", format_args!("[{}]", trusted.join(", ")));
     page.plain("connections", limits.connections);
+    if let Some(connections) = limits.connections_per_address {
+        page.plain("connections_per_address", connections);
+    }
     page.duration("header_timeout", limits.header_timeout);
     page.text("header_bytes", write_size(limits.header_bytes));
     page.plain("headers", limits.headers);
@@ -234,6 +237,9 @@ fn route_of(page: &mut Page, route: &RouteConfig) {
         page.plain("request_headers", format_args!("{{ {} }}", headers.join(", ")));
     }
     page.word("on_error", route.on_error);
+    if let Some(bytes) = route.max_body {
+        page.text("max_body", write_size(usize::try_from(bytes).unwrap_or(usize::MAX)));
+    }
     page.duration("connect_timeout", route.connect_timeout);
     page.duration("response_timeout", route.response_timeout);
     page.word("tunnels", route.tunnels);

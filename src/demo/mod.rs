@@ -18,12 +18,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-
 use crate::app::{App, StartError};
 use crate::config::{self, Config, ConfigError, Environment, Overrides};
 use crate::proxy::config::RouteConfig;
-use crate::server::{self, Address, Limits, Protocol, Settings, Tasks};
+use crate::server::{self, Address, Limits, Protocol, Room, Settings, Tasks};
 use crate::store::config::Backend;
 use crate::time::Clock;
 
@@ -160,9 +158,9 @@ fn start_site(tasks: &Tasks) -> io::Result<Address> {
     let address = listener.local_address().clone();
     let limits = Limits { drain_timeout: DRAIN_TIMEOUT, ..Limits::default() };
     let settings = Settings { protocol: Protocol::Http1, limits };
-    let connections = Arc::new(Semaphore::new(SITE_CONNECTIONS));
+    let room = Room::new(SITE_CONNECTIONS);
     let site = Arc::new(Site { tasks: tasks.clone(), clock: Clock::System });
-    let serving = server::serve(listener, settings, connections, site, tasks.clone());
+    let serving = server::serve(listener, settings, room, site, tasks.clone());
     tasks
         .run(async move {
             if let Err(error) = serving.await {

@@ -43,6 +43,8 @@ pub struct RouteConfig {
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
     /// What becomes of requests while the store is away.
     pub on_error: OnError,
+    /// The largest body of a request, in bytes; `None` takes any.
+    pub max_body: Option<u64>,
     /// For a connection to the upstream.
     pub connect_timeout: Duration,
     /// From the end of the request to the head of the response.

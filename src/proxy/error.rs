@@ -11,7 +11,7 @@ use tracing::{debug, error, warn};
 use super::request::{self, Rejected};
 use super::via::ViaError;
 use crate::body::Body;
-use crate::client;
+use crate::client::{self, Kind};
 use crate::metrics::Outcome;
 use crate::store::Error as StoreError;
 use crate::wire::Problem;
@@ -25,6 +25,9 @@ pub(super) enum Error {
     AmbiguousPath,
     #[error("no route has this host and path")]
     NoRoute,
+    /// It says so before it is sent.
+    #[error("the request's body is larger than it may be")]
+    TooLarge,
     /// Where to log in, for those who ask for a page.
     #[error("the route is for those who are logged in")]
     NotLoggedIn(Option<HeaderValue>),
@@ -52,6 +55,9 @@ impl From<ViaError> for Error {
         Self::Rejected(error.into())
     }
 }
+
+/// What is told of a body that is larger than the route takes.
+const TOO_LARGE: (&str, &str) = ("body_too_large", "What was sent is larger than this site takes.");
 
 /// Which form of an error page a client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,9 +89,11 @@ impl Accepts {
 impl Error {
     pub(super) fn outcome(&self) -> Outcome {
         match self {
-            Self::Rejected(_) | Self::AmbiguousPath | Self::NoRoute | Self::NotLoggedIn(_) => {
-                Outcome::ClientError
-            }
+            Self::Rejected(_)
+            | Self::AmbiguousPath
+            | Self::NoRoute
+            | Self::NotLoggedIn(_)
+            | Self::TooLarge => Outcome::ClientError,
             Self::Upstream(error) if error.is_request_body() => Outcome::ClientError,
             Self::Upstream(_) | Self::Switched | Self::Patch(_) => Outcome::UpstreamError,
             Self::Store(_) => Outcome::StoreError,
@@ -114,6 +122,10 @@ impl Error {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::NotLoggedIn(Some(_)) => StatusCode::SEE_OTHER,
             Self::NotLoggedIn(None) => StatusCode::UNAUTHORIZED,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Upstream(error) if error.kind() == Kind::RequestBodyTooLarge => {
+                StatusCode::PAYLOAD_TOO_LARGE
+            }
             Self::Upstream(error) if error.is_request_body() => StatusCode::BAD_REQUEST,
             Self::Upstream(error) if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
             Self::Upstream(_) | Self::Switched | Self::Patch(_) => StatusCode::BAD_GATEWAY,
@@ -132,6 +144,8 @@ impl Error {
             }
             Self::NoRoute => ("not_found", "There is no such page here."),
             Self::NotLoggedIn(_) => ("not_logged_in", "You need to log in to see this."),
+            Self::TooLarge => TOO_LARGE,
+            Self::Upstream(error) if error.kind() == Kind::RequestBodyTooLarge => TOO_LARGE,
             Self::Upstream(error) if error.is_request_body() => {
                 ("request_incomplete", "The request broke off.")
             }
@@ -185,7 +199,7 @@ impl Error {
         }
         match self {
             // Whoever sent this may have meant what follows to be read otherwise.
-            Self::Rejected(_) => {
+            Self::Rejected(_) | Self::TooLarge => {
                 drop(headers.insert(CONNECTION, HeaderValue::from_static("close")));
             }
             Self::NotLoggedIn(Some(location)) => {

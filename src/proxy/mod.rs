@@ -31,6 +31,7 @@ use std::net::IpAddr;
 use http::header::{CACHE_CONTROL, SET_COOKIE, USER_AGENT};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use tracing::{debug, warn};
 
@@ -201,8 +202,14 @@ impl Proxy {
     ) -> Result<Response<Body>, Error> {
         parts.version = Version::HTTP_11;
         let ours = route.ours_shared();
-        let body = Body::streaming(body, Some(self.site.body_idle_timeout()))
+        let mut body = Body::streaming(body, Some(self.site.body_idle_timeout()))
             .with_trailers(move |trailers| trailers::clean(trailers, &ours, &nominated));
+        if let Some(limit) = route.max_body() {
+            if body.size_hint().lower() > limit {
+                return Err(Error::TooLarge);
+            }
+            body = body.with_limit(limit);
+        }
         let upstreams = self.upstreams.get(index).ok_or(Error::NoRoute)?;
         Ok(upstreams.send(Request::from_parts(parts, body), &self.tasks).await?)
     }

@@ -178,6 +178,10 @@ impl Route {
         page.map_or(Ok(()), |page| page.admit(parts, principal, accepts))
     }
 
+    pub(super) fn max_body(&self) -> Option<u64> {
+        self.config.max_body
+    }
+
     pub(super) fn tunnels(&self) -> Tunnels {
         self.config.tunnels
     }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::Server;
-use super::{Address, BoundListener, Handler, Peer, Settings};
+use super::{Address, BoundListener, Handler, Peer, Room, Settings};
 use crate::socket::Socket;
 use crate::tasks::Tasks;
 
@@ -19,12 +19,12 @@ const REST: Duration = Duration::from_millis(100);
 /// Serves `listener` on the current runtime, until the drain begins; then it stops listening and returns, while
 /// the tasks of its connections go on for no longer than the drain's deadline.
 ///
-/// `connections` bounds the open connections of all listeners that share it; beyond it, new ones wait in the
-/// backlog. An error is one of taking the socket into the runtime; those of single connections are not.
+/// `room` bounds the open connections of all listeners that share it; beyond it, new ones wait in the backlog.
+/// One from an address that has as many as it may have is closed at once. An error is one of taking the socket into the runtime; those of single connections are not.
 pub async fn serve<H: Handler>(
     listener: BoundListener,
     settings: Settings,
-    connections: Arc<Semaphore>,
+    room: Room,
     handler: Arc<H>,
     tasks: Tasks,
 ) -> io::Result<()> {
@@ -40,16 +40,21 @@ pub async fn serve<H: Handler>(
         let accepted = tokio::select! {
             biased;
             () = tasks.draining() => return Ok(()),
-            accepted = accept(&listener, &connections) => accepted,
+            accepted = accept(&listener, &room) => accepted,
         };
         match accepted {
             Ok((socket, client, permit)) => {
+                let Some(seat) = room.seat(permit, client.map(|client| client.ip())) else {
+                    tracing::debug!(?client, "an address has as many connections as it may have");
+                    socket.reset_on_drop();
+                    continue;
+                };
                 let peer = Peer { address: client, listener: Arc::clone(&address), scheme };
                 let server = Arc::clone(&server);
                 tasks
                     .run(async move {
                         server.connection(socket, peer).await;
-                        drop(permit);
+                        drop(seat);
                     })
                     .detach();
                 // The other workers woke as well: each takes its part of a burst.
@@ -76,9 +81,9 @@ enum Listener {
 /// costs the process nothing.
 async fn accept(
     listener: &Listener,
-    connections: &Arc<Semaphore>,
+    room: &Room,
 ) -> io::Result<(Socket, Option<SocketAddr>, OwnedSemaphorePermit)> {
-    let permit = Arc::clone(connections).acquire_owned().await.map_err(io::Error::other)?;
+    let permit = room.permit().await.map_err(io::Error::other)?;
     match listener {
         Listener::Tcp(listener) => {
             let (stream, client) = listener.accept().await?;

@@ -9,6 +9,7 @@ mod connection;
 mod current;
 mod io;
 mod listener;
+mod room;
 mod streams;
 mod tls;
 
@@ -30,6 +31,7 @@ pub use accept::serve;
 pub use address::{Address, InvalidAddress};
 pub use current::Current;
 pub use listener::{BoundListener, Inherited, bind};
+pub use room::Room;
 pub use tls::{Certificates, Tls, TlsConfig, TlsError};
 
 /// What answers the requests of a listener.
@@ -103,8 +105,10 @@ pub struct Settings {
 /// What connections may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Open connections, over all workers. The caller makes the semaphore of this size that [`serve`] takes.
+    /// Open connections, over all workers. The caller makes the [`Room`] of this size that [`serve`] takes.
     pub connections: usize,
+    /// Open connections from one address; `None` is any number.
+    pub connections_per_address: Option<usize>,
     /// For a request's head, from its first byte; also for the first byte of a new connection, and for
     /// the handshake of TLS.
     pub header_timeout: Duration,
@@ -126,6 +130,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 10_000,
+            connections_per_address: None,
             header_timeout: Duration::from_secs(10),
             header_bytes: 32 * 1024,
             headers: 100,

@@ -9,11 +9,11 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::{
-    Address, BoundListener, Handler, Limits, Peer, Protocol, Settings, Tasks, bind, serve,
+    Address, BoundListener, Handler, Limits, Peer, Protocol, Room, Settings, Tasks, bind, serve,
 };
 use crate::body::{Body, End, collect};
 
@@ -46,8 +46,8 @@ impl Served {
 
 fn start(listener: BoundListener, settings: Settings, handler: impl Handler) -> Tasks {
     let tasks = Tasks::new();
-    let connections = Arc::new(Semaphore::new(settings.limits.connections));
-    let serving = serve(listener, settings, connections, Arc::new(handler), tasks.clone());
+    let room = Room::new(settings.limits.connections);
+    let serving = serve(listener, settings, room, Arc::new(handler), tasks.clone());
     tasks.run(serving).detach();
     tasks
 }

@@ -47,5 +47,6 @@ mod two_instances;
 mod upstreams;
 
 mod drain;
+mod limits;
 mod login;
 mod narrow_way;

@@ -190,7 +190,7 @@ async fn a_stream_whose_client_takes_nothing_is_reset_and_the_others_go_on() {
     let large = async {
         let (mut site, _) = raw.head().await;
         let head = b"HTTP/1.1 200 OK\r\ncontent-length: 500000\r\n\r\n";
-        site.write_all(&[head.as_slice(), &[b'x'; 500_000]].concat()).await.unwrap();
+        site.write_all(&[head.to_vec(), vec![b'x'; 500_000]].concat()).await.unwrap();
     };
     let asked = sender.send_request(get("/large", &Script::new()));
     let (stalled, ()) = tokio::join!(asked, large);

@@ -7,12 +7,11 @@ use std::time::Duration;
 
 use cloakroom::body::Body;
 use cloakroom::client::{Config, Pool, Target};
-use cloakroom::server::{Address, Limits, Peer, Protocol, Settings, Tasks, bind, serve};
+use cloakroom::server::{Address, Limits, Peer, Protocol, Room, Settings, Tasks, bind, serve};
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::process::{Addresses, Process};
@@ -174,7 +173,7 @@ fn start_site(tasks: &Tasks) -> SocketAddr {
     let handler =
         move |request: Request<Incoming>, _: Peer| page(request.headers().clone(), own.clone());
     let settings = Settings { protocol: Protocol::Http1, limits: Limits::default() };
-    let room = Arc::new(Semaphore::new(10_000));
+    let room = Room::new(10_000);
     tasks.run(serve(listener, settings, room, Arc::new(handler), tasks.clone())).detach();
     address
 }

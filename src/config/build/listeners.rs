@@ -296,6 +296,10 @@ pub(super) fn limits(table: &file::Limits, context: &mut Context<'_>) -> Limits 
     let to_drain = Duration::ZERO..=*TRANSPORT.end();
     Limits {
         connections: context.count(&table.connections, default.connections, &(1..=1_000_000)),
+        connections_per_address: table
+            .connections_per_address
+            .found()
+            .map(|_| context.count(&table.connections_per_address, 1, &(1..=1_000_000))),
         header_timeout: context.duration(&table.header_timeout, default.header_timeout, &TRANSPORT),
         header_bytes: context.size(
             &table.header_bytes,

@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue};
 use super::super::field::{Field, Tables};
 use super::super::file;
 use super::super::problem::Origin;
-use super::super::value::Upstreams;
+use super::super::value::{Size, Upstreams};
 use super::context::{Context, Site, TRANSPORT, with_causes};
 use super::listeners::reaches;
 use crate::client::{self, Target, Tls, TlsConfig, Trust};
@@ -79,6 +79,7 @@ fn route(
         principal_header: principal_header(&table.principal_header, context),
         request_headers: request_headers(table, context),
         on_error: table.on_error.or(on_error),
+        max_body: table.max_body.value().map(|Size(bytes)| *bytes as u64),
         connect_timeout: context.duration(
             &table.connect_timeout,
             default.connect_timeout,

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use cloakroom::body::{Body, collect};
 use cloakroom::client::{Pool, Target};
-use cloakroom::server::{Address, Limits, Peer, Protocol, Settings, Tasks, bind, serve};
+use cloakroom::server::{Address, Limits, Peer, Protocol, Room, Settings, Tasks, bind, serve};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::PATIENCE;
 use super::script::{Call, Called, Script};
@@ -79,13 +79,8 @@ impl Upstream {
         };
         let limits = Limits { header_bytes: 256 * 1024, ..Limits::default() };
         let settings = Settings { protocol: Protocol::Http1, limits };
-        let serving = serve(
-            listener,
-            settings,
-            Arc::new(Semaphore::new(10_000)),
-            Arc::new(handler),
-            tasks.clone(),
-        );
+        let serving =
+            serve(listener, settings, Room::new(10_000), Arc::new(handler), tasks.clone());
         tasks.run(serving).detach();
         Self { address, state, tasks }
     }

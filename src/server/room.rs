@@ -1,0 +1,144 @@
+//! How many connections may be open: in all, and from one address.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ipnet::IpNet;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+
+/// Room for connections, of all listeners that share it. A clone is the same room.
+#[derive(Clone, Debug)]
+pub struct Room {
+    all: Arc<Semaphore>,
+    by_address: Option<Arc<ByAddress>>,
+}
+
+/// What a connection takes up until it is dropped.
+#[derive(Debug)]
+pub(super) struct Seat {
+    _permit: OwnedSemaphorePermit,
+    _counted: Option<Counted>,
+}
+
+#[derive(Debug)]
+struct ByAddress {
+    limit: usize,
+    /// Proxies, behind whose addresses there are many.
+    exempt: Vec<IpNet>,
+    open: Mutex<HashMap<IpAddr, usize>>,
+}
+
+#[derive(Debug)]
+struct Counted {
+    address: IpAddr,
+    among: Arc<ByAddress>,
+}
+
+impl Room {
+    /// For so many, from anywhere.
+    pub fn new(connections: usize) -> Self {
+        Self { all: Arc::new(Semaphore::new(connections)), by_address: None }
+    }
+
+    /// For so many from one address, or from one /64 of IPv6, which is one customer's; those of
+    /// `exempt` are not counted.
+    #[must_use]
+    pub fn with_limit_by_address(self, limit: usize, exempt: Vec<IpNet>) -> Self {
+        let by_address = ByAddress { limit, exempt, open: Mutex::default() };
+        Self { by_address: Some(Arc::new(by_address)), ..self }
+    }
+
+    /// Waits for room for one more.
+    pub(super) async fn permit(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
+        Arc::clone(&self.all).acquire_owned().await
+    }
+
+    /// A connection's seat; `None` where its address has as many as it may have.
+    pub(super) fn seat(
+        &self,
+        permit: OwnedSemaphorePermit,
+        address: Option<IpAddr>,
+    ) -> Option<Seat> {
+        let counted = match (&self.by_address, address) {
+            (Some(by_address), Some(address)) => by_address.count(address)?,
+            _ => None,
+        };
+        Some(Seat { _permit: permit, _counted: counted })
+    }
+}
+
+impl ByAddress {
+    /// `None` where there is no room, and within where it is not counted.
+    #[expect(clippy::option_option, reason = "whether it may stay, and what that is")]
+    fn count(self: &Arc<Self>, address: IpAddr) -> Option<Option<Counted>> {
+        if self.exempt.iter().any(|network| network.contains(&address)) {
+            return Some(None);
+        }
+        let address = customer(address);
+        let mut open = self.open();
+        let count = open.entry(address).or_insert(0);
+        if *count >= self.limit {
+            return None;
+        }
+        *count += 1;
+        drop(open);
+        Some(Some(Counted { address, among: Arc::clone(self) }))
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        // Nothing panics while it is held.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut open = self.among.open();
+        if let Some(count) = open.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.address);
+            }
+        }
+    }
+}
+
+fn customer(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_has_so_many_and_a_proxy_any_number() {
+        let exempt = vec!["10.0.0.0/8".parse().expect("a network")];
+        let room = Room::new(100).with_limit_by_address(2, exempt);
+        let seat = async |address: &str| {
+            let permit = room.permit().await.expect("room");
+            room.seat(permit, Some(address.parse().expect("an address")))
+        };
+        let first = seat("192.0.2.1").await.expect("a seat");
+        let _second = seat("192.0.2.1").await.expect("a seat");
+        assert!(seat("192.0.2.1").await.is_none());
+        assert!(seat("192.0.2.2").await.is_some());
+        drop(first);
+        assert!(seat("192.0.2.1").await.is_some());
+        let _of_one = [seat("2001:db8::1").await, seat("2001:db8::2").await]
+            .map(|seat| seat.expect("a seat"));
+        assert!(seat("2001:db8::3").await.is_none());
+        assert!(seat("2001:db8:0:1::3").await.is_some());
+        let proxy: Vec<_> =
+            [seat("10.0.0.1").await, seat("10.0.0.1").await, seat("10.0.0.1").await].into();
+        assert!(proxy.iter().all(Option::is_some));
+        assert_eq!(room.by_address.expect("a limit").open().len(), 2);
+    }
+}
