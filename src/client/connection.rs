@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{self, HeaderValue};
 use http::{Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -19,20 +20,30 @@ use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
+use super::carrier::{Carrier, as_prepared};
 use super::error::{Error, Kind};
 use super::target::Target;
-use super::tls::Tls;
+use super::tls::{Agreed, Speaks, Tls};
 use crate::body::{Body, BodyError};
 use crate::scheme::Scheme;
 use crate::socket::Socket;
 use crate::tasks::Tasks;
 
 /// Bytes of a response's head, or of its trailers.
-const RESPONSE_HEAD_BYTES: usize = 128 * 1024;
+pub(super) const RESPONSE_HEAD_BYTES: usize = 128 * 1024;
+
+/// What a request is sent on.
+#[derive(Debug)]
+pub(super) enum Connection {
+    /// A connection of HTTP/1.1, for this request alone.
+    Http1(Http1),
+    /// One of HTTP/2, which others use too.
+    Http2(Arc<Carrier>),
+}
 
 /// A connection that carries one request at a time. Dropping it closes it, whatever it carries.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct Http1 {
     sender: http1::SendRequest<Outgoing>,
     received: Arc<AtomicBool>,
     /// Ends it; `None` once it belongs to whoever has upgraded it.
@@ -40,20 +51,95 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Dials `target` within `deadline`, the handshake of TLS with it. When the drain begins, the connection's task calls `drain` once.
+    /// Dials `target` within `deadline`, the handshake of TLS with it. When the drain begins, the
+    /// connection's task calls `drain` once.
     pub(super) async fn open(
         (target, tls): (&Target, Option<&Tls>),
+        speaks: Speaks,
         deadline: Duration,
         tasks: &Tasks,
         drain: impl FnOnce() + Send + 'static,
     ) -> Result<Self, Error> {
-        let socket = match timeout(deadline, secured(target, tls, deadline)).await {
+        let secured = secured(target, tls, speaks, deadline);
+        let (socket, agreed) = match timeout(deadline, secured).await {
             Ok(dialled) => dialled.map_err(|error| match error.kind() {
                 io::ErrorKind::TimedOut => Error::with(Kind::ConnectTimeout, error),
                 _ => Error::with(Kind::Connect, error),
             })?,
             Err(elapsed) => return Err(Error::with(Kind::ConnectTimeout, elapsed)),
         };
+        Ok(match agreed {
+            Agreed::Http1 => Self::Http1(Http1::begin(socket, tasks, drain).await?),
+            Agreed::Http2 => {
+                let carrier = Carrier::begin(socket, target.scheme(), tasks, drain);
+                let carrier = timeout(deadline, carrier).await;
+                let late = |elapsed| Error::with(Kind::ConnectTimeout, elapsed);
+                Self::Http2(Arc::new(carrier.map_err(late)??))
+            }
+        })
+    }
+
+    /// Sends a request; where nothing of it was written, it is given back.
+    pub(super) async fn send(
+        &mut self,
+        request: Request<Outgoing>,
+    ) -> Result<Response<Incoming>, NotSent> {
+        let mut error = match self {
+            Self::Http1(connection) => match connection.send(request).await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            },
+            Self::Http2(carrier) => match carrier.send(request).await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            },
+        };
+        let request = error.take_message().map(|request| match self {
+            Self::Http1(_) => request,
+            Self::Http2(_) => as_prepared(request),
+        });
+        Err(NotSent { request, error: error.into_error() })
+    }
+
+    /// Leaves it to the upgrade that its response has begun.
+    pub(super) fn release(self) {
+        if let Self::Http1(mut connection) = self {
+            connection.task = None;
+        }
+    }
+
+    /// Whether anything came of the response, as far as that is known.
+    pub(super) fn has_received(&self) -> bool {
+        match self {
+            Self::Http1(connection) => connection.received.load(Ordering::Relaxed),
+            Self::Http2(_) => true,
+        }
+    }
+
+    /// Whether it takes another request.
+    pub(super) fn is_ready(&self) -> bool {
+        match self {
+            // All of the last request was written, and all of its response was read.
+            Self::Http1(connection) => connection.sender.is_ready(),
+            Self::Http2(carrier) => carrier.is_open(),
+        }
+    }
+}
+
+/// Why a request has no response.
+#[derive(Debug)]
+pub(super) struct NotSent {
+    /// The request, where nothing of it was written.
+    pub(super) request: Option<Request<Outgoing>>,
+    pub(super) error: hyper::Error,
+}
+
+impl Http1 {
+    async fn begin(
+        socket: Socket,
+        tasks: &Tasks,
+        drain: impl FnOnce() + Send + 'static,
+    ) -> Result<Self, Error> {
         let received = Arc::new(AtomicBool::new(false));
         let io = TokioIo::new(Io { socket, received: Arc::clone(&received) });
         let (sender, connection) = http1::Builder::new()
@@ -62,55 +148,25 @@ impl Connection {
             .handshake(io)
             .await
             .map_err(|error| Error::with(Kind::Connect, error))?;
-        let drained = tasks.sibling();
-        let task = tasks.run(async move {
-            let mut connection = std::pin::pin!(connection.with_upgrades());
-            let ended = tokio::select! {
-                biased;
-                ended = connection.as_mut() => ended,
-                () = drained.draining() => {
-                    drain();
-                    connection.await
-                }
-            };
-            if let Err(error) = ended {
-                // The request's sender hears of it, or there is none: an idle connection that broke.
-                tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "an upstream connection ended"
-                );
-            }
-        });
+        let task = tasks.run(drive(connection.with_upgrades(), tasks.sibling(), drain));
         Ok(Self { sender, received, task: Some(task.abort_handle()) })
     }
 
-    /// Sends a request; where nothing of it was written, the error gives it back.
-    pub(super) fn send(
+    fn send(
         &mut self,
-        request: Request<Outgoing>,
+        mut request: Request<Outgoing>,
     ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Outgoing>>>> + Send + use<>
     {
         self.received.store(false, Ordering::Relaxed);
+        if request.body().size_hint().exact().is_none() {
+            let chunked = HeaderValue::from_static("chunked");
+            request.headers_mut().insert(header::TRANSFER_ENCODING, chunked);
+        }
         self.sender.try_send_request(request)
-    }
-
-    /// Leaves it to the upgrade that its response has begun.
-    pub(super) fn release(mut self) {
-        self.task = None;
-    }
-
-    /// Whether anything came of the response.
-    pub(super) fn has_received(&self) -> bool {
-        self.received.load(Ordering::Relaxed)
-    }
-
-    /// Whether it is open, all of the last request was written and all of its response was read.
-    pub(super) fn is_ready(&self) -> bool {
-        self.sender.is_ready()
     }
 }
 
-impl Drop for Connection {
+impl Drop for Http1 {
     fn drop(&mut self) {
         // hyper would go on with a request whose response is already over, for as long as the upstream takes it.
         if let Some(task) = &self.task {
@@ -119,16 +175,49 @@ impl Drop for Connection {
     }
 }
 
-async fn secured(target: &Target, tls: Option<&Tls>, deadline: Duration) -> io::Result<Socket> {
+/// Drives a connection to its end; calls `drain` when that begins.
+pub(super) async fn drive(
+    connection: impl Future<Output = hyper::Result<()>>,
+    tasks: Tasks,
+    drain: impl FnOnce() + Send + 'static,
+) {
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        biased;
+        ended = connection.as_mut() => ended,
+        () = tasks.draining() => {
+            drain();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // The request's sender hears of it, or there is none: an idle connection that broke.
+        let error = &error as &dyn std::error::Error;
+        tracing::debug!(error, "an upstream connection ended");
+    }
+}
+
+async fn secured(
+    target: &Target,
+    tls: Option<&Tls>,
+    speaks: Speaks,
+    deadline: Duration,
+) -> io::Result<(Socket, Agreed)> {
     let socket = dial(target, deadline).await?;
     match (target, tls) {
         (Target::Http { scheme: Scheme::Https, host, .. }, Some(tls)) => {
-            tls.connect(host, socket).await
+            tls.connect(host, socket, speaks).await
         }
         (Target::Http { scheme: Scheme::Https, .. }, None) => {
             Err(io::Error::other("TLS to this upstream was not set up"))
         }
-        (Target::Http { scheme: Scheme::Http, .. } | Target::Unix(_), _) => Ok(socket),
+        (Target::Http { scheme: Scheme::Http, .. } | Target::Unix(_), _) => Ok((
+            socket,
+            match speaks {
+                Speaks::Http1 => Agreed::Http1,
+                Speaks::Http2 | Speaks::Either => Agreed::Http2,
+            },
+        )),
     }
 }
 

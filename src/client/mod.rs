@@ -1,9 +1,10 @@
 //! The one way out: connections to upstreams, kept for the next request, each with its deadlines.
 //!
-//! It speaks HTTP/1.1 over TCP, with TLS or without, and Unix sockets, and knows nothing of sessions or
+//! It speaks HTTP/1.1 or HTTP/2 over TCP, with TLS or without, and Unix sockets, and knows nothing of sessions or
 //! routes.
 
 mod balancer;
+mod carrier;
 mod connection;
 mod error;
 mod pool;
@@ -26,7 +27,7 @@ pub use balancer::Balancer;
 pub use error::{Error, Kind};
 pub use pool::{Config, Pool};
 pub use target::{InvalidTarget, Target};
-pub use tls::{Tls, TlsConfig, TlsError, Trust};
+pub use tls::{Speaks, Tls, TlsConfig, TlsError, Trust};
 
 /// One GET on a connection of its own: the whole response, of at most `limit` bytes, within `deadline`.
 pub async fn get(

@@ -15,10 +15,11 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 
-use super::connection::{Connection, Outgoing};
+use super::carrier::Carrier;
+use super::connection::{Connection, NotSent, Outgoing, Progress};
 use super::error::{Error, Kind};
 use super::target::Target;
-use super::tls::Tls;
+use super::tls::{Speaks, Tls};
 use crate::body::{self, Body, CollectError, End};
 use crate::tasks::Tasks;
 
@@ -38,6 +39,8 @@ pub struct Config {
     pub max_idle: usize,
     /// For a target with TLS.
     pub tls: Option<Arc<Tls>>,
+    /// The protocol; a request that asks for another one, as WebSocket is, goes by HTTP/1.1.
+    pub speaks: Speaks,
 }
 
 impl Default for Config {
@@ -49,6 +52,7 @@ impl Default for Config {
             idle_timeout: Duration::from_secs(4),
             max_idle: 256,
             tls: None,
+            speaks: Speaks::Http1,
         }
     }
 }
@@ -65,6 +69,8 @@ struct Shared {
     authority: HeaderValue,
     config: Config,
     idle: Mutex<VecDeque<Idle>>,
+    /// The connection of HTTP/2 that all requests share, where there is one.
+    carrier: Mutex<Option<(Arc<Carrier>, Instant)>>,
     /// Since the drain began, no connection is kept.
     draining: AtomicBool,
 }
@@ -122,6 +128,7 @@ impl Pool {
             authority,
             config,
             idle: Mutex::default(),
+            carrier: Mutex::default(),
             draining: AtomicBool::new(false),
         }))
     }
@@ -154,7 +161,11 @@ impl Pool {
         copies: Copies,
         tasks: &Tasks,
     ) -> Result<Response<Body>, Failed> {
-        while let Some(connection) = self.take() {
+        let speaks = match Upgrades::of(request.headers()) {
+            Upgrades::Asked => Speaks::Http1,
+            Upgrades::Not => self.0.config.speaks,
+        };
+        while let Some(connection) = self.take(speaks) {
             let copy = repeatable(&request).then(|| copy(&request));
             match (self.attempt(connection, request).await, copy) {
                 (Attempt::Answered(response), _) => return Ok(response),
@@ -168,7 +179,7 @@ impl Pool {
                 }
             }
         }
-        let connection = match self.open(tasks).await {
+        let connection = match self.open(speaks, tasks).await {
             Ok(connection) => connection,
             Err(error) => return Err(Failed { error, request: Some(request) }),
         };
@@ -225,16 +236,12 @@ impl Pool {
             Some(length) => {
                 parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
             }
-            None => {
-                parts.headers.remove(header::CONTENT_LENGTH);
-                let chunked = HeaderValue::from_static("chunked");
-                parts.headers.insert(header::TRANSFER_ENCODING, chunked);
-            }
+            None => drop(parts.headers.remove(header::CONTENT_LENGTH)),
         }
         Request::from_parts(parts, Outgoing::new(body))
     }
 
-    async fn open(&self, tasks: &Tasks) -> Result<Connection, Error> {
+    async fn open(&self, speaks: Speaks, tasks: &Tasks) -> Result<Connection, Error> {
         let pool = Arc::downgrade(&self.0);
         let drain = move || {
             if let Some(pool) = pool.upgrade() {
@@ -243,37 +250,47 @@ impl Pool {
         };
         let Config { connect_timeout, tls, .. } = &self.0.config;
         let to = (&self.0.target, tls.as_deref());
-        Connection::open(to, *connect_timeout, tasks, drain).await
+        let connection = Connection::open(to, speaks, *connect_timeout, tasks, drain).await?;
+        if let Connection::Http2(carrier) = &connection {
+            self.0.share(carrier);
+        }
+        Ok(connection)
     }
 
     async fn attempt(&self, mut connection: Connection, request: Request<Outgoing>) -> Attempt {
-        let timeout = self.0.config.response_timeout;
         let progress = request.body().progress();
         let upgrades = Upgrades::of(request.headers());
-        let mut sent = std::pin::pin!(connection.send(request));
+        let sent = self.in_time(connection.send(request), progress.as_deref()).await;
+        match sent {
+            Ok(Ok(response)) => self.answered(response, connection, upgrades),
+            Ok(Err(NotSent { request: Some(request), error })) => Attempt::Unsent(request, error),
+            Ok(Err(NotSent { request: None, error })) => failed(&connection, error),
+            Err(elapsed) => Attempt::Failed(elapsed),
+        }
+    }
+
+    /// What comes of a request within the upstream's time. While the client sends, the body's own
+    /// deadline holds; then the upstream's begins anew.
+    async fn in_time<T>(
+        &self,
+        sent: impl Future<Output = T>,
+        progress: Option<&Progress>,
+    ) -> Result<T, Error> {
+        let timeout = self.0.config.response_timeout;
+        let mut sent = std::pin::pin!(sent);
         let mut deadline = Instant::now() + timeout;
         loop {
-            match timeout_at(deadline, sent.as_mut()).await {
-                Ok(Ok(response)) => {
-                    return self.answered(response, connection, upgrades);
-                }
-                Ok(Err(mut error)) => {
-                    return match error.take_message() {
-                        Some(request) => Attempt::Unsent(request, error.into_error()),
-                        None => failed(&connection, error.into_error()),
-                    };
-                }
-                Err(elapsed) => {
-                    // The body's own deadline holds while the client sends; then the upstream's begins anew.
-                    let now = Instant::now();
-                    deadline = match &progress {
-                        Some(progress) => progress.upstream_since().unwrap_or(now) + timeout,
-                        None => now,
-                    };
-                    if deadline <= now {
-                        return Attempt::Failed(Error::with(Kind::ResponseTimeout, elapsed));
-                    }
-                }
+            let elapsed = match timeout_at(deadline, sent.as_mut()).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(elapsed) => elapsed,
+            };
+            let now = Instant::now();
+            deadline = match progress {
+                Some(progress) => progress.upstream_since().unwrap_or(now) + timeout,
+                None => now,
+            };
+            if deadline <= now {
+                return Err(Error::with(Kind::ResponseTimeout, elapsed));
             }
         }
     }
@@ -312,8 +329,14 @@ impl Pool {
         Attempt::Answered(response)
     }
 
-    /// The connection that was used last, so that few are kept busy and the others expire.
-    fn take(&self) -> Option<Connection> {
+    /// The connection that was used last, so that few are kept busy and the others expire; or the one
+    /// that carries all.
+    fn take(&self, speaks: Speaks) -> Option<Connection> {
+        if speaks != Speaks::Http1
+            && let Some(carrier) = self.0.shared()
+        {
+            return Some(Connection::Http2(carrier));
+        }
         loop {
             let Idle { connection, since } = self.0.idle().pop_back()?;
             if since.elapsed() < self.0.config.idle_timeout && connection.is_ready() {
@@ -324,9 +347,37 @@ impl Pool {
 }
 
 impl Shared {
+    /// The connection that carries all requests, unless it has closed, or has carried none for long.
+    fn shared(&self) -> Option<Arc<Carrier>> {
+        let mut place = self.carrier();
+        let (carrier, used) = place.as_mut()?;
+        let expired = Arc::strong_count(carrier) == 1 && used.elapsed() >= self.config.idle_timeout;
+        if expired || !carrier.is_open() {
+            *place = None;
+            return None;
+        }
+        *used = Instant::now();
+        Some(Arc::clone(carrier))
+    }
+
+    /// Has the requests to come share a connection.
+    fn share(&self, carrier: &Arc<Carrier>) {
+        if !self.draining.load(Ordering::Relaxed) {
+            *self.carrier() = Some((Arc::clone(carrier), Instant::now()));
+        }
+    }
+
+    fn carrier(&self) -> MutexGuard<'_, Option<(Arc<Carrier>, Instant)>> {
+        // Nothing panics while it is held.
+        self.carrier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Keeps a connection for the next request. Each that comes sends one away that expired, or is too many.
     fn keep(&self, connection: Connection) {
         if self.draining.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Connection::Http2(_) = connection {
             return;
         }
         let now = Instant::now();
@@ -343,7 +394,8 @@ impl Shared {
     fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
         let idle = std::mem::take(&mut *self.idle());
-        drop(idle);
+        let carrier = self.carrier().take();
+        drop((idle, carrier));
     }
 
     fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {

@@ -39,6 +39,14 @@ pub enum InvalidTarget {
 }
 
 impl Target {
+    /// What URLs of it begin with.
+    pub fn scheme(&self) -> Scheme {
+        match self {
+            Self::Http { scheme, .. } => *scheme,
+            Self::Unix(_) => Scheme::Http,
+        }
+    }
+
     /// What a request without a Host says: host and port, without the usual port; `localhost` for a socket.
     pub fn authority(&self) -> String {
         match self {

@@ -60,9 +60,33 @@ pub enum TlsError {
     Rustls(#[from] rustls::Error),
 }
 
+/// Which protocol is spoken to an upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2, also in the clear (RFC 9113, section 3.3).
+    Http2,
+    /// With TLS, what the upstream chooses.
+    Either,
+}
+
+/// Which one it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Agreed {
+    Http1,
+    Http2,
+}
+
+const HTTP2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
+
 /// TLS to an upstream, ready for handshakes.
 pub struct Tls {
-    connector: TlsConnector,
+    http1: TlsConnector,
+    http2: TlsConnector,
+    either: TlsConnector,
     name: Option<ServerName<'static>>,
 }
 
@@ -74,25 +98,45 @@ impl Tls {
             .with_safe_default_protocol_versions()?
             .dangerous()
             .with_custom_certificate_verifier(verifier(&config.trust, provider)?);
-        let mut client = match &config.identity {
+        let client = match &config.identity {
             None => builder.with_no_client_auth(),
             Some(Identity { certificate, key }) => {
                 builder.with_client_auth_cert(pem::certificates(certificate)?, pem::key(key)?)?
             }
         };
-        client.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let offering = |protocols: &[&[u8]]| {
+            let mut client = client.clone();
+            client.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+            TlsConnector::from(Arc::new(client))
+        };
         let name = config.name.as_deref().map(server_name).transpose()?;
-        Ok(Self { connector: Arc::new(client).into(), name })
+        let (http1, http2) = (offering(&[HTTP1]), offering(&[HTTP2]));
+        Ok(Self { http1, http2, either: offering(&[HTTP2, HTTP1]), name })
     }
 
     /// A connection to `host` after the handshake, which has no deadline here.
-    pub(super) async fn connect(&self, host: &str, socket: Socket) -> io::Result<Socket> {
+    pub(super) async fn connect(
+        &self,
+        host: &str,
+        socket: Socket,
+        speaks: Speaks,
+    ) -> io::Result<(Socket, Agreed)> {
         let name = match &self.name {
             Some(name) => name.clone(),
             None => server_name(host).map_err(io::Error::other)?,
         };
-        let stream = self.connector.connect(name, socket).await?;
-        Ok(Socket::Tls(Box::new(stream.into())))
+        let connector = match speaks {
+            Speaks::Http1 => &self.http1,
+            Speaks::Http2 => &self.http2,
+            Speaks::Either => &self.either,
+        };
+        let stream = connector.connect(name, socket).await?;
+        let agreed = match (speaks, stream.get_ref().1.alpn_protocol()) {
+            (_, Some(HTTP2)) => Agreed::Http2,
+            (Speaks::Http1 | Speaks::Either, _) => Agreed::Http1,
+            (Speaks::Http2, _) => return Err(io::Error::other("the upstream speaks no HTTP/2")),
+        };
+        Ok((Socket::Tls(Box::new(stream.into())), agreed))
     }
 }
 

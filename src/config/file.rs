@@ -5,6 +5,7 @@ use ipnet::IpNet;
 use super::field::{Field, List, Named, Perhaps, Several, Table, Tables, section};
 use super::secret::Source;
 use super::value::{Mode, Size, Timeout, Upstreams};
+use crate::client::Speaks;
 use crate::log::Format;
 use crate::proxy::config::{Session as RouteSession, Tunnels};
 use crate::server::Address;
@@ -254,6 +255,8 @@ section! {
         path: Field<String>,
         /// Where requests go.
         upstream: Field<Upstreams>,
+        /// What is spoken to it.
+        upstream_protocol: Field<Speaks>,
         /// Whom we believe that it is the upstream, and who we are.
         upstream_tls: Perhaps<UpstreamTls>,
         /// What sessions are to it.

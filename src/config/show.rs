@@ -217,6 +217,7 @@ fn route_of(page: &mut Page, route: &RouteConfig) {
             page.plain("upstream", format_args!("[{}]", several.join(", ")));
         }
     }
+    page.word("upstream_protocol", route.upstream_protocol);
     upstream_tls(page, &route.upstream_tls);
     page.word("session", route.session);
     page.plain("header_exchange", route.header_exchange.is_some());

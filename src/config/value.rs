@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use toml::de::DeValue;
 use tracing::level_filters::LevelFilter;
 
-use crate::client::{InvalidTarget, Target};
+use crate::client::{InvalidTarget, Speaks, Target};
 use crate::log::Format;
 use crate::proxy::config::{Session, Tunnels};
 use crate::server::Address;
@@ -310,6 +310,7 @@ words! {
     SameSite { "Strict" => Strict, "Lax" => Lax, "None" => None, }
     OnError { "fail" => Fail, "anonymous" => Anonymous, }
     Format { "text" => Text, "json" => Json, }
+    Speaks { "http1" => Http1, "h2c" => Http2, "alpn" => Either, }
     Tunnels { "with-session" => WithSession, "free" => Free, }
     Session { "on" => On, "no-touch" => NoTouch, "off" => Off, }
     LevelFilter {

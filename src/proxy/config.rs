@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::login::LoginPage;
 use super::route::HostPattern;
-use crate::client::{Target, TlsConfig};
+use crate::client::{Speaks, Target, TlsConfig};
 use crate::store::config::OnError;
 
 /// What the public proxy is told.
@@ -29,6 +29,8 @@ pub struct RouteConfig {
     pub path: String,
     /// Where requests go: at least one.
     pub upstreams: Vec<Target>,
+    /// What is spoken to them: with TLS, HTTP/1.1 or what they choose; without, HTTP/1.1 or HTTP/2.
+    pub upstream_protocol: Speaks,
     /// How TLS to them is; of no meaning where none has it.
     pub upstream_tls: TlsConfig,
     /// What sessions are to it.

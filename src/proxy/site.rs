@@ -202,6 +202,7 @@ impl Route {
             body_idle_timeout: Some(body_idle_timeout),
             idle_timeout: self.config.upstream_idle_timeout,
             tls: self.tls.clone(),
+            speaks: self.config.upstream_protocol,
             ..client::Config::default()
         };
         let pool = |upstream: &Target| Pool::new(upstream.clone(), config.clone());

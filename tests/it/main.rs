@@ -44,6 +44,7 @@ mod tidy;
 mod tls;
 mod tunnels;
 mod two_instances;
+mod upstream_h2;
 mod upstreams;
 
 mod drain;

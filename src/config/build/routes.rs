@@ -11,7 +11,7 @@ use super::super::problem::Origin;
 use super::super::value::{Size, Upstreams};
 use super::context::{Context, Site, TRANSPORT, with_causes};
 use super::listeners::reaches;
-use crate::client::{self, Target, Tls, TlsConfig, Trust};
+use crate::client::{self, Speaks, Target, Tls, TlsConfig, Trust};
 use crate::pem::Identity;
 use crate::proxy::config::{RouteConfig, Session, Tunnels};
 use crate::proxy::login::LoginPage;
@@ -71,6 +71,7 @@ fn route(
     RouteConfig {
         host,
         path,
+        upstream_protocol: upstream_protocol(table, &upstreams, context),
         upstreams,
         upstream_tls,
         session: table.session.or(Session::On),
@@ -166,9 +167,30 @@ fn upstreams(
     Some(targets.iter().map(upstream).collect())
 }
 
+fn has_tls(target: &Target) -> bool {
+    matches!(target, Target::Http { scheme: Scheme::Https, .. })
+}
+
+fn upstream_protocol(
+    table: &file::Route,
+    upstreams: &[Target],
+    context: &mut Context<'_>,
+) -> Speaks {
+    let Some((speaks, origin)) = table.upstream_protocol.found() else { return Speaks::Http1 };
+    match speaks {
+        Speaks::Http2 if upstreams.iter().any(has_tls) => {
+            context.error(origin, "is HTTP/2 in the clear; with https:// write \"alpn\"");
+        }
+        Speaks::Either if !upstreams.iter().all(has_tls) => {
+            context.error(origin, "is agreed upon with TLS; without write \"h2c\"");
+        }
+        Speaks::Http1 | Speaks::Http2 | Speaks::Either => {}
+    }
+    *speaks
+}
+
 /// The files are read, so that a mistake in one is told with all others.
 fn upstream_tls(table: &file::Route, upstreams: &[Target], context: &mut Context<'_>) -> TlsConfig {
-    let has_tls = |target: &Target| matches!(target, Target::Http { scheme: Scheme::Https, .. });
     let https = upstreams.iter().any(has_tls);
     let Some((tls, origin)) = table.upstream_tls.found() else { return TlsConfig::default() };
     if !https {

@@ -78,7 +78,7 @@ impl Upstream {
             }
         };
         let limits = Limits { header_bytes: 256 * 1024, ..Limits::default() };
-        let settings = Settings { protocol: Protocol::Http1, limits };
+        let settings = Settings { protocol: Protocol::Http1AndH2c, limits };
         let serving =
             serve(listener, settings, Room::new(10_000), Arc::new(handler), tasks.clone());
         tasks.run(serving).detach();
