@@ -169,7 +169,7 @@ impl Health {
     /// One that cannot be connected to is left alone at once, and so is one that has not answered
     /// since it was left alone.
     fn failed(&self, error: &Error, pool: &Pool) {
-        if error.is_request_body() || !self.is_well() {
+        if error.is_request_body() || error.kind() == Kind::Busy || !self.is_well() {
             return;
         }
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;

@@ -19,6 +19,8 @@ pub enum Kind {
     Connect,
     /// None could be made in time; nothing was sent.
     ConnectTimeout,
+    /// It has as many requests as it may have, and none ended in time; nothing was sent.
+    Busy,
     /// The upstream closed, broke off, or sent what is no HTTP, before its response's head was there.
     Response,
     /// The response's head did not come in time, or the upstream did not take the request.
@@ -83,6 +85,7 @@ impl fmt::Display for Error {
         f.write_str(match self.kind {
             Kind::Connect => "the upstream cannot be connected to",
             Kind::ConnectTimeout => "connecting to the upstream took too long",
+            Kind::Busy => "the upstream has as many requests as it may have",
             Kind::Response => "the upstream closed before its response, or sent a malformed one",
             Kind::ResponseTimeout => "the upstream's response took too long",
             Kind::RequestBody => "the request's body broke off",

@@ -13,7 +13,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::carrier::Carrier;
 use super::connection::{Connection, NotSent, Outgoing, Progress};
@@ -39,6 +40,8 @@ pub struct Config {
     pub max_idle: usize,
     /// For a target with TLS.
     pub tls: Option<Arc<Tls>>,
+    /// Room for requests at a time, shared with other pools of the same upstream; `None` is any number.
+    pub room: Option<Arc<Semaphore>>,
     /// The protocol; a request that asks for another one, as WebSocket is, goes by HTTP/1.1.
     pub speaks: Speaks,
 }
@@ -52,6 +55,7 @@ impl Default for Config {
             idle_timeout: Duration::from_secs(4),
             max_idle: 256,
             tls: None,
+            room: None,
             speaks: Speaks::Http1,
         }
     }
@@ -108,6 +112,16 @@ pub(super) struct Failed {
     pub(super) request: Option<Request<Outgoing>>,
 }
 
+impl Failed {
+    fn unsent(
+        kind: Kind,
+        cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+        request: Request<Outgoing>,
+    ) -> Self {
+        Self { error: Error::with(kind, cause), request: Some(request) }
+    }
+}
+
 /// What became of one attempt.
 enum Attempt {
     Answered(Response<Body>),
@@ -156,6 +170,25 @@ impl Pool {
 
     /// The same with a request that was prepared, and given back where it may be sent again.
     pub(super) async fn try_send(
+        &self,
+        request: Request<Outgoing>,
+        copies: Copies,
+        tasks: &Tasks,
+    ) -> Result<Response<Body>, Failed> {
+        let Some(room) = &self.0.config.room else {
+            return self.send_now(request, copies, tasks).await;
+        };
+        let permit = Arc::clone(room).acquire_owned();
+        let permit = match timeout(self.0.config.connect_timeout, permit).await {
+            Ok(Ok(permit)) => permit,
+            Ok(Err(closed)) => return Err(Failed::unsent(Kind::Busy, closed, request)),
+            Err(elapsed) => return Err(Failed::unsent(Kind::Busy, elapsed, request)),
+        };
+        let response = self.send_now(request, copies, tasks).await?;
+        Ok(response.map(|body| body.with_guard(move |_end| drop(permit))))
+    }
+
+    async fn send_now(
         &self,
         mut request: Request<Outgoing>,
         copies: Copies,

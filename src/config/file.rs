@@ -273,6 +273,8 @@ section! {
         request_headers: Named<Source>,
         /// What becomes of requests while the store is away.
         on_error: Field<OnError>,
+        /// Requests at a time.
+        upstream_requests: Field<usize>,
         /// The largest body of a request.
         max_body: Field<Size>,
         /// For a connection to the upstream.

@@ -241,6 +241,9 @@ fn route_of(page: &mut Page, route: &RouteConfig) {
     if let Some(bytes) = route.max_body {
         page.text("max_body", write_size(usize::try_from(bytes).unwrap_or(usize::MAX)));
     }
+    if let Some(requests) = route.upstream_requests {
+        page.plain("upstream_requests", requests);
+    }
     page.duration("connect_timeout", route.connect_timeout);
     page.duration("response_timeout", route.response_timeout);
     page.word("tunnels", route.tunnels);

@@ -47,7 +47,9 @@ pub struct RouteConfig {
     pub on_error: OnError,
     /// The largest body of a request, in bytes; `None` takes any.
     pub max_body: Option<u64>,
-    /// For a connection to the upstream.
+    /// How many requests each upstream has at a time; `None` is any number.
+    pub upstream_requests: Option<usize>,
+    /// For a connection to the upstream, and for a turn where it has as many as it may have.
     pub connect_timeout: Duration,
     /// From the end of the request to the head of the response.
     pub response_timeout: Duration,

@@ -126,6 +126,7 @@ impl Error {
             Self::Upstream(error) if error.kind() == Kind::RequestBodyTooLarge => {
                 StatusCode::PAYLOAD_TOO_LARGE
             }
+            Self::Upstream(error) if error.kind() == Kind::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::Upstream(error) if error.is_request_body() => StatusCode::BAD_REQUEST,
             Self::Upstream(error) if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
             Self::Upstream(_) | Self::Switched | Self::Patch(_) => StatusCode::BAD_GATEWAY,
@@ -146,6 +147,9 @@ impl Error {
             Self::NotLoggedIn(_) => ("not_logged_in", "You need to log in to see this."),
             Self::TooLarge => TOO_LARGE,
             Self::Upstream(error) if error.kind() == Kind::RequestBodyTooLarge => TOO_LARGE,
+            Self::Upstream(error) if error.kind() == Kind::Busy => {
+                ("upstream_busy", "The site has too much to do. Please try again in a moment.")
+            }
             Self::Upstream(error) if error.is_request_body() => {
                 ("request_incomplete", "The request broke off.")
             }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::request::Parts;
 use http::{HeaderName, HeaderValue};
+use tokio::sync::Semaphore;
 
 use super::config::{Config, RouteConfig, Session, Tunnels};
 use super::error::{Accepts, Error};
@@ -38,6 +39,8 @@ pub struct Site {
 pub(super) struct Route {
     config: RouteConfig,
     tls: Option<Arc<Tls>>,
+    /// Of each upstream, where that has a bound; the workers share it.
+    rooms: Vec<Option<Arc<Semaphore>>>,
     /// The names that only we may send to its upstream.
     ours: Arc<[HeaderName]>,
 }
@@ -78,7 +81,9 @@ impl Site {
             let given = config.request_headers.iter().map(|(name, _)| name.clone());
             let ours = principals.iter().cloned().chain(given).collect();
             let tls = tls(&config)?.map(Arc::new);
-            Ok(Route { config, tls, ours })
+            let room = |_| config.upstream_requests.map(|limit| Arc::new(Semaphore::new(limit)));
+            let rooms = config.upstreams.iter().map(room).collect();
+            Ok(Route { config, tls, rooms, ours })
         };
         // Unique, so that two instances in a row are no loop; and it says nothing of us.
         let pseudonym = format!("{:016x}", u64::from_be_bytes(random::bytes()));
@@ -205,7 +210,10 @@ impl Route {
             speaks: self.config.upstream_protocol,
             ..client::Config::default()
         };
-        let pool = |upstream: &Target| Pool::new(upstream.clone(), config.clone());
-        Balancer::new(self.config.upstreams.iter().map(pool).collect())
+        let pool = |(upstream, room): (&Target, &Option<Arc<Semaphore>>)| {
+            let config = client::Config { room: room.clone(), ..config.clone() };
+            Pool::new(upstream.clone(), config)
+        };
+        Balancer::new(self.config.upstreams.iter().zip(&self.rooms).map(pool).collect())
     }
 }

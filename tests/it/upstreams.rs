@@ -112,3 +112,39 @@ async fn what_has_begun_to_answer_is_not_asked_of_another() {
     broken.await.unwrap();
     assert_eq!(statuses.iter().filter(|status| **status == 502).count(), 1, "{statuses:?}");
 }
+
+#[tokio::test]
+async fn an_upstream_has_so_many_requests_at_a_time_and_others_wait_their_turn() {
+    let upstream = Upstream::start();
+    let route = "[[route]]\nupstream = \"UPSTREAM\"\nupstream_requests = 2\nconnect_timeout = \"";
+    let patient = Cloakroom::with(&upstream, &format!("{route}20s\"\n")).await;
+    let waiting = |gate: &str| {
+        let (browser, script) = (Browser::new(&patient), Script::new().wait(gate));
+        tokio::spawn(async move { browser.navigate("/", &script).await.status })
+    };
+    let first = [waiting("first"), waiting("first")];
+    upstream.arrived("first", 2).await;
+    let second = [waiting("second"), waiting("second")];
+    upstream.open("first");
+    for page in first {
+        assert_eq!(page.await.unwrap(), 200);
+    }
+    upstream.arrived("second", 2).await;
+    upstream.open("second");
+    for page in second {
+        assert_eq!(page.await.unwrap(), 200);
+    }
+    let hasty = Cloakroom::with(&upstream, &format!("{route}50ms\"\n")).await;
+    let held = [0, 1].map(|_| {
+        let (browser, script) = (Browser::new(&hasty), Script::new().wait("held"));
+        tokio::spawn(async move { browser.navigate("/", &script).await.status })
+    });
+    upstream.arrived("held", 2).await;
+    let refused = Browser::new(&hasty).navigate("/", &Script::new()).await;
+    assert_eq!((refused.status.as_u16(), refused.header("retry-after")), (503, Some("1")));
+    upstream.open("held");
+    for page in held {
+        assert_eq!(page.await.unwrap(), 200);
+    }
+    assert_eq!(Browser::new(&hasty).navigate("/", &Script::new()).await.status, 200);
+}

@@ -81,6 +81,10 @@ fn route(
         request_headers: request_headers(table, context),
         on_error: table.on_error.or(on_error),
         max_body: table.max_body.value().map(|Size(bytes)| *bytes as u64),
+        upstream_requests: table
+            .upstream_requests
+            .found()
+            .map(|_| context.count(&table.upstream_requests, 1, &(1..=1_000_000))),
         connect_timeout: context.duration(
             &table.connect_timeout,
             default.connect_timeout,
