@@ -473,6 +473,17 @@ pub struct Use {
 }
 
 impl Use {
+    /// Writes the use down where a session stands that is alive, and answers it without its values.
+    pub fn apply_to<'a>(&self, entry: &'a mut Entry, policy: &Policy) -> Option<&'a Meta> {
+        match entry {
+            Entry::Live(Record { meta, .. }) if policy.is_alive(meta, self.now) => {
+                self.apply(meta, policy.rotation_grace);
+                Some(meta)
+            }
+            Entry::Live(_) | Entry::Ended { .. } => None,
+        }
+    }
+
     /// Writes the use down.
     pub fn apply(&self, meta: &mut Meta, grace: Duration) {
         meta.promote(self.generation, grace, self.now);

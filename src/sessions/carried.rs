@@ -121,11 +121,7 @@ impl Store for Carried {
     ) -> Answer<'a, Option<Entry>> {
         let mut entries = self.entries();
         let entry = entries.get_mut(&id).map(|entry| {
-            if let Entry::Live(record) = entry
-                && policy.is_alive(&record.meta, used.now)
-            {
-                used.apply(&mut record.meta, policy.rotation_grace);
-            }
+            used.apply_to(entry, policy);
             Want::Meta.of(entry)
         });
         Box::pin(ready(Ok(entry)))

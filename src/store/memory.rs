@@ -94,11 +94,8 @@ impl Store for Memory {
     ) -> Answer<'a, Option<Entry>> {
         let mut state = self.state();
         let entry = state.entries.get_mut(&id).map(|stored| {
-            if let Entry::Live(record) = &mut stored.entry
-                && policy.is_alive(&record.meta, used.now)
-            {
-                used.apply(&mut record.meta, policy.rotation_grace);
-                stored.over_at = policy.ends_at(&record.meta);
+            if let Some(meta) = used.apply_to(&mut stored.entry, policy) {
+                stored.over_at = policy.ends_at(meta);
             }
             Want::Meta.of(&stored.entry)
         });

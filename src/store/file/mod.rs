@@ -148,13 +148,10 @@ impl Shared {
 
     fn record_use(&self, id: Id, used: Use, policy: &Policy) -> Result<Option<Entry>, Fault> {
         let mut entry = self.load(id)?;
-        if let Some(Entry::Live(record)) = &mut entry
-            && policy.is_alive(&record.meta, used.now)
+        if let Some(entry) = &mut entry
+            && let Some(ends_at) = used.apply_to(entry, policy).map(|meta| policy.ends_at(meta))
         {
-            used.apply(&mut record.meta, policy.rotation_grace);
-            let ends_at = policy.ends_at(&record.meta);
-            let entry = Entry::Live(record.clone());
-            self.put(id, &entry, ends_at)?;
+            self.put(id, entry, ends_at)?;
         }
         Ok(entry.map(|entry| Want::Meta.of(&entry)))
     }

@@ -117,11 +117,8 @@ impl Store for Sqlite {
         let policy = policy.clone();
         Box::pin(self.write(move |connection| {
             let mut entry = row::load(connection, id, Want::Meta)?;
-            if let Some(Entry::Live(record)) = &mut entry
-                && policy.is_alive(&record.meta, used.now)
-            {
-                used.apply(&mut record.meta, policy.rotation_grace);
-                row::write_use(connection, id, &record.meta, policy.ends_at(&record.meta))?;
+            if let Some(meta) = entry.as_mut().and_then(|entry| used.apply_to(entry, &policy)) {
+                row::write_use(connection, id, meta, policy.ends_at(meta))?;
             }
             Ok(entry)
         }))

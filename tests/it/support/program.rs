@@ -70,5 +70,10 @@ impl Drop for Program {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let Some(kept) = std::env::var_os("TEST_LOG_DIRECTORY") {
+            let name = format!("program-{}.log", self.child.id());
+            let _ =
+                std::fs::write(Path::new(&kept).join(name), self.log.lock().unwrap().join("\n"));
+        }
     }
 }
