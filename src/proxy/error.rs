@@ -203,7 +203,7 @@ impl Error {
         }
         match self {
             // Whoever sent this may have meant what follows to be read otherwise.
-            Self::Rejected(_) | Self::TooLarge => {
+            Self::Rejected(_) => {
                 drop(headers.insert(CONNECTION, HeaderValue::from_static("close")));
             }
             Self::NotLoggedIn(Some(location)) => {

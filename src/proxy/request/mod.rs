@@ -164,10 +164,17 @@ fn check_target(method: &Method, uri: &Uri) -> Result<(), Rejected> {
             if !host::is_valid(authority.as_str()) {
                 return Err(Rejected::malformed("invalid authority"));
             }
-            Ok(())
+            check_path(method, uri)
         }
-        (None, None) if uri.path() == "*" && method == Method::OPTIONS => Ok(()),
-        (None, None) if uri.path().starts_with('/') => Ok(()),
+        (None, None) => check_path(method, uri),
+        _ => Err(Rejected::malformed("invalid request target")),
+    }
+}
+
+fn check_path(method: &Method, uri: &Uri) -> Result<(), Rejected> {
+    match uri.path() {
+        "*" if method == Method::OPTIONS => Ok(()),
+        path if path.starts_with('/') => Ok(()),
         _ => Err(Rejected::malformed("invalid request target")),
     }
 }

@@ -9,6 +9,7 @@ mod cloakroom;
 mod curl;
 mod echo;
 mod fault_proxy;
+pub mod frames;
 mod program;
 pub mod raw;
 mod redis;

@@ -26,6 +26,8 @@ pub struct Seen {
     /// When its calls were answered: see [`elapsed`].
     pub called_at: Duration,
     pub body: String,
+    /// Whether the body came to its end.
+    pub whole: bool,
 }
 
 /// How long this process of tests has run, so that an upstream and its clients can say what came
@@ -77,7 +79,7 @@ impl Upstream {
                 async move { page.await.expect("a page") }
             }
         };
-        let limits = Limits { header_bytes: 256 * 1024, ..Limits::default() };
+        let limits = Limits { header_bytes: 256 * 1024, headers: 1000, ..Limits::default() };
         let settings = Settings { protocol: Protocol::Http1AndH2c, limits };
         let serving =
             serve(listener, settings, Room::new(10_000), Arc::new(handler), tasks.clone());
@@ -143,7 +145,8 @@ async fn answer(state: Arc<State>, tasks: Tasks, request: Request<Incoming>) -> 
     let script = parts.headers.get("x-script").map_or_else(Script::default, |script| {
         serde_json::from_slice(script.as_bytes()).expect("a script")
     });
-    let body = collect(Body::streaming(body, None), 64 << 20, PATIENCE).await.unwrap_or_default();
+    let body = collect(Body::streaming(body, None), 64 << 20, PATIENCE).await;
+    let (body, whole) = (body.as_deref().unwrap_or_default(), body.is_ok());
     let headers: Vec<(String, String)> = parts
         .headers
         .iter()
@@ -170,7 +173,8 @@ async fn answer(state: Arc<State>, tasks: Tasks, request: Request<Incoming>) -> 
         headers,
         calls,
         called_at: elapsed(),
-        body: String::from_utf8_lossy(&body).into_owned(),
+        body: String::from_utf8_lossy(body).into_owned(),
+        whole,
     };
     state.seen.lock().unwrap().push(seen.clone());
     if let Some(gate) = &script.wait {

@@ -1,0 +1,247 @@
+//! HTTP/2 that would be something else in HTTP/1.1, and HTTP/2 that only costs: frames written by hand.
+
+use std::time::Duration;
+
+use crate::support::frames::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, Ended, Frames, HEADERS, PING, RST_STREAM,
+    SETTINGS, WINDOW_UPDATE, block, frame,
+};
+use crate::support::{Cloakroom, Upstream, until};
+
+const GET: [(&str, &str); 4] =
+    [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/first")];
+
+struct Stage {
+    upstream: Upstream,
+    cloakroom: Cloakroom,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let upstream = Upstream::start();
+        let toml = "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
+        let cloakroom = Cloakroom::with(&upstream, toml).await;
+        Self { upstream, cloakroom }
+    }
+
+    async fn connect(&self) -> Frames {
+        Frames::connect(self.cloakroom.public()).await
+    }
+
+    /// Whether another client is served as if nothing were.
+    async fn serves_others(&self) {
+        let mut other = self.connect().await;
+        other.open(1, &GET, END_STREAM).await;
+        assert_eq!(other.ended(1).await, Ended::Status(Some(200)));
+    }
+}
+
+#[tokio::test]
+async fn what_would_be_another_request_in_http1_is_refused() {
+    let stage = Stage::set().await;
+    let with = |more: &[(&'static str, &'static str)]| [&GET[..], more].concat();
+    let but = |name: &str, value: &'static str| {
+        GET.map(|(known, was)| if known == name { (known, value) } else { (known, was) }).to_vec()
+    };
+    for fields in [
+        with(&[("transfer-encoding", "chunked")]),
+        with(&[("connection", "close")]),
+        with(&[("keep-alive", "5")]),
+        with(&[("proxy-connection", "close")]),
+        with(&[("upgrade", "websocket")]),
+        with(&[("te", "gzip")]),
+        with(&[("X-A", "upper case")]),
+        with(&[("x a", "b")]),
+        with(&[("x-a:", "b")]),
+        with(&[("", "b")]),
+        with(&[("x-a", "b\r\nx-c: d")]),
+        with(&[("x-a", "b\nc")]),
+        with(&[("x-a", "b\0c")]),
+        with(&[("x-a\r\nx-c", "d")]),
+        with(&[("host", "b")]),
+        with(&[(":path", "/second")]),
+        with(&[(":status", "200")]),
+        with(&[(":made-up", "1")]),
+        [&[("x-a", "b")], &GET[..]].concat(),
+        but(":method", "GET /admin HTTP/1.1\r\nX:"),
+        but(":method", "GE T"),
+        but(":method", ""),
+        but(":method", "TRACE"),
+        but(":method", "CONNECT"),
+        but(":path", ""),
+        but(":path", "first"),
+        but(":path", "/first HTTP/1.1\r\nX-A: b"),
+        but(":path", "/fi rst"),
+        but(":path", "http://b/first"),
+        but(":path", "*"),
+        but(":scheme", "http://b/?"),
+        but(":scheme", "ftp"),
+        but(":authority", "u@a"),
+        but(":authority", "a b"),
+        but(":authority", "a\r\nX-A: b"),
+        but(":authority", ""),
+        GET[..3].to_vec(),
+        GET[1..].to_vec(),
+    ] {
+        let mut connection = stage.connect().await;
+        connection.open(1, &fields, END_STREAM).await;
+        let ended = connection.ended(1).await;
+        assert_ne!(ended, Ended::Status(Some(200)), "{fields:?}");
+        let seen = stage.upstream.take_seen();
+        assert!(seen.is_empty(), "{fields:?}: {seen:?}");
+    }
+    stage.serves_others().await;
+}
+
+/// RFC 9113, section 8.1.1: a length that is not that of the frames is malformed.
+#[tokio::test]
+async fn a_length_is_that_of_the_frames() {
+    let stage = Stage::set().await;
+    let post = |length: &'static str| {
+        let mut fields = GET.to_vec();
+        fields[0] = (":method", "POST");
+        fields.push(("content-length", length));
+        fields
+    };
+    for (length, data) in [("5", "hell"), ("5", "hello!"), ("0", "x"), ("+5", "hello"), ("5,6", "hello")] {
+        let mut connection = stage.connect().await;
+        connection.open(1, &post(length), 0).await;
+        connection.send(DATA, END_STREAM, 1, data.as_bytes()).await;
+        assert_ne!(connection.ended(1).await, Ended::Status(Some(200)), "{length} {data}");
+    }
+    assert!(!stage.upstream.take_seen().iter().any(|seen| seen.whole));
+    let mut connection = stage.connect().await;
+    connection.open(1, &post("5"), 0).await;
+    connection.send(DATA, END_STREAM, 1, b"hello").await;
+    assert_eq!(connection.ended(1).await, Ended::Status(Some(200)));
+    let seen = stage.upstream.take_seen().pop().unwrap();
+    assert_eq!((seen.body.as_str(), seen.whole), ("hello", true));
+}
+
+/// CVE-2023-44487: what is reset as soon as it is asked for leaves nothing behind, here or upstream.
+#[tokio::test]
+async fn requests_that_are_reset_at_once_leave_nothing() {
+    let stage = Stage::set().await;
+    let mut connection = stage.connect().await;
+    let rounds = 200;
+    for round in 0..rounds {
+        let bytes: Vec<u8> = (0..50)
+            .flat_map(|index| {
+                let stream = (round * 50 + index) * 2 + 1;
+                let opened = frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&GET));
+                [opened, frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())].concat()
+            })
+            .collect();
+        if !connection.send_bytes(&bytes).await {
+            break;
+        }
+    }
+    stage.serves_others().await;
+    drop(connection);
+    let in_flight = stage.cloakroom.metrics().in_flight.clone();
+    until("nothing is in flight", || in_flight.get() == 0).await;
+}
+
+/// CVE-2024-27316, RUSTSEC-2024-0332: a head of frames without an end.
+#[tokio::test]
+async fn a_head_that_goes_on_for_ever_ends_its_connection() {
+    let stage = Stage::set().await;
+    for payload in [block(&[("x-a", &"b".repeat(1000))]), Vec::new()] {
+        let mut connection = stage.connect().await;
+        connection.send(HEADERS, END_STREAM, 1, &block(&GET)).await;
+        let mut frames = 0;
+        while connection.send(CONTINUATION, 0, 1, &payload).await {
+            frames += 1;
+            assert!(frames < 1_000_000, "it took {frames} frames of {} bytes", payload.len());
+        }
+        stage.serves_others().await;
+    }
+}
+
+/// What asks for an answer and takes none: no more of it is read than is answered.
+#[tokio::test]
+async fn floods_that_ask_for_answers_are_held_back() {
+    let stage = Stage::set().await;
+    for flood in [frame(PING, 0, 0, b"12345678"), frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0])] {
+        let mut connection = stage.connect().await;
+        let bytes = flood.repeat(10_000);
+        let mut sent = 0_usize;
+        // As much as sockets hold, and then nothing.
+        let flooded = tokio::time::timeout(Duration::from_secs(2), async {
+            while connection.send_bytes(&bytes).await {
+                sent += bytes.len();
+                assert!(sent < 256 << 20, "{sent} bytes were taken unanswered");
+            }
+        });
+        let _ = flooded.await;
+        stage.serves_others().await;
+    }
+}
+
+/// RUSTSEC-2026-0258: frames without data, of which no window keeps count.
+#[tokio::test]
+async fn a_flood_of_empty_data_does_not_grow_a_request() {
+    let stage = Stage::set().await;
+    let mut connection = stage.connect().await;
+    let mut fields = GET.to_vec();
+    fields[0] = (":method", "POST");
+    connection.open(1, &fields, 0).await;
+    let bytes = frame(DATA, 0, 1, &[]).repeat(1000);
+    for _ in 0..100 {
+        if !connection.send_bytes(&bytes).await {
+            break;
+        }
+    }
+    stage.serves_others().await;
+    drop(connection);
+    assert!(!stage.upstream.seen().iter().any(|seen| seen.whole && seen.method == "POST"));
+}
+
+/// RFC 9113, section 6.9.1: a window that overflows is an error, and so is an increment of nothing.
+#[tokio::test]
+async fn windows_do_not_overflow() {
+    let stage = Stage::set().await;
+    for increment in [0_u32, 0x7fff_ffff] {
+        let mut connection = stage.connect().await;
+        connection.send(WINDOW_UPDATE, 0, 0, &increment.to_be_bytes()).await;
+        connection.send(WINDOW_UPDATE, 0, 0, &increment.to_be_bytes()).await;
+        assert!(!connection.is_alive().await, "{increment}");
+    }
+    stage.serves_others().await;
+}
+
+/// HPACK: an index that is nowhere, a table larger than was agreed, and a bomb of references.
+#[tokio::test]
+async fn compressed_heads_have_bounds_too() {
+    let stage = Stage::set().await;
+    // A field of 3 KiB into the table, then a thousand references to it.
+    let mut bomb = vec![0x40];
+    bomb.extend(&block(&[("x-a", &"b".repeat(3000))])[1..]);
+    bomb.extend(block(&GET));
+    bomb.extend([0xbe; 1000]);
+    let (nowhere, table) = (vec![0xff, 0xff, 0x03], vec![0x3f, 0xe1, 0xff, 0x03]);
+    for payload in [nowhere, table, bomb] {
+        let mut connection = stage.connect().await;
+        connection.send(HEADERS, END_HEADERS | END_STREAM, 1, &payload).await;
+        let ended = connection.ended(1).await;
+        assert_ne!(ended, Ended::Status(Some(200)));
+        assert!(stage.upstream.take_seen().is_empty());
+    }
+    stage.serves_others().await;
+}
+
+/// No more at a time than was agreed (RFC 9113, section 5.1.2).
+#[tokio::test]
+async fn streams_are_so_many_at_a_time() {
+    let stage = Stage::set().await;
+    let mut connection = stage.connect().await;
+    let mut fields = GET.to_vec();
+    fields.push(("x-script", r#"{"calls":[],"wait":"held","headers":[]}"#));
+    for index in 0..101 {
+        connection.open(index * 2 + 1, &fields, END_STREAM).await;
+    }
+    assert_eq!(connection.ended(201).await, Ended::Reset);
+    stage.upstream.arrived("held", 100).await;
+    stage.upstream.open("held");
+    assert!(connection.is_alive().await);
+}

@@ -1,0 +1,195 @@
+//! Responses that are not what they say: each is a 502 or goes on with one meaning, its connection serves
+//! nobody else, and the next client gets the answer to its own request.
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
+use crate::support::raw::{RawUpstream, read_all};
+use crate::support::{Cloakroom, Upstream};
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+const NEXT: &str = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nthe-next";
+
+/// What the client gets.
+enum Expected {
+    /// A page of ours.
+    BadGateway,
+    /// This, and a clean end.
+    Body(&'static str),
+    /// The upstream's head, and an end that no client takes for the end of the body.
+    Cut,
+}
+
+use Expected::{BadGateway, Body, Cut};
+
+struct Stage {
+    upstream: RawUpstream,
+    cloakroom: Cloakroom,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let upstream = RawUpstream::start().await;
+        let toml = format!("[[route]]\nupstream = \"http://{}\"\n", upstream.address);
+        let cloakroom = Cloakroom::with(&Upstream::start(), &toml).await;
+        Self { upstream, cloakroom }
+    }
+
+    /// One client's request, answered with these bytes, and the end of the connection where `ends`.
+    async fn answer(&self, method: &str, bytes: &[u8], ends: bool) -> (String, TcpStream) {
+        let mut client = TcpStream::connect(self.cloakroom.public()).await.unwrap();
+        client.write_all(GET.replacen("GET", method, 1).as_bytes()).await.unwrap();
+        let (mut connection, _) = self.upstream.head().await;
+        // The proxy may have heard enough before the end.
+        let _ = connection.write_all(bytes).await;
+        if ends {
+            let _ = connection.shutdown().await;
+        }
+        (read_all(&mut client).await, connection)
+    }
+
+    async fn check(&self, method: &str, bytes: &[u8], expected: &Expected) {
+        let told = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).into_owned();
+        let ends = !matches!(expected, Body(_));
+        let (answer, held) = self.answer(method, bytes, ends).await;
+        match expected {
+            BadGateway => assert!(answer.starts_with("HTTP/1.1 502"), "{told}: {answer}"),
+            Cut => {
+                assert!(answer.starts_with("HTTP/1.1 200"), "{told}: {answer}");
+                assert!(!is_whole(&answer), "{told}: {answer}");
+            }
+            Body(body) => {
+                assert!(answer.starts_with("HTTP/1.1 2") || answer.starts_with("HTTP/1.1 304"), "{told}: {answer}");
+                let (head, got) = answer.split_once("\r\n\r\n").unwrap();
+                let got = if head.contains("transfer-encoding: chunked") { unchunked(got) } else { got.to_owned() };
+                assert_eq!(got, *body, "{told}: {answer}");
+                assert!(!answer.contains("smuggled"), "{told}: {answer}");
+            }
+        }
+        drop(held);
+        // On a connection of its own: what was said too much on the other is for nobody.
+        let (next, _) = self.answer("GET", NEXT.as_bytes(), false).await;
+        assert!(next.ends_with("\r\n\r\nthe-next"), "after {told}: {next}");
+    }
+}
+
+/// Whether a client would take this for a whole response.
+fn is_whole(answer: &str) -> bool {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+    match length {
+        Some(length) => body.len() >= length,
+        None => body.ends_with("0\r\n\r\n"),
+    }
+}
+
+fn unchunked(body: &str) -> String {
+    let mut rest = body;
+    let mut whole = String::new();
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap();
+        whole += &after[..size];
+        rest = &after[size + 2..];
+    }
+    whole
+}
+
+#[tokio::test]
+async fn what_is_malformed_is_a_bad_gateway_and_poisons_nothing() {
+    let stage = Stage::set().await;
+    let ok = |rest: &str| format!("HTTP/1.1 200 OK\r\n{rest}").into_bytes();
+    let huge = format!("X-A: {}\r\nContent-Length: 2\r\n\r\nok", "x".repeat(2 << 20));
+    for (bytes, expected) in [
+        (ok("Content-Length: 2\r\nContent-Length: 3\r\n\r\nokk"), BadGateway),
+        (ok("Content-Length: 2, 3\r\n\r\nokk"), BadGateway),
+        (ok("Content-Length: +2\r\n\r\nok"), BadGateway),
+        (ok("Content-Length: 0x2\r\n\r\nok"), BadGateway),
+        (ok("Content-Length: 18446744073709551618\r\n\r\nok"), BadGateway),
+        (ok("X-A\r\nContent-Length: 2\r\n\r\nok"), BadGateway),
+        (ok("X-A: a\u{0}b\r\nContent-Length: 2\r\n\r\nok"), BadGateway),
+        (ok("X-A: a\r\n b\r\nContent-Length: 2\r\n\r\nok"), BadGateway),
+        (ok(": x\r\nContent-Length: 2\r\n\r\nok"), BadGateway),
+        (ok(&huge), BadGateway),
+        (b"HTTP/9.9 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec(), BadGateway),
+        (b"HTTP/1.1 2000 OK\r\nContent-Length: 2\r\n\r\nok".to_vec(), BadGateway),
+        (b"HTTP/1.1 099 Low\r\nContent-Length: 2\r\n\r\nok".to_vec(), BadGateway),
+        (b"<html>of HTTP/0.9</html>".to_vec(), BadGateway),
+        (b"HTTP/1.1 200 OK\r\nContent-Le".to_vec(), BadGateway),
+        (b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n".to_vec(), BadGateway),
+        (b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n".to_vec(), BadGateway),
+        (b"".to_vec(), BadGateway),
+    ] {
+        stage.check("GET", &bytes, &expected).await;
+    }
+}
+
+#[tokio::test]
+async fn what_has_one_meaning_goes_on_with_it() {
+    let stage = Stage::set().await;
+    let after = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled";
+    let chunks = "2\r\nok\r\n0\r\n\r\n";
+    for (method, bytes, body) in [
+        ("GET", format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok{after}"), "ok"),
+        ("GET", format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{after}"), "ok"),
+        ("GET", format!("HTTP/1.1 200 OK\r\nContent-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{after}"), "ok"),
+        ("GET", format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n{chunks}{after}"), "ok"),
+        ("HEAD", format!("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n{after}"), ""),
+        ("HEAD", format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{after}"), ""),
+        ("GET", format!("HTTP/1.1 204 No Content\r\nContent-Length: 7\r\n\r\n{after}"), ""),
+        ("GET", format!("HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{after}"), ""),
+        ("GET", format!("HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n{after}"), ""),
+        ("GET", format!("{}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok{after}", "HTTP/1.1 100 Continue\r\n\r\n".repeat(50)), "ok"),
+        ("GET", format!("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok{after}"), "ok"),
+    ] {
+        stage.check(method, bytes.as_bytes(), &Body(body)).await;
+    }
+}
+
+/// RFC 9112, section 8: less than was said is not all.
+#[tokio::test]
+async fn what_is_cut_is_cut() {
+    let stage = Stage::set().await;
+    for head in [
+        "Content-Length: 100\r\n\r\nhalf",
+        "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n64\r\nhalf",
+        "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nZ\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n4\r\nhalfX0\r\n\r\n",
+    ] {
+        stage.check("GET", format!("HTTP/1.1 200 OK\r\n{head}").as_bytes(), &Cut).await;
+    }
+}
+
+/// To HTTP/1.0, which has no chunks, a body that is cut ends in a reset: an end would be that of the body.
+#[tokio::test]
+async fn what_is_cut_is_reset_for_clients_without_chunks() {
+    let stage = Stage::set().await;
+    let mut client = TcpStream::connect(stage.cloakroom.public()).await.unwrap();
+    client.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+    let (mut connection, _) = stage.upstream.head().await;
+    connection
+        .write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+        .await
+        .unwrap();
+    crate::support::raw::read_until(&mut client, "half").await;
+    drop(connection);
+    let end = tokio::io::AsyncReadExt::read(&mut client, &mut [0; 16]).await;
+    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+/// More heads than anybody means to send end in a bad gateway, and within the upstream's time.
+#[tokio::test]
+async fn interim_responses_have_an_end() {
+    let upstream = RawUpstream::start().await;
+    let toml = format!("[[route]]\nupstream = \"http://{}\"\nresponse_timeout = \"500ms\"\n", upstream.address);
+    let cloakroom = Cloakroom::with(&Upstream::start(), &toml).await;
+    let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
+    client.write_all(GET.as_bytes()).await.unwrap();
+    let (mut connection, _) = upstream.head().await;
+    let flood = async {
+        while connection.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_ok() {}
+    };
+    let (answer, ()) = tokio::join!(read_all(&mut client), flood);
+    assert!(answer.starts_with("HTTP/1.1 50"), "{answer}");
+}
