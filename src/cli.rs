@@ -18,6 +18,7 @@ use crate::app::{self, App};
 use crate::client::{self, Target};
 use crate::config::{self, Config, ConfigError, Environment, Loaded, Overrides};
 use crate::demo;
+use crate::descriptors;
 use crate::log;
 use crate::metrics::Reload;
 use crate::scheme::Scheme;
@@ -228,7 +229,20 @@ fn run(
 ) -> Result<(), Failure> {
     let loaded = config::load(path, environment, overrides)?;
     begin_log(&loaded)?;
+    raise_limit(&loaded.config);
     serve(loaded.config, || config::load(path, environment, overrides))
+}
+
+/// Each client's connection may need one to an upstream beside it.
+fn raise_limit(config: &Config) {
+    let (limit, connections) = (descriptors::raise_limit(), config.limits.connections as u64);
+    if limit < connections.saturating_mul(2) {
+        tracing::warn!(
+            limit,
+            connections,
+            "fewer descriptors than limits.connections may need; raise the limit (LimitNOFILE, ulimit -n)"
+        );
+    }
 }
 
 /// The log, and in it what is doubtful about the configuration.

@@ -71,6 +71,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod demo;
+mod descriptors;
 pub mod log;
 pub mod metrics;
 pub mod pem;

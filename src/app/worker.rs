@@ -160,27 +160,41 @@ impl Crew {
     ) {
         let Services { tasks: Floors { public, inner }, proxy, api, .. } = services;
         let (doors, api_listener, admin_listener) = listeners.into_parts();
-        let settings = |protocol| Settings { protocol, limits: self.limits.clone() };
+        let metrics = &sessions.shared().metrics;
+        let settings = |listener: &BoundListener, protocol| Settings {
+            protocol,
+            leaves_descriptors: false,
+            limits: self.limits.clone(),
+            counts: metrics.connections(&listener.local_address().to_string()),
+        };
+        let public_settings = |listener: &BoundListener, protocol| Settings {
+            leaves_descriptors: true,
+            ..settings(listener, protocol)
+        };
         for (listener, door) in doors.into_iter().zip(self.doors.iter()) {
             let room = self.public_room.clone();
             match door.clone() {
                 Door::Site(protocol) => {
-                    accept(listener, settings(protocol), room, Arc::clone(&proxy), &public);
+                    let settings = public_settings(&listener, protocol);
+                    accept(listener, settings, room, Arc::clone(&proxy), &public);
                 }
                 Door::RedirectTo(port) => {
                     let redirect = Redirect::new(port, sessions.shared().metrics.clone());
                     let redirect = Arc::new(redirect);
-                    accept(listener, settings(Protocol::Http1), room, redirect, &public);
+                    let settings = public_settings(&listener, Protocol::Http1);
+                    accept(listener, settings, room, redirect, &public);
                 }
             }
         }
         let room = self.api_room.clone();
-        accept(api_listener, settings(Protocol::Http1AndH2c), room, api, &inner);
+        let of_api = settings(&api_listener, Protocol::Http1AndH2c);
+        accept(api_listener, of_api, room, api, &inner);
         if index == 0 {
             self.stores.begin_tracking(&inner);
             let admin = Arc::new(Admin::new(sessions.clone(), public));
             let room = Room::new(ADMIN_CONNECTIONS);
-            accept(admin_listener, settings(Protocol::Http1), room, admin, &inner);
+            let of_admin = settings(&admin_listener, Protocol::Http1);
+            accept(admin_listener, of_admin, room, admin, &inner);
             sweep(&sessions, &inner).await;
         } else {
             inner.draining().await;

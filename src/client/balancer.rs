@@ -41,7 +41,10 @@ struct Member {
 impl Balancer {
     /// Over these, of which there is one at least.
     pub fn new(pools: Vec<Pool>) -> Self {
-        let member = |pool| Member { pool, in_flight: Arc::default(), health: Health::new() };
+        let member = |pool: Pool| {
+            pool.counts().is_well(true);
+            Member { pool, in_flight: Arc::default(), health: Health::new() }
+        };
         Self { members: pools.into_iter().map(member).collect(), drawn: AtomicU64::new(0) }
     }
 
@@ -163,6 +166,7 @@ impl Health {
         self.failures.store(0, Ordering::Relaxed);
         if self.rests.swap(0, Ordering::Relaxed) > 0 {
             info!(upstream = %pool.target(), "an upstream answers again");
+            pool.counts().is_well(true);
         }
     }
 
@@ -181,6 +185,7 @@ impl Health {
         let millis = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
         self.until.store(self.now().saturating_add(millis), Ordering::Relaxed);
         self.rests.store(rests + 1, Ordering::Relaxed);
+        pool.counts().is_well(false);
         if rests == 0 {
             warn!(upstream = %pool.target(), %error, "an upstream is left alone for a while");
         }

@@ -25,6 +25,8 @@ use super::error::{Error, Kind};
 use super::target::Target;
 use super::tls::{Agreed, Speaks, Tls};
 use crate::body::{Body, BodyError};
+use crate::descriptors::{self, Use};
+use crate::metrics::Upstream;
 use crate::scheme::Scheme;
 use crate::socket::Socket;
 use crate::tasks::Tasks;
@@ -50,11 +52,18 @@ pub(super) struct Http1 {
     task: Option<AbortHandle>,
 }
 
+/// Who is dialled, and how.
+pub(super) struct Dialled<'a> {
+    pub(super) target: &'a Target,
+    pub(super) tls: Option<&'a Tls>,
+    pub(super) counts: &'a Upstream,
+}
+
 impl Connection {
     /// Dials `target` within `deadline`, the handshake of TLS with it. When the drain begins, the
     /// connection's task calls `drain` once.
     pub(super) async fn open(
-        (target, tls): (&Target, Option<&Tls>),
+        Dialled { target, tls, counts }: Dialled<'_>,
         speaks: Speaks,
         deadline: Duration,
         tasks: &Tasks,
@@ -64,9 +73,16 @@ impl Connection {
         let (socket, agreed) = match timeout(deadline, secured).await {
             Ok(dialled) => dialled.map_err(|error| match error.kind() {
                 io::ErrorKind::TimedOut => Error::with(Kind::ConnectTimeout, error),
+                io::ErrorKind::QuotaExceeded => Error::with(Kind::Busy, error),
                 _ => Error::with(Kind::Connect, error),
             })?,
             Err(elapsed) => return Err(Error::with(Kind::ConnectTimeout, elapsed)),
+        };
+        let open = counts.connected();
+        // The connection's task has this until it ends, or the drain begins.
+        let drain = move || {
+            drop(open);
+            drain();
         };
         Ok(match agreed {
             Agreed::Http1 => Self::Http1(Http1::begin(socket, tasks, drain).await?),
@@ -204,6 +220,10 @@ async fn secured(
     deadline: Duration,
 ) -> io::Result<(Socket, Agreed)> {
     let socket = dial(target, deadline).await?;
+    if descriptors::are_scarce(&socket, Use::Upstream) {
+        let message = "the process has too few descriptors left";
+        return Err(io::Error::new(io::ErrorKind::QuotaExceeded, message));
+    }
     match (target, tls) {
         (Target::Http { scheme: Scheme::Https, host, .. }, Some(tls)) => {
             tls.connect(host, socket, speaks).await

@@ -17,11 +17,12 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::carrier::Carrier;
-use super::connection::{Connection, NotSent, Outgoing, Progress};
+use super::connection::{Connection, Dialled, NotSent, Outgoing, Progress};
 use super::error::{Error, Kind};
 use super::target::Target;
 use super::tls::{Speaks, Tls};
 use crate::body::{self, Body, CollectError, End};
+use crate::metrics::{Answer, Upstream};
 use crate::tasks::Tasks;
 
 /// How an upstream is reached.
@@ -42,6 +43,8 @@ pub struct Config {
     pub tls: Option<Arc<Tls>>,
     /// Room for requests at a time, shared with other pools of the same upstream; `None` is any number.
     pub room: Option<Arc<Semaphore>>,
+    /// Where its requests and connections are counted.
+    pub counts: Upstream,
     /// The protocol; a request that asks for another one, as WebSocket is, goes by HTTP/1.1.
     pub speaks: Speaks,
 }
@@ -56,6 +59,7 @@ impl Default for Config {
             max_idle: 256,
             tls: None,
             room: None,
+            counts: Upstream::default(),
             speaks: Speaks::Http1,
         }
     }
@@ -152,6 +156,10 @@ impl Pool {
         &self.0.target
     }
 
+    pub(super) fn counts(&self) -> &Upstream {
+        &self.0.config.counts
+    }
+
     /// Sends a request and waits for the head of its response; interim responses are dropped.
     ///
     /// A response that switches protocols, where the request asked for that, has hyper's `OnUpgrade` among
@@ -175,7 +183,26 @@ impl Pool {
         copies: Copies,
         tasks: &Tasks,
     ) -> Result<Response<Body>, Failed> {
-        let Some(room) = &self.0.config.room else {
+        let Config { room, counts, .. } = &self.0.config;
+        let in_flight = counts.begin();
+        let sent = self.send_in_turn(room.as_ref(), request, copies, tasks).await;
+        counts.ended(match &sent {
+            Ok(_) => Answer::Answered,
+            Err(failed) if failed.error.kind() == Kind::Busy => Answer::Busy,
+            Err(failed) if failed.error.is_timeout() => Answer::TimedOut,
+            Err(_) => Answer::Failed,
+        });
+        sent.map(|response| response.map(|body| body.with_guard(move |_end| drop(in_flight))))
+    }
+
+    async fn send_in_turn(
+        &self,
+        room: Option<&Arc<Semaphore>>,
+        request: Request<Outgoing>,
+        copies: Copies,
+        tasks: &Tasks,
+    ) -> Result<Response<Body>, Failed> {
+        let Some(room) = room else {
             return self.send_now(request, copies, tasks).await;
         };
         let permit = Arc::clone(room).acquire_owned();
@@ -281,8 +308,8 @@ impl Pool {
                 pool.drain();
             }
         };
-        let Config { connect_timeout, tls, .. } = &self.0.config;
-        let to = (&self.0.target, tls.as_deref());
+        let Config { connect_timeout, tls, counts, .. } = &self.0.config;
+        let to = Dialled { target: &self.0.target, tls: tls.as_deref(), counts };
         let connection = Connection::open(to, speaks, *connect_timeout, tasks, drain).await?;
         if let Connection::Http2(carrier) = &connection {
             self.0.share(carrier);

@@ -157,7 +157,7 @@ fn start_site(tasks: &Tasks) -> io::Result<Address> {
     let listener = server::bind(&Address::Tcp((Ipv4Addr::LOCALHOST, 0).into()), None)?;
     let address = listener.local_address().clone();
     let limits = Limits { drain_timeout: DRAIN_TIMEOUT, ..Limits::default() };
-    let settings = Settings { protocol: Protocol::Http1, limits };
+    let settings = Settings { protocol: Protocol::Http1, limits, ..Settings::default() };
     let room = Room::new(SITE_CONNECTIONS);
     let site = Arc::new(Site { tasks: tasks.clone(), clock: Clock::System });
     let serving = server::serve(listener, settings, room, site, tasks.clone());

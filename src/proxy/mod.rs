@@ -85,8 +85,9 @@ impl Handler for Proxy {
 impl Proxy {
     /// A proxy for `site`, with connections of its own.
     pub fn new(site: std::sync::Arc<Site>, sessions: Sessions, tasks: Tasks) -> Self {
-        let upstreams =
-            site.routes().map(|route| route.balancer(site.body_idle_timeout())).collect();
+        let metrics = &sessions.shared().metrics;
+        let balancer = |route: &Route| route.balancer(site.body_idle_timeout(), metrics);
+        let upstreams = site.routes().map(balancer).collect();
         Self { site, upstreams, sessions, tasks }
     }
 

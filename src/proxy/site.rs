@@ -16,6 +16,7 @@ use super::path::names_api;
 use super::route::{Found, Matcher};
 use super::via::Via;
 use crate::client::{self, Balancer, Pool, Target, Tls, TlsError};
+use crate::metrics::Metrics;
 use crate::random;
 use crate::scheme::Scheme;
 use crate::session::record::Principal;
@@ -199,8 +200,8 @@ impl Route {
         self.config.on_error
     }
 
-    /// Its upstreams, each with connections of its own.
-    pub(super) fn balancer(&self, body_idle_timeout: Duration) -> Balancer {
+    /// Its upstreams, each with connections of its own, counted in `metrics`.
+    pub(super) fn balancer(&self, body_idle_timeout: Duration, metrics: &Metrics) -> Balancer {
         let config = client::Config {
             connect_timeout: self.config.connect_timeout,
             response_timeout: self.config.response_timeout,
@@ -211,7 +212,8 @@ impl Route {
             ..client::Config::default()
         };
         let pool = |(upstream, room): (&Target, &Option<Arc<Semaphore>>)| {
-            let config = client::Config { room: room.clone(), ..config.clone() };
+            let counts = metrics.upstream(&upstream.to_string());
+            let config = client::Config { room: room.clone(), counts, ..config.clone() };
             Pool::new(upstream.clone(), config)
         };
         Balancer::new(self.config.upstreams.iter().zip(&self.rooms).map(pool).collect())

@@ -10,6 +10,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::Server;
 use super::{Address, BoundListener, Handler, Peer, Room, Settings};
+use crate::descriptors::{self, Use};
+use crate::metrics::Cut;
 use crate::socket::Socket;
 use crate::tasks::Tasks;
 
@@ -46,15 +48,20 @@ pub async fn serve<H: Handler>(
             Ok((socket, client, permit)) => {
                 let Some(seat) = room.seat(permit, client.map(|client| client.ip())) else {
                     tracing::debug!(?client, "an address has as many connections as it may have");
+                    server.counts().cut(Cut::Address);
                     socket.reset_on_drop();
                     continue;
                 };
+                if server.leaves_descriptors() && descriptors::are_scarce(&socket, Use::Client) {
+                    descriptors_to_spare(&socket, &tasks).await;
+                }
                 let peer = Peer { address: client, listener: Arc::clone(&address), scheme };
                 let server = Arc::clone(&server);
                 tasks
                     .run(async move {
+                        let open = server.counts().opened();
                         server.connection(socket, peer).await;
-                        drop(seat);
+                        drop((open, seat));
                     })
                     .detach();
                 // The other workers woke as well: each takes its part of a burst.
@@ -63,12 +70,24 @@ pub async fn serve<H: Handler>(
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
                 tracing::error!(%error, %address, "connections cannot be accepted");
-                tokio::select! {
-                    () = tasks.draining() => return Ok(()),
-                    () = tokio::time::sleep(REST) => {}
-                }
+                rest(&tasks).await;
             }
         }
+    }
+}
+
+/// Waits until others have ended. The one connection that waits here holds the rest in the backlog.
+async fn descriptors_to_spare(socket: &Socket, tasks: &Tasks) {
+    tracing::warn!("descriptors run out; new connections wait");
+    while !tasks.is_draining() && descriptors::will_be_scarce(socket, Use::Client) {
+        rest(tasks).await;
+    }
+}
+
+async fn rest(tasks: &Tasks) {
+    tokio::select! {
+        () = tasks.draining() => {}
+        () = tokio::time::sleep(REST) => {}
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -23,6 +24,8 @@ use super::streams::{Stall, Streams};
 use super::tls::{Agreed, Tls};
 use super::{Handler, Limits, Peer, Protocol, Settings};
 use crate::body::{Body, BodyError};
+use crate::log::ACCESS;
+use crate::metrics::{Connections, Cut};
 use crate::socket::Socket;
 use crate::tasks::{self, Tasks};
 
@@ -60,6 +63,14 @@ impl<H: Handler> Server<H> {
         Self { settings, handler, tasks, http1, http2 }
     }
 
+    pub(super) fn leaves_descriptors(&self) -> bool {
+        self.settings.leaves_descriptors
+    }
+
+    pub(super) fn counts(&self) -> &Connections {
+        &self.settings.counts
+    }
+
     /// Serves one connection to its end.
     pub(super) async fn connection(&self, mut socket: Socket, peer: Peer) {
         match &self.settings.protocol {
@@ -87,9 +98,18 @@ impl<H: Handler> Server<H> {
             () = self.tasks.draining() => return None,
         };
         match accepted {
-            Ok(Ok(accepted)) => return Some(accepted),
-            Ok(Err(error)) => tracing::debug!(%error, "a handshake failed"),
-            Err(_elapsed) => tracing::debug!("a handshake took too long"),
+            Ok(Ok((socket, handshake))) => {
+                self.counts().shook_hands(handshake.version, handshake.resumed);
+                return Some((socket, handshake.agreed));
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a handshake failed");
+                self.counts().cut(Cut::Handshake);
+            }
+            Err(_elapsed) => {
+                tracing::debug!("a handshake took too long");
+                self.counts().cut(Cut::HeadTimeout);
+            }
         }
         None
     }
@@ -117,7 +137,7 @@ impl<H: Handler> Server<H> {
         let io = TokioIo::new(Io::new(socket, first, Arc::clone(&clocks)));
         let service = service_fn(|request| self.answer(request, &peer, &clocks));
         let connection = self.http1.serve_connection(io, service).with_upgrades();
-        self.drive(connection, &clocks).await;
+        self.drive(connection, &clocks, peer.address).await;
     }
 
     async fn http2(&self, socket: Socket, first: Bytes, peer: Peer) {
@@ -125,7 +145,7 @@ impl<H: Handler> Server<H> {
         let io = TokioIo::new(Io::new(socket, first, Arc::clone(&clocks)));
         let service = service_fn(|request| self.answer(request, &peer, &clocks));
         let connection = self.http2.serve_connection(io, service);
-        self.drive(connection, &clocks).await;
+        self.drive(connection, &clocks, peer.address).await;
     }
 
     /// The future of one answer. It owns what it needs: HTTP/2 runs it as a task of its own.
@@ -162,15 +182,21 @@ impl<H: Handler> Server<H> {
     }
 
     /// Runs a connection until it ends, misses a deadline, or has been drained.
-    async fn drive<C: Connection>(&self, connection: C, clocks: &Clocks) {
+    async fn drive<C: Connection>(
+        &self,
+        connection: C,
+        clocks: &Clocks,
+        client: Option<SocketAddr>,
+    ) {
+        let ended = |result| self.ended(result, client);
         let limits = &self.settings.limits;
         let mut connection = pin!(connection);
         let mut expired = pin!(clocks.expired(limits));
         let left = tokio::select! {
             biased;
-            result = connection.as_mut() => return log(result),
+            result = connection.as_mut() => return ended(result),
             expired = expired.as_mut() => {
-                tracing::debug!(?expired, "a connection ran out of time");
+                self.ran_out(expired);
                 if !(C::ANNOUNCES_ITS_END && expired == Expired::Idle) {
                     return;
                 }
@@ -181,7 +207,7 @@ impl<H: Handler> Server<H> {
         if !C::ANNOUNCES_ITS_END && clocks.is_fresh() {
             // Its request may be on the way; the answer will say that it is the last.
             tokio::select! {
-                result = connection.as_mut() => return log(result),
+                result = connection.as_mut() => return ended(result),
                 () = sleep(FIRST) => {}
             }
         }
@@ -193,10 +219,46 @@ impl<H: Handler> Server<H> {
         let mut expired = pin!(clocks.expired(limits));
         tokio::select! {
             biased;
-            result = connection => log(result),
-            expired = expired.as_mut() => tracing::debug!(?expired, "a connection ran out of time"),
-            () = sleep(left) => tracing::warn!("a connection was cut at the drain's deadline"),
+            result = connection => ended(result),
+            expired = expired.as_mut() => self.ran_out(expired),
+            () = sleep(left) => {
+                tracing::warn!("a connection was cut at the drain's deadline");
+                self.counts().cut(Cut::Drain);
+            }
         }
+    }
+
+    fn ran_out(&self, expired: Expired) {
+        tracing::debug!(?expired, "a connection ran out of time");
+        match expired {
+            Expired::Head => self.counts().cut(Cut::HeadTimeout),
+            Expired::Write => self.counts().cut(Cut::WriteTimeout),
+            // As long as that, and no longer, was agreed.
+            Expired::Idle => {}
+        }
+    }
+
+    /// Clients come, err and go; what concerns a request was said where it was answered. Of what hyper
+    /// answered by itself, before there was a request, this is the line in the log.
+    fn ended(&self, result: hyper::Result<()>, client: Option<SocketAddr>) {
+        let Err(error) = result else { return };
+        let source = &error as &dyn std::error::Error;
+        tracing::debug!(error = source, "a connection ended with an error");
+        let broke_rules = |cause: &(dyn std::error::Error + 'static)| {
+            cause.downcast_ref().is_some_and(h2::Error::is_library)
+        };
+        let cut = if error.is_parse_too_large() {
+            Cut::TooLarge
+        } else if error.is_parse() {
+            Cut::Malformed
+        } else if source.source().is_some_and(broke_rules) {
+            Cut::Http2
+        } else {
+            return;
+        };
+        self.counts().cut(cut);
+        let client = client.map(|client| tracing::field::display(client.ip()));
+        tracing::info!(target: ACCESS, client, reason = ?cut, "refused");
     }
 }
 
@@ -236,16 +298,6 @@ fn failure() -> Response<Body> {
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
-}
-
-fn log(result: hyper::Result<()>) {
-    if let Err(error) = result {
-        // Clients come, err and go; what concerns a request was said where it was answered.
-        tracing::debug!(
-            error = &error as &dyn std::error::Error,
-            "a connection ended with an error"
-        );
-    }
 }
 
 /// The connections of hyper, which have no trait in common.

@@ -24,6 +24,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 
 use crate::body::Body;
+use crate::metrics::Connections;
 use crate::scheme::Scheme;
 
 pub use crate::tasks::{Lost, Running, Tasks};
@@ -100,6 +101,10 @@ pub struct Settings {
     pub protocol: Protocol,
     /// What a connection may take.
     pub limits: Limits,
+    /// Whether it leaves the last descriptors of the process to other listeners, and to the store.
+    pub leaves_descriptors: bool,
+    /// Where its connections are counted.
+    pub counts: Connections,
 }
 
 /// What connections may take.

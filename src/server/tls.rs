@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use rustls::ServerConfig;
 use rustls::client::verify_server_name;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
@@ -17,6 +16,7 @@ use rustls::server::{
     WebPkiClientVerifier,
 };
 use rustls::sign::CertifiedKey;
+use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
 use crate::pem::{self, Identity, PemError};
@@ -61,6 +61,13 @@ pub(super) enum Agreed {
     Http2,
 }
 
+/// What came of a handshake.
+pub(super) struct Handshake {
+    pub(super) agreed: Agreed,
+    pub(super) version: &'static str,
+    pub(super) resumed: bool,
+}
+
 const HTTP2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
 
@@ -97,13 +104,21 @@ impl Tls {
     }
 
     /// A client's connection after the handshake, which has no deadline here.
-    pub(super) async fn accept(&self, socket: Socket) -> io::Result<(Socket, Agreed)> {
+    pub(super) async fn accept(&self, socket: Socket) -> io::Result<(Socket, Handshake)> {
         let stream = TlsAcceptor::from(self.current.load_full()).accept(socket).await?;
-        let agreed = match stream.get_ref().1.alpn_protocol() {
-            Some(HTTP2) => Agreed::Http2,
-            _ => Agreed::Http1,
+        let connection = stream.get_ref().1;
+        let handshake = Handshake {
+            agreed: match connection.alpn_protocol() {
+                Some(HTTP2) => Agreed::Http2,
+                _ => Agreed::Http1,
+            },
+            version: match connection.protocol_version() {
+                Some(ProtocolVersion::TLSv1_2) => "1.2",
+                _ => "1.3",
+            },
+            resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
         };
-        Ok((Socket::Tls(Box::new(stream.into())), agreed))
+        Ok((Socket::Tls(Box::new(stream.into())), handshake))
     }
 }
 

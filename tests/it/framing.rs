@@ -223,7 +223,10 @@ async fn heads_are_lines_of_names_and_values() {
         stage.check(head.as_bytes(), &expected).await;
     }
     // A name beyond what anybody uses passes, or is refused; it hides nothing behind it.
-    let long = format!("GET /first HTTP/1.1\r\nHost: a\r\n{}: b\r\nX-Session-Token: forged\r\n\r\n", "n".repeat(300));
+    let long = format!(
+        "GET /first HTTP/1.1\r\nHost: a\r\n{}: b\r\nX-Session-Token: forged\r\n\r\n",
+        "n".repeat(300)
+    );
     let (statuses, seen) = stage.send(long.as_bytes()).await;
     assert_eq!(statuses, [200, 200]);
     assert!(!format!("{seen:?}").contains("forged"));
@@ -265,7 +268,9 @@ async fn a_switch_that_was_not_agreed_is_none() {
         "Connection: Upgrade\r\nUpgrade: websocket",
         "Upgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13",
     ] {
-        let (statuses, seen) = stage.send(format!("GET /first HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n").as_bytes()).await;
+        let (statuses, seen) = stage
+            .send(format!("GET /first HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n").as_bytes())
+            .await;
         assert_eq!(statuses, [200, 200], "{fields}");
         let (first, next) = (&seen[0], &seen[1]);
         assert_eq!((first.target.as_str(), next.target.as_str()), ("/first", "/next"), "{fields}");
@@ -286,7 +291,8 @@ async fn an_expectation_leaves_no_connection_half_read() {
     let toml = format!("[[route]]\nupstream = \"http://{}\"\n", upstream.address);
     let cloakroom = Cloakroom::with(&Upstream::start(), &toml).await;
     let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
-    let head = "POST /first HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";
+    let head =
+        "POST /first HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";
     client.write_all(head.as_bytes()).await.unwrap();
     let (mut connection, seen) = upstream.head().await;
     assert!(!seen.to_lowercase().contains("expect"), "{seen}");

@@ -103,7 +103,9 @@ async fn a_length_is_that_of_the_frames() {
         fields.push(("content-length", length));
         fields
     };
-    for (length, data) in [("5", "hell"), ("5", "hello!"), ("0", "x"), ("+5", "hello"), ("5,6", "hello")] {
+    for (length, data) in
+        [("5", "hell"), ("5", "hello!"), ("0", "x"), ("+5", "hello"), ("5,6", "hello")]
+    {
         let mut connection = stage.connect().await;
         connection.open(1, &post(length), 0).await;
         connection.send(DATA, END_STREAM, 1, data.as_bytes()).await;

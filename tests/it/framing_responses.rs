@@ -59,9 +59,16 @@ impl Stage {
                 assert!(!is_whole(&answer), "{told}: {answer}");
             }
             Body(body) => {
-                assert!(answer.starts_with("HTTP/1.1 2") || answer.starts_with("HTTP/1.1 304"), "{told}: {answer}");
+                assert!(
+                    answer.starts_with("HTTP/1.1 2") || answer.starts_with("HTTP/1.1 304"),
+                    "{told}: {answer}"
+                );
                 let (head, got) = answer.split_once("\r\n\r\n").unwrap();
-                let got = if head.contains("transfer-encoding: chunked") { unchunked(got) } else { got.to_owned() };
+                let got = if head.contains("transfer-encoding: chunked") {
+                    unchunked(got)
+                } else {
+                    got.to_owned()
+                };
                 assert_eq!(got, *body, "{told}: {answer}");
                 assert!(!answer.contains("smuggled"), "{told}: {answer}");
             }
@@ -76,7 +83,8 @@ impl Stage {
 /// Whether a client would take this for a whole response.
 fn is_whole(answer: &str) -> bool {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
     match length {
         Some(length) => body.len() >= length,
         None => body.ends_with("0\r\n\r\n"),
@@ -88,8 +96,8 @@ fn unchunked(body: &str) -> String {
     let mut whole = String::new();
     while let Some((size, after)) = rest.split_once("\r\n") {
         let size = usize::from_str_radix(size, 16).unwrap();
-        whole += &after[..size];
-        rest = &after[size + 2..];
+        whole += after.get(..size).unwrap();
+        rest = after.get(size + 2..).unwrap();
     }
     whole
 }
@@ -115,8 +123,15 @@ async fn what_is_malformed_is_a_bad_gateway_and_poisons_nothing() {
         (b"HTTP/1.1 099 Low\r\nContent-Length: 2\r\n\r\nok".to_vec(), BadGateway),
         (b"<html>of HTTP/0.9</html>".to_vec(), BadGateway),
         (b"HTTP/1.1 200 OK\r\nContent-Le".to_vec(), BadGateway),
-        (b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n".to_vec(), BadGateway),
-        (b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n".to_vec(), BadGateway),
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+                .to_vec(),
+            BadGateway,
+        ),
+        (
+            b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n".to_vec(),
+            BadGateway,
+        ),
         (b"".to_vec(), BadGateway),
     ] {
         stage.check("GET", &bytes, &expected).await;
@@ -129,17 +144,58 @@ async fn what_has_one_meaning_goes_on_with_it() {
     let after = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled";
     let chunks = "2\r\nok\r\n0\r\n\r\n";
     for (method, bytes, body) in [
-        ("GET", format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok{after}"), "ok"),
-        ("GET", format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{after}"), "ok"),
-        ("GET", format!("HTTP/1.1 200 OK\r\nContent-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{after}"), "ok"),
-        ("GET", format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n{chunks}{after}"), "ok"),
+        (
+            "GET",
+            format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok{after}"),
+            "ok",
+        ),
+        (
+            "GET",
+            format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{after}"),
+            "ok",
+        ),
+        (
+            "GET",
+            format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{after}"
+            ),
+            "ok",
+        ),
+        (
+            "GET",
+            format!(
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n{chunks}{after}"
+            ),
+            "ok",
+        ),
         ("HEAD", format!("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n{after}"), ""),
-        ("HEAD", format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{after}"), ""),
+        (
+            "HEAD",
+            format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{after}"),
+            "",
+        ),
         ("GET", format!("HTTP/1.1 204 No Content\r\nContent-Length: 7\r\n\r\n{after}"), ""),
-        ("GET", format!("HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{after}"), ""),
+        (
+            "GET",
+            format!("HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{after}"),
+            "",
+        ),
         ("GET", format!("HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n{after}"), ""),
-        ("GET", format!("{}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok{after}", "HTTP/1.1 100 Continue\r\n\r\n".repeat(50)), "ok"),
-        ("GET", format!("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok{after}"), "ok"),
+        (
+            "GET",
+            format!(
+                "{}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok{after}",
+                "HTTP/1.1 100 Continue\r\n\r\n".repeat(50)
+            ),
+            "ok",
+        ),
+        (
+            "GET",
+            format!(
+                "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok{after}"
+            ),
+            "ok",
+        ),
     ] {
         stage.check(method, bytes.as_bytes(), &Body(body)).await;
     }
@@ -182,14 +238,16 @@ async fn what_is_cut_is_reset_for_clients_without_chunks() {
 #[tokio::test]
 async fn interim_responses_have_an_end() {
     let upstream = RawUpstream::start().await;
-    let toml = format!("[[route]]\nupstream = \"http://{}\"\nresponse_timeout = \"500ms\"\n", upstream.address);
+    let toml = format!(
+        "[[route]]\nupstream = \"http://{}\"\nresponse_timeout = \"500ms\"\n",
+        upstream.address
+    );
     let cloakroom = Cloakroom::with(&Upstream::start(), &toml).await;
     let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
     client.write_all(GET.as_bytes()).await.unwrap();
     let (mut connection, _) = upstream.head().await;
-    let flood = async {
-        while connection.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_ok() {}
-    };
+    let flood =
+        async { while connection.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_ok() {} };
     let (answer, ()) = tokio::join!(read_all(&mut client), flood);
     assert!(answer.starts_with("HTTP/1.1 50"), "{answer}");
 }

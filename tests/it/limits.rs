@@ -1,10 +1,14 @@
 //! What a client may take.
 
+use std::process::Command;
+use std::time::Duration;
+
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::support::raw::{exchange, read_until};
-use crate::support::{Cloakroom, Upstream};
+use crate::support::{Cloakroom, Program, Upstream, until};
 
 #[tokio::test]
 async fn an_address_has_so_many_connections_and_no_more() {
@@ -70,4 +74,92 @@ async fn a_body_is_as_large_as_its_route_takes() {
     let bodies: Vec<String> = upstream.seen().into_iter().map(|seen| seen.body).collect();
     // What was cut is no body to the site.
     assert_eq!(bodies, ["0123456789", "0123456789a", "0123456789", ""]);
+}
+
+/// What the kernel calls EMFILE never comes: clients wait, and what is there goes on, with its upstream, the
+/// API and the admin listener.
+#[tokio::test]
+async fn the_last_descriptors_are_not_for_clients() {
+    let upstream = Upstream::start();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cloakroom.toml");
+    let text = format!(
+        "[[listen]]\naddress = \"127.0.0.1:0\"\n[api]\naddress = \"127.0.0.1:0\"\n\
+         [admin]\naddress = \"127.0.0.1:0\"\n[store]\nurl = \"sqlite:s.db\"\n\
+         [[route]]\nupstream = \"{}\"\nupstream_idle_timeout = \"0s\"\n",
+        upstream.url()
+    );
+    std::fs::write(&file, text).unwrap();
+    let program = Program::start(&file);
+    let serving = program.serving().await;
+    let limit = ["--nofile=200".to_owned(), format!("--pid={}", program.id())];
+    assert!(Command::new("prlimit").args(limit).status().unwrap().success());
+    let mut served = TcpStream::connect(serving.public).await.unwrap();
+    let ask = async |connection: &mut TcpStream| {
+        connection.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let answer = read_until(connection, "\r\n\r\n").await;
+        let length = answer.split("content-length: ").nth(1).unwrap().lines().next().unwrap();
+        let mut body = vec![0; length.parse().unwrap()];
+        connection.read_exact(&mut body).await.unwrap();
+        answer
+    };
+    ask(&mut served).await;
+    let mut crowd = Vec::new();
+    for _ in 0..200 {
+        crowd.push(TcpStream::connect(serving.public).await.unwrap());
+    }
+    program.says("descriptors run out; new connections wait").await;
+    for _ in 0..20 {
+        assert!(ask(&mut served).await.starts_with("HTTP/1.1 200"));
+        let ready = "GET /ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        assert!(exchange(serving.admin, ready).await.starts_with("HTTP/1.1 200"));
+        let call = "GET /_session HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        assert!(exchange(serving.api, call).await.starts_with("HTTP/1.1 401"));
+    }
+    let mut late = TcpStream::connect(serving.public).await.unwrap();
+    late.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let waited = timeout(Duration::from_millis(300), late.read(&mut [0; 1])).await;
+    assert!(waited.is_err(), "it waits its turn");
+    drop(crowd);
+    assert!(read_until(&mut late, "\r\n\r\n").await.starts_with("HTTP/1.1 200"));
+}
+
+/// What the proxy refused before there was a request is counted too.
+#[tokio::test]
+async fn connections_are_counted_and_why_they_were_cut() {
+    let upstream = Upstream::start();
+    let toml = "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n\
+                [limits]\nheader_timeout = \"200ms\"\n";
+    let proxy = Cloakroom::with(&upstream, toml).await;
+    let big = format!("GET / HTTP/1.1\r\nHost: a\r\nX-A: {}\r\n\r\n", "x".repeat(50_000));
+    for (request, status) in [("nonsense\r\n\r\n", "400"), (big.as_str(), "431"), ("GET / HT", "")]
+    {
+        let answer = exchange(proxy.public(), request).await;
+        assert!(answer.is_empty() == status.is_empty() && answer.contains(status), "{answer}");
+    }
+    let window = crate::support::frames::WINDOW_UPDATE;
+    let mut broken = crate::support::frames::Frames::connect(proxy.public()).await;
+    broken.send(window, 0, 0, &[0; 4]).await;
+    assert!(!broken.is_alive().await);
+    let get = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    exchange(proxy.public(), get).await;
+    let mut open = TcpStream::connect(proxy.public()).await.unwrap();
+    open.write_all(get.replace("close", "keep-alive").as_bytes()).await.unwrap();
+    read_until(&mut open, "\r\n\r\n").await;
+    let listener = format!("listener=\"{}\"", proxy.public());
+    let upstream_label = format!("upstream=\"{}\"", upstream.url());
+    for line in [
+        format!("connections_cut_total{{{listener},reason=\"Malformed\"}} 1"),
+        format!("connections_cut_total{{{listener},reason=\"TooLarge\"}} 1"),
+        format!("connections_cut_total{{{listener},reason=\"HeadTimeout\"}} 1"),
+        format!("connections_cut_total{{{listener},reason=\"Http2\"}} 1"),
+        format!("connections_total{{{listener}}} 6"),
+        format!("connections_open{{{listener}}} 1"),
+        format!("upstream_requests_total{{{upstream_label},outcome=\"Answered\"}} 2"),
+        format!("upstream_connections_total{{{upstream_label}}} "),
+        format!("upstream_requests_in_flight{{{upstream_label}}} 0"),
+    ] {
+        let line = format!("cloakroom_{line}");
+        until(&line, || proxy.metrics().text().contains(&line)).await;
+    }
 }

@@ -172,7 +172,7 @@ fn start_site(tasks: &Tasks) -> SocketAddr {
     let own = tasks.clone();
     let handler =
         move |request: Request<Incoming>, _: Peer| page(request.headers().clone(), own.clone());
-    let settings = Settings { protocol: Protocol::Http1, limits: Limits::default() };
+    let settings = Settings { protocol: Protocol::Http1, ..Settings::default() };
     let room = Room::new(10_000);
     tasks.run(serve(listener, settings, room, Arc::new(handler), tasks.clone())).detach();
     address

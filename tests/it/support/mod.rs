@@ -22,7 +22,7 @@ pub use self::cloakroom::{Cloakroom, KEY};
 pub use self::curl::{Curled, curl};
 pub use self::echo::{Echo, Message, Socket, socket};
 pub(crate) use self::fault_proxy::{End, Fault, FaultProxy, Way};
-pub use self::program::Program;
+pub use self::program::{Program, Serving};
 pub(crate) use self::redis::{
     Authority, Cluster, Connection, Flaw, Identity, Migration, RedisServer, Reply, Sentinels,
     wait_until,

@@ -1,6 +1,7 @@
 //! The program itself, as a process of its own.
 
 use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -11,6 +12,14 @@ use super::until;
 pub struct Program {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
+}
+
+/// Where a program is reached; of several public listeners, the first.
+#[derive(Clone, Copy, Debug)]
+pub struct Serving {
+    pub public: SocketAddr,
+    pub api: SocketAddr,
+    pub admin: SocketAddr,
 }
 
 impl Program {
@@ -51,6 +60,23 @@ impl Program {
     /// Waits until its log has this.
     pub async fn says(&self, text: &str) {
         until(text, || self.log.lock().unwrap().iter().any(|line| line.contains(text))).await;
+    }
+
+    /// Where clients and operators reach it, as its log says.
+    pub async fn serving(&self) -> Serving {
+        self.says("serving public=").await;
+        let log = self.log.lock().unwrap();
+        let line = log.iter().find(|line| line.contains("serving public=")).unwrap();
+        let address = |key: &str| {
+            let value = line.split(key).nth(1).unwrap().trim_matches('"');
+            value.split(['"', ',', ' ']).next().unwrap().parse().unwrap()
+        };
+        Serving { public: address(" public="), api: address(" api="), admin: address(" admin=") }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends it a signal, as `-TERM`.

@@ -80,7 +80,7 @@ impl Upstream {
             }
         };
         let limits = Limits { header_bytes: 256 * 1024, headers: 1000, ..Limits::default() };
-        let settings = Settings { protocol: Protocol::Http1AndH2c, limits };
+        let settings = Settings { protocol: Protocol::Http1AndH2c, limits, ..Settings::default() };
         let serving =
             serve(listener, settings, Room::new(10_000), Arc::new(handler), tasks.clone());
         tasks.run(serving).detach();

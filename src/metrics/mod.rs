@@ -1,5 +1,7 @@
 //! What is counted, and its text form (`OpenMetrics`, which Prometheus reads).
 
+mod network;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +12,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use network::Network;
+pub use network::{Answer, Connections, Cut, Upstream};
 
 /// The counters of one process. Clones count together.
 #[derive(Clone)]
@@ -22,6 +27,7 @@ pub struct Metrics {
     store_errors: Family<OperationLabel, Counter>,
     tunnels: Gauge,
     reloads: Family<ReloadLabel, Counter>,
+    network: Network,
     /// Requests that are being forwarded now.
     pub in_flight: Gauge,
 }
@@ -29,6 +35,13 @@ pub struct Metrics {
 /// Something that is counted while it is open.
 #[derive(Debug)]
 pub struct Open(Gauge);
+
+impl Open {
+    fn of(gauge: Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
@@ -158,8 +171,10 @@ impl Metrics {
         registry.register("reloads", "Reloads of the configuration, by outcome", reloads.clone());
         let tunnels = Gauge::default();
         registry.register("tunnels", "Open WebSockets", tunnels.clone());
+        let network = Network::register(&mut registry);
         Self {
             registry: Arc::new(registry),
+            network,
             tunnels,
             reloads,
             requests,
@@ -178,8 +193,17 @@ impl Metrics {
 
     /// Counts a tunnel, until what this answers is dropped.
     pub fn tunnel(&self) -> Open {
-        self.tunnels.inc();
-        Open(self.tunnels.clone())
+        Open::of(self.tunnels.clone())
+    }
+
+    /// The counters of a listener's connections, under its address.
+    pub fn connections(&self, listener: &str) -> Connections {
+        self.network.connections(listener)
+    }
+
+    /// The counters of an upstream, under its URL.
+    pub fn upstream(&self, upstream: &str) -> Upstream {
+        self.network.upstream(upstream)
     }
 
     /// Counts a reload.
