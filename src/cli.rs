@@ -214,7 +214,7 @@ fn dispatch(arguments: Arguments, environment: &Environment) -> Result<(), Failu
         Some(Command::GenerateKey) => answer(config::generate_key().reveal()),
         Some(Command::ClearExpired { file }) => {
             let loaded = config::load_without_site(file.config.as_deref(), environment)?;
-            begin_log(&loaded)?;
+            let _log = begin_log(&loaded)?;
             clear_expired(&loaded.config)
         }
         Some(Command::Health { file, url }) => health(file.config.as_deref(), url, environment),
@@ -228,7 +228,7 @@ fn run(
     overrides: &Overrides,
 ) -> Result<(), Failure> {
     let loaded = config::load(path, environment, overrides)?;
-    begin_log(&loaded)?;
+    let _log = begin_log(&loaded)?;
     raise_limit(&loaded.config);
     serve(loaded.config, || config::load(path, environment, overrides))
 }
@@ -246,12 +246,12 @@ fn raise_limit(config: &Config) {
 }
 
 /// The log, and in it what is doubtful about the configuration.
-fn begin_log(loaded: &Loaded) -> Result<(), Failure> {
-    log::init(loaded.config.log).map_err(Failure::other)?;
+fn begin_log(loaded: &Loaded) -> Result<log::Rest, Failure> {
+    let rest = log::init(loaded.config.log).map_err(Failure::other)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    Ok(())
+    Ok(rest)
 }
 
 fn check(path: &Path, environment: &Environment) -> Result<(), Failure> {

@@ -2,11 +2,16 @@
 //!
 //! Standard output belongs to the answers of commands. The access log is made of events of the target
 //! [`ACCESS`]; it has a switch of its own and does not follow the level.
+//!
+//! Lines are written by a thread of their own. Where they come faster than they are taken, as of a reader that
+//! has stopped or a disk that is full, they are dropped and counted, and requests go on.
 
 use std::io;
+use std::sync::OnceLock;
 
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
@@ -45,9 +50,29 @@ impl Default for Config {
 #[error("this process has a log already")]
 pub struct BegunAlready(#[source] tracing::dispatcher::SetGlobalDefaultError);
 
+/// Lines that wait to be written.
+const LINES: usize = 10_000;
+
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// Writes, when it is dropped, what has not been written yet, for as long as a second.
+#[derive(Debug)]
+pub struct Rest {
+    _writer: WorkerGuard,
+}
+
 /// Begins the log of this process.
-pub fn init(config: Config) -> Result<(), BegunAlready> {
-    tracing::subscriber::set_global_default(subscriber(config, io::stderr)).map_err(BegunAlready)
+pub fn init(config: Config) -> Result<Rest, BegunAlready> {
+    let lines = NonBlockingBuilder::default().buffered_lines_limit(LINES).thread_name("log");
+    let (lines, writer) = lines.finish(io::stderr());
+    DROPPED.get_or_init(|| lines.error_counter());
+    tracing::subscriber::set_global_default(subscriber(config, lines)).map_err(BegunAlready)?;
+    Ok(Rest { _writer: writer })
+}
+
+/// How many lines were dropped.
+pub fn dropped_lines() -> u64 {
+    DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
 fn subscriber<W>(config: Config, writer: W) -> impl Subscriber + Send + Sync

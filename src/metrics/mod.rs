@@ -6,13 +6,18 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric as _, text,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::log;
 use network::Network;
 pub use network::{Answer, Connections, Cut, Upstream};
 
@@ -172,6 +177,7 @@ impl Metrics {
         let tunnels = Gauge::default();
         registry.register("tunnels", "Open WebSockets", tunnels.clone());
         let network = Network::register(&mut registry);
+        registry.register_collector(Box::new(DroppedLines));
         Self {
             registry: Arc::new(registry),
             network,
@@ -254,6 +260,20 @@ impl Metrics {
         // Writing to a String cannot fail.
         let _ = text::encode(&mut out, &self.registry);
         out
+    }
+}
+
+/// The log counts by itself.
+#[derive(Debug)]
+struct DroppedLines;
+
+impl Collector for DroppedLines {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let dropped = ConstCounter::new(log::dropped_lines());
+        let help = "Lines of the log that were dropped because nobody took them";
+        let metric =
+            encoder.encode_descriptor("log_lines_dropped", help, None, MetricType::Counter)?;
+        dropped.encode(metric)
     }
 }
 

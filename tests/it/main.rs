@@ -51,5 +51,6 @@ mod tidy;
 mod tls;
 mod tunnels;
 mod two_instances;
+mod upstream_faults;
 mod upstream_h2;
 mod upstreams;
