@@ -34,8 +34,8 @@
 //! 4  sessions → wire                    policy, cookie and store meet; the JSON of patches and sessions
 //! 3  store                              where records live: memory, SQLite, files, Redis, a cache
 //! 2  session                            pure: ids and tokens, record and patch, policy, cookie
-//! 1  server · client · log              sockets, TLS, accept, drain; the way out
-//! 0  body metrics pem random scheme secret socket tasks time   vocabulary
+//! 1  server · client                    sockets, TLS, accept, drain; the way out
+//! 0  body descriptors log metrics pem random scheme secret socket tasks time   vocabulary
 //! ```
 //!
 //! Each module owns the plain `Config` that it consumes, and [`config`] produces them, so nothing

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, 
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::carrier::Carrier;
 use super::connection::{Connection, Dialled, NotSent, Outgoing, Progress};
@@ -81,6 +81,8 @@ struct Shared {
     carrier: Mutex<Option<(Arc<Carrier>, Instant)>>,
     /// Since the drain began, no connection is kept.
     draining: AtomicBool,
+    /// Whether a task closes what is kept for too long.
+    reaped: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -148,6 +150,7 @@ impl Pool {
             idle: Mutex::default(),
             carrier: Mutex::default(),
             draining: AtomicBool::new(false),
+            reaped: AtomicBool::new(false),
         }))
     }
 
@@ -314,6 +317,10 @@ impl Pool {
         if let Connection::Http2(carrier) = &connection {
             self.0.share(carrier);
         }
+        if !self.0.config.idle_timeout.is_zero() && !self.0.reaped.swap(true, Ordering::Relaxed) {
+            let pool = Arc::downgrade(&self.0);
+            tasks.run(reap(pool, self.0.config.idle_timeout, tasks.sibling())).detach();
+        }
         Ok(connection)
     }
 
@@ -406,18 +413,35 @@ impl Pool {
     }
 }
 
+/// Closes connections that nobody uses, until the pool is gone or the drain begins.
+async fn reap(pool: Weak<Shared>, timeout: Duration, tasks: Tasks) {
+    let mut next = Instant::now() + timeout;
+    loop {
+        tokio::select! {
+            () = tasks.draining() => return,
+            () = sleep_until(next) => {}
+        }
+        let Some(pool) = pool.upgrade() else { return };
+        next = pool.close_expired();
+    }
+}
+
 impl Shared {
     /// The connection that carries all requests, unless it has closed, or has carried none for long.
     fn shared(&self) -> Option<Arc<Carrier>> {
         let mut place = self.carrier();
+        self.let_go_expired(&mut place);
         let (carrier, used) = place.as_mut()?;
-        let expired = Arc::strong_count(carrier) == 1 && used.elapsed() >= self.config.idle_timeout;
-        if expired || !carrier.is_open() {
-            *place = None;
-            return None;
-        }
         *used = Instant::now();
         Some(Arc::clone(carrier))
+    }
+
+    fn let_go_expired(&self, place: &mut Option<(Arc<Carrier>, Instant)>) {
+        let is_over = |(carrier, used): &mut (Arc<Carrier>, Instant)| {
+            let is_idle = Arc::strong_count(carrier) == 1;
+            (is_idle && used.elapsed() >= self.config.idle_timeout) || !carrier.is_open()
+        };
+        drop(place.take_if(is_over));
     }
 
     /// Has the requests to come share a connection.
@@ -432,22 +456,32 @@ impl Shared {
         self.carrier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a connection for the next request. Each that comes sends one away that expired, or is too many.
+    /// Keeps a connection for the next request.
     fn keep(&self, connection: Connection) {
         if self.draining.load(Ordering::Relaxed) {
             return;
         }
-        if let Connection::Http2(_) = connection {
+        if matches!(connection, Connection::Http2(_)) || self.config.idle_timeout.is_zero() {
             return;
         }
-        let now = Instant::now();
         let mut idle = self.idle();
-        idle.push_back(Idle { connection, since: now });
-        let full = idle.len() > self.config.max_idle;
-        let expired = |oldest: &Idle| now.duration_since(oldest.since) >= self.config.idle_timeout;
-        let gone = if full || idle.front().is_some_and(expired) { idle.pop_front() } else { None };
+        idle.push_back(Idle { connection, since: Instant::now() });
+        let gone = if idle.len() > self.config.max_idle { idle.pop_front() } else { None };
         drop(idle);
         drop(gone);
+    }
+
+    /// Closes what was kept for as long as connections are; answers when the next one is.
+    fn close_expired(&self) -> Instant {
+        self.let_go_expired(&mut self.carrier());
+        let (now, timeout) = (Instant::now(), self.config.idle_timeout);
+        let mut idle = self.idle();
+        let expired = idle.partition_point(|idle| now.duration_since(idle.since) >= timeout);
+        let gone: Vec<Idle> = idle.drain(..expired).collect();
+        let next = idle.front().map_or(now, |oldest| oldest.since) + timeout;
+        drop(idle);
+        drop(gone);
+        next
     }
 
     /// Called by the task of each connection, so none that is kept before that call outlives it.

@@ -111,11 +111,17 @@ async fn a_connection_whose_response_was_read_serves_the_next_request() {
 }
 
 #[tokio::test]
-async fn expired_connections_are_not_used() {
+async fn connections_are_kept_for_so_long_and_closed_then() {
+    let stage = Stage::new(Config { idle_timeout: SHORT, ..Config::default() }).await;
+    for _ in 0..2 {
+        let began = std::time::Instant::now();
+        let mut kept = stage.first(HELLO).await;
+        assert_eq!(kept.read(&mut [0]).await.unwrap(), 0, "it is closed");
+        assert!(began.elapsed() >= SHORT);
+    }
     let stage = Stage::new(Config { idle_timeout: Duration::ZERO, ..Config::default() }).await;
-    let mut old = stage.first(HELLO).await;
-    stage.first(HELLO).await;
-    assert_eq!(old.read(&mut [0]).await.unwrap(), 0, "it is closed");
+    let mut used = stage.first(HELLO).await;
+    assert_eq!(used.read(&mut [0]).await.unwrap(), 0, "none is kept");
 }
 
 #[tokio::test]

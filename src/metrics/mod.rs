@@ -15,7 +15,7 @@ use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 use crate::log;
 use network::Network;
@@ -140,55 +140,24 @@ impl Metrics {
     /// All counters at zero.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("cloakroom");
-        let requests = Family::default();
-        registry.register(
-            "requests",
-            "Requests on the public listeners, by outcome",
-            requests.clone(),
-        );
-        let api_calls = Family::default();
-        registry.register("api_calls", "Calls of the session API, by status", api_calls.clone());
-        let sessions = Family::default();
-        registry.register(
-            "session_events",
-            "What happened to sessions and their cookies",
-            sessions.clone(),
-        );
-        let store_seconds = Family::new_with_constructor(store_histogram as fn() -> Histogram);
-        registry.register(
-            "store_seconds",
-            "How long the store took to answer",
-            store_seconds.clone(),
-        );
-        let store_errors = Family::default();
-        registry.register(
-            "store_errors",
-            "Calls that the store did not answer",
-            store_errors.clone(),
-        );
-        let in_flight = Gauge::default();
-        registry.register(
-            "requests_in_flight",
-            "Requests that are being forwarded",
-            in_flight.clone(),
-        );
-        let reloads = Family::default();
-        registry.register("reloads", "Reloads of the configuration, by outcome", reloads.clone());
-        let tunnels = Gauge::default();
-        registry.register("tunnels", "Open WebSockets", tunnels.clone());
-        let network = Network::register(&mut registry);
         registry.register_collector(Box::new(DroppedLines));
+        let mut all = Registered(&mut registry);
+        let store_seconds = Family::new_with_constructor(store_histogram as fn() -> Histogram);
         Self {
+            network: Network::register(&mut all),
+            requests: all.of("requests", "Requests on the public listeners, by outcome"),
+            in_flight: all.of("requests_in_flight", "Requests that are being forwarded"),
+            tunnels: all.of("tunnels", "Open WebSockets"),
+            api_calls: all.of("api_calls", "Calls of the session API, by status"),
+            sessions: all.of("session_events", "What happened to sessions and their cookies"),
+            store_seconds: all.this(
+                "store_seconds",
+                "How long the store took to answer",
+                store_seconds,
+            ),
+            store_errors: all.of("store_errors", "Calls that the store did not answer"),
+            reloads: all.of("reloads", "Reloads of the configuration, by outcome"),
             registry: Arc::new(registry),
-            network,
-            tunnels,
-            reloads,
-            requests,
-            api_calls,
-            sessions,
-            store_seconds,
-            store_errors,
-            in_flight,
         }
     }
 
@@ -260,6 +229,20 @@ impl Metrics {
         // Writing to a String cannot fail.
         let _ = text::encode(&mut out, &self.registry);
         out
+    }
+}
+
+/// Metrics are in the registry as soon as they are made.
+struct Registered<'a>(&'a mut Registry);
+
+impl Registered<'_> {
+    fn of<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
+        self.this(name, help, M::default())
+    }
+
+    fn this<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
+        self.0.register(name, help, metric.clone());
+        metric
     }
 }
 

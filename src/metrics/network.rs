@@ -4,9 +4,8 @@ use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 
-use super::Open;
+use super::{Open, Registered};
 
 /// Why a connection was not taken, or was ended before its client wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -90,46 +89,27 @@ pub(super) struct Network {
 }
 
 impl Network {
-    pub(super) fn register(registry: &mut Registry) -> Self {
-        let network = Self::default();
-        let Self { open, accepted, cut, handshakes, .. } = network.clone();
-        registry.register("connections_open", "Open connections of clients", open);
-        registry.register("connections", "Connections of clients that were accepted", accepted);
-        registry.register(
-            "connections_cut",
-            "Connections of clients that were refused or ended, by reason",
-            cut,
-        );
-        registry.register("tls_handshakes", "Handshakes of TLS that came to their end", handshakes);
-        let Self { upstream_in_flight, upstream_requests, upstream_connections, .. } =
-            network.clone();
-        let Self { upstream_dialled, upstream_well, .. } = network.clone();
-        registry.register(
-            "upstream_requests_in_flight",
-            "Requests that an upstream works on",
-            upstream_in_flight,
-        );
-        registry.register(
-            "upstream_requests",
-            "Requests to an upstream, by outcome",
-            upstream_requests,
-        );
-        registry.register(
-            "upstream_connections_open",
-            "Open connections to an upstream",
-            upstream_connections,
-        );
-        registry.register(
-            "upstream_connections",
-            "Connections to an upstream that were opened",
-            upstream_dialled,
-        );
-        registry.register(
-            "upstream_well",
-            "Of an upstream with others beside it: 1 where it gets requests, 0 while it is left alone",
-            upstream_well,
-        );
-        network
+    pub(super) fn register(all: &mut Registered<'_>) -> Self {
+        Self {
+            open: all.of("connections_open", "Open connections of clients"),
+            accepted: all.of("connections", "Connections of clients that were accepted"),
+            cut: all.of(
+                "connections_cut",
+                "Connections of clients that were refused or ended, by reason",
+            ),
+            handshakes: all.of("tls_handshakes", "Handshakes of TLS that came to their end"),
+            upstream_in_flight: all
+                .of("upstream_requests_in_flight", "Requests that an upstream works on"),
+            upstream_requests: all.of("upstream_requests", "Requests to an upstream, by outcome"),
+            upstream_connections: all
+                .of("upstream_connections_open", "Open connections to an upstream"),
+            upstream_dialled: all
+                .of("upstream_connections", "Connections to an upstream that were opened"),
+            upstream_well: all.of(
+                "upstream_well",
+                "Of an upstream: 1 where it gets requests, 0 while it is left alone",
+            ),
+        }
     }
 
     pub(super) fn connections(&self, listener: &str) -> Connections {

@@ -95,7 +95,7 @@ impl<H: Handler> Server<H> {
     async fn handshake(&self, tls: &Tls, socket: Socket) -> Option<(Socket, Agreed)> {
         let accepted = tokio::select! {
             accepted = timeout(self.settings.limits.header_timeout, tls.accept(socket)) => accepted,
-            () = self.tasks.draining() => return None,
+            () = self.late() => return None,
         };
         match accepted {
             Ok(Ok((socket, handshake))) => {
@@ -128,8 +128,14 @@ impl<H: Handler> Server<H> {
         };
         tokio::select! {
             read = timeout(self.settings.limits.header_timeout, read) => read.ok()?.ok(),
-            () = self.tasks.draining() => None,
+            () = self.late() => None,
         }
+    }
+
+    /// Completes when the drain has lasted for so long that nobody's first request is on its way any more.
+    async fn late(&self) {
+        self.tasks.draining().await;
+        sleep(FIRST).await;
     }
 
     async fn http1(&self, socket: Socket, first: Bytes, peer: Peer) {

@@ -14,10 +14,22 @@ const FLOORS: &[(Order, &[&str])] = &[
     (Order::Ordered, &["sessions", "wire"]),
     (Order::Alone, &["store"]),
     (Order::Alone, &["session"]),
-    (Order::Strangers, &["server", "client", "log"]),
+    (Order::Strangers, &["server", "client"]),
     (
         Order::Ordered,
-        &["body", "metrics", "tasks", "socket", "secret", "random", "pem", "scheme", "time"],
+        &[
+            "body",
+            "metrics",
+            "log",
+            "tasks",
+            "socket",
+            "descriptors",
+            "secret",
+            "random",
+            "pem",
+            "scheme",
+            "time",
+        ],
     ),
 ];
 
@@ -131,4 +143,31 @@ fn one_module_alone_knows() {
     only("rusqlite", &["store"]);
     only("redis::", &["store", "app"]);
     only("tokio::spawn", &["tasks"]);
+}
+
+/// Versions below these have faults that a stranger could use (RUSTSEC).
+#[test]
+fn no_dependency_is_older_than_its_last_known_fault() {
+    let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap();
+    for (name, floor) in [
+        ("hyper", [1, 11, 0]),
+        ("h2", [0, 4, 16]),
+        ("bytes", [1, 11, 1]),
+        ("rustls", [0, 23, 18]),
+        ("rustls-webpki", [0, 103, 13]),
+        ("time", [0, 3, 47]),
+        ("tracing-subscriber", [0, 3, 20]),
+    ] {
+        let entry = format!("name = \"{name}\"\nversion = \"");
+        let versions: Vec<Vec<u32>> = lock
+            .split(&entry)
+            .skip(1)
+            .map(|after| {
+                let version = after.split('"').next().unwrap();
+                version.split('.').map(|part| part.parse().unwrap()).collect()
+            })
+            .collect();
+        assert!(!versions.is_empty(), "{name} is not there any more");
+        assert!(versions.iter().all(|version| version[..] >= floor[..]), "{name} {versions:?}");
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cloakroom::body::Body;
 use cloakroom::client::{Config, Pool, Target};
-use cloakroom::server::{Address, Limits, Peer, Protocol, Room, Settings, Tasks, bind, serve};
+use cloakroom::server::{Address, Peer, Protocol, Room, Settings, Tasks, bind, serve};
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

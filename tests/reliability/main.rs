@@ -15,11 +15,14 @@
 
 mod cache;
 mod commands;
+mod crowd;
 mod drain;
 mod economy;
 mod increments;
 mod kill;
+mod load;
 mod log_in_storm;
+mod operate;
 mod process;
 mod redis_faults;
 mod report;
@@ -37,7 +40,7 @@ use std::process::ExitCode;
 
 use self::report::Report;
 
-const SCENARIOS: [&str; 10] = [
+const SCENARIOS: [&str; 12] = [
     "log-in-storm",
     "rotation-storm",
     "economy",
@@ -48,6 +51,8 @@ const SCENARIOS: [&str; 10] = [
     "cache",
     "commands",
     "redis-faults",
+    "operate",
+    "crowd",
 ];
 
 fn main() -> ExitCode {
@@ -89,10 +94,12 @@ async fn run(name: &str, report: &mut Report) {
         "drain" => drain::run(report).await,
         "commands" => commands::run(report).await,
         "cache" => cache::run(report).await,
-        name if name.starts_with("redis-faults") => {
-            let wanted = name.trim_start_matches("redis-faults").trim_start_matches(':');
-            redis_faults::run(report, wanted).await;
-        }
-        other => panic!("no such scenario: {other}; there are {SCENARIOS:?}"),
+        // Of some, single rows: NAME:ROW.
+        name => match name.split_once(':').unwrap_or((name, "")) {
+            ("redis-faults", row) => redis_faults::run(report, row).await,
+            ("operate", row) => operate::run(report, row).await,
+            ("crowd", row) => crowd::run(report, row).await,
+            _ => panic!("no such scenario: {name}; there are {SCENARIOS:?}"),
+        },
     }
 }

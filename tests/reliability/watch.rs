@@ -29,9 +29,23 @@ pub fn lines() -> u64 {
     LINES.load(Ordering::Relaxed)
 }
 
-/// Resident memory, in KiB.
+/// Resident memory of this process, in KiB.
 pub fn resident() -> i64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    resident_of(std::process::id())
+}
+
+/// That of another process and of its children, in KiB.
+pub fn resident_of(process: u32) -> i64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.split_whitespace().next().unwrap().parse().unwrap()
+    let own: i64 = line.split_whitespace().next().unwrap().parse().unwrap();
+    let children = format!("/proc/{process}/task/{process}/children");
+    let children = std::fs::read_to_string(children).unwrap_or_default();
+    let of_children = children.split_whitespace().map(|child| resident_of(child.parse().unwrap()));
+    own + of_children.sum::<i64>()
+}
+
+/// How many descriptors a process has open.
+pub fn descriptors_of(process: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{process}/fd")).unwrap().count()
 }

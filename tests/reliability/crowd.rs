@@ -1,0 +1,308 @@
+//! Very many connections: what each costs that is only there, beside other proxies, and what honest clients
+//! notice of those that are slow on purpose.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloakroom::server::Tasks;
+use http::Version;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+
+use crate::load::{Clients, Tally, quantile, start_site};
+use crate::process::{Addresses, Process};
+use crate::report::{Counted, Report};
+use crate::stores::directory;
+use crate::support::{Authority, Flaw, Identity, PATIENCE, until};
+use crate::watch::{descriptors_of, resident_of};
+
+const IDLE: usize = 10_000;
+const SLOW: usize = 4_000;
+const HONEST: usize = 100;
+/// The aims for an idle connection, in KiB.
+const PLAIN: f64 = 12.0;
+const WITH_TLS: f64 = 40.0;
+
+pub async fn run(report: &mut Report, wanted: &str) {
+    for (name, tls, aim) in [("plain", false, PLAIN), ("tls", true, WITH_TLS)] {
+        if name.contains(wanted) {
+            let with = if tls { "with TLS" } else { "without TLS" };
+            let demanded =
+                format!("at most {aim} KiB of resident memory each; descriptors are given back");
+            report
+                .row(
+                    format!("{IDLE} kept connections {with} that have had one page and are idle"),
+                    "once",
+                    &demanded,
+                    idle(tls, aim),
+                )
+                .await;
+        }
+    }
+    for (name, mode) in [
+        ("slow-head", ["-H", "-i", "3", "-x", "20"]),
+        ("slow-body", ["-B", "-i", "3", "-s", "8192"]),
+        ("slow-read", ["-X", "-w", "512", "-y", "1024"]),
+    ] {
+        if name.contains(wanted) {
+            report
+                .row(
+                    format!("slowhttptest {} with {SLOW} connections, while {HONEST} clients ask for pages", mode[0]),
+                    "20 s without, 20 s with",
+                    "their p99 is within 2× of what it was, 0 requests fail",
+                    slowly(&mode),
+                )
+                .await;
+        }
+    }
+}
+
+fn configure(
+    directory: &Path,
+    addresses: &Addresses,
+    site: SocketAddr,
+    identity: Option<&Identity>,
+) {
+    let Addresses { public, api, admin } = addresses;
+    let tls = identity.map_or_else(String::new, |identity| {
+        let (certificate, key) = (identity.certificate.display(), identity.key.display());
+        format!("tls = {{ certificate = \"{certificate}\", key = \"{key}\" }}\n")
+    });
+    let text = format!(
+        "[[listen]]\naddress = \"{public}\"\n{tls}[limits]\nconnections = 12000\nidle_timeout = \"10m\"\n\
+         [api]\naddress = \"{api}\"\n[admin]\naddress = \"{admin}\"\n[log]\naccess = false\n[store]\nurl = \"memory:\"\n\
+         [[route]]\nupstream = \"http://{site}\"\n"
+    );
+    std::fs::write(directory.join("cloakroom.toml"), text).unwrap();
+}
+
+/// Another proxy before the same site. Dropping it ends it.
+struct Other {
+    child: Child,
+    public: SocketAddr,
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        // By a signal that it passes on to its children.
+        let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        let _ = self.child.wait();
+    }
+}
+
+impl Other {
+    async fn start(program: &str, arguments: &[&str], public: SocketAddr) -> Self {
+        let child = Command::new(program)
+            .args(arguments)
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn();
+        let child = child.unwrap_or_else(|error| panic!("{program}: {error}"));
+        let other = Self { child, public };
+        until(program, || std::net::TcpStream::connect(public).is_ok()).await;
+        other
+    }
+
+    async fn nginx(directory: &Path, site: SocketAddr, identity: Option<&Identity>) -> Self {
+        let public = free();
+        let (listen, tls) = match identity {
+            None => (format!("{public}"), String::new()),
+            Some(Identity { certificate, key }) => (
+                format!("{public} ssl"),
+                format!(
+                    "ssl_certificate {}; ssl_certificate_key {};",
+                    certificate.display(),
+                    key.display()
+                ),
+            ),
+        };
+        let text = format!(
+            "daemon off; worker_processes 2; pid nginx.pid; error_log stderr crit; worker_rlimit_nofile 20000;\n\
+             events {{ worker_connections 15000; }}\n\
+             http {{ access_log off; keepalive_timeout 600; keepalive_requests 100000; client_body_temp_path b; proxy_temp_path p; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;\n\
+             upstream site {{ server {site}; keepalive 64; }}\n\
+             server {{ listen {listen}; {tls} location / {{ proxy_pass http://site; proxy_http_version 1.1; proxy_set_header Connection \"\"; }} }} }}\n"
+        );
+        let file = directory.join("nginx.conf");
+        std::fs::write(&file, text).unwrap();
+        let prefix = format!("{}/", directory.display());
+        Self::start("nginx", &["-p", &prefix, "-c", file.to_str().unwrap()], public).await
+    }
+
+    async fn haproxy(directory: &Path, site: SocketAddr, identity: Option<&Identity>) -> Self {
+        let public = free();
+        let tls = identity.map_or_else(String::new, |identity| {
+            let pem = directory.join("haproxy.pem");
+            let parts =
+                [&identity.certificate, &identity.key].map(|part| std::fs::read(part).unwrap());
+            std::fs::write(&pem, parts.concat()).unwrap();
+            format!(" ssl crt {}", pem.display())
+        });
+        let text = format!(
+            "global\n nbthread 2\n maxconn 12000\n no strict-limits\n\
+             defaults\n mode http\n timeout connect 5s\n timeout client 10m\n timeout server 1m\n timeout http-keep-alive 10m\n maxconn 12000\n\
+             frontend f\n bind {public}{tls}\n default_backend b\nbackend b\n server s {site}\n"
+        );
+        let file = directory.join("haproxy.cfg");
+        std::fs::write(&file, text).unwrap();
+        Self::start("haproxy", &["-db", "-f", file.to_str().unwrap()], public).await
+    }
+}
+
+fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+async fn idle(tls: bool, aim: f64) -> Counted {
+    let (tasks, directory, authority) = (Tasks::new(), directory(), Authority::new());
+    let site = start_site(&tasks);
+    let identity = tls.then(|| authority.server(Flaw::None));
+    let trusting = tls.then(|| Arc::new(client_config(&authority)));
+    let addresses = Addresses::free();
+    configure(directory.path(), &addresses, site, identity.as_ref());
+    let ours = Process::start(directory.path(), &addresses).await;
+    let nginx = Other::nginx(directory.path(), site, identity.as_ref()).await;
+    let haproxy = Other::haproxy(directory.path(), site, identity.as_ref()).await;
+    let mut each = Vec::new();
+    let mut returned = String::new();
+    for (process, public) in [
+        (ours.id(), addresses.public),
+        (nginx.child.id(), nginx.public),
+        (haproxy.child.id(), haproxy.public),
+    ] {
+        // What a process takes once, it takes before.
+        drop(crowd(public, 100, trusting.as_ref()).await);
+        // And what it keeps for the next request, it keeps for 4 s.
+        sleep(Duration::from_secs(6)).await;
+        let (before, open) = (resident_of(process), descriptors_of(process));
+        let held = crowd(public, IDLE, trusting.as_ref()).await;
+        sleep(Duration::from_secs(1)).await;
+        #[expect(clippy::cast_precision_loss, reason = "KiB of one process")]
+        each.push((resident_of(process) - before) as f64 / IDLE as f64);
+        assert_eq!(held.len(), IDLE, "all of them are served");
+        drop(held);
+        if process == ours.id() {
+            until("they are gone", || descriptors_of(process) <= open + 5).await;
+            returned = format!("descriptors {open} before, {} after", descriptors_of(process));
+        }
+    }
+    tasks.drain();
+    let (own, nginx, haproxy) = (each[0], each[1], each[2]);
+    Counted {
+        text: format!("{own:.1} KiB each; nginx {nginx:.1}, HAProxy {haproxy:.1}; {returned}"),
+        held: own <= aim,
+    }
+}
+
+fn client_config(authority: &Authority) -> rustls::ClientConfig {
+    let mut roots = rustls::RootCertStore::empty();
+    let pem = std::fs::read(authority.certificate()).unwrap();
+    for certificate in rustls::pki_types::pem::PemObject::pem_slice_iter(&pem) {
+        roots.add(Result::unwrap(certificate)).unwrap();
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.resumption = rustls::client::Resumption::disabled();
+    config
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// So many connections, each after its first page.
+async fn crowd(
+    address: SocketAddr,
+    count: usize,
+    tls: Option<&Arc<rustls::ClientConfig>>,
+) -> Vec<Box<dyn Stream>> {
+    let mut held = Vec::with_capacity(count);
+    while held.len() < count {
+        let mut opening = JoinSet::new();
+        for _ in 0..50.min(count - held.len()) {
+            let tls = tls.map(Arc::clone);
+            opening.spawn(timeout(PATIENCE, async move {
+                let stream = TcpStream::connect(address).await?;
+                let mut stream: Box<dyn Stream> = match tls {
+                    None => Box::new(stream),
+                    Some(config) => {
+                        let name = ServerName::try_from("localhost").unwrap();
+                        Box::new(TlsConnector::from(config).connect(name, stream).await?)
+                    }
+                };
+                stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await?;
+                let mut answer = Vec::new();
+                while !answer.ends_with(&[b'.'; crate::load::PAGE]) {
+                    assert!(stream.read_buf(&mut answer).await? > 0, "closed");
+                }
+                std::io::Result::Ok(stream)
+            }));
+        }
+        while let Some(opened) = opening.join_next().await {
+            held.push(opened.unwrap().unwrap().unwrap());
+        }
+    }
+    held
+}
+
+async fn slowly(mode: &[&str]) -> Counted {
+    let (tasks, directory, addresses) = (Tasks::new(), directory(), Addresses::free());
+    let site = start_site(&tasks);
+    configure(directory.path(), &addresses, site, None);
+    let process = Process::start(directory.path(), &addresses).await;
+    let before = descriptors_of(process.id());
+    let seconds = Duration::from_secs(20);
+    let pause = Duration::from_millis(50);
+    let (_, warm) = measure(addresses.public, Duration::from_secs(3), pause).await;
+    drop(warm);
+    let (calm, without) = measure(addresses.public, seconds, pause).await;
+    let url = format!("http://{}/", addresses.public);
+    let (connections, rate) = (SLOW.to_string(), "1000");
+    let attack = Command::new("slowhttptest")
+        .args(mode)
+        .args(["-c", &connections, "-r", rate, "-l", "40", "-p", "3", "-u", &url])
+        .stdout(std::fs::File::create(directory.path().join("slow")).unwrap())
+        .spawn();
+    let mut attack = attack.unwrap_or_else(|error| panic!("slowhttptest: {error}"));
+    // Until all of them are there.
+    sleep(Duration::from_secs(6)).await;
+    let at_once = descriptors_of(process.id()).saturating_sub(before);
+    let (attacked, with) = measure(addresses.public, seconds, pause).await;
+    let _ = attack.kill();
+    let _ = attack.wait();
+    until("all are gone", || descriptors_of(process.id()) <= before + HONEST + 5).await;
+    tasks.drain();
+    let [calm_p99, attacked_p99] = [&without, &with].map(|took| quantile(took, 0.99));
+    let ratio = attacked_p99.as_secs_f64() / calm_p99.as_secs_f64();
+    Counted {
+        text: format!(
+            "p99 {:.2} ms without, {:.2} ms with: {ratio:.2}×; {} and {} requests, {} failed; {at_once} descriptors more at the attack's height",
+            calm_p99.as_secs_f64() * 1000.0,
+            attacked_p99.as_secs_f64() * 1000.0,
+            Tally::of(&calm.whole),
+            Tally::of(&attacked.whole),
+            calm.lost() + attacked.lost(),
+        ),
+        held: ratio <= 2.0 && calm.lost() + attacked.lost() == 0 && at_once > SLOW / 4,
+    }
+}
+
+async fn measure(
+    address: SocketAddr,
+    long: Duration,
+    pause: Duration,
+) -> (Arc<Tally>, Vec<Duration>) {
+    let clients = Clients::start(address, HONEST, &[Version::HTTP_11], pause);
+    sleep(long).await;
+    clients.stop().await
+}

@@ -1,0 +1,253 @@
+//! Reloads, restarts, and connections that come and go, while pages are served.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use cloakroom::server::Tasks;
+use http::Version;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+
+use crate::load::{Clients, Tally, start_site};
+use crate::process::{Addresses, Process};
+use crate::report::{Counted, Report};
+use crate::stores::directory;
+use crate::support::{PATIENCE, Program};
+use crate::watch::{descriptors_of, resident_of};
+
+const CLIENTS: usize = 64;
+const BOTH: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];
+const MINUTE: Duration = Duration::from_mins(1);
+
+pub async fn run(report: &mut Report, wanted: &str) {
+    if "reload".contains(wanted) {
+        report
+            .row(
+                format!("{CLIENTS} connections ask for pages, half by HTTP/2, and SIGHUP comes every second, each time with another configuration"),
+                "60 s",
+                "0 requests failed, 0 answers cut",
+                reloads(),
+            )
+            .await;
+    }
+    if "restart".contains(wanted) {
+        report
+            .row(
+                format!("the same, and every 10 s the process is ended and started anew on the socket that its service manager keeps; predrain 1 s"),
+                "60 s",
+                "0 requests failed, 0 answers cut",
+                restarts(),
+            )
+            .await;
+    }
+    if "taken".contains(wanted) {
+        report
+            .row(
+                "a second process is started on the port of one that runs",
+                "once",
+                "it says so and exits with 1; the first goes on",
+                taken(),
+            )
+            .await;
+    }
+    if "churn".contains(wanted) {
+        report
+            .row(
+                "a new connection for every request, 64 clients",
+                "20 s",
+                "0 requests failed; descriptors are as many as before, memory grows by less than 8 MiB",
+                churn(),
+            )
+            .await;
+    }
+}
+
+/// Another one each time: what a route says, and how many fields a head may have.
+fn configure(directory: &Path, addresses: &Addresses, site: std::net::SocketAddr, round: u64) {
+    let Addresses { public, api, admin } = addresses;
+    let text = format!(
+        "[[listen]]\naddress = \"{public}\"\nh2c = true\n[limits]\npredrain = \"1s\"\n[api]\naddress = \"{api}\"\n\
+         [admin]\naddress = \"{admin}\"\n[log]\naccess = false\n[store]\nurl = \"sqlite:cloakroom.db\"\n\
+         [[route]]\nupstream = \"http://{site}\"\nresponse_timeout = \"{}s\"\n\
+         [[route]]\npath = \"/round-{round}\"\nupstream = \"http://{site}\"\n",
+        10 + round % 10
+    );
+    let new = directory.join("cloakroom.new");
+    fs::write(&new, text).unwrap();
+    fs::rename(new, directory.join("cloakroom.toml")).unwrap();
+}
+
+async fn reloads() -> Counted {
+    let (tasks, directory, addresses) = (Tasks::new(), directory(), Addresses::free());
+    let site = start_site(&tasks);
+    configure(directory.path(), &addresses, site, 0);
+    let mut process = Process::start(directory.path(), &addresses).await;
+    let clients = Clients::start(addresses.public, CLIENTS, &BOTH, Duration::ZERO);
+    let (began, mut rounds) = (Instant::now(), 0);
+    while began.elapsed() < MINUTE {
+        sleep(Duration::from_secs(1)).await;
+        rounds += 1;
+        configure(directory.path(), &addresses, site, rounds);
+        process.reload();
+    }
+    let (tally, _) = clients.stop().await;
+    let log = fs::read_to_string(directory.path().join("log")).unwrap();
+    let reloaded = log.matches("the configuration was reloaded").count() as u64;
+    process.terminate();
+    let exited = process.ended().await.is_some_and(|status| status.success());
+    tasks.drain();
+    let (text, held) = told(&tally);
+    Counted {
+        text: format!("{text}; {reloaded} reloads of {rounds}"),
+        held: held && exited && reloaded == rounds,
+    }
+}
+
+async fn restarts() -> Counted {
+    let (tasks, directory) = (Tasks::new(), directory());
+    let site = start_site(&tasks);
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addresses = Addresses { public: socket.local_addr().unwrap(), ..Addresses::free() };
+    configure(directory.path(), &addresses, site, 0);
+    let notify = directory.path().join("notify");
+    let states = UnixDatagram::bind(&notify).unwrap();
+    states.set_read_timeout(Some(PATIENCE)).unwrap();
+    let start = || {
+        let program = Program::start_on(&socket, &directory.path().join("cloakroom.toml"), &notify);
+        // "READY=1", and of the one before it what it said at its end.
+        let mut state = [0; 256];
+        while !state.starts_with(b"READY=1") {
+            states.recv(&mut state).unwrap();
+        }
+        program
+    };
+    let mut program = start();
+    let clients = Clients::start(addresses.public, CLIENTS, &BOTH, Duration::ZERO);
+    let (began, mut restarted, mut exits, mut longest) = (Instant::now(), 0, 0, Duration::ZERO);
+    while began.elapsed() < MINUTE {
+        sleep(Duration::from_secs(10)).await;
+        let ended = Instant::now();
+        program.signal("-TERM");
+        exits += usize::from(program.ended().await.success());
+        program = start();
+        restarted += 1;
+        longest = longest.max(ended.elapsed());
+    }
+    sleep(Duration::from_secs(1)).await;
+    let (tally, took) = clients.stop().await;
+    program.signal("-TERM");
+    let exited = program.ended().await.success();
+    tasks.drain();
+    let (text, held) = told(&tally);
+    Counted {
+        text: format!(
+            "{text}; {restarted} restarts, each with exit code 0, {} ms at most from the signal to the next process; longest request {} ms",
+            longest.as_millis(),
+            took.last().copied().unwrap_or_default().as_millis()
+        ),
+        held: held && exited && exits == restarted,
+    }
+}
+
+fn told(tally: &Tally) -> (String, bool) {
+    let Tally { whole, failed, cut, unanswered, refused, unsent } = tally;
+    let text = format!(
+        "{} of {} requests failed ({} with an error, {} cut, {} unanswered on a kept connection, {} on a new one); {} were sent again, as HTTP/2 lets clients, that had not been looked at",
+        tally.lost(),
+        Tally::of(whole) + tally.lost(),
+        Tally::of(failed),
+        Tally::of(cut),
+        Tally::of(unanswered),
+        Tally::of(refused),
+        Tally::of(unsent)
+    );
+    (text, tally.lost() == 0 && Tally::of(whole) > 10_000)
+}
+
+async fn taken() -> Counted {
+    let (tasks, directory, addresses) = (Tasks::new(), directory(), Addresses::free());
+    let site = start_site(&tasks);
+    configure(directory.path(), &addresses, site, 0);
+    let first = Process::start(directory.path(), &addresses).await;
+    let (other, free) = (crate::stores::directory(), Addresses::free());
+    configure(other.path(), &Addresses { public: addresses.public, ..free }, site, 0);
+    let mut second = Program::start(&other.path().join("cloakroom.toml"));
+    let status = second.ended().await.code();
+    let said = format!("cannot listen on {}", addresses.public);
+    second.says(&said).await;
+    let clients = Clients::start(addresses.public, 4, &BOTH, Duration::ZERO);
+    sleep(Duration::from_millis(200)).await;
+    let (tally, _) = clients.stop().await;
+    drop(first);
+    tasks.drain();
+    Counted {
+        text: format!(
+            "\"{said}\", exit code {}; the first served {} pages, {} failed",
+            status.unwrap_or(-1),
+            Tally::of(&tally.whole),
+            tally.lost()
+        ),
+        held: status == Some(1) && tally.lost() == 0 && Tally::of(&tally.whole) > 0,
+    }
+}
+
+async fn churn() -> Counted {
+    let (tasks, directory, addresses) = (Tasks::new(), directory(), Addresses::free());
+    let site = start_site(&tasks);
+    configure(directory.path(), &addresses, site, 0);
+    let process = Process::start(directory.path(), &addresses).await;
+    one_by_one(addresses.public, Duration::from_secs(2)).await;
+    sleep(Duration::from_secs(6)).await;
+    let before = (descriptors_of(process.id()), resident_of(process.id()));
+    let (served, failed) = one_by_one(addresses.public, Duration::from_secs(20)).await;
+    sleep(Duration::from_secs(6)).await;
+    let after = (descriptors_of(process.id()), resident_of(process.id()));
+    drop(process);
+    tasks.drain();
+    let grown = after.1 - before.1;
+    Counted {
+        text: format!(
+            "{} connections a second, {failed} of {served} requests failed; descriptors {} before, {} after; memory grew by {} KiB",
+            served / 20,
+            before.0,
+            after.0,
+            grown
+        ),
+        held: failed == 0 && after.0 <= before.0 + 5 && grown < 8 << 10,
+    }
+}
+
+/// Answers how many requests were served, and how many were not.
+async fn one_by_one(address: std::net::SocketAddr, long: Duration) -> (usize, usize) {
+    let mut clients = tokio::task::JoinSet::new();
+    let end = Instant::now() + long;
+    for _ in 0..CLIENTS {
+        clients.spawn(async move {
+            let (mut served, mut failed) = (0, 0);
+            while Instant::now() < end {
+                let once = async {
+                    let mut stream = TcpStream::connect(address).await.ok()?;
+                    let ask = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+                    stream.write_all(ask).await.ok()?;
+                    let mut answer = Vec::new();
+                    stream.read_to_end(&mut answer).await.ok()?;
+                    let page = answer.len().checked_sub(crate::load::PAGE)?;
+                    (answer.starts_with(b"HTTP/1.1 200")
+                        && answer.get(page - 4..page)? == b"\r\n\r\n")
+                        .then_some(())
+                };
+                match tokio::time::timeout(PATIENCE, once).await {
+                    Ok(Some(())) => served += 1,
+                    _ => failed += 1,
+                }
+            }
+            (served, failed)
+        });
+    }
+    let counts = clients.join_all().await;
+    counts.into_iter().fold((0, 0), |(served, failed), (s, f)| (served + s, failed + f))
+}
