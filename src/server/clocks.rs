@@ -5,10 +5,13 @@
 //! atomic store, and no timer is moved per request: the task sleeps no longer than the shortest of the limits,
 //! and so looks again before any deadline that was set meanwhile.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Limits;
 
@@ -54,6 +57,8 @@ pub(super) struct Clocks {
     blocked: AtomicU64,
     /// Whether the client takes the connection's end for that of the response.
     ends_response: AtomicBool,
+    /// Whether the last request was over with its head.
+    whole: AtomicBool,
 }
 
 // One thread at a time has the connection, its service and its body, so no ordering is needed.
@@ -78,6 +83,7 @@ impl Clocks {
             since: AtomicU64::new(0),
             blocked: AtomicU64::new(NEVER),
             ends_response: AtomicBool::new(false),
+            whole: AtomicBool::new(false),
         }
     }
 
@@ -96,8 +102,9 @@ impl Clocks {
         self.since.store(self.now(), ORDERING);
     }
 
-    /// A request's head is there.
-    pub(super) fn begin(&self) {
+    /// A request's head is there, and whether that is the whole request.
+    pub(super) fn begin(&self, is_whole: bool) {
+        self.whole.store(is_whole, ORDERING);
         self.in_flight.fetch_add(1, ORDERING);
         self.enter(Phase::Busy);
     }
@@ -151,6 +158,31 @@ impl Clocks {
         if self.blocked.load(ORDERING) == NEVER {
             self.blocked.store(self.now(), ORDERING);
         }
+    }
+
+    /// Completes when nothing has been on its way, in either direction, for so long. Not after a request with a
+    /// body: when its response is over, some of that may be to come, and would be taken for the next request.
+    ///
+    /// To be polled by the connection's own task: whatever ends its work wakes that, so no timer runs meanwhile.
+    pub(super) async fn rests(&self, long: Duration) {
+        let mut timer = pin!(sleep(Duration::ZERO));
+        poll_fn(|cx| {
+            let rests = self.phase() == Phase::Idle && self.is_idle() && self.whole.load(ORDERING);
+            if !rests {
+                return Poll::Pending;
+            }
+            let since = Duration::from_millis(self.since.load(ORDERING));
+            loop {
+                // One that was set before the last request is early, and is set again.
+                ready!(timer.as_mut().poll(cx));
+                let end = self.start + since + long;
+                if end <= Instant::now() {
+                    return Poll::Ready(());
+                }
+                timer.as_mut().reset(end);
+            }
+        })
+        .await;
     }
 
     /// Completes when one of the limits is exceeded.
@@ -247,5 +279,22 @@ mod tests {
         assert_eq!(expiry(&clocks).await, (30, Expired::Write));
         clocks.wrote();
         assert_eq!(expiry(&clocks).await, (60, Expired::Idle), "idle from the last byte on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rest_begins_after_the_last_request_that_was_whole() {
+        let clocks = Clocks::http1();
+        let long = Duration::from_secs(2);
+        let work = async {
+            for whole in [true, true, false, true] {
+                clocks.begin(whole);
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                clocks.finish();
+                tokio::time::sleep(Duration::from_secs(if whole { 1 } else { 9 })).await;
+            }
+        };
+        let start = Instant::now();
+        tokio::join!(work, clocks.rests(long));
+        assert_eq!(start.elapsed().as_secs(), 6 + 6 + 14 + 7);
     }
 }

@@ -47,6 +47,16 @@ const PING: Duration = Duration::from_secs(20);
 /// How long a connection that was just accepted is waited for at the drain.
 const FIRST: Duration = Duration::from_millis(500);
 
+/// After how long without a request a connection of HTTP/1 gives its buffers back: 16 KiB that hyper holds as
+/// long as it has the socket.
+const REST: Duration = Duration::from_millis(100);
+
+/// How far a connection was driven.
+enum Drove {
+    ToItsEnd,
+    ToARest,
+}
+
 /// What the connections of one listener have in common, for one worker.
 pub(super) struct Server<H> {
     settings: Settings,
@@ -73,21 +83,26 @@ impl<H: Handler> Server<H> {
 
     /// Serves one connection to its end.
     pub(super) async fn connection(&self, mut socket: Socket, peer: Peer) {
-        match &self.settings.protocol {
-            Protocol::Http1 => self.http1(socket, Bytes::new(), peer).await,
-            Protocol::Http1AndH2c => match self.first_bytes(&mut socket).await {
-                Some(first) if *first == *PREFACE => self.http2(socket, first, peer).await,
-                Some(first) => self.http1(socket, first, peer).await,
-                None => {}
+        let agreed = match &self.settings.protocol {
+            Protocol::Http1 => Some(Agreed::Http1),
+            Protocol::Http1AndH2c => None,
+            // Its buffers are needed for a moment.
+            Protocol::Tls(tls) => match Box::pin(self.handshake(tls, socket)).await {
+                Some((secured, agreed)) => {
+                    socket = secured;
+                    Some(agreed)
+                }
+                None => return,
             },
-            Protocol::Tls(tls) => match self.handshake(tls, socket).await {
-                Some((socket, Agreed::Http1)) => self.http1(socket, Bytes::new(), peer).await,
-                Some((mut socket, Agreed::Http2)) => match self.first_bytes(&mut socket).await {
-                    Some(first) if *first == *PREFACE => self.http2(socket, first, peer).await,
-                    Some(_) | None => {}
-                },
-                None => {}
-            },
+        };
+        if agreed == Some(Agreed::Http1) {
+            return self.http1(socket, Bytes::new(), peer).await;
+        }
+        let Some(first) = self.first_bytes(&mut socket).await else { return };
+        if *first == *PREFACE {
+            self.http2(socket, first, peer).await;
+        } else if agreed.is_none() {
+            self.http1(socket, first, peer).await;
         }
     }
 
@@ -140,18 +155,46 @@ impl<H: Handler> Server<H> {
 
     async fn http1(&self, socket: Socket, first: Bytes, peer: Peer) {
         let clocks = Arc::new(Clocks::http1());
-        let io = TokioIo::new(Io::new(socket, first, Arc::clone(&clocks)));
-        let service = service_fn(|request| self.answer(request, &peer, &clocks));
-        let connection = self.http1.serve_connection(io, service).with_upgrades();
-        self.drive(connection, &clocks, peer.address).await;
+        let mut io = Io::new(socket, first, Arc::clone(&clocks));
+        loop {
+            let service = service_fn(|request| self.answer(request, &peer, &clocks));
+            let connection = self.http1.serve_connection(TokioIo::new(io), service);
+            let mut connection = Box::new(connection.with_upgrades());
+            match self.drive(Pin::new(&mut *connection), &clocks, peer.address).await {
+                Drove::ToItsEnd => return,
+                Drove::ToARest => {}
+            }
+            // hyper's buffers go, and come back with the next request.
+            let Some(parts) = connection.into_parts() else { return };
+            io = parts.io.into_inner();
+            if parts.read_buf.is_empty() {
+                if !self.rest(&mut io, &clocks).await {
+                    return;
+                }
+            } else {
+                io.unread(parts.read_buf);
+            }
+        }
+    }
+
+    /// Waits for the next request; whether one comes.
+    async fn rest(&self, io: &mut Io, clocks: &Clocks) -> bool {
+        tokio::select! {
+            comes = io.wait() => comes,
+            expired = clocks.expired(&self.settings.limits) => {
+                self.ran_out(expired);
+                false
+            }
+            () = self.tasks.draining() => false,
+        }
     }
 
     async fn http2(&self, socket: Socket, first: Bytes, peer: Peer) {
         let clocks = Arc::new(Clocks::http2());
         let io = TokioIo::new(Io::new(socket, first, Arc::clone(&clocks)));
         let service = service_fn(|request| self.answer(request, &peer, &clocks));
-        let connection = self.http2.serve_connection(io, service);
-        self.drive(connection, &clocks, peer.address).await;
+        let mut connection = Box::new(self.http2.serve_connection(io, service));
+        self.drive(Pin::new(&mut *connection), &clocks, peer.address).await;
     }
 
     /// The future of one answer. It owns what it needs: HTTP/2 runs it as a task of its own.
@@ -163,11 +206,13 @@ impl<H: Handler> Server<H> {
     ) -> impl Future<Output = Result<Response<Tail>, Infallible>> + Send + use<H> {
         let handler = Arc::clone(&self.handler);
         let peer = peer.clone();
-        let in_flight = InFlight::begin(clocks);
+        let in_flight = InFlight::begin(clocks, request.body().is_end_stream());
         let leaves = self.tasks.clone();
         let version = request.version();
         async move {
-            let answered = tasks::catch(async { handler.handle(request, peer).await }).await;
+            // hyper keeps room for this future as long as the connection lasts; so most of it is elsewhere.
+            let handled = Box::pin(async move { handler.handle(request, peer).await });
+            let answered = tasks::catch(handled).await;
             let response = answered.unwrap_or_else(|_lost| failure());
             let mut response = response;
             if leaves.is_leaving() && version <= Version::HTTP_11 {
@@ -187,16 +232,15 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    /// Runs a connection until it ends, misses a deadline, or has been drained.
+    /// Runs a connection until it ends, misses a deadline, has been drained, or has nothing to do for a while.
     async fn drive<C: Connection>(
         &self,
-        connection: C,
+        mut connection: Pin<&mut C>,
         clocks: &Clocks,
         client: Option<SocketAddr>,
-    ) {
+    ) -> Drove {
         let ended = |result| self.ended(result, client);
         let limits = &self.settings.limits;
-        let mut connection = pin!(connection);
         let mut expired = pin!(clocks.expired(limits));
         let left = tokio::select! {
             biased;
@@ -204,10 +248,11 @@ impl<H: Handler> Server<H> {
             expired = expired.as_mut() => {
                 self.ran_out(expired);
                 if !(C::ANNOUNCES_ITS_END && expired == Expired::Idle) {
-                    return;
+                    return Drove::ToItsEnd;
                 }
                 PING
             }
+            () = clocks.rests(REST), if !C::ANNOUNCES_ITS_END => return Drove::ToARest,
             () = self.tasks.draining() => limits.drain_timeout,
         };
         if !C::ANNOUNCES_ITS_END && clocks.is_fresh() {
@@ -218,7 +263,7 @@ impl<H: Handler> Server<H> {
             }
         }
         if !C::ANNOUNCES_ITS_END && clocks.is_idle() {
-            return;
+            return Drove::ToItsEnd;
         }
         // It was polled in the select, as hyper requires of a connection that is shut down.
         connection.as_mut().shut_down();
@@ -226,10 +271,14 @@ impl<H: Handler> Server<H> {
         tokio::select! {
             biased;
             result = connection => ended(result),
-            expired = expired.as_mut() => self.ran_out(expired),
+            expired = expired.as_mut() => {
+                self.ran_out(expired);
+                Drove::ToItsEnd
+            }
             () = sleep(left) => {
                 tracing::warn!("a connection was cut at the drain's deadline");
                 self.counts().cut(Cut::Drain);
+                Drove::ToItsEnd
             }
         }
     }
@@ -246,8 +295,8 @@ impl<H: Handler> Server<H> {
 
     /// Clients come, err and go; what concerns a request was said where it was answered. Of what hyper
     /// answered by itself, before there was a request, this is the line in the log.
-    fn ended(&self, result: hyper::Result<()>, client: Option<SocketAddr>) {
-        let Err(error) = result else { return };
+    fn ended(&self, result: hyper::Result<()>, client: Option<SocketAddr>) -> Drove {
+        let Err(error) = result else { return Drove::ToItsEnd };
         let source = &error as &dyn std::error::Error;
         tracing::debug!(error = source, "a connection ended with an error");
         let broke_rules = |cause: &(dyn std::error::Error + 'static)| {
@@ -260,11 +309,12 @@ impl<H: Handler> Server<H> {
         } else if source.source().is_some_and(broke_rules) {
             Cut::Http2
         } else {
-            return;
+            return Drove::ToItsEnd;
         };
         self.counts().cut(cut);
         let client = client.map(|client| tracing::field::display(client.ip()));
         tracing::info!(target: ACCESS, client, reason = ?cut, "refused");
+        Drove::ToItsEnd
     }
 }
 
@@ -353,8 +403,8 @@ where
 struct InFlight(Arc<Clocks>);
 
 impl InFlight {
-    fn begin(clocks: &Arc<Clocks>) -> Self {
-        clocks.begin();
+    fn begin(clocks: &Arc<Clocks>, is_whole: bool) -> Self {
+        clocks.begin(is_whole);
         Self(Arc::clone(clocks))
     }
 }

@@ -1,6 +1,7 @@
 //! A client's socket as hyper reads and writes it: it tells the connection's clocks what happens, gives back
 //! the bytes that were read to tell the protocols apart, and closes without losing the last response.
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -41,6 +42,23 @@ impl Io {
     /// `prefix` was read from the socket already, and is read again first.
     pub(super) fn new(socket: Socket, prefix: Bytes, clocks: Arc<Clocks>) -> Self {
         Self { socket, prefix, clocks, closing: Closing::Open }
+    }
+
+    /// Gives back what was read too much.
+    pub(super) fn unread(&mut self, bytes: Bytes) {
+        self.prefix = bytes;
+    }
+
+    /// Waits until more comes, which is read again; whether it does.
+    pub(super) async fn wait(&mut self) -> bool {
+        poll_fn(|cx| {
+            let mut few = [0; 64];
+            let mut buffer = ReadBuf::new(&mut few);
+            let read = ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer));
+            self.prefix = Bytes::copy_from_slice(buffer.filled());
+            Poll::Ready(read.is_ok() && !self.prefix.is_empty())
+        })
+        .await
     }
 
     fn written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -117,7 +135,14 @@ impl AsyncWrite for Io {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+        let flushed = Pin::new(&mut self.socket).poll_flush(cx);
+        // What TLS holds was written, and waits for the client all the same.
+        match &flushed {
+            Poll::Ready(Ok(())) => self.clocks.wrote(),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.clocks.blocked(),
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

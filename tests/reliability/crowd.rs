@@ -183,7 +183,7 @@ async fn idle(tls: bool, aim: f64) -> Counted {
         sleep(Duration::from_secs(6)).await;
         let (before, open) = (resident_of(process), descriptors_of(process));
         let held = crowd(public, IDLE, trusting.as_ref()).await;
-        sleep(Duration::from_secs(1)).await;
+        sleep(Duration::from_secs(5)).await;
         #[expect(clippy::cast_precision_loss, reason = "KiB of one process")]
         each.push((resident_of(process) - before) as f64 / IDLE as f64);
         assert_eq!(held.len(), IDLE, "all of them are served");
