@@ -49,7 +49,7 @@ const FIRST: Duration = Duration::from_millis(500);
 
 /// After how long without a request a connection of HTTP/1 gives its buffers back: 16 KiB that hyper holds as
 /// long as it has the socket.
-const REST: Duration = Duration::from_millis(100);
+const REST: Duration = Duration::from_millis(50);
 
 /// How far a connection was driven.
 enum Drove {

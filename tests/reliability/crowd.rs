@@ -46,18 +46,16 @@ pub async fn run(report: &mut Report, wanted: &str) {
                 .await;
         }
     }
-    for (name, mode) in [
-        ("slow-head", ["-H", "-i", "3", "-x", "20"]),
-        ("slow-body", ["-B", "-i", "3", "-s", "8192"]),
-        ("slow-read", ["-X", "-w", "512", "-y", "1024"]),
-    ] {
+    for (name, mode) in
+        [("slow-head", ["-H"].as_slice()), ("slow-body", &["-B"]), ("slow-read", &["-X"])]
+    {
         if name.contains(wanted) {
             report
                 .row(
                     format!("slowhttptest {} with {SLOW} connections, while {HONEST} clients ask for pages", mode[0]),
                     "20 s without, 20 s with",
                     "their p99 is within 2× of what it was, 0 requests fail",
-                    slowly(&mode),
+                    slowly(mode),
                 )
                 .await;
         }

@@ -22,16 +22,22 @@ use crate::support::PATIENCE;
 /// The bytes of a page.
 pub const PAGE: usize = 2048;
 
-/// A site of one page.
+/// A site of one page, for those who say all that they want to say; in a thread of its own, until the drain.
 pub fn start_site(tasks: &Tasks) -> SocketAddr {
     let listener = bind(&"127.0.0.1:0".parse().unwrap(), None).unwrap();
     let Address::Tcp(address) = *listener.local_address() else { panic!("an address over TCP") };
-    let page = |_: Request<Incoming>, _: Peer| async {
+    let page = |request: Request<Incoming>, _: Peer| async {
+        // One that broke off is answered to nobody.
+        let _ = request.into_body().collect().await;
         Response::new(Body::full(Bytes::from_static(&[b'.'; PAGE])))
     };
     let settings = Settings { protocol: Protocol::Http1, ..Settings::default() };
-    let serving = serve(listener, settings, Room::new(20_000), Arc::new(page), tasks.clone());
-    tasks.run(serving).detach();
+    let tasks = tasks.clone();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let room = Room::new(20_000);
+        runtime.block_on(serve(listener, settings, room, Arc::new(page), tasks)).unwrap();
+    });
     address
 }
 

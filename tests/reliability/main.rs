@@ -18,16 +18,19 @@ mod commands;
 mod crowd;
 mod drain;
 mod economy;
+mod floods;
 mod increments;
 mod kill;
 mod load;
 mod log_in_storm;
 mod operate;
 mod process;
+mod race;
 mod redis_faults;
 mod report;
 mod rotation_storm;
 mod stores;
+mod tunnels;
 mod watch;
 
 #[path = "../it/support/mod.rs"]
@@ -40,7 +43,7 @@ use std::process::ExitCode;
 
 use self::report::Report;
 
-const SCENARIOS: [&str; 12] = [
+const SCENARIOS: [&str; 15] = [
     "log-in-storm",
     "rotation-storm",
     "economy",
@@ -53,6 +56,9 @@ const SCENARIOS: [&str; 12] = [
     "redis-faults",
     "operate",
     "crowd",
+    "tunnels",
+    "race",
+    "floods",
 ];
 
 fn main() -> ExitCode {
@@ -93,6 +99,9 @@ async fn run(name: &str, report: &mut Report) {
         "increments" => increments::run(report).await,
         "drain" => drain::run(report).await,
         "commands" => commands::run(report).await,
+        "tunnels" => tunnels::run(report).await,
+        "race" => race::run(report).await,
+        "floods" => floods::run(report).await,
         "cache" => cache::run(report).await,
         // Of some, single rows: NAME:ROW.
         name => match name.split_once(':').unwrap_or((name, "")) {
