@@ -35,7 +35,7 @@
 //! 3  store                              where records live: memory, SQLite, files, Redis, a cache
 //! 2  session                            pure: ids and tokens, record and patch, policy, cookie
 //! 1  server · client                    sockets, TLS, accept, drain; the way out
-//! 0  body descriptors log metrics pem random scheme secret socket tasks time   vocabulary
+//! 0  body descriptors log metrics pem random scheme secret socket tasks time trust   vocabulary
 //! ```
 //!
 //! Each module owns the plain `Config` that it consumes, and [`config`] produces them, so nothing
@@ -86,4 +86,5 @@ mod socket;
 pub mod store;
 mod tasks;
 pub mod time;
+pub mod trust;
 pub mod wire;

@@ -3,12 +3,13 @@
 use std::io;
 use std::sync::Arc;
 
-use super::StartError;
+use super::{StartError, trusted};
 use crate::config::{Config, Listen, Role};
 use crate::scheme::Scheme;
 use crate::server::{
     self, Address, BoundListener, Certificates, Inherited, Protocol, Tls, TlsError,
 };
+use crate::trust::Trust;
 
 /// The listeners of a process, bound once.
 pub(super) struct Listeners {
@@ -75,9 +76,15 @@ impl Listeners {
 #[derive(Clone, Debug)]
 pub(super) struct Doors(Vec<Door>);
 
-/// What a public listener serves.
+/// A public listener: what it serves, and who says there for whom a connection is.
 #[derive(Clone, Debug)]
-pub(super) enum Door {
+pub(super) struct Door {
+    pub(super) serves: Serves,
+    pub(super) proxy_header_from: Option<Trust>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Serves {
     Site(Protocol),
     RedirectTo(u16),
 }
@@ -90,14 +97,16 @@ impl Doors {
             Address::Tcp(_) | Address::Unix(_) => None,
         });
         let door = |listen: &Listen| {
-            Ok(match &listen.role {
-                Role::Http1 => Door::Site(Protocol::Http1),
-                Role::Http1AndH2c => Door::Site(Protocol::Http1AndH2c),
-                Role::Tls(tls) => Door::Site(Protocol::Tls(Arc::new(Tls::open(tls)?))),
+            let serves = match &listen.role {
+                Role::Http1 => Serves::Site(Protocol::Http1),
+                Role::Http1AndH2c => Serves::Site(Protocol::Http1AndH2c),
+                Role::Tls(tls) => Serves::Site(Protocol::Tls(Arc::new(Tls::open(tls)?))),
                 Role::RedirectToHttps => {
-                    Door::RedirectTo(tls_port.unwrap_or_else(|| Scheme::Https.usual_port()))
+                    Serves::RedirectTo(tls_port.unwrap_or_else(|| Scheme::Https.usual_port()))
                 }
-            })
+            };
+            let proxy_header_from = listen.proxy_protocol.then(|| trusted(config));
+            Ok(Door { serves, proxy_header_from })
         };
         Ok(Self(config.listen.iter().map(door).collect::<Result<_, StartError>>()?))
     }
@@ -113,7 +122,9 @@ impl Doors {
     ) -> Result<Vec<(Arc<Tls>, Certificates)>, TlsError> {
         let mut read = Vec::new();
         for (door, listen) in self.0.iter().zip(&config.listen) {
-            if let (Door::Site(Protocol::Tls(tls)), Role::Tls(wanted)) = (door, &listen.role) {
+            if let (Serves::Site(Protocol::Tls(tls)), Role::Tls(wanted)) =
+                (&door.serves, &listen.role)
+            {
                 read.push((Arc::clone(tls), tls.read(wanted)?));
             }
         }

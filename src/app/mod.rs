@@ -34,6 +34,7 @@ use crate::store;
 use crate::store::redis::SurveyError;
 use crate::store::sqlite::OpenError;
 use crate::time::Clock;
+use crate::trust::Trust;
 
 /// A running proxy.
 pub struct App {
@@ -252,8 +253,12 @@ fn public_room(config: &Config) -> Room {
     let room = Room::new(config.limits.connections);
     match config.limits.connections_per_address {
         None => room,
-        Some(limit) => room.with_limit_by_address(limit, config.proxy.trusted_proxies.clone()),
+        Some(limit) => room.with_limit_by_address(limit, trusted(config)),
     }
+}
+
+fn trusted(config: &Config) -> Trust {
+    Trust::new(config.proxy.trusted_proxies.clone())
 }
 
 fn site(config: &Config, api_url: &str) -> Result<Arc<Site>, SiteError> {

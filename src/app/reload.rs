@@ -41,6 +41,7 @@ fn same_doors(running: &[Listen], wanted: &[Listen]) -> bool {
     let same = |(one, other): (&Listen, &Listen)| {
         one.address == other.address
             && one.socket_mode == other.socket_mode
+            && one.proxy_protocol == other.proxy_protocol
             && match (&one.role, &other.role) {
                 (Role::Tls(_), Role::Tls(_)) => true,
                 (one, other) => one == other,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
-use super::listeners::{Door, Doors, Listeners};
+use super::listeners::{Doors, Listeners, Serves};
 use super::stores::Stores;
 use crate::admin::Admin;
 use crate::api::Api;
@@ -163,25 +163,27 @@ impl Crew {
         let metrics = &sessions.shared().metrics;
         let settings = |listener: &BoundListener, protocol| Settings {
             protocol,
+            proxy_header_from: None,
             leaves_descriptors: false,
             limits: self.limits.clone(),
             counts: metrics.connections(&listener.local_address().to_string()),
         };
-        let public_settings = |listener: &BoundListener, protocol| Settings {
-            leaves_descriptors: true,
-            ..settings(listener, protocol)
-        };
         for (listener, door) in doors.into_iter().zip(self.doors.iter()) {
             let room = self.public_room.clone();
-            match door.clone() {
-                Door::Site(protocol) => {
-                    let settings = public_settings(&listener, protocol);
+            let public_settings = |protocol| Settings {
+                proxy_header_from: door.proxy_header_from.clone(),
+                leaves_descriptors: true,
+                ..settings(&listener, protocol)
+            };
+            match door.serves.clone() {
+                Serves::Site(protocol) => {
+                    let settings = public_settings(protocol);
                     accept(listener, settings, room, Arc::clone(&proxy), &public);
                 }
-                Door::RedirectTo(port) => {
+                Serves::RedirectTo(port) => {
                     let redirect = Redirect::new(port, sessions.shared().metrics.clone());
                     let redirect = Arc::new(redirect);
-                    let settings = public_settings(&listener, Protocol::Http1);
+                    let settings = public_settings(Protocol::Http1);
                     accept(listener, settings, room, redirect, &public);
                 }
             }

@@ -49,6 +49,8 @@ section! {
         redirect_to_https: Field<bool>,
         /// HTTP/2 in the clear too, of clients that know.
         h2c: Field<bool>,
+        /// Trusted proxies begin with a PROXY header.
+        proxy_protocol: Field<bool>,
         /// The mode of a Unix socket's file.
         socket_mode: Field<Mode>,
     }

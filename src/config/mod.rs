@@ -71,6 +71,8 @@ pub struct Listen {
     pub address: server::Address,
     /// The mode of a Unix socket's file, at most 0777; `None` leaves it to the process's mask.
     pub socket_mode: Option<u32>,
+    /// Whether trusted proxies begin each connection with a PROXY header.
+    pub proxy_protocol: bool,
     /// What it is for.
     pub role: Role,
 }

@@ -57,6 +57,9 @@ fn listeners(page: &mut Page, config: &Config) {
         if let Some(mode) = listen.socket_mode {
             page.text("socket_mode", format_args!("{mode:04o}"));
         }
+        if listen.proxy_protocol {
+            page.plain("proxy_protocol", true);
+        }
         role(page, &listen.role);
     }
     let limits = &config.limits;

@@ -69,6 +69,7 @@ impl Ports {
         let listen = |ip| Listen {
             address: address(ip, self.public()),
             socket_mode: None,
+            proxy_protocol: false,
             role: Role::Http1,
         };
         config.listen = hosts.into_iter().map(listen).collect();

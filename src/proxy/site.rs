@@ -10,7 +10,6 @@ use tokio::sync::Semaphore;
 use super::config::{Config, RouteConfig, Session, Tunnels};
 use super::error::{Accepts, Error};
 use super::exchange_headers;
-use super::forwarded::Trust;
 use super::names;
 use super::path::names_api;
 use super::route::{Found, Matcher};
@@ -22,6 +21,7 @@ use crate::scheme::Scheme;
 use crate::session::record::Principal;
 use crate::sessions::{Opened, Shared};
 use crate::store::config::OnError;
+use crate::trust::Trust;
 
 /// A site: its routes, and the rules of its heads.
 #[derive(Debug)]

@@ -11,7 +11,6 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::connection::Server;
 use super::{Address, BoundListener, Handler, Peer, Room, Settings};
 use crate::descriptors::{self, Use};
-use crate::metrics::Cut;
 use crate::socket::Socket;
 use crate::tasks::Tasks;
 
@@ -46,22 +45,22 @@ pub async fn serve<H: Handler>(
         };
         match accepted {
             Ok((socket, client, permit)) => {
-                let Some(seat) = room.seat(permit, client.map(|client| client.ip())) else {
-                    tracing::debug!(?client, "an address has as many connections as it may have");
-                    server.counts().cut(Cut::Address);
-                    socket.reset_on_drop();
-                    continue;
-                };
                 if server.leaves_descriptors() && descriptors::are_scarce(&socket, Use::Client) {
                     descriptors_to_spare(&socket, &tasks).await;
                 }
                 let peer = Peer { address: client, listener: Arc::clone(&address), scheme };
-                let server = Arc::clone(&server);
+                let (server, room) = (Arc::clone(&server), room.clone());
                 tasks
                     .run(async move {
-                        let open = server.counts().opened();
-                        server.connection(socket, peer).await;
-                        drop((open, seat));
+                        let _open = server.counts().opened();
+                        let (mut socket, mut peer) = (socket, peer);
+                        if !server.learn_of_client(&mut socket, &mut peer).await {
+                            return;
+                        }
+                        match room.seat(permit, peer.address.map(|client| client.ip())) {
+                            Some(_seat) => server.connection(socket, peer).await,
+                            None => server.turn_away(&socket, &peer),
+                        }
                     })
                     .detach();
                 // The other workers woke as well: each takes its part of a burst.

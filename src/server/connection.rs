@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use super::clocks::{Clocks, Expired};
 use super::io::Io;
+use super::proxy_header::{self, Proxied};
 use super::streams::{Stall, Streams};
 use super::tls::{Agreed, Tls};
 use super::{Handler, Limits, Peer, Protocol, Settings};
@@ -79,6 +80,44 @@ impl<H: Handler> Server<H> {
 
     pub(super) fn counts(&self) -> &Connections {
         &self.settings.counts
+    }
+
+    /// Asks the proxy that passes a connection on whose it is, where there is one; whether that is known.
+    pub(super) async fn learn_of_client(&self, socket: &mut Socket, peer: &mut Peer) -> bool {
+        let proxy = peer.address.map(|proxy| proxy.ip());
+        match &self.settings.proxy_header_from {
+            Some(trust) if trust.believes(proxy) => {}
+            _ => return true,
+        }
+        let read = tokio::select! {
+            read = timeout(self.settings.limits.header_timeout, proxy_header::read(socket)) => read,
+            () = self.late() => return false,
+        };
+        match read {
+            Ok(Ok(Proxied::Itself)) => true,
+            Ok(Ok(Proxied::Client { address, scheme })) => {
+                peer.address = Some(address);
+                peer.scheme = scheme.unwrap_or(peer.scheme);
+                true
+            }
+            Ok(Err(error)) => {
+                tracing::info!(%error, ?proxy, "a proxy did not say whose a connection is");
+                self.counts().cut(Cut::ProxyHeader);
+                false
+            }
+            Err(_elapsed) => {
+                self.counts().cut(Cut::HeadTimeout);
+                false
+            }
+        }
+    }
+
+    /// Ends a connection for which there is no room.
+    pub(super) fn turn_away(&self, socket: &Socket, peer: &Peer) {
+        let client = peer.address;
+        tracing::debug!(?client, "an address has as many connections as it may have");
+        self.counts().cut(Cut::Address);
+        socket.reset_on_drop();
     }
 
     /// Serves one connection to its end.

@@ -9,6 +9,7 @@ mod connection;
 mod current;
 mod io;
 mod listener;
+mod proxy_header;
 mod room;
 mod streams;
 mod tls;
@@ -26,6 +27,7 @@ use hyper::body::Incoming;
 use crate::body::Body;
 use crate::metrics::Connections;
 use crate::scheme::Scheme;
+use crate::trust::Trust;
 
 pub use crate::tasks::{Lost, Running, Tasks};
 pub use accept::serve;
@@ -63,12 +65,12 @@ where
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// The address the connection came from, an IPv4 one as such even on a listener for both;
-    /// `None` over a Unix socket.
+    /// The address the connection came from, an IPv4 one as such even on a listener for both, or
+    /// that which its PROXY header names; `None` over a Unix socket without one.
     pub address: Option<SocketAddr>,
     /// The listener that it came to.
     pub listener: Arc<Address>,
-    /// What that speaks.
+    /// What that speaks, or what the PROXY header says that the client spoke.
     pub scheme: Scheme,
 }
 
@@ -101,6 +103,8 @@ pub struct Settings {
     pub protocol: Protocol,
     /// What a connection may take.
     pub limits: Limits,
+    /// Who begins each connection with a PROXY header, which says for whom it is; nobody else does.
+    pub proxy_header_from: Option<Trust>,
     /// Whether it leaves the last descriptors of the process to other listeners, and to the store.
     pub leaves_descriptors: bool,
     /// Where its connections are counted.

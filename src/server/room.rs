@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ipnet::IpNet;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+
+use crate::trust::Trust;
 
 /// Room for connections, of all listeners that share it. A clone is the same room.
 #[derive(Clone, Debug)]
@@ -25,7 +26,7 @@ pub(super) struct Seat {
 struct ByAddress {
     limit: usize,
     /// Proxies, behind whose addresses there are many.
-    exempt: Vec<IpNet>,
+    exempt: Trust,
     open: Mutex<HashMap<IpAddr, usize>>,
 }
 
@@ -44,7 +45,7 @@ impl Room {
     /// For so many from one address, or from one /64 of IPv6, which is one customer's; those of
     /// `exempt` are not counted.
     #[must_use]
-    pub fn with_limit_by_address(self, limit: usize, exempt: Vec<IpNet>) -> Self {
+    pub fn with_limit_by_address(self, limit: usize, exempt: Trust) -> Self {
         let by_address = ByAddress { limit, exempt, open: Mutex::default() };
         Self { by_address: Some(Arc::new(by_address)), ..self }
     }
@@ -72,7 +73,7 @@ impl ByAddress {
     /// `None` where there is no room, and within where it is not counted.
     #[expect(clippy::option_option, reason = "whether it may stay, and what that is")]
     fn count(self: &Arc<Self>, address: IpAddr) -> Option<Option<Counted>> {
-        if self.exempt.iter().any(|network| network.contains(&address)) {
+        if self.exempt.covers(address) {
             return Some(None);
         }
         let address = customer(address);
@@ -120,7 +121,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_has_so_many_and_a_proxy_any_number() {
-        let exempt = vec!["10.0.0.0/8".parse().expect("a network")];
+        let exempt = Trust::new(vec!["10.0.0.0/8".parse().expect("a network")]);
         let room = Room::new(100).with_limit_by_address(2, exempt);
         let seat = async |address: &str| {
             let permit = room.permit().await.expect("room");

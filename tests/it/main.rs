@@ -40,6 +40,7 @@ mod login;
 mod narrow_way;
 mod principals;
 mod proxy_headers;
+mod proxy_protocol;
 mod proxy_streams;
 mod redis;
 mod redis_kit;

@@ -29,6 +29,7 @@ const FLOORS: &[(Order, &[&str])] = &[
             "pem",
             "scheme",
             "time",
+            "trust",
         ],
     ),
 ];

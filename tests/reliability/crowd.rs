@@ -52,7 +52,7 @@ pub async fn run(report: &mut Report, wanted: &str) {
         if name.contains(wanted) {
             report
                 .row(
-                    format!("slowhttptest {} with {SLOW} connections, while {HONEST} clients ask for pages", mode[0]),
+                    format!("slowhttptest {} with {SLOW} connections, by a process of the lowest priority, while {HONEST} clients ask for pages", mode[0]),
                     "20 s without, 20 s with",
                     "their p99 is within 2× of what it was, 0 requests fail",
                     slowly(mode),
@@ -266,7 +266,9 @@ async fn slowly(mode: &[&str]) -> Counted {
     let (calm, without) = measure(addresses.public, seconds, pause).await;
     let url = format!("http://{}/", addresses.public);
     let (connections, rate) = (SLOW.to_string(), "1000");
-    let attack = Command::new("slowhttptest")
+    // What the attack itself costs is not the proxy's: it comes after everybody else.
+    let attack = Command::new("nice")
+        .args(["-n", "19", "slowhttptest"])
         .args(mode)
         .args(["-c", &connections, "-r", rate, "-l", "40", "-p", "3", "-u", &url])
         .stdout(std::fs::File::create(directory.path().join("slow")).unwrap())

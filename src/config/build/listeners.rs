@@ -28,11 +28,16 @@ const fn loopback(port: u16) -> SocketAddr {
 }
 
 /// The public listeners: at least one.
-pub(super) fn listen(tables: &Tables<file::Listen>, context: &mut Context<'_>) -> Vec<Listen> {
+pub(super) fn listen(
+    tables: &Tables<file::Listen>,
+    limits: &file::Limits,
+    context: &mut Context<'_>,
+) -> Vec<Listen> {
     if tables.sections().is_empty() {
         return vec![Listen {
             address: Address::Tcp(PUBLIC),
             socket_mode: None,
+            proxy_protocol: false,
             role: Role::Http1,
         }];
     }
@@ -43,7 +48,16 @@ pub(super) fn listen(tables: &Tables<file::Listen>, context: &mut Context<'_>) -
             context.error(origin, message);
         }
         let socket_mode = table.socket_mode.value().map(|mode| mode.0);
-        Listen { address, socket_mode, role: role(table, context) }
+        let proxy_protocol = table.proxy_protocol.found();
+        if let Some((true, origin)) = proxy_protocol
+            && limits.trusted_proxies.values().is_empty()
+        {
+            let message =
+                "nobody is trusted to say whose a connection is; set limits.trusted_proxies";
+            context.error(origin, message);
+        }
+        let proxy_protocol = proxy_protocol.is_some_and(|(wanted, _)| *wanted);
+        Listen { address, socket_mode, proxy_protocol, role: role(table, context) }
     };
     let listeners: Vec<Listen> = tables.sections().iter().map(listener).collect();
     let is_target = |listen: &Listen| {

@@ -20,7 +20,7 @@ pub(super) use context::{Context, Site};
 
 /// The whole configuration.
 pub(super) fn config(file: &File, context: &mut Context<'_>) -> Config {
-    let listen = listeners::listen(&file.listen, context);
+    let listen = listeners::listen(&file.listen, &file.limits.0, context);
     let api = listeners::api(&file.api.0, context);
     let admin = listeners::admin(&file.admin.0, context);
     let own = listeners::own(file, &listen, &api, &admin);

@@ -9,10 +9,9 @@
 mod tests;
 mod told;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, MaxSizeReached};
-use ipnet::IpNet;
 
 use super::{
     host, list,
@@ -21,37 +20,11 @@ use super::{
 use told::{Source, Told};
 
 use crate::scheme::Scheme;
+use crate::trust::Trust;
 
 /// What we write, and therefore may come in no other spelling.
 const WRITTEN: [HeaderName; 5] =
     [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, X_REAL_IP];
-
-/// The proxies whose word is taken.
-#[derive(Clone, Debug, Default)]
-pub struct Trust(Vec<IpNet>);
-
-impl Trust {
-    /// Trusts the addresses of these networks.
-    pub fn new(networks: Vec<IpNet>) -> Self {
-        Self(networks)
-    }
-
-    /// Whether an address is trusted. An IPv4 address within IPv6 (a dual-stack socket's) is the IPv4
-    /// address.
-    pub fn covers(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.0.iter().any(|network| network.contains(&address))
-    }
-
-    /// A peer without an address came through a unix socket, so it is a process on this machine, and
-    /// as trusted as the loopback addresses are.
-    fn believes(&self, peer: Option<IpAddr>) -> bool {
-        peer.map_or_else(
-            || self.covers(Ipv4Addr::LOCALHOST.into()) || self.covers(Ipv6Addr::LOCALHOST.into()),
-            |address| self.covers(address),
-        )
-    }
-}
 
 /// Whoever connected to us, and to which kind of listener.
 #[derive(Clone, Copy, Debug)]

@@ -8,8 +8,8 @@ use super::super::{
     host, list,
     names::{FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO},
 };
-use super::Trust;
 use crate::scheme::Scheme;
+use crate::trust::Trust;
 
 /// Which fields a trusted proxy spoke by.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,32 @@
+//! The proxies before us whose word about their clients is taken.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+/// The proxies whose word is taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trust(Vec<IpNet>);
+
+impl Trust {
+    /// Trusts the addresses of these networks.
+    pub fn new(networks: Vec<IpNet>) -> Self {
+        Self(networks)
+    }
+
+    /// Whether an address is trusted. An IPv4 address within IPv6 (a dual-stack socket's) is the IPv4
+    /// address.
+    pub fn covers(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.0.iter().any(|network| network.contains(&address))
+    }
+
+    /// Whether a peer is. One without an address came through a Unix socket, so it is a process on this
+    /// machine, and as trusted as the loopback addresses are.
+    pub fn believes(&self, peer: Option<IpAddr>) -> bool {
+        peer.map_or_else(
+            || self.covers(Ipv4Addr::LOCALHOST.into()) || self.covers(Ipv6Addr::LOCALHOST.into()),
+            |address| self.covers(address),
+        )
+    }
+}
