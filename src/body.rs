@@ -51,8 +51,8 @@ pub enum End {
 /// Why a body ended before its time.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// Its sender sent nothing for as long as it may.
-    #[error("the body's sender was silent for too long")]
+    /// Its sender sent nothing for as long as it may, or too little.
+    #[error("the body's sender was silent for too long, or too slow")]
     Idle,
     /// It is larger than it may be.
     #[error("the body is larger than allowed")]
@@ -97,6 +97,15 @@ impl Body {
         let mut body = Self::from_source(Source::Streaming(incoming));
         body.idle = idle.map(Idle::new);
         body
+    }
+
+    /// Demands so many bytes a second, where it has a limit of waiting: those that come buy time, of which there is
+    /// never more than that limit. No sender gains by being slow evenly.
+    pub fn with_rate(mut self, bytes: u64) -> Self {
+        if let Some(idle) = &mut self.idle {
+            idle.rate = Some(bytes.max(1));
+        }
+        self
     }
 
     /// Ends it with [`BodyError::TooLarge`] where more than `limit` bytes of it come.
@@ -149,8 +158,8 @@ impl Body {
             Source::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Source::Streaming(incoming) => match Pin::new(incoming).poll_frame(cx) {
                 Poll::Ready(frame) => {
-                    if let Some(idle) = &mut self.idle {
-                        idle.waiting = false;
+                    if let (Some(idle), Some(Ok(frame))) = (&mut self.idle, &frame) {
+                        idle.came(frame.data_ref().map_or(0, Bytes::len));
                     }
                     Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
                 }
@@ -254,30 +263,40 @@ impl fmt::Debug for Body {
     }
 }
 
-/// The deadline of one wait. The timer exists from the first wait on, so a body that is all there costs none.
+/// How long a sender is waited for. The timer exists from the first wait on, so a body that is all there costs none.
 struct Idle {
     limit: Duration,
-    waiting: bool,
+    /// Bytes that buy a second; `None` where any buy all of the limit.
+    rate: Option<u64>,
+    left: Duration,
+    waiting: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Idle {
     fn new(limit: Duration) -> Self {
-        Self { limit, waiting: false, timer: None }
+        Self { limit, rate: None, left: limit, waiting: None, timer: None }
+    }
+
+    fn came(&mut self, bytes: usize) {
+        let waited = self.waiting.take().map_or(Duration::ZERO, |since| since.elapsed());
+        self.left = match self.rate {
+            None => self.limit,
+            Some(rate) => {
+                let millis = (bytes as u64).saturating_mul(1000) / rate;
+                let left = self.left.saturating_sub(waited);
+                left.saturating_add(Duration::from_millis(millis)).min(self.limit)
+            }
+        };
     }
 
     fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let deadline = || Instant::now() + self.limit;
-        let timer = match &mut self.timer {
-            Some(timer) => {
-                if !self.waiting {
-                    timer.as_mut().reset(deadline());
-                }
-                timer
-            }
-            empty @ None => empty.insert(Box::pin(sleep_until(deadline()))),
-        };
-        self.waiting = true;
+        let is_new = self.waiting.is_none();
+        let deadline = *self.waiting.get_or_insert_with(Instant::now) + self.left;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if is_new {
+            timer.as_mut().reset(deadline);
+        }
         timer.as_mut().poll(cx)
     }
 }

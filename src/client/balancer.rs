@@ -1,51 +1,58 @@
 //! Several upstreams that are one: which of them gets a request, and which are left alone for a while.
 //!
 //! Of two that are drawn, the one with fewer requests in flight gets it (the power of two choices:
-//! Mitzenmacher, 2001). One that fails again and again is left alone for a time that doubles; where all
-//! are, none is. What a worker learns of an upstream is its own.
+//! Mitzenmacher, 2001). One that fails again and again is left alone for a time that doubles, and one that
+//! fails when it is asked how it is until it does not; where all are, none is. What a worker learns of an
+//! upstream is its own.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use http::{Request, Response};
-use tokio::time::Instant;
-use tracing::{info, warn};
 
 use super::error::{Error, Kind};
+use super::health::{Check, Health, watch};
 use super::pool::{Copies, Failed, Pool};
 use crate::body::Body;
 use crate::tasks::Tasks;
-
-/// Failures in a row after which an upstream is left alone.
-const FAILURES: u32 = 3;
-
-/// For how long, at first and at most.
-const REST: Duration = Duration::from_secs(1);
-const LONGEST_REST: Duration = Duration::from_secs(30);
 
 /// The upstreams of a route, for one worker.
 #[derive(Debug)]
 pub struct Balancer {
     members: Vec<Member>,
     drawn: AtomicU64,
+    check: Option<Check>,
+    /// Whether they are asked how they are.
+    watched: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Member {
-    pool: Pool,
     in_flight: Arc<AtomicUsize>,
-    health: Health,
+    health: Arc<Health>,
 }
 
 impl Balancer {
-    /// Over these, of which there is one at least.
-    pub fn new(pools: Vec<Pool>) -> Self {
-        let member = |pool: Pool| {
-            pool.counts().is_well(true);
-            Member { pool, in_flight: Arc::default(), health: Health::new() }
-        };
-        Self { members: pools.into_iter().map(member).collect(), drawn: AtomicU64::new(0) }
+    /// Over these, of which there is one at least. From the first request on, they are asked how they are as
+    /// `check` says.
+    pub fn new(pools: Vec<Pool>, check: Option<Check>) -> Self {
+        let member =
+            |pool: Pool| Member { in_flight: Arc::default(), health: Arc::new(Health::of(pool)) };
+        Self {
+            members: pools.into_iter().map(member).collect(),
+            drawn: AtomicU64::new(0),
+            check,
+            watched: AtomicBool::new(false),
+        }
+    }
+
+    fn watch(&self, check: &Check, tasks: &Tasks) {
+        if !self.watched.swap(true, Ordering::Relaxed) {
+            for member in &self.members {
+                let health = Arc::downgrade(&member.health);
+                tasks.run(watch(health, check.clone(), tasks.sibling())).detach();
+            }
+        }
     }
 
     /// Sends a request to one of them ([`Pool::send`]). Where nothing of it was sent, or nothing of it
@@ -60,10 +67,13 @@ impl Balancer {
             return Err(Error::with(Kind::Connect, "there is no upstream"));
         };
         if self.members.len() == 1 {
-            return first.pool.send(request, tasks).await;
+            return first.health.pool().send(request, tasks).await;
+        }
+        if let Some(check) = &self.check {
+            self.watch(check, tasks);
         }
         let chosen = self.choose(None).unwrap_or(first);
-        let request = chosen.pool.prepare(request);
+        let request = chosen.health.pool().prepare(request);
         let Failed { error, request } = match chosen.send(request, Copies::Kept, tasks).await {
             Ok(response) => return Ok(response),
             Err(failed) => failed,
@@ -111,10 +121,10 @@ impl Member {
         tasks: &Tasks,
     ) -> Result<Response<Body>, Failed> {
         let in_flight = InFlight::begin(&self.in_flight);
-        let sent = self.pool.try_send(request, copies, tasks).await;
+        let sent = self.health.pool().try_send(request, copies, tasks).await;
         match &sent {
-            Ok(_) => self.health.answered(&self.pool),
-            Err(failed) => self.health.failed(&failed.error, &self.pool),
+            Ok(_) => self.health.answered(),
+            Err(failed) => self.health.failed(&failed.error),
         }
         sent.map(|response| response.map(|body| body.with_guard(move |_end| drop(in_flight))))
     }
@@ -136,62 +146,6 @@ impl Drop for InFlight {
     }
 }
 
-/// What is known of an upstream's health.
-#[derive(Debug)]
-struct Health {
-    start: Instant,
-    /// In a row.
-    failures: AtomicU32,
-    /// How often in a row it was left alone.
-    rests: AtomicU32,
-    /// Until when it is, in milliseconds after the start.
-    until: AtomicU64,
-}
-
-impl Health {
-    fn new() -> Self {
-        let (failures, rests, until) = Default::default();
-        Self { start: Instant::now(), failures, rests, until }
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn is_well(&self) -> bool {
-        self.now() >= self.until.load(Ordering::Relaxed)
-    }
-
-    fn answered(&self, pool: &Pool) {
-        self.failures.store(0, Ordering::Relaxed);
-        if self.rests.swap(0, Ordering::Relaxed) > 0 {
-            info!(upstream = %pool.target(), "an upstream answers again");
-            pool.counts().is_well(true);
-        }
-    }
-
-    /// One that cannot be connected to is left alone at once, and so is one that has not answered
-    /// since it was left alone.
-    fn failed(&self, error: &Error, pool: &Pool) {
-        if error.is_request_body() || error.kind() == Kind::Busy || !self.is_well() {
-            return;
-        }
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
-        let rests = self.rests.load(Ordering::Relaxed);
-        if failures < FAILURES && rests == 0 && !error.is_connect() {
-            return;
-        }
-        let rest = REST.saturating_mul(1 << rests.min(5)).min(LONGEST_REST);
-        let millis = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
-        self.until.store(self.now().saturating_add(millis), Ordering::Relaxed);
-        self.rests.store(rests + 1, Ordering::Relaxed);
-        pool.counts().is_well(false);
-        if rests == 0 {
-            warn!(upstream = %pool.target(), %error, "an upstream is left alone for a while");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,7 +158,7 @@ mod tests {
                 Config::default(),
             )
         };
-        Balancer::new((1..=count).map(pool).collect())
+        Balancer::new((1..=count).map(pool).collect(), None)
     }
 
     #[test]
@@ -233,30 +187,5 @@ mod tests {
             assert!(!std::ptr::eq(chosen, busy));
             assert!(std::ptr::eq(balancer.choose(Some(chosen)).expect("another"), busy));
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn one_that_fails_is_left_alone_for_longer_and_longer() {
-        let balancer = balancer(2);
-        let Member { pool, health, .. } = &balancer.members[0];
-        let (connect, response) =
-            (Error::with(Kind::Connect, "refused"), Error::with(Kind::Response, "closed"));
-        health.failed(&response, pool);
-        health.failed(&response, pool);
-        assert!(health.is_well());
-        health.answered(pool);
-        health.failed(&response, pool);
-        assert!(health.is_well(), "not in a row");
-        for seconds in [1, 2, 4, 8, 16, 30, 30] {
-            health.failed(&connect, pool);
-            assert!(!health.is_well());
-            tokio::time::advance(Duration::from_millis(seconds * 1000 - 1)).await;
-            assert!(!health.is_well(), "{seconds}");
-            tokio::time::advance(Duration::from_millis(1)).await;
-            assert!(health.is_well(), "{seconds}");
-        }
-        health.answered(pool);
-        health.failed(&response, pool);
-        assert!(health.is_well(), "it begins anew");
     }
 }

@@ -7,6 +7,7 @@ mod balancer;
 mod carrier;
 mod connection;
 mod error;
+mod health;
 mod pool;
 mod target;
 mod tls;
@@ -25,6 +26,7 @@ use crate::tasks::Tasks;
 
 pub use balancer::Balancer;
 pub use error::{Error, Kind};
+pub use health::Check;
 pub use pool::{Config, Pool};
 pub use target::{InvalidTarget, Target};
 pub use tls::{Speaks, Tls, TlsConfig, TlsError, Trust};

@@ -261,6 +261,10 @@ section! {
         upstream_protocol: Field<Speaks>,
         /// Whom we believe that it is the upstream, and who we are.
         upstream_tls: Perhaps<UpstreamTls>,
+        /// What upstreams are asked to learn how they are.
+        health_path: Field<String>,
+        /// How often.
+        health_interval: Field<Timeout>,
         /// What sessions are to it.
         session: Field<RouteSession>,
         /// Values go and come in headers.
@@ -279,6 +283,8 @@ section! {
         upstream_requests: Field<usize>,
         /// The largest body of a request.
         max_body: Field<Size>,
+        /// The fewest bytes a second that it comes with.
+        min_body_rate: Field<Size>,
         /// For a connection to the upstream.
         connect_timeout: Field<Timeout>,
         /// From the request's end to the response's head.

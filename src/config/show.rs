@@ -213,15 +213,7 @@ fn route_of(page: &mut Page, route: &RouteConfig) {
         None => {}
     }
     page.text("path", &route.path);
-    match route.upstreams.as_slice() {
-        [one] => page.text("upstream", one),
-        several => {
-            let several: Vec<String> = several.iter().map(|one| quoted(&one.to_string())).collect();
-            page.plain("upstream", format_args!("[{}]", several.join(", ")));
-        }
-    }
-    page.word("upstream_protocol", route.upstream_protocol);
-    upstream_tls(page, &route.upstream_tls);
+    upstreams(page, route);
     page.word("session", route.session);
     page.plain("header_exchange", route.header_exchange.is_some());
     if let Some(bytes) = route.header_exchange {
@@ -244,6 +236,9 @@ fn route_of(page: &mut Page, route: &RouteConfig) {
     if let Some(bytes) = route.max_body {
         page.text("max_body", write_size(usize::try_from(bytes).unwrap_or(usize::MAX)));
     }
+    if let Some(bytes) = route.min_body_rate {
+        page.text("min_body_rate", write_size(usize::try_from(bytes).unwrap_or(usize::MAX)));
+    }
     if let Some(requests) = route.upstream_requests {
         page.plain("upstream_requests", requests);
     }
@@ -252,6 +247,22 @@ fn route_of(page: &mut Page, route: &RouteConfig) {
     page.word("tunnels", route.tunnels);
     page.duration("tunnel_idle_timeout", route.tunnel_idle_timeout);
     page.duration("upstream_idle_timeout", route.upstream_idle_timeout);
+}
+
+fn upstreams(page: &mut Page, route: &RouteConfig) {
+    match route.upstreams.as_slice() {
+        [one] => page.text("upstream", one),
+        several => {
+            let several: Vec<String> = several.iter().map(|one| quoted(&one.to_string())).collect();
+            page.plain("upstream", format_args!("[{}]", several.join(", ")));
+        }
+    }
+    if let Some(check) = &route.health {
+        page.text("health_path", &check.path);
+        page.duration("health_interval", check.interval);
+    }
+    page.word("upstream_protocol", route.upstream_protocol);
+    upstream_tls(page, &route.upstream_tls);
 }
 
 fn upstream_tls(page: &mut Page, tls: &TlsConfig) {

@@ -7,6 +7,7 @@ use http::{Method, Request, Response};
 use tracing::info;
 
 use super::error::{Accepts, Error};
+use super::trace::Trace;
 use crate::body::{Body, End};
 use crate::log::ACCESS;
 use crate::metrics::{Metrics, Outcome};
@@ -27,6 +28,7 @@ struct Line {
     path: String,
     client: Option<IpAddr>,
     session: Option<Id>,
+    trace: Option<Trace>,
     status: u16,
 }
 
@@ -38,6 +40,7 @@ impl Access {
             path: request.uri().path().to_owned(),
             client: peer.address.map(|address| address.ip()),
             session: None,
+            trace: None,
             status: 0,
         };
         Self { line: Some(line), failure: None }
@@ -46,6 +49,12 @@ impl Access {
     pub(super) fn comes_from(&mut self, client: Option<IpAddr>) {
         if let Some(line) = &mut self.line {
             line.client = client;
+        }
+    }
+
+    pub(super) fn is_of(&mut self, trace: Trace) {
+        if let Some(line) = &mut self.line {
+            line.trace = Some(trace);
         }
     }
 
@@ -87,7 +96,7 @@ impl Drop for Access {
 
 impl Line {
     fn write(self, end: End) {
-        let Self { began, method, path, client, session, status } = self;
+        let Self { began, method, path, client, session, trace, status } = self;
         info!(
             target: ACCESS,
             %method,
@@ -95,6 +104,7 @@ impl Line {
             status,
             client = client.map(tracing::field::display),
             session = session.map(tracing::field::display),
+            trace = trace.map(tracing::field::display),
             milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             end = match end {
                 End::Complete => "complete",

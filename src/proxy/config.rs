@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::login::LoginPage;
 use super::route::HostPattern;
-use crate::client::{Speaks, Target, TlsConfig};
+use crate::client::{Check, Speaks, Target, TlsConfig};
 use crate::store::config::OnError;
 
 /// What the public proxy is told.
@@ -29,6 +29,8 @@ pub struct RouteConfig {
     pub path: String,
     /// Where requests go: at least one.
     pub upstreams: Vec<Target>,
+    /// How they are asked how they are; of no meaning where there is one.
+    pub health: Option<Check>,
     /// What is spoken to them: with TLS, HTTP/1.1 or what they choose; without, HTTP/1.1 or HTTP/2.
     pub upstream_protocol: Speaks,
     /// How TLS to them is; of no meaning where none has it.
@@ -47,6 +49,9 @@ pub struct RouteConfig {
     pub on_error: OnError,
     /// The largest body of a request, in bytes; `None` takes any.
     pub max_body: Option<u64>,
+    /// The fewest bytes a second that it comes with, reckoned over the idle timeout of bodies; `None` asks
+    /// for none.
+    pub min_body_rate: Option<u64>,
     /// How many requests each upstream has at a time; `None` is any number.
     pub upstream_requests: Option<usize>,
     /// For a connection to the upstream, and for a turn where it has as many as it may have.
@@ -82,6 +87,9 @@ pub enum Tunnels {
 }
 
 impl RouteConfig {
+    /// How often upstreams are asked how they are, where nobody says otherwise.
+    pub const DEFAULT_HEALTH_INTERVAL: Duration = Duration::from_secs(5);
+
     /// How long a tunnel lasts on which nothing comes, where nobody says otherwise.
     pub const DEFAULT_TUNNEL_IDLE_TIMEOUT: Duration = Duration::from_hours(1);
 

@@ -22,6 +22,7 @@ pub mod request;
 pub mod response;
 pub mod route;
 mod site;
+mod trace;
 pub mod trailers;
 mod tunnel;
 pub mod via;
@@ -53,6 +54,7 @@ use config::{Session, Tunnels};
 use error::{Accepts, Error};
 use request::Hop;
 use site::Route;
+use trace::Trace;
 use tunnel::{Asked, Handshake, Tunnel};
 
 pub use redirect::Redirect;
@@ -119,6 +121,7 @@ impl Proxy {
         let nominated = request::clean(&mut parts.headers, route.ours());
         let client = forwarded::rewrite(&mut parts.headers, self.site.trust(), peer_of(peer))?;
         access.comes_from(client.address);
+        access.is_of(Trace::of(&mut parts.headers)?);
 
         let from = (client.address, user_agent(&parts.headers));
         let opened = self.open(route, cookies, origin, from).await?;
@@ -205,6 +208,9 @@ impl Proxy {
         let ours = route.ours_shared();
         let mut body = Body::streaming(body, Some(self.site.body_idle_timeout()))
             .with_trailers(move |trailers| trailers::clean(trailers, &ours, &nominated));
+        if let Some(rate) = route.min_body_rate() {
+            body = body.with_rate(rate);
+        }
         if let Some(limit) = route.max_body() {
             if body.size_hint().lower() > limit {
                 return Err(Error::TooLarge);

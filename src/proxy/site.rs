@@ -184,6 +184,10 @@ impl Route {
         page.map_or(Ok(()), |page| page.admit(parts, principal, accepts))
     }
 
+    pub(super) fn min_body_rate(&self) -> Option<u64> {
+        self.config.min_body_rate
+    }
+
     pub(super) fn max_body(&self) -> Option<u64> {
         self.config.max_body
     }
@@ -216,6 +220,7 @@ impl Route {
             let config = client::Config { room: room.clone(), counts, ..config.clone() };
             Pool::new(upstream.clone(), config)
         };
-        Balancer::new(self.config.upstreams.iter().zip(&self.rooms).map(pool).collect())
+        let pools = self.config.upstreams.iter().zip(&self.rooms).map(pool).collect();
+        Balancer::new(pools, self.config.health.clone())
     }
 }

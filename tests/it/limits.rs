@@ -163,3 +163,26 @@ async fn connections_are_counted_and_why_they_were_cut() {
         until(&line, || proxy.metrics().text().contains(&line)).await;
     }
 }
+
+/// A byte now and then is not enough where a rate is asked for.
+#[tokio::test]
+async fn a_body_comes_as_fast_as_its_route_asks() {
+    let upstream = Upstream::start();
+    let toml = "[limits]\nbody_idle_timeout = \"400ms\"\n\
+                [[route]]\nupstream = \"UPSTREAM\"\n\
+                [[route]]\npath = \"/rated\"\nupstream = \"UPSTREAM\"\nmin_body_rate = \"100B\"\n";
+    let proxy = Cloakroom::with(&upstream, toml).await;
+    // Every 50 ms so many bytes: of each second's hundred, a fifth, or twice as many.
+    for (path, bytes, status) in [("/", 1, "200"), ("/rated", 1, "400"), ("/rated", 10, "200")] {
+        let mut client = TcpStream::connect(proxy.public()).await.unwrap();
+        let length = 20 * bytes;
+        let head = format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+        client.write_all(head.as_bytes()).await.unwrap();
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let _ = client.write_all(&vec![b'x'; bytes]).await;
+        }
+        let answer = read_until(&mut client, "\r\n\r\n").await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path} {bytes}: {answer}");
+    }
+}

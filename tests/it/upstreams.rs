@@ -148,3 +148,52 @@ async fn an_upstream_has_so_many_requests_at_a_time_and_others_wait_their_turn()
     }
     assert_eq!(Browser::new(&hasty).navigate("/", &Script::new()).await.status, 200);
 }
+
+#[tokio::test]
+async fn one_that_says_that_it_is_not_well_gets_no_requests() {
+    let (well, ill) = (Upstream::start(), RawUpstream::start().await);
+    let status = Arc::new(std::sync::Mutex::new("503 Service Unavailable"));
+    let (ill_url, pages) = (format!("http://{}", ill.address), Arc::new(AtomicUsize::new(0)));
+    let (said, count) = (Arc::clone(&status), Arc::clone(&pages));
+    tokio::spawn(async move {
+        loop {
+            let (mut connection, head) = ill.head().await;
+            let status = if head.starts_with("GET /healthz?deep HTTP/1.1\r\n") {
+                *said.lock().unwrap()
+            } else {
+                count.fetch_add(1, Ordering::Relaxed);
+                "200 OK"
+            };
+            let answer =
+                format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+            let _ = connection.write_all(answer.as_bytes()).await;
+        }
+    });
+    let toml = format!(
+        "[[route]]\nupstream = [\"{}\", \"{ill_url}\"]\nhealth_path = \"/healthz?deep\"\nhealth_interval = \"50ms\"\n",
+        well.url()
+    );
+    let proxy = Cloakroom::with(&well, &toml).await;
+    let browser = Browser::new(&proxy);
+    let state = |well: u8| {
+        let line = format!("cloakroom_upstream_well{{upstream=\"{ill_url}\"}} {well}\n");
+        proxy.metrics().text().contains(&line)
+    };
+    browser.navigate("/", &Script::new()).await;
+    crate::support::until("it is known to be ill", || state(0)).await;
+    // Each worker asks by itself, from its first request on.
+    let served = async || {
+        let before = pages.load(Ordering::Relaxed);
+        for _ in 0..20 {
+            Browser::new(&proxy).navigate("/", &Script::new()).await;
+        }
+        pages.load(Ordering::Relaxed) - before
+    };
+    served().await;
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert_eq!(served().await, 0);
+    *status.lock().unwrap() = "204 No Content";
+    crate::support::until("it is known to be well", || state(1)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert!(served().await > 0);
+}

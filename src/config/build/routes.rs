@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue};
 
 use super::super::field::{Field, Tables};
@@ -11,7 +12,7 @@ use super::super::problem::Origin;
 use super::super::value::{Size, Upstreams};
 use super::context::{Context, Site, TRANSPORT, with_causes};
 use super::listeners::reaches;
-use crate::client::{self, Speaks, Target, Tls, TlsConfig, Trust};
+use crate::client::{self, Check, Speaks, Target, Tls, TlsConfig, Trust};
 use crate::pem::Identity;
 use crate::proxy::config::{RouteConfig, Session, Tunnels};
 use crate::proxy::login::LoginPage;
@@ -67,12 +68,14 @@ fn route(
 ) -> RouteConfig {
     let default = client::Config::default();
     let upstream_tls = upstream_tls(table, &upstreams, context);
+    let health = health(table, &upstreams, context);
     let to_keep = Duration::ZERO..=*TRANSPORT.end();
     RouteConfig {
         host,
         path,
         upstream_protocol: upstream_protocol(table, &upstreams, context),
         upstreams,
+        health,
         upstream_tls,
         session: table.session.or(Session::On),
         header_exchange: header_exchange(table, context),
@@ -81,6 +84,7 @@ fn route(
         request_headers: request_headers(table, context),
         on_error: table.on_error.or(on_error),
         max_body: table.max_body.value().map(|Size(bytes)| *bytes as u64),
+        min_body_rate: table.min_body_rate.value().map(|Size(bytes)| *bytes as u64),
         upstream_requests: table
             .upstream_requests
             .found()
@@ -106,6 +110,28 @@ fn route(
             default.idle_timeout,
             &to_keep,
         ),
+    }
+}
+
+fn health(table: &file::Route, upstreams: &[Target], context: &mut Context<'_>) -> Option<Check> {
+    let interval =
+        context.duration(&table.health_interval, RouteConfig::DEFAULT_HEALTH_INTERVAL, &TRANSPORT);
+    let Some((path, origin)) = table.health_path.found() else {
+        if let Some((_, origin)) = table.health_interval.found() {
+            context.error(origin, "nobody is asked; set health_path too, as \"/healthz\"");
+        }
+        return None;
+    };
+    if upstreams.len() == 1 {
+        context.warn(origin, "there is no other upstream that could have its requests");
+    }
+    match PathAndQuery::try_from(path.as_str()) {
+        Ok(path) if path.as_str().starts_with('/') => Some(Check { path, interval }),
+        _ => {
+            context
+                .error(origin, "is no path; write one that begins with a slash, as \"/healthz\"");
+            None
+        }
     }
 }
 
