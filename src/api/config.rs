@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::client::Target;
+use crate::client::{self, Target};
+use crate::scheme::Scheme;
 use crate::secret::Secret;
-use crate::server::Address;
+use crate::server::{Address, TlsConfig};
 use crate::session::peer::Instance;
 
 /// What the session API is told.
@@ -14,6 +15,8 @@ use crate::session::peer::Instance;
 pub struct Config {
     /// Where upstreams and back offices reach it.
     pub address: Address,
+    /// Where it has TLS, how.
+    pub tls: Option<Tls>,
     /// What upstreams are told: absolute, with the prefix, without a trailing slash. Where nobody
     /// gave one it is [`url_at`] the address; for port 0 that is to be asked again once it is bound.
     pub url: String,
@@ -26,17 +29,31 @@ pub struct Config {
     pub service_token: Option<Secret>,
 }
 
+/// TLS of the session API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// Who it is, and whose clients it takes.
+    pub listener: TlsConfig,
+    /// How it speaks to other instances, which have TLS as it does.
+    pub instances: client::TlsConfig,
+}
+
 impl Config {
+    /// What the API speaks.
+    pub fn scheme(&self) -> Scheme {
+        if self.tls.is_some() { Scheme::Https } else { Scheme::Http }
+    }
+
     /// The prefix where nobody gave one.
     pub const DEFAULT_PREFIX: &str = "/_session";
 }
 
 /// The URL of the API at `address`; `None` for a wildcard address, which nobody can dial. For a Unix
 /// socket it is `http+unix://` and the percent-encoded path.
-pub fn url_at(address: &Address, prefix: &str) -> Option<String> {
+pub fn url_at(address: &Address, scheme: Scheme, prefix: &str) -> Option<String> {
     match address {
         Address::Tcp(address) if address.ip().is_unspecified() => None,
-        Address::Tcp(address) => Some(format!("http://{address}{prefix}")),
+        Address::Tcp(address) => Some(format!("{}://{address}{prefix}", scheme.as_str())),
         Address::Unix(path) => {
             let path = path.to_string_lossy();
             Some(format!("http+unix://{}{prefix}", utf8_percent_encode(&path, NOT_UNRESERVED)))
@@ -44,12 +61,13 @@ pub fn url_at(address: &Address, prefix: &str) -> Option<String> {
     }
 }
 
-/// Where other instances reach the API that upstreams reach at `url`: they speak HTTP without TLS,
-/// and come from other hosts.
-pub fn instance_of(url: &str) -> Option<Target> {
-    let (authority, _prefix) = url.strip_prefix("http://")?.split_once('/')?;
-    let target = format!("http://{authority}").parse().ok()?;
-    can_be_dialled(&target).then_some(target)
+/// Where other instances, which come from other hosts, reach the API that upstreams reach at `url`: `None`
+/// where that says another scheme than the API's own, and so leads elsewhere.
+pub fn instance_of(url: &str, scheme: Scheme) -> Option<Target> {
+    let (said, rest) = url.split_once("://")?;
+    let (authority, _prefix) = rest.split_once('/')?;
+    let target = format!("{said}://{authority}").parse().ok()?;
+    (said == scheme.as_str() && can_be_dialled(&target)).then_some(target)
 }
 
 /// Whether a request token can name this place, and another host dial it.
@@ -70,6 +88,7 @@ const NOT_UNRESERVED: &AsciiSet =
 #[cfg(test)]
 mod tests {
     use super::{instance_of, url_at};
+    use crate::scheme::Scheme;
 
     #[test]
     fn upstreams_are_told_where_the_api_listens() {
@@ -84,7 +103,9 @@ mod tests {
             ),
         ] {
             let address = address.parse().unwrap();
-            assert_eq!(url_at(&address, "/_session").as_deref(), url, "{address}");
+            assert_eq!(url_at(&address, Scheme::Http, "/_session").as_deref(), url, "{address}");
+            let https = url.map(|url| url.replace("http://", "https://"));
+            assert_eq!(url_at(&address, Scheme::Https, "/_session"), https, "{address}");
         }
     }
 
@@ -99,9 +120,12 @@ mod tests {
             ("http+unix://%2Frun%2Fapi.sock/_session", None),
         ] {
             let expected = target.map(|target| target.parse().unwrap());
-            assert_eq!(instance_of(url), expected, "{url}");
+            assert_eq!(instance_of(url, Scheme::Http), expected, "{url}");
         }
         let long = format!("http://{}/_session", "a".repeat(256));
-        assert_eq!(instance_of(&long), None);
+        assert_eq!(instance_of(&long, Scheme::Http), None);
+        let secured = instance_of("https://api/_session", Scheme::Https);
+        assert_eq!(secured, Some("https://api".parse().unwrap()));
+        assert_eq!(instance_of("http://api/_session", Scheme::Https), None);
     }
 }

@@ -26,6 +26,7 @@ use hyper::body::Incoming;
 use tracing::{debug, error};
 
 use crate::body::Body;
+use crate::client::Tls;
 use crate::secret::Secret;
 use crate::server::{Handler, Peer, Tasks};
 use crate::session::token::RequestToken;
@@ -53,23 +54,26 @@ struct Settings {
     service_token: Option<Secret>,
     openapi: Bytes,
     body_idle_timeout: Duration,
+    peers: Option<Arc<Tls>>,
 }
 
 /// How long a call's body may take, in all.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Api {
-    /// An API under `prefix`; without a service token, it serves requests' own sessions alone.
+    /// An API under `prefix`; without a service token, it serves requests' own sessions alone. With `peers`,
+    /// other instances are called over TLS.
     pub fn new(
         sessions: Sessions,
         tasks: Tasks,
         prefix: &str,
         service_token: Option<Secret>,
         body_idle_timeout: Duration,
+        peers: Option<Arc<Tls>>,
     ) -> Self {
         let openapi = openapi::document(prefix).into();
-        let settings =
-            Settings { prefix: prefix.to_owned(), service_token, openapi, body_idle_timeout };
+        let prefix = prefix.to_owned();
+        let settings = Settings { prefix, service_token, openapi, body_idle_timeout, peers };
         Self { sessions, tasks, settings: Arc::new(settings) }
     }
 
@@ -134,7 +138,7 @@ impl Api {
             (Some(Resumed::Elsewhere(remote)), Caller::Upstream) => {
                 let errand = Errand::new(
                     (self.sessions.clone(), self.tasks.clone()),
-                    instance,
+                    (instance, self.settings.peers.clone()),
                     call,
                     parts,
                     (line, body.clone()),

@@ -3,6 +3,7 @@
 //!
 //! A call that came from another instance is never passed on, so none goes round in circles.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +19,8 @@ use tracing::{debug, warn};
 use super::problem::{self, Answered};
 use super::routes::Call;
 use crate::body::Body;
-use crate::client::{self, Pool, Target};
+use crate::client::{self, Pool, Target, Tls};
+use crate::scheme::Scheme;
 use crate::server::Tasks;
 use crate::session::peer::{Instance, PassedCall, Voucher};
 use crate::sessions::{Sessions, Shared};
@@ -89,6 +91,7 @@ pub(super) fn receipted(
 pub(super) struct Errand {
     sessions: Sessions,
     tasks: Tasks,
+    peers: Option<Arc<Tls>>,
     owner: Instance,
     call: Call,
     method: Method,
@@ -103,7 +106,7 @@ impl Errand {
     /// The same call, on the same authority. Its answer has at most `limit` bytes.
     pub(super) fn new(
         (sessions, tasks): (Sessions, Tasks),
-        owner: Instance,
+        (owner, peers): (Instance, Option<Arc<Tls>>),
         call: Call,
         parts: &Parts,
         (token, body): (&HeaderValue, Bytes),
@@ -118,7 +121,7 @@ impl Errand {
         let (token, target) = (token.clone(), target(parts));
         // What HEAD leaves out, this instance leaves out itself.
         let method = if call.writes() { parts.method.clone() } else { Method::GET };
-        Self { sessions, tasks, owner, call, method, target, headers, token, body, limit }
+        Self { sessions, tasks, peers, owner, call, method, target, headers, token, body, limit }
     }
 
     /// Passes the call, and answers what the owner answers.
@@ -132,6 +135,7 @@ impl Errand {
             connect_timeout: CONNECT_TIMEOUT,
             response_timeout: DEADLINE,
             max_idle: 0,
+            tls: self.peers.clone(),
             ..client::Config::default()
         };
         // A connection of its own: none that is kept may have been closed meanwhile.
@@ -157,7 +161,9 @@ impl Errand {
         let authority = &self.owner.authority;
         let is_other =
             !authority.is_empty() && *authority != self.sessions.shared().instance.authority;
-        is_other.then(|| format!("http://{authority}").parse().ok()).flatten()
+        // Those that share a store are configured alike.
+        let scheme = if self.peers.is_some() { Scheme::Https } else { Scheme::Http };
+        is_other.then(|| format!("{}://{authority}", scheme.as_str()).parse().ok()).flatten()
     }
 
     fn request(&self) -> Answered<(Request<Body>, Voucher)> {

@@ -72,9 +72,12 @@ impl Listeners {
     }
 }
 
-/// What the public listeners serve, in the configuration's order.
+/// What the listeners speak: the public ones, in the configuration's order, and the API's.
 #[derive(Clone, Debug)]
-pub(super) struct Doors(Vec<Door>);
+pub(super) struct Doors {
+    public: Vec<Door>,
+    pub(super) api: Protocol,
+}
 
 /// A public listener: what it serves, and who says there for whom a connection is.
 #[derive(Clone, Debug)]
@@ -108,11 +111,15 @@ impl Doors {
             let proxy_header_from = listen.proxy_protocol.then(|| trusted(config));
             Ok(Door { serves, proxy_header_from })
         };
-        Ok(Self(config.listen.iter().map(door).collect::<Result<_, StartError>>()?))
+        let api = match &config.api.tls {
+            None => Protocol::Http1AndH2c,
+            Some(tls) => Protocol::Tls(Arc::new(Tls::open(&tls.listener)?)),
+        };
+        Ok(Self { public: config.listen.iter().map(door).collect::<Result<_, StartError>>()?, api })
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Door> {
-        self.0.iter()
+    pub(super) fn public(&self) -> impl Iterator<Item = &Door> {
+        self.public.iter()
     }
 
     /// The certificates of a configuration with the same listeners.
@@ -121,7 +128,10 @@ impl Doors {
         config: &Config,
     ) -> Result<Vec<(Arc<Tls>, Certificates)>, TlsError> {
         let mut read = Vec::new();
-        for (door, listen) in self.0.iter().zip(&config.listen) {
+        if let (Protocol::Tls(tls), Some(wanted)) = (&self.api, &config.api.tls) {
+            read.push((Arc::clone(tls), tls.read(&wanted.listener)?));
+        }
+        for (door, listen) in self.public.iter().zip(&config.listen) {
             if let (Serves::Site(Protocol::Tls(tls)), Role::Tls(wanted)) =
                 (&door.serves, &listen.role)
             {

@@ -20,8 +20,8 @@ use tracing::{error, info, warn};
 use self::listeners::{Doors, Listeners};
 use self::stores::{Caching, Stores};
 use self::worker::{Crew, Floors, Made, Worker, workers};
-use crate::api::config::instance_of;
-use crate::client::Target;
+use crate::api::config::{instance_of, url_at};
+use crate::client::{self, Target};
 use crate::config::{Config, PrepareError};
 use crate::metrics::Metrics;
 use crate::proxy::{Site, SiteError};
@@ -82,6 +82,9 @@ pub enum StartError {
     /// A listener's certificates cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// There is no TLS to other instances.
+    #[error("there is no TLS to other instances")]
+    Peers(#[source] client::TlsError),
     /// An address could not be listened on.
     #[error("cannot listen on {address}")]
     Bind {
@@ -148,7 +151,8 @@ impl App {
         let shared = share(&config, ring, clock, instance);
         let site = site(&config, &api_url)?;
         let limits = config.limits.clone();
-        let made = Made { config: Arc::new(config), site, shared: Arc::clone(&shared) };
+        let peers = peers(&config)?;
+        let made = Made { config: Arc::new(config), site, shared: Arc::clone(&shared), peers };
         let crew = Arc::new(Crew {
             stores,
             doors: doors.clone(),
@@ -194,6 +198,7 @@ impl App {
         };
         let site = site(&config, &self.api_url)?;
         let certificates = self.doors.read_certificates(&config)?;
+        let peers = peers(&config)?;
         self.shared = Arc::new(Shared {
             ring,
             attributes: config.cookie.clone(),
@@ -203,7 +208,8 @@ impl App {
             in_flight: Arc::clone(&running.in_flight),
             instance: running.instance.clone(),
         });
-        self.made = Made { config: Arc::new(config), site, shared: Arc::clone(&self.shared) };
+        let shared = Arc::clone(&self.shared);
+        self.made = Made { config: Arc::new(config), site, shared, peers };
         Doors::show(certificates);
         for worker in &self.workers {
             worker.serve_anew(&self.made);
@@ -267,11 +273,16 @@ fn site(config: &Config, api_url: &str) -> Result<Arc<Site>, SiteError> {
     Site::new(proxy, prefix, api_url, body_idle_timeout).map(Arc::new)
 }
 
+fn peers(config: &Config) -> Result<Option<Arc<client::Tls>>, StartError> {
+    let tls = config.api.tls.as_ref().map(|tls| client::Tls::open(&tls.instances));
+    Ok(tls.transpose().map_err(StartError::Peers)?.map(Arc::new))
+}
+
 /// What upstreams are told: with port 0 in the configuration, the port that it became.
 fn url_of(config: &Config, bound: &Address) -> String {
-    let configured = crate::api::config::url_at(&config.api.address, &config.api.prefix);
-    if configured.as_ref() == Some(&config.api.url)
-        && let Some(url) = crate::api::config::url_at(bound, &config.api.prefix)
+    let at = |address| url_at(address, config.api.scheme(), &config.api.prefix);
+    if at(&config.api.address).as_ref() == Some(&config.api.url)
+        && let Some(url) = at(bound)
     {
         return url;
     }
@@ -281,7 +292,11 @@ fn url_of(config: &Config, bound: &Address) -> String {
 /// Where other instances dial this one: nowhere where it does not share its store.
 fn dialled_at(config: &Config, api_url: &str) -> Option<Target> {
     let is_shared = config.store.backend.is_shared();
-    is_shared.then(|| config.api.instance_url.clone().or_else(|| instance_of(api_url))).flatten()
+    is_shared
+        .then(|| {
+            config.api.instance_url.clone().or_else(|| instance_of(api_url, config.api.scheme()))
+        })
+        .flatten()
 }
 
 /// This process, as its request tokens name it.

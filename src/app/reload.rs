@@ -5,10 +5,11 @@ use crate::config::{Config, Listen, Role};
 
 /// The wanted configuration with what needs a restart as it runs, and the names of what was left so.
 pub(super) fn onto(running: &Config, wanted: Config) -> (Config, Vec<&'static str>) {
-    let stays: [(&'static str, bool); 9] = [
+    let stays: [(&'static str, bool); 10] = [
         ("listen", same_doors(&running.listen, &wanted.listen)),
         ("limits", running.limits == wanted.limits),
         ("api.address", running.api.address == wanted.api.address),
+        ("api.tls", running.api.tls.is_some() == wanted.api.tls.is_some()),
         ("api.url", running.api.url == wanted.api.url),
         ("api.instance_url", running.api.instance_url == wanted.api.instance_url),
         ("api.prefix", running.api.prefix == wanted.api.prefix),
@@ -23,10 +24,14 @@ pub(super) fn onto(running: &Config, wanted: Config) -> (Config, Vec<&'static st
         running.listen.clone()
     };
     let service_token = wanted.api.service_token;
+    let tls = match (&running.api.tls, wanted.api.tls) {
+        (Some(_), Some(wanted)) => Some(wanted),
+        (running, _) => running.clone(),
+    };
     let config = Config {
         listen,
         limits: running.limits.clone(),
-        api: api::config::Config { service_token, ..running.api.clone() },
+        api: api::config::Config { tls, service_token, ..running.api.clone() },
         admin: running.admin.clone(),
         store: running.store.clone(),
         log: running.log,

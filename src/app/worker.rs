@@ -13,6 +13,7 @@ use super::listeners::{Doors, Listeners, Serves};
 use super::stores::Stores;
 use crate::admin::Admin;
 use crate::api::Api;
+use crate::client;
 use crate::config::Config;
 use crate::proxy::{Proxy, Redirect, Site};
 use crate::server::{self, BoundListener, Current, Limits, Protocol, Room, Settings, Tasks};
@@ -57,6 +58,8 @@ pub(super) struct Made {
     pub(super) config: Arc<Config>,
     pub(super) site: Arc<Site>,
     pub(super) shared: Arc<Shared>,
+    /// TLS to other instances, where they have it.
+    pub(super) peers: Option<Arc<client::Tls>>,
 }
 
 /// The services of one worker, as its listeners reach them.
@@ -85,6 +88,7 @@ fn services(made: &Made, home: &Home, tasks: &Floors) -> (Proxy, Api) {
         &config.api.prefix,
         config.api.service_token.clone(),
         config.limits.body_idle_timeout,
+        made.peers.clone(),
     );
     (Proxy::new(Arc::clone(&made.site), sessions, tasks.public.clone()), api)
 }
@@ -168,7 +172,7 @@ impl Crew {
             limits: self.limits.clone(),
             counts: metrics.connections(&listener.local_address().to_string()),
         };
-        for (listener, door) in doors.into_iter().zip(self.doors.iter()) {
+        for (listener, door) in doors.into_iter().zip(self.doors.public()) {
             let room = self.public_room.clone();
             let public_settings = |protocol| Settings {
                 proxy_header_from: door.proxy_header_from.clone(),
@@ -189,7 +193,7 @@ impl Crew {
             }
         }
         let room = self.api_room.clone();
-        let of_api = settings(&api_listener, Protocol::Http1AndH2c);
+        let of_api = settings(&api_listener, self.doors.api.clone());
         accept(api_listener, of_api, room, api, &inner);
         if index == 0 {
             self.stores.begin_tracking(&inner);

@@ -67,8 +67,8 @@ section! {
 }
 
 section! {
-    /// TLS to an upstream.
-    UpstreamTls {
+    /// TLS to an upstream, or to another instance.
+    ClientTls {
         /// Whose signature on its certificate counts.
         ca: Field<String>,
         /// The name that it must have.
@@ -113,6 +113,12 @@ section! {
     Api {
         /// Where it listens.
         address: Field<Address>,
+        /// Certificates and keys.
+        tls: Several<Identity>,
+        /// Whose signature a client's certificate must have.
+        client_ca: Field<String>,
+        /// How other instances are spoken to.
+        instance_tls: Perhaps<ClientTls>,
         /// What upstreams are told.
         url: Field<String>,
         /// Where other instances reach this one.
@@ -260,7 +266,7 @@ section! {
         /// What is spoken to it.
         upstream_protocol: Field<Speaks>,
         /// Whom we believe that it is the upstream, and who we are.
-        upstream_tls: Perhaps<UpstreamTls>,
+        upstream_tls: Perhaps<ClientTls>,
         /// What upstreams are asked to learn how they are.
         health_path: Field<String>,
         /// How often.

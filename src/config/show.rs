@@ -9,6 +9,7 @@ use super::{Config, Keys, Role};
 use crate::client::{TlsConfig, Trust};
 use crate::proxy::config::RouteConfig;
 use crate::proxy::route::HostPattern;
+use crate::server;
 use crate::session::policy::Policy;
 use crate::store::config::{Address, Backend, DurableDestroy, Redis, Topology};
 
@@ -38,15 +39,20 @@ fn role(page: &mut Page, role: &Role) {
         Role::Http1 => {}
         Role::Http1AndH2c => page.plain("h2c", true),
         Role::RedirectToHttps => page.plain("redirect_to_https", true),
-        Role::Tls(tls) => {
-            let path = |path: &Path| quoted(&path.display().to_string());
-            let identities = tls.identities.iter().map(|identity| {
-                let (certificate, key) = (path(&identity.certificate), path(&identity.key));
-                format!("{{ certificate = {certificate}, key = {key} }}")
-            });
-            let identities = identities.collect::<Vec<_>>().join(", ");
-            page.plain("tls", format_args!("[{identities}]"));
-        }
+        Role::Tls(tls) => server_tls(page, tls),
+    }
+}
+
+fn server_tls(page: &mut Page, tls: &server::TlsConfig) {
+    let path = |path: &Path| quoted(&path.display().to_string());
+    let identities = tls.identities.iter().map(|identity| {
+        let (certificate, key) = (path(&identity.certificate), path(&identity.key));
+        format!("{{ certificate = {certificate}, key = {key} }}")
+    });
+    let identities = identities.collect::<Vec<_>>().join(", ");
+    page.plain("tls", format_args!("[{identities}]"));
+    if let Some(authorities) = &tls.client_authorities {
+        page.text("client_ca", authorities.display());
     }
 }
 
@@ -80,6 +86,10 @@ fn listeners(page: &mut Page, config: &Config) {
     page.duration("drain_timeout", limits.drain_timeout);
     page.section("[api]");
     page.text("address", &config.api.address);
+    if let Some(tls) = &config.api.tls {
+        server_tls(page, &tls.listener);
+        client_tls(page, "instance_tls", &tls.instances);
+    }
     page.text("url", &config.api.url);
     if let Some(url) = &config.api.instance_url {
         page.text("instance_url", url);
@@ -262,23 +272,23 @@ fn upstreams(page: &mut Page, route: &RouteConfig) {
         page.duration("health_interval", check.interval);
     }
     page.word("upstream_protocol", route.upstream_protocol);
-    upstream_tls(page, &route.upstream_tls);
+    client_tls(page, "upstream_tls", &route.upstream_tls);
 }
 
-fn upstream_tls(page: &mut Page, tls: &TlsConfig) {
+fn client_tls(page: &mut Page, key: &str, tls: &TlsConfig) {
     let path = |path: &Path| quoted(&path.display().to_string());
     let identity = tls.identity.as_ref();
-    let keys = [
+    let parts = [
         ("ca", if let Trust::File(ca) = &tls.trust { Some(path(ca)) } else { None }),
         ("verify", (tls.trust == Trust::Anybody).then(|| "false".to_owned())),
         ("name", tls.name.as_deref().map(quoted)),
         ("certificate", identity.map(|identity| path(&identity.certificate))),
         ("key", identity.map(|identity| path(&identity.key))),
     ];
-    let keys = keys.into_iter().filter_map(|(key, value)| Some(format!("{key} = {}", value?)));
-    let keys: Vec<String> = keys.collect();
-    if !keys.is_empty() {
-        page.plain("upstream_tls", format_args!("{{ {} }}", keys.join(", ")));
+    let parts = parts.into_iter().filter_map(|(part, value)| Some(format!("{part} = {}", value?)));
+    let parts: Vec<String> = parts.collect();
+    if !parts.is_empty() {
+        page.plain(key, format_args!("{{ {} }}", parts.join(", ")));
     }
 }
 

@@ -75,7 +75,7 @@ impl Ports {
         config.listen = hosts.into_iter().map(listen).collect();
         config.api.address = address(ipv4, self.api);
         // What the site is told follows the address; with port 0, once that is bound.
-        if let Some(url) = url_at(&config.api.address, &config.api.prefix) {
+        if let Some(url) = url_at(&config.api.address, config.api.scheme(), &config.api.prefix) {
             config.api.url = url;
         }
         config.admin.address = address(ipv4, self.admin);

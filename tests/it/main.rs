@@ -22,6 +22,7 @@
 mod activation;
 mod admin;
 mod api;
+mod api_tls;
 mod browser;
 mod caches;
 mod concurrency;

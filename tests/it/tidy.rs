@@ -172,3 +172,13 @@ fn no_dependency_is_older_than_its_last_known_fault() {
         assert!(versions.iter().all(|version| version[..] >= floor[..]), "{name} {versions:?}");
     }
 }
+
+#[test]
+fn what_is_read_was_merged() {
+    for name in ["README.md", "CHANGELOG.md", "config.example.toml", "tests/run"] {
+        let text = fs::read_to_string(root().join(name)).unwrap();
+        let marks = ["<<<<<<< ", ">>>>>>> ", "======="];
+        let left = text.lines().find(|line| marks.iter().any(|mark| line.starts_with(mark)));
+        assert_eq!(left, None, "{name}");
+    }
+}

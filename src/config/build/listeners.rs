@@ -1,23 +1,22 @@
 //! The listeners, and what connections to them may take.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::super::field::{Field, Several, Tables};
+use super::super::field::{Field, Tables};
 use super::super::file::{self, File};
 use super::super::problem::Origin;
 use super::super::{Listen, Role};
-use super::context::{Context, TRANSPORT, with_causes};
+use super::context::{Context, TRANSPORT};
+use super::tls;
 use crate::admin;
 use crate::api::config::{self as api_config, can_be_dialled, url_at};
 use crate::client::{InvalidTarget, Target};
-use crate::pem::Identity;
 use crate::scheme::Scheme;
 use crate::secret::Secret;
-use crate::server::{Address, Limits, Tls, TlsConfig};
+use crate::server::{Address, Limits};
 
 const PUBLIC: SocketAddr = loopback(8080);
 const API: SocketAddr = loopback(8081);
@@ -77,7 +76,7 @@ pub(super) fn listen(
 fn role(table: &file::Listen, context: &mut Context<'_>) -> Role {
     let redirects = table.redirect_to_https.found().filter(|(redirects, _)| **redirects);
     let h2c = table.h2c.found().filter(|(h2c, _)| **h2c);
-    let tls = tls(&table.tls, context);
+    let tls = tls::server(&table.tls, &Field::Unset, context);
     match (tls, redirects, h2c) {
         (None, None, None) => Role::Http1,
         (None, None, Some(_)) => Role::Http1AndH2c,
@@ -94,42 +93,6 @@ fn role(table: &file::Listen, context: &mut Context<'_>) -> Role {
         (None, Some(_), Some((_, origin))) => {
             context.error(origin, "nobody is served here; leave it out");
             Role::RedirectToHttps
-        }
-    }
-}
-
-/// The files are read, so that a mistake in one is told with all others.
-fn tls(table: &Several<file::Identity>, context: &mut Context<'_>) -> Option<TlsConfig> {
-    let (_, origin) = table.sections().first()?;
-    let identities: Option<Vec<Identity>> =
-        table.sections().iter().map(|(table, origin)| identity(table, origin, context)).collect();
-    let config = TlsConfig { identities: identities?, client_authorities: None };
-    if let Err(error) = Tls::open(&config) {
-        context.error(origin, with_causes(&error));
-    }
-    Some(config)
-}
-
-fn identity(
-    table: &file::Identity,
-    origin: &Origin,
-    context: &mut Context<'_>,
-) -> Option<Identity> {
-    match (table.certificate.value(), table.key.value()) {
-        (Some(certificate), Some(key)) => Some(Identity {
-            certificate: context.beside_file(Path::new(certificate)),
-            key: context.beside_file(Path::new(key)),
-        }),
-        (certificate, key) => {
-            let missing = match (certificate, key) {
-                (None, _) => &table.certificate,
-                _ => &table.key,
-            };
-            if matches!(missing, Field::Unset) {
-                let message = "write { certificate = \"fullchain.pem\", key = \"key.pem\" }";
-                context.error(origin, message);
-            }
-            None
         }
     }
 }
@@ -151,15 +114,33 @@ pub(super) fn admin(table: &file::Admin, context: &Context<'_>) -> admin::config
 pub(super) fn api(table: &file::Api, context: &mut Context<'_>) -> api_config::Config {
     let address = address(&table.address, API, context);
     let prefix = prefix(&table.prefix, context);
-    let url = url(table, &address, &prefix, context);
+    let tls = api_tls(table, context);
+    let scheme = if tls.is_some() { Scheme::Https } else { Scheme::Http };
+    let url = url(table, (&address, scheme), &prefix, context);
     let token = table.service_token.found();
     let service_token = token.and_then(|(source, origin)| {
         let secret = context.secret(source, origin)?;
         check_token(&secret, origin, context);
         Some(secret)
     });
-    let instance_url = instance_url(&table.instance_url, context);
-    api_config::Config { address, url, instance_url, prefix, service_token }
+    let instance_url = instance_url(&table.instance_url, scheme, context);
+    api_config::Config { address, tls, url, instance_url, prefix, service_token }
+}
+
+fn api_tls(table: &file::Api, context: &mut Context<'_>) -> Option<api_config::Tls> {
+    let listener = tls::server(&table.tls, &table.client_ca, context);
+    if listener.is_none() && table.tls.sections().is_empty() {
+        let keys = [
+            table.client_ca.found().map(|(_, origin)| origin),
+            table.instance_tls.found().map(|(_, origin)| origin),
+        ];
+        for origin in keys.into_iter().flatten() {
+            context.error(origin, "there is no TLS on the API; set api.tls too, or leave it out");
+        }
+    }
+    let instances = table.instance_tls.found();
+    let instances = instances.map(|(tls, origin)| tls::client(tls, origin, context));
+    Some(api_config::Tls { listener: listener?, instances: instances.unwrap_or_default() })
 }
 
 /// It comes in a header, and stands between a stranger and all sessions.
@@ -194,9 +175,14 @@ fn prefix(field: &Field<String>, context: &mut Context<'_>) -> String {
     }
 }
 
-fn url(table: &file::Api, address: &Address, prefix: &str, context: &mut Context<'_>) -> String {
+fn url(
+    table: &file::Api,
+    (address, scheme): (&Address, Scheme),
+    prefix: &str,
+    context: &mut Context<'_>,
+) -> String {
     let Some((url, origin)) = table.url.found() else {
-        return url_at(address, prefix).unwrap_or_else(|| {
+        return url_at(address, scheme, prefix).unwrap_or_else(|| {
             let origin = table.address.origin("api.address");
             let message = "upstreams cannot be told a wildcard address; set api.url to where they \
                            reach this listener, as \"http://10.0.0.7:8081/_session\"";
@@ -225,11 +211,18 @@ fn url(table: &file::Api, address: &Address, prefix: &str, context: &mut Context
     url.to_owned()
 }
 
-fn instance_url(field: &Field<String>, context: &mut Context<'_>) -> Option<Target> {
+fn instance_url(
+    field: &Field<String>,
+    speaks: Scheme,
+    context: &mut Context<'_>,
+) -> Option<Target> {
     let (url, origin) = field.found()?;
     let wrong = match url.parse() {
-        Ok(Target::Http { scheme: Scheme::Https, .. }) => {
-            "asks for TLS, which instances do not speak in this version"
+        Ok(Target::Http { scheme: Scheme::Https, .. }) if speaks == Scheme::Http => {
+            "asks for TLS, which the API has with api.tls alone"
+        }
+        Ok(Target::Http { scheme: Scheme::Http, .. }) if speaks == Scheme::Https => {
+            "is in the clear, and the API has TLS"
         }
         Ok(target) if can_be_dialled(&target) => return Some(target),
         Ok(Target::Http { .. }) => "is a wildcard address, or too long",

@@ -10,6 +10,7 @@ mod routes;
 mod session;
 mod store;
 mod store_url;
+mod tls;
 
 use super::Config;
 use super::file::File;

@@ -1,6 +1,5 @@
 //! Which requests go where.
 
-use std::path::Path;
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
@@ -10,10 +9,10 @@ use super::super::field::{Field, Tables};
 use super::super::file;
 use super::super::problem::Origin;
 use super::super::value::{Size, Upstreams};
-use super::context::{Context, Site, TRANSPORT, with_causes};
+use super::context::{Context, Site, TRANSPORT};
 use super::listeners::reaches;
-use crate::client::{self, Check, Speaks, Target, Tls, TlsConfig, Trust};
-use crate::pem::Identity;
+use super::tls;
+use crate::client::{self, Check, Speaks, Target, TlsConfig};
 use crate::proxy::config::{RouteConfig, Session, Tunnels};
 use crate::proxy::login::LoginPage;
 use crate::proxy::names::{is_forwarding, is_reserved, is_same};
@@ -219,47 +218,13 @@ fn upstream_protocol(
     *speaks
 }
 
-/// The files are read, so that a mistake in one is told with all others.
 fn upstream_tls(table: &file::Route, upstreams: &[Target], context: &mut Context<'_>) -> TlsConfig {
-    let https = upstreams.iter().any(has_tls);
     let Some((tls, origin)) = table.upstream_tls.found() else { return TlsConfig::default() };
-    if !https {
+    if !upstreams.iter().any(has_tls) {
         context.error(origin, "the upstream has no TLS; leave it out, or write https://");
         return TlsConfig::default();
     }
-    let path = |path: &String| context.beside_file(Path::new(path));
-    let identity = match (tls.certificate.value(), tls.key.value()) {
-        (Some(certificate), Some(key)) => {
-            Some(Identity { certificate: path(certificate), key: path(key) })
-        }
-        (None, None) => None,
-        (Some(_), None) | (None, Some(_)) => {
-            context.error(origin, "a client has both a certificate and a key");
-            None
-        }
-    };
-    let config =
-        TlsConfig { trust: trust(tls, context), name: tls.name.value().cloned(), identity };
-    if let Err(error) = Tls::open(&config) {
-        context.error(origin, with_causes(&error));
-    }
-    config
-}
-
-fn trust(tls: &file::UpstreamTls, context: &mut Context<'_>) -> Trust {
-    match (tls.ca.found(), tls.verify.found()) {
-        (Some((_, origin)), Some((false, _))) => {
-            context.error(origin, "counts for nothing with verify = false; leave one of them out");
-            Trust::Anybody
-        }
-        (None, Some((false, origin))) => {
-            let message = "whoever stands between here and the upstream can read and change all";
-            context.warn(origin, message);
-            Trust::Anybody
-        }
-        (Some((ca, _)), _) => Trust::File(context.beside_file(Path::new(ca))),
-        (None, _) => Trust::System,
-    }
+    tls::client(tls, origin, context)
 }
 
 fn header_exchange(table: &file::Route, context: &mut Context<'_>) -> Option<usize> {
