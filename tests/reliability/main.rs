@@ -30,6 +30,7 @@ mod redis_faults;
 mod report;
 mod rotation_storm;
 mod stores;
+mod surroundings;
 mod tunnels;
 mod watch;
 
@@ -43,7 +44,7 @@ use std::process::ExitCode;
 
 use self::report::Report;
 
-const SCENARIOS: [&str; 15] = [
+const SCENARIOS: [&str; 16] = [
     "log-in-storm",
     "rotation-storm",
     "economy",
@@ -59,6 +60,7 @@ const SCENARIOS: [&str; 15] = [
     "tunnels",
     "race",
     "floods",
+    "surroundings",
 ];
 
 fn main() -> ExitCode {
@@ -99,6 +101,7 @@ async fn run(name: &str, report: &mut Report) {
         "increments" => increments::run(report).await,
         "drain" => drain::run(report).await,
         "commands" => commands::run(report).await,
+        "surroundings" => surroundings::run(report).await,
         "tunnels" => tunnels::run(report).await,
         "race" => race::run(report).await,
         "floods" => floods::run(report).await,
