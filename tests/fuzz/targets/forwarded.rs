@@ -1,0 +1,47 @@
+//! Forwarded and X-Forwarded-*: whatever comes, the upstream gets one of each, and they can be sent.
+#![no_main]
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use cloakroom::proxy::forwarded::{Peer, rewrite};
+use cloakroom::scheme::Scheme;
+use cloakroom::trust::Trust;
+use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
+use libfuzzer_sys::fuzz_target;
+
+const NAMES: [HeaderName; 6] = [
+    FORWARDED,
+    HOST,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-real-ip"),
+];
+
+fuzz_target!(|data: &[u8]| {
+    // Each line is a field, its first byte its name.
+    let mut headers = HeaderMap::new();
+    for line in data.split(|byte| *byte == b'\n') {
+        let Some((first, value)) = line.split_first() else { continue };
+        let name = &NAMES[usize::from(*first) % NAMES.len()];
+        let Ok(value) = HeaderValue::from_bytes(value) else { continue };
+        headers.append(name, value);
+    }
+    let proxy = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+    for (trust, address) in [
+        (Trust::default(), Some(proxy)),
+        (Trust::new(vec!["10.0.0.0/8".parse().unwrap()]), Some(proxy)),
+        (Trust::new(vec!["0.0.0.0/0".parse().unwrap()]), None),
+    ] {
+        let mut headers = headers.clone();
+        let is_trusted = trust.believes(address);
+        let peer = Peer { address, scheme: Scheme::Http };
+        let Ok(client) = rewrite(&mut headers, &trust, peer) else { continue };
+        assert!(headers.get_all("x-forwarded-proto").iter().count() == 1);
+        assert!(headers.get_all("x-real-ip").iter().count() <= 1);
+        if !is_trusted {
+            assert_eq!(client.address, address, "a stranger says nothing");
+            assert_eq!(headers.get_all("x-forwarded-for").iter().count(), 1);
+        }
+    }
+});
