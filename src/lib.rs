@@ -26,14 +26,15 @@
 //! from left to right. `tests/it/tidy.rs` enforces it.
 //!
 //! ```text
-//! 9  main                               arguments to exit code
-//! 8  cli → demo                         the commands; the demo site
-//! 7  app                                composition: Config -> App -> drain
-//! 6  config                             TOML -> typed; alone knows TOML, env names and defaults
-//! 5  proxy · api · admin                the HTTP services
-//! 4  sessions → wire                    policy, cookie and store meet; the JSON of patches and sessions
-//! 3  store                              where records live: memory, SQLite, files, Redis, a cache
-//! 2  session                            pure: ids and tokens, record and patch, policy, cookie
+//! 10 main                               arguments to exit code
+//! 9  cli → demo                         the commands; the demo site
+//! 8  app                                composition: Config -> App -> drain
+//! 7  config                             TOML -> typed; alone knows TOML, env names and defaults
+//! 6  proxy · api · admin                the HTTP services
+//! 5  sessions → wire                    policy, cookie and store meet; the JSON of patches and sessions
+//! 4  store                              where records live: memory, SQLite, files, Redis, a cache
+//! 3  session                            pure: ids and tokens, record and patch, policy, cookie
+//! 2  telemetry                          a request's place in a trace; spans, and their way to a collector
 //! 1  server · client                    sockets, TLS, accept, drain; the way out
 //! 0  body descriptors log metrics pem random scheme secret socket tasks time trust   vocabulary
 //! ```
@@ -85,6 +86,7 @@ pub mod sessions;
 mod socket;
 pub mod store;
 mod tasks;
+pub mod telemetry;
 pub mod time;
 pub mod trust;
 pub mod wire;

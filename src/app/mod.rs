@@ -33,6 +33,7 @@ use crate::sessions::{InFlight, Sessions, Shared};
 use crate::store;
 use crate::store::redis::SurveyError;
 use crate::store::sqlite::OpenError;
+use crate::telemetry::Tracer;
 use crate::time::Clock;
 use crate::trust::Trust;
 
@@ -85,6 +86,9 @@ pub enum StartError {
     /// There is no TLS to other instances.
     #[error("there is no TLS to other instances")]
     Peers(#[source] client::TlsError),
+    /// There is no TLS to the collector of spans.
+    #[error("there is no TLS to the collector")]
+    Collector(#[source] client::TlsError),
     /// An address could not be listened on.
     #[error("cannot listen on {address}")]
     Bind {
@@ -152,7 +156,9 @@ impl App {
         let site = site(&config, &api_url)?;
         let limits = config.limits.clone();
         let peers = peers(&config)?;
-        let made = Made { config: Arc::new(config), site, shared: Arc::clone(&shared), peers };
+        let tracer = tracer(&config, &shared.metrics)?;
+        let config = Arc::new(config);
+        let made = Made { config, site, shared: Arc::clone(&shared), peers, tracer };
         let crew = Arc::new(Crew {
             stores,
             doors: doors.clone(),
@@ -209,7 +215,8 @@ impl App {
             instance: running.instance.clone(),
         });
         let shared = Arc::clone(&self.shared);
-        self.made = Made { config: Arc::new(config), site, shared, peers };
+        let (config, tracer) = (Arc::new(config), self.made.tracer.clone());
+        self.made = Made { config, site, shared, peers, tracer };
         Doors::show(certificates);
         for worker in &self.workers {
             worker.serve_anew(&self.made);
@@ -276,6 +283,11 @@ fn site(config: &Config, api_url: &str) -> Result<Arc<Site>, SiteError> {
 fn peers(config: &Config) -> Result<Option<Arc<client::Tls>>, StartError> {
     let tls = config.api.tls.as_ref().map(|tls| client::Tls::open(&tls.instances));
     Ok(tls.transpose().map_err(StartError::Peers)?.map(Arc::new))
+}
+
+fn tracer(config: &Config, metrics: &Metrics) -> Result<Option<Arc<Tracer>>, StartError> {
+    let tracer = config.telemetry.clone().map(|config| Tracer::new(config, metrics.clone()));
+    Ok(tracer.transpose().map_err(StartError::Collector)?.map(Arc::new))
 }
 
 /// What upstreams are told: with port 0 in the configuration, the port that it became.

@@ -5,7 +5,7 @@ use crate::config::{Config, Listen, Role};
 
 /// The wanted configuration with what needs a restart as it runs, and the names of what was left so.
 pub(super) fn onto(running: &Config, wanted: Config) -> (Config, Vec<&'static str>) {
-    let stays: [(&'static str, bool); 10] = [
+    let stays: [(&'static str, bool); 11] = [
         ("listen", same_doors(&running.listen, &wanted.listen)),
         ("limits", running.limits == wanted.limits),
         ("api.address", running.api.address == wanted.api.address),
@@ -16,6 +16,7 @@ pub(super) fn onto(running: &Config, wanted: Config) -> (Config, Vec<&'static st
         ("admin.address", running.admin == wanted.admin),
         ("store", running.store == wanted.store),
         ("log", running.log == wanted.log),
+        ("telemetry", running.telemetry == wanted.telemetry),
     ];
     let left = stays.into_iter().filter_map(|(name, same)| (!same).then_some(name)).collect();
     let listen = if same_doors(&running.listen, &wanted.listen) {
@@ -35,6 +36,7 @@ pub(super) fn onto(running: &Config, wanted: Config) -> (Config, Vec<&'static st
         admin: running.admin.clone(),
         store: running.store.clone(),
         log: running.log,
+        telemetry: running.telemetry.clone(),
         state_directory: running.state_directory.clone(),
         ..wanted
     };

@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::proxy::{Proxy, Redirect, Site};
 use crate::server::{self, BoundListener, Current, Limits, Protocol, Room, Settings, Tasks};
 use crate::sessions::{Home, Sessions, Shared};
+use crate::telemetry::Tracer;
 
 /// How many workers there are: one a core.
 pub(super) fn workers() -> usize {
@@ -60,6 +61,8 @@ pub(super) struct Made {
     pub(super) shared: Arc<Shared>,
     /// TLS to other instances, where they have it.
     pub(super) peers: Option<Arc<client::Tls>>,
+    /// What takes the spans of requests, where they are recorded.
+    pub(super) tracer: Option<Arc<Tracer>>,
 }
 
 /// The services of one worker, as its listeners reach them.
@@ -90,7 +93,8 @@ fn services(made: &Made, home: &Home, tasks: &Floors) -> (Proxy, Api) {
         config.limits.body_idle_timeout,
         made.peers.clone(),
     );
-    (Proxy::new(Arc::clone(&made.site), sessions, tasks.public.clone()), api)
+    let (site, tracer) = (Arc::clone(&made.site), made.tracer.clone());
+    (Proxy::new(site, sessions, tasks.public.clone(), tracer), api)
 }
 
 /// A worker.
@@ -142,6 +146,10 @@ impl Crew {
         // Tracked from here on, so that a drain at once waits for the workers' listeners.
         let serve = {
             let _in_runtime = runtime.enter();
+            if let (0, Some(tracer)) = (index, &made.tracer) {
+                let tasks = tasks.inner.sibling();
+                tasks.run(Arc::clone(tracer).export(tasks.clone())).detach();
+            }
             let serve = Arc::clone(self).serve(index, listeners, services.clone(), sessions);
             tasks.inner.run(serve)
         };

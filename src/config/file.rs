@@ -4,7 +4,7 @@ use ipnet::IpNet;
 
 use super::field::{Field, List, Named, Perhaps, Several, Table, Tables, section};
 use super::secret::Source;
-use super::value::{Mode, Size, Timeout, Upstreams};
+use super::value::{Mode, Ratio, Size, Timeout, Upstreams};
 use crate::client::Speaks;
 use crate::log::Format;
 use crate::proxy::config::{Session as RouteSession, Tunnels};
@@ -12,6 +12,7 @@ use crate::server::Address;
 use crate::session::cookie::SameSite;
 use crate::session::policy::{AtMax, Create, OnReplay, Touch};
 use crate::store::config::OnError;
+use crate::telemetry::Collector;
 use tracing::level_filters::LevelFilter;
 
 section! {
@@ -33,6 +34,8 @@ section! {
         store: Table<Store>,
         /// What is told, and how.
         log: Table<Log>,
+        /// Where spans of requests go.
+        telemetry: Table<Telemetry>,
         /// Which requests go where.
         route: Tables<Route>,
     }
@@ -251,6 +254,22 @@ section! {
         level: Field<LevelFilter>,
         /// Whether each request is told.
         access: Field<bool>,
+    }
+}
+
+section! {
+    /// `[telemetry]`
+    Telemetry {
+        /// The collector.
+        otlp_url: Field<Collector>,
+        /// What each export is given on its way.
+        otlp_headers: Named<Source>,
+        /// Whom we believe that it is the collector, and who we are.
+        tls: Perhaps<ClientTls>,
+        /// What spans say that they are from.
+        service_name: Field<String>,
+        /// How many of the traces that begin here.
+        sample_ratio: Field<Ratio>,
     }
 }
 

@@ -26,7 +26,7 @@ use toml::de::DeTable;
 use crate::session::cookie::Attributes;
 use crate::session::key_ring::KeyRing;
 use crate::session::policy::Policy;
-use crate::{admin, api, log, proxy, server, store};
+use crate::{admin, api, log, proxy, server, store, telemetry};
 
 use build::{Context, Site};
 use field::Input;
@@ -60,6 +60,8 @@ pub struct Config {
     pub proxy: proxy::config::Config,
     /// What is told, and how.
     pub log: log::Config,
+    /// Where spans of requests go, if anywhere.
+    pub telemetry: Option<telemetry::Config>,
     /// The state directory, where something lies in it.
     pub state_directory: Option<PathBuf>,
 }

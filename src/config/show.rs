@@ -4,6 +4,8 @@ use std::fmt::{self, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
+use http::{HeaderName, HeaderValue};
+
 use super::value::{Word, write_duration, write_size};
 use super::{Config, Keys, Role};
 use crate::client::{TlsConfig, Trust};
@@ -12,6 +14,7 @@ use crate::proxy::route::HostPattern;
 use crate::server;
 use crate::session::policy::Policy;
 use crate::store::config::{Address, Backend, DurableDestroy, Redis, Topology};
+use crate::telemetry;
 
 /// What stands in a secret's place.
 const HIDDEN: &str = "[hidden]";
@@ -27,6 +30,10 @@ pub(super) fn toml(config: &Config) -> String {
     page.word("format", config.log.format);
     page.word("level", config.log.level);
     page.plain("access", config.log.access);
+    if let Some(config) = &config.telemetry {
+        page.section("[telemetry]");
+        telemetry(&mut page, config);
+    }
     for route in &config.proxy.routes {
         page.section("[[route]]");
         route_of(&mut page, route);
@@ -235,13 +242,7 @@ fn route_of(page: &mut Page, route: &RouteConfig) {
     if let Some(login) = &route.require_principal {
         page.text("require_principal", login.text());
     }
-    if !route.request_headers.is_empty() {
-        let hidden =
-            |name: &http::HeaderName| format!("{} = {}", quoted(name.as_str()), quoted(HIDDEN));
-        let headers: Vec<String> =
-            route.request_headers.iter().map(|(name, _)| hidden(name)).collect();
-        page.plain("request_headers", format_args!("{{ {} }}", headers.join(", ")));
-    }
+    headers(page, "request_headers", &route.request_headers);
     page.word("on_error", route.on_error);
     if let Some(bytes) = route.max_body {
         page.text("max_body", write_size(usize::try_from(bytes).unwrap_or(usize::MAX)));
@@ -273,6 +274,22 @@ fn upstreams(page: &mut Page, route: &RouteConfig) {
     }
     page.word("upstream_protocol", route.upstream_protocol);
     client_tls(page, "upstream_tls", &route.upstream_tls);
+}
+
+fn telemetry(page: &mut Page, config: &telemetry::Config) {
+    page.text("otlp_url", &config.collector);
+    headers(page, "otlp_headers", &config.headers);
+    client_tls(page, "tls", &config.tls);
+    page.text("service_name", &config.service_name);
+    page.plain("sample_ratio", config.sample_ratio);
+}
+
+fn headers(page: &mut Page, key: &str, headers: &[(HeaderName, HeaderValue)]) {
+    let hidden = |name: &HeaderName| format!("{} = {}", quoted(name.as_str()), quoted(HIDDEN));
+    let headers: Vec<String> = headers.iter().map(|(name, _)| hidden(name)).collect();
+    if !headers.is_empty() {
+        page.plain(key, format_args!("{{ {} }}", headers.join(", ")));
+    }
 }
 
 fn client_tls(page: &mut Page, key: &str, tls: &TlsConfig) {

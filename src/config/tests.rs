@@ -131,6 +131,10 @@ fn what_is_shown_is_read_as_the_same() {
         [store]
         url = "memory:"
         timeout = "1500ms"
+        [telemetry]
+        otlp_url = "https://collector/otlp/"
+        service_name = "shop"
+        sample_ratio = 0.25
         [log]
         level = "warn"
         format = "json"
@@ -161,6 +165,8 @@ fn no_secret_is_shown() {
         session.keys = ["{}"]
         api.service_token = "hunter2-hunter2-hunter2"
         store.url = "redis://me:hunter2@db:6379/1"
+        telemetry.otlp_url = "http://collector"
+        telemetry.otlp_headers = {{ authorization = "hunter2" }}
         [[route]]
         upstream = "http://app:3000"
         request_headers = {{ X-From-Proxy = "hunter2" }}
@@ -170,12 +176,18 @@ fn no_secret_is_shown() {
     let loaded = load_text(&text, &Environment::default()).unwrap();
     let shown = format!("{}{:?}{:?}", loaded.config.to_toml(), loaded.config, loaded.warnings);
     assert!(!shown.contains("hunter2") && !shown.contains(key.reveal()), "{shown}");
-    assert_eq!(shown.matches("[hidden]").count(), 4, "{shown}");
+    assert_eq!(shown.matches("[hidden]").count(), 5, "{shown}");
     let keys: Vec<&str> =
         loaded.warnings.iter().map(|warning| warning.origin.key.as_str()).collect();
     assert_eq!(
         keys,
-        ["session.keys", "api.service_token", "store.url", "route.request_headers.X-From-Proxy"]
+        [
+            "session.keys",
+            "api.service_token",
+            "store.url",
+            "telemetry.otlp_headers.authorization",
+            "route.request_headers.X-From-Proxy"
+        ]
     );
     DeTable::parse(&loaded.config.to_toml()).unwrap();
 }
@@ -344,5 +356,34 @@ fn several_mistakes_are_told_at_once() {
             "3:1: session.max_values: a string is no count; write a whole number, as 100",
             "6:1: cookie.name: __Host- demands secure = true; choose a name without the prefix",
         ]
+    );
+}
+
+#[test]
+fn a_collector_is_one_that_can_be_sent_to() {
+    for (lines, wrong) in [
+        ("service_name = \"shop\"", "there is no collector; set telemetry.otlp_url too"),
+        ("otlp_headers = { a = \"b\" }", "there is no collector"),
+        ("otlp_url = \"collector:4318\"", "is no collector; write its base URL"),
+        ("otlp_url = \"http://127.0.0.1:8080\"", "is this proxy itself (listen.address)"),
+        ("otlp_url = \"http://a\"\ntls = { verify = false }", "the collector has no TLS"),
+        ("otlp_url = \"http://a\"\nsample_ratio = 1.5", "is no ratio; write a number from 0 to 1"),
+        ("otlp_url = \"http://a\"\notlp_headers = { Host = \"b\" }", "writes or keeps"),
+    ] {
+        let text = format!("[telemetry]\n{lines}\n[[route]]\nupstream = \"http://a:1\"\n");
+        let error = load_text(&text, &environment()).unwrap_err().to_string();
+        assert!(error.contains(wrong), "{lines}: {error}");
+    }
+    let text = "[telemetry]\notlp_url = \"http://a\"\nsample_ratio = 0\n";
+    let variable = Environment::from([
+        ("STATE_DIRECTORY", "/state"),
+        ("CLOAKROOM_UPSTREAM", "http://a:1"),
+        ("CLOAKROOM_TELEMETRY_OTLP_URL", "http://b/"),
+        ("CLOAKROOM_TELEMETRY_SAMPLE_RATIO", "0.5"),
+    ]);
+    let telemetry = load_text(text, &variable).unwrap().config.telemetry.unwrap();
+    assert_eq!(
+        (telemetry.collector.to_string().as_str(), telemetry.sample_ratio),
+        ("http://b", 0.5)
     );
 }

@@ -14,6 +14,7 @@ use crate::server::Address;
 use crate::session::cookie::SameSite;
 use crate::session::policy::{AtMax, Create, OnReplay, Touch};
 use crate::store::config::OnError;
+use crate::telemetry::Collector;
 
 /// A value of the configuration. An error says what is wrong and what would be right, without the
 /// value itself.
@@ -174,6 +175,36 @@ pub(super) fn write_size(bytes: usize) -> String {
         .into_iter()
         .find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit))
         .map_or_else(|| bytes.to_string(), |(name, unit)| format!("{}{name}", bytes / unit))
+}
+
+/// A part of the whole.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Ratio(pub(super) f64);
+
+impl Value for Ratio {
+    const NOUN: &'static str = "ratio";
+    const RIGHT: &'static str = "a number from 0 to 1, as 0.1";
+
+    fn parse(text: &str) -> Option<Self> {
+        text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio)).map(Self)
+    }
+
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, String> {
+        match (value, whole(value)) {
+            (DeValue::Float(float), _) => Self::from_text(float.as_str()),
+            (_, Some(number)) => Self::from_text(&number),
+            _ => Err(Self::wrong_type(value)),
+        }
+    }
+}
+
+impl Value for Collector {
+    const NOUN: &'static str = "collector";
+    const RIGHT: &'static str = "its base URL, as \"http://127.0.0.1:4318\"";
+
+    fn parse(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
 }
 
 /// The mode of a socket's file, in octal digits.

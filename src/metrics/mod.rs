@@ -32,6 +32,7 @@ pub struct Metrics {
     store_errors: Family<OperationLabel, Counter>,
     tunnels: Gauge,
     reloads: Family<ReloadLabel, Counter>,
+    spans: Family<SpanLabel, Counter>,
     network: Network,
     /// Requests that are being forwarded now.
     pub in_flight: Gauge,
@@ -111,6 +112,22 @@ pub enum Reload {
     Refused,
 }
 
+/// What became of a span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum SpanFate {
+    /// The collector has taken it.
+    Exported,
+    /// Too many waited for their export already.
+    Dropped,
+    /// The collector did not take it, or did not answer in time.
+    Lost,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SpanLabel {
+    outcome: SpanFate,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReloadLabel {
     outcome: Reload,
@@ -157,6 +174,7 @@ impl Metrics {
             ),
             store_errors: all.of("store_errors", "Calls that the store did not answer"),
             reloads: all.of("reloads", "Reloads of the configuration, by outcome"),
+            spans: all.of("spans", "Spans that were recorded, by outcome"),
             registry: Arc::new(registry),
         }
     }
@@ -184,6 +202,12 @@ impl Metrics {
     /// Counts a reload.
     pub fn reload(&self, outcome: Reload) {
         self.reloads.get_or_create(&ReloadLabel { outcome }).inc();
+    }
+
+    /// Counts spans that have come to their end.
+    pub fn spans(&self, outcome: SpanFate, count: usize) {
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        self.spans.get_or_create(&SpanLabel { outcome }).inc_by(count);
     }
 
     /// Counts a call of the session API.

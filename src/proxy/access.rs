@@ -1,18 +1,22 @@
-//! The access log: one event for each request, when its response is over; and the count of requests.
+//! The access log: one event for each request, when its response is over; the count of requests, and their spans.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
-use http::{Method, Request, Response};
+use http::{HeaderValue, Method, Request, Response, Version};
 use tracing::info;
 
 use super::error::{Accepts, Error};
-use super::trace::Trace;
+use super::forwarded::Client;
+use super::host;
 use crate::body::{Body, End};
 use crate::log::ACCESS;
 use crate::metrics::{Metrics, Outcome};
+use crate::scheme::Scheme;
 use crate::server::Peer;
 use crate::session::id::Id;
+use crate::telemetry::{Ended, Recorded, Span, Trace, Tracer};
 
 /// What is told of a request. Never its query, its cookies or a token.
 #[derive(Debug)]
@@ -29,7 +33,20 @@ struct Line {
     client: Option<IpAddr>,
     session: Option<Id>,
     trace: Option<Trace>,
+    recording: Option<Recording>,
     status: u16,
+}
+
+/// What a span tells beside the access log's line.
+#[derive(Debug)]
+pub(super) struct Recording {
+    pub(super) tracer: Arc<Tracer>,
+    pub(super) place: Recorded,
+    /// Nanoseconds since the UNIX epoch.
+    pub(super) began: u64,
+    pub(super) version: Version,
+    pub(super) scheme: Scheme,
+    pub(super) host: Option<HeaderValue>,
 }
 
 impl Access {
@@ -41,20 +58,22 @@ impl Access {
             client: peer.address.map(|address| address.ip()),
             session: None,
             trace: None,
+            recording: None,
             status: 0,
         };
         Self { line: Some(line), failure: None }
     }
 
-    pub(super) fn comes_from(&mut self, client: Option<IpAddr>) {
+    pub(super) fn comes_from(&mut self, client: &Client) {
         if let Some(line) = &mut self.line {
-            line.client = client;
+            line.client = client.address;
         }
     }
 
-    pub(super) fn is_of(&mut self, trace: Trace) {
+    pub(super) fn is_of(&mut self, trace: Trace, recording: Option<Recording>) {
         if let Some(line) = &mut self.line {
             line.trace = Some(trace);
+            line.recording = recording;
         }
     }
 
@@ -96,7 +115,7 @@ impl Drop for Access {
 
 impl Line {
     fn write(self, end: End) {
-        let Self { began, method, path, client, session, trace, status } = self;
+        let Self { began, method, path, client, session, trace, recording, status } = self;
         info!(
             target: ACCESS,
             %method,
@@ -112,5 +131,22 @@ impl Line {
                 End::Dropped => "dropped",
             },
         );
+        let Some(Recording { tracer, place, began: at, version, scheme, host }) = recording else {
+            return;
+        };
+        let status = (status != 0).then_some(status);
+        tracer.record(Span {
+            place,
+            began: at,
+            method,
+            path,
+            host: host
+                .and_then(|host| host.to_str().ok().map(host::without_port).map(String::from)),
+            scheme,
+            version,
+            client,
+            session: session.map(|session| session.to_string()),
+            ended: Ended { took: began.elapsed(), status, end },
+        });
     }
 }

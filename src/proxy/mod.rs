@@ -22,12 +22,12 @@ pub mod request;
 pub mod response;
 pub mod route;
 mod site;
-mod trace;
 pub mod trailers;
 mod tunnel;
 pub mod via;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use http::header::{CACHE_CONTROL, SET_COOKIE, USER_AGENT};
 use http::request::Parts;
@@ -47,14 +47,14 @@ use crate::session::record::Client;
 use crate::sessions::{Arrival, CookieLine, Failure, Head, Opened, Prolongs, Sessions, Tracked};
 use crate::store::Error as StoreError;
 use crate::store::config::OnError;
+use crate::telemetry::{Trace, Tracer};
 
-use access::Access;
+use access::{Access, Recording};
 use caching::Protection;
 use config::{Session, Tunnels};
 use error::{Accepts, Error};
 use request::Hop;
 use site::Route;
-use trace::Trace;
 use tunnel::{Asked, Handshake, Tunnel};
 
 pub use redirect::Redirect;
@@ -63,11 +63,12 @@ pub use site::{Site, SiteError};
 /// The public proxy, as one worker serves it.
 #[derive(Debug)]
 pub struct Proxy {
-    site: std::sync::Arc<Site>,
+    site: Arc<Site>,
     /// The upstreams of each route, in the routes' order.
     upstreams: Vec<Balancer>,
     sessions: Sessions,
     tasks: Tasks,
+    tracer: Option<Arc<Tracer>>,
 }
 
 impl Handler for Proxy {
@@ -86,11 +87,16 @@ impl Handler for Proxy {
 
 impl Proxy {
     /// A proxy for `site`, with connections of its own.
-    pub fn new(site: std::sync::Arc<Site>, sessions: Sessions, tasks: Tasks) -> Self {
+    pub fn new(
+        site: Arc<Site>,
+        sessions: Sessions,
+        tasks: Tasks,
+        tracer: Option<Arc<Tracer>>,
+    ) -> Self {
         let metrics = &sessions.shared().metrics;
         let balancer = |route: &Route| route.balancer(site.body_idle_timeout(), metrics);
         let upstreams = site.routes().map(balancer).collect();
-        Self { site, upstreams, sessions, tasks }
+        Self { site, upstreams, sessions, tasks, tracer }
     }
 
     fn metrics(&self) -> &Metrics {
@@ -120,8 +126,8 @@ impl Proxy {
         request::join_cookies(&mut parts)?;
         let nominated = request::clean(&mut parts.headers, route.ours());
         let client = forwarded::rewrite(&mut parts.headers, self.site.trust(), peer_of(peer))?;
-        access.comes_from(client.address);
-        access.is_of(Trace::of(&mut parts.headers)?);
+        access.comes_from(&client);
+        self.trace(&mut parts, peer, &client, access)?;
 
         let from = (client.address, user_agent(&parts.headers));
         let opened = self.open(route, cookies, origin, from).await?;
@@ -148,6 +154,29 @@ impl Proxy {
             // The request lasts until its response's body is over.
             _ => Ok(response.map(|body| body.with_guard(move |_end| drop(tracked)))),
         }
+    }
+
+    /// Gives a request its place in its trace, and has it recorded where that is wanted.
+    fn trace(
+        &self,
+        parts: &mut Parts,
+        peer: &Peer,
+        client: &forwarded::Client,
+        access: &mut Access,
+    ) -> Result<(), Error> {
+        let believed = self.site.trust().believes(peer_of(peer).address);
+        let trace = Trace::of(&mut parts.headers, self.tracer.as_deref(), believed)?;
+        let recording =
+            self.tracer.as_ref().zip(trace.recorded()).map(|(tracer, place)| Recording {
+                tracer: Arc::clone(tracer),
+                place,
+                began: self.sessions.shared().clock.nanoseconds(),
+                version: parts.version,
+                scheme: client.scheme,
+                host: client.host.clone(),
+            });
+        access.is_of(trace, recording);
+        Ok(())
     }
 
     /// Opens the session of a request, where its route has any.
@@ -278,8 +307,7 @@ impl Proxy {
         let Some(patch) = patch.cloned() else {
             return self.sessions.commit(tracked.exchange(), head, None).await;
         };
-        let (sessions, exchange) =
-            (self.sessions.clone(), std::sync::Arc::clone(tracked.exchange()));
+        let (sessions, exchange) = (self.sessions.clone(), Arc::clone(tracked.exchange()));
         let commit = async move { sessions.commit(&exchange, head, Some(&patch)).await };
         self.tasks.run(commit).await.unwrap_or_else(|lost| {
             let unknown = StoreError::OutcomeUnknown(lost.to_string().into());

@@ -49,6 +49,7 @@ mod reload;
 mod rotation;
 mod sealed;
 mod support;
+mod telemetry;
 mod tidy;
 mod tls;
 mod tunnels;

@@ -50,9 +50,10 @@ async fn what_is_wrong_changes_nothing_and_what_needs_a_restart_is_named() {
     }
     let restart = "[store]\nurl = \"sqlite:other.db\"\n[limits]\nconnections = 7\n\
                    [api]\naddress = \"127.0.0.1:0\"\nprefix = \"/s\"\n[log]\nlevel = \"debug\"\n\
+                   [telemetry]\notlp_url = \"http://127.0.0.1:4318\"\n\
                    [[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
     let named = proxy.reload(&other, restart).unwrap();
-    assert_eq!(named, ["listen", "limits", "api.url", "api.prefix", "store", "log"]);
+    assert_eq!(named, ["listen", "limits", "api.url", "api.prefix", "store", "log", "telemetry"]);
     // The rest of it is served.
     assert_eq!(browser.navigate("/", &count()).await.json(), json!(2));
     assert_eq!(other.seen().len(), 1);

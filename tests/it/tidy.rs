@@ -14,6 +14,7 @@ const FLOORS: &[(Order, &[&str])] = &[
     (Order::Ordered, &["sessions", "wire"]),
     (Order::Alone, &["store"]),
     (Order::Alone, &["session"]),
+    (Order::Alone, &["telemetry"]),
     (Order::Strangers, &["server", "client"]),
     (
         Order::Ordered,

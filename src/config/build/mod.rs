@@ -4,12 +4,14 @@
 
 mod context;
 mod cookie;
+mod headers;
 mod listeners;
 mod redis_url;
 mod routes;
 mod session;
 mod store;
 mod store_url;
+mod telemetry;
 mod tls;
 
 use super::Config;
@@ -40,6 +42,7 @@ pub(super) fn config(file: &File, context: &mut Context<'_>) -> Config {
             level: file.log.0.level.or(log::Config::default().level),
             access: file.log.0.access.or(log::Config::default().access),
         },
+        telemetry: telemetry::telemetry(&file.telemetry.0, &own, context),
         state_directory: context.used_state_directory(),
         listen,
         api,

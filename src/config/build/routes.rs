@@ -11,11 +11,10 @@ use super::super::problem::Origin;
 use super::super::value::{Size, Upstreams};
 use super::context::{Context, Site, TRANSPORT};
 use super::listeners::reaches;
-use super::tls;
+use super::{headers, tls};
 use crate::client::{self, Check, Speaks, Target, TlsConfig};
 use crate::proxy::config::{RouteConfig, Session, Tunnels};
 use crate::proxy::login::LoginPage;
-use crate::proxy::names::{is_forwarding, is_reserved, is_same};
 use crate::proxy::route::HostPattern;
 use crate::scheme::Scheme;
 use crate::server::Address;
@@ -249,70 +248,14 @@ fn require_principal(table: &file::Route, context: &mut Context<'_>) -> Option<L
 
 fn principal_header(field: &Field<String>, context: &mut Context<'_>) -> Option<HeaderName> {
     let (name, origin) = field.found()?;
-    header(name, origin, context)
+    headers::name(name, origin, context)
 }
-
-/// A field of a request that may be set by configuration.
-fn header(name: &str, origin: &Origin, context: &mut Context<'_>) -> Option<HeaderName> {
-    let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
-        context.error(origin, "is no header's name; write letters, digits and dashes");
-        return None;
-    };
-    let written_by_us = is_reserved(&name)
-        || is_forwarding(&name)
-        || NEVER.iter().any(|never| is_same(&name, &HeaderName::from_static(never)));
-    if written_by_us {
-        context.error(origin, "is a header that this proxy writes or keeps; choose another name");
-        return None;
-    }
-    Some(name)
-}
-
-/// Fields by which a message is framed, routed or given to its session.
-const NEVER: [&str; 15] = [
-    "connection",
-    "content-encoding",
-    "content-length",
-    "content-type",
-    "cookie",
-    "expect",
-    "host",
-    "http2-settings",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "via",
-];
 
 fn request_headers(
     table: &file::Route,
     context: &mut Context<'_>,
 ) -> Vec<(HeaderName, HeaderValue)> {
-    let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::new();
-    for (name, source, origin) in table.request_headers.values() {
-        let name = header(name, origin, context);
-        let value = context.secret(source, origin).and_then(|secret| {
-            let value = HeaderValue::from_str(secret.reveal()).ok();
-            if value.is_none() {
-                context.error(origin, "no header can carry it; write visible ASCII in one line");
-            }
-            value
-        });
-        let (Some(name), Some(mut value)) = (name, value) else {
-            continue;
-        };
-        let is_principal = table.principal_header.value().is_some_and(|principal| {
-            HeaderName::from_bytes(principal.as_bytes()).is_ok_and(|other| is_same(&name, &other))
-        });
-        if is_principal || headers.iter().any(|(other, _)| is_same(&name, other)) {
-            context.error(origin, "is set twice, whatever stands for the dash; leave one out");
-            continue;
-        }
-        value.set_sensitive(true);
-        headers.push((name, value));
-    }
-    headers
+    let principal = table.principal_header.value();
+    let principal = principal.and_then(|name| HeaderName::from_bytes(name.as_bytes()).ok());
+    headers::secrets(&table.request_headers, principal.as_ref(), context)
 }

@@ -1,0 +1,170 @@
+//! Spans of requests, at a collector that reads them as OpenTelemetry's own messages.
+
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::trace::v1::Span;
+
+use crate::support::raw::exchange;
+use crate::support::{Browser, Cloakroom, Fault, FaultProxy, Script, Upstream, until};
+
+const SENDERS: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+/// A proxy whose spans go to `collector`.
+async fn proxy_with(upstream: &Upstream, collector: &str, more: &str) -> Cloakroom {
+    let toml = format!("[telemetry]\notlp_url = \"{collector}/otlp\"\n{more}");
+    Cloakroom::with(upstream, &toml).await
+}
+
+/// All spans that a collector has taken, with what their resource says.
+fn taken(collector: &Upstream) -> Vec<(Vec<KeyValue>, Span)> {
+    let mut taken = Vec::new();
+    for seen in collector.seen() {
+        assert_eq!((seen.method.as_str(), seen.target.as_str()), ("POST", "/otlp/v1/traces"));
+        assert!(seen.whole && has(&seen.headers, "content-type", "application/json"));
+        let message: ExportTraceServiceRequest = serde_json::from_str(&seen.body).unwrap();
+        for of_resource in message.resource_spans {
+            let resource = of_resource.resource.unwrap().attributes;
+            let spans = of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            taken.extend(spans.map(|span| (resource.clone(), span)));
+        }
+    }
+    taken
+}
+
+fn has(headers: &[(String, String)], name: &str, value: &str) -> bool {
+    headers.iter().any(|(known, line)| known == name && line == value)
+}
+
+fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
+    let found = attributes.iter().find(|attribute| attribute.key == key)?;
+    match found.value.clone()?.value? {
+        Value::StringValue(text) => Some(text),
+        Value::IntValue(number) => Some(number.to_string()),
+        other => panic!("{key} is {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_collector_learns_of_each_request() {
+    let (upstream, collector) = (Upstream::start(), Upstream::start());
+    let more = "service_name = \"shop\"\notlp_headers = { authorization = \"Bearer hunter2\" }\n\
+                [limits]\ntrusted_proxies = [\"127.0.0.1\"]\n";
+    let proxy = proxy_with(&upstream, &collector.url(), more).await;
+    let page = format!(
+        "GET /page?secret=hunter2 HTTP/1.1\r\nHost: shop.example.org:8080\r\nX-Forwarded-For: 192.0.2.1\r\n\
+         X-Forwarded-Proto: https\r\ntraceparent: {SENDERS}\r\ntracestate: a=b\r\nConnection: close\r\n\r\n"
+    );
+    assert!(exchange(proxy.public(), &page).await.starts_with("HTTP/1.1 200"));
+    let seen = upstream.take_seen().pop().unwrap();
+    let header = |name| seen.headers.iter().find(|(known, _)| known == name).unwrap().1.clone();
+    assert_eq!(header("tracestate"), "a=b");
+    let began = proxy.now().as_millis();
+    assert!(proxy.stop().await);
+
+    let [(resource, span)] = &taken(&collector)[..] else { panic!("one span") };
+    assert_eq!(attribute(resource, "service.name").as_deref(), Some("shop"));
+    assert_eq!(span.trace_id, 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128.to_be_bytes());
+    assert_eq!(span.parent_span_id, 0xb7ad_6b71_6920_3331_u64.to_be_bytes());
+    let id = u64::from_be_bytes(span.span_id.clone().try_into().unwrap());
+    let ours = format!("00-0af7651916cd43dd8448eb211c80319c-{id:016x}-01");
+    assert_eq!(header("traceparent"), ours, "the upstream's parent is ours");
+    assert_eq!((span.name.as_str(), span.kind), ("GET", 2));
+    assert_eq!(i64::try_from(span.start_time_unix_nano).unwrap() / 1_000_000, began);
+    assert!(span.end_time_unix_nano > span.start_time_unix_nano);
+    for (key, value) in [
+        ("http.request.method", Some("GET")),
+        ("url.path", Some("/page")),
+        ("url.scheme", Some("https")),
+        ("server.address", Some("shop.example.org")),
+        ("network.protocol.version", Some("1.1")),
+        ("client.address", Some("192.0.2.1")),
+        ("http.response.status_code", Some("200")),
+        ("session.id", None),
+        ("error.type", None),
+    ] {
+        assert_eq!(attribute(&span.attributes, key).as_deref(), value, "{key}");
+    }
+    let [export] = &collector.seen()[..] else { panic!("one export") };
+    assert!(has(&export.headers, "authorization", "Bearer hunter2"));
+    assert!(!export.body.contains("hunter2"), "no query");
+}
+
+#[tokio::test]
+async fn a_span_names_the_session_and_what_went_wrong() {
+    let (upstream, collector) = (Upstream::start(), Upstream::start());
+    let proxy = proxy_with(&upstream, &collector.url(), "").await;
+    let browser = Browser::new(&proxy);
+    let made = Script { status: Some(503), ..Script::new() }.call("PUT", "/values/a", "1");
+    browser.navigate("/", &made).await;
+    let id = browser.navigate("/", &Script::new().get("")).await.json()["id"].clone();
+    let odd = "MAKEUP / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    exchange(proxy.public(), odd).await;
+    let cookie = browser.jar.lock().unwrap()["__Host-id"].clone();
+    // The first go after a second at most, though nobody drains.
+    until("spans come", || taken(&collector).len() == 3).await;
+    let spans = taken(&collector);
+    let of = |index: usize, key| attribute(&spans[index].1.attributes, key);
+    assert_eq!((of(0, "http.response.status_code"), of(0, "error.type")), {
+        let failed = Some("503".to_owned());
+        (failed.clone(), failed)
+    });
+    assert_eq!(spans[0].1.status.as_ref().unwrap().code, 2);
+    assert_eq!(spans[1].1.status.clone().unwrap_or_default().code, 0);
+    assert_eq!(of(1, "session.id").as_deref(), id.as_str());
+    assert_eq!(spans[2].1.name, "HTTP");
+    assert_eq!(of(2, "http.request.method").as_deref(), Some("_OTHER"));
+    assert_eq!(of(2, "http.request.method_original").as_deref(), Some("MAKEUP"));
+    assert!(spans.iter().all(|(_, span)| span.parent_span_id.is_empty()));
+    assert!(collector.seen().iter().all(|export| !export.body.contains(&cookie)));
+}
+
+#[tokio::test]
+async fn what_nobody_wants_recorded_is_not() {
+    let (upstream, collector) = (Upstream::start(), Upstream::start());
+    let proxy = proxy_with(&upstream, &collector.url(), "sample_ratio = 0\n").await;
+    for line in ["", &format!("traceparent: {SENDERS}\r\n")] {
+        let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{line}Connection: close\r\n\r\n");
+        exchange(proxy.public(), &request).await;
+        let seen = upstream.take_seen().pop().unwrap();
+        let parent = seen.headers.iter().find(|(name, _)| name == "traceparent").unwrap();
+        assert!(parent.1.ends_with("-00"), "a stranger does not decide: {}", parent.1);
+        assert_eq!(parent.1.contains("0af7651916cd43dd8448eb211c80319c"), !line.is_empty());
+    }
+    assert!(proxy.stop().await);
+    assert!(taken(&collector).is_empty());
+}
+
+#[tokio::test]
+async fn a_collector_that_is_away_holds_nobody_up_and_gets_what_it_missed() {
+    let (upstream, collector) = (Upstream::start(), Upstream::start());
+    let way = FaultProxy::before(collector.address);
+    way.set(Fault::Refuse);
+    let proxy = proxy_with(&upstream, &format!("http://{}", way.address()), "").await;
+    let browser = Browser::new(&proxy);
+    let metrics = proxy.metrics().clone();
+    for _ in 0..3 {
+        assert_eq!(browser.navigate("/", &Script::new()).await.status, 200);
+    }
+    way.set(Fault::None);
+    until("the spans come", || taken(&collector).len() == 3).await;
+    until("they are counted", || metrics.text().contains("spans_total{outcome=\"Exported\"} 3"))
+        .await;
+
+    // One that takes connections and never answers holds no drain up, and the loss is counted.
+    way.set(Fault::Stall(crate::support::Way::Both));
+    assert_eq!(browser.navigate("/", &Script::new()).await.status, 200);
+    assert!(proxy.stop().await);
+    assert!(metrics.text().contains("spans_total{outcome=\"Lost\"} 1"), "{}", metrics.text());
+}
+
+#[tokio::test]
+async fn what_a_collector_refuses_is_lost_and_counted() {
+    let (upstream, collector) = (Upstream::start(), Upstream::start());
+    let refusing = "otlp_headers = { X-Script = '{\"calls\":[],\"headers\":[],\"status\":400}' }\n";
+    let proxy = proxy_with(&upstream, &collector.url(), refusing).await;
+    let metrics = proxy.metrics().clone();
+    assert_eq!(Browser::new(&proxy).navigate("/", &Script::new()).await.status, 200);
+    until("it is counted", || metrics.text().contains("spans_total{outcome=\"Lost\"} 1")).await;
+    assert_eq!(collector.seen().len(), 1, "it is not sent again");
+}
