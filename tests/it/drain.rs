@@ -1,4 +1,5 @@
-//! The drain: what is in flight when the proxy is told to end still comes to its end.
+//! The drain: what is in flight when the proxy is told to end still comes to its end. The list is that of
+//! linkerd2-proxy's `shutdown.rs`; tunnels have theirs beside them.
 
 use std::net::SocketAddr;
 
@@ -8,8 +9,12 @@ use cloakroom::server::Tasks;
 use http::Response;
 use http::uri::PathAndQuery;
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
-use crate::support::{Browser, Cloakroom, PATIENCE, Script, Upstream};
+use crate::support::frames::{ACK, END_STREAM, Frames, GOAWAY, PING};
+use crate::support::raw::{read_all, read_until};
+use crate::support::{Browser, Cloakroom, PATIENCE, Script, Upstream, until};
 
 #[tokio::test]
 async fn a_request_in_flight_still_reaches_the_api_while_the_proxy_drains() {
@@ -29,7 +34,7 @@ async fn a_request_in_flight_still_reaches_the_api_while_the_proxy_drains() {
         let stopped = cloakroom.stop();
         let open = async {
             // The drain has begun as soon as nobody listens any more.
-            while tokio::net::TcpStream::connect(public).await.is_ok() {
+            while TcpStream::connect(public).await.is_ok() {
                 tokio::task::yield_now().await;
             }
             let ready = get(admin, "/ready").await;
@@ -41,6 +46,90 @@ async fn a_request_in_flight_still_reaches_the_api_while_the_proxy_drains() {
         assert!(drained);
     };
     tokio::join!(page, drain);
+}
+
+async fn begun(address: SocketAddr) {
+    until("nobody listens any more", || std::net::TcpStream::connect(address).is_err()).await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_of_http1_is_closed_and_a_busy_one_after_its_answer() {
+    let upstream = Upstream::start();
+    let cloakroom = Cloakroom::start(&upstream).await;
+    let public = cloakroom.public();
+    let request = |script: &Script| {
+        let script = serde_json::to_string(script).unwrap();
+        format!("GET / HTTP/1.1\r\nHost: a\r\nX-Script: {script}\r\n\r\n")
+    };
+    let mut idle = TcpStream::connect(public).await.unwrap();
+    let page = Script { body: Some("over".to_owned()), ..Script::new() };
+    idle.write_all(request(&page).as_bytes()).await.unwrap();
+    read_until(&mut idle, "over").await;
+    let mut busy = TcpStream::connect(public).await.unwrap();
+    busy.write_all(request(&page.wait("page")).as_bytes()).await.unwrap();
+    upstream.arrived("page", 1).await;
+    let rest = async {
+        begun(public).await;
+        assert_eq!(read_all(&mut idle).await, "");
+        upstream.open("page");
+        let answer = read_all(&mut busy).await;
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nover"), "{answer}");
+    };
+    let (drained, ()) = tokio::join!(cloakroom.stop(), rest);
+    assert!(drained);
+}
+
+#[tokio::test]
+async fn a_connection_of_http2_goes_away_and_its_streams_come_to_their_end() {
+    let upstream = Upstream::start();
+    let h2c = "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
+    let cloakroom = Cloakroom::with(&upstream, h2c).await;
+    let public = cloakroom.public();
+    let script = serde_json::to_string(&Script::new().wait("stream")).unwrap();
+    let get = [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/")];
+    let mut client = Frames::connect(public).await;
+    client.open(1, &[&get[..], &[("x-script", &script)]].concat(), END_STREAM).await;
+    upstream.arrived("stream", 1).await;
+    let rest = async {
+        begun(public).await;
+        let (mut went_away, mut whole) = (false, false);
+        while let Some(frame) = client.next().await {
+            match frame.kind {
+                GOAWAY if !went_away => {
+                    went_away = true;
+                    upstream.open("stream");
+                }
+                // The connection ends when the client has had time to hear of it.
+                PING if frame.flags & ACK == 0 => {
+                    client.send(PING, ACK, 0, &frame.payload).await;
+                }
+                _ if frame.stream == 1 => {
+                    assert!(went_away, "it waits at the gate");
+                    whole |= frame.flags & END_STREAM != 0;
+                }
+                _ => {}
+            }
+        }
+        assert!(went_away && whole);
+    };
+    let (drained, ()) = tokio::join!(cloakroom.stop(), rest);
+    assert!(drained);
+}
+
+#[tokio::test]
+async fn what_never_ends_is_cut_when_the_drains_time_is_over() {
+    let upstream = Upstream::start();
+    let soon = "[limits]\ndrain_timeout = \"200ms\"\n";
+    let cloakroom = Cloakroom::with(&upstream, soon).await;
+    let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
+    let script = serde_json::to_string(&Script::new().wait("never")).unwrap();
+    let request = format!("GET / HTTP/1.1\r\nHost: a\r\nX-Script: {script}\r\n\r\n");
+    client.write_all(request.as_bytes()).await.unwrap();
+    upstream.arrived("never", 1).await;
+    assert!(!cloakroom.stop().await);
+    assert_eq!(read_all(&mut client).await, "");
+    upstream.open("never");
 }
 
 async fn get(address: SocketAddr, path: &'static str) -> Response<Bytes> {

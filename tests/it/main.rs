@@ -52,6 +52,7 @@ mod support;
 mod telemetry;
 mod tidy;
 mod tls;
+mod transparency;
 mod tunnels;
 mod two_instances;
 mod upstream_faults;
