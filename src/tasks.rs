@@ -4,6 +4,8 @@ use std::any::Any;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,6 +19,8 @@ pub struct Tasks {
     tracker: TaskTracker,
     leave: CancellationToken,
     drain: CancellationToken,
+    /// Whether the drain has cut what had not come to its end.
+    cut: Arc<AtomicBool>,
 }
 
 /// A task that runs, whether this is awaited or dropped.
@@ -73,11 +77,18 @@ impl Tasks {
         self.drain.cancelled().await;
     }
 
-    /// Begins the drain and waits, no longer than `deadline`, until no task runs. Whether none does.
+    /// Says that the drain's time was over for a task before that had come to its end.
+    pub fn cut(&self) {
+        self.cut.store(true, Ordering::Relaxed);
+    }
+
+    /// Begins the drain and waits, no longer than `deadline`, until no task runs. Whether all came to their
+    /// end: none runs, and none was cut.
     pub async fn drained(&self, deadline: Duration) -> bool {
         self.drain();
         self.tracker.close();
-        tokio::time::timeout(deadline, self.tracker.wait()).await.is_ok()
+        let ended = tokio::time::timeout(deadline, self.tracker.wait()).await.is_ok();
+        ended && !self.cut.load(Ordering::Relaxed)
     }
 
     /// The same tasks, with a drain signal of their own that follows this one's. A signal has a lock, which
@@ -85,7 +96,7 @@ impl Tasks {
     #[must_use]
     pub fn sibling(&self) -> Self {
         let (leave, drain) = (self.leave.child_token(), self.drain.child_token());
-        Self { tracker: self.tracker.clone(), leave, drain }
+        Self { tracker: self.tracker.clone(), leave, drain, cut: Arc::clone(&self.cut) }
     }
 }
 
@@ -164,6 +175,19 @@ mod tests {
         tasks.run(async move { follower.draining().await }).detach();
         assert!(tasks.drained(Duration::from_secs(1)).await);
         tasks.run(std::future::pending::<()>()).detach();
+        assert!(!tasks.drained(Duration::from_secs(1)).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_cut_did_not_come_to_its_end() {
+        let tasks = Tasks::new();
+        let follower = tasks.sibling();
+        tasks
+            .run(async move {
+                follower.draining().await;
+                follower.cut();
+            })
+            .detach();
         assert!(!tasks.drained(Duration::from_secs(1)).await);
     }
 }

@@ -126,6 +126,14 @@ impl Clocks {
         self.ends_response.load(ORDERING) && self.phase() != Phase::Closing
     }
 
+    /// The client is told that there will be no next request; where it waits for nothing, it has as long as
+    /// that limit to take its leave.
+    pub(super) fn shut_down(&self) {
+        if self.phase() == Phase::Idle {
+            self.enter(Phase::Idle);
+        }
+    }
+
     /// Whether the client has sent nothing yet.
     pub(super) fn is_fresh(&self) -> bool {
         self.phase() == Phase::Fresh

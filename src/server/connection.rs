@@ -1,6 +1,7 @@
 //! The life of one connection: which protocol it speaks, its service, its clocks and its end.
 
 use std::convert::Infallible;
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -44,6 +45,9 @@ const STREAMS: u32 = 100;
 
 /// How often an HTTP/2 client is asked whether it is there, and how long it may take to say so.
 const PING: Duration = Duration::from_secs(20);
+
+/// How long a client that has nothing in flight may take to say that it knows of a connection's end.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// How long a connection that was just accepted is waited for at the drain.
 const FIRST: Duration = Duration::from_millis(500);
@@ -289,10 +293,10 @@ impl<H: Handler> Server<H> {
                 if !(C::ANNOUNCES_ITS_END && expired == Expired::Idle) {
                     return Drove::ToItsEnd;
                 }
-                PING
+                None
             }
             () = clocks.rests(REST), if !C::ANNOUNCES_ITS_END => return Drove::ToARest,
-            () = self.tasks.draining() => limits.drain_timeout,
+            () = self.tasks.draining() => Some(limits.drain_timeout),
         };
         if !C::ANNOUNCES_ITS_END && clocks.is_fresh() {
             // Its request may be on the way; the answer will say that it is the last.
@@ -306,20 +310,19 @@ impl<H: Handler> Server<H> {
         }
         // It was polled in the select, as hyper requires of a connection that is shut down.
         connection.as_mut().shut_down();
-        let mut expired = pin!(clocks.expired(limits));
+        clocks.shut_down();
+        let goodbye = Limits { idle_timeout: GOODBYE, ..limits.clone() };
         tokio::select! {
             biased;
-            result = connection => ended(result),
-            expired = expired.as_mut() => {
-                self.ran_out(expired);
-                Drove::ToItsEnd
-            }
-            () = sleep(left) => {
+            result = connection => return ended(result),
+            expired = clocks.expired(&goodbye) => self.ran_out(expired),
+            () = wait(left) => {
                 tracing::warn!("a connection was cut at the drain's deadline");
                 self.counts().cut(Cut::Drain);
-                Drove::ToItsEnd
+                self.tasks.cut();
             }
         }
+        Drove::ToItsEnd
     }
 
     fn ran_out(&self, expired: Expired) {
@@ -354,6 +357,14 @@ impl<H: Handler> Server<H> {
         let client = client.map(|client| tracing::field::display(client.ip()));
         tracing::info!(target: ACCESS, client, reason = ?cut, "refused");
         Drove::ToItsEnd
+    }
+}
+
+/// For so long, or for ever.
+async fn wait(long: Option<Duration>) {
+    match long {
+        Some(long) => sleep(long).await,
+        None => pending().await,
     }
 }
 

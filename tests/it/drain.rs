@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::support::frames::{ACK, END_STREAM, Frames, GOAWAY, PING};
+use crate::support::frames::{ACK, END_STREAM, Ended, Frames, GOAWAY, PING};
 use crate::support::raw::{read_all, read_until};
 use crate::support::{Browser, Cloakroom, PATIENCE, Script, Upstream, until};
 
@@ -47,6 +47,9 @@ async fn a_request_in_flight_still_reaches_the_api_while_the_proxy_drains() {
     };
     tokio::join!(page, drain);
 }
+
+const GET: [(&str, &str); 4] =
+    [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/")];
 
 async fn begun(address: SocketAddr) {
     until("nobody listens any more", || std::net::TcpStream::connect(address).is_err()).await;
@@ -87,9 +90,8 @@ async fn a_connection_of_http2_goes_away_and_its_streams_come_to_their_end() {
     let cloakroom = Cloakroom::with(&upstream, h2c).await;
     let public = cloakroom.public();
     let script = serde_json::to_string(&Script::new().wait("stream")).unwrap();
-    let get = [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/")];
     let mut client = Frames::connect(public).await;
-    client.open(1, &[&get[..], &[("x-script", &script)]].concat(), END_STREAM).await;
+    client.open(1, &[&GET[..], &[("x-script", &script)]].concat(), END_STREAM).await;
     upstream.arrived("stream", 1).await;
     let rest = async {
         begun(public).await;
@@ -115,6 +117,20 @@ async fn a_connection_of_http2_goes_away_and_its_streams_come_to_their_end() {
     };
     let (drained, ()) = tokio::join!(cloakroom.stop(), rest);
     assert!(drained);
+}
+
+#[tokio::test]
+async fn a_client_of_http2_that_is_gone_holds_no_drain_up() {
+    let upstream = Upstream::start();
+    let h2c =
+        "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n[limits]\ndrain_timeout = \"1h\"\n";
+    let cloakroom = Cloakroom::with(&upstream, h2c).await;
+    let mut client = Frames::connect(cloakroom.public()).await;
+    client.open(1, &GET, END_STREAM).await;
+    assert_eq!(client.ended(1).await, Ended::Status(Some(200)));
+    // It answers no ping.
+    let stopped = tokio::time::timeout(PATIENCE, cloakroom.stop()).await;
+    assert_eq!(stopped, Ok(true), "and that is no cut");
 }
 
 #[tokio::test]
