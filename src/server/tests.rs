@@ -131,7 +131,7 @@ async fn beyond_the_bound_connections_wait() {
     read_until(&mut first, "hello").await;
     let mut second = served.connect().await;
     second.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    let waited = tokio::time::timeout(SHORT, second.read_u8()).await;
+    let waited = timeout(SHORT, second.read_u8()).await;
     assert!(waited.is_err(), "the second was served beside the first");
     drop(first);
     read_until(&mut second, "hello").await;
