@@ -5,13 +5,20 @@ use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// How many tasks of this process have ended with a panic.
+pub(crate) fn panics() -> u64 {
+    PANICS.load(Ordering::Relaxed)
+}
 
 /// The tasks of the process. A clone is the same tasks.
 #[derive(Clone, Debug, Default)]
@@ -138,6 +145,7 @@ pub(crate) async fn catch<F: Future>(future: F) -> Result<F::Output, Lost> {
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
         Ok(polled) => polled.map(Ok),
         Err(panic) => {
+            PANICS.fetch_add(1, Ordering::Relaxed);
             tracing::error!(panic = message(&*panic), "a task panicked");
             Poll::Ready(Err(Lost))
         }

@@ -17,7 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
-use crate::log;
+use crate::{log, tasks};
 use network::Network;
 pub use network::{Answer, Connections, Cut, Upstream};
 
@@ -157,7 +157,7 @@ impl Metrics {
     /// All counters at zero.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("cloakroom");
-        registry.register_collector(Box::new(DroppedLines));
+        registry.register_collector(Box::new(OfProcess));
         let mut all = Registered(&mut registry);
         let store_seconds = Family::new_with_constructor(store_histogram as fn() -> Histogram);
         Self {
@@ -270,17 +270,22 @@ impl Registered<'_> {
     }
 }
 
-/// The log counts by itself.
+/// What is counted where no metrics are at hand: by the whole process.
 #[derive(Debug)]
-struct DroppedLines;
+struct OfProcess;
 
-impl Collector for DroppedLines {
+impl Collector for OfProcess {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let dropped = ConstCounter::new(log::dropped_lines());
-        let help = "Lines of the log that were dropped because nobody took them";
-        let metric =
-            encoder.encode_descriptor("log_lines_dropped", help, None, MetricType::Counter)?;
-        dropped.encode(metric)
+        let lines = "Lines of the log that were dropped because nobody took them";
+        let panics = "Requests and other tasks that ended with a panic, each by itself";
+        for (name, help, count) in [
+            ("log_lines_dropped", lines, log::dropped_lines()),
+            ("panics", panics, tasks::panics()),
+        ] {
+            let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(count).encode(metric)?;
+        }
+        Ok(())
     }
 }
 

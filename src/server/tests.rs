@@ -16,6 +16,7 @@ use super::{
     Address, BoundListener, Handler, Limits, Peer, Protocol, Room, Settings, Tasks, bind, serve,
 };
 use crate::body::{Body, End, collect};
+use crate::metrics::Metrics;
 
 const OK: &str = "HTTP/1.1 200 OK\r\n";
 const SHORT: Duration = Duration::from_millis(100);
@@ -235,7 +236,8 @@ async fn a_client_still_sending_after_its_answer_is_not_reset() {
 }
 
 #[tokio::test]
-async fn a_panic_costs_one_request() {
+async fn a_panic_costs_one_request_and_is_counted() {
+    let before = crate::tasks::panics();
     let count = AtomicUsize::new(0);
     let served = Served::new(Settings::default(), move |_: Request<Incoming>, _: Peer| {
         let first = count.fetch_add(1, Ordering::Relaxed) == 0;
@@ -248,6 +250,8 @@ async fn a_panic_costs_one_request() {
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let answer = read_until(&mut stream, "Internal Server Error\n").await;
     assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+    assert!(crate::tasks::panics() > before);
+    assert!(Metrics::new().text().contains("cloakroom_panics_total "));
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     read_until(&mut stream, "hello").await;
 }
