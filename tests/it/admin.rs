@@ -1,13 +1,15 @@
 //! What operators reach, and what the program says when it is run.
 
-use std::fs;
-use std::io::Read;
-use std::process::{Child, Command, Stdio};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use cloakroom::server::Tasks;
 
 use crate::support::raw::exchange;
-use crate::support::{Browser, Cloakroom, KEY, PATIENCE, RedisServer, Script, Upstream, until};
+use crate::support::{
+    Browser, Cloakroom, KEY, PATIENCE, Program, RedisServer, Script, Upstream, until,
+};
 
 #[tokio::test]
 async fn it_says_whether_it_lives_is_ready_and_what_happened() {
@@ -72,115 +74,57 @@ async fn where_the_route_says_so_pages_go_out_without_a_session() {
     assert_eq!(page.set_cookies(), [""; 0]);
 }
 
-/// The program, with its standard error.
-struct Program {
-    process: Child,
-    log: std::path::PathBuf,
-    directory: tempfile::TempDir,
+/// Ports that are free now.
+fn free() -> [SocketAddr; 2] {
+    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap())
 }
 
-impl Program {
-    fn run(public: std::net::SocketAddr, upstream: &Upstream, toml: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let (file, log) = (directory.path().join("c.toml"), directory.path().join("log"));
-        let text = format!(
-            "{toml}\n[[listen]]\naddress = \"{public}\"\n[api]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"unix:{}/admin\"\n\
-             [session]\nkeys = [\"{KEY}\"]\n[[route]]\nupstream = \"{}\"\n",
-            directory.path().display(),
-            upstream.url()
-        );
-        fs::write(&file, text).unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_cloakroom"))
-            .args(["run", "--config", file.to_str().unwrap()])
-            .env("STATE_DIRECTORY", directory.path())
-            .stderr(fs::File::create(&log).unwrap())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { process, log, directory }
-    }
-
-    fn health(&self) -> i32 {
-        let file = self.directory.path().join("c.toml");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
-        let health = command
-            .args(["health", "--config", file.to_str().unwrap()])
-            .env("STATE_DIRECTORY", self.directory.path());
-        health.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().code().unwrap()
-    }
-
-    async fn is_ready(&self) {
-        until("the program is ready", || self.health() == 0).await;
-    }
-
-    fn terminate(&self) {
-        assert!(
-            Command::new("kill").arg(self.process.id().to_string()).status().unwrap().success()
-        );
-    }
-
-    async fn ended(&mut self) -> i32 {
-        let mut status = None;
-        until("the program ends", || {
-            status = self.process.try_wait().unwrap();
-            status.is_some()
-        })
-        .await;
-        status.unwrap().code().unwrap_or(-1)
-    }
-
-    fn log(&self) -> String {
-        let mut text = String::new();
-        fs::File::open(&self.log).unwrap().read_to_string(&mut text).unwrap();
-        if let Some(kept) = std::env::var_os("TEST_LOG_DIRECTORY") {
-            fs::write(
-                std::path::Path::new(&kept).join(format!("program-{}.log", self.process.id())),
-                &text,
-            )
-            .unwrap();
-        }
-        text
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+fn health(file: &Path) -> i32 {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
+    let health = command.args(["health", "--config", file.to_str().unwrap()]);
+    let health = health.env("STATE_DIRECTORY", file.parent().unwrap());
+    health.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().code().unwrap()
 }
 
 #[tokio::test]
 async fn the_program_logs_requests_and_drains_on_sigterm() {
     for (format, session) in [("text", "session="), ("json", "\"session\":")] {
         let upstream = Upstream::start();
-        let public = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("cloakroom.toml");
+        let [public, admin] = free();
         let toml = format!(
-            "[log]\nformat = \"{format}\"\nlevel = \"trace\"\n[store]\nurl = \"sqlite:s.db\"\n"
+            "[log]\nformat = \"{format}\"\nlevel = \"trace\"\n[[listen]]\naddress = \"{public}\"\n\
+             [api]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"{admin}\"\n[session]\nkeys = [\"{KEY}\"]\n\
+             [[route]]\nupstream = \"{}\"\n",
+            upstream.url()
         );
-        let mut program = Program::run(public, &upstream, &toml);
-        program.is_ready().await;
+        std::fs::write(&file, toml).unwrap();
+        assert_eq!(health(&file), 1, "nobody answers");
+        let mut program = Program::start(&file);
+        until("the program is ready", || health(&file) == 0).await;
         let browser = Browser::to(public);
         let page = browser
             .navigate("/page?secret=query", &Script::new().call("PUT", "/values/a", "1"))
             .await;
         let id = page.json()["id"].as_str().unwrap().to_owned();
         // A second one cannot listen where this one does, and says so.
-        let mut second = Program::run(public, &upstream, "[store]\nurl = \"memory:\"\n");
-        assert_eq!(second.ended().await, 1);
-        assert!(second.log().contains(&format!("cannot listen on {public}")), "{}", second.log());
+        let mut second = Program::start(&file);
+        assert_eq!(second.ended().await.code(), Some(1));
+        second.says(&format!("cannot listen on {public}")).await;
         // What is in flight ends; nobody is taken any more.
         let held = tokio::spawn({
             let browser = browser.clone();
             async move { browser.navigate("/held", &Script::new().wait("gate")).await }
         });
         upstream.arrived("gate", 1).await;
-        program.terminate();
-        until("it takes no more connections", || std::net::TcpStream::connect(public).is_err())
-            .await;
+        program.signal("-TERM");
+        until("it takes no more connections", || TcpStream::connect(public).is_err()).await;
         upstream.open("gate");
         assert_eq!(held.await.unwrap().status.as_u16(), 200);
-        assert_eq!(program.ended().await, 0);
+        assert_eq!(program.ended().await.code(), Some(0));
+        program.says("/held").await;
         let log = program.log();
         let line =
             log.lines().find(|line| line.contains("/page")).unwrap_or_else(|| panic!("{log}"));

@@ -4,8 +4,8 @@
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
+use crate::support::Cloakroom;
 use crate::support::raw::{RawUpstream, read_all};
-use crate::support::{Cloakroom, Upstream};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 const NEXT: &str = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nthe-next";
@@ -30,8 +30,7 @@ struct Stage {
 impl Stage {
     async fn set() -> Self {
         let upstream = RawUpstream::start().await;
-        let toml = format!("[[route]]\nupstream = \"http://{}\"\n", upstream.address);
-        let cloakroom = Cloakroom::with(&Upstream::start(), &toml).await;
+        let cloakroom = Cloakroom::before(upstream.address, "", "").await;
         Self { upstream, cloakroom }
     }
 
@@ -238,11 +237,8 @@ async fn what_is_cut_is_reset_for_clients_without_chunks() {
 #[tokio::test]
 async fn interim_responses_have_an_end() {
     let upstream = RawUpstream::start().await;
-    let toml = format!(
-        "[[route]]\nupstream = \"http://{}\"\nresponse_timeout = \"500ms\"\n",
-        upstream.address
-    );
-    let cloakroom = Cloakroom::with(&Upstream::start(), &toml).await;
+    let soon = "response_timeout = \"500ms\"\n";
+    let cloakroom = Cloakroom::before(upstream.address, soon, "").await;
     let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
     client.write_all(GET.as_bytes()).await.unwrap();
     let (mut connection, _) = upstream.head().await;

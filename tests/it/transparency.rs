@@ -4,9 +4,9 @@
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
+use crate::support::Cloakroom;
 use crate::support::frames::{END_STREAM, Ended, Frames, RST_STREAM};
 use crate::support::raw::{RawUpstream, exchange, read_all, read_until};
-use crate::support::{Cloakroom, Upstream};
 
 struct Stage {
     site: RawUpstream,
@@ -16,11 +16,8 @@ struct Stage {
 impl Stage {
     async fn set() -> Self {
         let site = RawUpstream::start().await;
-        let toml = format!(
-            "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n[[route]]\nupstream = \"http://{}\"\n",
-            site.address
-        );
-        let cloakroom = Cloakroom::with(&Upstream::start(), &toml).await;
+        let h2c = "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
+        let cloakroom = Cloakroom::before(site.address, "", h2c).await;
         Self { site, cloakroom }
     }
 

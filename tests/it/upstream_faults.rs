@@ -13,11 +13,6 @@ use crate::support::{Browser, Cloakroom, Script, Upstream};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 
-async fn before(address: SocketAddr, route: &str) -> Cloakroom {
-    let toml = format!("[[route]]\nupstream = \"http://{address}\"\n{route}");
-    Cloakroom::with(&Upstream::start(), &toml).await
-}
-
 #[tokio::test]
 async fn one_that_drops_our_packets_costs_the_connect_timeout() {
     // Beyond its backlog the kernel drops what would connect.
@@ -31,7 +26,7 @@ async fn one_that_drops_our_packets_costs_the_connect_timeout() {
     {
         held.push(connection);
     }
-    let proxy = before(address, "connect_timeout = \"300ms\"\n").await;
+    let proxy = Cloakroom::before(address, "connect_timeout = \"300ms\"\n", "").await;
     let began = Instant::now();
     let answer = exchange(proxy.public(), GET).await;
     assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
@@ -41,7 +36,7 @@ async fn one_that_drops_our_packets_costs_the_connect_timeout() {
 #[tokio::test]
 async fn a_head_that_drips_is_over_with_its_time() {
     let upstream = RawUpstream::start().await;
-    let proxy = before(upstream.address, "response_timeout = \"400ms\"\n").await;
+    let proxy = Cloakroom::before(upstream.address, "response_timeout = \"400ms\"\n", "").await;
     let mut client = TcpStream::connect(proxy.public()).await.unwrap();
     client.write_all(GET.as_bytes()).await.unwrap();
     let (mut connection, _) = upstream.head().await;
@@ -60,11 +55,8 @@ async fn a_head_that_drips_is_over_with_its_time() {
 #[tokio::test]
 async fn a_body_that_stands_still_is_cut_and_one_that_drips_is_not() {
     let upstream = RawUpstream::start().await;
-    let toml = format!(
-        "[limits]\nbody_idle_timeout = \"400ms\"\n[[route]]\nupstream = \"http://{}\"\n",
-        upstream.address
-    );
-    let proxy = Cloakroom::with(&Upstream::start(), &toml).await;
+    let limits = "[limits]\nbody_idle_timeout = \"400ms\"\n";
+    let proxy = Cloakroom::before(upstream.address, "", limits).await;
     let mut client = TcpStream::connect(proxy.public()).await.unwrap();
     client.write_all(GET.as_bytes()).await.unwrap();
     let (mut connection, _) = upstream.head().await;
@@ -82,7 +74,7 @@ async fn a_body_that_stands_still_is_cut_and_one_that_drips_is_not() {
 #[tokio::test]
 async fn one_that_answers_early_and_closes_its_side_is_heard() {
     let upstream = RawUpstream::start().await;
-    let proxy = before(upstream.address, "").await;
+    let proxy = Cloakroom::before(upstream.address, "", "").await;
     let mut client = TcpStream::connect(proxy.public()).await.unwrap();
     client
         .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nfirst")
@@ -107,7 +99,7 @@ async fn one_that_answers_early_and_closes_its_side_is_heard() {
 #[tokio::test]
 async fn heads_of_ten_thousand_cookies_are_a_bad_gateway() {
     let upstream = RawUpstream::start().await;
-    let proxy = before(upstream.address, "").await;
+    let proxy = Cloakroom::before(upstream.address, "", "").await;
     for (cookies, status) in [(50, "200"), (10_000, "502")] {
         let mut client = TcpStream::connect(proxy.public()).await.unwrap();
         client.write_all(GET.as_bytes()).await.unwrap();

@@ -1,10 +1,10 @@
--- Puts a session where nothing stands. ARGV[1] its end; then field and text, for each.
+-- Puts a session where nothing stands. ARGV[1] its end; then field and text, for each. Answers the key, and 1 or 0.
 
 if redis.call('EXISTS', KEYS[1]) == 1 then
-  return 0
+  return { KEYS[1], 0 }
 end
 for at = 2, #ARGV, 2 do
   redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 1])
 end
 redis.call('PEXPIREAT', KEYS[1], ARGV[1])
-return 1
+return { KEYS[1], 1 }

@@ -91,6 +91,19 @@ pub(super) fn is_about(answer: &Value, id: Id) -> bool {
     }
 }
 
+/// What a script says beside the key that it was about, which has to be this one.
+pub(super) fn count_of(answer: &Value, key: &str) -> Option<i64> {
+    match answer {
+        Value::Array(parts) => match parts.as_slice() {
+            [name, Value::Int(count)] if text(name).is_ok_and(|name| name == Some(key)) => {
+                Some(*count)
+            }
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 fn told_fields(part: &Value) -> Option<&Vec<Value>> {
     match part {
         Value::Array(fields) if fields.len() == FIELDS.len() => Some(fields),

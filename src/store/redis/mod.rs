@@ -84,6 +84,16 @@ struct Unsettled;
 #[error("Redis answered another question")]
 struct Crossed;
 
+impl Crossed {
+    fn of_read(self) -> Error {
+        Error::Unavailable(self.into())
+    }
+
+    fn of_write(self) -> Error {
+        Error::OutcomeUnknown(self.into())
+    }
+}
+
 impl Redis {
     /// A store on a deployment, which is not spoken to before the first call. Connections are made
     /// anew by `tasks`.
@@ -155,7 +165,7 @@ impl Redis {
             }
         };
         let answer = self.servers.ask(&key, &command, deadline).await?;
-        self.check(id, &answer).map_err(|crossed| Error::Unavailable(crossed.into()))?;
+        self.check(id, &answer).map_err(Crossed::of_read)?;
         Ok(match answer {
             Value::Map(_) => fields::entry_of_hgetall(answer)?,
             answer => fields::entry_of_hmget(answer, of)?,
@@ -164,12 +174,18 @@ impl Redis {
 
     /// Leaves the connection on which an answer has come that is about another session.
     fn check(&self, id: Id, answer: &Value) -> Result<(), Crossed> {
-        if fields::is_about(answer, id) {
-            return Ok(());
-        }
+        if fields::is_about(answer, id) { Ok(()) } else { Err(self.crossed(id)) }
+    }
+
+    /// How many sessions a script has changed, of which the answer says whose it is.
+    fn count(&self, id: Id, answer: &Value) -> Result<i64, Crossed> {
+        fields::count_of(answer, &self.key(id)).ok_or_else(|| self.crossed(id))
+    }
+
+    fn crossed(&self, id: Id) -> Crossed {
         error!(session = %id, "Redis answered another question; the connection is left");
         self.servers.distrust(&self.key(id));
-        Err(Crossed)
+        Crossed
     }
 
     async fn create_record(
@@ -196,10 +212,10 @@ impl Redis {
             command.arg(name).arg(text);
         }
         let told = self.servers.run(script, &key, &command, Manner::Shared, deadline).await;
-        match told.map_err(Trouble::of_write)?.value {
-            Value::Int(1) => Ok(Created::Done),
-            Value::Int(0) => Ok(Created::Exists),
-            _ => Err(Unreadable.into()),
+        let answer = told.map_err(Trouble::of_write)?.value;
+        match self.count(id, &answer).map_err(Crossed::of_write)? {
+            0 => Ok(Created::Exists),
+            _ => Ok(Created::Done),
         }
     }
 
@@ -224,7 +240,7 @@ impl Redis {
             calls::patch_arguments(&mut command, change, want, indexed.as_ref());
             let told = self.servers.run(script, &key, &command, manner, deadline).await;
             let told = told.map_err(Trouble::of_write)?;
-            self.check(id, &told.value).map_err(|crossed| Error::OutcomeUnknown(crossed.into()))?;
+            self.check(id, &told.value).map_err(Crossed::of_write)?;
             match calls::patched(told.value, change)? {
                 Answered::Done(answer) => {
                     let replicated = told.replicated;
@@ -248,7 +264,7 @@ impl Redis {
             calls::use_arguments(&mut command, used, policy, indexed.as_ref());
             let told = self.servers.run(script, &key, &command, Manner::Shared, deadline).await;
             let answer = told.map_err(Trouble::of_write)?.value;
-            self.check(id, &answer).map_err(|crossed| Error::OutcomeUnknown(crossed.into()))?;
+            self.check(id, &answer).map_err(Crossed::of_write)?;
             match calls::used(answer)? {
                 Answered::Done(entry) => return Ok(entry),
                 Answered::Index(needed) => {
@@ -266,10 +282,8 @@ impl Redis {
         let (manner, deadline) = (self.manner_of_destroy(), self.deadline());
         let told = self.servers.run(script, &key, &command, manner, deadline).await;
         let told = told.map_err(Trouble::of_write)?;
-        match told.value {
-            Value::Int(removed) => Ok((removed == 1).then_some(told.replicated)),
-            _ => Err(Unreadable.into()),
-        }
+        let removed = self.count(id, &told.value).map_err(Crossed::of_write)?;
+        Ok((removed == 1).then_some(told.replicated))
     }
 
     fn manner_of_destroy(&self) -> Manner {

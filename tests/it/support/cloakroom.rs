@@ -40,6 +40,12 @@ impl Cloakroom {
             .await
     }
 
+    /// Before a site that is not the kit's, with these lines in its one route, and these tables before that.
+    pub async fn before(site: SocketAddr, route: &str, tables: &str) -> Self {
+        let toml = format!("{tables}[[route]]\nupstream = \"http://{site}\"\n{route}");
+        Self::with(&Upstream::start(), &toml).await
+    }
+
     /// The same with this clock, and this directory for its state.
     pub async fn at(upstream: &Upstream, toml: &str, clock: Clock, directory: TempDir) -> Self {
         super::log();

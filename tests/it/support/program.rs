@@ -62,6 +62,11 @@ impl Program {
         until(text, || self.log.lock().unwrap().iter().any(|line| line.contains(text))).await;
     }
 
+    /// Its log so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
     /// Where clients and operators reach it, as its log says.
     pub async fn serving(&self) -> Serving {
         self.says("serving public=").await;
@@ -98,8 +103,7 @@ impl Drop for Program {
         let _ = self.child.wait();
         if let Some(kept) = std::env::var_os("TEST_LOG_DIRECTORY") {
             let name = format!("program-{}.log", self.child.id());
-            let _ =
-                std::fs::write(Path::new(&kept).join(name), self.log.lock().unwrap().join("\n"));
+            let _ = std::fs::write(Path::new(&kept).join(name), self.log());
         }
     }
 }
