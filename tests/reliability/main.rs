@@ -14,6 +14,7 @@
 )]
 
 mod cache;
+mod cage;
 mod commands;
 mod crowd;
 mod drain;
