@@ -138,8 +138,10 @@ impl<'a> Courier<'a> {
                 self.is_away = true;
                 warn!(collector = %self.pool.target(), error = &*cause as &dyn std::error::Error, "spans are not taken");
             }
+            let left = end.saturating_duration_since(Instant::now());
+            // A collector may ask for any time, also for one that no clock can add.
             let next = again.map(|asked| asked.max(pause));
-            match next.filter(|next| Instant::now() + *next < end) {
+            match next.filter(|next| *next < left) {
                 Some(next) => sleep(next).await,
                 None => return self.lose(),
             }

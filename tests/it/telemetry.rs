@@ -160,11 +160,21 @@ async fn a_collector_that_is_away_holds_nobody_up_and_gets_what_it_missed() {
 
 #[tokio::test]
 async fn what_a_collector_refuses_is_lost_and_counted() {
-    let (upstream, collector) = (Upstream::start(), Upstream::start());
-    let refusing = "otlp_headers = { X-Script = '{\"calls\":[],\"headers\":[],\"status\":400}' }\n";
-    let proxy = proxy_with(&upstream, &collector.url(), refusing).await;
-    let metrics = proxy.metrics().clone();
-    assert_eq!(Browser::new(&proxy).navigate("/", &Script::new()).await.status, 200);
-    until("it is counted", || metrics.text().contains("spans_total{outcome=\"Lost\"} 1")).await;
-    assert_eq!(collector.seen().len(), 1, "it is not sent again");
+    // For good, or until after all that a clock can tell.
+    let later = vec![("retry-after".to_owned(), u64::MAX.to_string())];
+    for (status, headers) in [(400, Vec::new()), (503, later)] {
+        let (upstream, collector) = (Upstream::start(), Upstream::start());
+        let refusal = Script { status: Some(status), headers, ..Script::new() };
+        let script = serde_json::to_string(&refusal).unwrap();
+        let refusing = format!("otlp_headers = {{ X-Script = '{script}' }}\n");
+        let proxy = proxy_with(&upstream, &collector.url(), &refusing).await;
+        let metrics = proxy.metrics().clone();
+        let browser = Browser::new(&proxy);
+        for lost in 1..=2 {
+            assert_eq!(browser.navigate("/", &Script::new()).await.status, 200);
+            let counted = format!("spans_total{{outcome=\"Lost\"}} {lost}");
+            until("it is counted", || metrics.text().contains(&counted)).await;
+            assert_eq!(collector.seen().len(), lost, "it is not sent again, and the next is");
+        }
+    }
 }
