@@ -61,7 +61,9 @@
 //!    response headers, never pass.
 //! 9. Only [`config`] knows TOML and the environment; only [`wire`] knows the JSON of patches,
 //!    sessions and problems; only [`time`] reads the clock.
-//! 10. Every spawned task has an owner and ends at the drain; every wait has a deadline; every queue
+//! 10. A cached record may only show that a token opens its session. Every other answer comes from the
+//!     store: that a token is not valid, that a session has ended, which cookie is set.
+//! 11. Every spawned task has an owner and ends at the drain; every wait has a deadline; every queue
 //!     and buffer has a bound.
 
 pub mod admin;

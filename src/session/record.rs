@@ -22,6 +22,16 @@ pub enum Entry {
     },
 }
 
+impl Entry {
+    /// Returns the session, if it is one.
+    pub fn into_live(self) -> Option<Record> {
+        match self {
+            Self::Live(record) => Some(record),
+            Self::Ended { .. } => None,
+        }
+    }
+}
+
 /// A session, or as much of it as was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {

@@ -45,6 +45,10 @@ impl Verdict {
     }
 
     /// Whether the token opens the session.
+    ///
+    /// No other verdict may be given by a record that may be older than the store's: only the
+    /// proxy signs, so a generation above the pending successor's proves that the record is old,
+    /// and time may have moved on for one below.
     pub fn is_valid(self) -> bool {
         matches!(self, Self::Current | Self::Next | Self::Previous)
     }
@@ -75,6 +79,12 @@ impl Meta {
     /// Whether a request that was opened at `generation` has been rotated away since.
     pub fn rotated_away(&self, generation: u32) -> bool {
         self.floor > generation
+    }
+
+    /// Whether the record may be as new as a request that was opened at `generation`, and does not
+    /// contradict it: if it comes from a cache, nobody needs to ask the store.
+    pub fn serves(&self, generation: u32) -> bool {
+        !self.rotated_away(generation) && generation <= self.generation.saturating_add(1)
     }
 }
 

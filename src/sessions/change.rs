@@ -44,15 +44,17 @@ impl Sessions {
         let state = exchange.state.read().await;
         let (store, made) = (self.store_of(exchange)?, state.made);
         match state.binding {
-            Binding::Session { id, generation, .. } => match self.load(store, id, want).await? {
-                Some(Entry::Live(record)) if record.meta.rotated_away(generation) => {
-                    Err(Refusal::Rotated.into())
+            Binding::Session { id, generation, .. } => {
+                match self.load_cached(store, id, want, |meta| meta.serves(generation)).await? {
+                    Some(Entry::Live(record)) if record.meta.rotated_away(generation) => {
+                        Err(Refusal::Rotated.into())
+                    }
+                    Some(Entry::Live(record)) => {
+                        Ok(Changed { session: Some((id, record)), made, ..Changed::default() })
+                    }
+                    Some(Entry::Ended { .. }) | None => Err(Refusal::Gone.into()),
                 }
-                Some(Entry::Live(record)) => {
-                    Ok(Changed { session: Some((id, record)), made, ..Changed::default() })
-                }
-                Some(Entry::Ended { .. }) | None => Err(Refusal::Gone.into()),
-            },
+            }
             Binding::Unavailable => Err(Failure::StoreWasAway),
             Binding::None(_) | Binding::Stale(_) | Binding::Ended | Binding::Ambiguous => {
                 Ok(Changed::default())

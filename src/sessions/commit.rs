@@ -5,7 +5,7 @@ use tracing::debug;
 
 use super::change::Requested;
 use super::exchange::{Binding, Exchange, Phase, Presented, Prolongs, State};
-use super::{Failure, Sessions};
+use super::{Failure, Sessions, Shared};
 use crate::metrics::Event;
 use crate::session::id::Id;
 use crate::session::key_ring::SignedBy;
@@ -189,7 +189,7 @@ impl Sessions {
             return Owed::Nothing;
         };
         let meta = match entry {
-            Ok(Some(Entry::Live(record))) if record.meta.generation == generation => record.meta,
+            Ok(Some(Entry::Live(record))) if self.stands(&record.meta, generation) => record.meta,
             Ok(_) => return Owed::Nothing,
             Err(error) => {
                 debug!(session = %id, %error, "a use was not written down");
@@ -206,6 +206,12 @@ impl Sessions {
             (false, true) => Owed::Set(id, generation, Box::new(meta)),
             (false, false) => Owed::Nothing,
         }
+    }
+
+    /// Whether a session is alive at this generation.
+    fn stands(&self, meta: &Meta, generation: u32) -> bool {
+        let Shared { policy, clock, .. } = &*self.shared;
+        meta.generation == generation && policy.is_alive(meta, clock.now())
     }
 
     fn line(&self, exchange: &Exchange, owed: Owed) -> CookieLine {

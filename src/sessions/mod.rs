@@ -5,6 +5,8 @@
 //! response's head leaves, [`Sessions::commit`] writes the use down and decides the one Set-Cookie.
 //! It knows neither routes nor HTTP bodies.
 
+#[cfg(test)]
+mod cached_tests;
 mod cap;
 mod carried;
 mod change;
@@ -33,7 +35,7 @@ use crate::session::key_ring::KeyRing;
 use crate::session::patch::{Change, Condition, Patch, Refusal, Remains, Through};
 use crate::session::peer::Instance;
 use crate::session::policy::Policy;
-use crate::session::record::{Entry, Record};
+use crate::session::record::{Entry, Meta, Record};
 use crate::store::{Answer, Error as StoreError, Store, Want};
 use crate::time::Clock;
 
@@ -155,7 +157,29 @@ impl Sessions {
         }
     }
 
-    /// What stands under `id`, if it is alive.
+    /// Returns the live entry under `id`: from a cache if `suffices` accepts what that holds, else
+    /// from the store.
+    ///
+    /// A cached record may be a moment old. It can show that a token is valid, for as long as it
+    /// takes to be invalidated; nothing else may rest on it, neither that a token is not valid nor
+    /// that the session has ended.
+    async fn load_cached(
+        &self,
+        store: &dyn Store,
+        id: Id,
+        want: Want<'_>,
+        suffices: impl Fn(&Meta) -> bool,
+    ) -> Result<Option<Entry>, StoreError> {
+        if let Some(Entry::Live(record)) = store.cached(id, want)
+            && self.shared.policy.is_alive(&record.meta, self.shared.clock.now())
+            && suffices(&record.meta)
+        {
+            return Ok(Some(Entry::Live(record)));
+        }
+        self.load(store, id, want).await
+    }
+
+    /// Returns the live entry under `id` as the store has it.
     async fn load(
         &self,
         store: &dyn Store,
@@ -171,17 +195,14 @@ impl Sessions {
         }))
     }
 
-    /// The live session under `id`.
+    /// Returns the live session under `id` as the store has it.
     async fn load_live(
         &self,
         store: &dyn Store,
         id: Id,
         want: Want<'_>,
     ) -> Result<Option<Record>, StoreError> {
-        Ok(match self.load(store, id, want).await? {
-            Some(Entry::Live(record)) => Some(record),
-            Some(Entry::Ended { .. }) | None => None,
-        })
+        Ok(self.load(store, id, want).await?.and_then(Entry::into_live))
     }
 
     /// The answer, or `None` where what stands under `id` is nothing that can be read: nobody will

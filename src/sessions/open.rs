@@ -16,7 +16,7 @@ use crate::session::id::Id;
 use crate::session::key_ring::SignedBy;
 use crate::session::navigation::Origin;
 use crate::session::policy::OnReplay;
-use crate::session::record::{Client, Entry, Principal, Record, Values};
+use crate::session::record::{Client, Entry, Meta, Principal, Record, Values};
 use crate::session::rotation::Verdict;
 use crate::session::token::CookieToken;
 use crate::store::config::OnError;
@@ -129,7 +129,10 @@ impl Sessions {
         let mut named = Vec::new();
         let mut ended = false;
         for (id, tokens) in tokens {
-            match self.load(store, id, want).await? {
+            let (policy, now) = (&self.shared.policy, self.shared.clock.now());
+            let newest = tokens.iter().map(|(generation, _)| *generation).max().unwrap_or_default();
+            let is_valid = |meta: &Meta| Verdict::of(newest, meta, policy, now).is_valid();
+            match self.load_cached(store, id, want, is_valid).await? {
                 Some(Entry::Live(record)) => {
                     let best = self.best(store, id, &tokens, record).await;
                     named.extend(best.map(|candidate| (id, candidate)));

@@ -9,7 +9,7 @@ use super::change::{Changed, Requested, changed};
 use super::{Failure, Sessions};
 use crate::session::id::Id;
 use crate::session::patch::{Refusal, Remains, Through};
-use crate::session::record::Entry;
+use crate::session::record::{Entry, Meta};
 use crate::store::Want;
 
 /// A request that another instance forwarded, or this one's process before it was started anew.
@@ -26,7 +26,8 @@ impl Sessions {
     /// The session of a request of another instance, as it is now.
     pub async fn read_remote(&self, remote: Remote, want: Want<'_>) -> Result<Changed, Failure> {
         let (id, generation) = remote.session.ok_or(Failure::Elsewhere)?;
-        match self.load(self.store()?, id, want).await? {
+        let serves = |meta: &Meta| meta.serves(generation);
+        match self.load_cached(self.store()?, id, want, serves).await? {
             Some(Entry::Live(record)) if !record.meta.rotated_away(generation) => {
                 Ok(Changed { session: Some((id, record)), ..Changed::default() })
             }

@@ -36,8 +36,8 @@ const PAGE: usize = 500;
 impl Sessions {
     /// A session by its id.
     pub async fn find(&self, id: Id, want: Want<'_>) -> Result<Changed, Failure> {
-        let record =
-            self.load_live(self.store()?, id, want).await?.ok_or(Failure::NoSuchSession)?;
+        let entry = self.load_cached(self.store()?, id, want, |_| true).await?;
+        let record = entry.and_then(Entry::into_live).ok_or(Failure::NoSuchSession)?;
         Ok(Changed { session: Some((id, record)), ..Changed::default() })
     }
 

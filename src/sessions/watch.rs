@@ -8,6 +8,7 @@ use super::{Home, Sessions};
 use crate::session::id::Id;
 use crate::session::patch::Use;
 use crate::session::policy::Touch;
+use crate::session::record::Entry;
 use crate::store::Want;
 
 /// The session of a tunnel.
@@ -48,7 +49,8 @@ impl Sessions {
     async fn standing(&self, watched: Watched, used: bool) -> Result<Standing, super::Failure> {
         let Watched { id, prolongs } = watched;
         let store = self.store()?;
-        let Some(record) = self.load_live(store, id, Want::Meta).await? else {
+        let entry = self.load_cached(store, id, Want::Meta, |_| true).await?;
+        let Some(record) = entry.and_then(Entry::into_live) else {
             return Ok(Standing::Over);
         };
         let (policy, now) = (&self.shared.policy, self.shared.clock.now());

@@ -39,8 +39,18 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 
 ///   excepted, which ends with it).
 /// * A dropped future leaves the store consistent; the change it carried may or may not be made.
 pub trait Store: fmt::Debug + Send + Sync {
-    /// What stands under `id`, with those values that are wanted.
+    /// Returns the entry under `id` as the store has it now, with those values that are wanted.
+    /// Never from a cache.
     fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>>;
+
+    /// Returns the entry under `id` if a cache holds it; the store is not asked.
+    ///
+    /// It may be older than the store's by as long as a change takes to invalidate it. So it can
+    /// say that a token opens the session, and never that one does not, or that the session has
+    /// ended: for that, [`load`](Self::load) it.
+    fn cached(&self, _id: Id, _want: Want<'_>) -> Option<Entry> {
+        None
+    }
 
     /// Puts a new record under `id`, unless anything stands there already.
     fn create<'a>(&'a self, id: Id, record: &'a Record, policy: &'a Policy) -> Answer<'a, Created>;

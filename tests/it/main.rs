@@ -36,6 +36,7 @@ mod framing;
 mod framing_h2;
 mod framing_responses;
 mod header_exchange;
+mod instances;
 mod limits;
 mod login;
 mod narrow_way;

@@ -186,7 +186,7 @@ async fn read(world: &World, store: &Cached, at: usize, own: &[Mutex<(Id, i64)>]
     };
     let mine = Some(*own[at].lock().unwrap()).filter(|(of, _)| *of == id).map_or(0, |(_, n)| n);
     tally.reads.fetch_add(1, Ordering::Relaxed);
-    match store.load(id, Want::Value(&name)).await {
+    match through_cache(store, id, Want::Value(&name)).await {
         Ok(Some(Entry::Live(record))) => {
             let number = record.values.get(&name).map_or(0, |json| json.as_str().parse().unwrap());
             if number < known {
@@ -210,6 +210,18 @@ async fn read(world: &World, store: &Cached, at: usize, own: &[Mutex<(Id, i64)>]
     }
 }
 
+/// Loads an entry as a caller does that can do with a cached one.
+async fn through_cache(
+    store: &Cached,
+    id: Id,
+    want: Want<'_>,
+) -> Result<Option<Entry>, cloakroom::store::Error> {
+    match store.cached(id, want) {
+        Some(entry) => Ok(Some(entry)),
+        None => store.load(id, want).await,
+    }
+}
+
 async fn read_dead(world: &World, store: &Cached) {
     let began = Instant::now();
     let dead = {
@@ -219,7 +231,7 @@ async fn read_dead(world: &World, store: &Cached) {
     };
     let Some((id, acknowledged)) = dead else { return };
     world.tally.reads.fetch_add(1, Ordering::Relaxed);
-    match store.load(id, Want::Meta).await {
+    match through_cache(store, id, Want::Meta).await {
         Ok(Some(Entry::Live(_))) if acknowledged + LEASE <= began => {
             world.tally.risen.fetch_add(1, Ordering::Relaxed);
         }

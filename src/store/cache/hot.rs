@@ -46,17 +46,6 @@ enum Held {
 #[derive(Clone, Debug)]
 struct Bytes;
 
-/// What was found.
-#[derive(Debug)]
-pub(super) enum Found {
-    /// The entry, with what was wanted.
-    Entry(Entry),
-    /// Nothing; what is read now may be put here.
-    Nothing(Ticket),
-    /// Ask the store, and put nothing here.
-    Bypass,
-}
-
 /// The right to put what is read from now on into the cache.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ticket(u64);
@@ -90,19 +79,36 @@ impl Hot {
         Self { shards: (0..SHARDS).map(shard).collect(), coherence, lease: Lease::default() }
     }
 
-    pub(super) fn get(&self, id: Id, want: Want<'_>) -> Found {
+    pub(super) fn get(&self, id: Id, want: Want<'_>) -> Option<Entry> {
         if !self.is_served() {
-            return Found::Bypass;
+            return None;
         }
-        let (held, stamp) = {
-            let shard = self.shard(id);
-            (shard.held.get(&id).cloned(), shard.stamp)
-        };
-        match held {
-            Some(Held::Record(entry)) => Found::Entry(want.of(&entry)),
-            Some(Held::TooLarge) => Found::Bypass,
-            None => Found::Nothing(Ticket(stamp)),
+        let held = self.shard(id).held.get(&id).cloned();
+        match held? {
+            Held::Record(entry) => Some(want.of(&entry)),
+            Held::TooLarge => None,
         }
+    }
+
+    /// Returns the right to put the record of `id` here that is read from the store now; `None` if
+    /// it is not to be kept.
+    ///
+    /// A record that is held is dropped: the store is asked because it may be too old. Tickets of
+    /// readers that may have read the same old record become worthless with it.
+    pub(super) fn ticket(&self, id: Id) -> Option<Ticket> {
+        if !self.is_served() {
+            return None;
+        }
+        let mut shard = self.shard(id);
+        match shard.held.get(&id) {
+            Some(Held::TooLarge) => return None,
+            Some(Held::Record(_)) => {
+                shard.stamp += 1;
+                shard.held.remove(&id);
+            }
+            None => {}
+        }
+        Some(Ticket(shard.stamp))
     }
 
     /// Puts what was read with a ticket here, unless something has changed since.

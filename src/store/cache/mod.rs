@@ -1,4 +1,5 @@
-//! A store with a cache before it: hot sessions are read without asking the store.
+//! A store with a cache before it: hot sessions are read without asking the store, by callers that
+//! can do with a record that may be a moment old ([`Store::cached`]).
 //!
 //! Every change goes to the store, and what the cache holds of the session goes with it, before and
 //! after. What others change is told from elsewhere: for Redis by its invalidation connection
@@ -10,7 +11,6 @@ mod lease;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use self::hot::Found;
 pub use self::hot::Hot;
 pub use self::lease::{Coherence, Lease};
 use super::{Answer, Created, Error, Page, Store, Want};
@@ -48,10 +48,8 @@ impl Cached {
     }
 
     async fn load_entry(&self, id: Id, want: Want<'_>) -> Result<Option<Entry>, Error> {
-        let ticket = match self.hot.get(id, want) {
-            Found::Entry(entry) => return Ok(Some(entry)),
-            Found::Bypass => return self.store.load(id, want).await,
-            Found::Nothing(ticket) => ticket,
+        let Some(ticket) = self.hot.ticket(id) else {
+            return self.store.load(id, want).await;
         };
         let entry = self.store.load(id, Want::Values).await?;
         if let Some(entry) = &entry {
@@ -99,6 +97,10 @@ impl Drop for Changing<'_> {
 impl Store for Cached {
     fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>> {
         Box::pin(self.load_entry(id, want))
+    }
+
+    fn cached(&self, id: Id, want: Want<'_>) -> Option<Entry> {
+        self.hot.get(id, want)
     }
 
     fn create<'a>(&'a self, id: Id, record: &'a Record, policy: &'a Policy) -> Answer<'a, Created> {

@@ -1,0 +1,216 @@
+//! What may rest on a cached record that is older than the store's: for every pair of an older and
+//! a newer record of one session, and every token.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use zeroize::Zeroizing;
+
+use super::*;
+use crate::secret::Secret;
+use crate::session::navigation::{Navigation, Origin};
+use crate::session::patch::{ExpiryChange, Op, Use};
+use crate::session::record::{Expiry, Key, Principal, Values};
+use crate::session::rotation::Verdict;
+use crate::session::token::CookieToken;
+use crate::store::cache::{Cached, Coherence, Hot};
+use crate::store::config::OnError;
+use crate::store::memory::Memory;
+use crate::time::Timestamp;
+
+/// What moves a record on.
+#[derive(Clone, Copy, Debug)]
+enum Transition {
+    Promote,
+    Rotate,
+    LogIn,
+    Write,
+    Touch,
+    Expiry(u64),
+    /// With a marker in its place, or nothing.
+    Destroy(bool),
+    Pass(u64),
+}
+
+/// A store, and a cache that holds what the store held some transitions ago.
+struct World {
+    store: Arc<Memory>,
+    direct: Sessions,
+    cached: Sessions,
+    clock: Clock,
+    id: Id,
+    older: Option<Meta>,
+}
+
+const GRACE: Duration = Duration::from_mins(2);
+
+impl World {
+    async fn new(older: &[Transition], newer: &[Transition]) -> Self {
+        let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
+        let shared = Arc::new(Shared {
+            ring: Arc::new(KeyRing::new(&Zeroizing::new([7; 32]), &[])),
+            attributes: Attributes::default(),
+            policy: Policy {
+                rotate_every: Some(GRACE),
+                rotation_grace: GRACE,
+                idle_timeout: Duration::from_mins(10),
+                ..Policy::default()
+            },
+            clock: clock.clone(),
+            metrics: Metrics::new(),
+            in_flight: Arc::default(),
+            instance: Instance { number: 1, authority: String::new() },
+        });
+        let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES));
+        let hot = Arc::new(Hot::new(1 << 20, Coherence::Owned));
+        let cache = Arc::new(Cached::new(Arc::<Memory>::clone(&store), hot));
+        let id = Id::from_bytes([7; 16]);
+        let record = Record { meta: Meta::new(1, clock.now()), values: Values::new() };
+        store.create(id, &record, &shared.policy).await.expect("created");
+        let direct = Sessions::new(Home::Store(Arc::<Memory>::clone(&store)), Arc::clone(&shared));
+        let cached = Sessions::new(Home::Store(Arc::<Cached>::clone(&cache)), shared);
+        let mut world = Self { store, direct, cached, clock, id, older: None };
+        for transition in older {
+            world.make(*transition).await;
+        }
+        cache.load(id, Want::Values).await.expect("loaded");
+        let held = cache.cached(id, Want::Meta).and_then(Entry::into_live);
+        world.older = held.map(|record| record.meta);
+        for transition in newer {
+            world.make(*transition).await;
+        }
+        world
+    }
+
+    /// Makes a transition in the store, unseen by the cache.
+    async fn make(&self, transition: Transition) {
+        let destroyed = Patch { destroy: true, ..Patch::default() };
+        let (patch, remains) = match transition {
+            Transition::Pass(seconds) => {
+                self.clock.advance(Duration::from_secs(seconds));
+                return;
+            }
+            Transition::Promote | Transition::Touch => {
+                let is_promotion = matches!(transition, Transition::Promote);
+                let generation = self.generation().await + u32::from(is_promotion);
+                let now = self.clock.now();
+                let used = Use { generation, prolongs: !is_promotion, sets_cookie: false, now };
+                let policy = &self.direct.shared.policy;
+                self.store.record_use(self.id, used, policy).await.expect("written");
+                return;
+            }
+            Transition::Rotate => (Patch { rotate: true, ..Patch::default() }, Remains::Nothing),
+            Transition::LogIn => {
+                let principal = Principal::new("ada");
+                (Patch { principal, ..Patch::default() }, Remains::Nothing)
+            }
+            Transition::Write => {
+                let op = Op::Increment(Key::new("n").expect("a key"), 1);
+                (Patch::of(op), Remains::Nothing)
+            }
+            Transition::Expiry(seconds) => {
+                let own = Expiry::Idle(Duration::from_secs(seconds));
+                let expiry = Some(ExpiryChange::Own(own));
+                (Patch { expiry, ..Patch::default() }, Remains::Nothing)
+            }
+            Transition::Destroy(true) => (destroyed, Remains::Marker),
+            Transition::Destroy(false) => (destroyed, Remains::Nothing),
+        };
+        let change = self.direct.change(&patch, None, Through::Service, true, remains);
+        let _ = self.store.patch(self.id, change, Want::Meta).await.expect("answered");
+    }
+
+    async fn generation(&self) -> u32 {
+        let entry = self.store.load(self.id, Want::Meta).await.expect("loaded");
+        entry.and_then(Entry::into_live).map_or(1, |record| record.meta.generation)
+    }
+
+    async fn open(&self, sessions: &Sessions, token: &Secret) -> Opened {
+        let arrival = Arrival {
+            origin: Origin { navigation: Navigation::Safe, withholds_cookie: false },
+            cookies: vec![Secret::new(token.reveal().to_owned())],
+            wants_values: false,
+            prolongs: Prolongs::Use,
+            on_error: OnError::Fail,
+            client: None,
+        };
+        sessions.open(arrival).await.expect("the store is there")
+    }
+
+    /// What becomes of a token of `generation`, by the cache and by the store.
+    async fn check(&self, generation: u32) {
+        let shared = &self.direct.shared;
+        let (name, now) = (&shared.attributes.name, self.clock.now());
+        let token = CookieToken { id: self.id, generation }.sign(&shared.ring, name);
+        let truth = self.open(&self.direct, &token).await;
+        let truth = truth.tracked.exchange().presented.clone();
+        let opened = self.open(&self.cached, &token).await;
+        let exchange = opened.tracked.exchange();
+        if exchange.presented != truth {
+            let older = self.older.as_ref().expect("the cache holds a record");
+            let by_older = Verdict::of(generation, older, &shared.policy, now);
+            assert!(by_older.is_valid(), "{generation}: {:?}, not {truth:?}", exchange.presented);
+            let Presented::Session { verdict, meta, .. } = &exchange.presented else {
+                panic!("{generation}: {:?}, not {truth:?}", exchange.presented);
+            };
+            assert_eq!((*verdict, &**meta), (by_older, older));
+        }
+        let read = self.cached.read(exchange, Want::Meta).await.map_err(|error| error.to_string());
+        if let Err(error) = read {
+            let truth = self.direct.read(exchange, Want::Meta).await;
+            assert_eq!(truth.map(drop).map_err(|truth| truth.to_string()), Err(error));
+        }
+        if let Some(watched) = self.cached.watch(exchange).await
+            && self.cached.look_at(watched, false).await == Standing::Over
+        {
+            assert_eq!(self.direct.look_at(watched, false).await, Standing::Over);
+        }
+        let (cookie, _) = self.cached.commit(exchange, Head::Answer, None).await;
+        if let CookieLine::Line(line) = cookie {
+            let line = line.to_str().expect("text");
+            let value = line.split(['=', ';']).nth(1).expect("a value");
+            if value.is_empty() {
+                assert_eq!(truth, Presented::Unknown, "the cookie of {generation} was deleted");
+            } else {
+                let set = self.open(&self.direct, &Secret::new(value.to_owned())).await;
+                let set = &set.tracked.exchange().presented;
+                let opens = matches!(
+                    set,
+                    Presented::Session { verdict: Verdict::Current | Verdict::Next, .. }
+                );
+                assert!(opens, "the cookie that was set for {generation} is {set:?}");
+            }
+        }
+    }
+}
+
+fn transitions() -> impl Strategy<Value = Vec<Transition>> {
+    let one = prop_oneof![
+        3 => Just(Transition::Promote),
+        2 => Just(Transition::Rotate),
+        2 => Just(Transition::LogIn),
+        1 => Just(Transition::Write),
+        2 => Just(Transition::Touch),
+        1 => (10_u64..4000).prop_map(Transition::Expiry),
+        1 => any::<bool>().prop_map(Transition::Destroy),
+        4 => (1_u64..400).prop_map(Transition::Pass),
+    ];
+    prop::collection::vec(one, 0..6)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn cached_record_only_ever_opens(older in transitions(), newer in transitions()) {
+        crate::log::begin_for_tests();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let last = World::new(&older, &newer).await.generation().await;
+            for generation in 0..last + 4 {
+                World::new(&older, &newer).await.check(generation).await;
+            }
+        });
+    }
+}
