@@ -56,6 +56,7 @@ mod tls;
 mod transparency;
 mod tunnels;
 mod two_instances;
+mod upgrade;
 mod upstream_faults;
 mod upstream_h2;
 mod upstreams;

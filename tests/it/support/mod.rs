@@ -8,6 +8,7 @@ mod browser;
 mod cloakroom;
 mod curl;
 mod echo;
+mod fake_clock;
 mod fault_proxy;
 pub mod frames;
 mod program;
@@ -21,6 +22,7 @@ pub use self::browser::{Browser, COOKIE, Page};
 pub use self::cloakroom::{Cloakroom, KEY};
 pub use self::curl::{Curled, curl};
 pub use self::echo::{Echo, Message, Socket, socket};
+pub use self::fake_clock::FakeClock;
 pub(crate) use self::fault_proxy::{End, Fault, FaultProxy, Way};
 pub use self::program::{Program, Serving};
 pub(crate) use self::redis::{

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
-use super::until;
+use super::{FakeClock, until};
 
 /// A running program, and the lines of its log. Dropping it kills it.
 pub struct Program {
@@ -26,6 +26,13 @@ impl Program {
     /// With this configuration, whose directory is its state's too.
     pub fn start(file: &Path) -> Self {
         Self::run(Command::new(env!("CARGO_BIN_EXE_cloakroom")), file)
+    }
+
+    /// The same, by this clock.
+    pub fn start_by(clock: &FakeClock, file: &Path) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
+        command.envs(clock.environment());
+        Self::run(command, file)
     }
 
     /// The same on a socket that listens, as systemd hands it over; `notify` hears of its states.
