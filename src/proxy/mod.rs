@@ -17,6 +17,7 @@ mod list;
 pub mod login;
 pub mod names;
 pub mod path;
+mod readings;
 mod redirect;
 pub mod request;
 pub mod response;

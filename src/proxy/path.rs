@@ -19,7 +19,7 @@ pub fn names_api(path: &str, prefix: &str) -> bool {
 
 /// The path as RFC 3986 reads it: dot segments removed (5.2.4), also encoded ones (6.2.2.2), and
 /// otherwise as it came, its last slash excepted.
-pub(super) fn strict(path: &str) -> Cow<'_, [u8]> {
+fn strict(path: &str) -> Cow<'_, [u8]> {
     if is_plain(path) {
         return Cow::Borrowed(path.as_bytes());
     }
@@ -58,7 +58,7 @@ pub(super) fn strict(path: &str) -> Cow<'_, [u8]> {
 
 /// The path as the most generous server reads it: decoded until nothing is left to decode,
 /// backslashes as slashes, slashes merged, parameters dropped, dot segments removed.
-pub(super) fn loose(path: &str) -> Cow<'_, [u8]> {
+fn loose(path: &str) -> Cow<'_, [u8]> {
     if is_plain(path) {
         return Cow::Borrowed(path.as_bytes());
     }
@@ -76,18 +76,13 @@ pub(super) fn loose(path: &str) -> Cow<'_, [u8]> {
     Cow::Owned(rooted(&kept))
 }
 
-/// Whether a path begins with another's segments. Both without dot segments.
-pub(super) fn is_under(path: &[u8], prefix: &[u8]) -> bool {
-    let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);
-    path.strip_prefix(prefix).is_some_and(ends_segment)
-}
-
-fn ends_segment(rest: &[u8]) -> bool {
+/// Whether what follows a prefix begins no longer segment.
+pub(super) fn ends_segment(rest: &[u8]) -> bool {
     matches!(rest, [] | [b'/', ..])
 }
 
-/// Whether there is one reading only: most paths.
-fn is_plain(path: &str) -> bool {
+/// Whether there is one reading only, letter case apart: most paths.
+pub(super) fn is_plain(path: &str) -> bool {
     let mut after_slash = false;
     path.starts_with('/')
         && path.bytes().all(|byte| {
@@ -130,11 +125,11 @@ fn decode(path: &[u8]) -> Vec<u8> {
 }
 
 /// RFC 3986 2.3. Bytes beyond ASCII have no other meaning either; only configuration writes them bare.
-fn is_unreserved(byte: u8) -> bool {
+pub(super) fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || !byte.is_ascii()
 }
 
-fn escape(high: u8, low: u8) -> Option<u8> {
+pub(super) fn escape(high: u8, low: u8) -> Option<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     Some(digit(high)? << 4 | digit(low)?)
 }

@@ -1,8 +1,8 @@
 //! Which route a request takes: first by host, then by the longest path.
 
-use std::borrow::Cow;
 use std::cmp::Reverse;
 
+use super::readings::{self, Compared};
 use super::{host, path};
 
 /// The hosts of a route.
@@ -61,15 +61,15 @@ pub enum Found {
     Route(usize),
     /// To none: 404.
     None,
-    /// One server would read the path as one route's, another as another's: 400. Else a visitor could
-    /// pick a route by its weaker rules and still have the upstream serve the other's page.
+    /// Servers may read the path as one of different routes: 400. Otherwise a visitor could pick a
+    /// route by its weaker rules and still have the upstream serve another route's page.
     Ambiguous,
 }
 
 /// The routes, in the order in which they are tried.
 ///
-/// Where a host has routes of its own and none fits the path, those of a wildcard and then those
-/// without a host are tried.
+/// If a host has routes of its own and none fits the path, those of a wildcard and then those without
+/// a host are tried.
 #[derive(Clone, Debug, Default)]
 pub struct Matcher {
     entries: Vec<Entry>,
@@ -78,59 +78,106 @@ pub struct Matcher {
 #[derive(Clone, Debug)]
 struct Entry {
     host: Option<HostPattern>,
-    /// The path in both readings: like is compared with like.
-    strict: Vec<u8>,
-    loose: Vec<u8>,
+    /// Without a slash at its end; so that of the root is empty.
+    path: Vec<u8>,
     index: usize,
 }
 
+impl Entry {
+    fn is_root(&self) -> bool {
+        self.path.is_empty()
+    }
+
+    /// Whether a path begins with its segments, ignoring ASCII case.
+    fn covers(&self, path: &[u8]) -> bool {
+        self.is_root()
+            || path.split_at_checked(self.path.len()).is_some_and(|(start, rest)| {
+                start.eq_ignore_ascii_case(&self.path) && path::ends_segment(rest)
+            })
+    }
+}
+
+/// The letter case decides which route a path belongs to, and some servers ignore it.
+#[derive(Debug, PartialEq, Eq)]
+struct CaseDecides;
+
 impl Matcher {
-    /// From each route's host and path, in the order of their indices. Of two that are equal the
-    /// first is taken.
+    /// Creates a matcher from each route's host and path, in the order of their indices. A path is
+    /// plain, as `config` requires; of two routes that are equal the first is taken.
     pub fn new(routes: impl IntoIterator<Item = (Option<HostPattern>, String)>) -> Self {
         let mut entries: Vec<Entry> = routes
             .into_iter()
             .enumerate()
-            .map(|(index, (host, path))| Entry {
-                host,
-                strict: path::strict(&path).into_owned(),
-                loose: path::loose(&path).into_owned(),
-                index,
+            .map(|(index, (host, path))| {
+                let path = path.strip_suffix('/').unwrap_or(&path).as_bytes().to_owned();
+                Entry { host, path, index }
             })
             .collect();
         entries.sort_by_key(|entry| {
-            (HostPattern::rank(entry.host.as_ref()), Reverse(entry.loose.len()))
+            (HostPattern::rank(entry.host.as_ref()), Reverse(entry.path.len()))
         });
         Self { entries }
     }
 
-    /// The route for a Host, with or without a port, and a target's path. `*` is below `/` alone.
+    /// Finds the route for a Host, with or without a port, and a target's path. `*` is below `/` alone.
+    ///
+    /// Every reading of the path, with and without regard to ASCII case, must lead to the same route. If
+    /// only one route can take the host's requests, there is nothing that a reading could bypass.
     pub fn find(&self, host: &str, path: &str) -> Found {
         let host = host::name(host);
         if path == "*" {
-            let root = self.first(host, |entry| path::is_under(b"/", &entry.strict));
-            return root.map_or(Found::None, Found::Route);
+            let root = self.of_host(host).find(|entry| entry.is_root());
+            return root.map_or(Found::None, |root| Found::Route(root.index));
         }
-        let reading = path::strict(path);
-        let strict = self.first(host, |entry| path::is_under(&reading, &entry.strict));
-        let loose = match path::loose(path) {
-            Cow::Borrowed(_) => strict,
-            Cow::Owned(reading) => self.first(host, |entry| path::is_under(&reading, &entry.loose)),
-        };
-        match strict {
-            _ if strict != loose => Found::Ambiguous,
-            Some(index) => Found::Route(index),
-            None => Found::None,
+        if path::is_plain(path) {
+            return match first(self.of_host(host), path.as_bytes()) {
+                Ok(found) => found,
+                Err(CaseDecides) => self.undecided(host),
+            };
+        }
+        let entries: Vec<&Entry> = self.of_host(host).collect();
+        if let [only] = entries.as_slice()
+            && only.is_root()
+        {
+            return Found::Route(only.index);
+        }
+        let of = |reading: &[u8]| first(entries.iter().copied(), reading);
+        let Ok(found) = of(path.as_bytes()) else { return self.undecided(host) };
+        match readings::compare(path.as_bytes(), |reading| of(reading) == Ok(found)) {
+            Compared::All => found,
+            Compared::Unbounded if entries.len() < 2 => found,
+            Compared::Differs | Compared::Unbounded => self.undecided(host),
         }
     }
 
-    fn first(&self, host: &str, is_under: impl Fn(&Entry) -> bool) -> Option<usize> {
+    /// The entries that can take a request for a host, in their order: none comes after a root.
+    fn of_host<'a>(&'a self, host: &'a str) -> impl Iterator<Item = &'a Entry> {
+        let mut has_root = false;
         self.entries
             .iter()
-            .find(|entry| {
-                entry.host.as_ref().is_none_or(|pattern| pattern.matches(host)) && is_under(entry)
+            .filter(move |entry| entry.host.as_ref().is_none_or(|pattern| pattern.matches(host)))
+            .take_while(move |entry| {
+                let is_reached = !has_root;
+                has_root |= entry.is_root();
+                is_reached
             })
-            .map(|entry| entry.index)
+    }
+
+    /// Between a route and none at all there is no other whose rules could be bypassed.
+    fn undecided(&self, host: &str) -> Found {
+        if self.of_host(host).nth(1).is_some() { Found::Ambiguous } else { Found::None }
+    }
+}
+
+/// The first entry that covers a reading, which it also does with regard to case.
+fn first<'a>(
+    mut entries: impl Iterator<Item = &'a Entry>,
+    reading: &[u8],
+) -> Result<Found, CaseDecides> {
+    match entries.find(|entry| entry.covers(reading)) {
+        None => Ok(Found::None),
+        Some(entry) if reading.starts_with(&entry.path) => Ok(Found::Route(entry.index)),
+        Some(_) => Err(CaseDecides),
     }
 }
 
@@ -188,7 +235,6 @@ mod tests {
             ("x", "/foo/", 1),
             ("x", "/foo/x", 1),
             ("x", "/foobar", 0),
-            ("x", "/Foo", 0),
             ("x", "*", 0),
             ("a.shop.example.org", "/foo", 4),
             ("a.shop.example.org", "/foo/bar", 5),
@@ -199,24 +245,24 @@ mod tests {
         ] {
             check(host, path, Found::Route(route));
         }
-        let cafe = Matcher::new([(None, "/café".to_owned()), (None, "/a%2Fb".to_owned())]);
-        assert_eq!(cafe.find("x", "/caf%C3%A9/x"), Found::Route(0));
-        assert_eq!(cafe.find("x", "/a%2fb"), Found::Route(1));
-        assert_eq!(cafe.find("x", "/a/b"), Found::None);
         let one = Matcher::new([(None, "/a".to_owned())]);
         assert_eq!(one.find("x", "/b"), Found::None);
         assert_eq!(one.find("x", "*"), Found::None);
     }
 
     #[test]
-    fn a_path_that_every_server_reads_alike_goes_by_that_reading() {
+    fn a_path_that_every_server_reads_alike_has_a_route() {
         for (path, route) in [
-            ("/x/../foo/y", 1),
-            ("/%66oo/y", 1),
-            ("/foo/%2e%2e/y", 0),
+            ("/x/%66oo/y", 0),
+            ("/x/../y", 0),
             ("/foo/a%2fb", 1),
             ("/foo//x;y", 1),
+            ("/foo/%2e/y", 1),
             ("/a//b", 0),
+            ("//a/b", 0),
+            ("/a%20b/%e2%82%ac?", 0),
+            ("/https%3A%2F%2Fother.example%2Ffoo", 0),
+            ("/foo/%2525", 1),
         ] {
             check("x", path, Found::Route(route));
         }
@@ -225,15 +271,53 @@ mod tests {
     #[test]
     fn a_path_of_two_routes_is_ambiguous() {
         for path in [
+            "/Foo",
+            "/FOO/x",
             "//foo",
+            "//x/foo",
+            "//x/FOO",
+            "/\\x/foo",
+            "///x/foo",
+            "/%66oo",
             "/foo%2fx",
             "/foo;x/y",
+            "/x/../foo/y",
+            "/foo/%2e%2e/y",
             "/x/..%2ffoo",
             "/foo/..%2fx",
             "/%2566oo",
+            "/%252566oo",
             "/foo//../x",
+            "/foo%2fusers%2f%252e%252e%2f%252e%252e",
+            "/foo/../FOO/x",
+            "/x\\..\\foo",
+            "/foo%3fx",
+            // Deeper than anybody decodes.
+            "/foo/%25252541",
         ] {
             check("x", path, Found::Ambiguous);
+        }
+    }
+
+    #[test]
+    fn with_one_route_nothing_is_refused() {
+        let strange =
+            ["/A", "//x/a", "/%2525252525", "/..%2f..", "/;/\\", "/a/../b", &"/%2f..;".repeat(900)];
+        for path in strange {
+            check("b.example.org", path, Found::Route(2));
+            let one = Matcher::new([(None, "/".to_owned())]);
+            assert_eq!(one.find("x", path), Found::Route(0), "{path}");
+        }
+        // Below a path of its own it is that route or none.
+        let one = Matcher::new([(None, "/a".to_owned())]);
+        for (path, found) in [
+            ("/a/%2525252525", Found::Route(0)),
+            ("/a/../a/b", Found::Route(0)),
+            ("/a;x/a", Found::None),
+            ("/A", Found::None),
+            ("/a/b%2f..%2fc", Found::Route(0)),
+        ] {
+            assert_eq!(one.find("x", path), found, "{path}");
         }
     }
 
@@ -250,6 +334,35 @@ mod tests {
         #[test]
         fn any_request_finds_something(host in ".{0,20}", path in ".{0,20}") {
             let _ = matcher().find(&host, &path);
+        }
+
+        #[test]
+        fn the_fast_path_finds_what_the_slow_one_does(
+            host in "x|a\\.shop\\.example\\.org|only\\.example\\.net",
+            path in "/((foo|bar|FOO|Foo|x|foobar|admin|\\.a|a\\.)/){0,3}(foo|x)?",
+        ) {
+            prop_assume!(path::is_plain(&path));
+            let matcher = matcher();
+            let entries: Vec<&Entry> = matcher.of_host(&host).collect();
+            let of = |reading: &[u8]| first(entries.iter().copied(), reading);
+            let expected = of(path.as_bytes()).ok().filter(|found| {
+                readings::compare(path.as_bytes(), |reading| of(reading) == Ok(*found))
+                    == Compared::All
+            });
+            let expected = expected.unwrap_or_else(|| matcher.undecided(&host));
+            prop_assert_eq!(matcher.find(&host, &path), expected);
+        }
+
+        #[test]
+        fn every_reading_of_a_path_has_its_route(path in "/[/.;%2efFoO\\\\x]{0,24}") {
+            let matcher = matcher();
+            if let Found::Route(index) = matcher.find("x", &path) {
+                let path = path.as_bytes();
+                let covered = |reading: &[u8]| {
+                    first(matcher.of_host("x"), reading) == Ok(Found::Route(index))
+                };
+                prop_assert_eq!(readings::compare(path, covered), Compared::All);
+            }
         }
     }
 }

@@ -48,6 +48,7 @@ mod redis;
 mod redis_kit;
 mod reload;
 mod rotation;
+mod routes;
 mod sealed;
 mod support;
 mod telemetry;

@@ -40,14 +40,21 @@ pub(super) fn routes(
     for (table, origin) in tables.sections() {
         let host = host(table, context);
         let path = path(table, context);
-        match seen.iter().find(|(h, p, _)| *h == host && *p == path) {
-            Some((_, _, other)) => {
+        match seen.iter().find(|(h, p, _)| *h == host && p.eq_ignore_ascii_case(&path)) {
+            Some((_, other_path, other)) => {
                 let origin = match (table.path.found(), table.host.found()) {
                     (Some((_, origin)), _) | (None, Some((_, origin))) => origin,
                     (None, None) => origin,
                 };
                 let at = other.place.mention();
-                let message = format!("the route at {at} has the same host and path; change one");
+                let message = if *other_path == path {
+                    format!("the route at {at} has the same host and path; change one")
+                } else {
+                    format!(
+                        "the route at {at} differs in letter case alone, which some servers ignore; \
+                         change one"
+                    )
+                };
                 context.error(origin, message);
             }
             None => seen.push((host.clone(), path.clone(), origin.clone())),
