@@ -1,9 +1,8 @@
 //! What can go wrong with a request, whom to blame, and the one place that makes a response of it.
 
 use http::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue,
-    InvalidHeaderValue, LOCATION, MaxSizeReached, RETRY_AFTER, WWW_AUTHENTICATE,
-    X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, InvalidHeaderValue,
+    LOCATION, MaxSizeReached, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Response, StatusCode};
 use tracing::{debug, error, warn};
@@ -13,6 +12,7 @@ use super::via::ViaError;
 use crate::body::Body;
 use crate::client::{self, Kind};
 use crate::metrics::Outcome;
+use crate::session::navigation;
 use crate::store::Error as StoreError;
 use crate::wire::Problem;
 
@@ -21,7 +21,7 @@ use crate::wire::Problem;
 pub(super) enum Error {
     #[error("the request was refused: {}", .0.reason)]
     Rejected(#[from] Rejected),
-    #[error("the path leads to different routes, as it is read")]
+    #[error("ambiguous path: it matches different routes, depending on how a server reads it")]
     AmbiguousPath,
     #[error("no route has this host and path")]
     NoRoute,
@@ -73,14 +73,11 @@ pub(super) enum Accepts {
 impl Accepts {
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let mut json = false;
-        for line in headers.get_all(ACCEPT).iter().filter_map(|line| line.to_str().ok()) {
-            for range in line.split(',') {
-                let media = range.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-                if media == "text/html" {
-                    return Self::Html;
-                }
-                json |= media == "application/json" || media.ends_with("+json");
+        for media in navigation::accepted(headers).map(str::to_ascii_lowercase) {
+            if media == "text/html" {
+                return Self::Html;
             }
+            json |= media == "application/json" || media.ends_with("+json");
         }
         if json { Self::Json } else { Self::Anything }
     }

@@ -5,6 +5,7 @@ use http::request::Parts;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::error::{Accepts, Error};
+use crate::session::navigation;
 use crate::session::record::Principal;
 
 /// Where those are sent who are not logged in.
@@ -45,7 +46,12 @@ impl LoginPage {
         }
     }
 
-    /// Whether a request may go on. The login page itself is for everybody.
+    /// Whether a request may go on. The login page itself is for everybody, and so are CORS preflights:
+    /// browsers send those without cookies.
+    ///
+    /// # Errors
+    /// [`Error::NotLoggedIn`], with a place to log in for pages alone: to a script, the login page would
+    /// look like what it asked for.
     pub(super) fn admit(
         &self,
         parts: &Parts,
@@ -53,19 +59,27 @@ impl LoginPage {
         accepts: Accepts,
     ) -> Result<(), Error> {
         let (own, _query) = self.before.split_once('?').unwrap_or((&self.before, ""));
-        if principal.is_some() || parts.uri.path() == own {
+        if principal.is_some()
+            || parts.uri.path() == own
+            || navigation::is_preflight(&parts.method, &parts.headers)
+        {
             return Ok(());
         }
         let wanted = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-        let location = (accepts == Accepts::Html).then(|| self.location(wanted)).transpose()?;
+        let wants_page = accepts == Accepts::Html && !navigation::is_of_script(&parts.headers);
+        let location = wants_page.then(|| self.location(wanted)).transpose()?;
         Err(Error::NotLoggedIn(location))
     }
 
+    /// The path has one leading slash, however many slashes and backslashes it came with: with two it
+    /// would be another site's to the browser that is sent back to it.
     fn location(&self, wanted: &str) -> Result<HeaderValue, Error> {
         let location = match &self.after {
             Some(after) => {
+                let wanted = wanted.strip_prefix('*').unwrap_or(wanted);
+                let wanted = wanted.trim_start_matches(['/', '\\']);
                 let wanted = utf8_percent_encode(wanted, NON_ALPHANUMERIC);
-                format!("{}{wanted}{after}", self.before)
+                format!("{}%2F{wanted}{after}", self.before)
             }
             None => self.before.clone(),
         };
@@ -84,6 +98,16 @@ mod tests {
             page.location("/a?b=c&d#").expect("a header"),
             "/login?next=%2Fa%3Fb%3Dc%26d%23&x=1"
         );
+        for (path, next) in [
+            ("//evil.test/a", "evil%2Etest%2Fa"),
+            ("/\\a", "a"),
+            ("/\\//\\a", "a"),
+            ("*", ""),
+            ("/*", "%2A"),
+        ] {
+            let expected = format!("/login?next=%2F{next}&x=1");
+            assert_eq!(page.location(path).expect("a header"), expected, "{path}");
+        }
         assert_eq!(page.text(), "/login?next={path}&x=1");
         let page = LoginPage::parse("https://sso.example.org/").expect("a page");
         assert_eq!(page.location("/a").expect("a header"), "https://sso.example.org/");

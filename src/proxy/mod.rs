@@ -121,8 +121,7 @@ impl Proxy {
         if request::count_hop(&parts.method, &mut parts.headers) == Hop::Last {
             return Ok(options_of_ours());
         }
-        let attributes = &self.sessions.shared().attributes;
-        let origin = Origin::of(&parts.method, &parts.uri, &parts.headers, attributes.same_site);
+        let origin = self.origin(&parts, peer);
         let cookies = self.sessions.take_cookies(&mut parts.headers);
         request::join_cookies(&mut parts)?;
         let nominated = request::clean(&mut parts.headers, route.ours());
@@ -155,6 +154,13 @@ impl Proxy {
             // The request lasts until its response's body is over.
             _ => Ok(response.map(|body| body.with_guard(move |_end| drop(tracked)))),
         }
+    }
+
+    /// How a request came about, as its headers say before they are changed.
+    fn origin(&self, parts: &Parts, peer: &Peer) -> Origin {
+        let same_site = self.sessions.shared().attributes.same_site;
+        let host = || forwarded::host(&parts.headers, self.site.trust(), peer_of(peer));
+        Origin::of(&parts.method, &parts.headers, same_site, host)
     }
 
     /// Gives a request its place in its trace, and has it recorded where that is wanted.

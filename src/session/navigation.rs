@@ -1,8 +1,8 @@
 //! What kind of request it is, as far as its cookie goes: a page that the visitor opens, or one
 //! from which the browser has withheld the cookie.
 
-use http::header::{ACCEPT, HOST, HeaderMap, ORIGIN};
-use http::{Method, Uri};
+use http::header::{ACCEPT, ACCESS_CONTROL_REQUEST_METHOD, HeaderMap, ORIGIN};
+use http::{HeaderValue, Method};
 
 use super::cookie::SameSite;
 
@@ -27,10 +27,15 @@ pub enum Navigation {
 }
 
 impl Origin {
-    /// Reads the Fetch metadata (W3C Fetch Metadata Request Headers) or, where none came, what
-    /// browsers without it send. To be read before headers are changed; `authority` is the host
-    /// that the request names.
-    pub fn of(method: &Method, uri: &Uri, headers: &HeaderMap, same_site: SameSite) -> Self {
+    /// Reads the Fetch metadata (W3C Fetch Metadata Request Headers) or, if there is none, what
+    /// browsers without it send. To be read before headers are changed; `host` gives the host that the
+    /// browser asked for, as trusted proxies report it.
+    pub fn of(
+        method: &Method,
+        headers: &HeaderMap,
+        same_site: SameSite,
+        host: impl FnOnce() -> Option<HeaderValue>,
+    ) -> Self {
         let safe = matches!(*method, Method::GET | Method::HEAD);
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let metadata = headers.keys().any(|name| name.as_str().starts_with("sec-fetch-"));
@@ -48,7 +53,7 @@ impl Origin {
         let cross_site = if metadata {
             text("sec-fetch-site") == Some("cross-site")
         } else {
-            is_from_another_host(uri, headers)
+            is_from_another_host(headers, host)
         };
         let withholds_cookie = cross_site
             && match same_site {
@@ -62,26 +67,56 @@ impl Origin {
 
 /// Whether Accept names text/html; `*/*` does not.
 fn accepts_html(headers: &HeaderMap) -> bool {
-    headers.get_all(ACCEPT).iter().filter_map(|line| line.to_str().ok()).any(|line| {
-        line.split(',').any(|range| {
-            let media = range.split(';').next().unwrap_or_default().trim();
-            media.eq_ignore_ascii_case("text/html")
-        })
+    accepted(headers).any(|media| media.eq_ignore_ascii_case("text/html"))
+}
+
+/// The media ranges that Accept names, in their order, without those of weight zero, which are not
+/// acceptable (RFC 9110 12.4.2).
+pub fn accepted(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let lines = headers.get_all(ACCEPT).iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).filter_map(|range| {
+        let mut parts = range.split(';');
+        let media = parts.next().unwrap_or_default().trim();
+        let is_zero = |weight: &str| {
+            weight.strip_prefix('0').is_some_and(|rest| rest.bytes().all(|b| b".0".contains(&b)))
+        };
+        let is_refused = parts.any(|parameter| {
+            parameter.split_once('=').is_some_and(|(name, weight)| {
+                name.trim().eq_ignore_ascii_case("q") && is_zero(weight.trim())
+            })
+        });
+        (!is_refused).then_some(media)
     })
 }
 
+/// Whether a script made a request, as far as the request says so: it is no navigation by its Fetch
+/// metadata, or has the mark that jQuery and others set.
+pub fn is_of_script(headers: &HeaderMap) -> bool {
+    let is = |name: &str, value: &str| {
+        headers.get(name).map(|line| line.as_bytes().eq_ignore_ascii_case(value.as_bytes()))
+    };
+    is("sec-fetch-mode", "navigate") == Some(false)
+        || is("x-requested-with", "XMLHttpRequest") == Some(true)
+}
+
+/// Whether a request is a CORS preflight: the browser asks by itself, without cookies, whether a
+/// script may send what it wants to (Fetch Standard, "CORS-preflight request").
+pub fn is_preflight(method: &Method, headers: &HeaderMap) -> bool {
+    *method == Method::OPTIONS
+        && headers.contains_key(ORIGIN)
+        && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+}
+
 /// Whether `Origin` names another host than the request's, ports apart. `null` says nothing.
-fn is_from_another_host(uri: &Uri, headers: &HeaderMap) -> bool {
+fn is_from_another_host(headers: &HeaderMap, host: impl FnOnce() -> Option<HeaderValue>) -> bool {
     let Some(origin) = headers.get(ORIGIN).and_then(|value| value.to_str().ok()) else {
         return false;
     };
     if origin == "null" {
         return false;
     }
-    let named = uri
-        .authority()
-        .map(http::uri::Authority::as_str)
-        .or_else(|| headers.get(HOST).and_then(|value| value.to_str().ok()));
+    let host = host();
+    let named = host.as_ref().and_then(|value| value.to_str().ok());
     let origin = origin.split_once("://").map_or(origin, |(_, rest)| rest);
     !named.is_some_and(|named| host_of(named).eq_ignore_ascii_case(host_of(origin)))
 }
@@ -93,8 +128,6 @@ fn host_of(authority: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn origin(
@@ -103,12 +136,12 @@ mod tests {
         headers: &[(&'static str, &'static str)],
     ) -> Origin {
         let mut map = HeaderMap::new();
-        map.insert(HOST, HeaderValue::from_static("shop.example:8080"));
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_static(value));
         }
         let method = Method::from_bytes(method.as_bytes()).expect("a method");
-        Origin::of(&method, &Uri::from_static("/"), &map, same_site)
+        let host = || Some(HeaderValue::from_static("shop.example:8080"));
+        Origin::of(&method, &map, same_site, host)
     }
 
     #[test]
@@ -126,6 +159,8 @@ mod tests {
         );
         check("GET", &[("accept", "application/xml, text/html;q=0.9")], Navigation::Safe);
         check("GET", &[("accept", "*/*")], Navigation::None);
+        check("GET", &[("accept", "application/json, text/html; Q=0.000")], Navigation::None);
+        check("GET", &[("accept", "text/html;level=1;q=0.1")], Navigation::Safe);
         check("POST", &[("accept", "text/html")], Navigation::None);
         check("GET", &[], Navigation::None);
     }
@@ -167,5 +202,31 @@ mod tests {
         check("https://shop.example", false);
         check("http://SHOP.example:9", false);
         check("null", false);
+    }
+
+    #[test]
+    fn scripts_and_preflights_say_what_they_are() {
+        let map = |fields: &[(&'static str, &'static str)]| {
+            fields
+                .iter()
+                .map(|(name, value)| {
+                    (http::HeaderName::from_static(name), HeaderValue::from_static(value))
+                })
+                .collect::<HeaderMap>()
+        };
+        for (fields, expected) in [
+            (&[][..], false),
+            (&[("sec-fetch-mode", "navigate")], false),
+            (&[("sec-fetch-mode", "cors")], true),
+            (&[("sec-fetch-mode", "websocket")], true),
+            (&[("x-requested-with", "xmlhttprequest")], true),
+            (&[("x-requested-with", "com.example.browser")], false),
+        ] {
+            assert_eq!(is_of_script(&map(fields)), expected, "{fields:?}");
+        }
+        let asks = map(&[("origin", "null"), ("access-control-request-method", "PUT")]);
+        assert!(is_preflight(&Method::OPTIONS, &asks));
+        assert!(!is_preflight(&Method::GET, &asks));
+        assert!(!is_preflight(&Method::OPTIONS, &map(&[("origin", "null")])));
     }
 }

@@ -200,6 +200,29 @@ async fn a_form_from_another_site_takes_no_sessions_place() {
 }
 
 #[tokio::test]
+async fn origin_is_compared_with_the_host_of_the_browser() {
+    let form = |more: &[(&'static str, &'static str)]| {
+        [&[("origin", "https://shop.example"), ("x-forwarded-for", "203.0.113.9")], more].concat()
+    };
+    let told = [("x-forwarded-host", "shop.example")];
+    let forwarded = [("forwarded", "for=203.0.113.9;host=\"shop.example:443\";proto=https")];
+    let trusted = "[limits]\ntrusted_proxies = [\"127.0.0.1\"]\n";
+    // The Host is the kit's own, as behind a proxy that changes it.
+    for (toml, headers, withheld) in [
+        (trusted, form(&told), false),
+        (trusted, form(&[("x-forwarded-host", "bank.example")]), true),
+        (trusted, form(&[]), true),
+        (trusted, [&form(&[])[..1], &forwarded].concat(), false),
+        ("", form(&told), true),
+    ] {
+        let (_upstream, _cloakroom, browser) = started(toml).await;
+        let page = browser.send("POST", "/buy", &headers, &write()).await;
+        assert_eq!(page.set_cookies().is_empty(), withheld, "{toml} {headers:?}");
+        assert_eq!(page.saw("x-session-error").is_some(), withheld, "{toml} {headers:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_session_can_be_made_at_the_first_page() {
     let (_upstream, _cloakroom, browser) = started("[session]\ncreate = \"navigation\"\n").await;
     assert_eq!(browser.fetch("/", &read()).await.set_cookies(), [""; 0]);

@@ -66,3 +66,43 @@ async fn no_spelling_of_a_path_goes_around_it() {
     }
     assert_eq!(upstream.seen().len(), 0);
 }
+
+#[tokio::test]
+async fn scripts_are_not_sent_to_the_login_page() {
+    let proxy = Cloakroom::with(&Upstream::start(), ROUTES).await;
+    let browser = Browser::new(&proxy);
+    let page: &[_] = &[("accept", "text/html"), ("sec-fetch-mode", "navigate")];
+    for (headers, status) in [
+        (page, 303),
+        (&[("accept", "text/html, */*; q=0.01"), ("x-requested-with", "XMLHttpRequest")], 401),
+        (&[("accept", "text/html"), ("sec-fetch-mode", "cors")], 401),
+        (&[("accept", "text/html"), ("sec-fetch-mode", "same-origin")], 401),
+        (&[("accept", "application/json, text/html;q=0")], 401),
+        (&[("accept", "text/html;q=0.0, */*")], 401),
+        (&[("accept", "text/html;q=0.1")], 303),
+    ] {
+        let answer = browser.send("GET", "/members/a", headers, &Script::new()).await;
+        assert_eq!(answer.status, status, "{headers:?}");
+        assert_eq!(answer.header("location").is_some(), status == 303, "{headers:?}");
+    }
+}
+
+#[tokio::test]
+async fn cors_preflights_reach_the_site() {
+    let upstream = Upstream::start();
+    let proxy = Cloakroom::with(&upstream, ROUTES).await;
+    let browser = Browser::new(&proxy);
+    let preflight: &[_] =
+        &[("origin", "https://app.example"), ("access-control-request-method", "PUT")];
+    let allow = Script::new().header("Access-Control-Allow-Origin", "https://app.example");
+    let page = browser.send("OPTIONS", "/members/a", preflight, &allow).await;
+    assert_eq!(page.status, 200);
+    assert_eq!(page.header("access-control-allow-origin"), Some("https://app.example"));
+    for (method, headers) in
+        [("OPTIONS", &preflight[..1]), ("OPTIONS", &preflight[1..]), ("PUT", preflight)]
+    {
+        let page = browser.send(method, "/members/a", headers, &Script::new()).await;
+        assert_eq!(page.status, 401, "{method} {headers:?}");
+    }
+    assert_eq!(upstream.seen().len(), 1);
+}

@@ -78,6 +78,14 @@ pub fn rewrite(
     Ok(client)
 }
 
+/// Returns the host as the browser sees it, of a head that has not been rewritten: as the trusted peer
+/// reports it, or else the Host. The Host must be settled.
+pub fn host(headers: &HeaderMap, trust: &Trust, peer: Peer) -> Option<HeaderValue> {
+    let peer = peer.address.map(|address| address.to_canonical());
+    let told = trust.believes(peer).then(|| Told::read(headers, trust, peer));
+    told.and_then(|told| told.host).or_else(|| headers.get(HOST).cloned())
+}
+
 /// Appends this hop to the list that was believed, and tells the same in the other.
 fn write_lists(
     headers: &mut HeaderMap,
