@@ -153,7 +153,7 @@ impl App {
         let api_url = url_of(&config, &api);
         let instance = instance(dialled_at(&config, &api_url));
         let shared = share(&config, ring, clock, instance);
-        let site = site(&config, &api_url)?;
+        let site = site(&config, &api_url, &shared.metrics)?;
         let limits = config.limits.clone();
         let peers = peers(&config)?;
         let tracer = tracer(&config, &shared.metrics)?;
@@ -202,7 +202,7 @@ impl App {
         } else {
             config.prepare()?
         };
-        let site = site(&config, &self.api_url)?;
+        let site = site(&config, &self.api_url, &running.metrics)?;
         let certificates = self.doors.read_certificates(&config)?;
         let peers = peers(&config)?;
         self.shared = Arc::new(Shared {
@@ -274,10 +274,10 @@ fn trusted(config: &Config) -> Trust {
     Trust::new(config.proxy.trusted_proxies.clone())
 }
 
-fn site(config: &Config, api_url: &str) -> Result<Arc<Site>, SiteError> {
+fn site(config: &Config, api_url: &str, metrics: &Metrics) -> Result<Arc<Site>, SiteError> {
     let body_idle_timeout = config.limits.body_idle_timeout;
     let (proxy, prefix) = (config.proxy.clone(), &config.api.prefix);
-    Site::new(proxy, prefix, api_url, body_idle_timeout).map(Arc::new)
+    Site::new(proxy, prefix, api_url, body_idle_timeout, metrics).map(Arc::new)
 }
 
 fn peers(config: &Config) -> Result<Option<Arc<client::Tls>>, StartError> {

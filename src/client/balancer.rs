@@ -2,11 +2,11 @@
 //!
 //! Of two that are drawn, the one with fewer requests in flight gets it (the power of two choices:
 //! Mitzenmacher, 2001). One that fails again and again is left alone for a time that doubles, and one that
-//! fails when it is asked how it is until it does not; where all are, none is. What a worker learns of an
-//! upstream is its own.
+//! fails when it is asked how it is until it does not; where all are, none is. The workers share what they
+//! learn of an upstream.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use http::{Request, Response};
 
@@ -22,36 +22,28 @@ pub struct Balancer {
     members: Vec<Member>,
     drawn: AtomicU64,
     check: Option<Check>,
-    /// Whether they are asked how they are.
-    watched: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Member {
+    pool: Pool,
     in_flight: Arc<AtomicUsize>,
     health: Arc<Health>,
 }
 
 impl Balancer {
-    /// Over these, of which there is one at least. From the first request on, they are asked how they are as
-    /// `check` says.
-    pub fn new(pools: Vec<Pool>, check: Option<Check>) -> Self {
-        let member =
-            |pool: Pool| Member { in_flight: Arc::default(), health: Arc::new(Health::of(pool)) };
-        Self {
-            members: pools.into_iter().map(member).collect(),
-            drawn: AtomicU64::new(0),
-            check,
-            watched: AtomicBool::new(false),
-        }
+    /// Over these, at least one, each with the health that the workers share. From the first request on,
+    /// they are health-checked as `check` says, by one of the workers.
+    pub fn new(upstreams: Vec<(Pool, Arc<Health>)>, check: Option<Check>) -> Self {
+        let member = |(pool, health)| Member { pool, in_flight: Arc::default(), health };
+        let members = upstreams.into_iter().map(member).collect();
+        Self { members, drawn: AtomicU64::new(0), check }
     }
 
     fn watch(&self, check: &Check, tasks: &Tasks) {
-        if !self.watched.swap(true, Ordering::Relaxed) {
-            for member in &self.members {
-                let health = Arc::downgrade(&member.health);
-                tasks.run(watch(health, check.clone(), tasks.sibling())).detach();
-            }
+        for member in self.members.iter().filter(|member| member.health.starts_checks()) {
+            let (health, pool) = (Arc::downgrade(&member.health), member.pool.clone());
+            tasks.run(watch(health, pool, check.clone(), tasks.sibling())).detach();
         }
     }
 
@@ -67,13 +59,13 @@ impl Balancer {
             return Err(Error::with(Kind::Connect, "there is no upstream"));
         };
         if self.members.len() == 1 {
-            return first.health.pool().send(request, tasks).await;
+            return first.pool.send(request, tasks).await;
         }
         if let Some(check) = &self.check {
             self.watch(check, tasks);
         }
         let chosen = self.choose(None).unwrap_or(first);
-        let request = chosen.health.pool().prepare(request);
+        let request = chosen.pool.prepare(request);
         let Failed { error, request } = match chosen.send(request, Copies::Kept, tasks).await {
             Ok(response) => return Ok(response),
             Err(failed) => failed,
@@ -121,7 +113,7 @@ impl Member {
         tasks: &Tasks,
     ) -> Result<Response<Body>, Failed> {
         let in_flight = InFlight::begin(&self.in_flight);
-        let sent = self.health.pool().try_send(request, copies, tasks).await;
+        let sent = self.pool.try_send(request, copies, tasks).await;
         match &sent {
             Ok(_) => self.health.answered(),
             Err(failed) => self.health.failed(&failed.error),
@@ -149,16 +141,16 @@ impl Drop for InFlight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::Config;
+    use crate::client::{Config, Target};
+    use crate::metrics::Upstream;
 
     fn balancer(count: usize) -> Balancer {
-        let pool = |port| {
-            Pool::new(
-                format!("http://127.0.0.1:{port}").parse().expect("a target"),
-                Config::default(),
-            )
+        let upstream = |port| {
+            let target: Target = format!("http://127.0.0.1:{port}").parse().expect("a target");
+            let health = Health::new(target.clone(), &Upstream::default());
+            (Pool::new(target, Config::default()), Arc::new(health))
         };
-        Balancer::new((1..=count).map(pool).collect(), None)
+        Balancer::new((1..=count).map(upstream).collect(), None)
     }
 
     #[test]

@@ -11,7 +11,9 @@ use tracing::{info, warn};
 
 use super::error::{Error, Kind};
 use super::pool::Pool;
+use super::target::Target;
 use crate::body::Body;
+use crate::metrics::{Upstream, UpstreamHealth};
 use crate::tasks::Tasks;
 
 /// Failures in a row after which an upstream is left alone.
@@ -33,12 +35,12 @@ pub struct Check {
 /// Bytes of an answer that are read, so that its connection serves again.
 const ANSWER_BYTES: usize = 64 * 1024;
 
-/// Asks an upstream how it is, again and again, until nobody wants to know or the drain begins.
-pub(super) async fn watch(health: Weak<Health>, check: Check, tasks: Tasks) {
+/// Checks an upstream through `pool` at each interval, until its health is dropped or the drain begins.
+pub(super) async fn watch(health: Weak<Health>, pool: Pool, check: Check, tasks: Tasks) {
     loop {
         let Some(health) = health.upgrade() else { return };
         let asked = async {
-            if let Some(well) = health.ask(&check, &tasks).await {
+            if let Some(well) = ask(&pool, &check, &tasks).await {
                 health.found(well);
             }
             drop(health);
@@ -51,10 +53,22 @@ pub(super) async fn watch(health: Weak<Health>, check: Check, tasks: Tasks) {
     }
 }
 
-/// What is known of an upstream's health.
+/// Sends one health check. `None` if the upstream has so much to do that it was not checked.
+async fn ask(pool: &Pool, check: &Check, tasks: &Tasks) -> Option<bool> {
+    let mut request = Request::new(Body::empty());
+    *request.uri_mut() = Uri::from(check.path.clone());
+    match pool.fetch(request, tasks, ANSWER_BYTES, check.interval).await {
+        Ok(response) => Some(response.status().as_u16() < 400),
+        Err(error) if error.kind() == Kind::Busy => None,
+        Err(_) => Some(false),
+    }
+}
+
+/// The health of one upstream of a route, shared by the workers: what one of them learns holds for all.
 #[derive(Debug)]
-pub(super) struct Health {
-    pool: Pool,
+pub struct Health {
+    target: Target,
+    shown: UpstreamHealth,
     start: Instant,
     /// In a row.
     failures: AtomicU32,
@@ -64,18 +78,21 @@ pub(super) struct Health {
     until: AtomicU64,
     /// Whether it did not answer as it should when it was last asked how it is.
     ill: AtomicBool,
+    /// Whether a worker checks it.
+    watched: AtomicBool,
 }
 
 impl Health {
-    /// Of one of which nothing bad is known.
-    pub(super) fn of(pool: Pool) -> Self {
-        pool.counts().is_well(true);
-        let (failures, rests, until, ill) = Default::default();
-        Self { pool, start: Instant::now(), failures, rests, until, ill }
+    /// Starts as healthy, and shows its state in `counts`.
+    pub fn new(target: Target, counts: &Upstream) -> Self {
+        let (failures, rests, until, ill, watched) = Default::default();
+        let (shown, start) = (counts.health(), Instant::now());
+        Self { target, shown, start, failures, rests, until, ill, watched }
     }
 
-    pub(super) fn pool(&self) -> &Pool {
-        &self.pool
+    /// Whether the caller is the first to ask, and so the one that starts the checks.
+    pub(super) fn starts_checks(&self) -> bool {
+        !self.watched.swap(true, Ordering::Relaxed)
     }
 
     fn now(&self) -> u64 {
@@ -90,8 +107,8 @@ impl Health {
     pub(super) fn answered(&self) {
         self.failures.store(0, Ordering::Relaxed);
         if self.rests.swap(0, Ordering::Relaxed) > 0 {
-            info!(upstream = %self.pool.target(), "an upstream answers again");
-            self.pool.counts().is_well(true);
+            info!(upstream = %self.target, "upstream answers again");
+            self.shown.set(true);
         }
     }
 
@@ -110,20 +127,9 @@ impl Health {
         let millis = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
         self.until.store(self.now().saturating_add(millis), Ordering::Relaxed);
         self.rests.store(rests + 1, Ordering::Relaxed);
-        self.pool.counts().is_well(false);
+        self.shown.set(false);
         if rests == 0 {
-            warn!(upstream = %self.pool.target(), %error, "an upstream is left alone for a while");
-        }
-    }
-
-    /// Whether it is well; `None` where it has so much to do that it was not asked.
-    async fn ask(&self, check: &Check, tasks: &Tasks) -> Option<bool> {
-        let mut request = Request::new(Body::empty());
-        *request.uri_mut() = Uri::from(check.path.clone());
-        match self.pool.fetch(request, tasks, ANSWER_BYTES, check.interval).await {
-            Ok(response) => Some(response.status().as_u16() < 400),
-            Err(error) if error.kind() == Kind::Busy => None,
-            Err(_) => Some(false),
+            warn!(upstream = %self.target, %error, "upstream ejected after repeated failures");
         }
     }
 
@@ -132,12 +138,12 @@ impl Health {
         if self.ill.swap(!well, Ordering::Relaxed) != well {
             return;
         }
-        self.pool.counts().is_well(well);
-        let upstream = self.pool.target();
+        self.shown.set(well);
+        let upstream = &self.target;
         if well {
-            info!(%upstream, "an upstream is well again");
+            info!(%upstream, "upstream passed its health check; gets requests again");
         } else {
-            warn!(%upstream, "an upstream is not well; it gets no requests");
+            warn!(%upstream, "upstream failed its health check; removed from rotation");
         }
     }
 }
@@ -145,12 +151,11 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::Config;
 
     #[tokio::test(start_paused = true)]
     async fn one_that_fails_is_left_alone_for_longer_and_longer() {
-        let target = "http://127.0.0.1:1".parse().expect("a target");
-        let health = Health::of(Pool::new(target, Config::default()));
+        let target: Target = "http://127.0.0.1:1".parse().expect("a target");
+        let health = Health::new(target, &Upstream::default());
         let (connect, response) =
             (Error::with(Kind::Connect, "refused"), Error::with(Kind::Response, "closed"));
         health.failed(&response);

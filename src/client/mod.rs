@@ -26,7 +26,7 @@ use crate::tasks::Tasks;
 
 pub use balancer::Balancer;
 pub use error::{Error, Kind};
-pub use health::Check;
+pub use health::{Check, Health};
 pub use pool::{Config, Pool};
 pub use target::{InvalidTarget, Target};
 pub use tls::{Speaks, Tls, TlsConfig, TlsError, Trust};

@@ -159,10 +159,6 @@ impl Pool {
         &self.0.target
     }
 
-    pub(super) fn counts(&self) -> &Upstream {
-        &self.0.config.counts
-    }
-
     /// Sends a request and waits for the head of its response; interim responses are dropped.
     ///
     /// A response that switches protocols, where the request asked for that, has hyper's `OnUpgrade` among

@@ -19,7 +19,7 @@ use prometheus_client::registry::{Metric, Registry};
 
 use crate::{log, tasks};
 use network::Network;
-pub use network::{Answer, Connections, Cut, Upstream};
+pub use network::{Answer, Connections, Cut, Upstream, UpstreamHealth};
 
 /// The counters of one process. Clones count together.
 #[derive(Clone)]

@@ -1,5 +1,9 @@
 //! What is counted of connections: those that clients open, and those to upstreams.
 
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -86,6 +90,8 @@ pub(super) struct Network {
     upstream_connections: Family<UpstreamLabel, Gauge>,
     upstream_dialled: Family<UpstreamLabel, Counter>,
     upstream_well: Family<UpstreamLabel, Gauge>,
+    /// By upstream: how many routes send it requests, of how many.
+    healthy: Arc<Mutex<HashMap<String, (usize, usize)>>>,
 }
 
 impl Network {
@@ -107,8 +113,9 @@ impl Network {
                 .of("upstream_connections", "Connections to an upstream that were opened"),
             upstream_well: all.of(
                 "upstream_well",
-                "Of an upstream: 1 where it gets requests, 0 while it is left alone",
+                "Of an upstream: 1 if any route sends it requests, 0 while all have ejected it",
             ),
+            healthy: Arc::default(),
         }
     }
 
@@ -130,7 +137,7 @@ impl Network {
             busy: outcome(Answer::Busy),
             open: self.upstream_connections.get_or_create(&label).clone(),
             dialled: self.upstream_dialled.get_or_create(&label).clone(),
-            well: self.upstream_well.clone(),
+            network: self.clone(),
             label,
         }
     }
@@ -176,7 +183,15 @@ pub struct Upstream {
     busy: Counter,
     open: Gauge,
     dialled: Counter,
-    well: Family<UpstreamLabel, Gauge>,
+    network: Network,
+}
+
+/// The health of an upstream as one route sees it, until it is dropped.
+#[derive(Debug)]
+pub struct UpstreamHealth {
+    label: UpstreamLabel,
+    healthy: AtomicBool,
+    network: Network,
 }
 
 impl Default for Upstream {
@@ -208,8 +223,74 @@ impl Upstream {
         Open::of(self.open.clone())
     }
 
-    /// Says whether it gets requests.
-    pub fn is_well(&self, well: bool) {
-        self.well.get_or_create(&self.label).set(i64::from(well));
+    /// Shows the upstream as healthy to one more route.
+    pub fn health(&self) -> UpstreamHealth {
+        let (label, network) = (self.label.clone(), self.network.clone());
+        let shown = UpstreamHealth { label, healthy: AtomicBool::new(true), network };
+        shown.count(|(healthy, routes)| (healthy + 1, routes + 1));
+        shown
+    }
+}
+
+impl UpstreamHealth {
+    /// Shows whether the route sends it requests.
+    pub fn set(&self, healthy: bool) {
+        if self.healthy.swap(healthy, Ordering::Relaxed) != healthy {
+            self.count(|(count, routes)| {
+                (if healthy { count + 1 } else { count.saturating_sub(1) }, routes)
+            });
+        }
+    }
+
+    /// Several routes may share an upstream, and after a reload the routes of before may still end their
+    /// requests: the gauge is of all of them together, whichever changed last.
+    fn count(&self, change: impl Fn((usize, usize)) -> (usize, usize)) {
+        let mut all = self.network.healthy.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = all.entry(self.label.upstream.clone()).or_default();
+        *counts = change(*counts);
+        let (healthy, routes) = *counts;
+        if routes == 0 {
+            all.remove(&self.label.upstream);
+            self.network.upstream_well.remove(&self.label);
+        } else {
+            let gauge = self.network.upstream_well.get_or_create(&self.label);
+            gauge.set(i64::from(healthy > 0));
+        }
+    }
+}
+
+impl Drop for UpstreamHealth {
+    fn drop(&mut self) {
+        let healthy = usize::from(self.healthy.load(Ordering::Relaxed));
+        self.count(|(count, routes)| (count.saturating_sub(healthy), routes.saturating_sub(1)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Metrics;
+
+    #[test]
+    fn upstream_health_is_of_all_its_routes() {
+        let metrics = Metrics::new();
+        let shows = |well: Option<u8>| {
+            let line = "cloakroom_upstream_well{upstream=\"http://app\"} ";
+            let found =
+                metrics.text().lines().find_map(|text| text.strip_prefix(line)?.parse().ok());
+            assert_eq!(found, well);
+        };
+        let (one, other) = (metrics.upstream("http://app"), metrics.upstream("http://app"));
+        let (one, other) = (one.health(), other.health());
+        shows(Some(1));
+        one.set(false);
+        one.set(false);
+        shows(Some(1));
+        other.set(false);
+        shows(Some(0));
+        other.set(true);
+        drop(other);
+        shows(Some(0));
+        drop(one);
+        shows(None);
     }
 }

@@ -14,7 +14,7 @@ use super::names;
 use super::path::names_api;
 use super::route::{Found, Matcher};
 use super::via::Via;
-use crate::client::{self, Balancer, Pool, Target, Tls, TlsError};
+use crate::client::{self, Balancer, Health, Pool, Target, Tls, TlsError};
 use crate::metrics::Metrics;
 use crate::random;
 use crate::scheme::Scheme;
@@ -42,6 +42,8 @@ pub(super) struct Route {
     tls: Option<Arc<Tls>>,
     /// Of each upstream, where that has a bound; the workers share it.
     rooms: Vec<Option<Arc<Semaphore>>>,
+    /// Of each upstream; the workers share it.
+    health: Vec<Arc<Health>>,
     /// The names that only we may send to its upstream.
     ours: Arc<[HeaderName]>,
 }
@@ -63,7 +65,8 @@ pub enum SiteError {
 }
 
 impl Site {
-    /// A site as configured; `api_prefix` and `api_url` are the session API's.
+    /// A site as configured; `api_prefix` and `api_url` are the session API's. The health of its
+    /// upstreams is shown in `metrics`.
     ///
     /// # Panics
     /// Where the operating system has no random bytes.
@@ -72,6 +75,7 @@ impl Site {
         api_prefix: &str,
         api_url: &str,
         body_idle_timeout: Duration,
+        metrics: &Metrics,
     ) -> Result<Self, SiteError> {
         let matcher = Matcher::new(
             config.routes.iter().map(|route| (route.host.clone(), route.path.clone())),
@@ -84,7 +88,12 @@ impl Site {
             let tls = tls(&config)?.map(Arc::new);
             let room = |_| config.upstream_requests.map(|limit| Arc::new(Semaphore::new(limit)));
             let rooms = config.upstreams.iter().map(room).collect();
-            Ok(Route { config, tls, rooms, ours })
+            let health = config.upstreams.iter().map(|upstream| {
+                let counts = metrics.upstream(&upstream.to_string());
+                Arc::new(Health::new(upstream.clone(), &counts))
+            });
+            let health = health.collect();
+            Ok(Route { config, tls, rooms, health, ours })
         };
         // Unique, so that two instances in a row are no loop; and it says nothing of us.
         let pseudonym = format!("{:016x}", u64::from_be_bytes(random::bytes()));
@@ -220,7 +229,8 @@ impl Route {
             let config = client::Config { room: room.clone(), counts, ..config.clone() };
             Pool::new(upstream.clone(), config)
         };
-        let pools = self.config.upstreams.iter().zip(&self.rooms).map(pool).collect();
-        Balancer::new(pools, self.config.health.clone())
+        let pools = self.config.upstreams.iter().zip(&self.rooms).map(pool);
+        let upstreams = pools.zip(self.health.iter().cloned()).collect();
+        Balancer::new(upstreams, self.config.health.clone())
     }
 }
