@@ -69,6 +69,10 @@ impl Found {
     }
 }
 
+/// At most this many sessions are looked up for one request. A request whose well-signed tokens
+/// name more is ambiguous without that.
+const MAX_SESSIONS: usize = 4;
+
 /// What one session's tokens are worth together.
 struct Candidate {
     generation: u32,
@@ -125,6 +129,10 @@ impl Sessions {
         if tokens.is_empty() {
             return Ok(Found::of(Presented::Nothing));
         }
+        if tokens.len() > MAX_SESSIONS {
+            self.ambiguous(tokens.keys());
+            return Ok(Found::of(Presented::Ambiguous));
+        }
         let want = if arrival.wants_values { Want::Values } else { Want::Meta };
         let mut named = Vec::new();
         let mut ended = false;
@@ -164,8 +172,8 @@ impl Sessions {
 
     pub(super) fn ambiguous<'a>(&self, sessions: impl Iterator<Item = &'a Id>) {
         self.shared.metrics.event(Event::AmbiguousCookie);
-        let sessions: Vec<_> = sessions.collect();
-        warn!(?sessions, "a request brought the cookies of two sessions");
+        let sessions: Vec<_> = sessions.take(MAX_SESSIONS + 1).collect();
+        warn!(?sessions, "a request brought the cookies of several sessions");
     }
 
     /// The tokens that we have signed, by the session that they name.

@@ -164,6 +164,63 @@ async fn two_sessions_in_one_request_are_neither() {
     assert_eq!(both.navigate("/", &read()).await.json()["values"], json!({"x": 1}));
 }
 
+/// Cookies that another host of the domain sets for a longer path come first.
+#[tokio::test]
+async fn tossed_cookies_never_hide_the_visitors_own() {
+    let (_upstream, cloakroom, visitor) = started("").await;
+    let log_in = Script::new().patch(&json!({"principal": "ada"}));
+    visitor.navigate("/", &log_in).await;
+    let own = visitor.cookie().unwrap();
+    let mut others = Vec::new();
+    for _ in 0..5 {
+        let other = Browser::new(&cloakroom);
+        other.navigate("/", &log_in).await;
+        others.push(other.cookie().unwrap());
+    }
+    let victim = Browser::new(&cloakroom);
+    let ask = async |tossed: &[String]| {
+        let all: Vec<&str> = tossed.iter().chain([&own]).map(String::as_str).collect();
+        victim.set_cookie(Some(&all.join("; __Host-id=")));
+        victim.navigate("/", &write()).await
+    };
+    for count in [4, 5, 100] {
+        let page = ask(&vec!["x".to_owned(); count]).await;
+        assert_eq!(page.saw("x-session-principal").as_deref(), Some("ada"), "{count} bad ones");
+        assert_eq!((page.last().status, page.set_cookies().len()), (200, 0), "{count} bad ones");
+    }
+    let older = vec![own.clone(); 100];
+    assert_eq!(ask(&older).await.saw("x-session-principal").as_deref(), Some("ada"));
+    for tossed in [vec![others[0].clone(); 4], vec![others[0].clone(); 100], others.clone()] {
+        let loads = cloakroom.metrics().store_calls("load");
+        let page = ask(&tossed).await;
+        assert_eq!(page.saw("x-session-error").as_deref(), Some("ambiguous_cookie"));
+        assert_eq!((&*page.last().code(), page.set_cookies().len()), ("ambiguous_cookie", 0));
+        // Six sessions are too many to look up.
+        let looked_up = if tossed.len() == others.len() { 0 } else { 2 };
+        assert_eq!(cloakroom.metrics().store_calls("load"), loads + looked_up);
+    }
+}
+
+/// The same where cookies are the sessions.
+#[tokio::test]
+async fn tossed_cookies_hide_no_sealed_session() {
+    let (_upstream, cloakroom, visitor) =
+        started("[store]\nurl = \"cookie:\"\naccept_no_revocation = true\n").await;
+    let log_in = Script::new().patch(&json!({"principal": "ada"}));
+    visitor.navigate("/", &log_in).await;
+    let own = visitor.cookie().unwrap();
+    let victim = Browser::new(&cloakroom);
+    victim.set_cookie(Some(&format!("{}{own}", "x; __Host-id=".repeat(50))));
+    let page = victim.navigate("/", &Script::new()).await;
+    assert_eq!(page.saw("x-session-principal").as_deref(), Some("ada"));
+    let other = Browser::new(&cloakroom);
+    other.navigate("/", &log_in).await;
+    let tossed = format!("{}; __Host-id=", other.cookie().unwrap()).repeat(4);
+    victim.set_cookie(Some(&format!("{tossed}{own}")));
+    let page = victim.navigate("/", &Script::new()).await;
+    assert_eq!(page.saw("x-session-error").as_deref(), Some("ambiguous_cookie"));
+}
+
 #[tokio::test]
 async fn a_form_from_another_site_takes_no_sessions_place() {
     let (_upstream, cloakroom, visitor) = started("").await;
