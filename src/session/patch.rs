@@ -484,10 +484,11 @@ impl Use {
         }
     }
 
-    /// Writes the use down.
+    /// Writes the use down. A generation below the floor prolongs nothing: its token may be in other
+    /// hands than the cookie of the log-in or rotation that made the floor.
     pub fn apply(&self, meta: &mut Meta, grace: Duration) {
         meta.promote(self.generation, grace, self.now);
-        if self.prolongs {
+        if self.prolongs && !meta.rotated_away(self.generation) {
             meta.last_seen_at = meta.last_seen_at.max(self.now);
         }
         if self.sets_cookie && meta.generation == self.generation {

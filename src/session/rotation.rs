@@ -6,12 +6,18 @@ use super::policy::Policy;
 use super::record::Meta;
 use crate::time::Timestamp;
 
+/// How far the clocks of two instances that share a store may be apart. What one of them has
+/// rotated the other takes for a replay only after this much more than the grace.
+const CLOCK_SKEW: Duration = Duration::from_mins(1);
+
 /// What a well-signed token is worth to the record that it names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
-    /// A generation that was never issued.
+    /// A generation that was never issued, or one below the floor after the grace: what is from
+    /// before a log-in or an asked-for rotation proves nothing.
     Unknown,
-    /// Over for longer than the grace: the jar was restored from a backup, or a thief rotated first.
+    /// Replaced for longer than the grace: the jar was restored from a backup, or a thief rotated
+    /// first.
     Replayed,
     /// Over since a moment ago: another response has just given the browser a newer token.
     Stale,
@@ -37,8 +43,10 @@ impl Verdict {
             && meta.previous_until.is_some_and(|until| now <= until)
         {
             Self::Previous
-        } else if now <= meta.generation_since + policy.rotation_grace {
+        } else if now <= meta.generation_since + policy.rotation_grace + CLOCK_SKEW {
             Self::Stale
+        } else if meta.rotated_away(generation) {
+            Self::Unknown
         } else {
             Self::Replayed
         }
@@ -119,9 +127,10 @@ mod tests {
                 (8, Verdict::Unknown),
             ],
         );
+        check(&meta, 1180, &[(3, Verdict::Stale), (5, Verdict::Stale), (6, Verdict::Current)]);
         check(
             &meta,
-            1121,
+            1181,
             &[(3, Verdict::Replayed), (5, Verdict::Replayed), (6, Verdict::Current)],
         );
     }
@@ -145,12 +154,29 @@ mod tests {
             1000,
             &[(5, Verdict::Stale), (6, Verdict::Stale), (7, Verdict::Current), (8, Verdict::Next)],
         );
-        check(
-            &meta,
-            1121,
-            &[(5, Verdict::Replayed), (6, Verdict::Replayed), (7, Verdict::Current)],
-        );
+        check(&meta, 1181, &[(5, Verdict::Unknown), (6, Verdict::Unknown), (7, Verdict::Current)]);
+        // What was rotated since is a replay; what is from before the floor proves nothing still.
+        meta.promote(8, Policy::default().rotation_grace, at(2000));
+        check(&meta, 2181, &[(6, Verdict::Unknown), (7, Verdict::Replayed), (8, Verdict::Current)]);
         assert!(meta.rotated_away(6));
         assert!(!meta.rotated_away(7));
+    }
+
+    #[test]
+    fn only_generations_at_the_floor_prolong() {
+        let mut meta = Meta { generation: 5, ..meta(at(0)) };
+        meta.rotate(at(10));
+        meta.promote(8, Duration::from_mins(2), at(20));
+        for (generation, prolonged) in [(5, false), (6, false), (7, true), (8, true)] {
+            let mut meta = meta.clone();
+            let used = crate::session::patch::Use {
+                generation,
+                prolongs: true,
+                sets_cookie: false,
+                now: at(30),
+            };
+            used.apply(&mut meta, Duration::from_mins(2));
+            assert_eq!(meta.last_seen_at == at(30), prolonged, "{generation}");
+        }
     }
 }

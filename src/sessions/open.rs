@@ -192,7 +192,7 @@ impl Sessions {
     }
 
     /// The best of one session's tokens, if any of them names it still: the highest valid
-    /// generation, else a stale one. Where there is none, an old one is a replay.
+    /// generation, else a stale one. If there is none, a replaced one is a replay.
     async fn best(
         &self,
         store: &dyn Store,

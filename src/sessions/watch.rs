@@ -3,7 +3,7 @@
 
 use tracing::debug;
 
-use super::exchange::{Exchange, Prolongs};
+use super::exchange::{Binding, Exchange, Prolongs};
 use super::{Home, Sessions};
 use crate::session::id::Id;
 use crate::session::patch::Use;
@@ -15,6 +15,8 @@ use crate::store::Want;
 #[derive(Clone, Copy, Debug)]
 pub struct Watched {
     id: Id,
+    /// The generation that its request was bound to when the tunnel began.
+    generation: u32,
     prolongs: Prolongs,
 }
 
@@ -31,8 +33,10 @@ impl Sessions {
     /// The session that a request has as its tunnel begins. What lives in a cookie cannot be watched.
     pub async fn watch(&self, exchange: &Exchange) -> Option<Watched> {
         let Home::Store(_) = &self.home else { return None };
-        let id = exchange.state.read().await.session()?;
-        Some(Watched { id, prolongs: exchange.prolongs })
+        let Binding::Session { id, generation, .. } = exchange.state.read().await.binding else {
+            return None;
+        };
+        Some(Watched { id, generation, prolongs: exchange.prolongs })
     }
 
     /// Looks at it; `used` says that its client has sent something since the last look.
@@ -47,16 +51,19 @@ impl Sessions {
     }
 
     async fn standing(&self, watched: Watched, used: bool) -> Result<Standing, super::Failure> {
-        let Watched { id, prolongs } = watched;
+        let Watched { id, generation, prolongs } = watched;
         let store = self.store()?;
         let entry = self.load_cached(store, id, Want::Meta, |_| true).await?;
         let Some(record) = entry.and_then(Entry::into_live) else {
             return Ok(Standing::Over);
         };
         let (policy, now) = (&self.shared.policy, self.shared.clock.now());
-        let counts = used && prolongs == Prolongs::Use && policy.touch == Touch::Request;
+        // A log-in or rotation since makes the tunnel's token worthless: what comes by it is no use.
+        let counts = used
+            && prolongs == Prolongs::Use
+            && policy.touch == Touch::Request
+            && !record.meta.rotated_away(generation);
         if counts && policy.touch_is_due(&record.meta, now) {
-            let generation = record.meta.generation;
             let used = Use { generation, prolongs: true, sets_cookie: false, now };
             self.timed("use", store.record_use(id, used, policy)).await?;
         }

@@ -146,6 +146,26 @@ async fn what_the_client_sends_is_use() {
     assert_eq!(socket.closed_with().await, Some(1008));
 }
 
+/// Whoever opened the tunnel with a cookie that he planted cannot keep the visitor logged in.
+#[tokio::test]
+async fn tunnel_from_before_a_log_in_prolongs_nothing() {
+    let world = World::new("").await;
+    let mut socket = world.socket("/ws").await;
+    let log_in = Script::new().patch(&json!({"principal": "ada"}));
+    world.browser.navigate("/", &log_in).await;
+    let looks = || world.proxy.metrics().store_calls("load");
+    for days in [7, 6] {
+        world.proxy.pass(Duration::from_hours(days * 24));
+        assert!(socket.echoes("here").await);
+        let before = looks();
+        until("its session is checked", || looks() > before + 1).await;
+    }
+    world.proxy.pass(Duration::from_hours(2 * 24));
+    assert_eq!(socket.closed_with().await, Some(1008));
+    let page = world.browser.navigate("/", &Script::new().get("")).await;
+    assert_eq!(page.json()["id"], serde_json::Value::Null);
+}
+
 #[tokio::test]
 async fn a_drain_says_that_it_goes_away() {
     let world = World::new("").await;

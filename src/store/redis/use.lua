@@ -11,7 +11,7 @@ if tonumber(meta.g) + 1 == tonumber(ARGV[9]) then
   meta.k = ARGV[1]
   meta.pu = as_text(plus(now, grace))
 end
-if ARGV[10] == '1' and now > tonumber(meta.s) then
+if ARGV[10] == '1' and now > tonumber(meta.s) and tonumber(ARGV[9]) >= tonumber(meta.f) then
   meta.s = ARGV[1]
 end
 if ARGV[11] == '1' and meta.g == ARGV[9] then
