@@ -66,8 +66,10 @@ impl Stores {
             }
             Backend::Cookies => Ways::Cookies,
             Backend::Redis(redis) => {
+                // Its connections end with its runtime, so it has nothing in common with the workers.
+                let surveyed = Deployment::new(redis, timeout);
+                survey(&surveyed, &config.policy, clock.now())?;
                 let deployment = Deployment::new(redis, timeout);
-                survey(&deployment, &config.policy, clock.now())?;
                 let store = |_| Arc::new(Redis::new(&deployment, tasks.clone())) as _;
                 let stores = (0..workers()).map(store).collect();
                 Ways::Redis(deployment, stores)
@@ -92,6 +94,13 @@ impl Stores {
             Ways::Embedded(store) => Some(Home::Store(Arc::clone(store))),
             Ways::Redis(_, stores) => stores.get(index).cloned().map(Home::Store),
             Ways::Cookies => Some(Home::Cookies),
+        }
+    }
+
+    /// Follows the sentinels, if the store has some, until the drain.
+    pub(super) fn begin_following(&self, tasks: &Tasks) {
+        if let Ways::Redis(deployment, _) = &self.ways {
+            deployment.follow(tasks);
         }
     }
 

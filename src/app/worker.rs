@@ -204,6 +204,7 @@ impl Crew {
         let of_api = settings(&api_listener, self.doors.api.clone());
         accept(api_listener, of_api, room, api, &inner);
         if index == 0 {
+            self.stores.begin_following(&inner);
             self.stores.begin_tracking(&inner);
             let admin = Arc::new(Admin::new(sessions.clone(), public));
             let room = Room::new(ADMIN_CONNECTIONS);

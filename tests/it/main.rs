@@ -31,6 +31,7 @@ mod cookies;
 mod demo;
 mod drain;
 mod examples;
+mod failover;
 mod fault_proxy;
 mod framing;
 mod framing_h2;

@@ -8,6 +8,7 @@ use super::dial::Dialer;
 use super::sentinel::Sentinels;
 use crate::store::Cause;
 use crate::store::config::{self, Address, DurableDestroy, Topology};
+use crate::tasks::Tasks;
 
 /// A deployment of Redis, as all workers of a process know it; nothing is spoken to yet.
 #[derive(Clone, Debug)]
@@ -51,6 +52,19 @@ impl Deployment {
             durable_destroy: config.durable_destroy,
         }
     }
+
+    /// Subscribes to the sentinels until the drain: every store on this deployment leaves an old
+    /// primary when they announce another. To be called once, in a runtime that lives as long as
+    /// the stores. Does nothing without sentinels.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn follow(&self, tasks: &Tasks) {
+        if let Layout::One(Place::Elected(sentinels)) = &self.layout {
+            sentinels.follow(&self.dialer, tasks);
+        }
+    }
 }
 
 impl Place {
@@ -59,6 +73,30 @@ impl Place {
         match self {
             Self::Fixed(address) => Ok(address.clone()),
             Self::Elected(sentinels) => sentinels.primary(dialer).await,
+        }
+    }
+
+    /// Where sentinels announce that the server is, if they do.
+    pub(super) fn announced(&self) -> Option<Address> {
+        match self {
+            Self::Fixed(_) => None,
+            Self::Elected(sentinels) => sentinels.announced(),
+        }
+    }
+
+    /// Whether sentinels announce another server than this one.
+    pub(super) fn is_left(&self, address: &Address) -> bool {
+        match self {
+            Self::Fixed(_) => false,
+            Self::Elected(sentinels) => sentinels.announce_other_than(address),
+        }
+    }
+
+    /// Completes when sentinels announce another server than this one.
+    pub(super) async fn announced_other_than(&self, address: Option<&Address>) {
+        match self {
+            Self::Fixed(_) => std::future::pending().await,
+            Self::Elected(sentinels) => drop(sentinels.announced_other_than(address).await),
         }
     }
 

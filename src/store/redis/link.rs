@@ -89,6 +89,11 @@ struct Spare {
     number: u64,
 }
 
+/// The sentinels announce another primary than the one that was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is not the primary any more, as the sentinels say")]
+struct Left(Address);
+
 /// The server did not answer before, and is tried again by and by.
 #[derive(Debug, thiserror::Error)]
 #[error("Redis is away: {0}")]
@@ -143,10 +148,8 @@ impl Link {
         let answer = timeout_at(deadline, request.send(&mut connection)).await;
         let value = self.judge(&line, started, answer)?;
         let replicated = confirm(&mut connection, durable, deadline).await;
-        let mut spare = self.spares();
-        if spare.len() < SPARES {
-            spare.push(Spare { connection, number: line.number });
-        }
+        self.check(&line)?;
+        self.keep(Spare { connection, number: line.number });
         Ok(Told { value, replicated })
     }
 
@@ -160,6 +163,7 @@ impl Link {
         match answer {
             Ok(Ok(value)) => {
                 line.silence.end();
+                self.check(line)?;
                 Ok(value)
             }
             Ok(Err(error)) if is_answer(&error) => {
@@ -182,6 +186,16 @@ impl Link {
         }
     }
 
+    /// Takes no answer from a primary of which the sentinels have announced the successor: what it
+    /// has written is lost, and what it has read may be old.
+    fn check(&self, line: &Line) -> Result<(), Trouble> {
+        if !self.place.is_left(&line.address) {
+            return Ok(());
+        }
+        self.lose(line.number, Stage::Connecting);
+        Err(Trouble::Cut(Left(line.address.clone()).into()))
+    }
+
     /// Lets go of the connection that stands.
     pub(super) fn distrust(&self) {
         let number = match &*self.stage.borrow() {
@@ -198,8 +212,14 @@ impl Link {
 
     /// The connection that stands, or the next one if it comes soon.
     async fn line(&self, deadline: Instant) -> Result<Line, Cause> {
-        if let Stage::Up(line) = &*self.stage.borrow() {
-            return Ok(line.clone());
+        let up = match &*self.stage.borrow() {
+            Stage::Up(line) => Some(line.clone()),
+            Stage::Idle | Stage::Connecting | Stage::Away(_) => None,
+        };
+        match up {
+            Some(line) if !self.place.is_left(&line.address) => return Ok(line),
+            Some(line) => self.lose(line.number, Stage::Connecting),
+            None => {}
         }
         let mut stage = self.stage.subscribe();
         self.begin();
@@ -227,45 +247,43 @@ impl Link {
         }
     }
 
-    /// Leaves a primary as soon as the sentinels announce another.
+    /// Leaves a primary as soon as the sentinels announce another, calls or no calls.
     fn follow(&self) {
-        let Place::Elected(sentinels) = &self.place else { return };
-        sentinels.follow(&self.dialer, &self.tasks);
-        let (me, sentinels) = (self.me.clone(), Arc::clone(sentinels));
-        let (tasks, mut stage) = (self.tasks.clone(), self.stage.subscribe());
+        if matches!(self.place, Place::Fixed(_)) {
+            return;
+        }
+        let (me, place) = (self.me.clone(), self.place.clone());
+        let (drain, mut stage) = (self.tasks.clone(), self.stage.subscribe());
         let following = async move {
             loop {
-                let up = |stage: &Stage| matches!(stage, Stage::Up(_));
-                let line = match stage.wait_for(up).await {
-                    Ok(stage) => match &*stage {
-                        Stage::Up(line) => line.clone(),
-                        Stage::Idle | Stage::Connecting | Stage::Away(_) => continue,
-                    },
-                    // Nobody has this link any more.
-                    Err(_) => return,
+                let up = match &*stage.borrow_and_update() {
+                    Stage::Up(line) => Some((line.number, line.address.clone())),
+                    Stage::Idle | Stage::Connecting | Stage::Away(_) => None,
+                };
+                let left = async {
+                    match &up {
+                        Some((_, address)) => place.announced_other_than(Some(address)).await,
+                        None => std::future::pending().await,
+                    }
                 };
                 tokio::select! {
-                    _ = sentinels.announced_other_than(&line.address) => {
+                    () = left => {
                         let Some(link) = me.upgrade() else { return };
-                        link.lose(line.number, Stage::Connecting);
-                        drop(link);
-                        // The sentinel that is asked may hear of it a moment later.
-                        sleep(PAUSE).await;
+                        if let Some((number, _)) = up {
+                            link.lose(number, Stage::Connecting);
+                        }
                     }
-                    // It went by itself.
                     changed = stage.changed() => if changed.is_err() { return },
                 }
             }
         };
-        let drain = self.tasks.clone();
-        tasks
-            .run(async move {
-                tokio::select! {
-                    () = drain.draining() => {}
-                    () = following => {}
-                }
-            })
-            .detach();
+        let until_drain = async move {
+            tokio::select! {
+                () = drain.draining() => {}
+                () = following => {}
+            }
+        };
+        self.tasks.run(until_drain).detach();
     }
 
     /// Lets go of a connection, unless another stands in its place already.
@@ -286,24 +304,32 @@ impl Link {
             warn!(server = %address, %cause, "Redis is away");
         }
         if lost {
+            self.spares().clear();
             self.heal();
         }
     }
 
-    /// Connects until a connection stands, or nobody has this link any more.
+    /// Connects until a connection stands, or nobody has this link any more. An announcement ends a
+    /// pause.
     fn heal(&self) {
-        let (me, tasks) = (self.me.clone(), self.tasks.clone());
+        let (me, tasks, place) = (self.me.clone(), self.tasks.clone(), self.place.clone());
         let healing = async move {
             let mut pause = PAUSE;
             loop {
                 let Some(link) = me.upgrade() else { return };
+                let announced = place.announced();
                 match link.connect().await {
+                    // It has led back to where it must not go: the pauses grow.
+                    Ok(line) if place.is_left(&line.address) => {
+                        link.give_up(&Left(line.address).into());
+                    }
                     Ok(line) => return link.stand(line),
                     Err(cause) => link.give_up(&cause),
                 }
                 drop(link);
                 tokio::select! {
                     () = sleep(jittered(pause)) => {}
+                    () = place.announced_other_than(announced.as_ref()) => {}
                     () = tasks.draining() => return,
                 }
                 pause = MAX_PAUSE.min(pause * 2);
@@ -357,6 +383,18 @@ impl Link {
         }
         let unheard = |_: PushInfo| Ok::<_, SendError>(());
         self.dialer.dial(&line.address, Role::Primary, unheard, deadline).await
+    }
+
+    /// Keeps a connection for the next call, unless the line has ended that it belongs to.
+    fn keep(&self, spare: Spare) {
+        let stage = self.stage.borrow();
+        if !matches!(&*stage, Stage::Up(line) if line.number == spare.number) {
+            return;
+        }
+        let mut kept = self.spares();
+        if kept.len() < SPARES {
+            kept.push(spare);
+        }
     }
 
     fn spares(&self) -> MutexGuard<'_, Vec<Spare>> {

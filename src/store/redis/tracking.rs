@@ -114,6 +114,9 @@ async fn beat(
     let mut idle = 0;
     loop {
         let sent = Instant::now();
+        if place.is_left(address) {
+            return Err("the sentinels announce another primary".into());
+        }
         timeout(SILENCE, cmd("PING").query_async::<Value>(&mut connection)).await??;
         if sent.elapsed() < LEASE {
             hot.lease.prolong(sent, LEASE);
