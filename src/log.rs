@@ -6,8 +6,10 @@
 //! Lines are written by a thread of their own. Where they come faster than they are taken, as of a reader that
 //! has stopped or a disk that is full, they are dropped and counted, and requests go on.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
@@ -75,6 +77,39 @@ pub fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
+/// Leave to write a line that many requests may cause at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Permit {
+    /// How many lines of this cause were left out since its last one; `None` if none was.
+    pub left_out: Option<u64>,
+}
+
+/// Permits one line a second for each cause, and counts those that are left out meanwhile.
+pub fn permit(cause: &'static str) -> Option<Permit> {
+    static LIMITER: Limiter = Limiter(Mutex::new(BTreeMap::new()));
+    LIMITER.permit(cause, Instant::now())
+}
+
+/// By cause: when its last line was written, and how many were left out since.
+struct Limiter(Mutex<BTreeMap<&'static str, (Instant, u64)>>);
+
+impl Limiter {
+    fn permit(&self, cause: &'static str, now: Instant) -> Option<Permit> {
+        let mut causes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match causes.get_mut(cause) {
+            Some((last, left_out)) if now < *last + Duration::from_secs(1) => {
+                *left_out += 1;
+                None
+            }
+            known => {
+                let left_out = known.map(|(_, left_out)| *left_out).filter(|count| *count > 0);
+                causes.insert(cause, (now, 0));
+                Some(Permit { left_out })
+            }
+        }
+    }
+}
+
 fn subscriber<W>(config: Config, writer: W) -> impl Subscriber + Send + Sync
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
@@ -102,10 +137,7 @@ pub(crate) fn begin_for_tests() {
         let file = std::fs::File::create(path).expect("the test log's directory is there");
         let config = Config { level: LevelFilter::TRACE, ..Config::default() };
         // The binary begins no other.
-        let _ = tracing::subscriber::set_global_default(subscriber(
-            config,
-            std::sync::Mutex::new(file),
-        ));
+        let _ = tracing::subscriber::set_global_default(subscriber(config, Mutex::new(file)));
     });
 }
 
@@ -153,6 +185,22 @@ mod tests {
             let told = ["a warning", "some news", "GET /"].map(|text| log.contains(text));
             assert_eq!(told, expected, "{level} {access}");
         }
+    }
+
+    #[test]
+    fn one_line_a_second_for_each_cause() {
+        let limiter = Limiter(Mutex::default());
+        let start = Instant::now();
+        let permitted = |cause, millis| {
+            let permit = limiter.permit(cause, start + Duration::from_millis(millis));
+            permit.map(|permit| permit.left_out)
+        };
+        assert_eq!(permitted("one", 0), Some(None));
+        assert_eq!(permitted("one", 0), None);
+        assert_eq!(permitted("another", 1), Some(None));
+        assert_eq!(permitted("one", 999), None);
+        assert_eq!(permitted("one", 1000), Some(Some(2)));
+        assert_eq!(permitted("one", 2000), Some(None));
     }
 
     #[test]

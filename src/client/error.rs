@@ -3,12 +3,14 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use super::target::Target;
 use crate::body::BodyError;
 
 /// Why a request had no answer, with its cause.
 #[derive(Debug)]
 pub struct Error {
     kind: Kind,
+    upstream: Option<Box<Target>>,
     cause: Box<dyn StdError + Send + Sync>,
 }
 
@@ -37,7 +39,17 @@ pub enum Kind {
 
 impl Error {
     pub(super) fn with(kind: Kind, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self { kind, cause: cause.into() }
+        Self { kind, upstream: None, cause: cause.into() }
+    }
+
+    /// Notes which upstream the request was for.
+    pub(super) fn at(self, upstream: &Target) -> Self {
+        Self { upstream: Some(Box::new(upstream.clone())), ..self }
+    }
+
+    /// The upstream that was asked, if the request got as far.
+    pub fn upstream(&self) -> Option<&Target> {
+        self.upstream.as_deref()
     }
 
     /// Of a request that hyper could not see through.
@@ -80,19 +92,26 @@ impl Error {
     }
 }
 
+impl Kind {
+    /// The same in words, for the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "the upstream cannot be connected to",
+            Self::ConnectTimeout => "connecting to the upstream took too long",
+            Self::Busy => "the upstream has as many requests as it may have",
+            Self::Response => "the upstream closed before its response, or sent a malformed one",
+            Self::ResponseTimeout => "the upstream's response took too long",
+            Self::RequestBody => "the request's body broke off",
+            Self::RequestBodyTooLarge => "the request's body is larger than it may be",
+            Self::ResponseBody => "the response's body broke off or is too large",
+            Self::ResponseBodyTimeout => "the response's body took too long",
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.kind {
-            Kind::Connect => "the upstream cannot be connected to",
-            Kind::ConnectTimeout => "connecting to the upstream took too long",
-            Kind::Busy => "the upstream has as many requests as it may have",
-            Kind::Response => "the upstream closed before its response, or sent a malformed one",
-            Kind::ResponseTimeout => "the upstream's response took too long",
-            Kind::RequestBody => "the request's body broke off",
-            Kind::RequestBodyTooLarge => "the request's body is larger than it may be",
-            Kind::ResponseBody => "the response's body broke off or is too large",
-            Kind::ResponseBodyTimeout => "the response's body took too long",
-        })
+        f.write_str(self.kind.as_str())
     }
 }
 

@@ -192,6 +192,7 @@ impl Pool {
             Err(_) => Answer::Failed,
         });
         sent.map(|response| response.map(|body| body.with_guard(move |_end| drop(in_flight))))
+            .map_err(|failed| Failed { error: failed.error.at(self.target()), ..failed })
     }
 
     async fn send_in_turn(

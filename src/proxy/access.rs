@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderValue, Method, Request, Response, Version};
-use tracing::info;
+use tracing::{debug, info, warn};
 
-use super::error::{Accepts, Error};
+use super::error::{Accepts, Error, causes};
 use super::forwarded::Client;
 use super::host;
 use crate::body::{Body, End};
-use crate::log::ACCESS;
+use crate::log::{self, ACCESS, Permit};
 use crate::metrics::{Metrics, Outcome};
 use crate::scheme::Scheme;
 use crate::server::Peer;
@@ -31,6 +31,7 @@ struct Line {
     method: Method,
     path: String,
     client: Option<IpAddr>,
+    route: Option<Arc<str>>,
     session: Option<Id>,
     trace: Option<Trace>,
     recording: Option<Recording>,
@@ -56,6 +57,7 @@ impl Access {
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
             client: peer.address.map(|address| address.ip()),
+            route: None,
             session: None,
             trace: None,
             recording: None,
@@ -77,17 +79,49 @@ impl Access {
         }
     }
 
+    pub(super) fn set_route(&mut self, route: &Arc<str>) {
+        if let Some(line) = &mut self.line {
+            line.route = Some(Arc::clone(route));
+        }
+    }
+
     pub(super) fn belongs_to(&mut self, session: Option<Id>) {
         if let Some(line) = &mut self.line {
             line.session = session;
         }
     }
 
-    /// The response in the place of one that failed; the request still ends as one that did.
+    /// Returns the response in place of one that failed, and logs why; the request still counts as failed.
     pub(super) fn failed(&mut self, error: &Error, accepts: Accepts) -> Response<Body> {
-        error.log();
         self.failure = Some(error.outcome());
+        match error.outcome() {
+            Outcome::ClientError | Outcome::Forwarded | Outcome::Redirected => {
+                debug!(%error, cause = causes(error), "request refused");
+            }
+            Outcome::UpstreamError | Outcome::StoreError | Outcome::InternalError => {
+                self.warn(error.cause(), Some(error), "request failed");
+            }
+        }
         error.response(accepts)
+    }
+
+    /// Logs a warning with what is known of the request; at most one a second for each `cause`.
+    pub(super) fn warn(&self, cause: &'static str, error: Option<&Error>, message: &str) {
+        let (Some(Permit { left_out }), Some(line)) = (log::permit(cause), &self.line) else {
+            return;
+        };
+        warn!(
+            method = %line.method,
+            path = ?line.path,
+            route = line.route.as_deref(),
+            upstream = error.and_then(Error::upstream).map(tracing::field::display),
+            session = line.session.map(tracing::field::display),
+            trace = line.trace.as_ref().map(tracing::field::display),
+            error = error.map(tracing::field::display),
+            cause = error.map(|error| causes(error)).filter(|causes| !causes.is_empty()),
+            left_out,
+            "{message}",
+        );
     }
 
     /// Counts the request, and has its line written when the response's body is over.
@@ -115,7 +149,7 @@ impl Drop for Access {
 
 impl Line {
     fn write(self, end: End) {
-        let Self { began, method, path, client, session, trace, recording, status } = self;
+        let Self { began, method, path, client, session, trace, recording, status, .. } = self;
         info!(
             target: ACCESS,
             %method,

@@ -5,12 +5,11 @@ use http::header::{
     LOCATION, MaxSizeReached, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Response, StatusCode};
-use tracing::{debug, error, warn};
 
 use super::request::{self, Rejected};
 use super::via::ViaError;
 use crate::body::Body;
-use crate::client::{self, Kind};
+use crate::client::{self, Kind, Target};
 use crate::metrics::Outcome;
 use crate::session::navigation;
 use crate::store::Error as StoreError;
@@ -98,17 +97,19 @@ impl Error {
         }
     }
 
-    /// Says once, where it is answered, what happened and beneath what.
-    pub(super) fn log(&self) {
-        let cause = causes(self);
-        match self.outcome() {
-            Outcome::ClientError | Outcome::Forwarded | Outcome::Redirected => {
-                debug!(error = %self, cause, "a request was not taken");
-            }
-            Outcome::UpstreamError | Outcome::StoreError => {
-                warn!(error = %self, cause, "a request failed");
-            }
-            Outcome::InternalError => error!(error = %self, cause, "a request failed"),
+    /// What its lines in the log are limited by: one a second for each.
+    pub(super) fn cause(&self) -> &'static str {
+        match self {
+            Self::Upstream(error) => error.kind().as_str(),
+            _ => self.told().0,
+        }
+    }
+
+    /// The upstream that was asked, if the request got as far.
+    pub(super) fn upstream(&self) -> Option<&Target> {
+        match self {
+            Self::Upstream(error) => error.upstream(),
+            _ => None,
         }
     }
 
@@ -216,8 +217,8 @@ impl Error {
     }
 }
 
-/// The causes beneath an error, outermost first.
-fn causes(error: &dyn std::error::Error) -> String {
+/// The causes of an error, outermost first.
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let chain = std::iter::successors(error.source(), |cause| cause.source());
     chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

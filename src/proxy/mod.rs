@@ -35,7 +35,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::body::Body;
 use crate::client::Balancer;
@@ -79,8 +79,8 @@ impl Handler for Proxy {
         match self.serve(request, &peer, accepts, &mut access).await {
             Ok(response) => access.finish(response, Outcome::Forwarded, self.metrics()),
             Err(error) => {
-                error.log();
-                access.finish(error.response(accepts), error.outcome(), self.metrics())
+                let response = access.failed(&error, accepts);
+                access.finish(response, error.outcome(), self.metrics())
             }
         }
     }
@@ -117,6 +117,7 @@ impl Proxy {
         request::check(&parts)?;
         request::settle_target(&mut parts)?;
         let (index, route) = self.site.find(&parts)?;
+        access.set_route(route.name());
         self.site.via().append(&mut parts.headers, parts.version)?;
         if request::count_hop(&parts.method, &mut parts.headers) == Hop::Last {
             return Ok(options_of_ours());
@@ -131,6 +132,7 @@ impl Proxy {
 
         let from = (client.address, user_agent(&parts.headers));
         let opened = self.open(route, cookies, origin, from).await?;
+        access.belongs_to(opened.as_ref().and_then(|opened| opened.tracked.session()));
         self.site.inject(&mut parts.headers, route, opened.as_ref(), self.sessions.shared())?;
         asked.write(&mut parts.headers)?;
 
@@ -141,7 +143,7 @@ impl Proxy {
         };
         let response = response.and_then(|response| asked.judge(response));
         let (response, tracked) = match opened {
-            None => (self.clean(response?), None),
+            None => (self.clean(response?, access), None),
             Some(opened) => {
                 let response = self.commit(response, &opened, route, accepts, access).await;
                 (response, Some(opened.tracked))
@@ -287,16 +289,17 @@ impl Proxy {
                 response = access.failed(&Error::Patch(failure.to_string()), accepts);
             }
         }
-        let response = self.clean(response);
+        let response = self.clean(response, access);
         finish(response, cookie, record.is_some(), tracked, access)
     }
 
     /// Takes out of a response what is not for the client.
-    fn clean(&self, mut response: Response<Body>) -> Response<Body> {
+    fn clean(&self, mut response: Response<Body>, access: &Access) -> Response<Body> {
         let cleaned =
             response::clean(response.headers_mut(), &self.sessions.shared().attributes.name);
         if cleaned.own_cookies > 0 {
-            warn!("an upstream set a cookie of the session's name; it was dropped");
+            let dropped = "dropped a cookie of the session's name that the upstream set";
+            access.warn("own_cookie", None, dropped);
         }
         let nominated = cleaned.nominated;
         response.map(|body| {
@@ -352,7 +355,8 @@ fn finish(
         CookieLine::None => Ok(()),
     };
     if protected.and(set).is_err() {
-        warn!("an upstream's response has as many header fields as a head can hold");
+        let full = "response has as many header fields as a head can hold; ours were left out";
+        access.warn("head_full", None, full);
     }
     response
 }

@@ -49,12 +49,12 @@ impl Redirect {
 impl Handler for Redirect {
     async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let accepts = Accepts::of(request.headers());
-        let access = Access::of(&request, &peer);
+        let mut access = Access::of(&request, &peer);
         match self.location(request) {
             Ok(location) => access.finish(redirect(location), Outcome::Redirected, &self.metrics),
             Err(error) => {
-                error.log();
-                access.finish(error.response(accepts), error.outcome(), &self.metrics)
+                let response = access.failed(&error, accepts);
+                access.finish(response, error.outcome(), &self.metrics)
             }
         }
     }

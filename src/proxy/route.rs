@@ -1,6 +1,7 @@
 //! Which route a request takes: first by host, then by the longest path.
 
 use std::cmp::Reverse;
+use std::fmt;
 
 use super::readings::{self, Compared};
 use super::{host, path};
@@ -50,6 +51,15 @@ impl HostPattern {
             Some(Self::Exact(_)) => (0, Reverse(0)),
             Some(Self::Below(below)) => (1, Reverse(below.len())),
             None => (2, Reverse(0)),
+        }
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => f.write_str(name),
+            Self::Below(below) => write!(f, "*{below}"),
         }
     }
 }

@@ -38,6 +38,8 @@ pub struct Site {
 /// A route, with all that can be known of it before its first request.
 #[derive(Debug)]
 pub(super) struct Route {
+    /// Its host, if it has one, and its path, as configured; for the log.
+    name: Arc<str>,
     config: RouteConfig,
     tls: Option<Arc<Tls>>,
     /// Of each upstream, where that has a bound; the workers share it.
@@ -93,7 +95,9 @@ impl Site {
                 Arc::new(Health::new(upstream.clone(), &counts))
             });
             let health = health.collect();
-            Ok(Route { config, tls, rooms, health, ours })
+            let host = config.host.as_ref().map(ToString::to_string).unwrap_or_default();
+            let name = format!("{host}{}", config.path);
+            Ok(Route { name: name.into(), config, tls, rooms, health, ours })
         };
         // Unique, so that two instances in a row are no loop; and it says nothing of us.
         let pseudonym = format!("{:016x}", u64::from_be_bytes(random::bytes()));
@@ -166,6 +170,10 @@ fn tls(config: &RouteConfig) -> Result<Option<Tls>, SiteError> {
 }
 
 impl Route {
+    pub(super) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
     pub(super) fn ours(&self) -> &[HeaderName] {
         &self.ours
     }

@@ -355,7 +355,7 @@ impl<H: Handler> Server<H> {
         };
         self.counts().cut(cut);
         let client = client.map(|client| tracing::field::display(client.ip()));
-        tracing::info!(target: ACCESS, client, reason = ?cut, "refused");
+        tracing::info!(target: ACCESS, client, reason = ?cut, error = source, "refused");
         Drove::ToItsEnd
     }
 }

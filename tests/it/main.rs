@@ -39,6 +39,7 @@ mod framing_responses;
 mod header_exchange;
 mod instances;
 mod limits;
+mod log_lines;
 mod login;
 mod narrow_way;
 mod principals;

@@ -1,0 +1,104 @@
+//! What the program's log says of requests that failed.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::{Browser, KEY, Program, Script, Upstream};
+
+/// A configuration of its own directory, with these routes.
+fn configuration(routes: &str) -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cloakroom.toml");
+    let text = format!(
+        "[[listen]]\naddress = \"127.0.0.1:0\"\n[api]\naddress = \"127.0.0.1:0\"\n\
+         [admin]\naddress = \"127.0.0.1:0\"\n[store]\nurl = \"memory:\"\n\
+         [session]\nkeys = [\"{KEY}\"]\n{routes}"
+    );
+    std::fs::write(&file, text).unwrap();
+    (directory, file)
+}
+
+/// The lines of the log that have this.
+fn lines(program: &Program, text: &str) -> Vec<String> {
+    program.log().lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn warning_says_which_request_failed_and_why() {
+    let upstream = Upstream::start();
+    let (_directory, file) = configuration(&format!(
+        "[[route]]\nupstream = \"{0}\"\nheader_exchange = true\n\
+         [[route]]\npath = \"/down\"\nupstream = \"http://127.0.0.1:1\"\n",
+        upstream.url()
+    ));
+    let program = Program::start(&file);
+    let browser = Browser::to(program.serving().await.public);
+    let made = browser.navigate("/", &Script::new().patch(&json!({"values": {"n": 1}}))).await;
+    let session = made.json()["id"].as_str().unwrap().to_owned();
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let traced = [("traceparent", &*format!("00-{trace}-b7ad6b7169203331-01"))];
+
+    let page = browser.send("DELETE", "/down/here?secret=1", &traced, &Script::new()).await;
+    assert_eq!(page.status, 502);
+    program.says("request failed").await;
+    let [line] = &*lines(&program, "request failed") else { panic!("one line") };
+    for part in [
+        " WARN ",
+        " method=DELETE",
+        " path=\"/down/here\"",
+        " route=\"/down\"",
+        " upstream=http://127.0.0.1:1",
+        &format!(" session={session}"),
+        &format!(" trace={trace}"),
+        " error=the upstream did not answer",
+        "Connection refused",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+
+    let wrong = Script::new().header("X-Session-Patch", "{\"increment\": {\"n\": \"x\"}}");
+    let page = browser.send("POST", "/form", &[], &wrong).await;
+    assert_eq!(page.status, 502);
+    program.says("X-Session-Patch was not applied").await;
+    let [line] = &*lines(&program, "X-Session-Patch was not applied") else { panic!("one line") };
+    for part in [" method=POST", " path=\"/form\"", " route=\"/\"", &*session] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+}
+
+#[tokio::test]
+async fn warnings_of_one_cause_are_limited_and_counted() {
+    let (_directory, file) =
+        configuration("[[route]]\nupstream = \"http://127.0.0.1:1\"\n[log]\naccess = false\n");
+    let program = Program::start(&file);
+    let browser = Browser::to(program.serving().await.public);
+    let mut requests = 0_u64;
+    // The second line says how many were left out since the first.
+    while lines(&program, "request failed").len() < 2 {
+        assert_eq!(browser.navigate("/", &Script::new()).await.status, 502);
+        requests += 1;
+    }
+    let lines = lines(&program, "request failed");
+    assert!(!lines[0].contains("left_out"), "{}", lines[0]);
+    let left_out = lines[1].split("left_out=").nth(1).unwrap().split_whitespace().next().unwrap();
+    let left_out: u64 = left_out.parse().unwrap();
+    assert!(left_out > 0 && left_out < requests, "{left_out} of {requests}");
+}
+
+#[tokio::test]
+async fn refused_head_is_logged_with_its_reason() {
+    let (_directory, file) = configuration("[[route]]\nupstream = \"http://127.0.0.1:1\"\n");
+    let program = Program::start(&file);
+    let mut client = TcpStream::connect(program.serving().await.public).await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nbad header: 1\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 400 "), "{}", String::from_utf8_lossy(&answer));
+    program.says("refused").await;
+    let [line] = &*lines(&program, "refused") else { panic!("one line") };
+    assert!(line.contains("invalid HTTP header parsed"), "{line}");
+}
