@@ -32,7 +32,8 @@ pub enum Malformed {
     Key,
     /// It is no principal.
     #[error(
-        "a principal is text of 1 to {max} bytes without control characters; to log out, destroy the session",
+        "a principal is text of 1 to {max} bytes without control characters, and without white space at either end; \
+         to log out, destroy the session",
         max = Principal::MAX_BYTES
     )]
     Principal,
@@ -99,7 +100,7 @@ fn one_patch(json: &Json) -> Result<Patch, Malformed> {
             )),
             "expiry" => patch.expiry = Some(expiry_of(&member)?),
             "principal" => {
-                let name = member.as_string().as_deref().and_then(Principal::new);
+                let name = member.as_string().as_deref().and_then(Principal::from_caller);
                 patch.principal = Some(name.ok_or(Malformed::Principal)?);
             }
             "rotate" => patch.rotate = boolean(&name, &member)?,
@@ -477,6 +478,13 @@ mod tests {
         assert_eq!(patch(br#"{"values":{"":1}}"#), Err(Malformed::Key));
         assert_eq!(patch(br#"{"principal":null}"#), Err(Malformed::Principal));
         assert_eq!(patch(br#"{"principal":"a\nb"}"#), Err(Malformed::Principal));
+        for space in [' ', '\t', '\u{a0}', '\u{2003}', '\u{3000}', '\u{85}'] {
+            for name in [format!("{space}ada"), format!("ada{space}"), space.to_string()] {
+                let text = format!("{{\"principal\":{}}}", serde_json::json!(name));
+                assert_eq!(patch(text.as_bytes()), Err(Malformed::Principal), "{name:?}");
+            }
+        }
+        assert!(patch("{\"principal\":\"ada l.\u{a0}k\"}".as_bytes()).is_ok());
         assert_eq!(patch(br#"{"increment":{"a":1.5}}"#), Err(Malformed::Increment));
     }
 

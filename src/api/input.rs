@@ -58,7 +58,7 @@ impl Query {
 
     pub(super) fn principal(&self) -> Answered<Option<Principal>> {
         self.text("principal")
-            .map(|name| Principal::new(name).ok_or_else(problem::invalid_principal))
+            .map(|name| Principal::from_caller(name).ok_or_else(problem::invalid_principal))
             .transpose()
     }
 

@@ -102,7 +102,7 @@ impl fmt::Display for Key {
     }
 }
 
-/// Whom a session is logged in as: UTF-8 text of 1 to 256 bytes without control characters.
+/// The user that a session is logged in as: UTF-8 text of 1 to 256 bytes without control characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Principal(Arc<str>);
 
@@ -110,10 +110,20 @@ impl Principal {
     /// The longest principal, in bytes.
     pub const MAX_BYTES: usize = 256;
 
-    /// Takes a text of that form; `None` for another.
+    /// Takes a text of that form; `None` for another. For what a store holds: callers' names come
+    /// in by [`Principal::from_caller`].
     pub fn new(text: &str) -> Option<Self> {
         let fits = (1..=Self::MAX_BYTES).contains(&text.len());
         (fits && !text.chars().any(char::is_control)).then(|| Self(text.into()))
+    }
+
+    /// Takes the name that a caller logs in with or looks for: of that form, and without white space
+    /// at either end.
+    ///
+    /// HTTP drops white space around a field value (RFC 9110 section 5.5), so a site would read
+    /// `"admin "` as `admin`. Records that were written before this rule may have such names.
+    pub fn from_caller(text: &str) -> Option<Self> {
+        (text.trim().len() == text.len()).then(|| Self::new(text)).flatten()
     }
 
     /// The text.

@@ -81,6 +81,8 @@ async fn what_cannot_be_read_breaks_the_page_and_changes_nothing() {
         "{\"values\": {\"a\": 1e}}",
         "{\"values\":{\"a\":2}},",
         "{\"principal\":\"a\"},{\"principal\":\"b\"}",
+        "{\"principal\":\"admin \"}",
+        "{\"principal\":\"\\u2003admin\"}",
         "\u{e9}",
     ] {
         failed(&browser.navigate("/", &patch(text)).await);

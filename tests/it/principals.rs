@@ -80,3 +80,32 @@ async fn a_log_in_too_many_is_refused_and_changes_nothing() {
         assert_eq!(world.logged_in().await, [false, true, true, true, false], "{store}");
     }
 }
+
+/// HTTP drops white space around a field value: the site would read another name.
+#[tokio::test]
+async fn principals_with_outer_space_are_refused() {
+    let (upstream, server) = (Upstream::start(), RedisServer::start(&[]));
+    let proxy = Cloakroom::with(&upstream, &format!("[store]\nurl = \"{}\"\n", server.url())).await;
+    for name in ["admin ", " admin", "\tadmin", "admin\u{a0}", "\u{2003}admin", " "] {
+        let browser = Browser::new(&proxy);
+        let page = log_in(&browser, name).await;
+        assert_eq!((page.last().status, &*page.last().code()), (422, "invalid_principal"));
+        assert_eq!((principal_of(&browser).await, browser.cookie()), (None, None), "{name:?}");
+    }
+    for method in ["GET", "DELETE"] {
+        for name in ["admin+", "%20admin", "%C2%A0admin"] {
+            let called = proxy.service(method, &format!("?principal={name}"), "").await;
+            assert_eq!((called.status, &*called.code()), (422, "invalid_principal"), "{name}");
+        }
+    }
+    // What an older release has written is read as ever, and can be ended.
+    let browser = Browser::new(&proxy);
+    let id = log_in(&browser, "admin of old").await.json()["id"].as_str().unwrap().to_owned();
+    server.command(&["HSET", &format!("cloakroom:s:{{{id}}}"), "p", "admin "]).done();
+    let page = browser.navigate("/", &Script::new().get("")).await;
+    assert_eq!(page.json()["principal"], "admin ");
+    let listed = proxy.service("GET", "", "").await.json();
+    assert_eq!(listed["sessions"][0]["principal"], "admin ");
+    assert_eq!(proxy.service("DELETE", &format!("/{id}"), "").await.status, 204);
+    assert_eq!(principal_of(&browser).await, None);
+}
