@@ -5,6 +5,7 @@
 //! network, a connection of its own. Every worker accepts on every listener. The admin listener is
 //! the first worker's alone.
 
+mod keys;
 mod listeners;
 mod reload;
 mod stores;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, io};
 
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use self::listeners::{Doors, Listeners};
@@ -47,6 +49,8 @@ pub struct App {
     /// What is served now.
     made: Made,
     api_url: String,
+    /// The key ring of each reload, with what it is checked by.
+    rings: watch::Sender<Arc<Shared>>,
     /// What the workers share; a reload replaces it, but for what is counted and in flight.
     pub shared: Arc<Shared>,
     /// Where clients reach it, in the configuration's order.
@@ -159,7 +163,9 @@ impl App {
         let tracer = tracer(&config, &shared.metrics)?;
         let config = Arc::new(config);
         let made = Made { config, site, shared: Arc::clone(&shared), peers, tracer };
+        let (rings, of_reloads) = watch::channel(Arc::clone(&shared));
         let crew = Arc::new(Crew {
+            rings: of_reloads,
             stores,
             doors: doors.clone(),
             limits: limits.clone(),
@@ -180,6 +186,7 @@ impl App {
             doors,
             made,
             api_url,
+            rings,
             shared,
             public,
             api,
@@ -221,6 +228,7 @@ impl App {
         for worker in &self.workers {
             worker.serve_anew(&self.made);
         }
+        self.rings.send_replace(Arc::clone(&self.shared));
         Ok(left)
     }
 

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tracing::{debug, error, warn};
 
+use super::keys::watch_keys;
 use super::listeners::{Doors, Listeners, Serves};
 use super::stores::Stores;
 use crate::admin::Admin;
@@ -123,6 +124,7 @@ impl Worker {
 /// What a worker takes into its thread, and no reload replaces.
 pub(super) struct Crew {
     pub(super) stores: Stores,
+    pub(super) rings: watch::Receiver<Arc<Shared>>,
     pub(super) doors: Doors,
     pub(super) limits: Limits,
     pub(super) public_room: Room,
@@ -170,7 +172,7 @@ impl Crew {
         services: Services,
         sessions: Sessions,
     ) {
-        let Services { tasks: Floors { public, inner }, proxy, api, .. } = services;
+        let Services { home, tasks: Floors { public, inner }, proxy, api } = services;
         let (doors, api_listener, admin_listener) = listeners.into_parts();
         let metrics = &sessions.shared().metrics;
         let settings = |listener: &BoundListener, protocol| Settings {
@@ -206,6 +208,7 @@ impl Crew {
         if index == 0 {
             self.stores.begin_following(&inner);
             self.stores.begin_tracking(&inner);
+            inner.run(watch_keys(self.rings.clone(), home, inner.clone())).detach();
             let admin = Arc::new(Admin::new(sessions.clone(), public));
             let room = Room::new(ADMIN_CONNECTIONS);
             let of_admin = settings(&admin_listener, Protocol::Http1);

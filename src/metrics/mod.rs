@@ -2,13 +2,13 @@
 
 mod network;
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric as _, text,
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric as _, LabelValueEncoder, text,
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
@@ -28,6 +28,7 @@ pub struct Metrics {
     requests: Family<OutcomeLabel, Counter>,
     api_calls: Family<StatusLabel, Counter>,
     sessions: Family<EventLabel, Counter>,
+    session_tokens: Family<KeyLabel, Counter>,
     store_seconds: Family<OperationLabel, Histogram>,
     store_errors: Family<OperationLabel, Counter>,
     tunnels: Gauge,
@@ -149,6 +150,21 @@ struct EventLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KeyLabel {
+    key: Hex,
+}
+
+/// A fingerprint as a label: no text is made for it while requests are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Hex(u64);
+
+impl EncodeLabelValue for Hex {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        write!(encoder, "{:016x}", self.0)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OperationLabel {
     operation: &'static str,
 }
@@ -167,6 +183,10 @@ impl Metrics {
             tunnels: all.of("tunnels", "Open WebSockets"),
             api_calls: all.of("api_calls", "Calls of the session API, by status"),
             sessions: all.of("session_events", "What happened to sessions and their cookies"),
+            session_tokens: all.of(
+                "session_tokens",
+                "Cookies that opened a session, by the fingerprint of the key that signed them",
+            ),
             store_seconds: all.this(
                 "store_seconds",
                 "How long the store took to answer",
@@ -223,6 +243,13 @@ impl Metrics {
     /// Counts several events of a kind.
     pub fn events(&self, event: Event, count: u64) {
         self.sessions.get_or_create(&EventLabel { event }).inc_by(count);
+    }
+
+    /// Counts cookies that opened a session, by the fingerprint of the key that verified them. With
+    /// a count of 0 the key is shown, so that an operator sees that it is not used.
+    pub fn session_tokens(&self, key: [u8; 8], count: u64) {
+        let key = Hex(u64::from_be_bytes(key));
+        self.session_tokens.get_or_create(&KeyLabel { key }).inc_by(count);
     }
 
     /// How often an event has happened.

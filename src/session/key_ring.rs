@@ -1,5 +1,7 @@
 //! The key ring: the first key signs, all verify.
 
+use std::fmt;
+
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::{aead, hkdf, hmac};
 use zeroize::Zeroizing;
@@ -18,7 +20,15 @@ struct Subkeys {
     request: hmac::Key,
     peer: hmac::Key,
     sealed: hkdf::Prk,
+    fingerprint: Fingerprint,
 }
+
+/// The public name of a key: 8 bytes, written as 16 hexadecimal digits.
+///
+/// It is derived from the key as the subkeys are, with a label of its own, so it says nothing of
+/// them or of the key: safe to log, to count by, and to keep in a store.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fingerprint([u8; Self::BYTES]);
 
 /// A key: 32 bytes that nobody can guess.
 pub type Key = Zeroizing<[u8; 32]>;
@@ -39,8 +49,9 @@ pub enum Purpose {
 pub enum SignedBy {
     /// The key that signs today.
     First,
-    /// A key that still verifies: the token is renewed at its next touch.
-    Older,
+    /// A key that still verifies, by its place after the first: the token is renewed at its next
+    /// touch.
+    Older(usize),
 }
 
 /// A tag: the first 16 bytes of HMAC-SHA-256.
@@ -73,7 +84,7 @@ impl KeyRing {
         if made_by(&self.first) {
             Some(SignedBy::First)
         } else {
-            self.older.iter().any(made_by).then_some(SignedBy::Older)
+            self.older.iter().position(made_by).map(SignedBy::Older)
         }
     }
 
@@ -101,13 +112,69 @@ impl KeyRing {
             Some(text)
         };
         let first = opened(&self.first).map(|text| (text, SignedBy::First));
-        first.or_else(|| Some((self.older.iter().find_map(opened)?, SignedBy::Older)))
+        first.or_else(|| {
+            let mut older = self.older.iter().enumerate();
+            older.find_map(|(place, keys)| Some((opened(keys)?, SignedBy::Older(place))))
+        })
+    }
+
+    /// Returns the fingerprints of the keys, in the ring's order: the first one's first.
+    pub fn fingerprints(&self) -> impl Iterator<Item = Fingerprint> {
+        std::iter::once(&self.first).chain(&self.older).map(|keys| keys.fingerprint)
+    }
+
+    /// Returns the fingerprint of the key that made a tag or a seal.
+    pub fn fingerprint(&self, signed_by: SignedBy) -> Fingerprint {
+        let older = match signed_by {
+            SignedBy::First => None,
+            SignedBy::Older(place) => self.older.get(place),
+        };
+        older.unwrap_or(&self.first).fingerprint
     }
 }
 
-impl std::fmt::Debug for KeyRing {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for KeyRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "KeyRing({} keys)", 1 + self.older.len())
+    }
+}
+
+impl Fingerprint {
+    /// Bytes of a fingerprint.
+    pub const BYTES: usize = 8;
+
+    /// Returns its bytes.
+    pub const fn as_bytes(&self) -> &[u8; Self::BYTES] {
+        &self.0
+    }
+
+    /// Parses the form that [`fmt::Display`] writes, and no other.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_lower = |digit: u8| matches!(digit, b'0'..=b'9' | b'a'..=b'f');
+        let fits = text.len() == 2 * Self::BYTES && text.bytes().all(is_lower);
+        let number = u64::from_str_radix(text, 16).ok().filter(|_| fits)?;
+        Some(Self(number.to_be_bytes()))
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", u64::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What HKDF gives for a fingerprint: bytes, and no key.
+struct FingerprintLength;
+
+impl hkdf::KeyType for FingerprintLength {
+    fn len(&self) -> usize {
+        Fingerprint::BYTES
     }
 }
 
@@ -122,11 +189,17 @@ impl Subkeys {
             hmac::Key::from(expanded)
         };
         let sealed = extracted.expand(&[b"sealed"], hkdf::HKDF_SHA256);
+        let mut fingerprint = [0; Fingerprint::BYTES];
+        extracted
+            .expand(&[b"fingerprint"], FingerprintLength)
+            .and_then(|expanded| expanded.fill(&mut fingerprint))
+            .expect("8 bytes are within what HKDF gives");
         Self {
             token: subkey("token"),
             request: subkey("request"),
             peer: subkey("peer"),
             sealed: sealed.expect("one hash length is within what HKDF gives").into(),
+            fingerprint: Fingerprint(fingerprint),
         }
     }
 
@@ -156,5 +229,39 @@ impl Subkeys {
             *short = *byte;
         }
         tag
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fingerprint_names_its_key_alone() {
+        let key = |byte| Zeroizing::new([byte; 32]);
+        let ring = KeyRing::new(&key(1), &[key(2), key(3)]);
+        let all: Vec<String> = ring.fingerprints().map(|one| one.to_string()).collect();
+        // Fixed values: instances of different releases compare them.
+        assert_eq!(all, ["1419f280e4c4a8bb", "68a9a23dce76f3dd", "c500d6ce0abb93f6"]);
+        assert_eq!(ring.fingerprint(SignedBy::First).to_string(), all[0]);
+        assert_eq!(ring.fingerprint(SignedBy::Older(1)).to_string(), all[2]);
+        let alone = KeyRing::new(&key(3), &[]);
+        assert_eq!(alone.fingerprints().next(), ring.fingerprints().nth(2));
+        // It is neither a part of the key nor of what any subkey makes.
+        for purpose in [Purpose::Cookie, Purpose::Request, Purpose::Peer] {
+            for label in ["fingerprint", ""] {
+                let tag = ring.tag(purpose, &[label.as_bytes()]);
+                assert!(!tag.starts_with(ring.first.fingerprint.as_bytes()));
+            }
+        }
+    }
+
+    #[test]
+    fn fingerprint_has_one_spelling() {
+        let text = "00ff0a0000000001";
+        assert_eq!(Fingerprint::parse(text).map(|one| one.to_string()).as_deref(), Some(text));
+        for other in ["", "0", "00FF0A0000000001", "+0ff0a0000000001", "00ff0a00000000010"] {
+            assert_eq!(Fingerprint::parse(other), None, "{other}");
+        }
     }
 }

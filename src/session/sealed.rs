@@ -223,7 +223,7 @@ mod tests {
         let text = session.seal(&ring(1, &[]), "__Host-id", &[1; NONCE_BYTES]);
         let open = |ring: &KeyRing, name| Sealed::open(ring, name, text.reveal().as_bytes());
         assert_eq!(open(&ring(1, &[]), "__Host-id"), Some((session.clone(), SignedBy::First)));
-        assert_eq!(open(&ring(2, &[1]), "__Host-id"), Some((session, SignedBy::Older)));
+        assert_eq!(open(&ring(2, &[1]), "__Host-id"), Some((session, SignedBy::Older(0))));
         assert_eq!(open(&ring(2, &[]), "__Host-id"), None);
         assert_eq!(open(&ring(1, &[]), "id"), None);
         for expiry in [

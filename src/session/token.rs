@@ -179,7 +179,7 @@ mod tests {
         let check =
             |ring: &KeyRing| CookieToken::verify(ring, "__Host-id", text.reveal().as_bytes());
         assert_eq!(check(&ring(1, &[])), Some((token, SignedBy::First)));
-        assert_eq!(check(&ring(2, &[1])), Some((token, SignedBy::Older)));
+        assert_eq!(check(&ring(2, &[1])), Some((token, SignedBy::Older(0))));
         assert_eq!(check(&ring(2, &[])), None);
     }
 

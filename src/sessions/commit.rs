@@ -178,7 +178,7 @@ impl Sessions {
         let slides = renews
             && touches
             && (self.in_cookies()
-                || *signed_by == SignedBy::Older
+                || *signed_by != SignedBy::First
                 || policy.cookie_is_due(meta, now));
         let used = Use { generation, prolongs: touches, sets_cookie: slides && !rotates, now };
         let entry = if touches || *verdict == Verdict::Next {

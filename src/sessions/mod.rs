@@ -17,6 +17,7 @@ mod histories;
 mod in_flight;
 #[cfg(test)]
 mod jars;
+mod keys;
 mod open;
 mod remote;
 mod service;
@@ -43,6 +44,7 @@ pub use change::{Changed, Requested};
 pub use commit::{CookieLine, Head};
 pub use exchange::{Exchange, Presented, Prolongs, SessionError};
 pub use in_flight::{InFlight, Resumed, Tracked};
+pub use keys::KeyCheck;
 pub use open::{Arrival, Opened};
 pub use remote::Remote;
 pub use service::{Destroyed, Listed};

@@ -106,7 +106,11 @@ impl Sessions {
             }
         };
         let record = match &presented {
-            Presented::Session { meta, .. } => Some(Record { meta: (**meta).clone(), values }),
+            Presented::Session { meta, signed_by, .. } => {
+                let key = self.shared.ring.fingerprint(*signed_by);
+                self.shared.metrics.session_tokens(*key.as_bytes(), 1);
+                Some(Record { meta: (**meta).clone(), values })
+            }
             _ => None,
         };
         let number = self.shared.in_flight.number();

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use crate::session::id::Id;
 use crate::session::json::Json;
+use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Key, Meta, Principal, Record, Values};
@@ -85,8 +86,38 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Removes what is over at `now`; answers how many sessions that were.
     fn sweep(&self, now: Timestamp) -> Answer<'_, u64>;
 
+    /// Records which session keys this instance has, and returns what was recorded before. A key
+    /// that it does not have is no longer recorded.
+    fn exchange_keys<'a>(
+        &'a self,
+        _own: &'a [Fingerprint],
+        _now: Timestamp,
+    ) -> Answer<'a, KnownKeys> {
+        Box::pin(std::future::ready(Ok(KnownKeys::NotKept)))
+    }
+
     /// Whether the store answers.
     fn ping(&self) -> Answer<'_, ()>;
+}
+
+/// What a store keeps of the session keys of its instances.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KnownKeys {
+    /// Nothing: it is not shared.
+    NotKept,
+    /// Nothing, because the server does not permit it, for this reason.
+    Denied(String),
+    /// These; empty on the first start.
+    Known(Vec<KnownKey>),
+}
+
+/// A session key that every instance has that started since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownKey {
+    /// Its public name.
+    pub fingerprint: Fingerprint,
+    /// Since when.
+    pub since: Timestamp,
 }
 
 /// Which values an answer is to carry.

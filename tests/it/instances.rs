@@ -1,20 +1,28 @@
 //! The program itself, as several instances on one Redis, with latency to it.
 
-use std::time::Duration;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
+use crate::support::raw::exchange;
 use crate::support::{
     API, Browser, Fault, FaultProxy, KEY, Page, Program, RedisServer, Script, Serving, Upstream,
+    until,
 };
 
 /// A running instance, and the relay by which it reaches Redis.
 struct Instance {
     program: Program,
     serving: Serving,
-    directory: TempDir,
+    file: PathBuf,
+    /// Its configuration without `[session]`.
+    text: String,
+    _directory: TempDir,
     _relay: FaultProxy,
 }
 
@@ -30,17 +38,35 @@ impl Instance {
         let directory = tempfile::tempdir().unwrap();
         let text = format!(
             "[[listen]]\naddress = \"127.0.0.1:0\"\n[api]\naddress = \"127.0.0.1:0\"\n\
-             [admin]\naddress = \"127.0.0.1:0\"\n[session]\n{session}\n\
+             [admin]\naddress = \"127.0.0.1:0\"\n\
              [store]\nurl = \"redis://{}/\"\ntimeout = \"20s\"\n{store}\n\
              [[route]]\nupstream = \"{}\"\n",
             relay.address(),
             upstream.url()
         );
         let file = directory.path().join("cloakroom.toml");
-        std::fs::write(&file, text).unwrap();
+        std::fs::write(&file, format!("{text}[session]\n{session}\n")).unwrap();
         let program = Program::start(&file);
         let serving = program.serving().await;
-        Self { program, serving, directory, _relay: relay }
+        Self { program, serving, file, text, _directory: directory, _relay: relay }
+    }
+
+    /// Reloads it with these lines in `[session]`.
+    async fn reload(&self, session: &str) {
+        let reloads = || self.program.log().matches("the configuration was reloaded").count();
+        let before = reloads();
+        std::fs::write(&self.file, format!("{}[session]\n{session}\n", self.text)).unwrap();
+        self.program.signal("-HUP");
+        until("the configuration is reloaded", || reloads() > before).await;
+    }
+
+    /// How many cookies opened a session here that were signed by this key.
+    async fn tokens(&self, fingerprint: &str) -> u64 {
+        let ask = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let text = exchange(self.serving.admin, ask).await;
+        let wanted = format!("cloakroom_session_tokens_total{{key=\"{fingerprint}\"}} ");
+        let count = text.lines().find_map(|line| line.strip_prefix(&wanted));
+        count.unwrap_or_else(|| panic!("{fingerprint}: {text}")).trim().parse().unwrap()
     }
 
     /// A page that the visitor opens here, and whose upstream calls the API here.
@@ -73,15 +99,15 @@ async fn visit(here: &Instance, there: &Instance, round: usize) {
 
 #[tokio::test]
 async fn log_in_at_one_instance_opens_at_the_other() {
-    let upstream = std::sync::Arc::new(Upstream::start());
+    let upstream = Upstream::start();
     let server = RedisServer::start(&[]);
     let keys = format!("keys = [\"{KEY}\"]");
     let cache = "cache = { max_bytes = \"4MiB\" }";
-    let a = std::sync::Arc::new(Instance::start(&upstream, &server, &keys, cache).await);
-    let b = std::sync::Arc::new(Instance::start(&upstream, &server, &keys, cache).await);
+    let a = Arc::new(Instance::start(&upstream, &server, &keys, cache).await);
+    let b = Arc::new(Instance::start(&upstream, &server, &keys, cache).await);
     let mut visitors = JoinSet::new();
     for _ in 0..8 {
-        let (a, b) = (std::sync::Arc::clone(&a), std::sync::Arc::clone(&b));
+        let (a, b) = (Arc::clone(&a), Arc::clone(&b));
         visitors.spawn(async move {
             for round in 0..25 {
                 visit(&a, &b, round).await;
@@ -89,4 +115,137 @@ async fn log_in_at_one_instance_opens_at_the_other() {
         });
     }
     visitors.join_all().await;
+}
+
+/// The keys of a roll, and their fingerprints.
+const OLD: (&str, &str) = (KEY, "6e615dab19860092");
+const NEW: (&str, &str) = ("bmV3IGtleSBvZiB0aGUgcm9sbC1vdmVyLCAzMiBieXQ", "c5f0b8b99e0612aa");
+const THIRD: (&str, &str) = ("b2xkIGtleSBvZiB0aGUgcm9sbC1vdmVyLCAzMiBieXQ", "0b079654b4cfaa77");
+
+const WARNING: &str = "first session key is new to other instances";
+
+fn keys(keys: &[(&str, &str)]) -> String {
+    let keys: Vec<_> = keys.iter().map(|(key, _)| format!("\"{key}\"")).collect();
+    format!("keys = [{}]\nrotation_grace = \"1s\"\ntouch_interval = \"1s\"\n", keys.join(", "))
+}
+
+/// Visitors who open one page after the other, here and there by turns, and stay logged in.
+struct Visitors {
+    running: JoinSet<()>,
+    pages: Arc<Vec<AtomicUsize>>,
+    over: Arc<AtomicBool>,
+}
+
+impl Visitors {
+    async fn start(count: usize, here: &Arc<Instance>, there: &Arc<Instance>) -> Self {
+        let pages: Arc<Vec<_>> = Arc::new((0..count).map(|_| AtomicUsize::new(0)).collect());
+        let over = Arc::new(AtomicBool::new(false));
+        let mut running = JoinSet::new();
+        for at in 0..count {
+            let (instances, over) = ([Arc::clone(here), Arc::clone(there)], Arc::clone(&over));
+            let pages = Arc::clone(&pages);
+            let browser = Browser::to(here.serving.public);
+            let log_in = Script::new().patch(&json!({"principal": "ada"}));
+            here.page(&browser, &log_in).await;
+            running.spawn(async move {
+                while !over.load(Ordering::Relaxed) {
+                    let page = pages[at].fetch_add(1, Ordering::Relaxed);
+                    let page = instances[page % 2].page(&browser, &Script::new()).await;
+                    let told = (page.saw("x-session-principal"), page.saw("x-session-error"));
+                    assert_eq!(told, (Some("ada".to_owned()), None), "visitor {at}");
+                }
+            });
+        }
+        Self { running, pages, over }
+    }
+
+    /// Waits until each has opened a page at both instances.
+    async fn round(&mut self) {
+        let before: Vec<_> = self.pages.iter().map(|one| one.load(Ordering::Relaxed)).collect();
+        let pages = Arc::clone(&self.pages);
+        let all_have = move || {
+            let now = pages.iter().map(|one| one.load(Ordering::Relaxed));
+            now.zip(&before).all(|(now, before)| now > before + 2)
+        };
+        tokio::select! {
+            () = until("the visitors have opened pages", all_have) => {}
+            Some(ended) = self.running.join_next() => panic!("a visitor stopped: {ended:?}"),
+        }
+    }
+
+    async fn stop(self) {
+        self.over.store(true, Ordering::Relaxed);
+        self.running.join_all().await;
+    }
+}
+
+/// Waits until a key has been recorded for `rotation_grace`, as an operator does.
+async fn known(server: &RedisServer, fingerprint: &str) {
+    let is_known = || {
+        let since = server.command(&["ZSCORE", "cloakroom:keys", fingerprint]).text();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+        since.parse::<u128>().is_ok_and(|since| now > since + 1_000)
+    };
+    until("the key is known", is_known).await;
+}
+
+#[tokio::test]
+async fn key_roll_in_three_steps_logs_nobody_out() {
+    let (upstream, server) = (Upstream::start(), RedisServer::start(&[]));
+    let a = Arc::new(Instance::start(&upstream, &server, &keys(&[OLD]), "").await);
+    let b = Arc::new(Instance::start(&upstream, &server, &keys(&[OLD]), "").await);
+    let mut visitors = Visitors::start(6, &a, &b).await;
+    visitors.round().await;
+    for (step, name) in [(&[OLD, NEW][..], "last"), (&[NEW, OLD], "first"), (&[NEW], "alone")] {
+        for instance in [&a, &b] {
+            instance.reload(&keys(step)).await;
+            visitors.round().await;
+        }
+        let count = async || a.tokens(OLD.1).await + b.tokens(OLD.1).await;
+        match name {
+            "last" => {
+                assert!(count().await > 0);
+                known(&server, NEW.1).await;
+            }
+            // The old key may go when no cookie of it comes any more.
+            "first" => {
+                let mut before = count().await;
+                loop {
+                    visitors.round().await;
+                    let now = count().await;
+                    if std::mem::replace(&mut before, now) == now {
+                        break;
+                    }
+                }
+            }
+            _ => assert!(a.tokens(NEW.1).await > 0),
+        }
+    }
+    visitors.round().await;
+    visitors.stop().await;
+    for instance in [&a, &b] {
+        let log = instance.program.log();
+        assert!(!log.contains(WARNING), "{log}");
+        let line = format!("first=\"{}\" older=\"{}\"", NEW.1, OLD.1);
+        assert!(log.contains(&line), "{line}: {log}");
+    }
+}
+
+/// With the new key first on one instance, the other does not know what that signs.
+#[tokio::test]
+async fn key_that_others_lack_warns_at_once() {
+    let (upstream, server) = (Upstream::start(), RedisServer::start(&[]));
+    let reloaded = Instance::start(&upstream, &server, &keys(&[OLD]), "").await;
+    reloaded.program.says("session keys, by fingerprint").await;
+    known(&server, OLD.1).await;
+    reloaded.reload(&keys(&[NEW, OLD])).await;
+    reloaded.program.says(WARNING).await;
+    let line = |log: String| log.lines().find(|line| line.contains(WARNING)).map(str::to_owned);
+    let warning = line(reloaded.program.log()).unwrap();
+    assert!(warning.contains(NEW.1) && !warning.contains(NEW.0), "{warning}");
+    // An instance that starts later in the old way takes the new key back.
+    let started = Instance::start(&upstream, &server, &keys(&[THIRD, OLD]), "").await;
+    started.program.says(WARNING).await;
+    let log = line(started.program.log()).unwrap();
+    assert!(log.contains(THIRD.1), "{log}");
 }

@@ -13,8 +13,9 @@ use std::sync::Arc;
 
 pub use self::hot::Hot;
 pub use self::lease::{Coherence, Lease};
-use super::{Answer, Created, Error, Page, Store, Want};
+use super::{Answer, Created, Error, KnownKeys, Page, Store, Want};
 use crate::session::id::Id;
+use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Principal, Record};
@@ -141,6 +142,14 @@ impl Store for Cached {
     /// What it removes is over, and nobody takes it for alive.
     fn sweep(&self, now: Timestamp) -> Answer<'_, u64> {
         self.store.sweep(now)
+    }
+
+    fn exchange_keys<'a>(
+        &'a self,
+        own: &'a [Fingerprint],
+        now: Timestamp,
+    ) -> Answer<'a, KnownKeys> {
+        self.store.exchange_keys(own, now)
     }
 
     fn ping(&self) -> Answer<'_, ()> {

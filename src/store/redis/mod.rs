@@ -8,6 +8,8 @@
 //! until after the record's end. It is told a later end than the record's, and the record holds
 //! how far that goes, so that a touch seldom needs it.
 //!
+//! A sorted set at `<prefix>keys` has the fingerprints of the instances' session keys (`keys.rs`).
+//!
 //! An instance of the store has one connection to each server, and belongs to one runtime: one for
 //! each worker.
 
@@ -16,6 +18,7 @@ mod cluster;
 mod deployment;
 mod dial;
 mod fields;
+mod keys;
 mod link;
 mod list;
 mod replicate;
@@ -44,8 +47,9 @@ pub use self::survey::{Survey, SurveyError};
 pub use self::tracking::{LEASE, track};
 use self::trouble::Trouble;
 use super::config::DurableDestroy;
-use super::{Answer, Created, Error, Page, Store, Want, encode};
+use super::{Answer, Created, Error, KnownKeys, Page, Store, Want, encode};
 use crate::session::id::Id;
+use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, ExpiryChange, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Meta, Principal, Record};
@@ -362,6 +366,14 @@ impl Store for Redis {
     /// Redis removes by itself what is over.
     fn sweep(&self, _now: Timestamp) -> Answer<'_, u64> {
         Box::pin(std::future::ready(Ok(0)))
+    }
+
+    fn exchange_keys<'a>(
+        &'a self,
+        own: &'a [Fingerprint],
+        now: Timestamp,
+    ) -> Answer<'a, KnownKeys> {
+        Box::pin(self.announce_keys(own, now))
     }
 
     /// Every node that holds keys is to answer.

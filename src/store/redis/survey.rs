@@ -141,7 +141,7 @@ impl SurveyError {
 }
 
 /// What the access list has to say, if that is what is wrong.
-fn denial(error: &Error) -> Option<String> {
+pub(super) fn denial(error: &Error) -> Option<String> {
     let cause = match error {
         Error::Unavailable(cause) | Error::Corrupt(cause) => cause,
         Error::OutcomeUnknown(_) | Error::Full => return None,

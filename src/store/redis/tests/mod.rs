@@ -1,6 +1,7 @@
 //! The suite, and what only a server of its own can do.
 
 mod cached;
+mod keys;
 #[path = "../../../../tests/it/support/redis/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the kit of other tests too")]
 mod kit;
@@ -462,6 +463,12 @@ fn the_access_that_is_documented_is_enough() {
         apply(&store, id, &add(1), Want::Values).await;
         for principal in [None, Some(&ada())] {
             assert_eq!(store.list(principal, None, 10).await.expect("listed").sessions.len(), 1);
+        }
+        store.exchange_keys(&[], now()).await.expect("answered");
+        let own = Fingerprint::parse("0000000000000001");
+        for _ in 0..2 {
+            let known = store.exchange_keys(own.as_slice(), now()).await.expect("answered");
+            assert!(matches!(known, KnownKeys::Known(_)), "{known:?}");
         }
         let mut other = connection_to(&server, None);
         let denied: Value = cmd("ACL").arg("LOG").query(&mut other).expect("a log");

@@ -1,0 +1,56 @@
+//! Which session keys the instances of a deployment have: fingerprints in a sorted set at
+//! `<prefix>keys`, each with the time since when every instance that started had it.
+
+use super::fields::{Unreadable, array, text};
+use super::replicate::Manner;
+use super::request::Script;
+use super::survey::denial;
+use super::{Redis, trouble};
+use crate::session::key_ring::Fingerprint;
+use crate::store::{Error, KnownKey, KnownKeys};
+use crate::time::Timestamp;
+
+impl Redis {
+    pub(super) async fn announce_keys(
+        &self,
+        own: &[Fingerprint],
+        now: Timestamp,
+    ) -> Result<KnownKeys, Error> {
+        let script = Script::new(include_str!("keys.lua"));
+        let key = format!("{}keys", self.prefix);
+        let mut command = script.on(&key);
+        command.arg(now.as_millis());
+        for fingerprint in own {
+            command.arg(fingerprint.to_string());
+        }
+        let deadline = self.deadline();
+        match self.servers.run(&script, &key, &command, Manner::Shared, deadline).await {
+            Ok(told) => Ok(known(told.value).unwrap_or_else(|error| denied(&error))),
+            Err(trouble) => match trouble.of_write() {
+                Error::Corrupt(cause) => Ok(denied(&*cause)),
+                error => match denial(&error) {
+                    Some(cause) => Ok(KnownKeys::Denied(cause)),
+                    None => Err(error),
+                },
+            },
+        }
+    }
+}
+
+/// Something else is under the name of the set.
+fn denied(cause: &dyn std::error::Error) -> KnownKeys {
+    KnownKeys::Denied(trouble::whole(cause))
+}
+
+/// Reads fingerprints and scores by turns.
+fn known(answer: redis::Value) -> Result<KnownKeys, Unreadable> {
+    let parts = array(answer)?;
+    let mut keys = Vec::with_capacity(parts.len() / 2);
+    for pair in parts.chunks(2) {
+        let [name, score] = pair else { return Err(Unreadable) };
+        let fingerprint = text(name)?.and_then(Fingerprint::parse).ok_or(Unreadable)?;
+        let since = text(score)?.and_then(|score| score.parse().ok()).ok_or(Unreadable)?;
+        keys.push(KnownKey { fingerprint, since: Timestamp::from_millis(since) });
+    }
+    Ok(KnownKeys::Known(keys))
+}
