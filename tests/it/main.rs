@@ -25,6 +25,7 @@ mod api;
 mod api_tls;
 mod browser;
 mod caches;
+mod cluster;
 mod concurrency;
 mod config;
 mod cookies;

@@ -5,6 +5,9 @@
 //! resharding"). The map is asked for again when a node redirects, does not answer, or says that
 //! the cluster is down; so a promoted replica is found without its frozen primary saying anything.
 //! (redis-rs's own cluster client asks nobody after time-outs.)
+//!
+//! Any node tells the map, a replica too. A map in which no node has slots is none: as long as no
+//! node tells another one, calls fail, and so does [`Cluster::owners`].
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,12 +20,12 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
 use super::deployment::Place;
-use super::dial::Dialer;
+use super::dial::{Dialer, Role};
 use super::link::{Link, Told};
 use super::replicate::Manner;
 use super::request::Request;
 use super::slot::{SlotMap, redirected, slot_of};
-use super::trouble::Trouble;
+use super::trouble::{Trouble, whole};
 use crate::random;
 use crate::store::Cause;
 use crate::store::config::Address;
@@ -54,6 +57,8 @@ pub(super) struct Cluster {
 #[derive(Default)]
 struct State {
     map: Arc<SlotMap>,
+    /// Why the last request for the map has brought none, if it has not.
+    unmapped: Option<Arc<str>>,
     links: HashMap<Address, Arc<Link>>,
     refreshing: Refreshing,
 }
@@ -78,6 +83,11 @@ enum Hop {
 #[derive(Debug, thiserror::Error)]
 #[error("no node of the cluster is known to have slot {0}")]
 struct Unowned(u16);
+
+/// No node tells a map of use.
+#[derive(Debug, thiserror::Error)]
+#[error("no node of the cluster tells which nodes have slots; the last one: {0}")]
+struct Unmapped(Arc<str>);
 
 #[derive(Debug, thiserror::Error)]
 #[error("the cluster's nodes redirect to each other")]
@@ -158,17 +168,33 @@ impl Cluster {
             return Ok(owner);
         }
         self.refreshed(deadline).await?;
-        owner(self).ok_or_else(|| Unowned(slot).into())
+        match owner(self) {
+            Some(owner) => Ok(owner),
+            None => Err(self.unmapped().unwrap_or_else(|| Unowned(slot).into())),
+        }
     }
 
-    /// All nodes that have slots.
+    /// All nodes that have slots: at least one.
+    ///
+    /// # Errors
+    /// No node tells the map, or one in which no node has slots.
     pub(super) async fn owners(&self, deadline: Instant) -> Result<Vec<Address>, Cause> {
-        let owners = self.state().map.owners();
-        if !owners.is_empty() {
+        if let Some(owners) = self.mapped_owners() {
             return Ok(owners);
         }
         self.refreshed(deadline).await?;
-        Ok(self.state().map.owners())
+        self.mapped_owners().ok_or_else(|| self.unmapped().unwrap_or_else(|| "no map".into()))
+    }
+
+    fn mapped_owners(&self) -> Option<Vec<Address>> {
+        let state = self.state();
+        let owners = state.map.owners();
+        (state.unmapped.is_none() && !owners.is_empty()).then_some(owners)
+    }
+
+    fn unmapped(&self) -> Option<Cause> {
+        let cause = self.state().unmapped.clone()?;
+        Some(Unmapped(cause).into())
     }
 
     /// The node that the map names for a key, if it names one.
@@ -181,7 +207,7 @@ impl Cluster {
         let mut state = self.state();
         let link = state.links.entry(address.clone()).or_insert_with(|| {
             let place = Place::Fixed(address.clone());
-            Link::new(Arc::clone(&self.dialer), place, self.tasks.clone())
+            Link::new(Arc::clone(&self.dialer), place, Role::Node, self.tasks.clone())
         });
         Arc::clone(link)
     }
@@ -217,10 +243,14 @@ impl Cluster {
             let map = cluster.ask_for_map().await;
             let mut state = cluster.state();
             state.refreshing = Refreshing::Since(Instant::now());
-            if let Some(map) = map {
-                let owners = map.owners();
-                state.links.retain(|address, _| owners.contains(address));
-                state.map = Arc::new(map);
+            match map {
+                Ok(map) => {
+                    let owners = map.owners();
+                    state.links.retain(|address, _| owners.contains(address));
+                    state.map = Arc::new(map);
+                    state.unmapped = None;
+                }
+                Err(cause) => state.unmapped = Some(cause),
             }
             drop(state);
             cluster.refreshed.send_modify(|count| *count += 1);
@@ -229,7 +259,10 @@ impl Cluster {
     }
 
     /// Asks the nodes for the map, those first that seem well.
-    async fn ask_for_map(&self) -> Option<SlotMap> {
+    ///
+    /// # Errors
+    /// What the last one said.
+    async fn ask_for_map(&self) -> Result<SlotMap, Arc<str>> {
         let mut nodes: Vec<(Address, Arc<Link>)> = {
             let state = self.state();
             state.links.iter().map(|(at, link)| (at.clone(), Arc::clone(link))).collect()
@@ -238,20 +271,23 @@ impl Cluster {
         nodes.sort_by_cached_key(|(_, link)| (!link.is_hopeful(), random::bytes::<4>()));
         let unknown = self.seeds.iter().filter(|seed| nodes.iter().all(|(at, _)| at != *seed));
         let seeds: Vec<_> = unknown.map(|seed| (seed.clone(), self.link(seed))).collect();
+        let mut last: Arc<str> = "none was asked".into();
         for (address, link) in nodes.into_iter().chain(seeds) {
             let mut command = cmd("CLUSTER");
             command.arg("SLOTS");
             let deadline = Instant::now() + REFRESH_TIMEOUT;
-            match link.call(Request::One(&command), Manner::Shared, deadline).await {
-                Ok(told) => {
-                    if let Some(map) = SlotMap::parse(told.value, &address) {
-                        return Some(map);
-                    }
-                }
-                Err(trouble) => debug!(node = %address, ?trouble, "a node did not tell the map"),
-            }
+            let told = link.call(Request::One(&command), Manner::Shared, deadline).await;
+            let cause = match told {
+                Ok(told) => match SlotMap::parse(told.value, &address) {
+                    Some(map) => return Ok(map),
+                    None => format!("{address} knows no node that has slots"),
+                },
+                Err(trouble) => format!("{address}: {}", whole(&trouble.of_read())),
+            };
+            debug!(cause, "a node did not tell the slot map");
+            last = cause.into();
         }
-        None
+        Err(last)
     }
 }
 

@@ -42,6 +42,9 @@ pub(super) struct Dialer {
 pub(super) enum Role {
     /// It takes writes.
     Primary,
+    /// It belongs to a cluster, and answers `MOVED` to commands about keys that others serve: a
+    /// replica is of use, too, because it tells the slot map.
+    Node,
     /// It knows who does.
     Sentinel,
 }
@@ -86,8 +89,10 @@ impl Dialer {
         let connect = async {
             let connect = client.get_multiplexed_async_connection_with_config(&config);
             let mut connection = connect.await?;
-            if role == Role::Primary {
-                check_primary(&mut connection, address).await?;
+            match role {
+                Role::Primary => check_primary(&mut connection, address).await?,
+                Role::Node => check_loaded(&mut connection).await?,
+                Role::Sentinel => {}
             }
             Ok(connection)
         };
@@ -101,7 +106,7 @@ impl Dialer {
             .set_protocol(ProtocolVersion::RESP3)
             .set_skip_set_lib_name();
         let settings = match role {
-            Role::Primary => self.log_in(settings.set_db(i64::from(self.database)))?,
+            Role::Primary | Role::Node => self.log_in(settings.set_db(i64::from(self.database)))?,
             Role::Sentinel => with_password(settings, self.sentinel_password.as_ref())?,
         };
         let tcp = TcpSettings::default()
@@ -152,13 +157,18 @@ fn with_password(
     })
 }
 
-/// A server that still loads its data refuses the `PING`. One whose access list keeps `ROLE` from
-/// us is believed until a write is refused.
+/// A server that still loads its data refuses the `PING`.
+async fn check_loaded(connection: &mut MultiplexedConnection) -> Result<(), Cause> {
+    let _: Value = cmd("PING").query_async(connection).await?;
+    Ok(())
+}
+
+/// A server whose access list keeps `ROLE` from us is believed until a write is refused.
 async fn check_primary(
     connection: &mut MultiplexedConnection,
     address: &Address,
 ) -> Result<(), Cause> {
-    let _: Value = cmd("PING").query_async(connection).await?;
+    check_loaded(connection).await?;
     match cmd("ROLE").query_async::<Value>(connection).await {
         Ok(answer) if is_replica(&answer) => Err(NotPrimary(address.clone()).into()),
         Err(error) if error.is_io_error() => Err(error.into()),

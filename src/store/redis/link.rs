@@ -40,6 +40,7 @@ pub(super) struct Link {
     me: Weak<Self>,
     dialer: Arc<Dialer>,
     place: Place,
+    role: Role,
     tasks: Tasks,
     stage: watch::Sender<Stage>,
     made: AtomicU64,
@@ -104,11 +105,13 @@ const ALONE: usize = 64;
 const SPARES: usize = 8;
 
 impl Link {
-    pub(super) fn new(dialer: Arc<Dialer>, place: Place, tasks: Tasks) -> Arc<Self> {
+    /// The way to a server of this role.
+    pub(super) fn new(dialer: Arc<Dialer>, place: Place, role: Role, tasks: Tasks) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             dialer,
             place,
+            role,
             tasks,
             stage: watch::Sender::new(Stage::Idle),
             made: AtomicU64::new(0),
@@ -367,7 +370,7 @@ impl Link {
             Ok::<_, SendError>(())
         };
         let deadline = Instant::now() + CONNECT_TIMEOUT;
-        let connection = self.dialer.dial(&address, Role::Primary, pushed, deadline).await?;
+        let connection = self.dialer.dial(&address, self.role, pushed, deadline).await?;
         self.place.found(&address);
         Ok(Line { connection, address, number, silence: Arc::default() })
     }
@@ -382,7 +385,7 @@ impl Link {
             return Ok(spare.connection);
         }
         let unheard = |_: PushInfo| Ok::<_, SendError>(());
-        self.dialer.dial(&line.address, Role::Primary, unheard, deadline).await
+        self.dialer.dial(&line.address, self.role, unheard, deadline).await
     }
 
     /// Keeps a connection for the next call, unless the line has ended that it belongs to.

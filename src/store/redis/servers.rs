@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::cluster::Cluster;
 use super::deployment::{Deployment, Layout};
+use super::dial::Role;
 use super::link::{Link, Told};
 use super::replicate::Manner;
 use super::request::{Request, Script};
@@ -28,7 +29,9 @@ impl Servers {
     pub(super) fn new(deployment: &Deployment, tasks: Tasks) -> Self {
         let dialer = Arc::clone(&deployment.dialer);
         match &deployment.layout {
-            Layout::One(place) => Self::One(Link::new(dialer, place.clone(), tasks)),
+            Layout::One(place) => {
+                Self::One(Link::new(dialer, place.clone(), Role::Primary, tasks))
+            },
             Layout::Cluster(nodes) => Self::Cluster(Cluster::new(dialer, nodes.clone(), tasks)),
         }
     }

@@ -42,13 +42,15 @@ struct Range {
 }
 
 impl SlotMap {
-    /// What `CLUSTER SLOTS` answers; `asked` is the node that did, which may leave its own name out.
+    /// Reads what `CLUSTER SLOTS` answers; `asked` is the node that did, which may leave its own
+    /// name out. `None` if it names no primary. A range without a primary that can be reached is
+    /// left out.
     pub(super) fn parse(answer: Value, asked: &Address) -> Option<Self> {
         let Value::Array(rows) = answer else { return None };
-        let ranges: Option<Vec<Range>> = rows.into_iter().map(|row| range(row, asked)).collect();
-        let mut ranges = ranges.filter(|ranges| !ranges.is_empty())?;
+        let ranges = rows.into_iter().filter_map(|row| range(row, asked));
+        let mut ranges: Vec<Range> = ranges.collect();
         ranges.sort_by_key(|range| range.first);
-        Some(Self { ranges })
+        (!ranges.is_empty()).then_some(Self { ranges })
     }
 
     /// The node that has a slot.
@@ -77,7 +79,8 @@ fn range(row: Value, asked: &Address) -> Option<Range> {
     let Value::Array(primary) = parts.next()? else { return None };
     let mut primary = primary.into_iter();
     let host: Option<String> = from_redis_value(primary.next()?).ok()?;
-    let port: u16 = from_redis_value(primary.next()?).ok()?;
+    // 0 is that of a node which cannot be reached this way.
+    let port: u16 = from_redis_value(primary.next()?).ok().filter(|port| *port != 0)?;
     Some(Range { first, last, owner: located(host.as_deref(), port, asked)? })
 }
 
@@ -121,7 +124,9 @@ mod tests {
             Value::Array(vec![Value::Int(first), Value::Int(last), node])
         };
         let asked = Address::Tcp { host: "asked".into(), port: 1 };
-        let rows = vec![row(100, 200, "b", 2), row(0, 50, "", 1)];
+        let no_port = row(300, 400, "c", 0);
+        let no_primary = Value::Array(vec![Value::Int(500), Value::Int(600)]);
+        let rows = vec![row(100, 200, "b", 2), row(0, 50, "", 1), no_port, no_primary.clone()];
         let map = SlotMap::parse(Value::Array(rows), &asked).unwrap();
         let owner = |slot| map.owner(slot).map(ToString::to_string);
         assert_eq!(owner(0).as_deref(), Some("asked:1"));
@@ -129,6 +134,8 @@ mod tests {
         assert_eq!(owner(51), None);
         assert_eq!(owner(150).as_deref(), Some("b:2"));
         assert_eq!(owner(201), None);
+        assert_eq!((owner(300), owner(500)), (None, None));
+        assert!(SlotMap::parse(Value::Array(vec![no_primary]), &asked).is_none());
         assert!(SlotMap::parse(Value::Array(Vec::new()), &asked).is_none());
         assert_eq!(redirected("::1:7000", &asked).unwrap().to_string(), "[::1]:7000");
         assert_eq!(redirected(":7000", &asked).unwrap().to_string(), "asked:7000");

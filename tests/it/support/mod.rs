@@ -11,6 +11,7 @@ mod echo;
 mod fake_clock;
 mod fault_proxy;
 pub mod frames;
+mod instance;
 mod program;
 pub mod raw;
 mod redis;
@@ -24,6 +25,7 @@ pub use self::curl::{Curled, curl};
 pub use self::echo::{Echo, Message, Socket, socket};
 pub use self::fake_clock::FakeClock;
 pub(crate) use self::fault_proxy::{End, Fault, FaultProxy, Way};
+pub use self::instance::Instance;
 pub use self::program::{Program, Serving};
 pub(crate) use self::redis::{
     Authority, Cluster, Connection, Flaw, Identity, Migration, RedisServer, Reply, Sentinels,
