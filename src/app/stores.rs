@@ -66,10 +66,9 @@ impl Stores {
             }
             Backend::Cookies => Ways::Cookies,
             Backend::Redis(redis) => {
-                // Its connections end with its runtime, so it has nothing in common with the workers.
-                let surveyed = Deployment::new(redis, timeout);
-                survey(&surveyed, &config.policy, clock.now())?;
                 let deployment = Deployment::new(redis, timeout);
+                // Its connections end with its runtime.
+                survey(&deployment.apart(), &config.policy, clock.now())?;
                 let store = |_| Arc::new(Redis::new(&deployment, tasks.clone())) as _;
                 let stores = (0..workers()).map(store).collect();
                 Ways::Redis(deployment, stores)

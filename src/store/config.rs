@@ -126,7 +126,8 @@ pub struct ClientCertificate {
 /// Whether a destroy waits until one replica has it, so that no failover brings the session back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DurableDestroy {
-    /// Where the server has replicas.
+    /// If there are replicas: always with sentinels; in a cluster for slots that have had one since the
+    /// start; with one server if it has had one since the start.
     Auto,
     /// Always.
     On,

@@ -7,9 +7,7 @@ use std::time::Instant;
 
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::support::{
-    Browser, Instance, RedisServer, Script, Sentinels, Upstream, until,
-};
+use crate::support::{Browser, Instance, RedisServer, Script, Sentinels, Upstream, until};
 
 /// Two instances, a visitor of each who goes on writing, and the servers.
 struct World {

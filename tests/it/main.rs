@@ -31,6 +31,7 @@ mod config;
 mod cookies;
 mod demo;
 mod drain;
+mod durable_destroy;
 mod examples;
 mod failover;
 mod fault_proxy;

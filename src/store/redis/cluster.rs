@@ -22,7 +22,7 @@ use tracing::debug;
 use super::deployment::Place;
 use super::dial::{Dialer, Role};
 use super::link::{Link, Told};
-use super::replicate::Manner;
+use super::replicate::{Manner, Replicas};
 use super::request::Request;
 use super::slot::{SlotMap, redirected, slot_of};
 use super::trouble::{Trouble, whole};
@@ -48,6 +48,7 @@ pub(super) struct Cluster {
     me: Weak<Self>,
     dialer: Arc<Dialer>,
     seeds: Vec<Address>,
+    replicas: Arc<Replicas>,
     tasks: Tasks,
     state: Mutex<State>,
     /// How often the map was asked for, whatever came of it.
@@ -94,11 +95,18 @@ struct Unmapped(Arc<str>);
 struct Circle;
 
 impl Cluster {
-    pub(super) fn new(dialer: Arc<Dialer>, seeds: Vec<Address>, tasks: Tasks) -> Arc<Self> {
+    /// The way to a cluster; `replicas` learns which slots have some.
+    pub(super) fn new(
+        dialer: Arc<Dialer>,
+        seeds: Vec<Address>,
+        replicas: Arc<Replicas>,
+        tasks: Tasks,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             dialer,
             seeds,
+            replicas,
             tasks,
             state: Mutex::default(),
             refreshed: watch::Sender::new(0),
@@ -110,7 +118,7 @@ impl Cluster {
         &self,
         key: &str,
         request: Request<'_>,
-        manner: Manner,
+        manner: Manner<'_>,
         deadline: Instant,
     ) -> Result<Told, Trouble> {
         let slot = slot_of(key);
@@ -245,6 +253,7 @@ impl Cluster {
             state.refreshing = Refreshing::Since(Instant::now());
             match map {
                 Ok(map) => {
+                    map.replicated().for_each(|slots| cluster.replicas.mark(slots));
                     let owners = map.owners();
                     state.links.retain(|address, _| owners.contains(address));
                     state.map = Arc::new(map);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::dial::Dialer;
+use super::replicate::Replicas;
 use super::sentinel::Sentinels;
 use crate::store::Cause;
 use crate::store::config::{self, Address, DurableDestroy, Topology};
@@ -18,6 +19,7 @@ pub struct Deployment {
     pub(super) prefix: String,
     pub(super) timeout: Duration,
     pub(super) durable_destroy: DurableDestroy,
+    pub(super) replicas: Arc<Replicas>,
 }
 
 /// Which servers there are.
@@ -44,13 +46,31 @@ impl Deployment {
                 Layout::One(Place::Elected(Arc::new(Sentinels::new(sentinels, service))))
             }
         };
+        let replicas = Arc::new(Replicas::new());
+        if matches!(layout, Layout::One(Place::Elected(_))) {
+            replicas.mark_all();
+        }
         Self {
-            dialer: Arc::new(Dialer::new(config)),
+            dialer: Arc::new(Dialer::new(config, Arc::clone(&replicas))),
             layout,
             prefix: config.key_prefix.clone(),
             timeout,
             durable_destroy: config.durable_destroy,
+            replicas,
         }
+    }
+
+    /// The same deployment for stores of a runtime that ends before the others do. What is known
+    /// of the servers is shared; connections, and what sentinels announce, are not.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        let layout = match &self.layout {
+            Layout::One(Place::Elected(sentinels)) => {
+                Layout::One(Place::Elected(Arc::new(sentinels.unheard())))
+            }
+            other => other.clone(),
+        };
+        Self { layout, ..self.clone() }
     }
 
     /// Subscribes to the sentinels until the drain: every store on this deployment leaves an old

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use redis::aio::{AsyncPushSender, MultiplexedConnection};
@@ -15,6 +15,7 @@ use redis::{
 };
 use tokio::time::{Instant, timeout_at};
 
+use super::replicate::Replicas;
 use crate::store::Cause;
 use crate::store::config::{self, Address, Password, Tls};
 
@@ -35,6 +36,7 @@ pub(super) struct Dialer {
     sentinel_password: Option<Password>,
     database: u32,
     tls: Option<Tls>,
+    replicas: Arc<Replicas>,
 }
 
 /// What a server has to be to be of use.
@@ -60,13 +62,15 @@ struct NotPrimary(Address);
 struct Unreadable(String);
 
 impl Dialer {
-    pub(super) fn new(config: &config::Redis) -> Self {
+    /// What a primary says of its replicas goes into `replicas`.
+    pub(super) fn new(config: &config::Redis, replicas: Arc<Replicas>) -> Self {
         Self {
             user: config.user.clone(),
             password: config.password.clone(),
             sentinel_password: config.sentinel_password.clone(),
             database: config.database,
             tls: config.tls.clone(),
+            replicas,
         }
     }
 
@@ -90,7 +94,7 @@ impl Dialer {
             let connect = client.get_multiplexed_async_connection_with_config(&config);
             let mut connection = connect.await?;
             match role {
-                Role::Primary => check_primary(&mut connection, address).await?,
+                Role::Primary => self.check_primary(&mut connection, address).await?,
                 Role::Node => check_loaded(&mut connection).await?,
                 Role::Sentinel => {}
             }
@@ -138,6 +142,22 @@ impl Dialer {
         }
     }
 
+    /// A server whose access list keeps `ROLE` from us is believed until a write is refused.
+    async fn check_primary(
+        &self,
+        connection: &mut MultiplexedConnection,
+        address: &Address,
+    ) -> Result<(), Cause> {
+        check_loaded(connection).await?;
+        match cmd("ROLE").query_async::<Value>(connection).await {
+            Ok(answer) if is_replica(&answer) => return Err(NotPrimary(address.clone()).into()),
+            Ok(answer) => self.replicas.learn(&answer),
+            Err(error) if error.is_io_error() => return Err(error.into()),
+            Err(_) => {}
+        }
+        Ok(())
+    }
+
     fn log_in(&self, settings: RedisConnectionInfo) -> Result<RedisConnectionInfo, Cause> {
         let settings = with_password(settings, self.password.as_ref())?;
         Ok(match &self.user {
@@ -161,19 +181,6 @@ fn with_password(
 async fn check_loaded(connection: &mut MultiplexedConnection) -> Result<(), Cause> {
     let _: Value = cmd("PING").query_async(connection).await?;
     Ok(())
-}
-
-/// A server whose access list keeps `ROLE` from us is believed until a write is refused.
-async fn check_primary(
-    connection: &mut MultiplexedConnection,
-    address: &Address,
-) -> Result<(), Cause> {
-    check_loaded(connection).await?;
-    match cmd("ROLE").query_async::<Value>(connection).await {
-        Ok(answer) if is_replica(&answer) => Err(NotPrimary(address.clone()).into()),
-        Err(error) if error.is_io_error() => Err(error.into()),
-        Ok(_) | Err(_) => Ok(()),
-    }
 }
 
 /// What `ROLE` answers begins with the role.

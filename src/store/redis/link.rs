@@ -23,7 +23,7 @@ use super::replicate::{Manner, confirm};
 use super::request::Request;
 use super::trouble::{Trouble, is_answer, is_demoted, whole};
 use crate::random;
-use crate::store::config::{Address, DurableDestroy};
+use crate::store::config::Address;
 use crate::store::{Cause, Replicated};
 use crate::tasks::Tasks;
 
@@ -124,33 +124,29 @@ impl Link {
     pub(super) async fn call(
         &self,
         request: Request<'_>,
-        manner: Manner,
+        manner: Manner<'_>,
         deadline: Instant,
     ) -> Result<Told, Trouble> {
         let started = Instant::now();
         let mut line = self.line(deadline).await.map_err(Trouble::NotSent)?;
-        let durable = match manner {
-            Manner::Replicated(durable) => durable,
-            Manner::Shared => DurableDestroy::Off,
-        };
         // Where too many wait already, one more is done and not waited for.
-        let alone = match durable {
-            DurableDestroy::Off => None,
-            DurableDestroy::Auto | DurableDestroy::On => self.alone.try_acquire().ok(),
+        let alone = match manner {
+            Manner::Replicated(wait) => self.alone.try_acquire().ok().map(|permit| (permit, wait)),
+            Manner::Shared => None,
         };
-        if alone.is_none() {
+        let Some((_permit, wait)) = alone else {
             let answer = timeout_at(deadline, request.send(&mut line.connection)).await;
             let value = self.judge(&line, started, answer)?;
-            let replicated = match durable {
-                DurableDestroy::Off => Replicated::NotAsked,
-                DurableDestroy::Auto | DurableDestroy::On => Replicated::No,
+            let replicated = match manner {
+                Manner::Replicated(wait) if wait.is_expected() => Replicated::No,
+                Manner::Replicated(_) | Manner::Shared => Replicated::NotAsked,
             };
             return Ok(Told { value, replicated });
-        }
+        };
         let mut connection = self.spare(&line, deadline).await.map_err(Trouble::NotSent)?;
         let answer = timeout_at(deadline, request.send(&mut connection)).await;
         let value = self.judge(&line, started, answer)?;
-        let replicated = confirm(&mut connection, durable, deadline).await;
+        let replicated = confirm(&mut connection, wait, deadline).await;
         self.check(&line)?;
         self.keep(Spare { connection, number: line.number });
         Ok(Told { value, replicated })

@@ -31,6 +31,7 @@ mod tracking;
 mod trouble;
 
 use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{Cmd, Value, cmd};
@@ -40,9 +41,10 @@ use tracing::error;
 use self::calls::Answered;
 pub use self::deployment::Deployment;
 use self::fields::{FIELDS, Indexed, Unreadable};
-use self::replicate::Manner;
+use self::replicate::{Manner, Replicas};
 use self::request::{Request, Script};
 use self::servers::Servers;
+use self::slot::slot_of;
 pub use self::survey::{Survey, SurveyError};
 pub use self::tracking::{LEASE, track};
 use self::trouble::Trouble;
@@ -66,6 +68,7 @@ pub struct Redis {
     prefix: String,
     timeout: Duration,
     durable_destroy: DurableDestroy,
+    replicas: Arc<Replicas>,
     scripts: Scripts,
 }
 
@@ -107,6 +110,7 @@ impl Redis {
             prefix: deployment.prefix.clone(),
             timeout: deployment.timeout,
             durable_destroy: deployment.durable_destroy,
+            replicas: Arc::clone(&deployment.replicas),
             scripts: Scripts {
                 create: Script::new(include_str!("create.lua")),
                 patch: Script::new(concat!(include_str!("prelude.lua"), include_str!("patch.lua"))),
@@ -232,8 +236,11 @@ impl Redis {
         let deadline = self.deadline();
         let script = &self.scripts.patch;
         let key = self.key(id);
-        let manner =
-            if change.patch.only_destroys() { self.manner_of_destroy() } else { Manner::Shared };
+        let manner = if change.patch.only_destroys() {
+            self.manner_of_destroy(&key)
+        } else {
+            Manner::Shared
+        };
         let mut indexed = None;
         // A log-in needs the index for sure; its end is guessed, most often right.
         if let Some(needed) = guess(change) {
@@ -283,18 +290,15 @@ impl Redis {
         let script = &self.scripts.remove;
         let key = self.key(id);
         let command = script.on(&key);
-        let (manner, deadline) = (self.manner_of_destroy(), self.deadline());
+        let (manner, deadline) = (self.manner_of_destroy(&key), self.deadline());
         let told = self.servers.run(script, &key, &command, manner, deadline).await;
         let told = told.map_err(Trouble::of_write)?;
         let removed = self.count(id, &told.value).map_err(Crossed::of_write)?;
         Ok((removed == 1).then_some(told.replicated))
     }
 
-    fn manner_of_destroy(&self) -> Manner {
-        match self.durable_destroy {
-            DurableDestroy::Off => Manner::Shared,
-            durable => Manner::Replicated(durable),
-        }
+    fn manner_of_destroy(&self, key: &str) -> Manner<'_> {
+        self.replicas.manner(self.durable_destroy, slot_of(key))
     }
 }
 

@@ -3,55 +3,151 @@
 //! `WAIT` blocks the connection that it is sent on, and is about that connection's own writes, so
 //! such a change has a connection to itself (`link.rs`). What is not confirmed in time is done all
 //! the same; it is only said.
+//!
+//! Whether there are replicas is remembered for as long as the process runs: just after a failover
+//! the new primary has none, and that is when the wait is needed.
 
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{Value, cmd};
+use redis::{RedisError, Value, cmd};
 use tokio::time::{Instant, timeout_at};
+use tracing::warn;
 
+use super::slot::SLOTS;
+use super::trouble::is_unavailable;
 use crate::store::Replicated;
 use crate::store::config::DurableDestroy;
 
 /// How a request is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Manner {
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Manner<'a> {
     /// Among all others.
     Shared,
     /// By itself, and waited for as this has it.
-    Replicated(DurableDestroy),
+    Replicated(Wait<'a>),
+}
+
+/// Whether a change of a key in one slot waits for a replica.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wait<'a> {
+    /// Whatever is known of replicas: the configuration says so.
+    always: bool,
+    slot: u16,
+    replicas: &'a Replicas,
+}
+
+/// Which slots have had a replica since the start; without a cluster, all or none.
+#[derive(Debug)]
+pub(super) struct Replicas {
+    slots: Box<[AtomicU64]>,
+    /// Whether the server does not let us ask or wait.
+    refused: AtomicBool,
 }
 
 /// So long before the deadline the wait ends, that its answer can still be told.
 const MARGIN: Duration = Duration::from_millis(20);
 
+impl Replicas {
+    /// None is known yet.
+    pub(super) fn new() -> Self {
+        let words = SLOTS.div_ceil(64);
+        let slots = (0..words).map(|_| AtomicU64::new(0)).collect();
+        Self { slots, refused: AtomicBool::new(false) }
+    }
+
+    /// Remembers that these slots have a replica.
+    pub(super) fn mark(&self, slots: RangeInclusive<u16>) {
+        for slot in slots {
+            if let Some(word) = self.slots.get(usize::from(slot / 64)) {
+                word.fetch_or(1 << (slot % 64), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Remembers that the server, or each, has a replica.
+    pub(super) fn mark_all(&self) {
+        for word in &self.slots {
+            word.store(u64::MAX, Ordering::Relaxed);
+        }
+    }
+
+    /// Remembers what the answer to `ROLE` of a server without a cluster says.
+    pub(super) fn learn(&self, role: &Value) {
+        if names_replicas(role) {
+            self.mark_all();
+        }
+    }
+
+    fn has(&self, slot: u16) -> bool {
+        let word = self.slots.get(usize::from(slot / 64));
+        word.is_some_and(|word| word.load(Ordering::Relaxed) & (1 << (slot % 64)) != 0)
+    }
+
+    /// How a destroy of a key in this slot is sent.
+    pub(super) fn manner(&self, durable: DurableDestroy, slot: u16) -> Manner<'_> {
+        let wait = |always| Manner::Replicated(Wait { always, slot, replicas: self });
+        match durable {
+            DurableDestroy::Off => Manner::Shared,
+            DurableDestroy::Auto if self.refused.load(Ordering::Relaxed) => Manner::Shared,
+            DurableDestroy::Auto => wait(false),
+            DurableDestroy::On => wait(true),
+        }
+    }
+
+    /// Waits for nothing from now on, and says so once.
+    fn refuse(&self, command: &str, error: &RedisError) {
+        if !self.refused.swap(true, Ordering::Relaxed) {
+            warn!(
+                command,
+                %error,
+                "a destroy does not wait for a replica: the command is refused; allow it, or set \
+                 store.durable_destroy"
+            );
+        }
+    }
+}
+
+impl Wait<'_> {
+    /// Whether a replica is expected to confirm, as far as is known.
+    pub(super) fn is_expected(&self) -> bool {
+        self.always || self.replicas.has(self.slot)
+    }
+}
+
 /// Waits until a replica has what was written on this connection.
 pub(super) async fn confirm(
     connection: &mut MultiplexedConnection,
-    durable: DurableDestroy,
+    wait: Wait<'_>,
     deadline: Instant,
 ) -> Replicated {
-    let has_replicas = match durable {
-        DurableDestroy::Off => false,
-        DurableDestroy::On => true,
-        DurableDestroy::Auto => {
-            match timeout_at(deadline, cmd("ROLE").query_async::<Value>(connection)).await {
-                Ok(Ok(answer)) => names_replicas(&answer),
-                // Not known, so not confirmed either.
-                Ok(Err(_)) | Err(_) => return Replicated::No,
+    if !wait.is_expected() {
+        match timeout_at(deadline, cmd("ROLE").query_async::<Value>(connection)).await {
+            Ok(Ok(answer)) if names_replicas(&answer) => {
+                wait.replicas.mark(wait.slot..=wait.slot);
             }
+            Ok(Ok(_)) => return Replicated::NotAsked,
+            Ok(Err(error)) if is_unavailable(&error) => {
+                wait.replicas.refuse("ROLE", &error);
+                return Replicated::NotAsked;
+            }
+            // Not known, so not confirmed either.
+            Ok(Err(_)) | Err(_) => return Replicated::No,
         }
-    };
-    if !has_replicas {
-        return Replicated::NotAsked;
     }
     let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(MARGIN);
     // 0 would be without end.
     let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
-    let mut wait = cmd("WAIT");
-    wait.arg(1).arg(millis);
-    match timeout_at(deadline, wait.query_async::<i64>(connection)).await {
+    let mut command = cmd("WAIT");
+    command.arg(1).arg(millis);
+    match timeout_at(deadline, command.query_async::<i64>(connection)).await {
         Ok(Ok(replicas)) if replicas > 0 => Replicated::Yes,
+        Ok(Err(error)) if !wait.always && is_unavailable(&error) => {
+            wait.replicas.refuse("WAIT", &error);
+            Replicated::NotAsked
+        }
         Ok(Ok(_) | Err(_)) | Err(_) => Replicated::No,
     }
 }
@@ -60,4 +156,42 @@ pub(super) async fn confirm(
 fn names_replicas(answer: &Value) -> bool {
     matches!(answer, Value::Array(parts)
         if matches!(parts.get(2), Some(Value::Array(replicas)) if !replicas.is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_that_had_a_replica_is_remembered() {
+        let replicas = Replicas::new();
+        let expected = |slot| match replicas.manner(DurableDestroy::Auto, slot) {
+            Manner::Replicated(wait) => wait.is_expected(),
+            Manner::Shared => panic!("not refused"),
+        };
+        assert!(!expected(0) && !expected(SLOTS - 1));
+        replicas.mark(100..=200);
+        replicas.mark(SLOTS - 1..=SLOTS - 1);
+        let found: Vec<u16> = (0..SLOTS).filter(|slot| expected(*slot)).collect();
+        let wanted: Vec<u16> = (100..=200).chain([SLOTS - 1]).collect();
+        assert_eq!(found, wanted);
+        replicas.mark_all();
+        assert!((0..SLOTS).all(expected));
+    }
+
+    #[test]
+    fn only_a_role_with_replicas_counts() {
+        let role = |replicas: Vec<Value>| {
+            let name = Value::BulkString(b"master".to_vec());
+            Value::Array(vec![name, Value::Int(1), Value::Array(replicas)])
+        };
+        let known = Replicas::new();
+        known.learn(&role(Vec::new()));
+        known.learn(&Value::Nil);
+        assert!(!known.has(0));
+        known.learn(&role(vec![Value::Nil]));
+        assert!(known.has(0));
+        known.learn(&role(Vec::new()));
+        assert!(known.has(0), "it was there");
+    }
 }

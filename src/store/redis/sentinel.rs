@@ -117,6 +117,11 @@ impl Sentinels {
         }
     }
 
+    /// The same sentinels, of which nothing was heard.
+    pub(super) fn unheard(&self) -> Self {
+        Self::new(self.addresses.clone(), self.service.clone())
+    }
+
     /// Where the primary is: as announced, or as the first sentinel says that answers.
     pub(super) async fn primary(&self, dialer: &Dialer) -> Result<Address, Cause> {
         if let Some(announced) = self.announced() {

@@ -29,10 +29,11 @@ impl Servers {
     pub(super) fn new(deployment: &Deployment, tasks: Tasks) -> Self {
         let dialer = Arc::clone(&deployment.dialer);
         match &deployment.layout {
-            Layout::One(place) => {
-                Self::One(Link::new(dialer, place.clone(), Role::Primary, tasks))
-            },
-            Layout::Cluster(nodes) => Self::Cluster(Cluster::new(dialer, nodes.clone(), tasks)),
+            Layout::One(place) => Self::One(Link::new(dialer, place.clone(), Role::Primary, tasks)),
+            Layout::Cluster(nodes) => {
+                let replicas = Arc::clone(&deployment.replicas);
+                Self::Cluster(Cluster::new(dialer, nodes.clone(), replicas, tasks))
+            }
         }
     }
 
@@ -41,7 +42,7 @@ impl Servers {
         &self,
         key: &str,
         request: Request<'_>,
-        manner: Manner,
+        manner: Manner<'_>,
         deadline: Instant,
     ) -> Result<Told, Trouble> {
         match self {
@@ -71,7 +72,7 @@ impl Servers {
         script: &Script,
         key: &str,
         call: &Cmd,
-        manner: Manner,
+        manner: Manner<'_>,
         deadline: Instant,
     ) -> Result<Told, Trouble> {
         match self.call(key, Request::One(call), manner, deadline).await {

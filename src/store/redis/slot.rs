@@ -1,11 +1,13 @@
 //! Which slot of a cluster a key is in, and which node has it.
 
+use std::ops::RangeInclusive;
+
 use redis::{Value, from_redis_value};
 
 use crate::store::config::Address;
 
 /// How many slots a cluster has.
-const SLOTS: u16 = 16384;
+pub(super) const SLOTS: u16 = 16384;
 
 /// The slot of a key: CRC-16 (XMODEM) of its hash tag, or of all of it where it has none.
 /// Redis cluster specification, "Key distribution model".
@@ -39,6 +41,8 @@ struct Range {
     first: u16,
     last: u16,
     owner: Address,
+    /// Whether it has a replica.
+    replicated: bool,
 }
 
 impl SlotMap {
@@ -58,6 +62,12 @@ impl SlotMap {
         let after = self.ranges.partition_point(|range| range.first <= slot);
         let range = self.ranges.get(after.checked_sub(1)?)?;
         (slot <= range.last).then_some(&range.owner)
+    }
+
+    /// The slots of which the map names a replica, as ranges.
+    pub(super) fn replicated(&self) -> impl Iterator<Item = RangeInclusive<u16>> {
+        let ranges = self.ranges.iter().filter(|range| range.replicated);
+        ranges.map(|range| range.first..=range.last.min(SLOTS - 1))
     }
 
     /// All nodes that have slots, each once, in order.
@@ -81,7 +91,8 @@ fn range(row: Value, asked: &Address) -> Option<Range> {
     let host: Option<String> = from_redis_value(primary.next()?).ok()?;
     // 0 is that of a node which cannot be reached this way.
     let port: u16 = from_redis_value(primary.next()?).ok().filter(|port| *port != 0)?;
-    Some(Range { first, last, owner: located(host.as_deref(), port, asked)? })
+    let owner = located(host.as_deref(), port, asked)?;
+    Some(Range { first, last, owner, replicated: parts.next().is_some() })
 }
 
 /// A node says neither host nor name where it does not know how others reach it: as we did.
@@ -124,9 +135,12 @@ mod tests {
             Value::Array(vec![Value::Int(first), Value::Int(last), node])
         };
         let asked = Address::Tcp { host: "asked".into(), port: 1 };
+        let Value::Array(mut replicated) = row(202, 203, "d", 3) else { panic!("a row") };
+        replicated.push(replicated[2].clone());
         let no_port = row(300, 400, "c", 0);
         let no_primary = Value::Array(vec![Value::Int(500), Value::Int(600)]);
         let rows = vec![row(100, 200, "b", 2), row(0, 50, "", 1), no_port, no_primary.clone()];
+        let rows = [rows, vec![Value::Array(replicated)]].concat();
         let map = SlotMap::parse(Value::Array(rows), &asked).unwrap();
         let owner = |slot| map.owner(slot).map(ToString::to_string);
         assert_eq!(owner(0).as_deref(), Some("asked:1"));
@@ -134,6 +148,7 @@ mod tests {
         assert_eq!(owner(51), None);
         assert_eq!(owner(150).as_deref(), Some("b:2"));
         assert_eq!(owner(201), None);
+        assert_eq!(map.replicated().collect::<Vec<_>>(), [202..=203]);
         assert_eq!((owner(300), owner(500)), (None, None));
         assert!(SlotMap::parse(Value::Array(vec![no_primary]), &asked).is_none());
         assert!(SlotMap::parse(Value::Array(Vec::new()), &asked).is_none());

@@ -74,6 +74,11 @@ pub(super) fn is_denied(error: &RedisError) -> bool {
         })
 }
 
+/// Whether the server does not let us use a command, or does not have it.
+pub(super) fn is_unavailable(error: &RedisError) -> bool {
+    is_denied(error) || error.detail().is_some_and(|detail| detail.starts_with("unknown command"))
+}
+
 /// What an error that the server answered means. Before Redis 7 the error of a command in a script
 /// is in the text of the script's own.
 fn refused(error: RedisError) -> Error {
