@@ -5,7 +5,7 @@ use std::time::Duration;
 use cloakroom::time::Clock;
 use serde_json::json;
 
-use crate::support::{Browser, Cloakroom, RedisServer, Script, Upstream};
+use crate::support::{Browser, Cloakroom, Instance, RedisServer, Script, Upstream};
 
 async fn instance(upstream: &Upstream, server: &RedisServer, store: &str) -> Cloakroom {
     let toml = format!(
@@ -98,6 +98,48 @@ async fn with_the_cache_a_hot_page_costs_no_command_and_a_log_out_elsewhere_is_h
         page.saw("x-session-error").as_deref() == Some("session_ended")
     })
     .await;
+}
+
+#[tokio::test]
+async fn the_log_says_once_that_changes_are_refused() {
+    let server = RedisServer::start(&["--appendonly", "yes"]);
+    let upstream = Upstream::start();
+    let store = format!("url = \"{}\"\n", server.url());
+    let instance = Instance::start(&upstream, &store).await;
+    let count = Script::new().call("POST", "/values/n/increment", "");
+    // Each on a connection of its own, so that every worker has its share.
+    let statuses = async || {
+        let mut statuses = Vec::new();
+        for _ in 0..20 {
+            statuses.push(instance.browser().navigate("/", &count).await.last().status);
+        }
+        statuses
+    };
+    let says = |line: &str| instance.program.log().matches(line).count();
+    assert_eq!(statuses().await, [200; 20]);
+    let full = [("maxmemory", "1"), ("min-replicas-to-write", "1")];
+    for (round, (setting, value)) in (1..).zip(full) {
+        server.command(&["CONFIG", "SET", setting, value]).done();
+        assert_eq!(statuses().await, [503; 20], "{setting}");
+        assert_eq!(says("Redis refuses changes"), round);
+        server.command(&["CONFIG", "SET", setting, "0"]).done();
+        eventually(async || {
+            assert_eq!(statuses().await, [200; 20], "{setting}");
+            says("Redis takes changes again") == round
+        })
+        .await;
+    }
+    server.kill();
+    eventually(async || {
+        assert_eq!(statuses().await, [503; 20]);
+        says("Redis unreachable") > 0
+    })
+    .await;
+    server.restart();
+    eventually(async || statuses().await == [200; 20]).await;
+    eventually(async || says("Redis reconnected") > 0).await;
+    let lines = ["Redis unreachable", "Redis reconnected", "Redis refuses", "Redis takes"];
+    assert_eq!(lines.map(says), [1, 1, 2, 2], "{}", instance.program.log());
 }
 
 /// Repeats what is asked until it holds.

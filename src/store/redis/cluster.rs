@@ -19,9 +19,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
-use super::deployment::Place;
+use super::deployment::{Deployment, Place};
 use super::dial::{Dialer, Role};
 use super::link::{Link, Told};
+use super::notices::Notices;
 use super::replicate::{Manner, Replicas};
 use super::request::Request;
 use super::slot::{SlotMap, redirected, slot_of};
@@ -43,12 +44,16 @@ const REFRESH_EVERY: Duration = Duration::from_millis(200);
 /// For one node's answer about the map; another is asked next.
 const REFRESH_TIMEOUT: Duration = Duration::from_millis(300);
 
+/// What the log calls a cluster of which no node tells the map.
+const WHOLE: &str = "the cluster's slot map";
+
 /// The way to a cluster.
 pub(super) struct Cluster {
     me: Weak<Self>,
     dialer: Arc<Dialer>,
     seeds: Vec<Address>,
     replicas: Arc<Replicas>,
+    notices: Arc<Notices>,
     tasks: Tasks,
     state: Mutex<State>,
     /// How often the map was asked for, whatever came of it.
@@ -95,18 +100,14 @@ struct Unmapped(Arc<str>);
 struct Circle;
 
 impl Cluster {
-    /// The way to a cluster; `replicas` learns which slots have some.
-    pub(super) fn new(
-        dialer: Arc<Dialer>,
-        seeds: Vec<Address>,
-        replicas: Arc<Replicas>,
-        tasks: Tasks,
-    ) -> Arc<Self> {
+    /// The way to the cluster of a deployment, of which these nodes are known.
+    pub(super) fn new(deployment: &Deployment, seeds: &[Address], tasks: Tasks) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
-            dialer,
-            seeds,
-            replicas,
+            dialer: Arc::clone(&deployment.dialer),
+            seeds: seeds.to_owned(),
+            replicas: Arc::clone(&deployment.replicas),
+            notices: Arc::clone(&deployment.notices),
             tasks,
             state: Mutex::default(),
             refreshed: watch::Sender::new(0),
@@ -214,8 +215,9 @@ impl Cluster {
     pub(super) fn link(&self, address: &Address) -> Arc<Link> {
         let mut state = self.state();
         let link = state.links.entry(address.clone()).or_insert_with(|| {
+            let (dialer, notices) = (Arc::clone(&self.dialer), Arc::clone(&self.notices));
             let place = Place::Fixed(address.clone());
-            Link::new(Arc::clone(&self.dialer), place, Role::Node, self.tasks.clone())
+            Link::new(dialer, place, Role::Node, notices, self.tasks.clone())
         });
         Arc::clone(link)
     }
@@ -255,11 +257,21 @@ impl Cluster {
                 Ok(map) => {
                     map.replicated().for_each(|slots| cluster.replicas.mark(slots));
                     let owners = map.owners();
-                    state.links.retain(|address, _| owners.contains(address));
+                    state.links.retain(|address, _| {
+                        let stays = owners.contains(address);
+                        if !stays {
+                            cluster.notices.forget(address);
+                        }
+                        stays
+                    });
                     state.map = Arc::new(map);
                     state.unmapped = None;
+                    cluster.notices.reachable(WHOLE);
                 }
-                Err(cause) => state.unmapped = Some(cause),
+                Err(cause) => {
+                    cluster.notices.unreachable(WHOLE, &cause);
+                    state.unmapped = Some(cause);
+                }
             }
             drop(state);
             cluster.refreshed.send_modify(|count| *count += 1);

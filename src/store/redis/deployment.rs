@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::dial::Dialer;
+use super::notices::Notices;
 use super::replicate::Replicas;
 use super::sentinel::Sentinels;
 use crate::store::Cause;
@@ -20,6 +21,7 @@ pub struct Deployment {
     pub(super) timeout: Duration,
     pub(super) durable_destroy: DurableDestroy,
     pub(super) replicas: Arc<Replicas>,
+    pub(super) notices: Arc<Notices>,
 }
 
 /// Which servers there are.
@@ -57,6 +59,7 @@ impl Deployment {
             timeout,
             durable_destroy: config.durable_destroy,
             replicas,
+            notices: Arc::default(),
         }
     }
 

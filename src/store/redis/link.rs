@@ -15,10 +15,10 @@ use redis::aio::{MultiplexedConnection, SendError};
 use redis::{PushInfo, PushKind, RedisError, Value};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{info, warn};
 
 use super::deployment::Place;
 use super::dial::{CONNECT_TIMEOUT, Dialer, Role};
+use super::notices::Notices;
 use super::replicate::{Manner, confirm};
 use super::request::Request;
 use super::trouble::{Trouble, is_answer, is_demoted, whole};
@@ -41,6 +41,7 @@ pub(super) struct Link {
     dialer: Arc<Dialer>,
     place: Place,
     role: Role,
+    notices: Arc<Notices>,
     tasks: Tasks,
     stage: watch::Sender<Stage>,
     made: AtomicU64,
@@ -106,12 +107,19 @@ const SPARES: usize = 8;
 
 impl Link {
     /// The way to a server of this role.
-    pub(super) fn new(dialer: Arc<Dialer>, place: Place, role: Role, tasks: Tasks) -> Arc<Self> {
+    pub(super) fn new(
+        dialer: Arc<Dialer>,
+        place: Place,
+        role: Role,
+        notices: Arc<Notices>,
+        tasks: Tasks,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             dialer,
             place,
             role,
+            notices,
             tasks,
             stage: watch::Sender::new(Stage::Idle),
             made: AtomicU64::new(0),
@@ -294,13 +302,13 @@ impl Link {
                 return false;
             }
             if let Stage::Away(cause) = &next {
-                told = Some((line.address.clone(), Arc::clone(cause)));
+                told = Some(Arc::clone(cause));
             }
             *stage = next;
             true
         });
-        if let Some((address, cause)) = told {
-            warn!(server = %address, %cause, "Redis is away");
+        if let Some(cause) = told {
+            self.notices.unreachable(&self.place, cause);
         }
         if lost {
             self.spares().clear();
@@ -338,18 +346,15 @@ impl Link {
     }
 
     fn stand(&self, line: Line) {
-        let address = line.address.clone();
-        let was = self.stage.send_replace(Stage::Up(line));
-        if matches!(was, Stage::Away(_)) {
-            info!(server = %address, "Redis answers again");
-        }
+        self.stage.send_replace(Stage::Up(line));
+        self.notices.reachable(&self.place);
     }
 
     fn give_up(&self, cause: &Cause) {
         let told: Arc<str> = whole(&**cause).into();
         let was = self.stage.send_replace(Stage::Away(Arc::clone(&told)));
         if !matches!(was, Stage::Away(_)) {
-            warn!(server = %self.place, cause = %told, "Redis is away");
+            self.notices.unreachable(&self.place, told);
         }
     }
 

@@ -21,6 +21,7 @@ mod fields;
 mod keys;
 mod link;
 mod list;
+mod notices;
 mod replicate;
 mod request;
 mod sentinel;
@@ -41,13 +42,15 @@ use tracing::error;
 use self::calls::Answered;
 pub use self::deployment::Deployment;
 use self::fields::{FIELDS, Indexed, Unreadable};
+use self::link::Told;
+use self::notices::Notices;
 use self::replicate::{Manner, Replicas};
 use self::request::{Request, Script};
 use self::servers::Servers;
 use self::slot::slot_of;
 pub use self::survey::{Survey, SurveyError};
 pub use self::tracking::{LEASE, track};
-use self::trouble::Trouble;
+use self::trouble::{Trouble, whole};
 use super::config::DurableDestroy;
 use super::{Answer, Created, Error, KnownKeys, Page, Store, Want, encode};
 use crate::session::id::Id;
@@ -69,6 +72,7 @@ pub struct Redis {
     timeout: Duration,
     durable_destroy: DurableDestroy,
     replicas: Arc<Replicas>,
+    notices: Arc<Notices>,
     scripts: Scripts,
 }
 
@@ -111,6 +115,7 @@ impl Redis {
             timeout: deployment.timeout,
             durable_destroy: deployment.durable_destroy,
             replicas: Arc::clone(&deployment.replicas),
+            notices: Arc::clone(&deployment.notices),
             scripts: Scripts {
                 create: Script::new(include_str!("create.lua")),
                 patch: Script::new(concat!(include_str!("prelude.lua"), include_str!("patch.lua"))),
@@ -150,7 +155,7 @@ impl Redis {
         let key = self.index_key(&principal);
         let mut command = script.on(&key);
         command.arg(until.as_millis()).arg(id.to_string());
-        let answer = self.servers.run(script, &key, &command, Manner::Shared, deadline).await;
+        let answer = self.write(script, &key, &command, Manner::Shared, deadline).await;
         // Nothing of the session has changed yet, whatever became of this.
         answer.map_err(Trouble::of_read)?;
         Ok(Indexed { principal, until })
@@ -219,8 +224,9 @@ impl Redis {
         for (name, text) in fields::fields_of(id, record, ends_at, indexed.as_ref()) {
             command.arg(name).arg(text);
         }
-        let told = self.servers.run(script, &key, &command, Manner::Shared, deadline).await;
+        let told = self.write(script, &key, &command, Manner::Shared, deadline).await;
         let answer = told.map_err(Trouble::of_write)?.value;
+        self.notices.taken();
         match self.count(id, &answer).map_err(Crossed::of_write)? {
             0 => Ok(Created::Exists),
             _ => Ok(Created::Done),
@@ -249,8 +255,11 @@ impl Redis {
         for _ in 0..ATTEMPTS {
             let mut command = script.on(&key);
             calls::patch_arguments(&mut command, change, want, indexed.as_ref());
-            let told = self.servers.run(script, &key, &command, manner, deadline).await;
+            let told = self.write(script, &key, &command, manner, deadline).await;
             let told = told.map_err(Trouble::of_write)?;
+            if !change.patch.only_destroys() {
+                self.notices.taken();
+            }
             self.check(id, &told.value).map_err(Crossed::of_write)?;
             match calls::patched(told.value, change)? {
                 Answered::Done(answer) => {
@@ -273,8 +282,9 @@ impl Redis {
         for _ in 0..ATTEMPTS {
             let mut command = script.on(&key);
             calls::use_arguments(&mut command, used, policy, indexed.as_ref());
-            let told = self.servers.run(script, &key, &command, Manner::Shared, deadline).await;
+            let told = self.write(script, &key, &command, Manner::Shared, deadline).await;
             let answer = told.map_err(Trouble::of_write)?.value;
+            self.notices.taken();
             self.check(id, &answer).map_err(Crossed::of_write)?;
             match calls::used(answer)? {
                 Answered::Done(entry) => return Ok(entry),
@@ -291,10 +301,27 @@ impl Redis {
         let key = self.key(id);
         let command = script.on(&key);
         let (manner, deadline) = (self.manner_of_destroy(&key), self.deadline());
-        let told = self.servers.run(script, &key, &command, manner, deadline).await;
+        let told = self.write(script, &key, &command, manner, deadline).await;
         let told = told.map_err(Trouble::of_write)?;
         let removed = self.count(id, &told.value).map_err(Crossed::of_write)?;
         Ok((removed == 1).then_some(told.replicated))
+    }
+
+    /// Runs a script that changes something, and has the log say it if changes are refused. That
+    /// they are taken again is for the caller to say: a full server still takes what frees memory.
+    async fn write(
+        &self,
+        script: &Script,
+        key: &str,
+        command: &Cmd,
+        manner: Manner<'_>,
+        deadline: Instant,
+    ) -> Result<Told, Trouble> {
+        let told = self.servers.run(script, key, command, manner, deadline).await;
+        if let Some(refusal) = told.as_ref().err().and_then(Trouble::refuses_changes) {
+            self.notices.refused(whole(refusal));
+        }
+        told
     }
 
     fn manner_of_destroy(&self, key: &str) -> Manner<'_> {

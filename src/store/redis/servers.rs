@@ -27,13 +27,13 @@ pub(super) enum Servers {
 
 impl Servers {
     pub(super) fn new(deployment: &Deployment, tasks: Tasks) -> Self {
-        let dialer = Arc::clone(&deployment.dialer);
         match &deployment.layout {
-            Layout::One(place) => Self::One(Link::new(dialer, place.clone(), Role::Primary, tasks)),
-            Layout::Cluster(nodes) => {
-                let replicas = Arc::clone(&deployment.replicas);
-                Self::Cluster(Cluster::new(dialer, nodes.clone(), replicas, tasks))
+            Layout::One(place) => {
+                let dialer = Arc::clone(&deployment.dialer);
+                let notices = Arc::clone(&deployment.notices);
+                Self::One(Link::new(dialer, place.clone(), Role::Primary, notices, tasks))
             }
+            Layout::Cluster(nodes) => Self::Cluster(Cluster::new(deployment, nodes, tasks)),
         }
     }
 

@@ -37,6 +37,24 @@ impl Trouble {
         }
     }
 
+    /// The error of a server that answers, and takes no changes now: its memory is full, it cannot
+    /// write to its disk, it misses its replicas, it may not be used so. What makes a link leave a
+    /// server is told by the link; what is wrong with one session is no such error.
+    pub(super) fn refuses_changes(&self) -> Option<&RedisError> {
+        let Self::Refused(error) = self else { return None };
+        let is_redirected = matches!(
+            error.kind(),
+            ErrorKind::Server(
+                ServerErrorKind::Moved
+                    | ServerErrorKind::Ask
+                    | ServerErrorKind::TryAgain
+                    | ServerErrorKind::NoScript
+            )
+        );
+        let is_of_one = is_about_a_session(error);
+        (!is_demoted(error) && !is_redirected && !is_of_one).then_some(error)
+    }
+
     /// Which error the server answered.
     pub(super) fn answered(&self) -> Option<ServerErrorKind> {
         match self {
@@ -82,20 +100,29 @@ pub(super) fn is_unavailable(error: &RedisError) -> bool {
 /// What an error that the server answered means. Before Redis 7 the error of a command in a script
 /// is in the text of the script's own.
 fn refused(error: RedisError) -> Error {
-    let detail = error.detail().unwrap_or_default();
-    let says = |code| error.code() == Some(code) || detail.contains(&format!(": -{code} "));
-    // A script of ours fails by itself only over fields that it did not write.
-    let script_failed = error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError)
-        && detail.contains("user_script")
-        && !detail.contains(": -")
-        && !is_denied(&error);
-    if says("OOM") {
+    if says(&error, "OOM") {
         Error::Full
-    } else if says("WRONGTYPE") || script_failed {
+    } else if is_about_a_session(&error) {
         Error::Corrupt(error.into())
     } else {
         Error::Unavailable(error.into())
     }
+}
+
+fn says(error: &RedisError, code: &str) -> bool {
+    let detail = error.detail().unwrap_or_default();
+    error.code() == Some(code) || detail.contains(&format!(": -{code} "))
+}
+
+/// Whether what stands under the key is the reason. A script of ours fails by itself only over fields
+/// that it did not write.
+fn is_about_a_session(error: &RedisError) -> bool {
+    let detail = error.detail().unwrap_or_default();
+    let script_failed = error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError)
+        && detail.contains("user_script")
+        && !detail.contains(": -")
+        && !is_denied(error);
+    says(error, "WRONGTYPE") || (script_failed && !says(error, "OOM"))
 }
 
 /// An error with all that lies beneath it.
