@@ -132,6 +132,9 @@ impl Cluster {
                 Hop::Moved(address) => (address, request),
                 Hop::Ask(address) => (address, request.asking()),
             };
+            if let Manner::Replicated(_) = manner {
+                self.replicas.mark_if_owner_has(&address, slot);
+            }
             let trouble = match self.link(&address).call(request, manner, deadline).await {
                 Ok(answer) => return Ok(answer),
                 Err(trouble) => trouble,
@@ -255,8 +258,11 @@ impl Cluster {
             state.refreshing = Refreshing::Since(Instant::now());
             match map {
                 Ok(map) => {
-                    map.replicated().for_each(|slots| cluster.replicas.mark(slots));
                     let owners = map.owners();
+                    for map in [&*state.map, &map] {
+                        cluster.replicas.learn_map(map);
+                    }
+                    cluster.replicas.keep_nodes(&owners);
                     state.links.retain(|address, _| {
                         let stays = owners.contains(address);
                         if !stays {

@@ -95,7 +95,7 @@ impl Dialer {
             let mut connection = connect.await?;
             match role {
                 Role::Primary => self.check_primary(&mut connection, address).await?,
-                Role::Node => check_loaded(&mut connection).await?,
+                Role::Node => self.check_node(&mut connection, address).await?,
                 Role::Sentinel => {}
             }
             Ok(connection)
@@ -152,6 +152,21 @@ impl Dialer {
         match cmd("ROLE").query_async::<Value>(connection).await {
             Ok(answer) if is_replica(&answer) => return Err(NotPrimary(address.clone()).into()),
             Ok(answer) => self.replicas.learn(&answer),
+            Err(error) if error.is_io_error() => return Err(error.into()),
+            Err(_) => {}
+        }
+        Ok(())
+    }
+
+    /// A node is of use whatever its role; of a primary, `ROLE` names the replicas.
+    async fn check_node(
+        &self,
+        connection: &mut MultiplexedConnection,
+        address: &Address,
+    ) -> Result<(), Cause> {
+        check_loaded(connection).await?;
+        match cmd("ROLE").query_async::<Value>(connection).await {
+            Ok(answer) => self.replicas.learn_of_node(address, &answer),
             Err(error) if error.is_io_error() => return Err(error.into()),
             Err(_) => {}
         }

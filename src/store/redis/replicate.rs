@@ -7,8 +7,10 @@
 //! Whether there are replicas is remembered for as long as the process runs: just after a failover
 //! the new primary has none, and that is when the wait is needed.
 
+use std::collections::HashSet;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -16,10 +18,10 @@ use redis::{RedisError, Value, cmd};
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-use super::slot::SLOTS;
+use super::slot::{SLOTS, SlotMap};
 use super::trouble::is_unavailable;
 use crate::store::Replicated;
-use crate::store::config::DurableDestroy;
+use crate::store::config::{Address, DurableDestroy};
 
 /// How a request is sent.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +45,9 @@ pub(super) struct Wait<'a> {
 #[derive(Debug)]
 pub(super) struct Replicas {
     slots: Box<[AtomicU64]>,
+    /// Nodes of a cluster that have named a replica. The map leaves replicas out that have just
+    /// come or do not answer.
+    nodes: Mutex<HashSet<Address>>,
     /// Whether the server does not let us ask or wait.
     refused: AtomicBool,
 }
@@ -55,7 +60,7 @@ impl Replicas {
     pub(super) fn new() -> Self {
         let words = SLOTS.div_ceil(64);
         let slots = (0..words).map(|_| AtomicU64::new(0)).collect();
-        Self { slots, refused: AtomicBool::new(false) }
+        Self { slots, nodes: Mutex::default(), refused: AtomicBool::new(false) }
     }
 
     /// Remembers that these slots have a replica.
@@ -79,6 +84,39 @@ impl Replicas {
         if names_replicas(role) {
             self.mark_all();
         }
+    }
+
+    /// Remembers what the answer to `ROLE` of a cluster's node says.
+    pub(super) fn learn_of_node(&self, node: &Address, role: &Value) {
+        if names_replicas(role) {
+            self.nodes().insert(node.clone());
+        }
+    }
+
+    /// Remembers that a slot has a replica, if its owner has named one.
+    pub(super) fn mark_if_owner_has(&self, owner: &Address, slot: u16) {
+        if !self.has(slot) && self.nodes().contains(owner) {
+            self.mark(slot..=slot);
+        }
+    }
+
+    /// Remembers which slots have a replica, by a map and by what their owners have named.
+    pub(super) fn learn_map(&self, map: &SlotMap) {
+        let nodes = self.nodes();
+        for (slots, owner, replicated) in map.ranges() {
+            if replicated || nodes.contains(owner) {
+                self.mark(slots);
+            }
+        }
+    }
+
+    /// Forgets nodes that have no slots any more; their slots are remembered.
+    pub(super) fn keep_nodes(&self, owners: &[Address]) {
+        self.nodes().retain(|node| owners.contains(node));
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, HashSet<Address>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn has(&self, slot: u16) -> bool {
@@ -177,6 +215,28 @@ mod tests {
         assert_eq!(found, wanted);
         replicas.mark_all();
         assert!((0..SLOTS).all(expected));
+    }
+
+    #[test]
+    fn what_a_node_names_holds_for_its_slots() {
+        let replicas = Replicas::new();
+        let at = |port| Address::Tcp { host: "node".to_owned(), port };
+        let named = Value::Array(vec![Value::Nil, Value::Nil, Value::Array(vec![Value::Nil])]);
+        replicas.learn_of_node(&at(1), &named);
+        replicas.learn_of_node(&at(2), &Value::Nil);
+        replicas.mark_if_owner_has(&at(1), 7);
+        replicas.mark_if_owner_has(&at(2), 8);
+        assert!(replicas.has(7) && !replicas.has(8));
+        let node = |port| Value::Array(vec![Value::BulkString(b"node".to_vec()), Value::Int(port)]);
+        let row =
+            |first, last, port| Value::Array(vec![Value::Int(first), Value::Int(last), node(port)]);
+        let rows = Value::Array(vec![row(0, 9, 1), row(10, 19, 2)]);
+        replicas.learn_map(&SlotMap::parse(rows, &at(3)).expect("a map"));
+        assert!((0..10).all(|slot| replicas.has(slot)));
+        assert!((10..20).all(|slot| !replicas.has(slot)));
+        replicas.keep_nodes(&[at(2)]);
+        replicas.mark_if_owner_has(&at(1), 30);
+        assert!(!replicas.has(30));
     }
 
     #[test]

@@ -64,10 +64,11 @@ impl SlotMap {
         (slot <= range.last).then_some(&range.owner)
     }
 
-    /// The slots of which the map names a replica, as ranges.
-    pub(super) fn replicated(&self) -> impl Iterator<Item = RangeInclusive<u16>> {
-        let ranges = self.ranges.iter().filter(|range| range.replicated);
-        ranges.map(|range| range.first..=range.last.min(SLOTS - 1))
+    /// The ranges of slots: which, whose, and whether the map names a replica.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = (RangeInclusive<u16>, &Address, bool)> {
+        self.ranges
+            .iter()
+            .map(|range| (range.first..=range.last.min(SLOTS - 1), &range.owner, range.replicated))
     }
 
     /// All nodes that have slots, each once, in order.
@@ -148,7 +149,8 @@ mod tests {
         assert_eq!(owner(51), None);
         assert_eq!(owner(150).as_deref(), Some("b:2"));
         assert_eq!(owner(201), None);
-        assert_eq!(map.replicated().collect::<Vec<_>>(), [202..=203]);
+        let replicated = map.ranges().filter(|(_, _, replicated)| *replicated);
+        assert_eq!(replicated.map(|(slots, ..)| slots).collect::<Vec<_>>(), [202..=203]);
         assert_eq!((owner(300), owner(500)), (None, None));
         assert!(SlotMap::parse(Value::Array(vec![no_primary]), &asked).is_none());
         assert!(SlotMap::parse(Value::Array(Vec::new()), &asked).is_none());
