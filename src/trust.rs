@@ -4,6 +4,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
+/// What stands for one customer of a provider: an IPv4 address, or a /64 network of IPv6.
+pub(crate) fn customer(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
+}
+
 /// The proxies whose word is taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trust(Vec<IpNet>);

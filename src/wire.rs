@@ -381,11 +381,19 @@ pub struct Problem {
     pub code: &'static str,
     /// What is wrong, for a developer.
     pub detail: String,
+    /// Of a 503: how long it lasts, if that is known.
+    pub retry_after: Option<Duration>,
 }
 
 impl Problem {
     /// The media type of a problem.
     pub const MEDIA_TYPE: &'static str = "application/problem+json";
+
+    /// The value of Retry-After (RFC 9110, section 10.2.3): whole seconds, at least one.
+    pub fn retry_after_seconds(&self) -> u64 {
+        let millis = self.retry_after.unwrap_or_default().as_millis();
+        u64::try_from(millis.div_ceil(1000)).unwrap_or(u64::MAX).max(1)
+    }
 
     /// The JSON text. Its `type` is `about:blank`, which says that the status says it all (RFC
     /// 9457, section 4.2.1).

@@ -58,7 +58,9 @@ pub(super) fn text(text: String) -> Response<Body> {
 pub(super) fn problem(problem: &Problem) -> Response<Body> {
     let mut response = answer(problem.status, Some(Problem::MEDIA_TYPE), problem.json());
     if problem.status == StatusCode::SERVICE_UNAVAILABLE {
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from(problem.retry_after_seconds()));
     }
     response
 }

@@ -139,7 +139,10 @@ fn responses(success: &[(u16, Option<&str>)], scope: Scope) -> Value {
         (415, "The body is not JSON"),
         (422, "The change cannot be made"),
         (501, "Sessions live in cookies, which cannot be listed, nor ended from elsewhere"),
-        (503, "The store did not answer; nothing has changed"),
+        (
+            503,
+            "The store did not answer or is full, or too many sessions were created from the client's address; nothing has changed",
+        ),
         (504, "Whether the change was made is not known"),
     ];
     for (status, description) in refusals {

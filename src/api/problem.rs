@@ -12,7 +12,7 @@ pub(super) type Answered<T> = Result<T, Problem>;
 
 fn problem(status: u16, code: &'static str, detail: impl Into<String>) -> Problem {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    Problem { status, code, detail: detail.into() }
+    Problem { status, code, detail: detail.into(), retry_after: None }
 }
 
 pub(super) fn malformed_request(detail: String) -> Problem {
@@ -118,6 +118,10 @@ impl From<Failure> for Problem {
             Failure::ResponseCommitted => problem(409, "response_committed", detail),
             Failure::AmbiguousCookie => problem(409, "ambiguous_cookie", detail),
             Failure::TooManySessions => problem(409, "too_many_sessions", detail),
+            Failure::TooManyNewSessions { retry_after } => Self {
+                retry_after: Some(retry_after),
+                ..problem(503, "too_many_new_sessions", detail)
+            },
             Failure::NoSuchSession => no_such_session(),
             Failure::Elsewhere => problem(410, REQUEST_GONE, detail),
             Failure::InCookies => problem(501, "not_supported", detail),

@@ -115,19 +115,26 @@ pub enum StartError {
 /// The store of a configuration, for a command that serves nothing.
 pub fn open_sessions(config: &Config, clock: Clock) -> Result<Sessions, StartError> {
     let ring = config.prepare()?;
-    let home = Stores::open(config, Caching::None, &clock, &Tasks::new())?
+    let metrics = Metrics::new();
+    let home = Stores::open(config, Caching::None, (&clock, &metrics), &Tasks::new())?
         .of_worker(0)
         .ok_or_else(|| StartError::Worker(io::ErrorKind::Other.into()))?;
-    Ok(Sessions::new(home, share(config, ring, clock, instance(None))))
+    Ok(Sessions::new(home, share(config, ring, (clock, metrics), instance(None))))
 }
 
-fn share(config: &Config, ring: Arc<KeyRing>, clock: Clock, instance: Instance) -> Arc<Shared> {
+fn share(
+    config: &Config,
+    ring: Arc<KeyRing>,
+    (clock, metrics): (Clock, Metrics),
+    instance: Instance,
+) -> Arc<Shared> {
     Arc::new(Shared {
         ring,
         attributes: config.cookie.clone(),
         policy: config.policy.clone(),
         clock,
-        metrics: Metrics::new(),
+        metrics,
+        new_sessions: Arc::default(),
         in_flight: Arc::new(InFlight::default()),
         instance,
     })
@@ -150,13 +157,14 @@ impl App {
     ) -> Result<Self, StartError> {
         let ring = config.prepare()?;
         let tasks = Floors::new();
-        let stores = Stores::open(&config, Caching::Configured, &clock, &tasks.inner)?;
+        let metrics = Metrics::new();
+        let stores = Stores::open(&config, Caching::Configured, (&clock, &metrics), &tasks.inner)?;
         let listeners = Listeners::bind(&config, inherited)?;
         let doors = Doors::open(&config, &listeners)?;
         let api = listeners.api().clone();
         let api_url = url_of(&config, &api);
         let instance = instance(dialled_at(&config, &api_url));
-        let shared = share(&config, ring, clock, instance);
+        let shared = share(&config, ring, (clock, metrics), instance);
         let site = site(&config, &api_url, &shared.metrics)?;
         let limits = config.limits.clone();
         let peers = peers(&config)?;
@@ -218,6 +226,7 @@ impl App {
             policy: config.policy.clone(),
             clock: running.clock.clone(),
             metrics: running.metrics.clone(),
+            new_sessions: Arc::clone(&running.new_sessions),
             in_flight: Arc::clone(&running.in_flight),
             instance: running.instance.clone(),
         });

@@ -9,6 +9,7 @@ use tracing::warn;
 
 use super::{StartError, workers};
 use crate::config::Config;
+use crate::metrics::Metrics;
 use crate::server::Tasks;
 use crate::session::policy::Policy;
 use crate::sessions::Home;
@@ -54,12 +55,15 @@ impl Stores {
     pub(super) fn open(
         config: &Config,
         caching: Caching,
-        clock: &Clock,
+        (clock, metrics): (&Clock, &Metrics),
         tasks: &Tasks,
     ) -> Result<Self, StartError> {
         let timeout = config.store.timeout;
         let ways = match &config.store.backend {
-            Backend::Memory => Ways::Embedded(Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES))),
+            Backend::Memory => {
+                let memory = Memory::new(Memory::DEFAULT_MAX_BYTES, metrics.clone());
+                Ways::Embedded(Arc::new(memory))
+            }
             Backend::Sqlite { path } => Ways::Embedded(Arc::new(Sqlite::open(path, timeout)?)),
             Backend::File { directory } => {
                 Ways::Embedded(Arc::new(Files::open(directory, timeout)?))

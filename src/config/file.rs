@@ -94,6 +94,8 @@ section! {
         connections: Field<usize>,
         /// Open connections from one address.
         connections_per_address: Field<usize>,
+        /// New sessions in a minute from one client address.
+        new_sessions_per_address: Field<usize>,
         /// For a head, from its first byte.
         header_timeout: Field<Timeout>,
         /// Bytes of a head.
@@ -152,6 +154,8 @@ section! {
         idle_timeout: Field<Timeout>,
         /// A session ends this long after its creation.
         absolute_timeout: Field<Timeout>,
+        /// A session whose cookie never came back ends this long after its creation.
+        unproven_timeout: Field<Timeout>,
         /// How old a generation grows.
         rotate_every: Field<Timeout>,
         /// How long the generation before stays valid.

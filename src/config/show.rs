@@ -84,6 +84,9 @@ fn listeners(page: &mut Page, config: &Config) {
     if let Some(connections) = limits.connections_per_address {
         page.plain("connections_per_address", connections);
     }
+    if let Some(sessions) = config.policy.new_sessions_per_address {
+        page.plain("new_sessions_per_address", sessions);
+    }
     page.duration("header_timeout", limits.header_timeout);
     page.text("header_bytes", write_size(limits.header_bytes));
     page.plain("headers", limits.headers);
@@ -120,6 +123,7 @@ fn session(page: &mut Page, config: &Config) {
     }
     page.duration("idle_timeout", policy.idle_timeout);
     page.duration_or_never("absolute_timeout", policy.absolute_timeout);
+    page.duration_or_never("unproven_timeout", policy.unproven_timeout);
     page.duration_or_never("rotate_every", policy.rotate_every);
     page.duration("rotation_grace", policy.rotation_grace);
     page.word("on_replay", policy.on_replay);

@@ -32,6 +32,7 @@ pub struct Metrics {
     store_seconds: Family<OperationLabel, Histogram>,
     store_errors: Family<OperationLabel, Counter>,
     tunnels: Gauge,
+    memory_store_bytes: Gauge,
     reloads: Family<ReloadLabel, Counter>,
     spans: Family<SpanLabel, Counter>,
     network: Network,
@@ -100,6 +101,10 @@ pub enum Event {
     CookieWithheld,
     /// A cookie of our name was not signed by us.
     BadCookie,
+    /// The full memory store gave up a session that no browser had come back with.
+    Evicted,
+    /// A session was not created because its client's address had created as many as it may.
+    TooManyNewSessions,
     /// A patch by header was dropped, as the configuration or the rules of rotation have it.
     PatchDropped,
 }
@@ -181,6 +186,8 @@ impl Metrics {
             requests: all.of("requests", "Requests on the public listeners, by outcome"),
             in_flight: all.of("requests_in_flight", "Requests that are being forwarded"),
             tunnels: all.of("tunnels", "Open WebSockets"),
+            memory_store_bytes: all
+                .of("memory_store_bytes", "Memory that the records of the memory store take"),
             api_calls: all.of("api_calls", "Calls of the session API, by status"),
             sessions: all.of("session_events", "What happened to sessions and their cookies"),
             session_tokens: all.of(
@@ -207,6 +214,11 @@ impl Metrics {
     /// Counts a tunnel, until what this answers is dropped.
     pub fn tunnel(&self) -> Open {
         Open::of(self.tunnels.clone())
+    }
+
+    /// Sets what the records of the memory store take, in bytes.
+    pub fn memory_store_bytes(&self, bytes: usize) {
+        self.memory_store_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// The counters of a listener's connections, under its address.

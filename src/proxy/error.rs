@@ -1,5 +1,7 @@
 //! What can go wrong with a request, whom to blame, and the one place that makes a response of it.
 
+use std::time::Duration;
+
 use http::header::{
     ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, InvalidHeaderValue,
     LOCATION, MaxSizeReached, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
@@ -12,6 +14,7 @@ use crate::body::Body;
 use crate::client::{self, Kind, Target};
 use crate::metrics::Outcome;
 use crate::session::navigation;
+use crate::sessions::Failure;
 use crate::store::Error as StoreError;
 use crate::wire::Problem;
 
@@ -39,6 +42,9 @@ pub(super) enum Error {
     /// The text is for the log alone.
     #[error("the upstream's X-Session-Patch was not applied: {0}")]
     Patch(String),
+    /// How long until another may be created.
+    #[error("the client's address has created too many sessions")]
+    TooManyNewSessions(Duration),
     #[error("a value does not fit a header")]
     Header(#[source] InvalidHeaderValue),
 }
@@ -83,12 +89,21 @@ impl Accepts {
 }
 
 impl Error {
+    /// Why a patch by header was not applied.
+    pub(super) fn of_patch(failure: &Failure) -> Self {
+        match failure {
+            Failure::TooManyNewSessions { retry_after } => Self::TooManyNewSessions(*retry_after),
+            failure => Self::Patch(failure.to_string()),
+        }
+    }
+
     pub(super) fn outcome(&self) -> Outcome {
         match self {
             Self::Rejected(_)
             | Self::AmbiguousPath
             | Self::NoRoute
             | Self::NotLoggedIn(_)
+            | Self::TooManyNewSessions(_)
             | Self::TooLarge => Outcome::ClientError,
             Self::Upstream(error) if error.is_request_body() => Outcome::ClientError,
             Self::Upstream(_) | Self::Switched | Self::Patch(_) => Outcome::UpstreamError,
@@ -131,7 +146,7 @@ impl Error {
             Self::Store(StoreError::Corrupt(_)) | Self::Header(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
-            Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Store(_) | Self::TooManyNewSessions(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -161,6 +176,10 @@ impl Error {
             Self::Patch(_) => {
                 ("session_patch_failed", "What the site wanted to remember could not be kept.")
             }
+            Self::TooManyNewSessions(_) => (
+                "too_many_new_sessions",
+                "There are too many new visitors from your network. Please try again in a minute.",
+            ),
             Self::Store(_) => (
                 "store_unavailable",
                 "Your session cannot be reached. Please try again in a moment.",
@@ -173,11 +192,16 @@ impl Error {
     /// for the site's developer, and so a problem unless a browser asks.
     pub(super) fn response(&self, accepts: Accepts) -> Response<Body> {
         let (code, detail) = self.told();
-        let problem = Problem { status: self.status(), code, detail: detail.to_owned() };
+        let retry_after = match self {
+            Self::TooManyNewSessions(retry_after) => Some(*retry_after),
+            _ => None,
+        };
+        let problem =
+            Problem { status: self.status(), code, detail: detail.to_owned(), retry_after };
         let as_problem = match accepts {
             Accepts::Html => false,
             Accepts::Json => true,
-            Accepts::Anything => matches!(self, Self::Patch(_)),
+            Accepts::Anything => matches!(self, Self::Patch(_) | Self::TooManyNewSessions(_)),
         };
         let (media_type, text) = if as_problem {
             (Problem::MEDIA_TYPE, problem.json())
@@ -192,7 +216,7 @@ impl Error {
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         match problem.status {
             StatusCode::SERVICE_UNAVAILABLE => {
-                drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1")));
+                drop(headers.insert(RETRY_AFTER, HeaderValue::from(problem.retry_after_seconds())));
             }
             StatusCode::METHOD_NOT_ALLOWED => {
                 drop(headers.insert(ALLOW, HeaderValue::from_static(request::ALLOW)));

@@ -201,10 +201,20 @@ impl Proxy {
             Session::On => Prolongs::Use,
             Session::NoTouch => Prolongs::Nothing,
         };
+        // Many clients share the address of a proxy that does not tell theirs.
+        let of_client = address.filter(|address| !self.site.trust().covers(*address));
         let client = Some(Client { address, user_agent });
         let wants_values = route.header_exchange().is_some();
         let on_error = route.on_error();
-        let arrival = Arrival { origin, cookies, wants_values, prolongs, on_error, client };
+        let arrival = Arrival {
+            origin,
+            cookies,
+            wants_values,
+            prolongs,
+            on_error,
+            address: of_client,
+            client,
+        };
         self.sessions.open(arrival).await.map(Some)
     }
 
@@ -286,7 +296,7 @@ impl Proxy {
                 self.metrics().event(Event::PatchDropped);
                 debug!(%failure, "a patch was dropped");
             } else {
-                response = access.failed(&Error::Patch(failure.to_string()), accepts);
+                response = access.failed(&Error::of_patch(&failure), accepts);
             }
         }
         let response = self.clean(response, access);

@@ -1,12 +1,12 @@
 //! How many connections may be open: in all, and from one address.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
-use crate::trust::Trust;
+use crate::trust::{Trust, customer};
 
 /// Room for connections, of all listeners that share it. A clone is the same room.
 #[derive(Clone, Debug)]
@@ -101,16 +101,6 @@ impl Drop for Counted {
             if *count == 0 {
                 open.remove(&self.address);
             }
-        }
-    }
-}
-
-fn customer(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
         }
     }
 }

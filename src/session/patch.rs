@@ -300,6 +300,7 @@ impl Change<'_> {
             record.meta.login_at = Some(self.now);
         }
         record.meta.principal.clone_from(&self.patch.principal);
+        record.meta.unproven &= self.patch.principal.is_none();
         if let Some(ExpiryChange::Own(expiry)) = self.patch.expiry {
             record.meta.expiry = Some(expiry);
         }
@@ -393,6 +394,7 @@ impl Change<'_> {
         }
         if let Some(principal) = &self.patch.principal {
             meta.principal = Some(principal.clone());
+            meta.unproven = false;
         }
         if rotation != Rotation::None || self.patch.expiry.is_some() {
             meta.cookie_set_at = self.now;
@@ -453,6 +455,7 @@ impl Meta {
             cookie_set_at: now,
             expiry: None,
             withheld: false,
+            unproven: false,
             client: None,
         }
     }
@@ -468,6 +471,8 @@ pub struct Use {
     pub prolongs: bool,
     /// Whether the cookie is being set again, if the generation still stands.
     pub sets_cookie: bool,
+    /// Whether the request presented a token of the session.
+    pub proves: bool,
     /// When.
     pub now: Timestamp,
 }
@@ -484,11 +489,13 @@ impl Use {
         }
     }
 
-    /// Writes the use down. A generation below the floor prolongs nothing: its token may be in other
-    /// hands than the cookie of the log-in or rotation that made the floor.
+    /// Writes the use down. A generation below the floor prolongs and proves nothing: its token may
+    /// be in other hands than the cookie of the log-in or rotation that made the floor.
     pub fn apply(&self, meta: &mut Meta, grace: Duration) {
         meta.promote(self.generation, grace, self.now);
-        if self.prolongs && !meta.rotated_away(self.generation) {
+        let proves_anything = !meta.rotated_away(self.generation);
+        meta.unproven &= !(self.proves && proves_anything);
+        if self.prolongs && proves_anything {
             meta.last_seen_at = meta.last_seen_at.max(self.now);
         }
         if self.sets_cookie && meta.generation == self.generation {

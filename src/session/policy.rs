@@ -12,6 +12,9 @@ pub struct Policy {
     pub idle_timeout: Duration,
     /// A session ends this long after its creation, whatever its use; `None` is never.
     pub absolute_timeout: Option<Duration>,
+    /// A session ends this long after its creation if no request has presented its cookie by then
+    /// and no one has logged in to it; `None` is never.
+    pub unproven_timeout: Option<Duration>,
     /// How old a generation grows before its successor goes out; `None` is never. Not less than
     /// `rotation_grace`.
     pub rotate_every: Option<Duration>,
@@ -37,6 +40,9 @@ pub struct Policy {
     pub max_per_principal: Option<usize>,
     /// What a log-in does where there are as many already.
     pub at_max_per_principal: AtMax,
+    /// How many sessions requests from one client address may create in a minute, log-ins not
+    /// counted; `None` is any number.
+    pub new_sessions_per_address: Option<u32>,
     /// How long a request token outlives its request; also how long a session lives after its
     /// latest write, where its request brought no cookie because the browser withheld it.
     pub request_token_linger: Duration,
@@ -83,6 +89,7 @@ impl Default for Policy {
         Self {
             idle_timeout: Duration::from_hours(14 * 24),
             absolute_timeout: None,
+            unproven_timeout: None,
             rotate_every: Some(Duration::from_hours(1)),
             rotation_grace: Duration::from_mins(2),
             on_replay: OnReplay::Ignore,
@@ -95,6 +102,7 @@ impl Default for Policy {
             max_bytes: 1024 * 1024,
             max_values: 1024,
             record_client: false,
+            new_sessions_per_address: None,
             request_token_linger: Duration::from_mins(1),
         }
     }
@@ -120,13 +128,24 @@ impl Policy {
 
     /// When the session ends if nobody uses it: what its upstream is told.
     pub fn expires_at(&self, meta: &Meta) -> Timestamp {
-        self.bounded(meta, self.end_by_use(meta, Duration::ZERO))
+        self.end(meta, Duration::ZERO)
     }
 
     /// When the record ends. Use is counted once in a touch interval, so the record stays that
     /// much longer, and nobody is cut early.
     pub fn ends_at(&self, meta: &Meta) -> Timestamp {
-        self.bounded(meta, self.end_by_use(meta, self.touch_interval_of(meta)))
+        self.end(meta, self.touch_interval_of(meta))
+    }
+
+    /// The nearest of its ends. `unproven_timeout` counts from the creation: what a record that no
+    /// browser has come back with is written to later does not keep it. It does not bound the
+    /// cookie, which is to last as long as the session once that is proven.
+    fn end(&self, meta: &Meta, slack: Duration) -> Timestamp {
+        let end = self.bounded(meta, self.end_by_use(meta, slack));
+        match self.unproven_timeout {
+            Some(timeout) if meta.unproven => end.min(meta.created_at + timeout),
+            _ => end,
+        }
     }
 
     fn end_by_use(&self, meta: &Meta, slack: Duration) -> Timestamp {
@@ -266,6 +285,22 @@ mod tests {
     fn max_age_never_passes_what_browsers_keep() {
         let policy = Policy { idle_timeout: Duration::MAX, ..Policy::default() };
         assert_eq!(policy.cookie_age(&meta(at(0)), at(0)), Some(Policy::MAX_COOKIE_AGE));
+    }
+
+    #[test]
+    fn an_unproven_session_ends_early_and_its_cookie_does_not() {
+        let policy = Policy { unproven_timeout: Some(seconds(600)), ..Policy::default() };
+        let proven = Meta { last_seen_at: at(500), ..meta(at(0)) };
+        let unproven = Meta { unproven: true, ..proven.clone() };
+        assert_eq!(policy.expires_at(&unproven), at(600));
+        assert!(policy.is_alive(&unproven, at(599)) && !policy.is_alive(&unproven, at(600)));
+        assert!(policy.is_alive(&proven, at(600)));
+        assert_eq!(policy.cookie_age(&unproven, at(0)), policy.cookie_age(&proven, at(0)));
+        // Whatever ends it sooner still does.
+        let withheld = Meta { withheld: true, ..unproven.clone() };
+        assert_eq!(policy.expires_at(&withheld), at(560));
+        let own = Meta { expiry: Some(Expiry::Idle(seconds(10))), ..unproven };
+        assert_eq!(policy.expires_at(&own), at(510));
     }
 
     #[test]

@@ -70,6 +70,9 @@ pub struct Meta {
     /// Made through a request whose cookie the browser withheld: it has no cookie of its own, and
     /// ends soon after its latest write, unless that request logs in or rotates.
     pub withheld: bool,
+    /// No request has presented a token of it yet, and no one has logged in to it. Set at its
+    /// creation only, and only if the policy or the store makes use of it; `false` if unknown.
+    pub unproven: bool,
     /// Who began it, where the policy keeps that.
     pub client: Option<Client>,
 }

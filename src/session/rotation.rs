@@ -70,6 +70,7 @@ impl Meta {
             self.generation_since = now;
             self.cookie_set_at = now;
             self.previous_until = Some(now + grace);
+            self.unproven = false;
         }
     }
 
@@ -173,6 +174,7 @@ mod tests {
                 generation,
                 prolongs: true,
                 sets_cookie: false,
+                proves: false,
                 now: at(30),
             };
             used.apply(&mut meta, Duration::from_mins(2));

@@ -155,6 +155,8 @@ impl Plain<'_> {
             cookie_set_at: Timestamp::from_millis(self.cookie_set_at),
             expiry: self.expiry.map(Expiry::from),
             withheld: self.withheld,
+            // A sealed session exists only where its cookie was presented.
+            unproven: false,
             client,
         };
         let record = Record { meta, values: values.collect::<Option<_>>()? };

@@ -59,10 +59,11 @@ impl World {
             },
             clock: clock.clone(),
             metrics: Metrics::new(),
+            new_sessions: Arc::default(),
             in_flight: Arc::default(),
             instance: Instance { number: 1, authority: String::new() },
         });
-        let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES));
+        let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new()));
         let hot = Arc::new(Hot::new(1 << 20, Coherence::Owned));
         let cache = Arc::new(Cached::new(Arc::<Memory>::clone(&store), hot));
         let id = Id::from_bytes([7; 16]);
@@ -95,7 +96,13 @@ impl World {
                 let is_promotion = matches!(transition, Transition::Promote);
                 let generation = self.generation().await + u32::from(is_promotion);
                 let now = self.clock.now();
-                let used = Use { generation, prolongs: !is_promotion, sets_cookie: false, now };
+                let used = Use {
+                    generation,
+                    prolongs: !is_promotion,
+                    sets_cookie: false,
+                    proves: false,
+                    now,
+                };
                 let policy = &self.direct.shared.policy;
                 self.store.record_use(self.id, used, policy).await.expect("written");
                 return;
@@ -133,6 +140,7 @@ impl World {
             wants_values: false,
             prolongs: Prolongs::Use,
             on_error: OnError::Fail,
+            address: None,
             client: None,
         };
         sessions.open(arrival).await.expect("the store is there")

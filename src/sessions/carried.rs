@@ -25,7 +25,7 @@ use crate::session::policy::Policy;
 use crate::session::record::{Entry, Principal, Record};
 use crate::session::rotation::Verdict;
 use crate::session::sealed::Sealed;
-use crate::store::{Answer, Created, Page, Store, Want};
+use crate::store::{Answer, Created, Page, Store, Unproven, Want};
 use crate::time::Timestamp;
 
 /// How far the clock of the instance that sealed a cookie may be ahead of ours.
@@ -148,6 +148,10 @@ impl Store for Carried {
 
     fn sweep(&self, _now: Timestamp) -> Answer<'_, u64> {
         Box::pin(ready(Ok(0)))
+    }
+
+    fn unproven(&self) -> Unproven {
+        Unproven::None
     }
 
     fn ping(&self) -> Answer<'_, ()> {

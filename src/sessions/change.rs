@@ -12,7 +12,7 @@ use crate::session::patch::{
     Applied, Change, Condition, Patch, Refusal, Remains, Replicated, Rotation, Through,
 };
 use crate::session::record::{Entry, Key, Meta, Record, Values};
-use crate::store::{Created, Error as StoreError, Store, Want};
+use crate::store::{Created, Error as StoreError, Store, Unproven, Want};
 
 /// A change that a request asks for.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +36,13 @@ pub struct Changed {
     pub made: bool,
     /// Whether a replica has what was ended, where something was.
     pub replicated: Replicated,
+}
+
+/// Whether a new session counts against `new_sessions_per_address`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Counts {
+    Yes,
+    No,
 }
 
 impl Sessions {
@@ -266,7 +273,9 @@ impl Sessions {
             return Err(Failure::ResponseCommitted);
         }
         requested.check_unversioned()?;
-        let (id, record) = self.create(exchange, id, requested).await?;
+        // One that takes the place of the session that the request has ended is no further one.
+        let counts = if state.ended_own { Counts::No } else { Counts::Yes };
+        let (id, record) = self.create(exchange, id, requested, counts).await?;
         state.bind_made(id, &record);
         let values = requested.want.select(record.values);
         let record = Record { meta: record.meta, values };
@@ -279,17 +288,27 @@ impl Sessions {
         exchange: &Exchange,
         mut id: Id,
         requested: Requested<'_>,
+        counts: Counts,
     ) -> Result<(Id, Record), Failure> {
         let Requested { patch, condition, .. } = requested;
         let change = self.change(patch, condition, Through::Service, true, Remains::Nothing);
         let mut meta = Meta::new(first_version(), change.now);
         meta.client.clone_from(&exchange.client);
         meta.withheld = exchange.is_withheld();
+        let store = self.store_of(exchange)?;
+        meta.unproven = match store.unproven() {
+            Unproven::Kept => change.policy.unproven_timeout.is_some(),
+            Unproven::Evicted => true,
+            Unproven::None => false,
+        };
         let record = change.begin(meta)?;
         if let Some(carried) = &exchange.carried {
             carried.check(id, &record)?;
         }
-        let store = self.store_of(exchange)?;
+        // Strangers have no credentials, so log-ins are exempt.
+        if counts == Counts::Yes && patch.principal.is_none() {
+            self.count_new(exchange)?;
+        }
         let policy = &self.shared.policy;
         // Two ids of 128 random bits are never the same; a third draw is for what cannot happen.
         for _ in 0..3 {
@@ -314,7 +333,7 @@ impl Sessions {
         requested: Requested<'_>,
     ) -> Result<Changed, Failure> {
         let patch = requested.patch;
-        let (id, record) = self.create(exchange, draw_id(), requested).await?;
+        let (id, record) = self.create(exchange, draw_id(), requested, Counts::No).await?;
         let end = Patch { if_version: patch.if_version, destroy: true, ..Patch::default() };
         let ended = Requested { patch: &end, condition: None, want: Want::Meta };
         let ended =

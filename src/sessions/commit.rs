@@ -3,7 +3,7 @@
 use http::HeaderValue;
 use tracing::debug;
 
-use super::change::Requested;
+use super::change::{Counts, Requested};
 use super::exchange::{Binding, Exchange, Phase, Presented, Prolongs, State};
 use super::{Failure, Sessions, Shared};
 use crate::metrics::Event;
@@ -95,7 +95,7 @@ impl Sessions {
             return;
         }
         let requested = Requested { patch: &Patch::default(), condition: None, want: Want::Meta };
-        match self.create(exchange, id, requested).await {
+        match self.create(exchange, id, requested, Counts::Yes).await {
             Ok((id, record)) => state.bind_made(id, &record),
             Err(failure) => debug!(%failure, "a page goes out without a session of its own"),
         }
@@ -104,6 +104,7 @@ impl Sessions {
     async fn owed(&self, exchange: &Exchange, state: &State, head: Head, fresh: bool) -> Owed {
         match state.binding {
             Binding::Session { id, generation, .. } if state.owes_cookie => {
+                self.prove_changed(exchange, (id, generation), state).await;
                 self.owed_for_change(exchange, (id, generation), state, fresh).await
             }
             Binding::Session { id, generation, .. } => {
@@ -155,6 +156,22 @@ impl Sessions {
         }
     }
 
+    /// Records that a session has come back through a request that has changed its cookie since; a
+    /// log-in has said so itself. A failure here is no failure of the request.
+    async fn prove_changed(&self, exchange: &Exchange, (id, generation): (Id, u32), state: &State) {
+        let is_marked =
+            exchange.id() == Some(id) && state.meta.as_ref().is_some_and(|meta| meta.unproven);
+        let Ok(store) = self.store_of(exchange) else { return };
+        if !is_marked {
+            return;
+        }
+        let (policy, now) = (&self.shared.policy, self.shared.clock.now());
+        let used = Use { generation, prolongs: false, sets_cookie: false, proves: true, now };
+        if let Err(error) = self.timed("use", store.record_use(id, used, policy)).await {
+            debug!(session = %id, %error, "failed to record that a session came back");
+        }
+    }
+
     /// Writes the use down where that is due, and renews the cookie where that is due and its
     /// generation still stands. A failure here is no failure of the request.
     async fn renewal(&self, exchange: &Exchange, id: Id, generation: u32, head: Head) -> Owed {
@@ -180,8 +197,11 @@ impl Sessions {
             && (self.in_cookies()
                 || *signed_by != SignedBy::First
                 || policy.cookie_is_due(meta, now));
-        let used = Use { generation, prolongs: touches, sets_cookie: slides && !rotates, now };
-        let entry = if touches || *verdict == Verdict::Next {
+        // Whatever prolongs sessions here: this prolongs nothing.
+        let proves = meta.unproven;
+        let sets_cookie = slides && !rotates;
+        let used = Use { generation, prolongs: touches, sets_cookie, proves, now };
+        let entry = if touches || proves || *verdict == Verdict::Next {
             self.timed("use", store.record_use(id, used, policy)).await
         } else if rotates {
             self.load(store, id, Want::Meta).await

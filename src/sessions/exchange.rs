@@ -1,6 +1,7 @@
 //! A request in flight: what it came with, what it has done to its session since, and how far its
 //! response is.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use tokio::sync::RwLock;
@@ -27,6 +28,8 @@ pub struct Exchange {
     pub prolongs: Prolongs,
     /// Who sent it, where the policy keeps that.
     pub(super) client: Option<Client>,
+    /// The address of its client, if it is known and is not a proxy's of ours.
+    pub(super) address: Option<IpAddr>,
     /// Its session itself, where sessions live in cookies.
     pub(super) carried: Option<Carried>,
     /// When it was over, in milliseconds; 0 while it lasts.
@@ -158,13 +161,18 @@ impl Exchange {
         let prolongs_it = prolongs == Prolongs::Use;
         let token = RequestToken { number, bound, prolongs: prolongs_it, forwarded_at: now };
         let state = RwLock::new(State::new(Phase::Open, binding));
-        let (over_at, carried) = (AtomicI64::new(0), None);
-        Self { token, presented, origin, prolongs, client, carried, over_at, state }
+        let (over_at, address, carried) = (AtomicI64::new(0), None, None);
+        Self { token, presented, origin, prolongs, client, address, carried, over_at, state }
     }
 
     /// The same with its session itself.
     pub(super) fn carrying(self, carried: Option<Carried>) -> Self {
         Self { carried, ..self }
+    }
+
+    /// The same from this address.
+    pub(super) fn at_address(self, address: Option<IpAddr>) -> Self {
+        Self { address, ..self }
     }
 
     /// What can be said of a request that is over and no longer kept, from its token alone.
@@ -177,8 +185,8 @@ impl Exchange {
         let state = RwLock::new(State::new(Phase::Committed, binding));
         let presented = Presented::Nothing;
         let over_at = AtomicI64::new(token.forwarded_at.as_millis());
-        let (prolongs, client, carried) = (Prolongs::Nothing, None, None);
-        Self { token, presented, origin, prolongs, client, carried, over_at, state }
+        let (prolongs, client, address, carried) = (Prolongs::Nothing, None, None, None);
+        Self { token, presented, origin, prolongs, client, address, carried, over_at, state }
     }
 
     /// Notes that the request is over.

@@ -79,10 +79,11 @@ impl World {
             },
             clock: clock.clone(),
             metrics: Metrics::new(),
+            new_sessions: Arc::default(),
             in_flight: Arc::default(),
             instance: Instance { number: 1, authority: String::new() },
         };
-        let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES));
+        let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new()));
         Self {
             sessions: Sessions::new(Home::Store(store), Arc::new(shared)),
             clock,
@@ -118,6 +119,7 @@ impl World {
             wants_values: false,
             prolongs: Prolongs::Use,
             on_error: OnError::Fail,
+            address: None,
             client: None,
         };
         let opened = self.sessions.open(arrival).await.expect("the store is there");

@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use super::carried::Carried;
+use crate::metrics::Metrics;
 use crate::session::id::Id;
 use crate::session::key_ring::KeyRing;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
@@ -19,7 +20,7 @@ use crate::session::record::{Entry, Principal, Record};
 use crate::session::sealed::Sealed;
 use crate::store::conformance::{Fresh, suite};
 use crate::store::memory::Memory;
-use crate::store::{Answer, Created, Page, Store, Want};
+use crate::store::{Answer, Created, Page, Store, Unproven, Want};
 use crate::time::Timestamp;
 
 const NAME: &str = "__Host-id";
@@ -131,7 +132,7 @@ impl Store for Jars {
         limit: usize,
     ) -> Answer<'a, Page> {
         Box::pin(async move {
-            let all = Memory::new(Memory::DEFAULT_MAX_BYTES);
+            let all = Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new());
             for (id, jar) in &*self.jars.lock().await {
                 if let Entry::Live(record) = self.open(jar) {
                     all.create(*id, &record, &Policy::default()).await?;
@@ -143,6 +144,10 @@ impl Store for Jars {
 
     fn sweep(&self, now: Timestamp) -> Answer<'_, u64> {
         Box::pin(async move { Carried::new(NAME, None).sweep(now).await })
+    }
+
+    fn unproven(&self) -> Unproven {
+        Unproven::None
     }
 
     fn ping(&self) -> Answer<'_, ()> {

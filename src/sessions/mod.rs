@@ -18,13 +18,14 @@ mod in_flight;
 #[cfg(test)]
 mod jars;
 mod keys;
+mod new_sessions;
 mod open;
 mod remote;
 mod service;
 mod watch;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::error;
 
@@ -45,6 +46,7 @@ pub use commit::{CookieLine, Head};
 pub use exchange::{Exchange, Presented, Prolongs, SessionError};
 pub use in_flight::{InFlight, Resumed, Tracked};
 pub use keys::KeyCheck;
+pub use new_sessions::NewSessions;
 pub use open::{Arrival, Opened};
 pub use remote::Remote;
 pub use service::{Destroyed, Listed};
@@ -79,6 +81,8 @@ pub struct Shared {
     pub clock: Clock,
     /// The counters.
     pub metrics: Metrics,
+    /// How many sessions client addresses have created.
+    pub new_sessions: Arc<NewSessions>,
     /// The requests that are being forwarded.
     pub in_flight: Arc<InFlight>,
     /// The process that forwards them.
@@ -104,6 +108,12 @@ pub enum Failure {
     /// Its principal has as many sessions as it may have.
     #[error("the principal has as many sessions as it may have; log one of them out")]
     TooManySessions,
+    /// Its client's address has created as many sessions as it may.
+    #[error("too many new sessions from this client's address; try again later")]
+    TooManyNewSessions {
+        /// When one more may be created: at most a minute.
+        retry_after: Duration,
+    },
     /// The request could not load its session when it came.
     #[error("the store did not answer when the request came")]
     StoreWasAway,

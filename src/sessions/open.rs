@@ -1,6 +1,7 @@
 //! Opening: from the cookies of a request to its session.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use http::header::HeaderMap;
 use tracing::{debug, warn};
@@ -35,6 +36,8 @@ pub struct Arrival {
     pub prolongs: Prolongs,
     /// What becomes of it where the store does not answer.
     pub on_error: OnError,
+    /// The address of its client, if it is known and is not a trusted proxy's.
+    pub address: Option<IpAddr>,
     /// Who sent it.
     pub client: Option<Client>,
 }
@@ -115,10 +118,10 @@ impl Sessions {
         };
         let number = self.shared.in_flight.number();
         let drawn = (self.shared.clock.now(), draw_id());
-        let Arrival { origin, prolongs, client, .. } = arrival;
+        let Arrival { origin, prolongs, address, client, .. } = arrival;
         let client = client.filter(|_| self.shared.policy.record_client);
         let exchange = Exchange::new(number, presented, origin, prolongs, client, drawn);
-        let exchange = exchange.carrying(carried);
+        let exchange = exchange.at_address(address).carrying(carried);
         if exchange.is_withheld() {
             self.shared.metrics.event(Event::CookieWithheld);
         }

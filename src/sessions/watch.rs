@@ -64,7 +64,7 @@ impl Sessions {
             && policy.touch == Touch::Request
             && !record.meta.rotated_away(generation);
         if counts && policy.touch_is_due(&record.meta, now) {
-            let used = Use { generation, prolongs: true, sets_cookie: false, now };
+            let used = Use { generation, prolongs: true, sets_cookie: false, proves: false, now };
             self.timed("use", store.record_use(id, used, policy)).await?;
         }
         Ok(Standing::Stands)

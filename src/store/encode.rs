@@ -9,9 +9,14 @@
 //! | `c`, `s`, `k` | `created_at`, `last_seen_at`, `cookie_set_at` |
 //! | `x` | expiry: `i` seconds, `a` milliseconds, `b`, or `b` seconds |
 //! | `w` | `1` where it is withheld |
+//! | `q` | where it is unproven: the same as `s` |
 //! | `ca`, `cu` | the client's address and user agent |
 //! | `e` | when the record ends |
 //! | `=` and a key | that value's text |
+//!
+//! `q` counts only while it equals `s`, `g` equals `f` and there is no `p`. An older version does not
+//! know it: it drops it, or leaves it as it is, but moves `s` by a touch or a write that prolongs, and
+//! `g` by a renewed token that is presented. So what it has seen in use is not taken for unproven.
 //!
 //! Times are milliseconds since the epoch, decimal. What is absent is `None`.
 
@@ -48,6 +53,7 @@ pub(super) fn meta_fields(meta: &Meta) -> Vec<(&'static str, String)> {
         ("k", time(meta.cookie_set_at)),
         ("x", meta.expiry.map(expiry)),
         ("w", meta.withheld.then(|| "1".to_owned())),
+        ("q", meta.unproven.then_some(meta.last_seen_at).and_then(time)),
         ("ca", client.and_then(|client| Some(client.address?.to_string()))),
         ("cu", client.map(|client| client.user_agent.to_string())),
     ];
@@ -75,6 +81,10 @@ pub(super) fn meta_of<'a>(field: impl Fn(&str) -> Option<&'a str>) -> Result<Met
         cookie_set_at: time("k")?.ok_or(Unreadable)?,
         expiry: expiry.transpose()?,
         withheld: field("w").is_some(),
+        unproven: field("q").is_some()
+            && field("q") == field("s")
+            && field("g") == field("f")
+            && field("p").is_none(),
         client: client.transpose()?,
     })
 }

@@ -96,6 +96,11 @@ pub trait Store: fmt::Debug + Send + Sync {
         Box::pin(std::future::ready(Ok(KnownKeys::NotKept)))
     }
 
+    /// What becomes of the mark of a new record that no browser has come back with.
+    fn unproven(&self) -> Unproven {
+        Unproven::Kept
+    }
+
     /// Whether the store answers.
     fn ping(&self) -> Answer<'_, ()>;
 }
@@ -183,6 +188,17 @@ fn over_at(entry: &Entry, policy: &Policy) -> Timestamp {
         Entry::Live(record) => policy.ends_at(&record.meta),
         Entry::Ended { until } => *until + Duration::from_millis(1),
     }
+}
+
+/// What a store does with the mark of unproven records ([`Meta::unproven`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unproven {
+    /// It keeps the mark, for the policy to use.
+    Kept,
+    /// It evicts such records if it is full.
+    Evicted,
+    /// It has no such records: a session is in it only while a request presents it.
+    None,
 }
 
 /// What became of a new record.

@@ -61,6 +61,7 @@ mod tls;
 mod transparency;
 mod tunnels;
 mod two_instances;
+mod unproven;
 mod upgrade;
 mod upstream_faults;
 mod upstream_h2;

@@ -18,6 +18,9 @@ const VALUES: RangeInclusive<usize> = 1..=100_000;
 /// Each log-in reads them all.
 const PER_PRINCIPAL: RangeInclusive<usize> = 1..=1000;
 
+/// In a minute.
+const NEW_SESSIONS: RangeInclusive<usize> = 1..=1_000_000;
+
 /// The policy.
 pub(super) fn policy(file: &File, context: &mut Context<'_>) -> Policy {
     let table = &file.session.0;
@@ -29,6 +32,11 @@ pub(super) fn policy(file: &File, context: &mut Context<'_>) -> Policy {
             &table.absolute_timeout,
             default.absolute_timeout,
             &(Duration::from_secs(1)..=Duration::from_hours(24 * 3650)),
+        ),
+        unproven_timeout: context.duration_or_never(
+            &table.unproven_timeout,
+            default.unproven_timeout,
+            &LIFETIME,
         ),
         rotate_every: context.duration_or_never(
             &table.rotate_every,
@@ -49,6 +57,7 @@ pub(super) fn policy(file: &File, context: &mut Context<'_>) -> Policy {
             .map(|_| context.count(&table.max_per_principal, 1, &PER_PRINCIPAL)),
         at_max_per_principal: table.at_max_per_principal.or(default.at_max_per_principal),
         record_client: table.record_client.or(default.record_client),
+        new_sessions_per_address: new_sessions_per_address(&file.limits.0, context),
         request_token_linger: context.duration(
             &file.api.0.request_token_linger,
             default.request_token_linger,
@@ -57,6 +66,12 @@ pub(super) fn policy(file: &File, context: &mut Context<'_>) -> Policy {
     };
     check_rotation(table, &policy, context);
     policy
+}
+
+fn new_sessions_per_address(table: &file::Limits, context: &mut Context<'_>) -> Option<u32> {
+    table.new_sessions_per_address.found()?;
+    let limit = context.count(&table.new_sessions_per_address, 1, &NEW_SESSIONS);
+    u32::try_from(limit).ok()
 }
 
 fn idle_timeout(table: &file::Session, default: Duration, context: &mut Context<'_>) -> Duration {

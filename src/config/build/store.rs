@@ -10,6 +10,7 @@ use super::super::file::{self, File};
 use super::super::keys::{self, Keys};
 use super::super::problem::{Origin, Place};
 use super::super::secret::Source;
+use super::super::value::Timeout;
 use super::context::Context;
 use super::redis_url::{Encryption, RedisUrl};
 use super::store_url::{self, StoreUrl};
@@ -90,6 +91,9 @@ fn check_revocation(file: &File, backend: &Backend, context: &mut Context<'_>) {
         context.error(&table.url.origin("store.url"), message);
     }
     let revokes = session.on_replay.found().filter(|(what, _)| **what == OnReplay::Revoke);
+    if let Some((Timeout::After(_), origin)) = session.unproven_timeout.found() {
+        context.error(origin, "sessions in cookies take up no store; leave it out");
+    }
     let found = [
         file.api.0.service_token.found().map(|(_, origin)| origin),
         session.max_per_principal.found().map(|(_, origin)| origin),

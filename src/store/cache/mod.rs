@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 pub use self::hot::Hot;
 pub use self::lease::{Coherence, Lease};
-use super::{Answer, Created, Error, KnownKeys, Page, Store, Want};
+use super::{Answer, Created, Error, KnownKeys, Page, Store, Unproven, Want};
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
@@ -150,6 +150,10 @@ impl Store for Cached {
         now: Timestamp,
     ) -> Answer<'a, KnownKeys> {
         self.store.exchange_keys(own, now)
+    }
+
+    fn unproven(&self) -> Unproven {
+        self.store.unproven()
     }
 
     fn ping(&self) -> Answer<'_, ()> {

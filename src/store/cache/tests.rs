@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::metrics::Metrics;
 use crate::session::patch::{Op, Patch};
 use crate::session::record::Values;
 use crate::store::conformance::{Fresh, json, key, made, now, patch, record, runtime, suite};
@@ -15,7 +16,7 @@ fn cached(store: Arc<dyn Store>, coherence: Coherence) -> Cached {
 }
 
 fn memory() -> Arc<Memory> {
-    Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES))
+    Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new()))
 }
 
 suite!(|| Fresh::new(cached(memory(), Coherence::Owned), ()));

@@ -11,7 +11,7 @@ use super::model::Model;
 use super::named::{json, key, new_id, now, pages};
 use super::seed::{
     ConditionSeed, ExpirySeed, KEYS, Kind, PatchSeed, RecordSeed, SLOTS, Step, ThroughSeed,
-    WantSeed, any_policy, any_record, any_step,
+    UseSeed, WantSeed, any_policy, any_record, any_step,
 };
 use super::{Fresh, runtime};
 use crate::session::id::Id;
@@ -20,7 +20,7 @@ use crate::session::patch::{
 };
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Expiry, Key, Meta, Principal, Record, Values};
-use crate::store::{Created, Store, Want};
+use crate::store::{Created, Store, Unproven, Want};
 use crate::time::Timestamp;
 
 const CASES: u32 = 48;
@@ -85,9 +85,7 @@ impl Play<'_> {
             Step::Create(slot, seed) => self.create(self.ids[slot], seed).await,
             Step::Load(slot, want) => self.load(self.ids[slot], want).await,
             Step::Patch(slot, seed, want) => self.patch(self.ids[slot], seed, want).await,
-            Step::Use(slot, away, prolongs, cookie) => {
-                self.record_use(self.ids[slot], away, prolongs, cookie).await
-            }
+            Step::Use(slot, seed) => self.record_use(self.ids[slot], seed).await,
             Step::Remove(slot) => self.remove(self.ids[slot]).await,
             Step::List(principal, limit) => self.list(principal.as_ref(), limit).await,
             Step::Sweep => self.sweep().await,
@@ -180,15 +178,13 @@ impl Play<'_> {
     async fn record_use(
         &mut self,
         id: Id,
-        away: i64,
-        prolongs: bool,
-        sets_cookie: bool,
+        UseSeed { away, prolongs, sets_cookie, proves }: UseSeed,
     ) -> TestCaseResult {
         let generation = match self.model.entries.get(&id) {
             Some(Entry::Live(record)) => away_from(record.meta.generation, away),
             _ => 1,
         };
-        let used = Use { generation, prolongs, sets_cookie, now: self.model.now };
+        let used = Use { generation, prolongs, sets_cookie, proves, now: self.model.now };
         let answer = self.store.record_use(id, used, &self.model.policy).await?;
         same(&self.model.standing(answer), &self.model.record_use(id, used))
     }
@@ -233,12 +229,15 @@ impl Play<'_> {
         let then = now - seed.age;
         let mut meta = Meta::new(seed.version, then);
         meta.generation = seed.generation;
-        meta.floor = seed.generation.saturating_sub(1);
         meta.previous_until = seed.previous.map(|ago| now - ago);
         meta.login_at = seed.login.map(|ago| now - ago);
         meta.principal = seed.principal;
         meta.expiry = seed.expiry.and_then(|seed| self.expiry(seed));
         meta.withheld = seed.withheld;
+        // As they come about: without a principal, and without a renewed token.
+        meta.unproven =
+            seed.unproven && meta.principal.is_none() && self.store.unproven() != Unproven::None;
+        meta.floor = seed.generation.saturating_sub(u32::from(!meta.unproven));
         meta.client = seed.client;
         Record {
             meta,

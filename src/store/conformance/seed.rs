@@ -43,13 +43,22 @@ pub(super) enum Step {
     Create(usize, RecordSeed),
     Load(usize, WantSeed),
     Patch(usize, PatchSeed, WantSeed),
-    Use(usize, i64, bool, bool),
+    Use(usize, UseSeed),
     Remove(usize),
     List(Option<Principal>, usize),
     Sweep,
     Wait(Duration),
     /// Until so many milliseconds after the end of what stands there.
     WaitForEnd(usize, i64),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct UseSeed {
+    /// So much away from the generation of the record.
+    pub(super) away: i64,
+    pub(super) prolongs: bool,
+    pub(super) sets_cookie: bool,
+    pub(super) proves: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +80,7 @@ pub(super) struct RecordSeed {
     pub(super) principal: Option<Principal>,
     pub(super) expiry: Option<ExpirySeed>,
     pub(super) withheld: bool,
+    pub(super) unproven: bool,
     pub(super) client: Option<Client>,
 }
 
@@ -174,12 +184,13 @@ pub(super) fn any_record() -> impl Strategy<Value = RecordSeed> {
         prop::option::of(ago()),
         prop::option::of(any_principal()),
         prop::option::weighted(0.3, any_expiry()),
-        prop::bool::weighted(0.2),
+        (prop::bool::weighted(0.2), prop::bool::weighted(0.5)),
         prop::option::weighted(0.2, client),
     );
     let values = vec((any_key(), select(&TEXTS[..])), 0..4);
     (values, meta).prop_map(|(values, meta)| {
-        let (version, generation, age, previous, login, principal, expiry, withheld, client) = meta;
+        let (version, generation, age, previous, login, principal, expiry, marks, client) = meta;
+        let (withheld, unproven) = marks;
         RecordSeed {
             values,
             version,
@@ -190,6 +201,7 @@ pub(super) fn any_record() -> impl Strategy<Value = RecordSeed> {
             principal,
             expiry,
             withheld,
+            unproven,
             client,
         }
     })
@@ -251,6 +263,12 @@ fn any_want() -> impl Strategy<Value = WantSeed> {
     ]
 }
 
+fn any_use() -> impl Strategy<Value = UseSeed> {
+    (-2_i64..=2, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+        |(away, prolongs, sets_cookie, proves)| UseSeed { away, prolongs, sets_cookie, proves },
+    )
+}
+
 pub(super) fn any_step() -> impl Strategy<Value = Step> {
     let slot = || 0..SLOTS;
     prop_oneof![
@@ -258,8 +276,7 @@ pub(super) fn any_step() -> impl Strategy<Value = Step> {
         4 => (slot(), any_want()).prop_map(|(slot, want)| Step::Load(slot, want)),
         16 => (slot(), any_patch(), any_want())
             .prop_map(|(slot, seed, want)| Step::Patch(slot, seed, want)),
-        4 => (slot(), -2_i64..=2, any::<bool>(), any::<bool>())
-            .prop_map(|(slot, away, prolongs, cookie)| Step::Use(slot, away, prolongs, cookie)),
+        4 => (slot(), any_use()).prop_map(|(slot, seed)| Step::Use(slot, seed)),
         1 => slot().prop_map(Step::Remove),
         1 => (prop::option::of(any_principal()), 1_usize..4)
             .prop_map(|(principal, limit)| Step::List(principal, limit)),
@@ -274,15 +291,24 @@ pub(super) fn any_policy() -> impl Strategy<Value = Policy> {
     (
         select(vec![seconds(10), seconds(60), Duration::MAX, Duration::from_millis(9_999)]),
         select(vec![None, Some(seconds(40)), Some(Duration::MAX)]),
+        select(vec![None, Some(seconds(5)), Some(seconds(20)), Some(Duration::MAX)]),
         select(vec![seconds(0), seconds(5), seconds(30)]),
         select(vec![Duration::from_millis(500), seconds(60), Duration::MAX]),
         (3_usize..=6, 60_usize..300),
     )
         .prop_map(
-            move |(idle_timeout, absolute_timeout, rotation_grace, touch_interval, limits)| {
+            move |(
+                idle_timeout,
+                absolute_timeout,
+                unproven_timeout,
+                rotation_grace,
+                touch_interval,
+                limits,
+            )| {
                 Policy {
                     idle_timeout,
                     absolute_timeout,
+                    unproven_timeout,
                     rotation_grace,
                     touch_interval,
                     max_values: limits.0,

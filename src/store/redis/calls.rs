@@ -28,6 +28,10 @@ fn common(command: &mut Cmd, now: Timestamp, policy: &Policy, indexed: Option<&I
         None => command.arg(""),
     };
     command.arg(millis(policy.rotation_grace)).arg(millis(policy.request_token_linger));
+    match policy.unproven_timeout {
+        Some(timeout) => command.arg(millis(timeout)),
+        None => command.arg(""),
+    };
     match indexed {
         Some(indexed) => command.arg(indexed.principal.as_str()).arg(indexed.until.as_millis()),
         None => command.arg("").arg(""),
@@ -47,6 +51,7 @@ pub(super) fn use_arguments(
 ) {
     common(command, used.now, policy, indexed);
     command.arg(used.generation).arg(flag(used.prolongs)).arg(flag(used.sets_cookie));
+    command.arg(flag(used.proves));
 }
 
 /// The arguments of `patch.lua`.

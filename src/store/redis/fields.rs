@@ -20,8 +20,8 @@ pub(super) use crate::store::encode::{Unreadable, unreadable};
 use crate::time::Timestamp;
 
 /// The fields that make an entry without values; in this order the scripts answer them.
-pub(super) const FIELDS: [&str; 16] =
-    ["m", "v", "g", "gs", "pu", "f", "l", "p", "c", "s", "k", "x", "w", "ca", "cu", ID];
+pub(super) const FIELDS: [&str; 17] =
+    ["m", "v", "g", "gs", "pu", "f", "l", "p", "c", "s", "k", "x", "w", "q", "ca", "cu", ID];
 
 /// The field of the session's own id, by which an answer is known to be about it.
 const ID: &str = "id";

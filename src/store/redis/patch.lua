@@ -1,14 +1,14 @@
 -- Change::apply. Everything is decided on a working table before anything lasting is written:
 -- scripts have no rollback.
--- ARGV[9] max values; [10] max bytes; [11] 'request', 'login' or 'service'; [12] the generation of
--- the request; [13] the version asked for; [14] '1' if it only destroys; [15] '1' if it prolongs;
--- [16] '1' if a marker remains; [17] '1' to rotate; [18] the principal; [19] the expiry, '-' for
--- the policy's; [20] 'missing', 'present' or 'tagged', [21] that key, [22] the tag; [23] 'value', 'before' or
--- 'values', as they are wanted, [24] that key. What is not given is empty.
--- From ARGV[25], three for each op: its name, a key or principal, a text.
+-- ARGV[10] max values; [11] max bytes; [12] 'request', 'login' or 'service'; [13] the generation of
+-- the request; [14] the version asked for; [15] '1' if it only destroys; [16] '1' if it prolongs;
+-- [17] '1' if a marker remains; [18] '1' to rotate; [19] the principal; [20] the expiry, '-' for
+-- the policy's; [21] 'missing', 'present' or 'tagged', [22] that key, [23] the tag; [24] 'value', 'before' or
+-- 'values', as they are wanted, [25] that key. What is not given is empty.
+-- From ARGV[26], three for each op: its name, a key or principal, a text.
 
-local OPS = 25
-local principal = ARGV[18] ~= '' and ARGV[18] or nil
+local OPS = 26
+local principal = ARGV[19] ~= '' and ARGV[19] or nil
 
 local function refused(why, op)
   return {'refused', why, op or 0}
@@ -23,23 +23,23 @@ if before.m or not before.v or now >= ends_at(before) then
 end
 
 -- Change::admit
-local away = ARGV[11] == 'login'
-  or (ARGV[11] == 'request' and tonumber(before.f) > tonumber(ARGV[12]))
+local away = ARGV[12] == 'login'
+  or (ARGV[12] == 'request' and tonumber(before.f) > tonumber(ARGV[13]))
 local rotation = 'none'
 if principal and not away then
   rotation = 'rotated'
 elseif principal and before.p ~= principal then
-  return refused(ARGV[11] == 'login' and 'other principal' or 'rotated')
+  return refused(ARGV[12] == 'login' and 'other principal' or 'rotated')
 elseif principal and before.l and now <= plus(tonumber(before.l), grace) then
   rotation = 'joined'
 elseif principal then
   rotation = 'rotated'
 elseif away then
   return refused('rotated')
-elseif ARGV[17] == '1' then
+elseif ARGV[18] == '1' then
   rotation = 'rotated'
 end
-if ARGV[13] ~= '' and ARGV[13] ~= before.v then
+if ARGV[14] ~= '' and ARGV[14] ~= before.v then
   return refused('version moved')
 end
 
@@ -143,17 +143,17 @@ local ops = {
   end,
 }
 
-if ARGV[20] == 'missing' and value(ARGV[21]) then
+if ARGV[21] == 'missing' and value(ARGV[22]) then
   return refused('value exists')
-elseif ARGV[20] == 'present' and not value(ARGV[21]) then
+elseif ARGV[21] == 'present' and not value(ARGV[22]) then
   return refused('no such value')
-elseif ARGV[20] == 'tagged' then
-  local text = value(ARGV[21])
-  if not text or redis.sha1hex(text) ~= ARGV[22] then
+elseif ARGV[21] == 'tagged' then
+  local text = value(ARGV[22])
+  if not text or redis.sha1hex(text) ~= ARGV[23] then
     return refused('value moved')
   end
 end
-local value_before = ARGV[23] == 'before' and value(ARGV[24])
+local value_before = ARGV[24] == 'before' and value(ARGV[25])
 
 for at = OPS, #ARGV, 3 do
   local why = ops[ARGV[at]](ARGV[at + 1], ARGV[at + 2])
@@ -161,10 +161,10 @@ for at = OPS, #ARGV, 3 do
     return refused(why, (at - OPS) / 3)
   end
 end
-if count > math.max(tonumber(ARGV[9]), tonumber(before.n)) then
+if count > math.max(tonumber(ARGV[10]), tonumber(before.n)) then
   return refused('too many values')
 end
-if bytes > math.max(tonumber(ARGV[10]), tonumber(before.b)) then
+if bytes > math.max(tonumber(ARGV[11]), tonumber(before.b)) then
   return refused('too large')
 end
 
@@ -182,13 +182,13 @@ end
 local meta = copy(before)
 meta.v = next_version(before.v)
 meta.n, meta.b = as_text(count), as_text(bytes)
-if (ARGV[15] == '1' or meta.w) and now > tonumber(meta.s) then
+if (ARGV[16] == '1' or meta.w) and now > tonumber(meta.s) then
   meta.s = ARGV[1]
 end
-if ARGV[19] == '-' then
+if ARGV[20] == '-' then
   meta.x = nil
-elseif ARGV[19] ~= '' then
-  meta.x = ARGV[19]
+elseif ARGV[20] ~= '' then
+  meta.x = ARGV[20]
 end
 if rotation == 'rotated' then
   meta.g = as_text(math.min(tonumber(meta.g) + 2, 4294967295))
@@ -199,9 +199,10 @@ if rotation == 'rotated' then
   meta.l = principal and ARGV[1]
 end
 meta.p = principal or meta.p
-if rotation ~= 'none' or ARGV[19] ~= '' then
+if rotation ~= 'none' or ARGV[20] ~= '' then
   meta.k = ARGV[1]
 end
+carry_unproven(meta)
 meta.e = as_text(ends_at(meta))
 
 -- The values that are wanted, as they are afterwards: name, text, name, text.
@@ -213,9 +214,9 @@ local function wanted()
       found[#found + 1] = text
     end
   end
-  if ARGV[23] == 'value' or ARGV[23] == 'before' then
-    take(ARGV[24], value(ARGV[24]))
-  elseif ARGV[23] == 'values' then
+  if ARGV[24] == 'value' or ARGV[24] == 'before' then
+    take(ARGV[25], value(ARGV[25]))
+  elseif ARGV[24] == 'values' then
     local standing = cleared and {} or redis.call('HGETALL', key)
     for at = 1, #standing, 2 do
       local field = standing[at]
@@ -231,8 +232,8 @@ local function wanted()
 end
 
 local stands = 'live'
-if ARGV[14] == '1' or now >= tonumber(meta.e) then
-  stands = ARGV[16] == '1' and 'ended' or 'nothing'
+if ARGV[15] == '1' or now >= tonumber(meta.e) then
+  stands = ARGV[17] == '1' and 'ended' or 'nothing'
 elseif not is_indexed(meta, before) then
   return {'index', meta.p, meta.e}
 end

@@ -1,13 +1,13 @@
 -- What every script that changes a session knows: its fields, and when it ends.
 -- The fields are told in fields.rs. KEYS[1] is the session's hash.
--- ARGV[1] now; ARGV[2..6] the policy, in milliseconds; ARGV[7], ARGV[8] for whom, and until when,
+-- ARGV[1] now; ARGV[2..7] the policy, in milliseconds; ARGV[8], ARGV[9] for whom, and until when,
 -- the index has the session by now (both empty if nobody asked it).
 -- Times are below 2^53, so Lua's numbers hold them; values and versions are never numbers here.
 
 local LAST = 253402300799999 -- Timestamp::MAX
-local ANSWERED = 16 -- so many of FIELDS go into an answer
+local ANSWERED = 17 -- so many of FIELDS go into an answer
 local FIELDS = {
-  'm', 'v', 'g', 'gs', 'pu', 'f', 'l', 'p', 'c', 's', 'k', 'x', 'w', 'ca', 'cu', 'id',
+  'm', 'v', 'g', 'gs', 'pu', 'f', 'l', 'p', 'c', 's', 'k', 'x', 'w', 'q', 'ca', 'cu', 'id',
   'n', 'b', 'e', 'i',
 }
 
@@ -18,6 +18,7 @@ local touch_interval = tonumber(ARGV[3])
 local absolute_timeout = tonumber(ARGV[4]) -- nil for never
 local grace = tonumber(ARGV[5])
 local linger = tonumber(ARGV[6])
+local unproven_timeout = tonumber(ARGV[7]) -- nil for never
 
 local function as_text(number)
   return string.format('%.0f', number)
@@ -33,7 +34,16 @@ local function read()
   for at, name in ipairs(FIELDS) do
     meta[name] = found[at] or nil
   end
+  -- What a version that does not know q has used since is proven (encode.rs).
+  if meta.q ~= meta.s or meta.g ~= meta.f or meta.p then
+    meta.q = nil
+  end
   return meta
+end
+
+-- What q is, once the others are as they will stand.
+local function carry_unproven(meta)
+  meta.q = meta.q and meta.g == meta.f and not meta.p and meta.s or nil
 end
 
 local function copy(meta)
@@ -69,6 +79,9 @@ local function ends_at(meta)
   if absolute_timeout then
     ends = math.min(ends, plus(tonumber(meta.c), absolute_timeout))
   end
+  if meta.q and unproven_timeout then
+    ends = math.min(ends, plus(tonumber(meta.c), unproven_timeout))
+  end
   return ends
 end
 
@@ -79,8 +92,8 @@ local function is_indexed(meta, before)
     meta.i = nil
   elseif meta.p == before.p and before.i and tonumber(before.i) >= ends then
     meta.i = before.i
-  elseif meta.p == ARGV[7] and tonumber(ARGV[8]) >= ends then
-    meta.i = ARGV[8]
+  elseif meta.p == ARGV[8] and tonumber(ARGV[9]) >= ends then
+    meta.i = ARGV[9]
   else
     return false
   end

@@ -75,7 +75,7 @@ impl Redis {
         };
         // What it answers does not matter: another clock may take the session for over.
         let _ = self.change(id, change, Want::Values).await?;
-        let used = Use { generation: 1, prolongs: true, sets_cookie: false, now };
+        let used = Use { generation: 1, prolongs: true, sets_cookie: false, proves: false, now };
         self.write_use(id, used, policy).await?;
         self.load_entry(id, Want::Values).await?;
         self.load_entry(id, Want::Meta).await?;

@@ -16,7 +16,7 @@ const SWEEP: i64 = 500;
 
 const COLUMNS: &str = "ended, ends_at, version, generation, generation_since, previous_until, \
      floor, login_at, principal, created_at, last_seen_at, cookie_set_at, expiry, withheld, \
-     client_address, client_user_agent";
+     client_address, client_user_agent, unproven_at";
 
 /// What stands under `id`.
 pub(super) fn load(
@@ -62,12 +62,12 @@ pub(super) fn put(
 ) -> Result<(), Fault> {
     let instead = "ON CONFLICT (id) DO UPDATE SET (ended, ends_at, version, generation, \
         generation_since, previous_until, floor, login_at, principal, created_at, last_seen_at, \
-        cookie_set_at, expiry, withheld, client_address, client_user_agent, json) = \
+        cookie_set_at, expiry, withheld, client_address, client_user_agent, unproven_at, json) = \
         (excluded.ended, excluded.ends_at, excluded.version, excluded.generation, \
         excluded.generation_since, excluded.previous_until, excluded.floor, excluded.login_at, \
         excluded.principal, excluded.created_at, excluded.last_seen_at, excluded.cookie_set_at, \
         excluded.expiry, excluded.withheld, excluded.client_address, excluded.client_user_agent, \
-        excluded.json)";
+        excluded.unproven_at, excluded.json)";
     write(connection, id, entry, over_at, instead)?;
     Ok(())
 }
@@ -81,11 +81,11 @@ fn write(
 ) -> Result<usize, Fault> {
     let mut statement = connection.prepare_cached(&format!(
         "INSERT INTO sessions (id, {COLUMNS}, json) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) {on_conflict}"
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) {on_conflict}"
     ))?;
     let written = match entry {
         Entry::Ended { until } => {
-            let mut columns = vec![Value::Null; 18];
+            let mut columns = vec![Value::Null; 19];
             for (column, value) in columns.iter_mut().zip([
                 Value::Blob(id.as_bytes().to_vec()),
                 Value::Integer(1),
@@ -113,6 +113,7 @@ fn write(
             meta.withheld,
             address(meta),
             meta.client.as_ref().map(|client| &*client.user_agent),
+            unproven_at(meta),
             object_of(values),
         ])?,
     };
@@ -124,6 +125,12 @@ fn address(meta: &Meta) -> Option<String> {
     client.address.map(|address| address.to_string())
 }
 
+/// Where it is unproven, its `last_seen_at`: as in `encode.rs`, a mark that a version which does not
+/// know it makes void as it moves that.
+fn unproven_at(meta: &Meta) -> Option<i64> {
+    meta.unproven.then(|| meta.last_seen_at.as_millis())
+}
+
 /// Writes down what a use changes.
 pub(super) fn write_use(
     connection: &Connection,
@@ -133,7 +140,7 @@ pub(super) fn write_use(
 ) -> Result<(), Fault> {
     let mut statement = connection.prepare_cached(
         "UPDATE sessions SET ends_at = ?2, generation = ?3, generation_since = ?4, \
-         previous_until = ?5, last_seen_at = ?6, cookie_set_at = ?7 WHERE id = ?1",
+         previous_until = ?5, last_seen_at = ?6, cookie_set_at = ?7, unproven_at = ?8 WHERE id = ?1",
     )?;
     statement.execute(params![
         id.as_bytes(),
@@ -143,6 +150,7 @@ pub(super) fn write_use(
         meta.previous_until.map(Timestamp::as_millis),
         meta.last_seen_at.as_millis(),
         meta.cookie_set_at.as_millis(),
+        unproven_at(meta),
     ])?;
     Ok(())
 }
@@ -252,18 +260,23 @@ fn entry_of(row: &Row<'_>) -> Result<Entry, Fault> {
     }
     let text = |column: &str| row.get::<_, Option<String>>(column);
     let read = |text: Option<String>| text.as_deref().map(encode::parse_expiry);
+    let (last_seen_at, principal) = (time("last_seen_at")?, text("principal")?);
+    let (generation, floor) = (row.get("generation")?, row.get("floor")?);
     let meta = Meta {
         version: row.get::<_, i64>("version")?.cast_unsigned(),
-        generation: row.get("generation")?,
+        generation,
         generation_since: time("generation_since")?,
         previous_until: maybe_time("previous_until")?,
-        floor: row.get("floor")?,
+        floor,
         login_at: maybe_time("login_at")?,
-        principal: text("principal")?
+        unproven: maybe_time("unproven_at")? == Some(last_seen_at)
+            && generation == floor
+            && principal.is_none(),
+        principal: principal
             .map(|name| Principal::new(&name).ok_or_else(Fault::unreadable))
             .transpose()?,
         created_at: time("created_at")?,
-        last_seen_at: time("last_seen_at")?,
+        last_seen_at,
         cookie_set_at: time("cookie_set_at")?,
         expiry: match read(text("expiry")?) {
             Some(None) => return Err(Fault::unreadable()),

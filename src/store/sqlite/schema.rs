@@ -13,7 +13,7 @@ const APPLICATION_ID: i32 = 0x436c_6b72;
 const VERSION: i32 = 1;
 
 /// Values come last: SQLite reads a row from its front, and only as far as it must.
-const SCHEMA: &str = "
+pub(super) const SCHEMA: &str = "
 CREATE TABLE sessions (
     id BLOB NOT NULL PRIMARY KEY,
     ended INTEGER NOT NULL,
@@ -37,6 +37,12 @@ CREATE TABLE sessions (
 CREATE INDEX sessions_by_end ON sessions (ends_at);
 CREATE INDEX sessions_by_principal ON sessions (principal, id) WHERE principal IS NOT NULL;
 ";
+
+/// Where a session is unproven, its `last_seen_at`. The column is added to files without it and does
+/// not move the format's number: a version that does not know it names the columns that it reads and
+/// writes, and goes on. After the values, where it costs nothing: what is NULL takes no room in a row,
+/// and is read without what stands before it.
+const UNPROVEN: &str = "ALTER TABLE sessions ADD COLUMN unproven_at INTEGER";
 
 /// Why a file could not be opened as a store.
 #[derive(Debug, thiserror::Error)]
@@ -165,6 +171,9 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
         transaction.execute_batch(SCHEMA)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", VERSION)?;
+    }
+    if !transaction.column_exists(None, "sessions", "unproven_at")? {
+        transaction.execute_batch(UNPROVEN)?;
     }
     transaction.commit()
 }

@@ -61,6 +61,97 @@ fn what_was_acknowledged_is_there_after_a_reopening() {
     });
 }
 
+/// What a version before `unproven_at` does to a session that is used and changed.
+const OLDER_USE: &str = "UPDATE sessions SET ends_at = ?2, generation = ?3, generation_since = ?4, \
+     previous_until = ?5, last_seen_at = ?6, cookie_set_at = ?7 WHERE id = ?1";
+const OLDER_PUT: &str = "INSERT INTO sessions (id, ended, ends_at, version, generation, generation_since, \
+     previous_until, floor, login_at, principal, created_at, last_seen_at, cookie_set_at, expiry, \
+     withheld, client_address, client_user_agent, json) \
+     SELECT id, 0, ?2, version + 1, generation, generation_since, previous_until, floor, login_at, ?3, \
+     created_at, last_seen_at, cookie_set_at, expiry, withheld, client_address, client_user_agent, json \
+     FROM sessions WHERE id = ?1 ON CONFLICT (id) DO UPDATE SET (ended, ends_at, version, generation, \
+     generation_since, previous_until, floor, login_at, principal, created_at, last_seen_at, \
+     cookie_set_at, expiry, withheld, client_address, client_user_agent, json) = \
+     (excluded.ended, excluded.ends_at, excluded.version, excluded.generation, \
+     excluded.generation_since, excluded.previous_until, excluded.floor, excluded.login_at, \
+     excluded.principal, excluded.created_at, excluded.last_seen_at, excluded.cookie_set_at, \
+     excluded.expiry, excluded.withheld, excluded.client_address, excluded.client_user_agent, \
+     excluded.json)";
+
+#[test]
+fn an_older_file_is_read_and_written() {
+    let (directory, path) = directory();
+    fs::create_dir(path.parent().expect("a directory")).expect("made");
+    let id = new_id();
+    let now = now();
+    let older = Connection::open(&path).expect("opened");
+    older.execute_batch(schema::SCHEMA).expect("made");
+    older.pragma_update(None, "application_id", 0x436c_6b72).expect("ours");
+    older.pragma_update(None, "user_version", 1).expect("of the first format");
+    let values = "INSERT INTO sessions (id, ended, ends_at, version, generation, generation_since, floor, \
+                  created_at, last_seen_at, cookie_set_at, withheld, json) \
+                  VALUES (?1, 0, ?2, 7, 1, ?3, 1, ?3, ?3, ?3, 0, '{\"n\":1}')";
+    let ends_at = now + Duration::from_hours(24);
+    older.execute(values, (id.as_bytes(), ends_at.as_millis(), now.as_millis())).expect("written");
+    let mut expected = record(now, [(key("n"), json("1"))].into_iter().collect::<Values>());
+    runtime().block_on(async {
+        // While the older version has it open, as in a restart of one instance after the other.
+        let store = open(&path);
+        let found = store.load(id, Want::Values).await.expect("loaded");
+        assert_eq!(found, Some(Entry::Live(expected.clone())));
+        patch(&store, id, &Patch::of(Op::Increment(key("n"), 1)), Want::Meta)
+            .await
+            .expect("answered")
+            .expect("applied");
+        let json: String = older
+            .query_row("SELECT json FROM sessions WHERE id = ?1", [id.as_bytes()], |row| row.get(0))
+            .expect("read");
+        assert_eq!(json, "{\"n\":2}");
+        expected.meta.unproven = true;
+        assert_eq!(
+            open(&path).create(new_id(), &expected, &POLICY()).await.expect("created"),
+            Created::Done
+        );
+    });
+    drop(directory);
+}
+
+const POLICY: fn() -> Policy =
+    || Policy { unproven_timeout: Some(Duration::from_hours(1)), ..Policy::default() };
+
+#[test]
+fn what_an_older_version_uses_is_proven() {
+    let (_directory, path) = directory();
+    let store = open(&path);
+    let now = now();
+    let mut one = record(now, Values::new());
+    one.meta.unproven = true;
+    let (used, kept, logged_in) = (new_id(), new_id(), new_id());
+    let policy = POLICY();
+    let unproven = async |id| match store.load(id, Want::Meta).await.expect("loaded") {
+        Some(Entry::Live(record)) => record.meta.unproven,
+        other => panic!("no session: {other:?}"),
+    };
+    runtime().block_on(async {
+        for id in [used, kept, logged_in] {
+            assert_eq!(store.create(id, &one, &policy).await.expect("created"), Created::Done);
+            assert!(unproven(id).await);
+        }
+        let older = Connection::open(&path).expect("opened");
+        let (later, since) = ((now + Duration::from_mins(2)).as_millis(), now.as_millis());
+        let end = (now + Duration::from_hours(24)).as_millis();
+        let uses = (used.as_bytes(), end, 1, since, None::<i64>, later, since);
+        assert_eq!(older.execute(OLDER_USE, uses).expect("used"), 1);
+        let puts = (kept.as_bytes(), end, None::<&str>);
+        assert_eq!(older.execute(OLDER_PUT, puts).expect("changed"), 1);
+        let puts = (logged_in.as_bytes(), end, Some("ada"));
+        assert_eq!(older.execute(OLDER_PUT, puts).expect("changed"), 1);
+        assert!(!unproven(used).await, "it was touched");
+        assert!(unproven(kept).await, "it was changed by a back office");
+        assert!(!unproven(logged_in).await);
+    });
+}
+
 #[test]
 fn only_the_owner_reads_the_files() {
     let (_directory, path) = directory();

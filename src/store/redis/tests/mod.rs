@@ -5,6 +5,7 @@ mod keys;
 #[path = "../../../../tests/it/support/redis/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the kit of other tests too")]
 mod kit;
+mod older;
 mod topologies;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -62,6 +63,7 @@ suite!(fresh);
 const POLICY: Policy = Policy {
     idle_timeout: Duration::from_hours(1),
     absolute_timeout: None,
+    unproven_timeout: None,
     rotate_every: None,
     rotation_grace: Duration::from_mins(2),
     on_replay: crate::session::policy::OnReplay::Ignore,
@@ -74,6 +76,7 @@ const POLICY: Policy = Policy {
     max_bytes: 1000,
     max_values: 10,
     record_client: false,
+    new_sessions_per_address: None,
     request_token_linger: Duration::from_mins(1),
 };
 
@@ -166,7 +169,7 @@ async fn scripts_sent(store: &Redis) -> String {
 }
 
 fn touch(at: Timestamp) -> Use {
-    Use { generation: 1, prolongs: true, sets_cookie: false, now: at }
+    Use { generation: 1, prolongs: true, sets_cookie: false, proves: false, now: at }
 }
 
 /// Applies a patch that must be taken.

@@ -1,0 +1,188 @@
+//! Records in this process: gone at exit, and the plainest reading of the contract.
+
+mod state;
+
+use std::future::ready;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use self::state::{State, Stored};
+use super::{Answer, Created, Error, Page, Store, Unproven, Want, over_at};
+use crate::metrics::{Event, Metrics};
+use crate::session::id::Id;
+use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
+use crate::session::policy::Policy;
+use crate::session::record::{Entry, Principal, Record};
+use crate::time::Timestamp;
+
+/// The memory store.
+///
+/// If it is full, it evicts the records that no browser has come back with ([`Meta::unproven`]), the
+/// oldest first; only if those are not enough does it refuse a change.
+///
+/// [`Meta::unproven`]: crate::session::record::Meta::unproven
+#[derive(Debug)]
+pub struct Memory {
+    max_bytes: usize,
+    metrics: Metrics,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    state: State,
+    /// When evictions were last logged, and how many came since.
+    warned_at: Option<Instant>,
+    evicted: u64,
+}
+
+/// How often evictions are logged.
+const WARN_EVERY: Duration = Duration::from_mins(1);
+
+impl Memory {
+    /// How much memory the records of a store take at most, unless it is given another bound.
+    pub const DEFAULT_MAX_BYTES: usize = 512 * 1024 * 1024;
+
+    /// An empty store whose records take at most `max_bytes` of memory; beyond, [`Error::Full`]. What
+    /// they take, and its evictions, are counted in `metrics`.
+    pub fn new(max_bytes: usize, metrics: Metrics) -> Self {
+        Self { max_bytes, metrics, held: Mutex::default() }
+    }
+
+    /// No method panics while it holds the lock half way through a change, so a poisoned lock
+    /// still guards a consistent state.
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn replace(&self, held: &mut Held, id: Id, stored: Option<Stored>) -> Result<(), Error> {
+        let evicted = held.state.replace(id, stored, self.max_bytes)?;
+        self.metrics.memory_store_bytes(held.state.bytes());
+        if evicted > 0 {
+            self.metrics.events(Event::Evicted, evicted);
+            held.warn_of(evicted);
+        }
+        Ok(())
+    }
+}
+
+impl Held {
+    fn warn_of(&mut self, evicted: u64) {
+        self.evicted += evicted;
+        if self.warned_at.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+            self.warned_at = Some(Instant::now());
+            let evicted = std::mem::take(&mut self.evicted);
+            warn!(
+                evicted,
+                "memory store is full: evicted the oldest sessions whose cookie never came back; \
+                 set session.unproven_timeout or limits.new_sessions_per_address"
+            );
+        }
+    }
+}
+
+impl Store for Memory {
+    fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>> {
+        let entry = self.held().state.get(id).map(|stored| stored.entry(want));
+        Box::pin(ready(Ok(entry)))
+    }
+
+    fn create<'a>(&'a self, id: Id, record: &'a Record, policy: &'a Policy) -> Answer<'a, Created> {
+        let mut held = self.held();
+        let created = if held.state.get(id).is_some() {
+            Ok(Created::Exists)
+        } else {
+            let stored = stored(Entry::Live(record.clone()), policy);
+            self.replace(&mut held, id, Some(stored)).map(|()| Created::Done)
+        };
+        Box::pin(ready(created))
+    }
+
+    fn patch<'a>(
+        &'a self,
+        id: Id,
+        change: Change<'a>,
+        want: Want<'a>,
+    ) -> Answer<'a, Result<Applied, Refusal>> {
+        let mut held = self.held();
+        let before = held.state.get(id).map(|stored| stored.entry(Want::Values));
+        let patched = match change.apply(before, want.before()) {
+            Err(refusal) => Ok(Err(refusal)),
+            Ok(mut applied) => {
+                let after = applied.entry.clone().map(|entry| stored(entry, change.policy));
+                self.replace(&mut held, id, after).map(|()| {
+                    want.narrow(&mut applied);
+                    Ok(applied)
+                })
+            }
+        };
+        Box::pin(ready(patched))
+    }
+
+    fn record_use<'a>(
+        &'a self,
+        id: Id,
+        used: Use,
+        policy: &'a Policy,
+    ) -> Answer<'a, Option<Entry>> {
+        let state = &mut self.held().state;
+        let entry = state.take(id).map(|mut stored| {
+            let mut entry = stored.entry(Want::Meta);
+            if let Some(meta) = used.apply_to(&mut entry, policy) {
+                stored.over_at = policy.ends_at(meta);
+                stored.set_meta(meta.clone());
+            }
+            state.put(id, stored);
+            entry
+        });
+        self.metrics.memory_store_bytes(state.bytes());
+        Box::pin(ready(Ok(entry)))
+    }
+
+    fn remove(&self, id: Id) -> Answer<'_, Option<Replicated>> {
+        let mut held = self.held();
+        let live = held.state.get(id).is_some_and(Stored::is_session);
+        let removed = if live { self.replace(&mut held, id, None) } else { Ok(()) };
+        Box::pin(ready(removed.map(|()| live.then_some(Replicated::NotAsked))))
+    }
+
+    fn list<'a>(
+        &'a self,
+        principal: Option<&'a Principal>,
+        cursor: Option<&'a str>,
+        limit: usize,
+    ) -> Answer<'a, Page> {
+        let held = self.held();
+        let mut sessions = held.state.sessions(principal, cursor.and_then(Id::parse));
+        let page = sessions.by_ref().take(limit).map(|(id, meta)| (id, meta.clone()));
+        let page: Vec<_> = page.collect();
+        let next = sessions.next().and_then(|_| page.last().map(|(id, _)| id.to_string()));
+        Box::pin(ready(Ok(Page { sessions: page, next })))
+    }
+
+    fn sweep(&self, now: Timestamp) -> Answer<'_, u64> {
+        let state = &mut self.held().state;
+        let over = state.over(now).into_iter().filter_map(|id| state.take(id));
+        let removed = over.filter(|stored| stored.is_session()).count();
+        self.metrics.memory_store_bytes(state.bytes());
+        Box::pin(ready(Ok(removed as u64)))
+    }
+
+    fn unproven(&self) -> Unproven {
+        Unproven::Evicted
+    }
+
+    fn ping(&self) -> Answer<'_, ()> {
+        Box::pin(ready(Ok(())))
+    }
+}
+
+fn stored(entry: Entry, policy: &Policy) -> Stored {
+    let over_at = over_at(&entry, policy);
+    Stored::new(entry, over_at)
+}
+
+#[cfg(test)]
+mod tests;

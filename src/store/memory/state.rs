@@ -1,0 +1,246 @@
+//! The records, their indexes, and the memory that they take.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use crate::session::id::Id;
+use crate::session::json::Json;
+use crate::session::record::{Entry, Key, Meta, Principal, Record, Values};
+use crate::store::{Error, Want};
+use crate::time::Timestamp;
+
+/// What the store holds.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// Boxed, so that the free slots of the tree's nodes are small.
+    entries: BTreeMap<Id, Box<Stored>>,
+    by_principal: BTreeSet<(Principal, Id)>,
+    /// Unproven records, by their creation.
+    unproven: BTreeSet<(Timestamp, Id)>,
+    unproven_bytes: usize,
+    bytes: usize,
+}
+
+/// An entry as it is held.
+#[derive(Debug)]
+pub(super) struct Stored {
+    kept: Kept,
+    /// The first instant at which it is over.
+    pub(super) over_at: Timestamp,
+    /// What it takes in all, its places in the indexes too.
+    bytes: usize,
+}
+
+#[derive(Debug)]
+enum Kept {
+    /// The values in the order of their keys: a slice takes what they need and no more, which a tree
+    /// of few does not.
+    Live {
+        meta: Meta,
+        values: Box<[(Key, Json)]>,
+    },
+    Ended {
+        until: Timestamp,
+    },
+}
+
+impl State {
+    /// What all records take, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn get(&self, id: Id) -> Option<&Stored> {
+        self.entries.get(&id).map(|stored| &**stored)
+    }
+
+    /// Puts `stored` in the place of what stands under `id`. What grows beyond `max_bytes` makes room
+    /// by evicting unproven records, the oldest first; returns how many.
+    ///
+    /// # Errors
+    /// [`Error::Full`] if that is not enough. Then nothing has changed.
+    pub(super) fn replace(
+        &mut self,
+        id: Id,
+        stored: Option<Stored>,
+        max_bytes: usize,
+    ) -> Result<u64, Error> {
+        let before = self.get(id);
+        let freed = before.map_or(0, |stored| stored.bytes);
+        let spared = before.filter(|stored| stored.unproven_since().is_some()).map_or(0, |_| freed);
+        let needed = stored.as_ref().map_or(0, |stored| stored.bytes);
+        let mut evicted = 0;
+        if needed > freed {
+            let excess = (self.bytes - freed + needed).saturating_sub(max_bytes);
+            if excess > self.unproven_bytes - spared {
+                return Err(Error::Full);
+            }
+            evicted = self.evict(excess, id);
+        }
+        self.take(id);
+        if let Some(stored) = stored {
+            self.put(id, Box::new(stored));
+        }
+        Ok(evicted)
+    }
+
+    fn evict(&mut self, excess: usize, spared: Id) -> u64 {
+        let (mut evicted, mut freed) = (0, 0);
+        while freed < excess {
+            let Some(id) = self.unproven.iter().map(|(_, id)| *id).find(|id| *id != spared) else {
+                break;
+            };
+            freed += self.take(id).map_or(excess, |stored| stored.bytes);
+            evicted += 1;
+        }
+        evicted
+    }
+
+    /// Takes what stands under `id` out of the indexes and the count too.
+    pub(super) fn take(&mut self, id: Id) -> Option<Box<Stored>> {
+        let stored = self.entries.remove(&id)?;
+        self.bytes -= stored.bytes;
+        if let Some(principal) = stored.principal() {
+            self.by_principal.remove(&(principal.clone(), id));
+        }
+        if let Some(since) = stored.unproven_since() {
+            self.unproven.remove(&(since, id));
+            self.unproven_bytes -= stored.bytes;
+        }
+        Some(stored)
+    }
+
+    /// Puts an entry where nothing stands.
+    pub(super) fn put(&mut self, id: Id, stored: Box<Stored>) {
+        self.bytes += stored.bytes;
+        if let Some(principal) = stored.principal() {
+            self.by_principal.insert((principal.clone(), id));
+        }
+        if let Some(since) = stored.unproven_since() {
+            self.unproven.insert((since, id));
+            self.unproven_bytes += stored.bytes;
+        }
+        self.entries.insert(id, stored);
+    }
+
+    /// Sessions by id after `last`, of one principal or of all.
+    pub(super) fn sessions<'a>(
+        &'a self,
+        principal: Option<&'a Principal>,
+        last: Option<Id>,
+    ) -> Box<dyn Iterator<Item = (Id, &'a Meta)> + 'a> {
+        let meta = |stored: &'a Stored| match &stored.kept {
+            Kept::Live { meta, .. } => Some(meta),
+            Kept::Ended { .. } => None,
+        };
+        if let Some(principal) = principal {
+            let first = (principal.clone(), last.unwrap_or(Id::from_bytes([0; Id::BYTES])));
+            let ids = self.by_principal.range(first..).map(|(name, id)| (name, *id));
+            let theirs = ids.take_while(move |(name, _)| *name == principal);
+            let after = theirs.filter(move |(_, id)| Some(*id) != last);
+            Box::new(after.filter_map(move |(_, id)| Some((id, meta(self.get(id)?)?))))
+        } else {
+            let start = last.map_or(Bound::Unbounded, Bound::Excluded);
+            let all = self.entries.range((start, Bound::Unbounded));
+            Box::new(all.filter_map(move |(id, stored)| Some((*id, meta(stored)?))))
+        }
+    }
+
+    /// What is over at `now`.
+    pub(super) fn over(&self, now: Timestamp) -> Vec<Id> {
+        let over = self.entries.iter().filter(|(_, stored)| stored.over_at <= now);
+        over.map(|(id, _)| *id).collect()
+    }
+}
+
+impl Stored {
+    pub(super) fn new(entry: Entry, over_at: Timestamp) -> Self {
+        let kept = match entry {
+            Entry::Live(Record { meta, values }) => {
+                Kept::Live { meta, values: values.into_iter().collect() }
+            }
+            Entry::Ended { until } => Kept::Ended { until },
+        };
+        let mut stored = Self { kept, over_at, bytes: 0 };
+        stored.bytes = stored.reckon();
+        stored
+    }
+
+    /// The entry, with those of its values that are wanted.
+    pub(super) fn entry(&self, want: Want<'_>) -> Entry {
+        let (meta, values) = match &self.kept {
+            Kept::Ended { until } => return Entry::Ended { until: *until },
+            Kept::Live { meta, values } => (meta.clone(), values),
+        };
+        let values = match want {
+            Want::Meta => Values::new(),
+            Want::Values => values.iter().cloned().collect(),
+            Want::Value(key) | Want::Before(key) => {
+                let found = values.binary_search_by(|(name, _)| name.cmp(key));
+                found.ok().and_then(|at| values.get(at).cloned()).into_iter().collect()
+            }
+        };
+        Entry::Live(Record { meta, values })
+    }
+
+    /// Takes another meta of the same session.
+    pub(super) fn set_meta(&mut self, meta: Meta) {
+        if let Kept::Live { meta: stands, .. } = &mut self.kept {
+            *stands = meta;
+            self.bytes = self.reckon();
+        }
+    }
+
+    pub(super) fn is_session(&self) -> bool {
+        matches!(self.kept, Kept::Live { .. })
+    }
+
+    fn principal(&self) -> Option<&Principal> {
+        match &self.kept {
+            Kept::Live { meta, .. } => meta.principal.as_ref(),
+            Kept::Ended { .. } => None,
+        }
+    }
+
+    fn unproven_since(&self) -> Option<Timestamp> {
+        match &self.kept {
+            Kept::Live { meta, .. } => meta.unproven.then_some(meta.created_at),
+            Kept::Ended { .. } => None,
+        }
+    }
+
+    fn reckon(&self) -> usize {
+        let own = SLOT + allocated(size_of::<Self>());
+        let Kept::Live { meta, values } = &self.kept else { return own };
+        let texts = values.iter().map(|(key, text)| {
+            allocated(COUNTS + key.as_str().len()) + allocated(text.as_str().len())
+        });
+        let principal = meta
+            .principal
+            .as_ref()
+            .map_or(0, |name| PRINCIPAL_SLOT + allocated(COUNTS + name.as_str().len()));
+        let agent = meta.client.as_ref().map_or(0, |client| allocated(client.user_agent.len()));
+        let unproven = if meta.unproven { UNPROVEN_SLOT } else { 0 };
+        let values = allocated(size_of_val(&**values)) + texts.sum::<usize>();
+        own + values + principal + agent + unproven
+    }
+}
+
+/// The two counts of an `Arc`, which stand before its text.
+const COUNTS: usize = size_of::<Arc<[usize]>>();
+
+/// What a slot of a tree takes: a node has 11 of them, of which about 7.6 are taken if keys come in
+/// any order, and 6 if they come in theirs; and one node in eight has twelve pointers more.
+const SLOT: usize = 45;
+const PRINCIPAL_SLOT: usize = 59;
+const UNPROVEN_SLOT: usize = 59;
+
+/// What an allocator takes for a piece of so many bytes: glibc's has a head of 8, steps of 16, and
+/// nothing below 32; others come close.
+fn allocated(bytes: usize) -> usize {
+    match bytes {
+        0 => 0,
+        bytes => (bytes + 8).next_multiple_of(16).max(32),
+    }
+}

@@ -1,0 +1,263 @@
+-- Change::apply. Everything is decided on a working table before anything lasting is written:
+-- scripts have no rollback.
+-- ARGV[9] max values; [10] max bytes; [11] 'request', 'login' or 'service'; [12] the generation of
+-- the request; [13] the version asked for; [14] '1' if it only destroys; [15] '1' if it prolongs;
+-- [16] '1' if a marker remains; [17] '1' to rotate; [18] the principal; [19] the expiry, '-' for
+-- the policy's; [20] 'missing', 'present' or 'tagged', [21] that key, [22] the tag; [23] 'value', 'before' or
+-- 'values', as they are wanted, [24] that key. What is not given is empty.
+-- From ARGV[25], three for each op: its name, a key or principal, a text.
+
+local OPS = 25
+local principal = ARGV[18] ~= '' and ARGV[18] or nil
+
+local function refused(why, op)
+  return {'refused', why, op or 0}
+end
+
+local before = read()
+if before.m and now <= tonumber(before.m) then
+  return refused('ended')
+end
+if before.m or not before.v or now >= ends_at(before) then
+  return refused('gone')
+end
+
+-- Change::admit
+local away = ARGV[11] == 'login'
+  or (ARGV[11] == 'request' and tonumber(before.f) > tonumber(ARGV[12]))
+local rotation = 'none'
+if principal and not away then
+  rotation = 'rotated'
+elseif principal and before.p ~= principal then
+  return refused(ARGV[11] == 'login' and 'other principal' or 'rotated')
+elseif principal and before.l and now <= plus(tonumber(before.l), grace) then
+  rotation = 'joined'
+elseif principal then
+  rotation = 'rotated'
+elseif away then
+  return refused('rotated')
+elseif ARGV[17] == '1' then
+  rotation = 'rotated'
+end
+if ARGV[13] ~= '' and ARGV[13] ~= before.v then
+  return refused('version moved')
+end
+
+-- The values, as far as they are changed: a text, or false for removed.
+local work, cleared = {}, false
+local count, bytes = tonumber(before.n), tonumber(before.b)
+
+local function value(name)
+  if work[name] ~= nil then
+    return work[name]
+  end
+  return not cleared and redis.call('HGET', key, '=' .. name)
+end
+
+local function set(name, text)
+  local old
+  if work[name] ~= nil then
+    old = work[name] and #work[name] or 0
+  else
+    old = cleared and 0 or redis.call('HSTRLEN', key, '=' .. name)
+  end
+  -- No JSON text is empty.
+  if old > 0 then
+    count, bytes = count - 1, bytes - #name - old
+  end
+  if text then
+    count, bytes = count + 1, bytes + #name + #text
+  end
+  work[name] = text
+end
+
+local function clear()
+  work, cleared, count, bytes = {}, true, 0, 0
+end
+
+-- Json::as_integer
+local function is_integer(text)
+  local sign, digits = string.match(text, '^(%-?)([1-9]%d*)$')
+  if not digits then
+    return text == '0'
+  end
+  local edge = sign == '-' and '9223372036854775808' or '9223372036854775807'
+  return #digits < #edge or (#digits == #edge and digits <= edge)
+end
+
+-- The sum as text, or false where it does not fit. Redis adds, in a field that is gone afterwards.
+local function sum(text, by)
+  redis.call('HSET', key, '+', text)
+  local added = redis.pcall('HINCRBY', key, '+', by)
+  local total = type(added) == 'number' and redis.call('HGET', key, '+')
+  redis.call('HDEL', key, '+')
+  return total
+end
+
+-- Json::appended
+local function appended(array, element)
+  if string.sub(array, 1, 1) ~= '[' then
+    return false
+  end
+  local comma = array == '[]' and '' or ','
+  return string.sub(array, 1, -2) .. comma .. element .. ']'
+end
+
+-- Op::apply; answers why not.
+local ops = {
+  clear = clear,
+  clear_unless = function(owner)
+    if before.p and before.p ~= owner then
+      clear()
+    end
+  end,
+  set = set,
+  default = function(name, text)
+    if not value(name) then
+      set(name, text)
+    end
+  end,
+  remove = function(name)
+    set(name, false)
+  end,
+  increment = function(name, by)
+    local text = value(name)
+    local total = by
+    if text then
+      if not is_integer(text) then
+        return 'not an integer'
+      end
+      total = sum(text, by)
+      if not total then
+        return 'out of range'
+      end
+    end
+    set(name, total)
+  end,
+  append = function(name, element)
+    local longer = appended(value(name) or '[]', element)
+    if not longer then
+      return 'not an array'
+    end
+    set(name, longer)
+  end,
+}
+
+if ARGV[20] == 'missing' and value(ARGV[21]) then
+  return refused('value exists')
+elseif ARGV[20] == 'present' and not value(ARGV[21]) then
+  return refused('no such value')
+elseif ARGV[20] == 'tagged' then
+  local text = value(ARGV[21])
+  if not text or redis.sha1hex(text) ~= ARGV[22] then
+    return refused('value moved')
+  end
+end
+local value_before = ARGV[23] == 'before' and value(ARGV[24])
+
+for at = OPS, #ARGV, 3 do
+  local why = ops[ARGV[at]](ARGV[at + 1], ARGV[at + 2])
+  if why then
+    return refused(why, (at - OPS) / 3)
+  end
+end
+if count > math.max(tonumber(ARGV[9]), tonumber(before.n)) then
+  return refused('too many values')
+end
+if bytes > math.max(tonumber(ARGV[10]), tonumber(before.b)) then
+  return refused('too large')
+end
+
+-- The next of 64 bits, after the last of which comes 0.
+local function next_version(version)
+  if version == '18446744073709551615' then
+    return '0'
+  end
+  local head, last, nines = string.match(version, '^(%d-)([0-8]?)(9*)$')
+  local up = last == '' and '1' or string.char(string.byte(last) + 1)
+  return head .. up .. string.rep('0', #nines)
+end
+
+-- Change::change_meta
+local meta = copy(before)
+meta.v = next_version(before.v)
+meta.n, meta.b = as_text(count), as_text(bytes)
+if (ARGV[15] == '1' or meta.w) and now > tonumber(meta.s) then
+  meta.s = ARGV[1]
+end
+if ARGV[19] == '-' then
+  meta.x = nil
+elseif ARGV[19] ~= '' then
+  meta.x = ARGV[19]
+end
+if rotation == 'rotated' then
+  meta.g = as_text(math.min(tonumber(meta.g) + 2, 4294967295))
+  meta.f = meta.g
+  meta.gs = ARGV[1]
+  meta.pu = nil
+  meta.w = nil
+  meta.l = principal and ARGV[1]
+end
+meta.p = principal or meta.p
+if rotation ~= 'none' or ARGV[19] ~= '' then
+  meta.k = ARGV[1]
+end
+meta.e = as_text(ends_at(meta))
+
+-- The values that are wanted, as they are afterwards: name, text, name, text.
+local function wanted()
+  local found = {}
+  local function take(name, text)
+    if text then
+      found[#found + 1] = name
+      found[#found + 1] = text
+    end
+  end
+  if ARGV[23] == 'value' or ARGV[23] == 'before' then
+    take(ARGV[24], value(ARGV[24]))
+  elseif ARGV[23] == 'values' then
+    local standing = cleared and {} or redis.call('HGETALL', key)
+    for at = 1, #standing, 2 do
+      local field = standing[at]
+      if string.sub(field, 1, 1) == '=' and work[string.sub(field, 2)] == nil then
+        take(string.sub(field, 2), standing[at + 1])
+      end
+    end
+    for name, text in pairs(work) do
+      take(name, text)
+    end
+  end
+  return found
+end
+
+local stands = 'live'
+if ARGV[14] == '1' or now >= tonumber(meta.e) then
+  stands = ARGV[16] == '1' and 'ended' or 'nothing'
+elseif not is_indexed(meta, before) then
+  return {'index', meta.p, meta.e}
+end
+local expiry = meta.x == before.x and 'same' or 'changed'
+local answer = {'applied', rotation, stands, expiry, answered(meta), wanted(), value_before}
+
+if stands ~= 'live' then
+  redis.call('DEL', key)
+  if stands == 'ended' then
+    local till = as_text(plus(now, grace))
+    redis.call('HSET', key, 'm', till, 'id', before.id)
+    redis.call('PEXPIREAT', key, till)
+  end
+  return answer
+end
+if cleared then
+  redis.call('DEL', key)
+  before = {}
+end
+for name, text in pairs(work) do
+  if text then
+    redis.call('HSET', key, '=' .. name, text)
+  else
+    redis.call('HDEL', key, '=' .. name)
+  end
+end
+write(meta, before)
+return answer

@@ -1,0 +1,114 @@
+-- What every script that changes a session knows: its fields, and when it ends.
+-- The fields are told in fields.rs. KEYS[1] is the session's hash.
+-- ARGV[1] now; ARGV[2..6] the policy, in milliseconds; ARGV[7], ARGV[8] for whom, and until when,
+-- the index has the session by now (both empty if nobody asked it).
+-- Times are below 2^53, so Lua's numbers hold them; values and versions are never numbers here.
+
+local LAST = 253402300799999 -- Timestamp::MAX
+local ANSWERED = 16 -- so many of FIELDS go into an answer
+local FIELDS = {
+  'm', 'v', 'g', 'gs', 'pu', 'f', 'l', 'p', 'c', 's', 'k', 'x', 'w', 'ca', 'cu', 'id',
+  'n', 'b', 'e', 'i',
+}
+
+local key = KEYS[1]
+local now = tonumber(ARGV[1])
+local idle_timeout = tonumber(ARGV[2])
+local touch_interval = tonumber(ARGV[3])
+local absolute_timeout = tonumber(ARGV[4]) -- nil for never
+local grace = tonumber(ARGV[5])
+local linger = tonumber(ARGV[6])
+
+local function as_text(number)
+  return string.format('%.0f', number)
+end
+
+local function plus(time, duration)
+  return math.min(time + duration, LAST)
+end
+
+local function read()
+  local found = redis.call('HMGET', key, unpack(FIELDS))
+  local meta = {}
+  for at, name in ipairs(FIELDS) do
+    meta[name] = found[at] or nil
+  end
+  return meta
+end
+
+local function copy(meta)
+  local copied = {}
+  for name, text in pairs(meta) do
+    copied[name] = text
+  end
+  return copied
+end
+
+local function answered(meta)
+  local fields = {}
+  for at = 1, ANSWERED do
+    fields[at] = meta[FIELDS[at]] or false
+  end
+  return fields
+end
+
+-- Policy::ends_at
+local function ends_at(meta)
+  local kind = meta.x and string.sub(meta.x, 1, 1)
+  local own = meta.x and tonumber(string.sub(meta.x, 2))
+  local ends
+  if meta.w then
+    ends = plus(tonumber(meta.s), linger)
+  elseif kind == 'a' then
+    ends = own
+  else
+    local idle = own and math.min(own * 1000, LAST) or idle_timeout
+    local slack = math.min(touch_interval, math.floor(idle / 10))
+    ends = plus(plus(tonumber(meta.s), idle), slack)
+  end
+  if absolute_timeout then
+    ends = math.min(ends, plus(tonumber(meta.c), absolute_timeout))
+  end
+  return ends
+end
+
+-- Whether the index has the session until its end, which the record may say only then.
+local function is_indexed(meta, before)
+  local ends = tonumber(meta.e)
+  if not meta.p then
+    meta.i = nil
+  elseif meta.p == before.p and before.i and tonumber(before.i) >= ends then
+    meta.i = before.i
+  elseif meta.p == ARGV[7] and tonumber(ARGV[8]) >= ends then
+    meta.i = ARGV[8]
+  else
+    return false
+  end
+  return true
+end
+
+-- Writes what differs. The time to live comes last: where it has passed, the key goes with it.
+local function write(meta, before)
+  local set, gone = {}, {}
+  for _, name in ipairs(FIELDS) do
+    local text = meta[name]
+    if text == before[name] then
+      -- stays
+    elseif text then
+      set[#set + 1] = name
+      set[#set + 1] = text
+    else
+      gone[#gone + 1] = name
+    end
+  end
+  if #set > 0 then
+    redis.call('HSET', key, unpack(set))
+  end
+  if #gone > 0 then
+    redis.call('HDEL', key, unpack(gone))
+  end
+  if meta.e ~= before.e then
+    redis.call('PEXPIREAT', key, meta.e)
+  end
+end
+
