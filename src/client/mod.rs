@@ -7,6 +7,7 @@ mod balancer;
 mod carrier;
 mod connection;
 mod error;
+mod framing;
 mod health;
 mod pool;
 mod target;

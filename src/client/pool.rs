@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use super::carrier::Carrier;
 use super::connection::{Connection, Dialled, NotSent, Outgoing, Progress};
 use super::error::{Error, Kind};
+use super::framing;
 use super::target::Target;
 use super::tls::{Speaks, Tls};
 use crate::body::{self, Body, CollectError, End};
@@ -362,10 +363,13 @@ impl Pool {
     /// The response, whose body returns the connection at its end.
     fn answered(
         &self,
-        response: Response<Incoming>,
+        mut response: Response<Incoming>,
         connection: Connection,
         upgrades: Upgrades,
     ) -> Attempt {
+        if let Err(error) = framing::settle(response.headers_mut()) {
+            return Attempt::Failed(Error::with(Kind::Response, error));
+        }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             if upgrades == Upgrades::Asked {
                 connection.release();
@@ -383,11 +387,6 @@ impl Pool {
                 }
             })
         });
-        // RFC 9112, section 6.3: a length beside chunks is to be ignored, and may not go on: the client
-        // would take so many bytes for the whole body.
-        if response.headers().contains_key(header::TRANSFER_ENCODING) {
-            response.headers_mut().remove(header::CONTENT_LENGTH);
-        }
         // The version tells of this hop only; passed on, 1.0 would cost the client its connection.
         *response.version_mut() = Version::HTTP_11;
         Attempt::Answered(response)

@@ -247,3 +247,89 @@ async fn interim_responses_have_an_end() {
     let (answer, ()) = tokio::join!(read_all(&mut client), flood);
     assert!(answer.starts_with("HTTP/1.1 50"), "{answer}");
 }
+
+/// The bound is on bytes: pages with many `Link: preload` or `Set-Cookie` fields are ordinary.
+#[tokio::test]
+async fn many_response_fields_are_forwarded() {
+    let stage = Stage::set().await;
+    for count in [101, 1000, 2500] {
+        let links: String =
+            (0..count).map(|index| format!("Link: </{index}.png>; rel=preload\r\n")).collect();
+        let head =
+            format!("HTTP/1.1 200 OK\r\n{links}Set-Cookie: last=1\r\nContent-Length: 2\r\n\r\nok");
+        let (answer, _) = stage.answer("GET", head.as_bytes(), false).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{count}: {answer}");
+        assert_eq!(answer.matches("\r\nlink: </").count(), count);
+        assert!(answer.contains("\r\nset-cookie: last=1\r\n") && answer.ends_with("ok"));
+    }
+    let short =
+        format!("HTTP/1.1 200 OK\r\n{}Content-Length: 2\r\n\r\nok", "A: b\r\n".repeat(4000));
+    let (answer, _) = stage.answer("GET", short.as_bytes(), false).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(answer.matches("\r\na: b").count(), 4000);
+}
+
+#[tokio::test]
+async fn response_heads_beyond_128_kib_are_refused() {
+    let stage = Stage::set().await;
+    let head = |bytes: usize| {
+        let (start, end) = ("HTTP/1.1 200 OK\r\n", "Content-Length: 2\r\n\r\n");
+        let line = format!("Link: </{}>\r\n", "x".repeat(89));
+        let mut lines = line.repeat((bytes - start.len() - end.len()) / line.len() - 1);
+        let missing = bytes - start.len() - end.len() - lines.len();
+        lines += &format!("X: {}\r\n", "x".repeat(missing - 5));
+        let head = format!("{start}{lines}{end}");
+        assert_eq!(head.len(), bytes);
+        format!("{head}ok").into_bytes()
+    };
+    let limit = 128 * 1024;
+    stage.check("GET", &head(limit), &Body("ok")).await;
+    stage.check("GET", &head(limit + 1), &BadGateway).await;
+}
+
+#[tokio::test]
+async fn a_length_is_forwarded_as_one_value() {
+    let stage = Stage::set().await;
+    for (method, status, lines, body) in [
+        ("GET", "200 OK", "Content-Length: 2, 2\r\n", "ok"),
+        ("GET", "200 OK", "Content-Length: 2\r\nContent-Length: 2\r\n", "ok"),
+        ("GET", "200 OK", "Content-Length: 2,2\r\nContent-Length: 2\r\n", "ok"),
+        ("HEAD", "200 OK", "Content-Length: 2, 2\r\n", ""),
+    ] {
+        let bytes = format!("HTTP/1.1 {status}\r\n{lines}\r\n{body}");
+        let (answer, _) = stage.answer(method, bytes.as_bytes(), false).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{method} {lines}: {answer}");
+        let lengths = answer.lines().filter(|line| line.starts_with("content-length"));
+        assert_eq!(lengths.collect::<Vec<_>>(), ["content-length: 2"], "{method} {status} {lines}");
+    }
+    // hyper does not look at the length where there is no body.
+    for (method, status) in [("HEAD", "200 OK"), ("GET", "304 Not Modified")] {
+        for value in ["2, 3", "+2", "2\r\nContent-Length: 3"] {
+            let bytes = format!("HTTP/1.1 {status}\r\nContent-Length: {value}\r\n\r\n");
+            stage.check(method, bytes.as_bytes(), &BadGateway).await;
+        }
+    }
+}
+
+/// RFC 9112, section 5.1: a proxy removes it.
+#[tokio::test]
+async fn space_before_a_colon_is_removed() {
+    let stage = Stage::set().await;
+    let after = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled";
+    for framing in [
+        "Content-Length : 2\r\n\r\nok",
+        "Content-Length\t \t: 2\r\n\r\nok",
+        "Transfer-Encoding : chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        "Transfer-Encoding : chunked\r\nContent-Length: 7\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    ] {
+        let bytes = format!("HTTP/1.1 200 OK\r\nX-A : b\r\n{framing}{after}");
+        stage.check("GET", bytes.as_bytes(), &Body("ok")).await;
+        let (answer, _) = stage.answer("GET", bytes.as_bytes(), false).await;
+        assert!(answer.contains("\r\nx-a: b\r\n"), "{answer}");
+        assert!(!answer.contains(" :") && !answer.contains("\t:"), "{answer}");
+    }
+    for broken in ["X A: b", "X A : b", " X-A: b", ": b", " : b"] {
+        let bytes = format!("HTTP/1.1 200 OK\r\n{broken}\r\nContent-Length: 2\r\n\r\nok");
+        stage.check("GET", bytes.as_bytes(), &BadGateway).await;
+    }
+}
