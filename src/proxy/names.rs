@@ -29,6 +29,8 @@ pub const X_SESSION_PATCH: HeaderName = HeaderName::from_static("x-session-patch
 pub const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 /// The addresses that a request came through.
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// Only read: it passes from trusted proxies.
+pub const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 /// The scheme as the browser sees it.
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// The host as the browser sees it.

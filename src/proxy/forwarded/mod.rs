@@ -4,20 +4,27 @@
 //! A proxy in front of us must overwrite or append to what it passes on. Where a request has any of
 //! X-Forwarded-For, -Proto and -Host, those are believed and Forwarded is not: most proxies maintain
 //! the former and pass on whatever stranger's Forwarded comes along.
+//!
+//! Both families are written from one list of hops, one scheme and one host, so that they agree for a
+//! site that reads both: Symfony compares them value by value, and answers 400 if they differ.
 
 #[cfg(test)]
 mod tests;
 mod told;
 
-use std::net::IpAddr;
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
 
 use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, MaxSizeReached};
 
 use super::{
     host, list,
-    names::{self, FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REAL_IP},
+    names::{
+        self, FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PORT, X_FORWARDED_PROTO,
+        X_REAL_IP,
+    },
 };
-use told::{Source, Told};
+use told::{Hop, Source, Told};
 
 use crate::scheme::Scheme;
 use crate::trust::Trust;
@@ -50,8 +57,8 @@ pub struct Client {
 /// Finds the client and rewrites the fields that tell the upstream of it.
 ///
 /// From an untrusted peer, everything of the kind is dropped ([`names::is_forwarding`]). From a
-/// trusted one, the lists are appended to, and the fields that we don't write (X-Forwarded-Prefix,
-/// -Port) pass. The Host must be settled ([`super::request::settle_target`]).
+/// trusted one, its peer is appended to the list of hops, and the fields that we don't write
+/// (X-Forwarded-Prefix, -Port) pass. The Host must be settled ([`super::request::settle_target`]).
 pub fn rewrite(
     headers: &mut HeaderMap,
     trust: &Trust,
@@ -63,15 +70,17 @@ pub fn rewrite(
         let is_respelled = || WRITTEN.iter().any(|ours| name != ours && names::is_same(name, ours));
         if is_trusted { is_respelled() } else { names::is_forwarding(name) }
     });
-    let told = Told::read(headers, trust, peer.address);
+    let mut told = Told::read(headers, trust, peer.address);
     let received =
         headers.get(HOST).filter(|line| line.to_str().is_ok_and(host::is_valid)).cloned();
     let client = Client {
         address: told.address,
         scheme: told.scheme.unwrap_or(peer.scheme),
-        host: told.host.or_else(|| received.clone()),
+        host: told.host.take().or(received),
     };
-    write_lists(headers, told.source, &client, peer, received.as_ref())?;
+    let elements = elements(headers, &told, &client, peer.address);
+    set(headers, X_FORWARDED_FOR, addresses(&told, peer.address))?;
+    set(headers, FORWARDED, value(&elements))?;
     headers.try_insert(X_FORWARDED_PROTO, HeaderValue::from_static(client.scheme.as_str()))?;
     set(headers, X_FORWARDED_HOST, client.host.clone())?;
     set(headers, X_REAL_IP, client.address.and_then(|address| value(&address.to_string())))?;
@@ -86,51 +95,75 @@ pub fn host(headers: &HeaderMap, trust: &Trust, peer: Peer) -> Option<HeaderValu
     told.and_then(|told| told.host).or_else(|| headers.get(HOST).cloned())
 }
 
-/// Appends this hop to the list that was believed, and tells the same in the other.
-fn write_lists(
-    headers: &mut HeaderMap,
-    source: Source,
-    client: &Client,
-    peer: Peer,
-    received: Option<&HeaderValue>,
-) -> Result<(), MaxSizeReached> {
-    let seen = element(client.address, client.host.as_ref(), client.scheme);
-    let own = element(peer.address, received, peer.scheme);
-    let hop = peer.address.map(|address| address.to_string()).unwrap_or_default();
-    let before = client.address.filter(|_| client.address != peer.address);
-
-    let addresses = match (source, before) {
-        (Source::XForwarded, _) => list::joined(headers, &X_FORWARDED_FOR, hop.as_bytes()),
-        (_, Some(before)) if hop.is_empty() => value(&before.to_string()),
-        (_, Some(before)) => value(&format!("{before}, {hop}")),
-        (_, None) => value(&hop),
-    };
-    let elements = match (source, before) {
-        (Source::Forwarded, _) => list::joined(headers, &FORWARDED, own.as_bytes()),
-        (_, Some(_)) => value(&format!("{seen}, {own}")),
-        (_, None) => value(&seen),
-    };
-    set(headers, X_FORWARDED_FOR, addresses.filter(|line| !line.is_empty()))?;
-    set(headers, FORWARDED, elements)
+/// The hops and the peer for X-Forwarded-For; `None` if there are none. Ports are written if the list
+/// had them: few readers expect any.
+fn addresses(told: &Told, peer: Option<IpAddr>) -> Option<HeaderValue> {
+    let hops = told.hops.iter().map(|hop| match (hop, told.source) {
+        (Hop::Address(address, Some(port)), Source::XForwarded) => {
+            SocketAddr::new(*address, *port).to_string()
+        }
+        (Hop::Address(address, _), _) => address.to_string(),
+        (Hop::Obfuscated(name), _) => name.clone(),
+        (Hop::Unknown, _) => "unknown".to_owned(),
+    });
+    let line = hops.chain(peer.map(|address| address.to_string())).collect::<Vec<_>>().join(", ");
+    value(&line).filter(|line| !line.is_empty())
 }
 
-/// RFC 7239 4: what is no token is quoted, an IPv6 address in its brackets (section 6). No `by`: it
-/// would tell where we are.
-fn element(address: Option<IpAddr>, host: Option<&HeaderValue>, scheme: Scheme) -> String {
-    let node = match address {
-        Some(IpAddr::V4(address)) => format!("for={address}"),
-        Some(IpAddr::V6(address)) => format!("for=\"[{address}]\""),
-        None => "for=unknown".to_owned(),
-    };
-    let scheme = scheme.as_str();
-    match host.and_then(|host| host.to_str().ok()) {
-        // A valid host has neither a quote nor a backslash in it.
-        Some(host) if host.bytes().all(list::is_token_byte) => {
-            format!("{node};host={host};proto={scheme}")
+/// The same as elements of Forwarded (RFC 7239, section 4). Scheme and host are the client's, and said
+/// once, at its element: what is said of other hops no other field repeats.
+fn elements(headers: &HeaderMap, told: &Told, client: &Client, peer: Option<IpAddr>) -> String {
+    let peer = peer.map_or(Hop::Unknown, |address| Hop::Address(address, None));
+    let mut line = String::new();
+    for (index, hop) in told.hops.iter().chain([&peer]).enumerate() {
+        if index > 0 {
+            line.push_str(", ");
         }
-        Some(host) => format!("{node};host=\"{host}\";proto={scheme}"),
-        None => format!("{node};proto={scheme}"),
+        push_node(&mut line, hop);
+        if index == told.client.unwrap_or(told.hops.len()) {
+            push_client(&mut line, headers, client);
+        }
     }
+    line
+}
+
+/// What is no token is quoted, an IPv6 address in its brackets (section 6). No `by`: it would reveal
+/// where we are.
+fn push_node(line: &mut String, hop: &Hop) {
+    line.push_str("for=");
+    // Writing to a string does not fail.
+    let _ = match hop {
+        Hop::Address(IpAddr::V4(address), None) => write!(line, "{address}"),
+        Hop::Address(IpAddr::V4(address), Some(port)) => write!(line, "\"{address}:{port}\""),
+        Hop::Address(IpAddr::V6(address), None) => write!(line, "\"[{address}]\""),
+        Hop::Address(IpAddr::V6(address), Some(port)) => write!(line, "\"[{address}]:{port}\""),
+        Hop::Obfuscated(name) => write!(line, "{name}"),
+        Hop::Unknown => write!(line, "unknown"),
+    };
+}
+
+fn push_client(line: &mut String, headers: &HeaderMap, client: &Client) {
+    let host = client.host.as_ref().and_then(|host| host.to_str().ok());
+    let _ = match host.filter(|host| port_agrees(headers, host, client.scheme)) {
+        // A valid host has neither a quote nor a backslash in it.
+        Some(host) if host.bytes().all(list::is_token_byte) => write!(line, ";host={host}"),
+        Some(host) => write!(line, ";host=\"{host}\""),
+        None => Ok(()),
+    };
+    let _ = write!(line, ";proto={}", client.scheme.as_str());
+}
+
+/// Whether X-Forwarded-Port, if a trusted proxy set it, is the port that host and scheme say. Forwarded
+/// has no parameter for it; if they differ, it leaves the host to X-Forwarded-Host.
+fn port_agrees(headers: &HeaderMap, host: &str, scheme: Scheme) -> bool {
+    let mut ports = list::members(headers, &X_FORWARDED_PORT);
+    let Some(port) = ports.next() else { return true };
+    let usual = scheme.usual_port().to_string();
+    let implied = match host.rsplit_once(':') {
+        Some((_, port)) if !port.ends_with(']') => port,
+        _ => &usual,
+    };
+    ports.next().is_none() && port == implied.as_bytes()
 }
 
 fn set(

@@ -92,8 +92,7 @@ fn a_trusted_proxy_is_believed_and_appended_to() {
         (CLIENT, "https", "www.example"),
         (
             "1.1.1.1, 203.0.113.7, 10.0.0.2, 10.0.0.1",
-            "for=203.0.113.7;host=www.example;proto=https, \
-             for=10.0.0.1;host=\"shop.example:8080\";proto=http",
+            "for=1.1.1.1, for=203.0.113.7;host=www.example;proto=https, for=10.0.0.2, for=10.0.0.1",
         ),
     );
 }
@@ -111,10 +110,9 @@ fn a_trusted_proxy_may_speak_rfc_7239() {
         ],
         ("2001:db8::1", "https", "www.example"),
         (
-            "2001:db8::1, 10.0.0.1",
-            "for=1.1.1.1;proto=http;host=evil, \
-             For=\"[2001:db8::1]:4711\";Proto=HTTPS;host=\"www.\\example\", for=10.0.0.2, \
-             for=10.0.0.1;host=\"shop.example:8080\";proto=http",
+            "1.1.1.1, 2001:db8::1, 10.0.0.2, 10.0.0.1",
+            "for=1.1.1.1, for=\"[2001:db8::1]:4711\";host=www.example;proto=https, for=10.0.0.2, \
+             for=10.0.0.1",
         ),
     );
 }
@@ -127,8 +125,7 @@ fn forwarded_is_a_strangers_where_x_forwarded_is_there() {
         (CLIENT, "http", HOST_HERE),
         (
             "203.0.113.7, 10.0.0.1",
-            "for=203.0.113.7;host=\"shop.example:8080\";proto=http, \
-             for=10.0.0.1;host=\"shop.example:8080\";proto=http",
+            "for=203.0.113.7;host=\"shop.example:8080\";proto=http, for=10.0.0.1",
         ),
     );
 }
@@ -186,8 +183,100 @@ fn a_unix_peer_is_trusted_as_loopback_is() {
         assert_eq!(client.address, seen.and_then(|seen| seen.parse().ok()));
         assert_eq!(headers.get(X_FORWARDED_FOR).map(|line| line.to_str().unwrap()), seen);
         assert_eq!(headers.get(X_REAL_IP).map(|line| line.to_str().unwrap()), seen);
-        assert!(headers[FORWARDED].to_str().unwrap().ends_with("for=unknown;proto=http"));
+        let forwarded = match seen {
+            Some(_) => "for=203.0.113.7;proto=http, for=unknown",
+            None => "for=unknown;proto=http",
+        };
+        assert_eq!(headers[FORWARDED], forwarded);
         assert!(!headers.contains_key(X_FORWARDED_HOST));
+    }
+}
+
+/// The values that Symfony's `Request::getTrustedValues` takes from either family of fields, for the
+/// client's addresses, the scheme, the host and the port; it answers 400 if they differ. From the
+/// outside: the peer in front of the site is this proxy.
+fn stories(headers: &HeaderMap) -> Vec<(Vec<String>, Vec<String>)> {
+    let listed = |name: &HeaderName| -> Vec<String> {
+        let members = list::members(headers, name);
+        members.map(|member| String::from_utf8_lossy(member).into_owned()).collect()
+    };
+    let elements = list::quoted_members(headers, &FORWARDED).unwrap();
+    let parameter = |wanted: &str| -> Vec<String> {
+        let pairs = elements.iter().flat_map(|element| list::quoted_split(element, b';'));
+        let pairs = pairs.map(|pair| str::from_utf8(pair).unwrap().split_once('=').unwrap());
+        let named = pairs.filter(|(name, _)| *name == wanted);
+        named.map(|(_, value)| value.trim_matches('"').to_owned()).collect()
+    };
+    let addresses = |texts: Vec<String>| -> Vec<String> {
+        let bare = texts.iter().map(|text| match text.strip_prefix('[') {
+            Some(rest) => rest.split(']').next().unwrap(),
+            None if text.contains('.') => text.split(':').next().unwrap(),
+            None => text,
+        });
+        bare.filter(|text| text.parse::<IpAddr>().is_ok()).map(str::to_owned).collect()
+    };
+    let hosts = parameter("host");
+    let port_of = |host: &String| match host.rsplit_once(':') {
+        Some((_, port)) if !host.ends_with(']') => port.to_owned(),
+        _ => if headers[X_FORWARDED_PROTO] == "https" { "443" } else { "80" }.to_owned(),
+    };
+    let ports = hosts.iter().map(port_of).collect();
+    vec![
+        (addresses(listed(&X_FORWARDED_FOR)), addresses(parameter("for"))),
+        (listed(&X_FORWARDED_PROTO), parameter("proto")),
+        (listed(&X_FORWARDED_HOST), hosts),
+        (listed(&X_FORWARDED_PORT), ports),
+    ]
+}
+
+fn check_agreement(fields: &[(&str, &str)], headers: &HeaderMap) {
+    for (x_forwarded, forwarded) in stories(headers) {
+        let is_silent = x_forwarded.is_empty() || forwarded.is_empty();
+        assert!(is_silent || x_forwarded == forwarded, "{fields:?}: {headers:?}");
+    }
+}
+
+#[test]
+fn both_families_agree_behind_a_tls_terminator() {
+    for fields in [
+        &[("x-forwarded-proto", "https")][..],
+        &[("x-forwarded-proto", "https"), ("x-forwarded-for", "1.1.1.1, 203.0.113.7")],
+        &[("x-forwarded-proto", "https"), ("x-forwarded-host", "www.example")],
+        &[("forwarded", "for=1.1.1.1;proto=http;host=evil, for=203.0.113.7;proto=https")],
+        &[("forwarded", "proto=https;host=www.example")],
+        &[("forwarded", "by=10.0.0.9, for=203.0.113.7;proto=https, for=10.0.0.3;host=inner")],
+        &[("x-forwarded-for", "::ffff:203.0.113.7")],
+        &[("x-forwarded-for", "[2001:db8::1]:99, 203.0.113.7:99")],
+        &[("x-forwarded-for", "203.0.113.7, garbage, _name, unknown")],
+    ] {
+        let (_, headers) = rewritten(PROXY, fields);
+        check_agreement(fields, &headers);
+        assert_eq!(headers[FORWARDED].to_str().unwrap().matches("proto=").count(), 1);
+    }
+}
+
+#[test]
+fn a_port_that_the_host_does_not_have_is_not_contradicted() {
+    for (port, host, says_host) in [
+        ("443", "www.example", true),
+        ("8443", "www.example:8443", true),
+        ("8443", "www.example", false),
+        ("443", "[2001:db8::1]", true),
+        ("8443", "[2001:db8::1]:8443", true),
+        ("443, 8080", "www.example", false),
+    ] {
+        let fields = [
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", host),
+            ("x-forwarded-port", port),
+        ];
+        let (client, headers) = rewritten(PROXY, &fields);
+        check_agreement(&fields, &headers);
+        assert_eq!(headers[FORWARDED].to_str().unwrap().contains("host="), says_host, "{fields:?}");
+        assert_eq!(
+            (headers[X_FORWARDED_PORT].to_str().unwrap(), client.host.unwrap()),
+            (port, HeaderValue::from_static(host))
+        );
     }
 }
 
@@ -205,7 +294,8 @@ proptest! {
     ) {
         let fields: Vec<_> = lines.iter().map(|(name, value)| (&**name, &**value)).collect();
         let (client, headers) = rewritten(from, &fields);
-        prop_assert!(headers.len() <= 5);
+        prop_assert!(headers.len() <= 6);
+        check_agreement(&fields, &headers);
         prop_assert!(list::quoted_members(&headers, &FORWARDED).is_some());
         prop_assert!(from != CLIENT || client.address == CLIENT.parse().ok());
     }
