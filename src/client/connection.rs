@@ -34,12 +34,12 @@ use crate::tasks::Tasks;
 /// Bytes of a response's head, or of its trailers.
 pub(super) const RESPONSE_HEAD_BYTES: usize = 128 * 1024;
 
-/// Fields of a response's head, or of its trailers: each counts at least 32 bytes of
-/// [`RESPONSE_HEAD_BYTES`], as it does in HTTP/2 (RFC 9113, section 6.5.2).
+/// Fields of a response's head, or of its trailers: far more than any page has within
+/// [`RESPONSE_HEAD_BYTES`].
 ///
-/// For each head hyper reserves two tables of this many entries of 32 bytes. Tables of 128 KiB or more are
-/// mapped and unmapped by the allocator each time, which costs a third of a request's CPU time.
-const RESPONSE_FIELDS: usize = RESPONSE_HEAD_BYTES / 32 - 1;
+/// For each head hyper reserves two tables of this many entries of 32 bytes. Above 128 KiB for both, the
+/// allocator returns them to the system each time, which costs more than the request.
+const RESPONSE_FIELDS: usize = 2000;
 
 /// What a request is sent on.
 #[derive(Debug)]

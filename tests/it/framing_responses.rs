@@ -252,7 +252,7 @@ async fn interim_responses_have_an_end() {
 #[tokio::test]
 async fn many_response_fields_are_forwarded() {
     let stage = Stage::set().await;
-    for count in [101, 1000, 2500] {
+    for count in [101, 1000, 1998] {
         let links: String =
             (0..count).map(|index| format!("Link: </{index}.png>; rel=preload\r\n")).collect();
         let head =
@@ -263,10 +263,10 @@ async fn many_response_fields_are_forwarded() {
         assert!(answer.contains("\r\nset-cookie: last=1\r\n") && answer.ends_with("ok"));
     }
     let short =
-        format!("HTTP/1.1 200 OK\r\n{}Content-Length: 2\r\n\r\nok", "A: b\r\n".repeat(4000));
+        format!("HTTP/1.1 200 OK\r\n{}Content-Length: 2\r\n\r\nok", "A: b\r\n".repeat(1999));
     let (answer, _) = stage.answer("GET", short.as_bytes(), false).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    assert_eq!(answer.matches("\r\na: b").count(), 4000);
+    assert_eq!(answer.matches("\r\na: b").count(), 1999);
 }
 
 #[tokio::test]
