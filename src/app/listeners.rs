@@ -115,7 +115,14 @@ impl Doors {
             None => Protocol::Http1AndH2c,
             Some(tls) => Protocol::Tls(Arc::new(Tls::open(&tls.listener)?)),
         };
-        Ok(Self { public: config.listen.iter().map(door).collect::<Result<_, StartError>>()?, api })
+        let public: Vec<Door> =
+            config.listen.iter().map(door).collect::<Result<_, StartError>>()?;
+        let with_tls = public.iter().filter_map(|door| match &door.serves {
+            Serves::Site(Protocol::Tls(tls)) => Some(Arc::clone(tls)),
+            Serves::Site(_) | Serves::RedirectTo(_) => None,
+        });
+        Tls::introduce(&with_tls.collect::<Vec<_>>());
+        Ok(Self { public, api })
     }
 
     pub(super) fn public(&self) -> impl Iterator<Item = &Door> {

@@ -27,6 +27,12 @@ pub(super) enum Error {
     AmbiguousPath,
     #[error("no route has this host and path")]
     NoRoute,
+    /// The path is the session API's. With its URL, for clients on this machine.
+    #[error("the session API is not on a public listener")]
+    ApiPath(Option<String>),
+    /// The connection was opened for another host, which is served here.
+    #[error("the host is not served on this connection")]
+    Misdirected,
     /// It says so before it is sent.
     #[error("the request's body is larger than it may be")]
     TooLarge,
@@ -102,6 +108,8 @@ impl Error {
             Self::Rejected(_)
             | Self::AmbiguousPath
             | Self::NoRoute
+            | Self::ApiPath(_)
+            | Self::Misdirected
             | Self::NotLoggedIn(_)
             | Self::TooManyNewSessions(_)
             | Self::TooLarge => Outcome::ClientError,
@@ -132,7 +140,8 @@ impl Error {
         match self {
             Self::Rejected(rejected) => rejected.status,
             Self::AmbiguousPath => StatusCode::BAD_REQUEST,
-            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::NoRoute | Self::ApiPath(_) => StatusCode::NOT_FOUND,
+            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::NotLoggedIn(Some(_)) => StatusCode::SEE_OTHER,
             Self::NotLoggedIn(None) => StatusCode::UNAUTHORIZED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -156,7 +165,10 @@ impl Error {
             Self::Rejected(_) | Self::AmbiguousPath => {
                 ("request_rejected", "The request is not one that this site takes.")
             }
-            Self::NoRoute => ("not_found", "There is no such page here."),
+            Self::NoRoute | Self::ApiPath(_) => ("not_found", "There is no such page here."),
+            Self::Misdirected => {
+                ("misdirected_request", "That host is not served on this connection.")
+            }
             Self::NotLoggedIn(_) => ("not_logged_in", "You need to log in to see this."),
             Self::TooLarge => TOO_LARGE,
             Self::Upstream(error) if error.kind() == Kind::RequestBodyTooLarge => TOO_LARGE,
@@ -192,12 +204,13 @@ impl Error {
     /// for the site's developer, and so a problem unless a browser asks.
     pub(super) fn response(&self, accepts: Accepts) -> Response<Body> {
         let (code, detail) = self.told();
-        let retry_after = match self {
-            Self::TooManyNewSessions(retry_after) => Some(*retry_after),
-            _ => None,
+        let detail = match self {
+            Self::ApiPath(Some(url)) => format!(
+                "The session API is not on this listener. It is at {url}, for requests with an X-Session-Token."
+            ),
+            _ => detail.to_owned(),
         };
-        let problem =
-            Problem { status: self.status(), code, detail: detail.to_owned(), retry_after };
+        let problem = Problem { status: self.status(), code, detail };
         let as_problem = match accepts {
             Accepts::Html => false,
             Accepts::Json => true,

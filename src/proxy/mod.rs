@@ -116,7 +116,7 @@ impl Proxy {
         let (mut parts, body) = request.into_parts();
         request::check(&parts)?;
         request::settle_target(&mut parts)?;
-        let (index, route) = self.site.find(&parts)?;
+        let (index, route) = self.site.find(&parts, peer)?;
         access.set_route(route.name());
         self.site.via().append(&mut parts.headers, parts.version)?;
         if request::count_hop(&parts.method, &mut parts.headers) == Hop::Last {

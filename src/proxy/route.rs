@@ -112,6 +112,12 @@ impl Entry {
 struct CaseDecides;
 
 impl Matcher {
+    /// Returns whether any route takes requests for this host, given with or without a port.
+    pub fn serves(&self, host: &str) -> bool {
+        let host = host::name(host);
+        self.entries.iter().any(|entry| entry.host.as_ref().is_none_or(|ours| ours.matches(host)))
+    }
+
     /// Creates a matcher from each route's host and path, in the order of their indices. A path is
     /// plain, as `config` requires; of two routes that are equal the first is taken.
     pub fn new(routes: impl IntoIterator<Item = (Option<HostPattern>, String)>) -> Self {

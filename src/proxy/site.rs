@@ -1,15 +1,17 @@
 //! What the workers' proxies share: the routes, what they add to requests, and whom they believe.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Version};
 use tokio::sync::Semaphore;
 
 use super::config::{Config, RouteConfig, Session, Tunnels};
 use super::error::{Accepts, Error};
 use super::exchange_headers;
+use super::host;
 use super::names;
 use super::path::names_api;
 use super::route::{Found, Matcher};
@@ -18,6 +20,7 @@ use crate::client::{self, Balancer, Health, Pool, Target, Tls, TlsError};
 use crate::metrics::Metrics;
 use crate::random;
 use crate::scheme::Scheme;
+use crate::server::Peer;
 use crate::session::record::Principal;
 use crate::sessions::{Opened, Shared};
 use crate::store::config::OnError;
@@ -130,19 +133,54 @@ impl Site {
     }
 
     /// The route of a request, and its index. What names the session API has none.
-    pub(super) fn find(&self, parts: &Parts) -> Result<(usize, &Route), Error> {
+    pub(super) fn find(&self, parts: &Parts, peer: &Peer) -> Result<(usize, &Route), Error> {
+        let host = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
+        let host = host.unwrap_or_default();
+        if self.is_misdirected(parts, peer, host) {
+            return Err(Error::Misdirected);
+        }
         let path = parts.uri.path();
         if names_api(path, &self.api_prefix) {
-            return Err(Error::NoRoute);
+            return Err(Error::ApiPath(self.api_for(parts, peer)));
         }
-        let host = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
-        match self.matcher.find(host.unwrap_or_default(), path) {
+        match self.matcher.find(host, path) {
             Found::Route(index) => {
                 self.routes.get(index).map(|route| (index, route)).ok_or(Error::NoRoute)
             }
             Found::None => Err(Error::NoRoute),
             Found::Ambiguous => Err(Error::AmbiguousPath),
         }
+    }
+
+    /// Returns whether an HTTP/2 client sent a request on a connection for another host that its
+    /// certificate covers too, and we would answer it only on a connection of its own (RFC 9110,
+    /// section 15.5.20). It tries again on one.
+    fn is_misdirected(&self, parts: &Parts, peer: &Peer, host: &str) -> bool {
+        let Some(server_name) = &peer.server_name else { return false };
+        let name = host::name(host);
+        parts.version == Version::HTTP_2
+            && !server_name.is(name)
+            && (server_name.is_served_elsewhere(name) || !self.matcher.serves(host))
+    }
+
+    /// The API's URL for a developer who looks for it on this machine: both are on loopback, and the
+    /// request names that and did not come through a proxy.
+    fn api_for(&self, parts: &Parts, peer: &Peer) -> Option<String> {
+        let is_loopback = |host: &str| {
+            let bare = host.trim_start_matches('[').trim_end_matches(']');
+            host.eq_ignore_ascii_case("localhost")
+                || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+        };
+        let headers = &parts.headers;
+        let host = headers.get(http::header::HOST)?.to_str().ok()?;
+        let url = self.api_url.to_str().ok()?;
+        let api = url.parse::<http::Uri>().ok()?;
+        let is_here = peer.address.is_some_and(|address| address.ip().is_loopback())
+            && is_loopback(host::name(host))
+            && is_loopback(api.host()?)
+            && !headers.contains_key(http::header::VIA)
+            && !headers.keys().any(names::is_forwarding);
+        is_here.then(|| url.to_owned())
     }
 
     /// Adds what is ours to a cleaned head: what the route gives every request, and the session.

@@ -48,7 +48,8 @@ pub async fn serve<H: Handler>(
                 if server.leaves_descriptors() && descriptors::are_scarce(&socket, Use::Client) {
                     descriptors_to_spare(&socket, &tasks).await;
                 }
-                let peer = Peer { address: client, listener: Arc::clone(&address), scheme };
+                let listener = Arc::clone(&address);
+                let peer = Peer { address: client, listener, scheme, server_name: None };
                 let (server, room) = (Arc::clone(&server), room.clone());
                 tasks
                     .run(async move {

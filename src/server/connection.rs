@@ -23,7 +23,7 @@ use super::clocks::{Clocks, Expired};
 use super::io::Io;
 use super::proxy_header::{self, Proxied};
 use super::streams::{Stall, Streams};
-use super::tls::{Agreed, Tls};
+use super::tls::{Agreed, Handshake, Tls};
 use super::{Handler, Limits, Peer, Protocol, Settings};
 use crate::body::{Body, BodyError};
 use crate::log::ACCESS;
@@ -125,15 +125,16 @@ impl<H: Handler> Server<H> {
     }
 
     /// Serves one connection to its end.
-    pub(super) async fn connection(&self, mut socket: Socket, peer: Peer) {
+    pub(super) async fn connection(&self, mut socket: Socket, mut peer: Peer) {
         let agreed = match &self.settings.protocol {
             Protocol::Http1 => Some(Agreed::Http1),
             Protocol::Http1AndH2c => None,
             // Its buffers are needed for a moment.
             Protocol::Tls(tls) => match Box::pin(self.handshake(tls, socket)).await {
-                Some((secured, agreed)) => {
+                Some((secured, handshake)) => {
                     socket = secured;
-                    Some(agreed)
+                    peer.server_name = handshake.server_name;
+                    Some(handshake.agreed)
                 }
                 None => return,
             },
@@ -150,7 +151,7 @@ impl<H: Handler> Server<H> {
     }
 
     /// `None` where it fails, or its time ends before.
-    async fn handshake(&self, tls: &Tls, socket: Socket) -> Option<(Socket, Agreed)> {
+    async fn handshake(&self, tls: &Arc<Tls>, socket: Socket) -> Option<(Socket, Handshake)> {
         let accepted = tokio::select! {
             accepted = timeout(self.settings.limits.header_timeout, tls.accept(socket)) => accepted,
             () = self.late() => return None,
@@ -158,7 +159,7 @@ impl<H: Handler> Server<H> {
         match accepted {
             Ok(Ok((socket, handshake))) => {
                 self.counts().shook_hands(handshake.version, handshake.resumed);
-                return Some((socket, handshake.agreed));
+                return Some((socket, handshake));
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a handshake failed");

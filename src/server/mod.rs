@@ -35,7 +35,7 @@ pub use address::{Address, InvalidAddress};
 pub use current::Current;
 pub use listener::{BoundListener, Inherited, bind};
 pub use room::Room;
-pub use tls::{Certificates, Tls, TlsConfig, TlsError};
+pub use tls::{Certificates, ServerName, Tls, TlsConfig, TlsError};
 
 /// What answers the requests of a listener.
 pub trait Handler: Send + Sync + 'static {
@@ -72,6 +72,8 @@ pub struct Peer {
     pub listener: Arc<Address>,
     /// What that speaks, or what the PROXY header says that the client spoke.
     pub scheme: Scheme,
+    /// The host that the client named in its TLS handshake; `None` without TLS or a name.
+    pub server_name: Option<Arc<ServerName>>,
 }
 
 /// What a listener speaks.

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use arc_swap::ArcSwap;
 use rustls::client::verify_server_name;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
-use rustls::pki_types::ServerName;
+use rustls::pki_types;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{
     ClientHello, ParsedCertificate, ProducesTickets, ResolvesServerCert, VerifierBuilderError,
@@ -64,6 +64,8 @@ pub(super) enum Agreed {
 /// What came of a handshake.
 pub(super) struct Handshake {
     pub(super) agreed: Agreed,
+    /// `None` if the client named no host.
+    pub(super) server_name: Option<Arc<ServerName>>,
     pub(super) version: &'static str,
     pub(super) resumed: bool,
 }
@@ -73,14 +75,45 @@ const HTTP1: &[u8] = b"http/1.1";
 
 /// What a listener shows, read and in order.
 #[derive(Debug)]
-pub struct Certificates(Arc<ServerConfig>);
+pub struct Certificates {
+    config: Arc<ServerConfig>,
+    identities: Arc<Identities>,
+}
 
 /// TLS as a listener speaks it. Its certificates can be replaced while it serves.
 pub struct Tls {
     provider: Arc<CryptoProvider>,
     /// Of sessions that are resumed, across a change of certificates too.
     ticketer: Arc<dyn ProducesTickets>,
-    current: ArcSwap<ServerConfig>,
+    current: ArcSwap<Certificates>,
+    /// Those of the other listeners for the same site.
+    others: OnceLock<Vec<Weak<Self>>>,
+}
+
+/// The host that a client named in its handshake (RFC 6066, section 3), and the listener it did so at.
+#[derive(Debug)]
+pub struct ServerName {
+    name: Box<str>,
+    tls: Arc<Tls>,
+}
+
+impl ServerName {
+    /// Returns whether the connection was opened for this host, a name without port.
+    pub fn is(&self, host: &str) -> bool {
+        self.name.eq_ignore_ascii_case(host)
+    }
+
+    /// Returns whether another listener has a certificate for this host and this one has none: the
+    /// client would have verified another certificate on a connection of the host's own.
+    pub fn is_served_elsewhere(&self, host: &str) -> bool {
+        let others = self.tls.others.get().map(Vec::as_slice).unwrap_or_default();
+        if others.is_empty() {
+            return false;
+        }
+        let Ok(host) = pki_types::ServerName::try_from(host) else { return false };
+        !self.tls.has_certificate_for(&host)
+            && others.iter().filter_map(Weak::upgrade).any(|other| other.has_certificate_for(&host))
+    }
 }
 
 impl Tls {
@@ -88,26 +121,43 @@ impl Tls {
     pub fn open(config: &TlsConfig) -> Result<Self, TlsError> {
         let provider = Arc::new(default_provider());
         let ticketer = Ticketer::new()?;
-        let current = server_config(config, &provider, &ticketer)?;
-        Ok(Self { provider, ticketer, current: ArcSwap::from_pointee(current) })
+        let current = ArcSwap::from_pointee(certificates(config, &provider, &ticketer)?);
+        Ok(Self { provider, ticketer, current, others: OnceLock::new() })
+    }
+
+    /// Introduces the listeners of one site to each other, once. See [`ServerName::is_served_elsewhere`].
+    pub fn introduce(listeners: &[Arc<Self>]) {
+        for listener in listeners {
+            let others = listeners.iter().filter(|other| !Arc::ptr_eq(other, listener));
+            let _ = listener.others.set(others.map(Arc::downgrade).collect());
+        }
+    }
+
+    fn has_certificate_for(&self, host: &pki_types::ServerName<'_>) -> bool {
+        self.current.load().identities.0.iter().any(|key| is_of(key, host))
     }
 
     /// Reads the files of another configuration, which may have the same names.
     pub fn read(&self, config: &TlsConfig) -> Result<Certificates, TlsError> {
-        let read = server_config(config, &self.provider, &self.ticketer)?;
-        Ok(Certificates(Arc::new(read)))
+        certificates(config, &self.provider, &self.ticketer)
     }
 
     /// Shows these from the next handshake on; connections go on.
     pub fn show(&self, certificates: Certificates) {
-        self.current.store(certificates.0);
+        self.current.store(Arc::new(certificates));
     }
 
     /// A client's connection after the handshake, which has no deadline here.
-    pub(super) async fn accept(&self, socket: Socket) -> io::Result<(Socket, Handshake)> {
-        let stream = TlsAcceptor::from(self.current.load_full()).accept(socket).await?;
+    pub(super) async fn accept(
+        self: &Arc<Self>,
+        socket: Socket,
+    ) -> io::Result<(Socket, Handshake)> {
+        let stream =
+            TlsAcceptor::from(Arc::clone(&self.current.load().config)).accept(socket).await?;
         let connection = stream.get_ref().1;
+        let named = |name: &str| Arc::new(ServerName { name: name.into(), tls: Arc::clone(self) });
         let handshake = Handshake {
+            server_name: connection.server_name().map(named),
             agreed: match connection.alpn_protocol() {
                 Some(HTTP2) => Agreed::Http2,
                 _ => Agreed::Http1,
@@ -128,13 +178,13 @@ impl fmt::Debug for Tls {
     }
 }
 
-fn server_config(
+fn certificates(
     config: &TlsConfig,
     provider: &Arc<CryptoProvider>,
     ticketer: &Arc<dyn ProducesTickets>,
-) -> Result<ServerConfig, TlsError> {
+) -> Result<Certificates, TlsError> {
     let identities = config.identities.iter().map(|identity| certified(identity, provider));
-    let identities = Identities(identities.collect::<Result<_, _>>()?);
+    let identities = Arc::new(Identities(identities.collect::<Result<_, _>>()?));
     let verifier: Arc<dyn ClientCertVerifier> = match &config.client_authorities {
         None => WebPkiClientVerifier::no_client_auth(),
         Some(path) => {
@@ -145,10 +195,10 @@ fn server_config(
     let mut config = ServerConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::new(identities));
+        .with_cert_resolver(Arc::<Identities>::clone(&identities));
     config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
     config.ticketer = Arc::clone(ticketer);
-    Ok(config)
+    Ok(Certificates { config: Arc::new(config), identities })
 }
 
 fn certified(
@@ -172,13 +222,13 @@ impl ResolvesServerCert for Identities {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let fits =
             |key: &&Arc<CertifiedKey>| key.key.choose_scheme(hello.signature_schemes()).is_some();
-        let name = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
+        let name = hello.server_name().and_then(|name| pki_types::ServerName::try_from(name).ok());
         let named = name.and_then(|name| self.0.iter().filter(|key| is_of(key, &name)).find(fits));
         named.or_else(|| self.0.iter().find(fits)).or_else(|| self.0.first()).cloned()
     }
 }
 
-fn is_of(key: &CertifiedKey, name: &ServerName<'_>) -> bool {
+fn is_of(key: &CertifiedKey, name: &pki_types::ServerName<'_>) -> bool {
     let certificate = key.end_entity_cert().and_then(ParsedCertificate::try_from);
     certificate.is_ok_and(|certificate| verify_server_name(&certificate, name).is_ok())
 }

@@ -230,6 +230,50 @@ async fn cookies_that_came_as_crumbs_are_one_line_to_the_site() {
     assert_ne!(refused.exit, 0);
 }
 
+/// RFC 9110, section 15.5.20: a browser that uses a connection of one host for another that its
+/// certificate covers too tries again on one of the other's own.
+#[tokio::test]
+async fn coalesced_requests_for_unserved_hosts_are_misdirected() {
+    let authority = Authority::new();
+    let identity = authority.of(&["*.example.test"]);
+    let route = "[[route]]\nhost = \"a.example.test\"\nupstream = \"UPSTREAM\"\n";
+    let world = World::with(authority, &[identity], route).await;
+    for (version, host, status) in [
+        ("--http2", "Host: b.example.test", 421),
+        ("--http2", "Host: B.example.test:99", 421),
+        ("--http2", "Host: A.example.test", 200),
+        ("--http2", "Host: a.example.test:99", 200),
+        ("--http1.1", "Host: b.example.test", 404),
+    ] {
+        let answer = world.curl("a.example.test", "/", &[version, "--header", host]).await;
+        assert_eq!((answer.exit, answer.status), (0, status), "{version} {host}");
+        assert_eq!(answer.header("cache-control").is_some(), status != 200, "{version} {host}");
+    }
+    // On a connection of its own there is no such page, and no better connection.
+    assert_eq!(world.curl("b.example.test", "/", &["--http2"]).await.status, 404);
+}
+
+#[tokio::test]
+async fn hosts_of_another_listeners_certificate_are_misdirected() {
+    let authority = Authority::new();
+    let [one, other] = ["one.test", "other.test"].map(|name| authority.of(&[name]));
+    let second = listen(&[other]);
+    let world = World::with(authority, &[one], &second).await;
+    for (host, status) in
+        [("other.test", 421), ("OTHER.test:1", 421), ("one.test", 200), ("third.test", 200)]
+    {
+        let host = format!("Host: {host}");
+        let answer = world.curl("one.test", "/", &["--http2", "--header", &host]).await;
+        assert_eq!((answer.exit, answer.status), (0, status), "{host}");
+    }
+    // At the listener that has the certificate it is served.
+    let port = world.proxy.listener(1).port();
+    let (ca, to) = (world.authority.certificate(), format!("other.test:{port}:127.0.0.1"));
+    let url = format!("https://other.test:{port}/");
+    let own = curl(["--http2", "--cacert", ca.to_str().unwrap(), "--resolve", &to, &url]).await;
+    assert_eq!((own.exit, own.status), (0, 200));
+}
+
 /// What a page is answered by a proxy whose upstream is `site`, with this more for its route.
 async fn through(site: &World, host: &str, tls: &str) -> (u16, Option<String>) {
     let upstream = Upstream::start();
