@@ -1,7 +1,9 @@
 //! Hop-by-hop fields (RFC 9110 7.6.1): they are meant for the next recipient, which is us, and never
 //! go on.
 
-use http::header::{CONNECTION, HeaderMap, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+};
 
 use super::{
     list,
@@ -12,31 +14,66 @@ use super::{
 const FIXED: [HeaderName; 7] =
     [CONNECTION, PROXY_CONNECTION, KEEP_ALIVE, TE, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS];
 
-/// Removes the hop-by-hop fields of a head.
-///
-/// Returns the further names that its Connection lines gave: they go from the trailers too
+/// The options of a message's Connection lines that may name fields: of its head, and of its trailers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    lines: Vec<HeaderValue>,
+}
+
+/// Removes the hop-by-hop fields of a head. The options that are returned apply to the trailers too
 /// ([`super::trailers::clean`]).
-pub fn remove(headers: &mut HeaderMap) -> Vec<HeaderName> {
-    let nominated: Vec<HeaderName> =
-        list::members(headers, &CONNECTION).filter_map(nominated).collect();
-    for name in FIXED.iter().chain(&nominated) {
+pub fn remove(headers: &mut HeaderMap) -> Options {
+    let lines = headers.get_all(CONNECTION).iter().filter(|line| !is_everyday(line.as_bytes()));
+    let options = Options { lines: lines.cloned().collect() };
+    for name in &FIXED {
         headers.remove(name);
     }
-    nominated
+    options.remove_named(headers);
+    options
+}
+
+impl Options {
+    /// Removes the fields that the options name.
+    ///
+    /// A line has room for thousands of options. An option that names no field of `fields`, or one that
+    /// it has removed or spared before, costs a look-up at most: no name is made of it.
+    pub(super) fn remove_named(&self, fields: &mut HeaderMap) {
+        if self.lines.is_empty() || fields.is_empty() {
+            return;
+        }
+        let lengths = fields.keys().fold(0, |lengths, name| lengths | length_bit(name.as_str()));
+        let mut spared = HeaderMap::<()>::with_capacity(0);
+        let options =
+            self.lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+        for option in options.map(list::trim).filter_map(|option| str::from_utf8(option).ok()) {
+            if lengths & length_bit(option) == 0
+                || !fields.contains_key(option)
+                || spared.contains_key(option)
+            {
+                continue;
+            }
+            let Ok(name) = HeaderName::from_bytes(option.as_bytes()) else { continue };
+            if is_end_to_end(&name) {
+                spared.insert(name, ());
+            } else {
+                fields.remove(name);
+            }
+        }
+    }
+}
+
+/// One bit for a name's length, to pass over most options that name nothing.
+fn length_bit(name: &str) -> u64 {
+    1 << name.len().min(63)
+}
+
+fn is_everyday(line: &[u8]) -> bool {
+    line.eq_ignore_ascii_case(b"close") || line.eq_ignore_ascii_case(b"keep-alive")
 }
 
 /// Whether a name is hop-by-hop by itself.
 pub(super) fn is_fixed(name: &HeaderName) -> bool {
     FIXED.contains(name)
-}
-
-fn nominated(option: &[u8]) -> Option<HeaderName> {
-    // The everyday ones, which need no name made of them.
-    if option.eq_ignore_ascii_case(b"close") || option.eq_ignore_ascii_case(b"keep-alive") {
-        return None;
-    }
-    let name = HeaderName::from_bytes(option).ok()?;
-    (!is_fixed(&name) && !is_end_to_end(&name)).then_some(name)
 }
 
 /// Fields that a Connection line can't take away: with them a client would strip what a proxy before
@@ -78,7 +115,7 @@ fn is_end_to_end(name: &HeaderName) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -107,12 +144,47 @@ mod tests {
         ] {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        assert_eq!(remove(&mut headers), ["x-foo", "x-bar"]);
+        let options = remove(&mut headers);
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(
             left,
             ["authorization", "content-length", "cookie", "host", "via", "x-forwarded-for"]
         );
+        let mut trailers = HeaderMap::new();
+        for name in ["x-foo", "x-bar", "x-baz", "etag"] {
+            trailers.append(name, HeaderValue::from_static("1"));
+        }
+        options.remove_named(&mut trailers);
+        let mut left: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["etag", "x-baz"]);
+    }
+
+    proptest! {
+        /// What is left is what a look at every option by itself leaves.
+        #[test]
+        fn options_remove_what_each_of_them_names(
+            lines in proptest::collection::vec("([aAbBx-]{0,3}|cookie|Via|x-a|é|[ \t,]){0,12}", 0..4),
+            names in proptest::collection::vec("[abx-]{1,3}|cookie|via|te", 0..8),
+        ) {
+            let mut headers = HeaderMap::new();
+            for name in &names {
+                headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_static("1"));
+            }
+            let mut expected: Vec<HeaderName> = headers.keys().filter(|name| {
+                let named = lines.iter().flat_map(|line| line.split(','))
+                    .any(|option| option.trim_matches([' ', '\t']).eq_ignore_ascii_case(name.as_str()));
+                !is_fixed(name) && (!named || is_end_to_end(name))
+            }).cloned().collect();
+            for line in &lines {
+                headers.append(CONNECTION, HeaderValue::from_bytes(line.as_bytes()).unwrap());
+            }
+            remove(&mut headers);
+            let mut left: Vec<HeaderName> = headers.keys().cloned().collect();
+            left.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+            expected.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+            prop_assert_eq!(left, expected);
+        }
     }
 }

@@ -125,7 +125,7 @@ impl Proxy {
         let origin = self.origin(&parts, peer);
         let cookies = self.sessions.take_cookies(&mut parts.headers);
         request::join_cookies(&mut parts)?;
-        let nominated = request::clean(&mut parts.headers, route.ours());
+        let options = request::clean(&mut parts.headers, route.ours());
         let client = forwarded::rewrite(&mut parts.headers, self.site.trust(), peer_of(peer))?;
         access.comes_from(&client);
         self.trace(&mut parts, peer, &client, access)?;
@@ -138,7 +138,7 @@ impl Proxy {
 
         let principal = opened.as_ref().and_then(Opened::principal);
         let response = match route.admit(&parts, principal, accepts) {
-            Ok(()) => self.forward(index, parts, body, (route, nominated)).await,
+            Ok(()) => self.forward(index, parts, body, (route, options)).await,
             Err(error) => Err(error),
         };
         let response = response.and_then(|response| asked.judge(response));
@@ -250,12 +250,12 @@ impl Proxy {
         index: usize,
         mut parts: Parts,
         body: Incoming,
-        (route, nominated): (&Route, Vec<http::HeaderName>),
+        (route, options): (&Route, hop::Options),
     ) -> Result<Response<Body>, Error> {
         parts.version = Version::HTTP_11;
         let ours = route.ours_shared();
         let mut body = Body::streaming(body, Some(self.site.body_idle_timeout()))
-            .with_trailers(move |trailers| trailers::clean(trailers, &ours, &nominated));
+            .with_trailers(move |trailers| trailers::clean(trailers, &ours, &options));
         if let Some(rate) = route.min_body_rate() {
             body = body.with_rate(rate);
         }
@@ -311,9 +311,9 @@ impl Proxy {
             let dropped = "dropped a cookie of the session's name that the upstream set";
             access.warn("own_cookie", None, dropped);
         }
-        let nominated = cleaned.nominated;
+        let options = cleaned.options;
         response.map(|body| {
-            body.with_trailers(move |trailers| trailers::clean(trailers, &[], &nominated))
+            body.with_trailers(move |trailers| trailers::clean(trailers, &[], &options))
         })
     }
 

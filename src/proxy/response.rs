@@ -1,6 +1,6 @@
 //! Responses: what of an upstream's head goes on to the client.
 
-use http::header::{HeaderMap, HeaderName, HeaderValue, SET_COOKIE};
+use http::header::{HeaderMap, HeaderValue, SET_COOKIE};
 
 use super::{
     hop, list,
@@ -10,8 +10,8 @@ use super::{
 /// What [`clean`] found, for the trailers and the log.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Cleaned {
-    /// The names that the Connection lines gave: they go from the trailers too.
-    pub nominated: Vec<HeaderName>,
+    /// The options of the Connection lines: they apply to the trailers too.
+    pub options: hop::Options,
     /// How many Set-Cookie lines set our cookie, and were dropped.
     pub own_cookies: usize,
 }
@@ -30,9 +30,9 @@ pub fn take_patches(headers: &mut HeaderMap) -> Vec<HeaderValue> {
 /// Removes what must not reach a client: our names in any spelling, the hop-by-hop fields, and
 /// Set-Cookie lines of our own cookie, which the proxy alone sets.
 pub fn clean(headers: &mut HeaderMap, cookie_name: &str) -> Cleaned {
-    let nominated = hop::remove(headers);
+    let options = hop::remove(headers);
     names::remove_where(headers, names::is_reserved);
-    Cleaned { nominated, own_cookies: drop_cookie(headers, cookie_name) }
+    Cleaned { options, own_cookies: drop_cookie(headers, cookie_name) }
 }
 
 /// The other lines keep their order and are never joined (RFC 9110 5.3, RFC 6265 3).
@@ -59,6 +59,7 @@ fn sets(line: &HeaderValue, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
     use proptest::prelude::*;
 
     use super::*;
@@ -128,7 +129,7 @@ mod tests {
         ]);
         assert_eq!(take_patches(&mut headers), ["{\"a\":1}", "{\"c\":1}"]);
         assert!(take_patches(&mut headers).is_empty());
-        assert_eq!(clean(&mut headers, "id").nominated, ["x-foo"]);
+        clean(&mut headers, "id");
         assert_eq!(headers.keys().collect::<Vec<_>>(), ["content-length"]);
     }
 

@@ -47,14 +47,13 @@ const WHOLE: [&[u8]; 31] = [
 
 /// Removes from a trailer section what may not stand in one, in any spelling.
 ///
-/// `ours` are the configured names that only we may set, `nominated` what [`hop::remove`] returned of
+/// `ours` are the configured names that only we may set, `options` what [`hop::remove`] returned of
 /// the same message's head.
-pub fn clean(trailers: &mut HeaderMap, ours: &[HeaderName], nominated: &[HeaderName]) {
+pub fn clean(trailers: &mut HeaderMap, ours: &[HeaderName], options: &hop::Options) {
     names::remove_where(trailers, |name| {
-        is_refused(name)
-            || nominated.contains(name)
-            || ours.iter().any(|our| names::is_same(our, name))
+        is_refused(name) || ours.iter().any(|our| names::is_same(our, name))
     });
+    options.remove_named(trailers);
 }
 
 fn is_refused(name: &HeaderName) -> bool {
@@ -82,7 +81,9 @@ mod tests {
         trailers.append(&name, HeaderValue::from_static("1"));
         trailers.append(&name, HeaderValue::from_static("2"));
         let ours = [HeaderName::from_static("x-remote-user")];
-        clean(&mut trailers, &ours, &[HeaderName::from_static("x-foo")]);
+        let mut head = HeaderMap::new();
+        head.insert(http::header::CONNECTION, HeaderValue::from_static("close, X-Foo"));
+        clean(&mut trailers, &ours, &hop::remove(&mut head));
         assert_eq!(trailers.len(), if passes { 2 } else { 0 }, "{name}");
     }
 
@@ -133,7 +134,7 @@ mod tests {
                 let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
                 trailers.append(name, HeaderValue::from_static(""));
             }
-            clean(&mut trailers, &[], &[]);
+            clean(&mut trailers, &[], &hop::Options::default());
             prop_assert!(!trailers.keys().any(names::is_reserved));
         }
     }

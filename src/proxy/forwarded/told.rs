@@ -115,8 +115,8 @@ impl Told {
         let walked = walk(addresses, trust);
         // The element of the client's own hop, or the next one towards us that says it.
         let at_client = |name: &str| {
-            let nearer = elements.iter().rev().take(walked.last + 1).rev();
-            nearer.filter_map(|element| parameter(element, name)).next()
+            let mut nearer = elements.iter().rev().take(walked.last + 1).rev();
+            nearer.find_map(|element| parameter(element, name))
         };
         let scheme = at_client("proto").and_then(|text| scheme(&text));
         let host = at_client("host").and_then(|text| valid_host(&text));

@@ -134,12 +134,12 @@ pub fn count_hop(method: &Method, headers: &mut HeaderMap) -> Hop {
 /// answers it) and the hop-by-hop fields, save `TE: trailers`.
 ///
 /// `ours` are the configured names that only we may set: the principal headers of all routes, and
-/// this route's own request headers. Returns the names that the Connection lines gave, for the
-/// trailers of the same request ([`super::trailers::clean`]).
-pub fn clean(headers: &mut HeaderMap, ours: &[HeaderName]) -> Vec<HeaderName> {
+/// this route's own request headers. Returns the options of the Connection lines, for the trailers
+/// of the same request ([`super::trailers::clean`]).
+pub fn clean(headers: &mut HeaderMap, ours: &[HeaderName]) -> hop::Options {
     let takes_trailers =
         list::members(headers, &TE).any(|member| member.eq_ignore_ascii_case(b"trailers"));
-    let nominated = hop::remove(headers);
+    let options = hop::remove(headers);
     headers.remove(EXPECT);
     names::remove_where(headers, |name| {
         *name == PROXY
@@ -150,7 +150,7 @@ pub fn clean(headers: &mut HeaderMap, ours: &[HeaderName]) -> Vec<HeaderName> {
     if takes_trailers && headers.try_insert(CONNECTION, HeaderValue::from_static("te")).is_ok() {
         let _ = headers.try_insert(TE, HeaderValue::from_static("trailers"));
     }
-    nominated
+    options
 }
 
 /// RFC 9112 3.2: origin-form, absolute-form, or `*` for OPTIONS; authority-form is CONNECT's.

@@ -152,7 +152,7 @@ fn a_cleaned_request_has_the_clients_own_fields_alone() {
     ];
     let mut headers = head("GET /", &fields).headers;
     let ours = [HeaderName::from_static("x-remote-user"), HeaderName::from_static("x-from-proxy")];
-    assert_eq!(clean(&mut headers, &ours), ["x-foo"]);
+    clean(&mut headers, &ours);
     let mut left: Vec<_> =
         headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
     left.sort_unstable();
