@@ -41,7 +41,7 @@ struct Arguments {
 const EXAMPLES: &str = "\
 Examples:
   cloakroom --upstream http://127.0.0.1:3000     serve that site at http://127.0.0.1:8080
-  cloakroom run --config /etc/cloakroom.toml     serve what the file says
+  cloakroom run /etc/cloakroom.toml              serve what the file says
   cloakroom check /etc/cloakroom.toml            find what is wrong with it first
   cloakroom generate-key > session-key           a key, for instances that share a store
   cloakroom health                               is the one on this machine ready?
@@ -65,9 +65,8 @@ enum Command {
     /// Reads the files of secrets too, and changes nothing. Secrets are hidden. The environment
     /// counts, as it does for `run`.
     Check {
-        /// The configuration to check
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
+        #[command(flatten)]
+        file: FileArgument,
     },
     /// Print a new session key
     ///
@@ -90,7 +89,7 @@ enum Command {
         #[arg(
             long,
             value_name = "URL",
-            conflicts_with = "config",
+            conflicts_with_all = ["file", "config"],
             help = "Where the admin listener is, as http://127.0.0.1:8082 or unix:/run/admin.sock"
         )]
         url: Option<String>,
@@ -109,8 +108,17 @@ enum Command {
 #[derive(Debug, Args)]
 struct FileArgument {
     /// The configuration; without it, defaults and the environment
+    #[arg(value_name = "FILE", conflicts_with = "config")]
+    file: Option<PathBuf>,
+    /// The same as FILE
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+impl FileArgument {
+    fn path(&self) -> Option<&Path> {
+        self.file.as_deref().or(self.config.as_deref())
+    }
 }
 
 #[derive(Debug, Args)]
@@ -207,17 +215,18 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
 fn dispatch(arguments: Arguments, environment: &Environment) -> Result<(), Failure> {
     match arguments.command {
         None => run(None, environment, &arguments.overrides.into()),
-        Some(Command::Run { file, overrides }) => {
-            run(file.config.as_deref(), environment, &overrides.into())
-        }
-        Some(Command::Check { file }) => check(&file, environment),
+        Some(Command::Run { file, overrides }) => run(file.path(), environment, &overrides.into()),
+        Some(Command::Check { file }) => match file.path() {
+            Some(path) => check(path, environment),
+            None => Err(Failure::Usage("name the file to check: cloakroom check FILE".to_owned())),
+        },
         Some(Command::GenerateKey) => answer(config::generate_key().reveal()),
         Some(Command::ClearExpired { file }) => {
-            let loaded = config::load_without_site(file.config.as_deref(), environment)?;
+            let loaded = config::load_without_site(file.path(), environment)?;
             let _log = begin_log(&loaded)?;
             clear_expired(&loaded.config)
         }
-        Some(Command::Health { file, url }) => health(file.config.as_deref(), url, environment),
+        Some(Command::Health { file, url }) => health(file.path(), url, environment),
         Some(Command::Demo { port }) => show_demo(port),
     }
 }
@@ -227,10 +236,20 @@ fn run(
     environment: &Environment,
     overrides: &Overrides,
 ) -> Result<(), Failure> {
+    // Before anything else: a signal that comes during the start is not lost, nor does it kill.
+    let runtime = runtime()?;
+    let signals = {
+        let _in_runtime = runtime.enter();
+        Signals::new().map_err(Failure::other)?
+    };
     let loaded = config::load(path, environment, overrides)?;
     let _log = begin_log(&loaded)?;
     raise_limit(&loaded.config);
-    serve(loaded.config, || config::load(path, environment, overrides))
+    let load = || config::load(path, environment, overrides);
+    let ended = runtime.block_on(serve(signals, loaded.config, load));
+    // A start that was given up may still wait for its store.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Each client's connection may need one to an upstream beside it.
@@ -297,29 +316,43 @@ fn target_of(address: &Address) -> Target {
     }
 }
 
-/// Serves until the process is told to end, then drains. Told twice, it ends at once. Told to reload,
-/// it goes on with what the configuration says by then.
-fn serve(config: Config, load: impl Fn() -> Result<Loaded, ConfigError>) -> Result<(), Failure> {
+/// Serves until SIGTERM or SIGINT, then drains; a second one aborts. SIGHUP reloads.
+///
+/// The start waits for files and the store, so it runs on a thread of its own: SIGTERM ends it, and
+/// SIGHUP is served after it.
+async fn serve(
+    mut signals: Signals,
+    config: Config,
+    load: impl Fn() -> Result<Loaded, ConfigError>,
+) -> Result<(), Failure> {
     let inherited = Inherited::of_process().map_err(Failure::other)?;
-    let mut app = App::start_on(inherited, config, Clock::System).map_err(Failure::other)?;
+    let start = move || App::start_on(inherited, config, Clock::System);
+    let mut app = tokio::select! {
+        started = tokio::task::spawn_blocking(start) => {
+            started.map_err(Failure::other)?.map_err(Failure::other)?
+        }
+        () = signals.end.received() => {
+            tracing::info!("stopped during startup");
+            return Ok(());
+        }
+    };
     app.announce();
-    runtime()?.block_on(async {
-        let mut signals = Signals::new().map_err(Failure::other)?;
+    tell_manager(NotifyState::Ready);
+    while signals.next().await == Told::Reload {
+        tell_manager(NotifyState::Reloading);
+        reload(&mut app, load());
         tell_manager(NotifyState::Ready);
-        while signals.next().await == Told::Reload {
-            tell_manager(NotifyState::Reloading);
-            reload(&mut app, load());
-            tell_manager(NotifyState::Ready);
+    }
+    tell_manager(NotifyState::Stopping);
+    tracing::info!("draining");
+    tokio::select! {
+        drained = app.stop() => {
+            if drained { Ok(()) } else { Err(Failure::other("requests in flight were cut")) }
         }
-        tell_manager(NotifyState::Stopping);
-        tracing::info!("draining");
-        tokio::select! {
-            drained = app.stop() => {
-                if drained { Ok(()) } else { Err(Failure::other("requests in flight were cut")) }
-            }
-            () = signals.end() => Err(Failure::other("told twice to end; requests in flight were cut")),
+        () = signals.end.received() => {
+            Err(Failure::other("told twice to end; requests in flight were cut"))
         }
-    })
+    }
 }
 
 /// Tells systemd, where that has started us (`sd_notify(3)`).
@@ -359,11 +392,16 @@ fn reload(app: &mut App, loaded: Result<Loaded, ConfigError>) {
     }
 }
 
-/// What the process is told by signals.
+/// The signals that the process handles.
 struct Signals {
+    end: EndSignals,
+    hang_up: Signal,
+}
+
+/// SIGTERM and SIGINT.
+struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
-    hang_up: Signal,
 }
 
 /// What a signal says.
@@ -376,24 +414,33 @@ enum Told {
 }
 
 impl Signals {
+    /// Installs the handlers.
     fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
+        Ok(Self { end: EndSignals::new()?, hang_up: signal(SignalKind::hangup())? })
     }
 
     async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.terminate.recv() => Told::End,
-            _ = self.interrupt.recv() => Told::End,
+            biased;
+            () = self.end.received() => Told::End,
             _ = self.hang_up.recv() => Told::Reload,
         }
     }
+}
 
-    async fn end(&mut self) {
-        while self.next().await != Told::End {}
+impl EndSignals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
@@ -426,8 +473,8 @@ const HEALTH_DEADLINE: Duration = Duration::from_secs(5);
 /// Serves the demo on this machine until the process is told to end.
 fn show_demo(port: Option<u16>) -> Result<(), Failure> {
     runtime()?.block_on(async {
-        let mut signals = Signals::new().map_err(Failure::other)?;
-        demo::run(demo::Options { port }, signals.end()).await.map_err(Failure::other)
+        let mut signals = EndSignals::new().map_err(Failure::other)?;
+        demo::run(demo::Options { port }, signals.received()).await.map_err(Failure::other)
     })
 }
 

@@ -59,6 +59,8 @@ pub struct App {
     pub api: Address,
     /// Where operators reach it.
     pub admin: Address,
+    /// The files and directories that this start made.
+    created: Vec<PathBuf>,
 }
 
 /// Why a proxy does not start.
@@ -155,6 +157,8 @@ impl App {
         config: Config,
         clock: Clock,
     ) -> Result<Self, StartError> {
+        let mut created = config.made_at_start();
+        created.retain(|path| !path.exists());
         let ring = config.prepare()?;
         let tasks = Floors::new();
         let metrics = Metrics::new();
@@ -186,6 +190,7 @@ impl App {
             .collect::<io::Result<_>>()
             .map_err(StartError::Worker)?;
         let Limits { predrain, drain_timeout, .. } = limits;
+        created.retain(|path| path.exists());
         Ok(Self {
             workers,
             tasks,
@@ -199,6 +204,7 @@ impl App {
             public,
             api,
             admin,
+            created,
         })
     }
 
@@ -265,10 +271,29 @@ impl App {
         self.tasks.inner.drain();
     }
 
-    /// Says where it serves.
+    /// Logs where it serves and whom, where its state is, and which files and directories this start made.
     pub fn announce(&self) {
-        let public: Vec<_> = self.public.iter().map(ToString::to_string).collect();
-        info!(public = public.join(", "), api = %self.api, admin = %self.admin, "serving");
+        let config = &self.made.config;
+        let mut upstreams: Vec<String> = Vec::new();
+        for upstream in config.proxy.routes.iter().flat_map(|route| &route.upstreams) {
+            let upstream = upstream.to_string();
+            if !upstreams.contains(&upstream) {
+                upstreams.push(upstream);
+            }
+        }
+        let joined = |texts: Vec<String>| (!texts.is_empty()).then(|| texts.join(", "));
+        let created = self.created.iter().map(|path| path.display().to_string()).collect();
+        let state_directory = config.state_directory.as_ref();
+        let state_directory = state_directory.map(|path| path.display().to_string());
+        info!(
+            public = self.public.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            api = %self.api,
+            admin = %self.admin,
+            upstream = joined(upstreams),
+            state_directory,
+            created = joined(created),
+            "serving"
+        );
     }
 }
 

@@ -54,6 +54,7 @@ mod reload;
 mod rotation;
 mod routes;
 mod sealed;
+mod startup;
 mod support;
 mod telemetry;
 mod tidy;

@@ -1,0 +1,135 @@
+//! The start of the program: what it handles meanwhile, and what it says.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+
+use crate::support::raw::exchange;
+use crate::support::{Program, Upstream, until};
+
+/// A configuration in a directory of its own, with free ports.
+fn configuration(upstream: &Upstream, more: &str) -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cloakroom.toml");
+    let text = format!(
+        "{more}\n[listen]\naddress = \"127.0.0.1:0\"\n[api]\naddress = \"127.0.0.1:0\"\n\
+         [admin]\naddress = \"127.0.0.1:0\"\n[[route]]\nupstream = \"{}\"\n",
+        upstream.url()
+    )
+    .replace("[listen]", "[[listen]]");
+    std::fs::write(&file, text).unwrap();
+    (directory, file)
+}
+
+/// A start that waits for its store: a Redis that accepts and says nothing.
+async fn waiting(upstream: &Upstream) -> (TempDir, Program, TcpListener) {
+    let redis = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let key = cloakroom::config::generate_key();
+    let (directory, file) = configuration(
+        upstream,
+        &format!(
+            "[session]\nkeys = [\"{}\"]\n[store]\nurl = \"redis://{}\"\ntimeout = \"1m\"\n",
+            key.reveal(),
+            redis.local_addr().unwrap()
+        ),
+    );
+    let program = Program::start(&file);
+    (directory, program, redis)
+}
+
+#[tokio::test]
+async fn a_hangup_during_the_start_reloads_after_it() {
+    let upstream = Upstream::start();
+    let (_directory, program, redis) = waiting(&upstream).await;
+    let (asked, _) = redis.accept().await.unwrap();
+    program.signal("-HUP");
+    drop((asked, redis));
+    program.serving().await;
+    program.says("the configuration was reloaded").await;
+}
+
+#[tokio::test]
+async fn a_termination_during_the_start_ends_it() {
+    for signal in ["-TERM", "-INT"] {
+        let upstream = Upstream::start();
+        let (_directory, mut program, redis) = waiting(&upstream).await;
+        let asked = redis.accept().await.unwrap();
+        program.signal(signal);
+        assert_eq!(program.ended().await.code(), Some(0), "{signal}: {}", program.log());
+        assert!(!program.log().contains("serving"), "{}", program.log());
+        drop(asked);
+    }
+}
+
+#[tokio::test]
+async fn the_start_line_names_what_matters() {
+    let upstream = Upstream::start();
+    let (directory, file) = configuration(&upstream, "");
+    let state = directory.path().display().to_string();
+    let (key, database) = (format!("{state}/auto-session-key"), format!("{state}/cloakroom.db"));
+    let mut program = Program::start(&file);
+    program.serving().await;
+    let line = serving_line(&program);
+    assert!(line.contains(&format!("upstream=\"{}\"", upstream.url())), "{line}");
+    assert!(line.contains(&format!("state_directory=\"{state}\"")), "{line}");
+    assert!(line.contains(&format!("created=\"{key}, {database}\"")), "{line}");
+    program.signal("-TERM");
+    program.ended().await;
+
+    // The second start makes nothing.
+    let program = Program::start(&file);
+    program.serving().await;
+    assert!(!serving_line(&program).contains("created"), "{}", program.log());
+}
+
+fn serving_line(program: &Program) -> String {
+    let log = program.log();
+    log.lines().find(|line| line.contains("serving public=")).unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn run_takes_the_file_without_an_option() {
+    let upstream = Upstream::start();
+    let (directory, file) = configuration(&upstream, "");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_cloakroom"))
+        .args([Path::new("run"), &file])
+        .env("STATE_DIRECTORY", directory.path())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    until("it has made its database", || directory.path().join("cloakroom.db").exists()).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// For a developer on this machine, and nobody else.
+#[tokio::test]
+async fn a_404_for_the_api_says_where_it_is() {
+    let upstream = Upstream::start();
+    let (_directory, file) =
+        configuration(&upstream, "[limits]\ntrusted_proxies = [\"127.0.0.1\"]");
+    let program = Program::start(&file);
+    let serving = program.serving().await;
+    let url = format!("http://{}/_session", serving.api);
+    let get = async |host: &str, path: &str, more: &str| {
+        let head =
+            format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{more}Connection: close\r\n\r\n");
+        let answer = exchange(serving.public, &head).await;
+        assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+        answer.contains(&url)
+    };
+    for host in ["localhost", "localhost:8080", "127.0.0.1", "[::1]:8080"] {
+        assert!(get(host, "/_session", "").await, "{host}");
+        assert!(get(host, "/_session/values/a", "").await, "{host}");
+        assert!(get(host, "/_sessions", "").await, "{host}");
+    }
+    assert!(get("localhost", "/_session", "Accept: application/json\r\n").await);
+    assert!(!get("shop.example", "/_session", "").await);
+    for more in
+        ["X-Forwarded-For: 203.0.113.7\r\n", "Forwarded: for=203.0.113.7\r\n", "Via: 1.1 a\r\n"]
+    {
+        assert!(!get("localhost", "/_session", more).await, "{more}");
+    }
+}
