@@ -101,12 +101,12 @@ def main():
     directory = pathlib.Path(sys.argv[1])
     keys = [decode(KEY.encode())]
     # The keys that proxies under test have made for themselves.
-    keys += [decode(file.read_bytes().strip()) for file in directory.rglob("session-key")]
+    keys += [decode(file.read_bytes().strip()) for file in directory.rglob("*session-key")]
     if not planted(Search(keys), keys[0]):
         print("the search does not find what it is for")
         return 1
     search = Search(keys)
-    found = [line for line in search.directory(directory) if not line.startswith("session-key:")]
+    found = [line for line in search.directory(directory) if not line.split(":")[0].endswith("session-key")]
     print(f"{search.lines} lines, {search.candidates} candidates, {len(found)} secrets")
     for line in found[:20]:
         print(line)

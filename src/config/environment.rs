@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::net::{IpAddr, SocketAddr};
 
 use super::field::Section as _;
 use super::file::File;
@@ -53,12 +54,13 @@ pub(super) fn apply(
     problems: &mut Problems,
 ) -> Vec<Problem> {
     let mut unknown = Vec::new();
-    for name in environment.0.keys() {
-        let Some(written) = name.strip_prefix(PREFIX).filter(|_| !is_service_link(name)) else {
-            continue;
-        };
+    for (name, value) in &environment.0 {
+        let Some(written) = name.strip_prefix(PREFIX) else { continue };
         let place = Place::Variable(name.clone());
         let Some((section, key)) = key_of(written) else {
+            if is_service_link(name, value) {
+                continue;
+            }
             let origin = Origin { key: String::new(), place };
             unknown.push(Problem { origin, message: suggestion(written) });
             continue;
@@ -86,13 +88,38 @@ pub(super) fn set(
     }
 }
 
-/// What Kubernetes puts into every pod beside a service called `cloakroom`: not ours, nor a mistake.
-fn is_service_link(name: &str) -> bool {
-    name == "CLOAKROOM_PORT"
-        || name.starts_with("CLOAKROOM_PORT_")
-        || name == "CLOAKROOM_SERVICE_HOST"
-        || name == "CLOAKROOM_SERVICE_PORT"
-        || name.starts_with("CLOAKROOM_SERVICE_PORT_")
+/// Returns whether a variable is one of those that Kubernetes sets in every pod for each service of the
+/// namespace (`enableServiceLinks`): `cloakroom` itself, or one whose name begins with `cloakroom-`.
+///
+/// Name and value have to fit, so that a mistyped key is still an error.
+fn is_service_link(name: &str, value: &OsStr) -> bool {
+    let Some(value) = value.to_str() else { return false };
+    let is_ip = || value.parse::<IpAddr>().is_ok();
+    let is_port = |text: &str| text.parse::<u16>().is_ok();
+    let is_protocol = |text: &str| ["tcp", "udp", "sctp"].contains(&text);
+    let is_url = || {
+        let (protocol, address) = value.split_once("://").unwrap_or_default();
+        is_protocol(protocol) && address.parse::<SocketAddr>().is_ok()
+    };
+    // `NAME_PORT_8081_TCP`
+    let is_numbered = |name: &str| {
+        let mut words = name.rsplitn(4, '_');
+        let (protocol, port, word) = (words.next(), words.next(), words.next());
+        word == Some("PORT")
+            && port.is_some_and(is_port)
+            && protocol.is_some_and(|word| is_protocol(&word.to_ascii_lowercase()))
+    };
+    match name.rsplit_once('_') {
+        _ if is_numbered(name) => is_url(),
+        Some((base, "PROTO")) if is_numbered(base) => is_protocol(value),
+        Some((base, "PORT")) if is_numbered(base) => is_port(value),
+        Some((base, "ADDR")) if is_numbered(base) => is_ip(),
+        Some((base, "HOST")) if base.ends_with("_SERVICE") => is_ip(),
+        Some((base, "PORT")) if base.ends_with("_SERVICE") => is_port(value),
+        _ if name.contains("_SERVICE_PORT_") => is_port(value),
+        Some((_, "PORT")) => is_url(),
+        _ => false,
+    }
 }
 
 /// Section and key of a variable, its prefix cut off.

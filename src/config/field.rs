@@ -52,6 +52,9 @@ pub(super) trait Slot {
     /// Takes the value from text: of the environment or the command line.
     fn set(&mut self, text: &str, origin: Origin, problems: &mut Problems);
 
+    /// Notes that something stands here that is wrong, and was reported: nothing is missing.
+    fn mark_wrong(&mut self, _origin: Origin) {}
+
     /// The keys within, where it is a section.
     fn keys(&self) -> &'static [&'static str] {
         &[]
@@ -88,19 +91,31 @@ impl Input<'_> {
         }
         for (key, value) in table {
             let origin = self.origin(parent, key.get_ref(), &key.span());
-            match section.slot(key.get_ref()) {
-                Some(slot) => slot.read(value, origin, self),
-                None => self.unknown(&origin, key.get_ref(), keys(section)),
+            if let Some(slot) = section.slot(key.get_ref()) {
+                slot.read(value, origin, self);
+                continue;
+            }
+            let near = self.unknown(&origin, key.get_ref(), keys(section));
+            if let Some(slot) = near.and_then(|near| section.slot(near)) {
+                slot.mark_wrong(origin);
             }
         }
     }
 
-    fn unknown(&mut self, origin: &Origin, key: &str, known: &[&'static str]) {
-        let message = match nearest(key, known.iter().copied()) {
+    /// Reports an unknown key; returns the one that was probably meant.
+    fn unknown(
+        &mut self,
+        origin: &Origin,
+        key: &str,
+        known: &[&'static str],
+    ) -> Option<&'static str> {
+        let near = nearest(key, known.iter().copied());
+        let message = match near {
             Some(near) => format!("unknown key; did you mean `{near}`?"),
             None => format!("unknown key; the keys here are {}", known.join(", ")),
         };
         self.problems.error(origin, message);
+        near
     }
 }
 
@@ -169,30 +184,47 @@ impl<T: Value> Slot for Field<T> {
         }
         self.take(T::from_text(text), origin, problems);
     }
+
+    fn mark_wrong(&mut self, origin: Origin) {
+        if matches!(self, Self::Unset) {
+            *self = Self::Wrong(origin);
+        }
+    }
 }
 
 /// Values in a row: an array in the file, with commas between them in the environment.
 #[derive(Debug)]
-pub(super) struct List<T>(Vec<(T, Origin)>);
+pub(super) struct List<T> {
+    values: Vec<(T, Origin)>,
+    is_wrong: bool,
+}
 
 impl<T> Default for List<T> {
     fn default() -> Self {
-        Self(Vec::new())
+        Self { values: Vec::new(), is_wrong: false }
     }
 }
 
 impl<T> List<T> {
     /// The values, and where each is set.
     pub(super) fn values(&self) -> &[(T, Origin)] {
-        &self.0
+        &self.values
+    }
+
+    /// Returns whether nothing stands there, not even something that is wrong.
+    pub(super) fn is_unset(&self) -> bool {
+        self.values.is_empty() && !self.is_wrong
     }
 }
 
 impl<T: Value> List<T> {
     fn push(&mut self, value: Result<T, String>, origin: Origin, problems: &mut Problems) {
         match value {
-            Ok(value) => self.0.push((value, origin)),
-            Err(message) => problems.error(&origin, message),
+            Ok(value) => self.values.push((value, origin)),
+            Err(message) => {
+                problems.error(&origin, message);
+                self.is_wrong = true;
+            }
         }
     }
 }
@@ -200,6 +232,7 @@ impl<T: Value> List<T> {
 impl<T: Value> Slot for List<T> {
     fn read(&mut self, value: &Spanned<DeValue<'_>>, origin: Origin, input: &mut Input<'_>) {
         let DeValue::Array(elements) = value.get_ref() else {
+            self.is_wrong = true;
             let message = format!("{} is no array; write [ … ]", article(value.get_ref()));
             return input.problems.error(&origin, message);
         };
@@ -210,10 +243,14 @@ impl<T: Value> Slot for List<T> {
     }
 
     fn set(&mut self, text: &str, origin: Origin, problems: &mut Problems) {
-        self.0.clear();
+        self.values.clear();
         for element in text.split(',').map(str::trim).filter(|element| !element.is_empty()) {
             self.push(T::from_text(element), origin.clone(), problems);
         }
+    }
+
+    fn mark_wrong(&mut self, _origin: Origin) {
+        self.is_wrong = true;
     }
 }
 
@@ -265,6 +302,12 @@ impl<S: Section> Slot for Table<S> {
             other => {
                 let message = format!("{} is no section; write [{}]", article(other), origin.key);
                 input.problems.error(&origin, message);
+                // The keys of `[[section]]` are read all the same, so that none seems to be missing.
+                for element in other.as_array().into_iter().flatten() {
+                    if let DeValue::Table(table) = element.get_ref() {
+                        input.fill(&mut self.0, table, &origin.key);
+                    }
+                }
             }
         }
     }
@@ -356,26 +399,42 @@ impl<S: Section> Slot for Several<S> {
 
 /// A section that stands as often as wanted.
 #[derive(Debug)]
-pub(super) struct Tables<S>(Vec<(S, Origin)>);
+pub(super) struct Tables<S> {
+    sections: Vec<(S, Origin)>,
+    is_wrong: bool,
+}
 
 impl<S> Default for Tables<S> {
     fn default() -> Self {
-        Self(Vec::new())
+        Self { sections: Vec::new(), is_wrong: false }
     }
 }
 
 impl<S> Tables<S> {
     /// The sections, and where each stands.
     pub(super) fn sections(&self) -> &[(S, Origin)] {
-        &self.0
+        &self.sections
+    }
+
+    /// Returns whether none stands there, not even one that is wrong.
+    pub(super) fn is_unset(&self) -> bool {
+        self.sections.is_empty() && !self.is_wrong
     }
 }
 
 impl<S: Section> Slot for Tables<S> {
     fn read(&mut self, value: &Spanned<DeValue<'_>>, origin: Origin, input: &mut Input<'_>) {
         let DeValue::Array(elements) = value.get_ref() else {
+            self.is_wrong = true;
             let message = format!("stands as often as wanted; write [[{}]]", origin.key);
-            return input.problems.error(&origin, message);
+            input.problems.error(&origin, message);
+            // The keys of `[section]` are read all the same: this is one error and hides no other.
+            if let DeValue::Table(table) = value.get_ref() {
+                let mut section = S::default();
+                input.fill(&mut section, table, &origin.key);
+                self.sections.push((section, origin));
+            }
+            return;
         };
         for element in elements {
             let at = input.origin(&origin.key, "", &element.span());
@@ -387,7 +446,7 @@ impl<S: Section> Slot for Tables<S> {
             };
             let mut section = S::default();
             input.fill(&mut section, table, &at.key);
-            self.0.push((section, at));
+            self.sections.push((section, at));
         }
     }
 
@@ -395,15 +454,19 @@ impl<S: Section> Slot for Tables<S> {
         problems.error(&origin, "is a section; set its keys");
     }
 
+    fn mark_wrong(&mut self, _origin: Origin) {
+        self.is_wrong = true;
+    }
+
     fn keys(&self) -> &'static [&'static str] {
         S::KEYS
     }
 
     fn set_within(&mut self, key: &str, text: &str, origin: Origin, problems: &mut Problems) {
-        if self.0.is_empty() {
-            self.0.push((S::default(), origin.clone()));
+        if self.sections.is_empty() {
+            self.sections.push((S::default(), origin.clone()));
         }
-        match self.0.as_mut_slice() {
+        match self.sections.as_mut_slice() {
             [(section, _)] => {
                 if let Some(slot) = section.slot(key) {
                     slot.set(text, origin, problems);

@@ -26,12 +26,14 @@ use toml::de::DeTable;
 use crate::session::cookie::Attributes;
 use crate::session::key_ring::KeyRing;
 use crate::session::policy::Policy;
+use crate::store::config::Backend;
 use crate::{admin, api, log, proxy, server, store, telemetry};
 
 use build::{Context, Site};
 use field::Input;
 use file::File;
 use problem::{Problems, Source};
+use value::{Size, Timeout, Value as _};
 
 pub use environment::Environment;
 pub use keys::{KeyError, Keys, generate as generate_key};
@@ -191,8 +193,9 @@ fn unreadable(name: &str, error: &io::Error) -> ConfigError {
 fn parse(source: &Source<'_>, text: &str, problems: &mut Problems) -> Result<File, ConfigError> {
     let table = DeTable::parse(text).map_err(|error| {
         // Its `Display` repeats the line, its message does not.
-        let place = source.place(&error.span().unwrap_or(0..0));
-        let message = error.message().to_owned();
+        let span = error.span().unwrap_or(0..0);
+        let place = source.place(&span);
+        let message = unquoted(text, span.start).unwrap_or_else(|| error.message().to_owned());
         ConfigError {
             problems: vec![Problem { origin: Origin { key: String::new(), place }, message }],
         }
@@ -200,6 +203,24 @@ fn parse(source: &Source<'_>, text: &str, problems: &mut Problems) -> Result<Fil
     let mut file = File::default();
     Input { source, problems }.fill(&mut file, table.get_ref(), "");
     Ok(file)
+}
+
+/// What is wrong with a value that begins at `start`, if it lacks its quotes. Repeats a duration or a size,
+/// and nothing else, which may be a secret.
+fn unquoted(text: &str, start: usize) -> Option<String> {
+    let (before, rest) = text.split_at_checked(start)?;
+    let is_value = before.trim_end().ends_with(['=', '[', ',']);
+    let line = rest.lines().next()?;
+    let bare = line.split(['#', ',', '}', ']', '"', '\'']).next()?.trim_end();
+    if !is_value {
+        None
+    } else if Timeout::parse(bare).is_some() || Size::parse(bare).is_some() {
+        Some(format!("string values must be quoted; write \"{bare}\""))
+    } else if bare.starts_with(|first: char| first.is_ascii_alphabetic()) {
+        Some("string values must be quoted".to_owned())
+    } else {
+        None
+    }
 }
 
 /// Where relative paths lie: beside the file, or where the process was started.
@@ -252,6 +273,20 @@ impl Config {
                 .map_err(|source| PrepareError::StateDirectory { path: path.clone(), source })?;
         }
         Ok(self.keys.open()?)
+    }
+
+    /// The files and directories that a start makes if they are missing: the state directory, the session
+    /// key, and an embedded store.
+    pub fn made_at_start(&self) -> Vec<PathBuf> {
+        let key = match &self.keys {
+            Keys::BesideData(path) => Some(path),
+            Keys::Given(_) | Keys::InMemory => None,
+        };
+        let data = match &self.store.backend {
+            Backend::Sqlite { path } | Backend::File { directory: path } => Some(path),
+            Backend::Memory | Backend::Redis(_) | Backend::Cookies => None,
+        };
+        [self.state_directory.as_ref(), key, data].into_iter().flatten().cloned().collect()
     }
 
     /// The effective configuration as TOML, with every secret hidden.

@@ -9,6 +9,9 @@ use super::field::{Input, Section as _};
 use super::file::File;
 use super::problem::{Problems, Source};
 use super::*;
+use crate::secret::Secret;
+use crate::session::id::Id;
+use crate::session::token::CookieToken;
 
 const EXAMPLE: &str = include_str!("../../config.example.toml");
 
@@ -50,7 +53,7 @@ fn the_defaults_are_those_of_the_modules() {
     assert_eq!(config.api.url, "http://127.0.0.1:8081/_session");
     assert_eq!(config.state_directory.as_deref(), Some(Path::new("/state")));
     assert!(
-        matches!(config.keys, Keys::BesideData(path) if path == Path::new("/state/session-key"))
+        matches!(config.keys, Keys::BesideData(path) if path == Path::new("/state/auto-session-key"))
     );
 }
 
@@ -228,6 +231,44 @@ fn the_environment_goes_over_the_file_and_the_command_line_over_both() {
     assert_eq!(config.proxy.routes[0].upstreams[0].to_string(), "http://argument:1");
 }
 
+/// What Kubernetes sets in every pod for a service, with `enableServiceLinks`.
+#[test]
+fn service_links_of_kubernetes_are_passed_over() {
+    for service in ["", "_API", "_ADMIN", "_STORE", "_REDIS_MASTER", "_PORT_80", "_SESSION_KEYS"] {
+        for (ip, at) in [("10.0.0.1", "10.0.0.1"), ("fd00::1", "[fd00::1]")] {
+            let url = format!("tcp://{at}:8081");
+            let links = [
+                ("SERVICE_HOST", ip),
+                ("SERVICE_PORT", "8081"),
+                ("SERVICE_PORT_HTTP_API", "8081"),
+                ("PORT", &url),
+                ("PORT_8081_TCP", &url),
+                ("PORT_8081_TCP_PROTO", "tcp"),
+                ("PORT_8081_TCP_PORT", "8081"),
+                ("PORT_8081_TCP_ADDR", ip),
+                ("PORT_53_UDP_PROTO", "udp"),
+            ];
+            for (name, value) in links {
+                let name = format!("CLOAKROOM{service}_{name}");
+                let environment = Environment::from([("HOME", "/h"), (&*name, value)]);
+                let loaded = load(None, &environment, &upstream());
+                assert!(loaded.is_ok(), "{name}={value}: {}", loaded.unwrap_err());
+            }
+        }
+    }
+    for (name, value) in [
+        ("CLOAKROOM_API_PORT", "8081"),
+        ("CLOAKROOM_API_PORT", "http://10.0.0.1:8081"),
+        ("CLOAKROOM_API_ADRESS", "tcp://10.0.0.1:8081"),
+        ("CLOAKROOM_API_SERVICE_HOST", "api.internal"),
+        ("CLOAKROOM_API_SERVICE_TOKN", "8081"),
+        ("CLOAKROOM_PORT_8081_HTTP", "tcp://10.0.0.1:8081"),
+    ] {
+        let environment = Environment::from([("HOME", "/h"), (name, value)]);
+        assert!(load(None, &environment, &upstream()).is_err(), "{name}={value}");
+    }
+}
+
 fn check_variable(file: &str, (variable, value): (&str, &str), expected: &str) {
     let environment = Environment::from([("HOME", "/home/me"), (variable, value)]);
     let error = load_text(file, &environment).unwrap_err().to_string();
@@ -300,7 +341,7 @@ fn an_embedded_store_makes_its_key_once_and_shares_it() {
     let home = directory.path().to_str().unwrap();
     let environment = Environment::from([("XDG_STATE_HOME", home)]);
     let config = load(None, &environment, &upstream()).unwrap().config;
-    let key = directory.path().join("cloakroom/session-key");
+    let key = directory.path().join("cloakroom/auto-session-key");
     assert!(!key.exists(), "loading changes nothing");
     config.prepare().unwrap();
     let text = fs::read_to_string(&key).unwrap();
@@ -308,12 +349,84 @@ fn an_embedded_store_makes_its_key_once_and_shares_it() {
     assert_eq!(fs::read_to_string(&key).unwrap(), text);
 }
 
+/// Earlier releases called the key that they made `session-key`.
+#[test]
+fn an_existing_auto_made_key_stays_in_use() {
+    for store in ["sqlite:cloakroom.db", "file:sessions"] {
+        let state = tempfile::tempdir().unwrap();
+        let old = state.path().join("session-key");
+        fs::write(&old, format!("{}\n", generate_key().reveal())).unwrap();
+        let environment = Environment::from([
+            ("STATE_DIRECTORY", state.path().to_str().unwrap()),
+            ("CLOAKROOM_STORE_URL", store),
+        ]);
+        for _ in 0..2 {
+            let config = load(None, &environment, &upstream()).unwrap().config;
+            assert!(matches!(&config.keys, Keys::BesideData(path) if *path == old), "{store}");
+            config.prepare().unwrap();
+        }
+        assert!(!state.path().join("auto-session-key").exists());
+    }
+}
+
+#[test]
+fn an_auto_made_key_outranks_an_operators_file() {
+    let state = tempfile::tempdir().unwrap();
+    let environment = Environment::from([("STATE_DIRECTORY", state.path().to_str().unwrap())]);
+    load(None, &environment, &upstream()).unwrap().config.prepare().unwrap();
+    fs::write(state.path().join("session-key"), generate_key().reveal()).unwrap();
+    let config = load(None, &environment, &upstream()).unwrap().config;
+    let auto = state.path().join("auto-session-key");
+    assert!(matches!(config.keys, Keys::BesideData(path) if path == auto));
+}
+
+#[test]
+fn key_files_lie_beside_the_configuration_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let (beside, state) = (directory.path().join("etc"), directory.path().join("state"));
+    fs::create_dir(&beside).unwrap();
+    fs::create_dir(&state).unwrap();
+    let (one, other) = (generate_key(), generate_key());
+    let path = beside.join("config.toml");
+    let file = "[session]\nkeys = [{ file = \"session-key\" }]\n[store]\nurl = \"redis://db\"\n\
+                [[route]]\nupstream = \"http://a:1\"\n";
+    fs::write(&path, file).unwrap();
+    let environment = Environment::from([("STATE_DIRECTORY", state.to_str().unwrap())]);
+    let signs = |key: &Secret| {
+        let loaded = load(Some(&path), &environment, &Overrides::default()).unwrap();
+        let Keys::Given(ring) = &loaded.config.keys else { panic!("no key was read") };
+        let expected = KeyRing::new(&keys::parse(key).unwrap(), &[]);
+        let token =
+            CookieToken { id: Id::from_bytes([7; 16]), generation: 1 }.sign(&expected, "id");
+        assert!(CookieToken::verify(ring, "id", token.reveal().as_bytes()).is_some());
+        loaded.warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let error = load(Some(&path), &environment, &Overrides::default()).unwrap_err().to_string();
+    assert!(error.contains("etc/session-key does not exist"), "{error}");
+    assert!(error.contains("state has none") && error.lines().count() == 1, "{error}");
+
+    fs::write(state.join("session-key"), other.reveal()).unwrap();
+    let warnings = signs(&other);
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].contains("state/session-key is used instead"), "{warnings:?}");
+
+    fs::write(beside.join("session-key"), one.reveal()).unwrap();
+    let warnings = signs(&one);
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].contains("state/session-key differs and is not used"), "{warnings:?}");
+
+    fs::write(state.join("session-key"), one.reveal()).unwrap();
+    assert!(signs(&one).is_empty());
+    fs::remove_file(state.join("session-key")).unwrap();
+    assert!(signs(&one).is_empty());
+}
+
 #[test]
 fn relative_paths_lie_in_their_places() {
     let directory = tempfile::tempdir().unwrap();
     let state = directory.path().join("state");
     fs::create_dir(&state).unwrap();
-    fs::write(state.join("key"), generate_key().reveal()).unwrap();
+    fs::write(directory.path().join("key"), generate_key().reveal()).unwrap();
     fs::write(directory.path().join("token"), "a-token-beside-the-file\n").unwrap();
     let path = directory.path().join("config.toml");
     let file = r#"

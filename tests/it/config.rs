@@ -88,6 +88,31 @@ fn the_example_is_valid() {
 }
 
 #[test]
+fn the_readmes_configurations_are_valid() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = fs::read_to_string(readme).unwrap();
+    let mut blocks = 0;
+    for block in readme.split("```toml\n").skip(1) {
+        let block = block.split("```").next().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let key = text(&cloakroom(&["generate-key"]).output().unwrap().stdout);
+        for name in ["session-key", "shared-secret"] {
+            fs::write(directory.path().join(name), &key).unwrap();
+        }
+        let path = directory.path().join("cloakroom.toml");
+        fs::write(&path, block).unwrap();
+        let mut command = cloakroom(&["check", path.to_str().unwrap()]);
+        if !block.contains("[[route]]") {
+            command.env("CLOAKROOM_UPSTREAM", "http://127.0.0.1:3000");
+        }
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{block}{}", text(&output.stderr));
+        blocks += 1;
+    }
+    assert!(blocks >= 4, "{blocks}");
+}
+
+#[test]
 fn what_check_prints_can_be_checked() {
     let directory = tempfile::tempdir().unwrap();
     let shown = cloakroom(&["check", "config.example.toml"])
@@ -123,12 +148,26 @@ fn generate_key_prints_a_key_that_a_shared_store_takes() {
 }
 
 #[test]
+fn check_takes_the_file_either_way() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config.example.toml");
+    let example = example.to_str().unwrap();
+    let [one, other] = [&["check", example][..], &["check", "--config", example]]
+        .map(|arguments| cloakroom(arguments).output().unwrap());
+    assert_eq!((one.status.code(), other.status.code()), (Some(0), Some(0)));
+    assert_eq!(text(&one.stdout), text(&other.stdout));
+}
+
+#[test]
 fn wrong_usage_and_configuration_are_exit_code_2() {
     for (arguments, expected) in [
         (&[][..], "--upstream"),
         (&["run"], "--upstream"),
         (&["bogus"], "unrecognized subcommand"),
-        (&["check"], "<FILE>"),
+        (&["check"], "cloakroom check FILE"),
+        (&["check", "a.toml", "--config", "b.toml"], "cannot be used with"),
+        (&["run", "a.toml", "--config", "b.toml"], "cannot be used with"),
+        (&["check", "--config", "/nowhere/config.toml"], "/nowhere/config.toml: cannot be read"),
+        (&["run", "/nowhere/config.toml"], "/nowhere/config.toml: cannot be read"),
         (&["check", "/nowhere/config.toml"], "/nowhere/config.toml: cannot be read"),
         (&["run", "--config", "/nowhere/config.toml"], "cannot be read"),
         (&["--upstream", "app"], "--upstream: route.upstream: is no upstream; write"),

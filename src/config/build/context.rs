@@ -123,14 +123,39 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// A secret whose relative file lies in the state directory.
-    pub(super) fn secret_in_state(&mut self, source: &Source, origin: &Origin) -> Option<Secret> {
-        match source {
-            Source::File(path) => {
-                let source = Source::File(self.in_state(path, origin)?);
-                self.secret(&source, origin)
+    /// A session key. A relative file is looked for beside the file, as those of other secrets, and then
+    /// in the state directory, where earlier releases had it alone.
+    pub(super) fn session_key(&mut self, source: &Source, origin: &Origin) -> Option<Secret> {
+        let (Source::File(path), Some(state)) = (source, &self.state) else {
+            return self.secret(source, origin);
+        };
+        let (beside, in_state) = (self.base.join(path), state.join(path));
+        match (is_missing(&beside), is_missing(&in_state)) {
+            (true, true) if beside != in_state => {
+                let (beside, state) = (beside.display(), state.display());
+                let message =
+                    format!("{beside} does not exist, and the state directory {state} has none");
+                self.error(origin, message);
+                None
             }
-            source => self.secret(source, origin),
+            (true, false) => {
+                self.state_is_used = true;
+                let message = format!(
+                    "is not in the directory of the configuration; {} is used instead: move it there, or write its absolute path",
+                    in_state.display()
+                );
+                self.warn(origin, message);
+                self.secret(&Source::File(in_state), origin)
+            }
+            (false, false) if std::fs::read(&beside).ok() != std::fs::read(&in_state).ok() => {
+                let message = format!(
+                    "{} differs and is not used; remove it if it is not needed",
+                    in_state.display()
+                );
+                self.warn(origin, message);
+                self.secret(source, origin)
+            }
+            _ => self.secret(source, origin),
         }
     }
 
@@ -215,6 +240,11 @@ pub(super) fn with_causes(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Returns whether a file is known not to exist; one that cannot be looked at is reported when it is read.
+fn is_missing(path: &Path) -> bool {
+    matches!(path.try_exists(), Ok(false))
 }
 
 fn within<T>(bounds: &RangeInclusive<T>, write: impl Fn(&T) -> String) -> String {

@@ -30,7 +30,7 @@ pub(super) fn routes(
     own: &[(Origin, Address)],
     context: &mut Context<'_>,
 ) -> Vec<RouteConfig> {
-    if tables.sections().is_empty() && context.site == Site::Needed {
+    if tables.is_unset() && context.site == Site::Needed {
         let message = "there is none; say where the site is: --upstream http://127.0.0.1:3000, \
                        CLOAKROOM_UPSTREAM, or upstream in a [[route]] of the file";
         context.missing("route", message);

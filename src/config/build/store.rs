@@ -25,8 +25,10 @@ const DEFAULT_KEY_PREFIX: &str = "cloakroom:";
 const DEFAULT_CACHE: usize = 64 * 1024 * 1024;
 /// From what is worth it to what a process should hold.
 const CACHE: RangeInclusive<usize> = 1024 * 1024..=64 * 1024 * 1024 * 1024;
-/// The key that an embedded store makes, beside its data.
-const KEY_FILE: &str = "session-key";
+/// The key that is made for an embedded store, in the directory of its data.
+const AUTO_KEY_FILE: &str = "auto-session-key";
+/// Its name in earlier releases, which is also what operators call their own.
+const OLD_AUTO_KEY_FILE: &str = "session-key";
 
 /// The store, and where its keys come from.
 pub(super) fn store(file: &File, context: &mut Context<'_>) -> (Config, Keys) {
@@ -232,9 +234,11 @@ fn keys(
     }
     match backend {
         Backend::Sqlite { path } | Backend::File { directory: path } => {
-            Keys::BesideData(path.with_file_name(KEY_FILE))
+            let [new, old] =
+                [AUTO_KEY_FILE, OLD_AUTO_KEY_FILE].map(|name| path.with_file_name(name));
+            Keys::BesideData(if !new.exists() && old.exists() { old } else { new })
         }
-        Backend::Redis(_) | Backend::Cookies if sources.is_empty() => {
+        Backend::Redis(_) | Backend::Cookies if table.keys.is_unset() => {
             let message = "sessions that are shared need session.keys, the same for every instance; \
                            `cloakroom generate-key` makes one";
             context.error(store, message);
@@ -245,7 +249,7 @@ fn keys(
 }
 
 fn key(source: &Source, origin: &Origin, context: &mut Context<'_>) -> Option<Key> {
-    let text = context.secret_in_state(source, origin)?;
+    let text = context.session_key(source, origin)?;
     let key = keys::parse(&text);
     if key.is_none() {
         context.error(origin, format!("is no session key; {}", keys::RIGHT));
