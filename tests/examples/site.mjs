@@ -10,8 +10,8 @@ async function session(request, method, path, body) {
   return answer.status === 204 ? null : answer.json();
 }
 
-createServer(async (request, response) => {
-  const url = new URL(request.url, "http://site");
+async function serve(request, response) {
+  const url = new URL("http://site" + request.url); // given as a base, //x would be a host
   if (url.pathname === "/login") {
     // check the password first
     await session(request, "PATCH", "", { principal: url.searchParams.get("name") });
@@ -23,4 +23,8 @@ createServer(async (request, response) => {
     return response.setHeader("Content-Type", "text/plain").end(`Hello ${name}, visit ${visits}\n`);
   }
   response.writeHead(303, { Location: "/" }).end();
+}
+
+createServer((request, response) => {
+  serve(request, response).catch(() => response.destroy()); // uncaught, it would end Node
 }).listen(Number(process.argv[2]), "127.0.0.1");

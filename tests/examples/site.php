@@ -4,7 +4,7 @@
 function session(string $method, string $path, ?array $body = null) {
     $context = stream_context_create(['http' => [
         'method' => $method,
-        'header' => 'X-Session-Token: ' . $_SERVER['HTTP_X_SESSION_TOKEN'],
+        'header' => "Content-Type: application/json\r\nX-Session-Token: {$_SERVER['HTTP_X_SESSION_TOKEN']}",
         'content' => $body === null ? '' : json_encode($body),
     ]]);
     return json_decode(file_get_contents($_SERVER['HTTP_X_SESSION_URL'] . $path, false, $context));

@@ -10,10 +10,10 @@ class Site(http.server.BaseHTTPRequestHandler):
         return json.loads(urllib.request.urlopen(call).read() or "null")
 
     def do_GET(self):
-        url = urllib.parse.urlparse(self.path)
-        if url.path == "/login":  # check the password first
-            self.session("PATCH", "", {"principal": urllib.parse.parse_qs(url.query)["name"][0]})
-        elif url.path == "/logout":
+        path, _, query = self.path.partition("?")
+        if path == "/login":  # check the password first
+            self.session("PATCH", "", {"principal": urllib.parse.parse_qs(query)["name"][0]})
+        elif path == "/logout":
             self.session("DELETE", "")
         else:
             visits = self.session("POST", "/values/visits/increment")

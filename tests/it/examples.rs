@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use crate::support::raw::exchange;
 use crate::support::{Browser, Cloakroom, Script, Upstream, until};
 
 /// A site in another language. Dropping it ends it.
@@ -13,6 +14,7 @@ impl Site {
     async fn start(program: &str, arguments: &[&str], address: SocketAddr) -> Self {
         let site = Command::new(program)
             .args(arguments)
+            .env("NODE_PATH", NODE_PATH)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -61,13 +63,55 @@ async fn visit(cloakroom: &Cloakroom) {
     assert_eq!(browser.navigate("/", &nothing).await.body, "Hello stranger, visit 1\n");
 }
 
+/// Targets that readers of URLs take for something else, or cannot read at all.
+const HOSTILE: [&str; 19] = [
+    "//",
+    "/\\",
+    "//:",
+    "//a:b/",
+    "//[/",
+    "///",
+    "//x/login",
+    "/\\x/login",
+    "/%",
+    "/%00",
+    "/%ff",
+    "/%5b%5d",
+    "/..//..",
+    "/;a=b",
+    "/?",
+    "/?%",
+    "/?name[]=1&name[a]=2",
+    "/login%00",
+    "//@:@/",
+];
+
+/// Sends them all; each is answered, and not by its failure to answer.
+async fn survive(cloakroom: &Cloakroom) {
+    for target in HOSTILE {
+        for method in ["GET", "HEAD"] {
+            let head =
+                format!("{method} {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+            let answer = exchange(cloakroom.public(), &head).await;
+            let status = answer.split(' ').nth(1).unwrap_or_default();
+            assert_ne!(status, "502", "{method} {target}: {answer}");
+            assert!(answer.starts_with("HTTP/1.1 "), "{method} {target}: {answer}");
+        }
+    }
+}
+
+/// By the program of this machine's configuration, and by one without a php.ini.
 #[tokio::test]
 async fn a_site_in_php() {
-    let address = free_address();
-    let file = example("site.php");
-    let _site =
-        Site::start("php", &["-S", &address.to_string(), file.to_str().unwrap()], address).await;
-    visit(&before(address, "").await).await;
+    for option in [&[][..], &["-n"]] {
+        let address = free_address();
+        let (file, at) = (example("site.php"), address.to_string());
+        let arguments = [option, &["-S", &at, file.to_str().unwrap()]].concat();
+        let _site = Site::start("php", &arguments, address).await;
+        let cloakroom = before(address, "").await;
+        survive(&cloakroom).await;
+        visit(&cloakroom).await;
+    }
 }
 
 #[tokio::test]
@@ -77,7 +121,9 @@ async fn a_site_in_python() {
     let _site =
         Site::start("python3", &[file.to_str().unwrap(), &address.port().to_string()], address)
             .await;
-    visit(&before(address, "").await).await;
+    let cloakroom = before(address, "").await;
+    survive(&cloakroom).await;
+    visit(&cloakroom).await;
 }
 
 #[tokio::test]
@@ -86,7 +132,9 @@ async fn a_site_in_node() {
     let file = example("site.mjs");
     let _site =
         Site::start("node", &[file.to_str().unwrap(), &address.port().to_string()], address).await;
-    visit(&before(address, "").await).await;
+    let cloakroom = before(address, "").await;
+    survive(&cloakroom).await;
+    visit(&cloakroom).await;
 }
 
 #[tokio::test]
@@ -96,7 +144,9 @@ async fn a_site_of_shell_scripts() {
         (example("cgi.py"), example("site.cgi"), address.port().to_string());
     let arguments = [runner.to_str().unwrap(), script.to_str().unwrap(), &port];
     let _site = Site::start("python3", &arguments, address).await;
-    visit(&before(address, "").await).await;
+    let cloakroom = before(address, "").await;
+    survive(&cloakroom).await;
+    visit(&cloakroom).await;
 }
 
 #[tokio::test]
@@ -107,6 +157,7 @@ async fn a_shell_script_that_makes_no_call() {
     let arguments = [runner.to_str().unwrap(), script.to_str().unwrap(), &port];
     let _site = Site::start("python3", &arguments, address).await;
     let cloakroom = before(address, "header_exchange = true\n").await;
+    survive(&cloakroom).await;
     let browser = Browser::new(&cloakroom);
     for data in ["{}", "{\"visits\":1}", "{\"visits\":2}"] {
         let page = browser.navigate("/", &Script::new()).await;
@@ -115,13 +166,107 @@ async fn a_shell_script_that_makes_no_call() {
     }
 }
 
+/// The scheme that a site sees, with and without TLS in front of the proxy.
+async fn sees_the_scheme(program: &str, arguments: &[&str], address: SocketAddr) {
+    let _site = Site::start(program, arguments, address).await;
+    let unused = Upstream::start();
+    let toml = format!(
+        "[limits]\ntrusted_proxies = [\"127.0.0.1\"]\n[[route]]\nupstream = \"http://{address}\"\n"
+    );
+    let cloakroom = Cloakroom::with(&unused, &toml).await;
+    for (more, scheme) in [("X-Forwarded-Proto: https\r\n", "https"), ("", "http")] {
+        let head = format!("GET / HTTP/1.1\r\nHost: localhost\r\n{more}Connection: close\r\n\r\n");
+        let answer = exchange(cloakroom.public(), &head).await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let body = if head.contains("chunked") { body.lines().nth(1).unwrap() } else { body };
+        assert_eq!(body.trim_end(), scheme, "{program} {arguments:?}: {answer}");
+    }
+}
+
+/// The first of these programs that succeeds with `check`; `None` if the framework is not installed.
+fn installed(programs: &[&'static str], check: &[&str]) -> Option<&'static str> {
+    let runs = |program: &&&str| {
+        let mut command = Command::new(program);
+        command.args(check).env("NODE_PATH", NODE_PATH).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    programs.iter().find(runs).copied()
+}
+
+/// Where Debian has the modules of Node.
+const NODE_PATH: &str = "/usr/share/nodejs";
+
+#[tokio::test]
+async fn frameworks_see_the_scheme_behind_tls() {
+    let readme =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    for (file, line, programs, check) in [
+        (
+            "django_site.py",
+            "SECURE_PROXY_SSL_HEADER",
+            &["python3", "/usr/bin/python3"][..],
+            &["-c", "import django"][..],
+        ),
+        (
+            "flask_site.py",
+            "app.wsgi_app",
+            &["python3", "/usr/bin/python3"],
+            &["-c", "import flask"],
+        ),
+        ("express_site.cjs", "app.set", &["node"], &["-e", "require('express')"]),
+        ("site.php", "$_SERVER['HTTPS']", &["php"], &["-v"]),
+    ] {
+        let path = example("tls").join(file);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let line = text.lines().find(|found| found.starts_with(line)).unwrap();
+        assert!(readme.contains(&format!("`{line}`")), "README.md does not show {line}");
+        let Some(program) = installed(programs, check) else { continue };
+        let address = free_address();
+        let (path, at) = (path.to_str().unwrap(), address.to_string());
+        let port = address.port().to_string();
+        let arguments = if program == "php" { vec!["-S", &at, path] } else { vec![path, &port] };
+        sees_the_scheme(program, &arguments, address).await;
+    }
+}
+
+/// By itself it compresses nothing for requests with a Via.
+#[tokio::test]
+async fn nginx_compresses_behind_the_proxy() {
+    let directory = tempfile::tempdir().unwrap();
+    let (at, address) = (directory.path(), free_address());
+    let readme =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let line = "gzip_proxied any;";
+    assert!(readme.contains(line));
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .iter()
+        .map(|name| format!("{name}_temp_path {}/{name};\n", at.display()))
+        .collect();
+    let configuration = format!(
+        "daemon off; master_process off; pid {0}/pid; error_log {0}/error; events {{}}\n\
+         http {{ access_log off; {temporary} default_type text/plain;\n\
+         gzip on; gzip_types text/plain; {line}\n\
+         server {{ listen {address}; root {0}; }} }}\n",
+        at.display()
+    );
+    std::fs::write(at.join("nginx.conf"), configuration).unwrap();
+    std::fs::write(at.join("page.txt"), "hello ".repeat(500)).unwrap();
+    let file = at.join("nginx.conf");
+    let _site = Site::start("nginx", &["-c", file.to_str().unwrap()], address).await;
+    let cloakroom = before(address, "").await;
+    let head =
+        "GET /page.txt HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n";
+    let answer = exchange(cloakroom.public(), head).await;
+    assert!(answer.contains("\r\ncontent-encoding: gzip\r\n"), "{answer}");
+}
+
 #[test]
 fn the_readme_shows_these_files() {
     let readme =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
     for name in ["site.php", "site.py", "site.mjs", "site.cgi", "exchange.cgi"] {
         let text = std::fs::read_to_string(example(name)).unwrap();
-        assert!(text.lines().count() < 30, "{name} is long");
+        assert!(text.lines().count() < 33, "{name} is long");
         assert!(readme.contains(&text), "README.md does not show {name} as it is");
     }
 }
