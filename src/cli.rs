@@ -93,6 +93,9 @@ enum Command {
             help = "Where the admin listener is, as http://127.0.0.1:8082 or unix:/run/admin.sock"
         )]
         url: Option<String>,
+        /// Ask whether the store can be read and written now
+        #[arg(long)]
+        store: bool,
     },
     /// Show what it does: a small site with a basket and a log-in, behind the proxy
     Demo {
@@ -226,7 +229,9 @@ fn dispatch(arguments: Arguments, environment: &Environment) -> Result<(), Failu
             let _log = begin_log(&loaded)?;
             clear_expired(&loaded.config)
         }
-        Some(Command::Health { file, url }) => health(file.path(), url, environment),
+        Some(Command::Health { file, url, store }) => {
+            health(file.path(), url, store, environment)
+        }
         Some(Command::Demo { port }) => show_demo(port),
     }
 }
@@ -288,6 +293,7 @@ fn answer(text: &str) -> Result<(), Failure> {
 fn health(
     path: Option<&Path>,
     url: Option<String>,
+    store: bool,
     environment: &Environment,
 ) -> Result<(), Failure> {
     let target = match url {
@@ -298,7 +304,7 @@ fn health(
             .map_err(|error| Failure::Usage(format!("--url: {error}")))?,
         None => target_of(&config::load_without_site(path, environment)?.config.admin.address),
     };
-    ask_whether_ready(&target)
+    ask_whether_ready(&target, store)
 }
 
 /// How a listener is reached from this machine: one at every address, by loopback.
@@ -456,9 +462,9 @@ fn clear_expired(config: &Config) -> Result<(), Failure> {
     answer(&removed.to_string())
 }
 
-/// GET /ready at the admin listener: anything but 200 is a failure.
-fn ask_whether_ready(target: &Target) -> Result<(), Failure> {
-    let path = PathAndQuery::from_static("/ready");
+/// Requests /ready of the admin listener, or `/ready?store`: anything but 200 is a failure.
+fn ask_whether_ready(target: &Target, store: bool) -> Result<(), Failure> {
+    let path = PathAndQuery::from_static(if store { "/ready?store" } else { "/ready" });
     let answered = runtime()?.block_on(async {
         client::get(target, path, &Tasks::new(), 64 * 1024, HEALTH_DEADLINE).await
     });

@@ -49,7 +49,8 @@
 //! 1. [`session`] does no I/O, never awaits and never reads a clock: `now` is an argument.
 //! 2. Whether a session is alive is decided by [`session::policy`] when it is loaded; a store's
 //!    time to live is garbage collection.
-//! 3. A store error is never "no session". Only an answer that there is none is.
+//! 3. A store error is never "no session". Only an answer that there is none is, and a store whose
+//!    files are damaged or no longer at their place gives no answers.
 //! 4. The cookie token exists in the cookie and in its type. Stores, upstreams, the API and logs see
 //!    the id.
 //! 5. A write takes effect in the store before anyone is told that it did, and never brings back what

@@ -1,11 +1,18 @@
-//! What operators reach, on a listener of its own:
+//! The admin service, on a listener of its own:
 //!
 //! * `GET /live`: 200 as long as the process answers.
-//! * `GET /ready`: 200 where requests may come: the store answers, and no drain has begun or is about
-//!   to; else 503.
-//! * `GET /metrics`: the counters, as Prometheus reads them.
+//! * `GET /ready`: 200 if requests should come here, else 503: from the start until the store was
+//!   read and written once, from the announcement of a drain on, and while a store on this machine's
+//!   disk cannot be read or written. A store over the network that fails later fails for all
+//!   instances, and takes none of them out. If every route with sessions says
+//!   `on_error = "anonymous"`, only the drain counts.
+//! * `GET /ready?store`: 200 if the store can be read and written now, else 503.
+//! * `GET /metrics`: the counters, in the `OpenMetrics` text format.
 
 pub mod config;
+mod readiness;
+
+use std::sync::Arc;
 
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -13,28 +20,43 @@ use hyper::body::Incoming;
 
 use crate::body::Body;
 use crate::server::{Handler, Peer, Tasks};
-use crate::sessions::Sessions;
+use crate::sessions::{Probed, Sessions};
+
+pub use self::readiness::Readiness;
 
 /// The admin service.
 #[derive(Debug)]
 pub struct Admin {
     sessions: Sessions,
+    readiness: Arc<Readiness>,
     tasks: Tasks,
 }
 
 impl Admin {
-    /// A service that asks `sessions` whether the store answers, and `tasks` whether a drain is near.
-    pub fn new(sessions: Sessions, tasks: Tasks) -> Self {
-        Self { sessions, tasks }
+    /// A service that probes the store of `sessions`, and asks `tasks` whether a drain is near.
+    pub fn new(sessions: Sessions, readiness: Arc<Readiness>, tasks: Tasks) -> Self {
+        Self { sessions, readiness, tasks }
     }
 
-    async fn ready(&self) -> Response<Body> {
+    async fn ready(&self, query: Option<&str>) -> Response<Body> {
         if self.tasks.is_leaving() {
             return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n");
         }
-        match self.sessions.ping().await {
-            Ok(()) => text(StatusCode::OK, "ready\n"),
-            Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the store does not answer\n"),
+        let asks_store = |query: &str| query.split('&').any(|part| part == "store");
+        let failed = if query.is_some_and(asks_store) {
+            match self.readiness.store_works(&self.sessions, &self.tasks).await {
+                Probed { read: true, write: true } => None,
+                Probed { read: false, .. } => Some("the store cannot be read\n"),
+                Probed { .. } => Some("the store cannot be written\n"),
+            }
+        } else if self.readiness.is_ready(&self.sessions, &self.tasks).await {
+            None
+        } else {
+            Some("the store cannot be read or written\n")
+        };
+        match failed {
+            None => text(StatusCode::OK, "ready\n"),
+            Some(failed) => text(StatusCode::SERVICE_UNAVAILABLE, failed),
         }
     }
 
@@ -55,7 +77,7 @@ impl Handler for Admin {
         }
         match request.uri().path() {
             "/live" => text(StatusCode::OK, "live\n"),
-            "/ready" => self.ready().await,
+            "/ready" => self.ready(request.uri().query()).await,
             "/metrics" => self.metrics(),
             _ => text(StatusCode::NOT_FOUND, "here are /live, /ready and /metrics\n"),
         }

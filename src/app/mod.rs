@@ -22,17 +22,19 @@ use tracing::{error, info, warn};
 use self::listeners::{Doors, Listeners};
 use self::stores::{Caching, Stores};
 use self::worker::{Crew, Floors, Made, Worker, workers};
+use crate::admin::Readiness;
 use crate::api::config::{instance_of, url_at};
 use crate::client::{self, Target};
 use crate::config::{Config, PrepareError};
 use crate::metrics::Metrics;
-use crate::proxy::{Site, SiteError};
+use crate::proxy::{self, Site, SiteError};
 use crate::random;
 use crate::server::{Address, Inherited, Limits, Room, Tasks, TlsError};
 use crate::session::key_ring::KeyRing;
 use crate::session::peer::Instance;
 use crate::sessions::{InFlight, Sessions, Shared};
 use crate::store;
+use crate::store::config::OnError;
 use crate::store::redis::SurveyError;
 use crate::store::sqlite::OpenError;
 use crate::telemetry::Tracer;
@@ -46,6 +48,7 @@ pub struct App {
     predrain: Duration,
     drain_timeout: Duration,
     doors: Doors,
+    readiness: Arc<Readiness>,
     /// What is served now.
     made: Made,
     api_url: String,
@@ -75,12 +78,20 @@ pub enum StartError {
     /// The directory of files could not be opened.
     #[error(transparent)]
     Files(#[from] store::file::OpenError),
-    /// Another process keeps records of the same database.
-    #[error("another process caches the sessions of {path}, and one alone may")]
-    Cached {
-        /// The database.
+    /// Another process caches the records of the database.
+    #[error(
+        "{0} is in use by another process with [store.cache]; only one process may use it then"
+    )]
+    Cached(PathBuf),
+    /// Another process uses a database whose records are to be cached.
+    #[error("{0} is in use by another process; [store.cache] needs it alone")]
+    InUse(PathBuf),
+    /// The lock of a database cannot be taken.
+    #[error("cannot lock {path}")]
+    Lock {
+        /// The lock file.
         path: PathBuf,
-        /// Why there is no lock.
+        /// Why not.
         source: io::Error,
     },
     /// Redis refuses what is needed.
@@ -118,16 +129,17 @@ pub enum StartError {
 pub fn open_sessions(config: &Config, clock: Clock) -> Result<Sessions, StartError> {
     let ring = config.prepare()?;
     let metrics = Metrics::new();
-    let home = Stores::open(config, Caching::None, (&clock, &metrics), &Tasks::new())?
+    let home = Stores::open(config, Caching::None, &clock, &Tasks::new(), &metrics)?
         .of_worker(0)
         .ok_or_else(|| StartError::Worker(io::ErrorKind::Other.into()))?;
-    Ok(Sessions::new(home, share(config, ring, (clock, metrics), instance(None))))
+    Ok(Sessions::new(home, share(config, ring, clock, metrics, instance(None))))
 }
 
 fn share(
     config: &Config,
     ring: Arc<KeyRing>,
-    (clock, metrics): (Clock, Metrics),
+    clock: Clock,
+    metrics: Metrics,
     instance: Instance,
 ) -> Arc<Shared> {
     Arc::new(Shared {
@@ -136,7 +148,6 @@ fn share(
         policy: config.policy.clone(),
         clock,
         metrics,
-        new_sessions: Arc::default(),
         in_flight: Arc::new(InFlight::default()),
         instance,
     })
@@ -162,13 +173,14 @@ impl App {
         let ring = config.prepare()?;
         let tasks = Floors::new();
         let metrics = Metrics::new();
-        let stores = Stores::open(&config, Caching::Configured, (&clock, &metrics), &tasks.inner)?;
+        let stores = Stores::open(&config, Caching::Configured, &clock, &tasks.inner, &metrics)?;
+        let readiness = Arc::new(Readiness::new(stores.health(), needs_store(&config)));
         let listeners = Listeners::bind(&config, inherited)?;
         let doors = Doors::open(&config, &listeners)?;
         let api = listeners.api().clone();
         let api_url = url_of(&config, &api);
         let instance = instance(dialled_at(&config, &api_url));
-        let shared = share(&config, ring, (clock, metrics), instance);
+        let shared = share(&config, ring, clock, metrics, instance);
         let site = site(&config, &api_url, &shared.metrics)?;
         let limits = config.limits.clone();
         let peers = peers(&config)?;
@@ -179,6 +191,7 @@ impl App {
         let crew = Arc::new(Crew {
             rings: of_reloads,
             stores,
+            readiness: Arc::clone(&readiness),
             doors: doors.clone(),
             limits: limits.clone(),
             public_room: public_room(&made.config),
@@ -197,6 +210,7 @@ impl App {
             predrain,
             drain_timeout,
             doors,
+            readiness,
             made,
             api_url,
             rings,
@@ -239,6 +253,7 @@ impl App {
         let shared = Arc::clone(&self.shared);
         let (config, tracer) = (Arc::new(config), self.made.tracer.clone());
         self.made = Made { config, site, shared, peers, tracer };
+        self.readiness.require_store(needs_store(&self.made.config));
         Doors::show(certificates);
         for worker in &self.workers {
             worker.serve_anew(&self.made);
@@ -301,6 +316,15 @@ impl fmt::Debug for App {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("App").field("public", &self.public).finish_non_exhaustive()
     }
+}
+
+/// Whether requests fail without the store: not if every route with sessions says
+/// `on_error = "anonymous"`.
+fn needs_store(config: &Config) -> bool {
+    let fails = |route: &proxy::config::RouteConfig| {
+        route.session != proxy::config::Session::Off && route.on_error == OnError::Fail
+    };
+    config.proxy.routes.iter().any(fails)
 }
 
 /// Room for clients; the proxies that are believed are many behind one address.

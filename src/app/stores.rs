@@ -1,7 +1,8 @@
 //! The store of a configuration, one way to it for each worker.
 
-use std::fs::File;
-use std::path::Path;
+use std::fs::{File, TryLockError};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{io, thread};
 
@@ -17,6 +18,7 @@ use crate::store::Store;
 use crate::store::cache::{Cached, Coherence, Hot};
 use crate::store::config::Backend;
 use crate::store::file::Files;
+use crate::store::health::{Health, Observed, Place};
 use crate::store::memory::Memory;
 use crate::store::redis::{Deployment, Redis, Survey, SurveyError, track};
 use crate::store::sqlite::Sqlite;
@@ -26,8 +28,9 @@ use crate::time::{Clock, Timestamp};
 pub(super) struct Stores {
     ways: Ways,
     cache: Option<Arc<Hot>>,
-    /// Of a database whose records are cached: another process would change them unheard.
-    _alone: Option<File>,
+    health: Arc<Health>,
+    /// Of a SQLite database: held as long as it is open, and released by the end of the process.
+    _lock: Option<File>,
 }
 
 /// Whether records may be kept in the process.
@@ -35,7 +38,7 @@ pub(super) struct Stores {
 pub(super) enum Caching {
     /// Where the configuration says so.
     Configured,
-    /// Not: a command that serves nothing.
+    /// Not: a command that serves nothing, and removes only what has expired.
     None,
 }
 
@@ -57,6 +60,7 @@ impl Stores {
         caching: Caching,
         (clock, metrics): (&Clock, &Metrics),
         tasks: &Tasks,
+        metrics: &Metrics,
     ) -> Result<Self, StartError> {
         let timeout = config.store.timeout;
         let ways = match &config.store.backend {
@@ -78,18 +82,30 @@ impl Stores {
                 Ways::Redis(deployment, stores)
             }
         };
+        let place = match &config.store.backend {
+            Backend::Memory | Backend::Cookies => Place::Process,
+            Backend::Sqlite { .. } | Backend::File { .. } => Place::Disk,
+            Backend::Redis(_) => Place::Network,
+        };
+        let health = Arc::new(Health::new(place, metrics.clone()));
+        let ways = ways
+            .before(|store| Arc::new(Observed::new(store, Arc::clone(&health))) as Arc<dyn Store>);
         let coherence = match &ways {
             Ways::Embedded(_) | Ways::Cookies => Coherence::Owned,
             Ways::Redis(..) => Coherence::Leased,
         };
         let room = config.store.cache.filter(|_| caching == Caching::Configured);
-        let Some(bytes) = room else { return Ok(Self { ways, cache: None, _alone: None }) };
-        let alone = match &config.store.backend {
-            Backend::Sqlite { path } => Some(alone_with(path)?),
+        let lock = match &config.store.backend {
+            Backend::Sqlite { path } => lock_database(path, caching, room.is_some())?,
             Backend::Memory | Backend::File { .. } | Backend::Redis(_) | Backend::Cookies => None,
         };
+        let Some(bytes) = room else {
+            return Ok(Self { ways, cache: None, health, _lock: lock });
+        };
         let hot = Arc::new(Hot::new(bytes, coherence));
-        Ok(Self { ways: ways.cached(&hot), cache: Some(hot), _alone: alone })
+        let ways =
+            ways.before(|store| Arc::new(Cached::new(store, Arc::clone(&hot))) as Arc<dyn Store>);
+        Ok(Self { ways, cache: Some(hot), health, _lock: lock })
     }
 
     pub(super) fn of_worker(&self, index: usize) -> Option<Home> {
@@ -107,6 +123,11 @@ impl Stores {
         }
     }
 
+    /// How the store is, as all workers find it.
+    pub(super) fn health(&self) -> Arc<Health> {
+        Arc::clone(&self.health)
+    }
+
     /// Keeps the cache coherent with what others change, until the drain.
     pub(super) fn begin_tracking(&self, tasks: &Tasks) {
         if let (Ways::Redis(deployment, _), Some(hot)) = (&self.ways, &self.cache) {
@@ -116,15 +137,31 @@ impl Stores {
     }
 }
 
-/// Keeps other processes that cache from a database: several may use one, unless one of them caches.
-fn alone_with(database: &Path) -> Result<File, StartError> {
+/// Locks a database: several processes may use one, unless one of them caches its records, which
+/// the others would change without its knowing. Earlier versions take only the exclusive lock.
+fn lock_database(
+    database: &Path,
+    caching: Caching,
+    caches: bool,
+) -> Result<Option<File>, StartError> {
+    if caching == Caching::None {
+        return Ok(None);
+    }
     let mut path = database.as_os_str().to_owned();
     path.push(".cached");
-    let failed = |source| StartError::Cached { path: database.to_owned(), source };
-    let lock = File::options().create(true).truncate(false).write(true).open(path);
-    let lock = lock.map_err(failed)?;
-    lock.try_lock().map_err(|error| failed(error.into()))?;
-    Ok(lock)
+    let (path, database) = (PathBuf::from(path), database.to_owned());
+    let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let lock = match lock {
+        Ok(lock) => lock,
+        Err(source) => return Err(StartError::Lock { path, source }),
+    };
+    let locked = if caches { lock.try_lock() } else { lock.try_lock_shared() };
+    match locked {
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock) if caches => Err(StartError::InUse(database)),
+        Err(TryLockError::WouldBlock) => Err(StartError::Cached(database)),
+        Err(TryLockError::Error(source)) => Err(StartError::Lock { path, source }),
+    }
 }
 
 /// Looks at a deployment before anybody is served. On a thread of its own: whoever starts an app may
@@ -153,13 +190,12 @@ fn survey(deployment: &Deployment, policy: &Policy, now: Timestamp) -> Result<()
 }
 
 impl Ways {
-    /// The same with one cache before all of them.
-    fn cached(self, hot: &Arc<Hot>) -> Self {
-        let cached = |store| Arc::new(Cached::new(store, Arc::clone(hot))) as Arc<dyn Store>;
+    /// The same with something before each of them.
+    fn before(self, wrap: impl Fn(Arc<dyn Store>) -> Arc<dyn Store>) -> Self {
         match self {
-            Self::Embedded(store) => Self::Embedded(cached(store)),
+            Self::Embedded(store) => Self::Embedded(wrap(store)),
             Self::Redis(deployment, stores) => {
-                Self::Redis(deployment, stores.into_iter().map(cached).collect())
+                Self::Redis(deployment, stores.into_iter().map(wrap).collect())
             }
             Self::Cookies => Self::Cookies,
         }

@@ -12,7 +12,7 @@ use tracing::{debug, error, warn};
 use super::keys::watch_keys;
 use super::listeners::{Doors, Listeners, Serves};
 use super::stores::Stores;
-use crate::admin::Admin;
+use crate::admin::{Admin, Readiness};
 use crate::api::Api;
 use crate::client;
 use crate::config::Config;
@@ -125,6 +125,7 @@ impl Worker {
 pub(super) struct Crew {
     pub(super) stores: Stores,
     pub(super) rings: watch::Receiver<Arc<Shared>>,
+    pub(super) readiness: Arc<Readiness>,
     pub(super) doors: Doors,
     pub(super) limits: Limits,
     pub(super) public_room: Room,
@@ -209,7 +210,7 @@ impl Crew {
             self.stores.begin_following(&inner);
             self.stores.begin_tracking(&inner);
             inner.run(watch_keys(self.rings.clone(), home, inner.clone())).detach();
-            let admin = Arc::new(Admin::new(sessions.clone(), public));
+            let admin = Arc::new(Admin::new(sessions.clone(), Arc::clone(&self.readiness), public));
             let room = Room::new(ADMIN_CONNECTIONS);
             let of_admin = settings(&admin_listener, Protocol::Http1);
             accept(admin_listener, of_admin, room, admin, &inner);

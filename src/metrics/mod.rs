@@ -31,6 +31,7 @@ pub struct Metrics {
     session_tokens: Family<KeyLabel, Counter>,
     store_seconds: Family<OperationLabel, Histogram>,
     store_errors: Family<OperationLabel, Counter>,
+    store_up: Family<OperationLabel, Gauge>,
     tunnels: Gauge,
     memory_store_bytes: Gauge,
     reloads: Family<ReloadLabel, Counter>,
@@ -200,6 +201,10 @@ impl Metrics {
                 store_seconds,
             ),
             store_errors: all.of("store_errors", "Calls that the store did not answer"),
+            store_up: all.of(
+                "store_up",
+                "Whether the last call that read or wrote the store, or the last probe, succeeded",
+            ),
             reloads: all.of("reloads", "Reloads of the configuration, by outcome"),
             spans: all.of("spans", "Spans that were recorded, by outcome"),
             registry: Arc::new(registry),
@@ -284,6 +289,11 @@ impl Metrics {
         if failed {
             self.store_errors.get_or_create(&label).inc();
         }
+    }
+
+    /// Sets whether the store can be read or written: `operation` is `read` or `write`.
+    pub fn store_up(&self, operation: &'static str, up: bool) {
+        self.store_up.get_or_create(&OperationLabel { operation }).set(i64::from(up));
     }
 
     /// The text form.

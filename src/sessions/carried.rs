@@ -157,6 +157,10 @@ impl Store for Carried {
     fn ping(&self) -> Answer<'_, ()> {
         Box::pin(ready(Ok(())))
     }
+
+    fn probe(&self, _now: Timestamp) -> Answer<'_, ()> {
+        Box::pin(ready(Ok(())))
+    }
 }
 
 impl Sessions {

@@ -32,7 +32,7 @@ mod one_request {
         parallel_increments_all_count
         parallel_patches_of_different_keys_all_hold
         create_overwrites_neither_a_session_nor_a_marker
-        it_answers_a_ping
+        it_answers_pings_and_probes
     );
 }
 
@@ -152,5 +152,9 @@ impl Store for Jars {
 
     fn ping(&self) -> Answer<'_, ()> {
         Box::pin(async { Carried::new(NAME, None).ping().await })
+    }
+
+    fn probe(&self, now: Timestamp) -> Answer<'_, ()> {
+        Box::pin(async move { Carried::new(NAME, None).probe(now).await })
     }
 }

@@ -27,7 +27,7 @@ mod watch;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::error;
+use tracing::{debug, error};
 
 use crate::metrics::{Event, Metrics};
 use crate::random;
@@ -89,6 +89,15 @@ pub struct Shared {
     pub instance: Instance,
 }
 
+/// What a probe of the store has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probed {
+    /// Whether it can be read.
+    pub read: bool,
+    /// Whether it can be written.
+    pub write: bool,
+}
+
 /// Why a call on a session did not do what it was asked for. Then nothing has changed, unless it
 /// says that this is not known.
 #[derive(Debug, thiserror::Error)]
@@ -139,12 +148,16 @@ impl Sessions {
         &self.shared
     }
 
-    /// Whether the store answers, where there is one.
-    pub async fn ping(&self) -> Result<(), StoreError> {
-        match &self.home {
-            Home::Store(store) => self.timed("ping", store.ping()).await,
-            Home::Cookies => Ok(()),
+    /// Asks the store whether it can be read and written now. Without a store both can.
+    pub async fn probe(&self) -> Probed {
+        let Home::Store(store) = &self.home else { return Probed { read: true, write: true } };
+        let read = self.timed("ping", store.ping()).await;
+        let now = self.shared.clock.now();
+        let write = self.timed("probe", store.probe(now)).await;
+        for error in [read.as_ref().err(), write.as_ref().err()].into_iter().flatten() {
+            debug!(%error, "a probe of the store failed");
         }
+        Probed { read: read.is_ok(), write: write.is_ok() }
     }
 
     fn in_cookies(&self) -> bool {

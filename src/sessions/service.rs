@@ -1,7 +1,7 @@
 //! Sessions by their id, and the sessions of a principal: for back offices, operators, and "your
 //! devices".
 
-use tracing::info;
+use tracing::{error, info};
 
 use super::change::{Changed, Requested, changed};
 use super::exchange::Exchange;
@@ -17,6 +17,8 @@ use crate::store::{Error as StoreError, Want};
 pub struct Listed {
     /// The sessions, without values.
     pub sessions: Vec<(Id, Meta)>,
+    /// Records that cannot be read, which have been logged and counted.
+    pub unreadable: Vec<Id>,
     /// Where the next page begins.
     pub next: Option<String>,
 }
@@ -75,40 +77,56 @@ impl Sessions {
         limit: usize,
     ) -> Result<Listed, Failure> {
         let page = self.timed("list", self.store()?.list(principal, cursor, limit)).await?;
+        for id in &page.unreadable {
+            self.shared.metrics.event(Event::Unreadable);
+            error!(session = %id, "a session cannot be read, and is left out of a list");
+        }
         let now = self.shared.clock.now();
         let alive = |(_, meta): &(Id, Meta)| {
             self.shared.policy.is_alive(meta, now)
                 && principal.is_none_or(|principal| meta.principal.as_ref() == Some(principal))
         };
         let sessions = page.sessions.into_iter().filter(alive).collect();
-        Ok(Listed { sessions, next: page.next })
+        Ok(Listed { sessions, unreadable: page.unreadable, next: page.next })
     }
 
-    /// All sessions of a principal.
+    /// Returns all sessions of a principal.
     pub async fn sessions_of(&self, principal: &Principal) -> Result<Vec<(Id, Meta)>, Failure> {
-        let mut sessions = Vec::new();
+        Ok(self.all_of(principal).await?.sessions)
+    }
+
+    /// Returns all sessions of a principal, and all records of theirs that cannot be read.
+    async fn all_of(&self, principal: &Principal) -> Result<Listed, Failure> {
+        let mut all = Listed::default();
         let mut cursor = None;
         loop {
             let page = self.list(Some(principal), cursor.as_deref(), PAGE).await?;
-            sessions.extend(page.sessions);
+            all.sessions.extend(page.sessions);
+            all.unreadable.extend(page.unreadable);
             cursor = page.next;
             if cursor.is_none() {
-                return Ok(sessions);
+                return Ok(all);
             }
         }
     }
 
-    /// Ends all sessions of a principal but `spared`.
+    /// Ends all sessions of a principal but `spared`. Records of theirs that cannot be read are
+    /// removed, and not counted.
     pub async fn destroy_all_of(
         &self,
         principal: &Principal,
         spared: Option<Id>,
     ) -> Result<Destroyed, Failure> {
         let mut destroyed = Destroyed::default();
-        for (id, _) in self.sessions_of(principal).await? {
+        let all = self.all_of(principal).await?;
+        for (id, _) in all.sessions {
             if Some(id) != spared {
                 destroyed = destroyed.and(self.destroy(id).await?);
             }
+        }
+        for id in all.unreadable {
+            // It opens nothing now, and should not if it can be read again.
+            self.timed("remove", self.store()?.remove(id)).await?;
         }
         info!(destroyed = destroyed.count, "the sessions of a principal were ended");
         Ok(destroyed)

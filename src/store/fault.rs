@@ -1,11 +1,12 @@
-//! Why a store on disk did not do it. One fault may be told to a whole group, so it can be cloned.
+//! Errors of the stores on disk. One fault may be reported to a whole group, so it can be cloned.
 
 use std::error::Error as Cause;
+use std::fmt;
 use std::sync::Arc;
 
 use super::Error;
 
-/// An [`Error`] that can be told to several.
+/// An [`Error`] that can be reported to several callers.
 #[derive(Clone, Debug)]
 pub(super) struct Fault {
     kind: Kind,
@@ -13,17 +14,30 @@ pub(super) struct Fault {
 }
 
 /// Which [`Error`] it is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Unavailable,
     OutcomeUnknown,
     Full,
+    /// The record cannot be read.
     Corrupt,
+    /// The file that holds all records is damaged: no record of it can be relied on.
+    Damaged,
 }
 
 impl Fault {
     pub(super) fn new(kind: Kind, cause: impl Cause + Send + Sync + 'static) -> Self {
         Self { kind, cause: Arc::new(cause) }
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.cause, f)
     }
 }
 
@@ -31,7 +45,7 @@ impl From<Fault> for Error {
     fn from(fault: Fault) -> Self {
         let cause = Box::new(fault.cause);
         match fault.kind {
-            Kind::Unavailable => Self::Unavailable(cause),
+            Kind::Unavailable | Kind::Damaged => Self::Unavailable(cause),
             Kind::OutcomeUnknown => Self::OutcomeUnknown(cause),
             Kind::Full => Self::Full,
             Kind::Corrupt => Self::Corrupt(cause),

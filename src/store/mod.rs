@@ -10,6 +10,7 @@ pub(crate) mod conformance;
 mod encode;
 mod fault;
 pub mod file;
+pub mod health;
 pub mod memory;
 mod owned;
 pub mod redis;
@@ -70,12 +71,14 @@ pub trait Store: fmt::Debug + Send + Sync {
     fn record_use<'a>(&'a self, id: Id, used: Use, policy: &'a Policy)
     -> Answer<'a, Option<Entry>>;
 
-    /// Removes a session, whatever its state; `None` where there was none. Markers stay.
+    /// Removes a session, whatever its state and whether or not it can be read; `None` if there was
+    /// none. Markers stay.
     fn remove(&self, id: Id) -> Answer<'_, Option<Replicated>>;
 
     /// A page of sessions, of one principal or of all; without values, in no particular order.
-    /// Some may be over, and one that changes meanwhile may come twice. At most `limit`, which is 1 or more, but a page may hold fewer and still
-    /// have a next one.
+    /// Some may be over, and one that changes meanwhile may come twice. At most `limit`, which is 1
+    /// or more, but a page may hold fewer and still have a next one. A record that cannot be read
+    /// breaks no list: it is among [`Page::unreadable`] if the store knows that it belongs there.
     fn list<'a>(
         &'a self,
         principal: Option<&'a Principal>,
@@ -96,13 +99,12 @@ pub trait Store: fmt::Debug + Send + Sync {
         Box::pin(std::future::ready(Ok(KnownKeys::NotKept)))
     }
 
-    /// What becomes of the mark of a new record that no browser has come back with.
-    fn unproven(&self) -> Unproven {
-        Unproven::Kept
-    }
-
-    /// Whether the store answers.
+    /// Whether the store can be read.
     fn ping(&self) -> Answer<'_, ()>;
+
+    /// Whether the store can be written: changes what no list shows and no session is, and what a
+    /// crash leaves of it is gone within seconds or with the next opening.
+    fn probe(&self, now: Timestamp) -> Answer<'_, ()>;
 }
 
 /// What a store keeps of the session keys of its instances.
@@ -215,6 +217,8 @@ pub enum Created {
 pub struct Page {
     /// The sessions.
     pub sessions: Vec<(Id, Meta)>,
+    /// Records that cannot be read.
+    pub unreadable: Vec<Id>,
     /// Where the next page begins; `None` after the last.
     pub next: Option<String>,
 }

@@ -3,6 +3,8 @@
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cloakroom::server::Tasks;
 
@@ -35,10 +37,16 @@ async fn it_says_whether_it_lives_is_ready_and_what_happened() {
     ] {
         assert!(metrics.lines().any(|known| known == line), "{line} is not in\n{metrics}");
     }
-    // Without its store it is alive, not ready; a request with a session fails, and keeps its cookie.
+    // Without its store it is alive, and as ready as any other instance; a request with a session
+    // fails, and keeps its cookie.
     server.take();
     assert_eq!(cloakroom.admin_get("/live").await.0, 200);
-    assert_eq!(cloakroom.admin_get("/ready").await.0, 503);
+    assert_eq!(cloakroom.admin_get("/ready").await.0, 200);
+    until_status(&cloakroom, "/ready?store", 503).await;
+    let (_, metrics) = cloakroom.admin_get("/metrics").await;
+    for line in ["store_up{operation=\"read\"} 0", "store_up{operation=\"write\"} 0"] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
     let page = browser.navigate("/", &Script::new()).await;
     assert_eq!(
         (page.status.as_u16(), page.header("retry-after"), page.set_cookies().len()),
@@ -72,6 +80,87 @@ async fn where_the_route_says_so_pages_go_out_without_a_session() {
     );
     assert!(page.calls().iter().all(|called| called.code() == "store_unavailable"));
     assert_eq!(page.set_cookies(), [""; 0]);
+}
+
+/// Waits until a path of the admin listener has this status: a probe may be a second old.
+async fn until_status(cloakroom: &Cloakroom, path: &str, status: u16) {
+    let deadline = Instant::now() + PATIENCE;
+    while cloakroom.admin_get(path).await.0 != status {
+        assert!(Instant::now() < deadline, "{path} is not {status}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn on_redis(server: &RedisServer, more: &str) -> String {
+    format!("[store]\nurl = \"redis://127.0.0.1:{}/0\"\n{more}\n", server.port())
+}
+
+#[tokio::test]
+async fn wrong_password_is_never_ready() {
+    let upstream = Upstream::start();
+    let server = RedisServer::start(&[]);
+    server.command(&["CONFIG", "SET", "requirepass", "right"]);
+    let cloakroom = Cloakroom::with(&upstream, &on_redis(&server, "password = \"wrong\"")).await;
+    for path in ["/ready", "/ready?store"] {
+        assert_eq!(cloakroom.admin_get(path).await.0, 503, "{path}");
+    }
+    assert_eq!(cloakroom.admin_get("/live").await.0, 200);
+    server.command_as("default", "right", &["CONFIG", "SET", "requirepass", "wrong"]);
+    until_status(&cloakroom, "/ready", 200).await;
+    until_status(&cloakroom, "/ready?store", 200).await;
+}
+
+#[tokio::test]
+async fn full_redis_keeps_instance_ready() {
+    let upstream = Upstream::start();
+    let server = RedisServer::start(&[]);
+    let cloakroom = Cloakroom::with(&upstream, &on_redis(&server, "")).await;
+    assert_eq!(cloakroom.admin_get("/ready").await.0, 200);
+    server.command(&["CONFIG", "SET", "maxmemory", "1"]);
+    until_status(&cloakroom, "/ready?store", 503).await;
+    assert_eq!(cloakroom.admin_get("/ready").await.0, 200);
+    let (_, metrics) = cloakroom.admin_get("/metrics").await;
+    for line in ["store_up{operation=\"read\"} 1", "store_up{operation=\"write\"} 0"] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+    server.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    until_status(&cloakroom, "/ready?store", 200).await;
+}
+
+#[tokio::test]
+async fn anonymous_routes_need_no_store() {
+    let upstream = Upstream::start();
+    let [nowhere, _] = free();
+    let route = |path: &str, more: &str| {
+        format!("[[route]]\npath = \"{path}\"\nupstream = \"UPSTREAM\"\n{more}\n")
+    };
+    let store = format!("[store]\nurl = \"redis://{nowhere}/0\"\n");
+    let anonymous = route("/", "on_error = \"anonymous\"");
+    let fails = route("/a", "on_error = \"fail\"");
+    let off = route("/b", "session = \"off\"");
+    let mut cloakroom =
+        Cloakroom::with(&upstream, &format!("{store}{anonymous}{fails}{off}")).await;
+    assert_eq!(cloakroom.admin_get("/ready").await.0, 503);
+    cloakroom.reload(&upstream, &format!("{store}{anonymous}{off}")).unwrap();
+    assert_eq!(cloakroom.admin_get("/ready").await.0, 200);
+    assert_eq!(cloakroom.admin_get("/ready?store").await.0, 503);
+}
+
+#[tokio::test]
+async fn many_pollers_make_few_probes() {
+    let upstream = Upstream::start();
+    let server = RedisServer::start(&[]);
+    let cloakroom = Arc::new(Cloakroom::with(&upstream, &on_redis(&server, "")).await);
+    let start = Instant::now();
+    let polls = (0..50).map(|_| {
+        let cloakroom = Arc::clone(&cloakroom);
+        tokio::spawn(async move { cloakroom.admin_get("/ready?store").await.0 })
+    });
+    for poll in polls.collect::<Vec<_>>() {
+        assert_eq!(poll.await.unwrap(), 200);
+    }
+    let probes = cloakroom.metrics().store_calls("probe");
+    assert!((1..=2 + start.elapsed().as_secs()).contains(&probes), "{probes}");
 }
 
 /// Ports that are free now.

@@ -32,6 +32,7 @@ mod cookies;
 mod demo;
 mod drain;
 mod durable_destroy;
+mod embedded;
 mod examples;
 mod failover;
 mod fault_proxy;

@@ -1,5 +1,7 @@
 //! How many sessions a principal may have, in every store.
 
+use cloakroom::metrics::Event;
+use cloakroom::session::id::Id;
 use serde_json::json;
 
 use crate::support::{Browser, Cloakroom, Page, RedisServer, Script, Upstream};
@@ -15,16 +17,20 @@ async fn principal_of(browser: &Browser) -> Option<String> {
 /// Five browsers, the first three of which are logged in as ada, one after the other; two may be.
 struct World {
     _upstream: Upstream,
-    _proxy: Cloakroom,
+    proxy: Cloakroom,
     browsers: Vec<Browser>,
 }
 
 impl World {
     async fn new(store: &str, at_max: &str) -> Self {
+        Self::apart(store, at_max, at_max).await
+    }
+
+    async fn apart(store: &str, at_max: &str, prefix: &str) -> Self {
         let upstream = Upstream::start();
         let toml = format!(
             "[session]\nmax_per_principal = 3\nat_max_per_principal = \"{at_max}\"\n\
-             [store]\nurl = \"{store}\"\nkey_prefix = \"{at_max}:\"\ntimeout = \"20s\"\n"
+             [store]\nurl = \"{store}\"\nkey_prefix = \"{prefix}:\"\ntimeout = \"20s\"\n"
         );
         let proxy = Cloakroom::with(&upstream, &toml).await;
         let browsers: Vec<Browser> = (0..5).map(|_| Browser::new(&proxy)).collect();
@@ -32,7 +38,7 @@ impl World {
             assert_eq!(log_in(browser, "ada").await.last().status, 200);
             proxy.clock.advance(std::time::Duration::from_secs(1));
         }
-        Self { _upstream: upstream, _proxy: proxy, browsers }
+        Self { _upstream: upstream, proxy, browsers }
     }
 
     async fn logged_in(&self) -> Vec<bool> {
@@ -108,4 +114,47 @@ async fn principals_with_outer_space_are_refused() {
     assert_eq!(listed["sessions"][0]["principal"], "admin ");
     assert_eq!(proxy.service("DELETE", &format!("/{id}"), "").await.status, 204);
     assert_eq!(principal_of(&browser).await, None);
+}
+
+/// Makes the record of a session unreadable, as its operator might by mistake.
+fn spoil(store: &str, world: &World, id: &str) {
+    let directory = world.proxy.directory();
+    if store.starts_with("sqlite:") {
+        let database = rusqlite::Connection::open(directory.join("cap.db")).unwrap();
+        let id = Id::parse(id).unwrap();
+        let sql = "UPDATE sessions SET expiry = 'soon' WHERE id = ?1";
+        assert_eq!(database.execute(sql, [id.as_bytes()]).unwrap(), 1);
+    } else if store.starts_with("file:") {
+        std::fs::write(directory.join("cap").join(id), "spoilt").unwrap();
+    } else {
+        let key = format!("spoilt:s:{{{id}}}");
+        RedisServer::shared().command(&["SET", &key, "spoilt"]);
+    }
+}
+
+#[tokio::test]
+async fn unreadable_record_breaks_no_list_cap_or_log_out() {
+    let stores = ["sqlite:cap.db".to_owned(), "file:cap".to_owned(), RedisServer::shared().url()];
+    for store in stores {
+        let world = World::apart(&store, "reject", "spoilt").await;
+        let [first, second, _, fourth, _] = &world.browsers[..] else { panic!("five") };
+        let id = first.navigate("/", &Script::new().get("")).await.json()["id"].clone();
+        spoil(&store, &world, id.as_str().unwrap());
+        let listed = world.proxy.service("GET", "?principal=ada", "").await;
+        assert_eq!(listed.status, 200, "{store}: {}", listed.body);
+        assert_eq!(listed.json()["sessions"].as_array().unwrap().len(), 2, "{store}");
+        let (_, metrics) = world.proxy.admin_get("/metrics").await;
+        assert!(metrics.contains("session_events_total{event=\"Unreadable\"} 1"), "{metrics}");
+        // It counts for no cap, so that another may log in.
+        assert_eq!(log_in(fourth, "ada").await.last().status, 200, "{store}");
+        let everywhere = Script::new().call("DELETE", "?everywhere=true", "");
+        assert_eq!(second.navigate("/", &everywhere).await.last().status, 204, "{store}");
+        assert_eq!(world.logged_in().await, [false; 5], "{store}");
+        // The unreadable one is gone too: its id is nobody's.
+        let count = world.proxy.metrics().count(Event::Unreadable);
+        let gone = world.proxy.service("GET", &format!("/{}", id.as_str().unwrap()), "").await;
+        assert_eq!(gone.status, 404, "{store}");
+        assert_eq!(world.proxy.metrics().count(Event::Unreadable), count, "{store}");
+        assert_eq!(log_in(first, "ada").await.last().status, 200, "{store}");
+    }
 }

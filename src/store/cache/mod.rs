@@ -159,6 +159,10 @@ impl Store for Cached {
     fn ping(&self) -> Answer<'_, ()> {
         self.store.ping()
     }
+
+    fn probe(&self, now: Timestamp) -> Answer<'_, ()> {
+        self.store.probe(now)
+    }
 }
 
 #[cfg(test)]

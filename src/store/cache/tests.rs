@@ -27,8 +27,10 @@ mod sqlite {
 
     fn fresh() -> Fresh {
         let directory = tempfile::tempdir().expect("a directory");
-        let store = Sqlite::open(&directory.path().join("s.db"), Duration::from_secs(20));
+        let path = directory.path().join("s.db");
+        let store = Sqlite::open(&path, Duration::from_secs(20));
         Fresh::new(cached(Arc::new(store.expect("opened")), Coherence::Owned), directory)
+            .spoiled_by(crate::store::sqlite::tests::spoiler(path))
     }
 
     suite!(fresh);
@@ -40,8 +42,13 @@ mod files {
 
     fn fresh() -> Fresh {
         let directory = tempfile::tempdir().expect("a directory");
-        let store = Files::open(&directory.path().join("sessions"), Duration::from_secs(20));
+        let path = directory.path().join("sessions");
+        let store = Files::open(&path, Duration::from_secs(20));
         Fresh::new(cached(Arc::new(store.expect("opened")), Coherence::Owned), directory)
+            .spoiled_by(move |id, way| {
+                crate::store::file::tests::spoil(&path.join(id.to_string()), way);
+                std::future::ready(())
+            })
     }
 
     suite!(fresh);

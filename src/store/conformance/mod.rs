@@ -7,6 +7,7 @@ mod named;
 mod seed;
 
 use std::any::Any;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::runtime::{Builder, Runtime};
@@ -15,16 +16,30 @@ pub(crate) use history::random_histories_answer_as_the_pure_function;
 pub(crate) use named::*;
 
 use super::Store;
+use crate::session::id::Id;
 
 /// An empty store, and what must live as long as it (a directory, say).
 pub(crate) struct Fresh {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) keep: Box<dyn Any>,
+    /// Makes the record under an id unreadable, in the way of this number. `None` if nothing can be
+    /// unreadable there.
+    pub(crate) spoil: Option<Spoil>,
 }
+
+pub(crate) type Spoil = Box<dyn Fn(Id, usize) -> Pin<Box<dyn Future<Output = ()>>>>;
 
 impl Fresh {
     pub(crate) fn new(store: impl Store + 'static, keep: impl Any) -> Self {
-        Self { store: Arc::new(store), keep: Box::new(keep) }
+        Self { store: Arc::new(store), keep: Box::new(keep), spoil: None }
+    }
+
+    /// The same with a way to spoil its records.
+    pub(crate) fn spoiled_by<F>(self, spoil: impl Fn(Id, usize) -> F + 'static) -> Self
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        Self { spoil: Some(Box::new(move |id, way| Box::pin(spoil(id, way)))), ..self }
     }
 }
 
@@ -45,7 +60,8 @@ macro_rules! suite {
             what_is_over_is_swept_and_nothing_else
             every_byte_of_a_value_survives
             a_list_of_many_has_pages
-            it_answers_a_ping
+            unreadable_records_break_no_list
+            it_answers_pings_and_probes
         );
     };
     ($fresh:expr; $($test:ident)*) => {

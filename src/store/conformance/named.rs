@@ -229,10 +229,70 @@ pub(crate) async fn pages(
     sessions
 }
 
-pub(crate) fn it_answers_a_ping(fresh: fn() -> Fresh) {
+/// Lists all, one by one: the sessions and what is unreadable, by id.
+async fn everything(store: &dyn Store, principal: Option<&Principal>) -> (Vec<Id>, Vec<Id>) {
+    let (mut sessions, mut unreadable) = (Vec::new(), Vec::new());
+    let mut cursor: Option<String> = None;
+    loop {
+        let page = store.list(principal, cursor.as_deref(), 1).await.expect("listed");
+        sessions.extend(page.sessions.into_iter().map(|(id, _)| id));
+        unreadable.extend(page.unreadable);
+        cursor = page.next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    for ids in [&mut sessions, &mut unreadable] {
+        ids.sort();
+        ids.dedup();
+    }
+    (sessions, unreadable)
+}
+
+pub(crate) fn unreadable_records_break_no_list(fresh: fn() -> Fresh) {
     runtime().block_on(async {
         let fresh = fresh();
-        fresh.store.ping().await.expect("an answer");
+        // In memory nothing is parsed, and nothing can be unreadable.
+        let Some(spoil) = &fresh.spoil else { return };
+        let store = &*fresh.store;
+        let ada = Principal::new("ada").expect("a principal");
+        let mut hers = record(now(), values(&[("a", "1")]));
+        hers.meta.principal = Some(ada.clone());
+        let (mut whole, mut spoilt) = (Vec::new(), Vec::new());
+        for way in 0..6 {
+            whole.push(made(store, &hers).await);
+            let id = made(store, &hers).await;
+            spoil(id, way).await;
+            spoilt.push(id);
+        }
+        whole.sort();
+        spoilt.sort();
+        for principal in [None, Some(&ada)] {
+            let (sessions, unreadable) = everything(store, principal).await;
+            assert_eq!(sessions, whole, "{principal:?}");
+            assert_eq!(unreadable, spoilt, "{principal:?}");
+        }
+        for id in &spoilt {
+            assert!(matches!(store.load(*id, Want::Meta).await, Err(Error::Corrupt(_))));
+            assert!(store.remove(*id).await.expect("removed").is_some());
+            assert_eq!(store.load(*id, Want::Meta).await.expect("loaded"), None);
+        }
+        for principal in [None, Some(&ada)] {
+            assert_eq!(everything(store, principal).await, (whole.clone(), Vec::new()));
+        }
+        drop(fresh.keep);
+    });
+}
+
+pub(crate) fn it_answers_pings_and_probes(fresh: fn() -> Fresh) {
+    runtime().block_on(async {
+        let fresh = fresh();
+        for _ in 0..3 {
+            fresh.store.ping().await.expect("an answer");
+            fresh.store.probe(now()).await.expect("an answer");
+        }
+        assert!(pages(&*fresh.store, None, 10).await.is_empty());
+        assert_eq!(fresh.store.sweep(now()).await.expect("swept"), 0);
         drop(fresh.keep);
     });
 }

@@ -2,7 +2,9 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,7 +14,7 @@ use rustix::io::Errno;
 use super::format::Stored;
 use crate::session::id::Id;
 pub(super) use crate::store::fault::Fault;
-use crate::store::fault::Kind;
+pub(super) use crate::store::fault::Kind;
 
 /// The directory of one store, which no other process has meanwhile.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub(super) struct Directory {
     path: PathBuf,
     /// Open, to be synced.
     handle: File,
+    /// Its device and inode.
+    identity: (u64, u64),
     /// Locked for as long as it is open.
     _lock: File,
     changes: AtomicU64,
@@ -50,6 +54,11 @@ pub enum OpenError {
     Thread(#[source] io::Error),
 }
 
+/// The directory was deleted or replaced while in use.
+#[derive(Debug, thiserror::Error)]
+#[error("{} was replaced while in use; restart to use what is there now", .0.display())]
+struct Replaced(PathBuf);
+
 /// The name of the file that is locked: no id has it.
 const LOCK: &str = "lock";
 
@@ -75,14 +84,21 @@ impl Directory {
             return Err(OpenError::Shared(path.to_owned()));
         }
         let handle = File::open(path).map_err(failed)?;
+        let identity = handle.metadata().map(|opened| (opened.dev(), opened.ino()));
+        let identity = identity.map_err(failed)?;
         let lock = private().create(true).truncate(false).open(path.join(LOCK)).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path.to_owned())),
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        let directory =
-            Self { path: path.to_owned(), handle, _lock: lock, changes: AtomicU64::new(0) };
+        let directory = Self {
+            path: path.to_owned(),
+            handle,
+            identity,
+            _lock: lock,
+            changes: AtomicU64::new(0),
+        };
         for name in directory.names().map_err(failed)? {
             if name.ends_with(UNFINISHED) {
                 fs::remove_file(path.join(name)).map_err(failed)?;
@@ -117,6 +133,7 @@ impl Directory {
     }
 
     pub(super) fn read(&self, id: Id) -> Result<Option<Stored>, Fault> {
+        self.check()?;
         let mut options = OpenOptions::new();
         let file = match nofollow(options.read(true)).open(self.file(id)) {
             Ok(file) => file,
@@ -138,6 +155,7 @@ impl Directory {
     /// Puts a whole file in the place of what stands there. It is on disk; that it has this name is
     /// after the next [`Self::sync`].
     pub(super) fn write(&self, id: Id, stored: &Stored) -> Result<(), Fault> {
+        self.check()?;
         let unfinished = self.path.join(format!("{id}{UNFINISHED}"));
         let written = (|| {
             let mut file = private().create(true).truncate(true).open(&unfinished)?;
@@ -156,6 +174,7 @@ impl Directory {
 
     /// Removes a file, if it is there.
     pub(super) fn remove(&self, id: Id) -> Result<(), Fault> {
+        self.check()?;
         match fs::remove_file(self.file(id)) {
             Ok(()) => {
                 self.changes.fetch_add(1, Ordering::Relaxed);
@@ -171,16 +190,41 @@ impl Directory {
         self.changes.load(Ordering::Relaxed)
     }
 
-    /// Writes down which names there are.
+    /// Syncs which names there are, of the directory that is at its path.
     pub(super) fn sync(&self) -> Result<(), Fault> {
         let unknown = |error| Fault::new(Kind::OutcomeUnknown, error);
-        self.handle.sync_all().map_err(unknown)
+        self.handle.sync_all().map_err(unknown)?;
+        // What was written in the meantime may be in another one.
+        self.check_or(Kind::OutcomeUnknown)
     }
 
-    /// Whether the directory is there.
+    /// Checks that the open directory is the one at its path: what is written elsewhere is neither
+    /// locked nor synced.
     pub(super) fn check(&self) -> Result<(), Fault> {
-        let found = fs::symlink_metadata(&self.path)?;
-        if found.is_dir() { Ok(()) } else { Err(io::Error::from(ErrorKind::NotADirectory).into()) }
+        self.check_or(Kind::Unavailable)
+    }
+
+    fn check_or(&self, otherwise: Kind) -> Result<(), Fault> {
+        let found = fs::symlink_metadata(&self.path);
+        let found = found.map_err(|error| Fault::new(otherwise, error))?;
+        if (found.dev(), found.ino()) == self.identity {
+            Ok(())
+        } else {
+            Err(Fault::new(otherwise, Replaced(self.path.clone())))
+        }
+    }
+
+    /// Writes a file, syncs it, and removes it. What a crash leaves of it goes at the next opening.
+    pub(super) fn probe(&self) -> Result<(), Fault> {
+        self.check()?;
+        let path = self.path.join(format!("probe{UNFINISHED}"));
+        let written = (|| {
+            let mut file = private().create(true).truncate(true).open(&path)?;
+            file.write_all(&[0; 4096])?;
+            file.sync_all()
+        })();
+        let removed = fs::remove_file(&path);
+        Ok(written.and(removed)?)
     }
 }
 

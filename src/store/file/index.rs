@@ -18,6 +18,14 @@ pub(super) struct Index {
     by_end: BTreeSet<(Timestamp, Id)>,
 }
 
+/// An entry whose time is over.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Over {
+    pub(super) ended_at: Timestamp,
+    pub(super) id: Id,
+    pub(super) is_session: bool,
+}
+
 #[derive(Debug)]
 struct Known {
     over_at: Timestamp,
@@ -93,10 +101,23 @@ impl Index {
         (ids, next)
     }
 
-    /// Those that are over at `now`, and whether each is a session; at most `limit`.
-    pub(super) fn over(&self, now: Timestamp, limit: usize) -> Vec<(Id, bool)> {
-        let over = self.by_end.iter().take_while(|(over_at, _)| *over_at <= now).take(limit);
-        over.map(|(_, id)| (*id, self.entries.get(id).is_some_and(Known::is_session))).collect()
+    /// Returns the first `limit` of those that are over at `now` and come after `after`, ordered
+    /// by their end.
+    pub(super) fn over(
+        &self,
+        now: Timestamp,
+        after: Option<(Timestamp, Id)>,
+        limit: usize,
+    ) -> Vec<Over> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let over = self.by_end.range((start, Bound::Unbounded));
+        let over = over.take_while(|(over_at, _)| *over_at <= now).take(limit);
+        over.map(|(over_at, id)| Over {
+            ended_at: *over_at,
+            id: *id,
+            is_session: self.entries.get(id).is_some_and(Known::is_session),
+        })
+        .collect()
     }
 
     pub(super) fn is_over(&self, id: Id, now: Timestamp) -> bool {

@@ -20,9 +20,9 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 pub use self::directory::OpenError;
-use self::directory::{Directory, Fault};
+use self::directory::{Directory, Fault, Kind};
 use self::format::Stored;
-use self::index::Index;
+use self::index::{Index, Over};
 use self::lane::{Duty, Lane};
 use super::owned::{OwnedChange, OwnedWant};
 use super::{Answer, Created, Error, Page, Store, Want, over_at};
@@ -35,8 +35,7 @@ use crate::time::Timestamp;
 /// The threads that read, and those that write.
 const LANES: usize = 4;
 
-/// How many files one sweep removes at most; the next goes on.
-const SWEEP: usize = 10_000;
+/// How many files a sweep removes at once, between which other changes get their turn.
 const SWEEP_AT_ONCE: usize = 256;
 
 /// The store of files.
@@ -138,9 +137,20 @@ impl Shared {
             Err(refusal) => return Ok(Err(refusal)),
             Ok(applied) => applied,
         };
-        match &applied.entry {
-            Some(entry) => self.put(id, entry, over_at(entry, change.policy))?,
-            None => self.delete(id)?,
+        let put = match &applied.entry {
+            Some(entry) => self.put(id, entry, over_at(entry, change.policy)),
+            None => self.delete(id),
+        };
+        match put {
+            // On a full disk a log-out goes without its marker: deleting a file needs no room.
+            Err(full)
+                if full.kind() == Kind::Full
+                    && matches!(applied.entry, Some(Entry::Ended { .. })) =>
+            {
+                self.delete(id)?;
+                applied.entry = None;
+            }
+            put => put?,
         }
         want.narrow(&mut applied);
         Ok(Ok(applied))
@@ -165,18 +175,38 @@ impl Shared {
         Ok(is_over)
     }
 
-    /// A page of sessions; one whose file is gone meanwhile, or cannot be read, is left out.
-    fn list(&self, principal: Option<&Principal>, after: Option<Id>, limit: usize) -> Page {
+    /// Returns a page of sessions; those whose file was removed in the meantime are left out.
+    fn list(
+        &self,
+        principal: Option<&Principal>,
+        after: Option<Id>,
+        limit: usize,
+    ) -> Result<Page, Fault> {
         let (ids, next) = self.index().page(principal, after, limit);
-        let sessions = ids.into_iter().filter_map(|id| match self.load(id) {
-            Ok(Some(Entry::Live(record))) => Some((id, record.meta)),
-            Ok(_) => None,
-            Err(fault) => {
-                tracing::warn!(session = %id, ?fault, "a session is left out of a list");
-                None
+        let mut page = Page { next: next.map(|id| id.to_string()), ..Page::default() };
+        for id in ids {
+            match self.load(id) {
+                Ok(Some(Entry::Live(record))) => page.sessions.push((id, record.meta)),
+                Ok(Some(Entry::Ended { .. }) | None) => {}
+                Err(fault) if fault.kind() == Kind::Corrupt => page.unreadable.push(id),
+                Err(fault) => return Err(fault),
             }
-        });
-        Page { sessions: sessions.collect(), next: next.map(|id| id.to_string()) }
+        }
+        Ok(page)
+    }
+
+    /// Removes a session, also one that cannot be read, and no marker. Returns whether it was
+    /// there.
+    fn remove(&self, id: Id) -> Result<bool, Fault> {
+        let is_session = match self.load(id) {
+            Ok(entry) => matches!(entry, Some(Entry::Live(_))),
+            Err(fault) if fault.kind() == Kind::Corrupt => true,
+            Err(fault) => return Err(fault),
+        };
+        if is_session {
+            self.delete(id)?;
+        }
+        Ok(is_session)
     }
 }
 
@@ -221,13 +251,9 @@ impl Store for Files {
     }
 
     fn remove(&self, id: Id) -> Answer<'_, Option<Replicated>> {
-        Box::pin(self.write(id, move |shared| {
-            let live = matches!(shared.load(id)?, Some(Entry::Live(_)));
-            if live {
-                shared.delete(id)?;
-            }
-            Ok(live.then_some(Replicated::NotAsked))
-        }))
+        Box::pin(
+            self.write(id, move |shared| Ok(shared.remove(id)?.then_some(Replicated::NotAsked))),
+        )
     }
 
     fn list<'a>(
@@ -239,18 +265,20 @@ impl Store for Files {
         let principal = principal.cloned();
         let after = cursor.and_then(Id::parse);
         let any = after.unwrap_or(Id::from_bytes([0; Id::BYTES]));
-        Box::pin(self.read(any, move |shared| Ok(shared.list(principal.as_ref(), after, limit))))
+        Box::pin(self.read(any, move |shared| shared.list(principal.as_ref(), after, limit)))
     }
 
     fn sweep(&self, now: Timestamp) -> Answer<'_, u64> {
         Box::pin(async move {
-            let over = self.shared.index().over(now, SWEEP);
             let mut removed = 0;
-            // Together, so that they share what is written down; and a few, so that others come in
-            // between.
-            for group in over.chunks(SWEEP_AT_ONCE) {
+            let mut after = None;
+            loop {
+                let group = self.shared.index().over(now, after, SWEEP_AT_ONCE);
+                let Some(last) = group.last() else { return Ok(removed) };
+                after = Some((last.ended_at, last.id));
                 let mut answers = Vec::with_capacity(group.len());
-                for (id, is_session) in group.iter().copied() {
+                // Together, so that they share an `fsync`.
+                for Over { id, is_session, .. } in group {
                     let sweep = move |shared: &Shared| shared.sweep(id, now);
                     answers.push((lane(&self.writers, id)?.submit(sweep)?, is_session));
                 }
@@ -259,7 +287,6 @@ impl Store for Files {
                     removed += u64::from(swept && is_session);
                 }
             }
-            Ok(removed)
         })
     }
 
@@ -267,7 +294,12 @@ impl Store for Files {
         let any = Id::from_bytes([0; Id::BYTES]);
         Box::pin(self.read(any, |shared| shared.directory.check()))
     }
+
+    fn probe(&self, _now: Timestamp) -> Answer<'_, ()> {
+        let any = Id::from_bytes([0; Id::BYTES]);
+        Box::pin(self.write(any, |shared| shared.directory.probe()))
+    }
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -21,7 +21,24 @@ fn opened(directory: &TempDir) -> Files {
 
 fn fresh() -> Fresh {
     let directory = tempfile::tempdir().expect("a directory");
-    Fresh::new(opened(&directory), directory)
+    let path = directory.path().join("sessions");
+    Fresh::new(opened(&directory), directory).spoiled_by(move |id, way| {
+        spoil(&path.join(id.to_string()), way);
+        std::future::ready(())
+    })
+}
+
+/// Makes a file unreadable in one of several ways.
+pub(crate) fn spoil(file: &Path, way: usize) {
+    let bytes = fs::read(file).expect("read");
+    match way % 3 {
+        0 => fs::write(file, &bytes[..bytes.len() / 2]).expect("cut"),
+        1 => fs::write(file, "").expect("emptied"),
+        _ => {
+            fs::remove_file(file).expect("removed");
+            symlink("elsewhere", file).expect("a link");
+        }
+    }
 }
 
 suite!(fresh);

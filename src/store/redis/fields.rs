@@ -72,11 +72,8 @@ pub(super) fn instant(value: &Value) -> Result<Option<Timestamp>, Unreadable> {
 /// Whether an answer can be the one about this session. On a connection on which one answer too
 /// many has come, each would be taken for the next question's, and one visitor be served as another.
 pub(super) fn is_about(answer: &Value, id: Id) -> bool {
-    let named = |value: &Value| match text(value) {
-        Ok(Some(name)) => name == id.to_string(),
-        Ok(None) => true,
-        Err(Unreadable) => false,
-    };
+    // What is no id was never written there, and makes the record unreadable.
+    let named = |value: &Value| !matches!(text(value), Ok(Some(name)) if Id::parse(name).is_some_and(|named| named != id));
     match answer {
         Value::Map(pairs) => {
             let own = pairs.iter().find(|(name, _)| matches!(text(name), Ok(Some(ID))));
@@ -87,6 +84,16 @@ pub(super) fn is_about(answer: &Value, id: Id) -> bool {
             Some(fields) => fields.get(FIELDS.len() - 1).is_none_or(named),
             None => parts.get(FIELDS.len() - 1).is_none_or(named),
         },
+        _ => false,
+    }
+}
+
+/// Whether an `HMGET` of [`FIELDS`] names this session.
+pub(super) fn names(answer: &Value, id: Id) -> bool {
+    match answer {
+        Value::Array(parts) => parts.get(FIELDS.len() - 1).is_some_and(
+            |value| matches!(text(value), Ok(Some(name)) if Id::parse(name) == Some(id)),
+        ),
         _ => false,
     }
 }
@@ -119,6 +126,11 @@ pub(super) fn entry_of(fields: &[Value]) -> Result<Option<Entry>, Unreadable> {
     }
     if meta.iter().all(|field| *field == Value::Nil) {
         return Ok(None);
+    }
+    if let Some(id) = meta.last()
+        && text(id)?.is_some_and(|id| Id::parse(id).is_none())
+    {
+        return Err(Unreadable);
     }
     Ok(Some(Entry::Live(Record { meta: meta_of(meta)?, values: Values::new() })))
 }
@@ -179,7 +191,8 @@ pub(super) fn array(value: Value) -> Result<Vec<Value>, Unreadable> {
     }
 }
 
-/// The id in the name of a session's key, where there is one.
-pub(super) fn id_of(name: &Value) -> Result<Option<Id>, Unreadable> {
-    Ok(text(name)?.and_then(|name| Id::parse(name.trim_end_matches('}').rsplit('{').next()?)))
+/// Returns the id in the name of a session's key, if there is one.
+pub(super) fn id_of(name: &Value) -> Option<Id> {
+    let name = text(name).ok().flatten()?;
+    Id::parse(name.trim_end_matches('}').rsplit('{').next()?)
 }

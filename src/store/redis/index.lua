@@ -2,7 +2,15 @@
 -- itself lives as long as the last of its sessions.
 -- KEYS[1] the index; ARGV[1] the end; ARGV[2] the id.
 
-local score = redis.call('ZSCORE', KEYS[1], ARGV[2])
+local score = redis.pcall('ZSCORE', KEYS[1], ARGV[2])
+if type(score) == 'table' and score.err then
+  if not string.find(score.err, 'WRONGTYPE', 1, true) then
+    return score
+  end
+  -- No index was ever written so, and log-ins of this principal go on.
+  redis.call('DEL', KEYS[1])
+  score = false
+end
 if not score or tonumber(score) < tonumber(ARGV[1]) then
   redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])
 end

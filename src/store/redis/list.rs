@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use redis::{Value, cmd, from_redis_value, pipe};
 use tokio::time::Instant;
+use tracing::error;
 
 use super::fields::{self, Unreadable, unreadable};
 use super::request::Request;
 use super::trouble::Trouble;
 use super::{Redis, hmget};
 use crate::session::id::Id;
-use crate::session::record::{Entry, Meta, Principal};
+use crate::session::record::{Entry, Principal};
 use crate::store::config::Address;
 use crate::store::{Error, Page};
 use crate::time::Timestamp;
@@ -43,18 +44,28 @@ impl Redis {
     ) -> Result<Page, Error> {
         let deadline = self.deadline();
         let after = cursor.and_then(Member::parse);
-        let (members, next) = self.members(principal, after, limit, deadline).await?;
+        let (members, next) = match self.members(principal, after, limit, deadline).await {
+            Err(Error::Corrupt(cause)) => {
+                // The next log-in of the principal puts another in its place.
+                error!(%principal, cause, "the index of a principal cannot be read");
+                return Ok(Page::default());
+            }
+            members => members?,
+        };
         let ids: Vec<Id> = members.iter().filter_map(|member| Id::parse(&member.name)).collect();
         let (now, found) = self.entries(&ids, deadline).await?;
-        let mut page = Page { sessions: Vec::new(), next };
+        let mut page = Page { next, ..Page::default() };
         let mut over = Vec::new();
         for (id, entry) in ids.into_iter().zip(found) {
             match entry {
-                Some(Entry::Live(record)) if record.meta.principal.as_ref() == Some(principal) => {
+                Err(Unreadable) => page.unreadable.push(id),
+                Ok(Some(Entry::Live(record)))
+                    if record.meta.principal.as_ref() == Some(principal) =>
+                {
                     page.sessions.push((id, record.meta));
                 }
                 // While its end has not come, the record may be about to be written.
-                None => over.extend(
+                Ok(None) => over.extend(
                     members
                         .iter()
                         .find(|member| member.name == id.to_string() && member.ends < now)
@@ -95,14 +106,17 @@ impl Redis {
                 .arg("LIMIT")
                 .arg(offset)
                 .arg(batch);
-            let rows: Vec<(String, f64)> =
+            let rows: Vec<(Value, f64)> =
                 from_redis_value(self.servers.ask(&key, &command, deadline).await?)
                     .map_err(unreadable)?;
             let count = rows.len();
             for (name, score) in rows {
+                // Other members are not ours, and name no session.
+                let Ok(Some(name)) = fields::text(&name) else { continue };
                 // Written as an integer, and read as one.
-                let ends = format!("{score:.0}").parse().map_err(unreadable)?;
-                members.push(Member { ends: Timestamp::from_millis(ends), name });
+                let Ok(ends) = format!("{score:.0}").parse() else { continue };
+                let ends = Timestamp::from_millis(ends);
+                members.push(Member { ends, name: name.to_owned() });
             }
             // Several may end in the millisecond in which the page before has stopped.
             members.retain(|member| after.as_ref().is_none_or(|after| member > after));
@@ -132,11 +146,14 @@ impl Redis {
         let rest = at.rest.split_off(limit.min(at.rest.len()));
         let ids = std::mem::replace(&mut at.rest, rest);
         let (_, found) = self.entries(&ids, deadline).await?;
-        let sessions = ids.into_iter().zip(found).filter_map(|(id, entry)| match entry {
-            Some(Entry::Live(record)) => Some((id, record.meta)),
-            _ => None,
-        });
-        let sessions: Vec<(Id, Meta)> = sessions.collect();
+        let mut page = Page::default();
+        for (id, entry) in ids.into_iter().zip(found) {
+            match entry {
+                Ok(Some(Entry::Live(record))) => page.sessions.push((id, record.meta)),
+                Ok(Some(Entry::Ended { .. }) | None) => {}
+                Err(Unreadable) => page.unreadable.push(id),
+            }
+        }
         // The nodes in their order, so that one which comes or goes meanwhile moves no other.
         let following = nodes.into_iter().find(|node| *node > at.node);
         let next = match following {
@@ -144,7 +161,8 @@ impl Redis {
             Some(node) => Some(Scan { node, ..Scan::default() }),
             None => None,
         };
-        Ok(Page { sessions, next: next.map(|at| at.to_text()) })
+        page.next = next.map(|at| at.to_text());
+        Ok(page)
     }
 
     async fn scan(&self, at: &mut Scan, count: usize, deadline: Instant) -> Result<(), Error> {
@@ -154,19 +172,17 @@ impl Redis {
         let answer = self.servers.call_at(node, Request::One(&command), deadline).await;
         let answer = answer.map_err(Trouble::of_read)?;
         let (next, keys): (String, Vec<Value>) = from_redis_value(answer).map_err(unreadable)?;
-        let ids = keys.iter().map(fields::id_of);
-        let ids: Result<Vec<Option<Id>>, Unreadable> = ids.collect();
         at.cursor = next;
-        at.rest = ids?.into_iter().flatten().collect();
+        at.rest = keys.iter().filter_map(fields::id_of).collect();
         Ok(())
     }
 
-    /// What stands under these ids, without values, and the servers' time.
+    /// Returns what stands under these ids, without values, and the servers' time.
     async fn entries(
         &self,
         ids: &[Id],
         deadline: Instant,
-    ) -> Result<(Timestamp, Vec<Option<Entry>>), Error> {
+    ) -> Result<(Timestamp, Vec<Found>), Error> {
         let mut by_node: BTreeMap<Option<Address>, Vec<(usize, Id)>> = BTreeMap::new();
         for (number, id) in ids.iter().enumerate() {
             by_node.entry(self.servers.node_of(&self.key(id))).or_default().push((number, *id));
@@ -187,28 +203,38 @@ impl Redis {
         node: Option<&Address>,
         ids: &[(usize, Id)],
         deadline: Instant,
-    ) -> Result<(Timestamp, Vec<Option<Entry>>), Error> {
+    ) -> Result<(Timestamp, Vec<Found>), Error> {
         let mut requests = pipe();
-        requests.cmd("TIME");
+        requests.ignore_errors().cmd("TIME");
         for (_, id) in ids {
             requests.add_command(hmget(&self.key(id)));
         }
         let answer = self.servers.call_at(node, Request::Several(&requests), deadline).await;
-        let mut answers = match answer {
-            Ok(answer) => fields::array(answer)?.into_iter(),
-            // A slot has moved since the map was drawn: each is asked for by itself.
-            Err(Trouble::Refused(_)) if node.is_some() => {
-                return self.entries_one_by_one(ids, deadline).await;
-            }
+        let answers = match answer {
+            Ok(answer) => fields::array(answer)?,
+            Err(Trouble::Refused(_)) => return self.entries_one_by_one(ids, deadline).await,
             Err(trouble) => return Err(trouble.of_read()),
         };
+        // E.g. a slot has moved since the map was drawn: each is asked for by itself.
+        if answers.iter().any(is_refused) {
+            return self.entries_one_by_one(ids, deadline).await;
+        }
+        let mut answers = answers.into_iter();
         let time = answers.next().ok_or(Unreadable)?;
         let (seconds, _): (i64, i64) = from_redis_value(time).map_err(unreadable)?;
-        let mut entries = Vec::with_capacity(ids.len());
-        for ((_, id), answer) in ids.iter().zip(answers) {
-            self.check(*id, &answer).map_err(|crossed| Error::Unavailable(crossed.into()))?;
-            entries.push(fields::entry_of_hmget(answer, None)?);
-        }
+        let answers: Vec<(Id, Value)> = ids.iter().map(|(_, id)| *id).zip(answers).collect();
+        // Where one answer names its session the others are not shifted: one that names another
+        // session is that of a record which was copied.
+        let aligned = answers.iter().any(|(id, answer)| fields::names(answer, *id));
+        let entries = answers.into_iter().map(|(id, answer)| match answer {
+            Value::ServerError(_) => Ok(Err(Unreadable)),
+            answer if aligned && !fields::is_about(&answer, id) => Ok(Err(Unreadable)),
+            answer => {
+                self.check(id, &answer).map_err(|crossed| Error::Unavailable(crossed.into()))?;
+                Ok(fields::entry_of_hmget(answer, None))
+            }
+        });
+        let entries = entries.collect::<Result<_, Error>>()?;
         Ok((Timestamp::from_millis(seconds * 1000), entries))
     }
 
@@ -216,17 +242,31 @@ impl Redis {
         &self,
         ids: &[(usize, Id)],
         deadline: Instant,
-    ) -> Result<(Timestamp, Vec<Option<Entry>>), Error> {
+    ) -> Result<(Timestamp, Vec<Found>), Error> {
         let mut entries = Vec::with_capacity(ids.len());
         for (_, id) in ids {
             let key = self.key(id);
-            let answer = self.servers.ask(&key, &hmget(&key), deadline).await?;
+            let answer = match self.servers.ask(&key, &hmget(&key), deadline).await {
+                Err(Error::Corrupt(_)) => {
+                    entries.push(Err(Unreadable));
+                    continue;
+                }
+                answer => answer?,
+            };
             self.check(*id, &answer).map_err(|crossed| Error::Unavailable(crossed.into()))?;
-            entries.push(fields::entry_of_hmget(answer, None)?);
+            entries.push(fields::entry_of_hmget(answer, None));
         }
-        // No time is known, and none of them is taken for over.
+        // The time is not known, and none of them is taken for expired.
         Ok((Timestamp::from_millis(0), entries))
     }
+}
+
+/// What stands under an id, if it can be read.
+type Found = Result<Option<Entry>, Unreadable>;
+
+/// Whether a server has refused a command, and not because of what stands under its key.
+fn is_refused(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(error) if error.code() != "WRONGTYPE")
 }
 
 /// How far a list of all sessions has come.

@@ -22,6 +22,7 @@ mod keys;
 mod link;
 mod list;
 mod notices;
+mod probe;
 mod replicate;
 mod request;
 mod sentinel;
@@ -418,6 +419,11 @@ impl Store for Redis {
             }
             Ok(())
         })
+    }
+
+    /// Every node that holds keys is to take one, which it removes by itself.
+    fn probe(&self, now: Timestamp) -> Answer<'_, ()> {
+        Box::pin(self.write_probes(now))
     }
 }
 

@@ -1,6 +1,10 @@
--- Removes a session, and no marker. Answers the key, and 1 or 0.
+-- Removes a session, whatever the key holds, and no marker. Answers the key, and 1 or 0.
 
-if redis.call('HEXISTS', KEYS[1], 'm') == 1 then
+local marker = redis.pcall('HGET', KEYS[1], 'm')
+if type(marker) == 'table' and marker.err and not string.find(marker.err, 'WRONGTYPE', 1, true) then
+  return marker
+end
+if type(marker) == 'string' and string.find(marker, '^%d+$') then
   return { KEYS[1], 0 }
 end
 return { KEYS[1], redis.call('DEL', KEYS[1]) }

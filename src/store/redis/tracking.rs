@@ -146,7 +146,7 @@ fn hear(hot: &Hot, push: PushInfo) {
         (PushKind::Invalidate, Some(Value::Array(keys))) => {
             for key in keys {
                 // Others may be under our prefix that are not ours.
-                if let Ok(Some(id)) = fields::id_of(key) {
+                if let Some(id) = fields::id_of(key) {
                     hot.forget(id);
                 }
             }

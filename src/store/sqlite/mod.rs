@@ -4,25 +4,30 @@
 //! goes out after its commit. No worker ever waits for the disk: it waits for a channel, and no
 //! longer than the deadline.
 
+mod database;
 mod fault;
 mod reader;
+mod reserve;
 mod row;
 mod schema;
 mod writer;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use self::fault::Fault;
+use self::database::{Check, Database, Identity};
+use self::fault::{Fault, Trouble};
 use self::reader::Readers;
 pub use self::schema::OpenError;
-use self::writer::Writer;
+use self::writer::{Need, Writer};
 use super::owned::{OwnedChange, OwnedWant};
 use super::{Answer, Created, Error, Page, Store, Want, over_at};
+use crate::random;
 use crate::session::id::Id;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
@@ -33,6 +38,8 @@ use crate::time::Timestamp;
 #[derive(Debug)]
 pub struct Sqlite {
     timeout: Duration,
+    database: Arc<Database>,
+    check: Check,
     /// Before the writer: dropped first, so that the writer's is the last connection, which
     /// leaves one file behind.
     readers: Readers,
@@ -40,23 +47,32 @@ pub struct Sqlite {
 }
 
 impl Sqlite {
-    /// Opens the file at `path`, or makes it: readable by its owner only, its directory too.
+    /// Opens the file at `path`, or creates it: readable by its owner only, its directory too.
     /// Each call has `timeout` to answer.
+    ///
+    /// If the file is deleted or replaced while it is open, or damage is found in it, every call
+    /// fails, and nothing that was acknowledged is lost by that.
     pub fn open(path: &Path, timeout: Duration) -> Result<Self, OpenError> {
         schema::make_file(path)?;
-        // A lock that another process holds is to be told before the deadline.
+        let unknown = |source| OpenError::File { path: path.to_owned(), source };
+        let identity = Identity::of(path).map_err(unknown)?;
+        // A lock that another process holds is to be reported before the deadline.
         let patience = timeout / 2;
         let connection = schema::open(path, patience)?;
         let readers = Readers::open(path, patience)?;
-        let writer = Writer::start(connection).map_err(|source| OpenError::Thread { source })?;
-        Ok(Self { timeout, readers, writer })
+        let database = Arc::new(Database::of(path, identity).map_err(unknown)?);
+        let check = Check::start(path, patience, Arc::clone(&database))?;
+        let writer = Writer::start(connection, path, Arc::clone(&database))
+            .map_err(|source| OpenError::Thread { source })?;
+        Ok(Self { timeout, database, check, readers, writer })
     }
 
     async fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Error> {
-        let answer = self.readers.submit(query)?;
+        let database = Arc::clone(&self.database);
+        let answer = self.readers.submit(move |connection| database.query(|| query(connection)))?;
         match timeout(self.timeout, answer).await {
             Ok(Ok(answer)) => Ok(answer?),
             Ok(Err(closed)) => Err(Error::Unavailable(closed.into())),
@@ -66,9 +82,10 @@ impl Sqlite {
 
     async fn write<T: Send + 'static>(
         &self,
-        change: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+        need: Need,
+        change: impl FnMut(&Connection) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Error> {
-        let answer: oneshot::Receiver<Result<T, Fault>> = self.writer.submit(change)?;
+        let answer: oneshot::Receiver<Result<T, Fault>> = self.writer.submit(need, change)?;
         match timeout(self.timeout, answer).await {
             Ok(Ok(answer)) => Ok(answer?),
             Ok(Err(closed)) => Err(Error::OutcomeUnknown(closed.into())),
@@ -86,7 +103,7 @@ impl Store for Sqlite {
     fn create<'a>(&'a self, id: Id, record: &'a Record, policy: &'a Policy) -> Answer<'a, Created> {
         let entry = Entry::Live(record.clone());
         let over_at = over_at(&entry, policy);
-        Box::pin(self.write(move |connection| {
+        Box::pin(self.write(Need::Room, move |connection| {
             Ok(if row::insert(connection, id, &entry, over_at)? {
                 Created::Done
             } else {
@@ -101,10 +118,13 @@ impl Store for Sqlite {
         change: Change<'a>,
         want: Want<'a>,
     ) -> Answer<'a, Result<Applied, Refusal>> {
+        let need = if change.patch.only_destroys() { Need::Nothing } else { Need::Room };
         let change = OwnedChange::from(change);
         let want = OwnedWant::from(want);
         Box::pin(
-            self.write(move |connection| patch(connection, id, change.borrow(), want.borrow())),
+            self.write(need, move |connection| {
+                patch(connection, id, change.borrow(), want.borrow())
+            }),
         )
     }
 
@@ -115,7 +135,7 @@ impl Store for Sqlite {
         policy: &'a Policy,
     ) -> Answer<'a, Option<Entry>> {
         let policy = policy.clone();
-        Box::pin(self.write(move |connection| {
+        Box::pin(self.write(Need::Room, move |connection| {
             let mut entry = row::load(connection, id, Want::Meta)?;
             if let Some(meta) = entry.as_mut().and_then(|entry| used.apply_to(entry, &policy)) {
                 row::write_use(connection, id, meta, policy.ends_at(meta))?;
@@ -125,7 +145,7 @@ impl Store for Sqlite {
     }
 
     fn remove(&self, id: Id) -> Answer<'_, Option<Replicated>> {
-        Box::pin(self.write(move |connection| {
+        Box::pin(self.write(Need::Nothing, move |connection| {
             Ok(row::remove_session(connection, id)?.then_some(Replicated::NotAsked))
         }))
     }
@@ -148,7 +168,9 @@ impl Store for Sqlite {
         Box::pin(async move {
             let mut sessions = 0;
             loop {
-                let swept = self.write(move |connection| row::sweep(connection, now)).await?;
+                let swept =
+                    self.write(Need::Nothing, move |connection| row::sweep(connection, now));
+                let swept = swept.await?;
                 sessions += swept.sessions;
                 if swept.is_last() {
                     return Ok(sessions);
@@ -157,8 +179,19 @@ impl Store for Sqlite {
         })
     }
 
+    /// The answer waits for the check for damage that follows an opening.
     fn ping(&self) -> Answer<'_, ()> {
-        Box::pin(self.read(row::ping))
+        Box::pin(async {
+            if timeout(self.timeout, self.check.done()).await.is_err() {
+                return Err(Fault::unavailable(Trouble::BeingChecked).into());
+            }
+            self.read(row::ping).await
+        })
+    }
+
+    fn probe(&self, _now: Timestamp) -> Answer<'_, ()> {
+        let id = Id::from_bytes(random::bytes());
+        Box::pin(self.write(Need::Room, move |connection| row::probe(connection, id)))
     }
 }
 
@@ -184,4 +217,4 @@ fn patch(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -34,6 +34,10 @@ impl Readers {
             let failed = |source| OpenError::Sqlite { path: path.to_owned(), source };
             let connection = schema::connect(path, patience).map_err(failed)?;
             connection.pragma_update(None, "query_only", true).map_err(failed)?;
+            // It opens the log with the first read, and later that may be another's.
+            connection
+                .query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))
+                .map_err(failed)?;
             let queries = Arc::clone(&queries);
             let thread = thread::Builder::new()
                 .name("sqlite-reader".to_owned())

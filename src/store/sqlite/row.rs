@@ -3,7 +3,7 @@
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
-use super::fault::Fault;
+use super::fault::{Fault, Kind};
 use crate::session::id::Id;
 use crate::session::json::Json;
 use crate::session::record::{Client, Entry, Key, Meta, Principal, Record, Values};
@@ -162,10 +162,10 @@ pub(super) fn delete(connection: &Connection, id: Id) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Removes a session, and no marker; answers whether there was one.
+/// Removes a session, also one that cannot be read, and no marker. Returns whether there was one.
 pub(super) fn remove_session(connection: &Connection, id: Id) -> Result<bool, Fault> {
     let mut statement =
-        connection.prepare_cached("DELETE FROM sessions WHERE id = ?1 AND ended = 0")?;
+        connection.prepare_cached("DELETE FROM sessions WHERE id = ?1 AND ended IS NOT 1")?;
     Ok(statement.execute([id.as_bytes()])? == 1)
 }
 
@@ -185,8 +185,9 @@ pub(super) fn list(
         None => "",
     };
     let mut statement = connection.prepare_cached(&format!(
-        "SELECT {COLUMNS}, id FROM sessions WHERE {filter} id > ?1 AND ended = 0 \
-         ORDER BY id LIMIT ?2"
+        "SELECT {COLUMNS}, id FROM sessions WHERE {filter} id > ?1 AND ended IS NOT 1 \
+         AND length(id) = {length} ORDER BY id LIMIT ?2",
+        length = Id::BYTES
     ))?;
     let name = principal.map(Principal::as_str);
     let mut parameters: Vec<&dyn ToSql> = vec![&after, &most];
@@ -195,13 +196,20 @@ pub(super) fn list(
     }
     let mut rows = statement.query(&*parameters)?;
     let mut page = Page::default();
-    while let Some(row) = rows.next()? {
-        if page.sessions.len() == limit {
-            page.next = page.sessions.last().map(|(id, _)| id.to_string());
+    let mut last = None;
+    for read in 0.. {
+        let Some(row) = rows.next()? else { break };
+        if read == limit {
+            page.next = last.map(|id: Id| id.to_string());
             break;
         }
-        if let Entry::Live(record) = entry_of(row)? {
-            page.sessions.push((Id::from_bytes(row.get("id")?), record.meta));
+        let id = Id::from_bytes(row.get("id")?);
+        last = Some(id);
+        match entry_of(row) {
+            Ok(Entry::Live(record)) => page.sessions.push((id, record.meta)),
+            Ok(Entry::Ended { .. }) => {}
+            Err(fault) if fault.kind() == Kind::Corrupt => page.unreadable.push(id),
+            Err(fault) => return Err(fault),
         }
     }
     Ok(page)
@@ -231,7 +239,8 @@ pub(super) fn sweep(connection: &Connection, now: Timestamp) -> Result<Swept, Fa
     let mut swept = Swept { sessions: 0, rows: 0 };
     while let Some(row) = rows.next()? {
         swept.rows += 1;
-        swept.sessions += u64::from(!row.get::<_, bool>(0)?);
+        // A row that cannot be read is no marker, and goes when it is over like any other.
+        swept.sessions += u64::from(row.get_ref(0)?.as_i64() != Ok(1));
     }
     Ok(swept)
 }
@@ -243,6 +252,14 @@ pub(super) fn ping(connection: &Connection) -> Result<(), Fault> {
         .query_row([], |_| Ok(()))
         .optional()?;
     Ok(())
+}
+
+/// Changes pages as a session does, and leaves nothing; at worst a marker that the next sweep
+/// removes.
+pub(super) fn probe(connection: &Connection, id: Id) -> Result<(), Fault> {
+    let until = Timestamp::from_millis(0);
+    insert(connection, id, &Entry::Ended { until }, until)?;
+    delete(connection, id)
 }
 
 fn unreadable(_: impl std::error::Error) -> Fault {

@@ -138,6 +138,8 @@ pub(super) fn connect(path: &Path, patience: Duration) -> rusqlite::Result<Conne
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(patience)?;
     connection.set_prepared_statement_cache_capacity(32);
+    // Damage of a page shows when it is read, and not as a row that is not found.
+    connection.pragma_update(None, "cell_size_check", true)?;
     Ok(connection)
 }
 

@@ -26,7 +26,23 @@ fn open(path: &Path) -> Sqlite {
 
 fn fresh() -> Fresh {
     let (directory, path) = directory();
-    Fresh::new(open(&path), directory)
+    let store = open(&path);
+    Fresh::new(store, directory).spoiled_by(spoiler(path))
+}
+
+/// Makes rows unreadable, in one of several ways.
+pub(crate) fn spoiler(path: PathBuf) -> impl Fn(Id, usize) -> std::future::Ready<()> {
+    move |id, way| {
+        let connection = Connection::open(&path).expect("opened");
+        let set = [
+            "expiry = 'soon'",
+            "created_at = NULL",
+            "client_user_agent = 'x', client_address = 'y'",
+        ];
+        let sql = format!("UPDATE sessions SET {} WHERE id = ?1", set[way % set.len()]);
+        assert_eq!(connection.execute(&sql, [id.as_bytes()]).expect("spoilt"), 1);
+        std::future::ready(())
+    }
 }
 
 suite!(fresh);
@@ -232,7 +248,7 @@ fn a_full_disk_is_said_and_changes_nothing() {
         let policy = Policy::default();
         store.create(id, &first, &policy).await.expect("created");
         let limit = |pages: i64| {
-            store.write(move |connection| {
+            store.write(Need::Room, move |connection: &Connection| {
                 connection
                     .pragma_query_value(None, "page_count", |row| row.get(0))
                     .and_then(|count: i64| {

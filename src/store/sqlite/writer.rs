@@ -2,58 +2,124 @@
 //! commit.
 
 use std::io;
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use super::fault::{Fault, Trouble};
+use super::database::Database;
+use super::fault::{Fault, Kind, Trouble};
+use super::reserve::Reserve;
 
 const QUEUE: usize = 1024;
 /// How many changes share one commit at most.
 const GROUP: usize = 256;
 
-/// A change. Given the connection, it is made; given a fault, it only has that to report.
-type Work = Box<dyn FnOnce(Result<&Connection, Fault>) -> Option<Report> + Send>;
+/// What a change needs of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Room for what it adds.
+    Room,
+    /// Nothing: it only removes. It is made on a full disk too.
+    Nothing,
+}
 
-/// What tells the asker, once it is known what became of the transaction.
-type Report = Box<dyn FnOnce(Result<(), Fault>)>;
+/// A change and the caller that waits for it.
+struct Job<T, F> {
+    need: Need,
+    change: F,
+    asker: oneshot::Sender<Result<T, Fault>>,
+    made: Option<Result<T, Fault>>,
+}
+
+/// A [`Job`] of any type.
+trait Work: Send {
+    fn need(&self) -> Need;
+
+    /// Whether the caller still waits.
+    fn is_wanted(&self) -> bool;
+
+    /// Makes the change, once more if the transaction that had it was rolled back.
+    fn make(&mut self, connection: &Connection);
+
+    /// Its own fault, if it could not be made.
+    fn fault(&self) -> Option<&Fault>;
+
+    /// Answers the caller once it is known what became of the transaction.
+    fn report(self: Box<Self>, committed: Result<(), Fault>);
+}
+
+type Group = Vec<Box<dyn Work>>;
+
+impl<T, F> Work for Job<T, F>
+where
+    T: Send,
+    F: FnMut(&Connection) -> Result<T, Fault> + Send,
+{
+    fn need(&self) -> Need {
+        self.need
+    }
+
+    fn is_wanted(&self) -> bool {
+        !self.asker.is_closed()
+    }
+
+    fn make(&mut self, connection: &Connection) {
+        self.made = Some((self.change)(connection));
+    }
+
+    fn fault(&self) -> Option<&Fault> {
+        self.made.as_ref()?.as_ref().err()
+    }
+
+    fn report(self: Box<Self>, committed: Result<(), Fault>) {
+        // Its own fault says more than the group's.
+        let answer = match (self.made, committed) {
+            (Some(Err(own)), _) => Err(own),
+            (_, Err(fault)) => Err(fault),
+            (Some(Ok(answer)), Ok(())) => Ok(answer),
+            (None, Ok(())) => Err(Fault::unavailable(Trouble::RolledBack)),
+        };
+        // If the caller has gone, no one misses the answer.
+        let _ = self.asker.send(answer);
+    }
+}
 
 /// The one writer. It ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Writer {
-    queue: Option<SyncSender<Work>>,
+    queue: Option<SyncSender<Box<dyn Work>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Writer {
-    pub(super) fn start(connection: Connection) -> io::Result<Self> {
+    pub(super) fn start(
+        connection: Connection,
+        path: &Path,
+        database: Arc<Database>,
+    ) -> io::Result<Self> {
         let (queue, work) = sync_channel(QUEUE);
+        let reserve = Reserve::of(path);
+        let committer = Committer { connection, database, reserve };
         let thread = thread::Builder::new()
             .name("sqlite-writer".to_owned())
-            .spawn(move || run(&connection, &work))?;
+            .spawn(move || committer.run(&work))?;
         Ok(Self { queue: Some(queue), thread: Some(thread) })
     }
 
-    /// Hands a change over. It writes by its last statement alone, so that it is made wholly or
-    /// not at all. One whose asker has gone before its turn is not made.
+    /// Queues a change. It writes by its last statement alone, so that it is made wholly or not
+    /// at all, and it may be made again after a rollback. One whose caller has gone before its
+    /// turn is not made.
     pub(super) fn submit<T: Send + 'static>(
         &self,
-        change: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+        need: Need,
+        change: impl FnMut(&Connection) -> Result<T, Fault> + Send + 'static,
     ) -> Result<oneshot::Receiver<Result<T, Fault>>, Fault> {
         let (asker, answer) = oneshot::channel();
-        let work: Work = Box::new(move |connection| {
-            if asker.is_closed() {
-                return None;
-            }
-            let made = connection.and_then(change);
-            Some(Box::new(move |committed| {
-                // Its own fault says more than the group's. Where the asker has gone, nobody
-                // misses the answer.
-                let _ = asker.send(made.and_then(|answer| committed.map(|()| answer)));
-            }))
-        });
+        let work: Box<dyn Work> = Box::new(Job { need, change, asker, made: None });
         let ended = Fault::unavailable(Trouble::ThreadEnded);
         match self.queue.as_ref().ok_or(ended)?.try_send(work) {
             Ok(()) => Ok(answer),
@@ -73,38 +139,108 @@ impl Drop for Writer {
     }
 }
 
-fn run(connection: &Connection, queue: &Receiver<Work>) {
-    while let Ok(first) = queue.recv() {
-        let group = std::iter::once(first).chain(queue.try_iter().take(GROUP - 1));
-        let mut reports = Vec::new();
-        let committed = commit(connection, group, &mut reports);
-        for report in reports {
-            report(committed.clone());
-        }
-    }
-    // What is in the log is safe there too; this spares the next start the reading of it.
-    let _ = connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
+/// What the thread has.
+struct Committer {
+    connection: Connection,
+    database: Arc<Database>,
+    reserve: Reserve,
 }
 
-/// Makes the group's changes in one transaction.
-fn commit(
-    connection: &Connection,
-    group: impl Iterator<Item = Work>,
-    reports: &mut Vec<Report>,
-) -> Result<(), Fault> {
-    let mut state = connection.execute_batch("BEGIN IMMEDIATE").map_err(Fault::from);
-    for work in group {
-        reports.extend(work(state.clone().map(|()| connection)));
-        // A full disk makes SQLite roll back the whole of it, what others did included.
-        if state.is_ok() && connection.is_autocommit() {
-            state = Err(Fault::unavailable(Trouble::RolledBack));
+impl Committer {
+    fn run(mut self, queue: &Receiver<Box<dyn Work>>) {
+        while let Ok(first) = queue.recv() {
+            let group = std::iter::once(first).chain(queue.try_iter().take(GROUP - 1));
+            let group = group.filter(|work| work.is_wanted()).collect();
+            self.settle(group);
         }
+        if self.database.in_place(Kind::Unavailable).is_err() {
+            // Another process may have opened what is there now. SQLite itself works the log in
+            // at the close, unless that is so.
+            return;
+        }
+        // What is in the log is safe there too; this spares the next start the reading of it.
+        let _ = self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
     }
-    let committed =
-        state.and_then(|()| connection.execute_batch("COMMIT").map_err(Fault::of_commit));
-    if !connection.is_autocommit() {
-        // The commit has failed and has been reported; there is no more to say.
-        let _ = connection.execute_batch("ROLLBACK");
+
+    /// Commits a group, and answers it. On a full disk what only removes still goes through.
+    fn settle(&mut self, mut group: Group) {
+        if !self.reserve.is_kept() {
+            group = refuse(group, &Fault::full());
+        }
+        let mut committed = self.commit(&mut group);
+        if is_full(&committed) {
+            self.work_log_in();
+            committed = self.commit(&mut group);
+        }
+        if let Err(full) = &committed
+            && is_full(&committed)
+        {
+            group = refuse(group, full);
+            committed = self.commit(&mut group);
+            if is_full(&committed) && self.reserve.give_up() {
+                self.work_log_in();
+                committed = self.commit(&mut group);
+            }
+        }
+        report(group, &committed);
     }
-    committed
+
+    /// Makes the group's changes in one transaction. After [`Kind::Full`] all of it was rolled
+    /// back, and may be tried again.
+    fn commit(&self, group: &mut Group) -> Result<(), Fault> {
+        if group.is_empty() {
+            return Ok(());
+        }
+        self.database.sound()?;
+        self.database.in_place(Kind::Unavailable)?;
+        let committed = self.transact(group).inspect_err(|fault| self.database.note(fault));
+        if !self.connection.is_autocommit() {
+            // The fault has been noted; there is no more to say.
+            let _ = self.connection.execute_batch("ROLLBACK");
+        }
+        committed?;
+        // A commit to a file that is gone from its path is lost at the next start.
+        self.database.in_place(Kind::OutcomeUnknown)
+    }
+
+    fn transact(&self, group: &mut Group) -> Result<(), Fault> {
+        self.connection.execute_batch("BEGIN IMMEDIATE")?;
+        for work in group {
+            work.make(&self.connection);
+            if let Some(fault) = work.fault()
+                && matches!(fault.kind(), Kind::Full | Kind::Damaged)
+            {
+                return Err(fault.clone());
+            }
+            // Some errors make SQLite roll back the whole of it, what others did included.
+            if self.connection.is_autocommit() {
+                return Err(Fault::unavailable(Trouble::RolledBack));
+            }
+        }
+        self.connection.execute_batch("COMMIT").map_err(Fault::of_commit)
+    }
+
+    /// Works the log into the database as far as readers allow. If that was all of it, the next
+    /// commit begins the log again and needs no room for it.
+    fn work_log_in(&self) {
+        // What cannot be done now shows in the commit that follows.
+        let _ = self.connection.execute_batch("PRAGMA wal_checkpoint(PASSIVE)");
+    }
+}
+
+fn is_full(committed: &Result<(), Fault>) -> bool {
+    committed.as_ref().is_err_and(|fault| fault.kind() == Kind::Full)
+}
+
+/// Answers those that need room; returns the others.
+fn refuse(group: Group, fault: &Fault) -> Group {
+    let (refused, kept) = group.into_iter().partition(|work| work.need() == Need::Room);
+    report(refused, &Err(fault.clone()));
+    kept
+}
+
+fn report(group: Group, committed: &Result<(), Fault>) {
+    for work in group {
+        work.report(committed.clone());
+    }
 }

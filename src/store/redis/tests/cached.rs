@@ -29,7 +29,7 @@ fn fresh() -> Fresh {
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let shared = server(local(RedisServer::shared().port()));
     let config = config::Redis { key_prefix: format!("cached[{number}]:"), ..shared };
-    Fresh::new(cached_on(&Deployment::new(&config, TIMEOUT)), ())
+    Fresh::new(cached_on(&Deployment::new(&config, TIMEOUT)), ()).spoiled_by(spoiler(&config))
 }
 
 suite!(fresh);

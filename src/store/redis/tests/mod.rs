@@ -55,10 +55,36 @@ fn fresh() -> Fresh {
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let shared = server(local(RedisServer::shared().port()));
     let config = config::Redis { key_prefix: format!("test[{number}]*:"), ..shared };
-    Fresh::new(store_of(&config, TIMEOUT), ())
+    Fresh::new(store_of(&config, TIMEOUT), ()).spoiled_by(spoiler(&config))
 }
 
 suite!(fresh);
+
+/// Makes records unreadable, in one of several ways, on a connection of the test's own.
+fn spoiler(
+    config: &config::Redis,
+) -> impl Fn(Id, usize) -> std::pin::Pin<Box<dyn Future<Output = ()>>> + use<> {
+    let other = std::sync::Arc::new(store_of(config, TIMEOUT));
+    move |id, way| {
+        let other = std::sync::Arc::clone(&other);
+        Box::pin(async move {
+            let key = other.key(id);
+            match way {
+                0 => drop(raw_at(&other, &key, &["HSET", &key, "s", "soon"]).await),
+                1 => drop(raw_at(&other, &key, &["HSET", &key, "id", "no id"]).await),
+                2 => drop(raw_at(&other, &key, &["HSET", &key, "m", "soon"]).await),
+                3 => drop(raw_at(&other, &key, &["HDEL", &key, "g"]).await),
+                4 => drop(raw_at(&other, &key, &["HSET", &key, "p", "\u{7}"]).await),
+                _ => {
+                    raw_at(&other, &key, &["DEL", &key]).await;
+                    raw_at(&other, &key, &["HSET", &key, "x", "1"]).await;
+                    raw_at(&other, &key, &["DEL", &key]).await;
+                    raw_at(&other, &key, &["ZADD", &key, "1", "a"]).await;
+                }
+            }
+        })
+    }
+}
 
 const POLICY: Policy = Policy {
     idle_timeout: Duration::from_hours(1),
@@ -99,6 +125,14 @@ async fn raw(store: &Redis, words: &[&str]) -> Value {
     let mut command = Cmd::new();
     command.arg(words);
     let answer = store.servers.ask("", &command, store.deadline()).await;
+    answer.unwrap_or_else(|error| panic!("{words:?}: {error:?}"))
+}
+
+/// The same where there are several servers: at the one that has `key`.
+async fn raw_at(store: &Redis, key: &str, words: &[&str]) -> Value {
+    let mut command = Cmd::new();
+    command.arg(words);
+    let answer = store.servers.ask(key, &command, store.deadline()).await;
     answer.unwrap_or_else(|error| panic!("{words:?}: {error:?}"))
 }
 
@@ -276,6 +310,55 @@ fn the_index_forgets_what_is_over_and_gone_and_nothing_else() {
         assert_eq!(page.sessions[0].0, id);
         assert_eq!(number(&store, &["ZCARD", &index]).await, 2);
         assert_eq!(raw(&store, &["ZSCORE", &index, &over]).await, Value::Nil);
+    });
+}
+
+#[test]
+fn copied_record_breaks_no_list() {
+    let server = RedisServer::start(&[]);
+    let store = store_on(&server);
+    runtime().block_on(async {
+        let (id, copy) = (made(&store, &of_ada(now())).await, made(&store, &of_ada(now())).await);
+        raw(&store, &["COPY", &store.key(id), &store.key(copy), "REPLACE"]).await;
+        let page = store.list(Some(&ada()), None, 10).await.expect("listed");
+        assert_eq!((page.sessions[0].0, page.sessions.len()), (id, 1));
+        assert_eq!(page.unreadable, [copy]);
+        assert!(store.remove(copy).await.expect("removed").is_some());
+    });
+}
+
+#[test]
+fn unreadable_index_keeps_nobody_from_logging_in() {
+    let server = RedisServer::start(&[]);
+    let store = store_on(&server);
+    runtime().block_on(async {
+        let index = store.index_key(&ada());
+        raw(&store, &["SET", &index, "text"]).await;
+        assert_eq!(store.list(Some(&ada()), None, 10).await.expect("listed"), Page::default());
+        let id = made(&store, &of_ada(now())).await;
+        // Members that are no session's are passed over.
+        raw(&store, &["ZADD", &index, "inf", "text", "1e300", "more"]).await;
+        let page = store.list(Some(&ada()), None, 10).await.expect("listed");
+        assert_eq!(page.sessions.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [id]);
+    });
+}
+
+#[test]
+fn probes_end_by_themselves() {
+    let server = RedisServer::start(&[]);
+    let store = store_on(&server);
+    runtime().block_on(async {
+        let since = Instant::now();
+        for _ in 0..5 {
+            store.probe(now()).await.expect("written");
+        }
+        while number(&store, &["DBSIZE"]).await > 0 {
+            assert!(since.elapsed() < Duration::from_secs(20));
+        }
+        raw(&store, &["CONFIG", "SET", "maxmemory", "1"]).await;
+        let full = store.probe(now()).await;
+        assert!(matches!(full, Err(Error::Full)), "{full:?}");
+        store.ping().await.expect("still read");
     });
 }
 
@@ -464,6 +547,9 @@ fn the_access_that_is_documented_is_enough() {
         let store = Redis::new(&deployment, Tasks::new());
         let id = made(&store, &of_ada(now())).await;
         apply(&store, id, &add(1), Want::Values).await;
+        store.ping().await.expect("read");
+        store.probe(now()).await.expect("written");
+        store.remove(new_id()).await.expect("answered");
         for principal in [None, Some(&ada())] {
             assert_eq!(store.list(principal, None, 10).await.expect("listed").sessions.len(), 1);
         }

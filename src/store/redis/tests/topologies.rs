@@ -35,7 +35,8 @@ mod sentinel {
     use super::*;
 
     fn fresh() -> Fresh {
-        Fresh::new(store_of(&apart(shared_sentinels()), TIMEOUT), ())
+        let config = apart(shared_sentinels());
+        Fresh::new(store_of(&config, TIMEOUT), ()).spoiled_by(spoiler(&config))
     }
 
     suite!(fresh);
@@ -47,7 +48,8 @@ mod cluster {
     fn fresh() -> Fresh {
         static SHARED: OnceLock<Cluster> = OnceLock::new();
         let config = in_cluster(SHARED.get_or_init(Cluster::start));
-        Fresh::new(store_of(&apart(config), TIMEOUT), ())
+        let config = apart(config);
+        Fresh::new(store_of(&config, TIMEOUT), ()).spoiled_by(spoiler(&config))
     }
 
     suite!(fresh);
