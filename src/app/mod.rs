@@ -148,6 +148,7 @@ fn share(
         policy: config.policy.clone(),
         clock,
         metrics,
+        new_sessions: Arc::default(),
         in_flight: Arc::new(InFlight::default()),
         instance,
     })

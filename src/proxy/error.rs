@@ -210,7 +210,11 @@ impl Error {
             ),
             _ => detail.to_owned(),
         };
-        let problem = Problem { status: self.status(), code, detail };
+        let retry_after = match self {
+            Self::TooManyNewSessions(retry_after) => Some(*retry_after),
+            _ => None,
+        };
+        let problem = Problem { status: self.status(), code, detail, retry_after };
         let as_problem = match accepts {
             Accepts::Html => false,
             Accepts::Json => true,

@@ -99,6 +99,11 @@ pub trait Store: fmt::Debug + Send + Sync {
         Box::pin(std::future::ready(Ok(KnownKeys::NotKept)))
     }
 
+    /// What becomes of the mark of a new record that no browser has come back with.
+    fn unproven(&self) -> Unproven {
+        Unproven::Kept
+    }
+
     /// Whether the store can be read.
     fn ping(&self) -> Answer<'_, ()>;
 

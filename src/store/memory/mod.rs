@@ -159,7 +159,7 @@ impl Store for Memory {
         let page = sessions.by_ref().take(limit).map(|(id, meta)| (id, meta.clone()));
         let page: Vec<_> = page.collect();
         let next = sessions.next().and_then(|_| page.last().map(|(id, _)| id.to_string()));
-        Box::pin(ready(Ok(Page { sessions: page, next })))
+        Box::pin(ready(Ok(Page { sessions: page, unreadable: Vec::new(), next })))
     }
 
     fn sweep(&self, now: Timestamp) -> Answer<'_, u64> {
@@ -175,6 +175,10 @@ impl Store for Memory {
     }
 
     fn ping(&self) -> Answer<'_, ()> {
+        Box::pin(ready(Ok(())))
+    }
+
+    fn probe(&self, _now: Timestamp) -> Answer<'_, ()> {
         Box::pin(ready(Ok(())))
     }
 }
