@@ -24,7 +24,7 @@ use super::carrier::{Carrier, as_prepared};
 use super::error::{Error, Kind};
 use super::target::Target;
 use super::tls::{Agreed, Speaks, Tls};
-use crate::body::{Body, BodyError};
+use crate::body::{Body, BodyError, Traffic};
 use crate::descriptors::{self, Use};
 use crate::metrics::Upstream;
 use crate::scheme::Scheme;
@@ -164,7 +164,7 @@ impl Http1 {
         drain: impl FnOnce() + Send + 'static,
     ) -> Result<Self, Error> {
         let received = Arc::new(AtomicBool::new(false));
-        let io = TokioIo::new(Io { socket, received: Arc::clone(&received) });
+        let io = TokioIo::new(Io { socket, received: Arc::clone(&received), broken: false });
         let (sender, connection) = http1::Builder::new()
             .max_header_size(RESPONSE_HEAD_BYTES)
             .max_buf_size(RESPONSE_HEAD_BYTES + 4096)
@@ -274,10 +274,32 @@ async fn dial(target: &Target, deadline: Duration) -> io::Result<Socket> {
 }
 
 /// An upstream's socket, which remembers that something was read from it.
+///
+/// A write that fails because the upstream has closed is no error yet: an answer may have arrived before, and hyper would
+/// drop it unread. The write waits, and the reads tell the end.
 #[derive(Debug)]
 struct Io {
     socket: Socket,
     received: Arc<AtomicBool>,
+    /// Whether a write has failed.
+    broken: bool,
+}
+
+impl Io {
+    fn written<T>(&mut self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match written {
+            Poll::Ready(Err(error)) if has_closed(&error) => {
+                self.broken = true;
+                Poll::Pending
+            }
+            written => written,
+        }
+    }
+}
+
+fn has_closed(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
 }
 
 impl AsyncRead for Io {
@@ -290,6 +312,9 @@ impl AsyncRead for Io {
         let read = Pin::new(&mut self.socket).poll_read(cx, buffer);
         if buffer.filled().len() > before {
             self.received.store(true, Ordering::Relaxed);
+        } else if self.broken && matches!(read, Poll::Ready(Ok(()))) {
+            // The reset was told to the write; its trace here is an end.
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         read
     }
@@ -301,7 +326,8 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, buffer)
+        let written = Pin::new(&mut self.socket).poll_write(cx, buffer);
+        self.written(written)
     }
 
     fn poll_write_vectored(
@@ -309,7 +335,8 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         buffers: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, buffers)
+        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, buffers);
+        self.written(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -317,7 +344,8 @@ impl AsyncWrite for Io {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+        let flushed = Pin::new(&mut self.socket).poll_flush(cx);
+        self.written(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -334,8 +362,11 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     pub(super) fn new(body: Body) -> Self {
-        let progress = (!body.is_end_stream()).then(Arc::default);
-        Self { body, progress }
+        if body.is_end_stream() {
+            return Self { body, progress: None };
+        }
+        let progress = Arc::new(Progress::new());
+        Self { body: body.asking(&progress.traffic), progress: Some(progress) }
     }
 
     /// How far it is; `None` for one without bytes.
@@ -377,17 +408,22 @@ impl http_body::Body for Outgoing {
 pub(super) struct Progress {
     start: Instant,
     upstream_since: AtomicU64,
+    traffic: Arc<Traffic>,
 }
 
 const CLIENTS_TURN: u64 = u64::MAX;
 
-impl Default for Progress {
-    fn default() -> Self {
-        Self { start: Instant::now(), upstream_since: AtomicU64::new(0) }
-    }
-}
-
 impl Progress {
+    fn new() -> Self {
+        let (start, upstream_since) = (Instant::now(), AtomicU64::new(0));
+        Self { start, upstream_since, traffic: Arc::new(Traffic::new()) }
+    }
+
+    /// Returns what the response's body is to share with the request's.
+    pub(super) fn traffic(&self) -> Arc<Traffic> {
+        Arc::clone(&self.traffic)
+    }
+
     fn upstream(&self) {
         let since = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(CLIENTS_TURN - 1);
         self.upstream_since.store(since, Ordering::Relaxed);

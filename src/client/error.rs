@@ -59,7 +59,9 @@ impl Error {
             if let Some(body) = inner.downcast_ref() {
                 let kind = match body {
                     BodyError::TooLarge => Kind::RequestBodyTooLarge,
-                    BodyError::Idle | BodyError::Broken(_) => Kind::RequestBody,
+                    BodyError::Idle | BodyError::Interrupted | BodyError::Broken(_) => {
+                        Kind::RequestBody
+                    }
                 };
                 return Self::with(kind, error);
             }

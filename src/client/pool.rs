@@ -26,6 +26,9 @@ use crate::body::{self, Body, CollectError, End};
 use crate::metrics::{Answer, Upstream};
 use crate::tasks::Tasks;
 
+/// Bytes of a response's body that are taken in at once, so that its connection is free while the client is slow.
+const SMALL: u64 = 2048;
+
 /// How an upstream is reached.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -34,8 +37,8 @@ pub struct Config {
     /// From the end of the request to the response's head. It also bounds how long the upstream may take
     /// nothing of the request's body.
     pub response_timeout: Duration,
-    /// Between two frames of the response's body; `None` where they may take for ever.
-    pub body_idle_timeout: Option<Duration>,
+    /// How long nothing may come in either direction while the response's body is on its way; `None` is any time.
+    pub stream_idle_timeout: Option<Duration>,
     /// How long a connection is kept for the next request: less than the upstream keeps it.
     pub idle_timeout: Duration,
     /// Connections that are kept so, for each worker.
@@ -55,7 +58,7 @@ impl Default for Config {
         Self {
             connect_timeout: Duration::from_secs(2),
             response_timeout: Duration::from_mins(1),
-            body_idle_timeout: None,
+            stream_idle_timeout: None,
             idle_timeout: Duration::from_secs(4),
             max_idle: 256,
             tls: None,
@@ -327,7 +330,7 @@ impl Pool {
         let upgrades = Upgrades::of(request.headers());
         let sent = self.in_time(connection.send(request), progress.as_deref()).await;
         match sent {
-            Ok(Ok(response)) => self.answered(response, connection, upgrades),
+            Ok(Ok(response)) => self.answered(response, connection, upgrades, progress.as_deref()),
             Ok(Err(NotSent { request: Some(request), error })) => Attempt::Unsent(request, error),
             Ok(Err(NotSent { request: None, error })) => failed(&connection, error),
             Err(elapsed) => Attempt::Failed(elapsed),
@@ -366,6 +369,7 @@ impl Pool {
         mut response: Response<Incoming>,
         connection: Connection,
         upgrades: Upgrades,
+        progress: Option<&Progress>,
     ) -> Attempt {
         if let Err(error) = framing::settle(response.headers_mut()) {
             return Attempt::Failed(Error::with(Kind::Response, error));
@@ -380,12 +384,17 @@ impl Pool {
         }
         let pool = Arc::clone(&self.0);
         let mut response = response.map(|incoming| {
-            Body::streaming(incoming, pool.config.body_idle_timeout).with_guard(move |end| {
+            let mut body = Body::streaming(incoming, pool.config.stream_idle_timeout);
+            if let Some(progress) = progress {
+                body = body.answering(progress.traffic());
+            }
+            body.with_guard(move |end| {
                 // An early response to a request that is still being sent leaves the connection unready.
                 if end == End::Complete && connection.is_ready() {
                     pool.keep(connection);
                 }
             })
+            .taken_in(SMALL)
         });
         // The version tells of this hop only; passed on, 1.0 would cost the client its connection.
         *response.version_mut() = Version::HTTP_11;

@@ -75,7 +75,7 @@ async fn answer(stream: &mut TcpStream) -> String {
 
 /// A body that stays open until the connection that it comes from is dropped, and that connection.
 async fn open_body(first: &str, idle: Option<Duration>) -> (Body, TcpStream, Tasks) {
-    let stage = Stage::new(Config { body_idle_timeout: idle, ..Config::default() }).await;
+    let stage = Stage::new(Config { stream_idle_timeout: idle, ..Config::default() }).await;
     let upstream = async {
         let mut stream = stage.accept().await;
         read_head(&mut stream).await;

@@ -312,13 +312,15 @@ section! {
         upstream_requests: Field<usize>,
         /// The largest body of a request.
         max_body: Field<Size>,
-        /// The fewest bytes a second that it comes with.
+        /// Minimum rate of a request's body, in bytes per second.
         min_body_rate: Field<Size>,
         /// For a connection to the upstream.
         connect_timeout: Field<Timeout>,
         /// From the request's end to the response's head.
         response_timeout: Field<Timeout>,
-        /// What ends a WebSocket.
+        /// How long nothing may come in either direction while a response's body is on its way.
+        stream_idle_timeout: Field<Timeout>,
+        /// What ends a WebSocket or an event stream.
         tunnels: Field<Tunnels>,
         /// How long one lasts on which nothing comes.
         tunnel_idle_timeout: Field<Timeout>,

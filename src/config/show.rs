@@ -251,14 +251,14 @@ fn route_of(page: &mut Page, route: &RouteConfig) {
     if let Some(bytes) = route.max_body {
         page.text("max_body", write_size(usize::try_from(bytes).unwrap_or(usize::MAX)));
     }
-    if let Some(bytes) = route.min_body_rate {
-        page.text("min_body_rate", write_size(usize::try_from(bytes).unwrap_or(usize::MAX)));
-    }
+    let rate = usize::try_from(route.min_body_rate.unwrap_or(0)).unwrap_or(usize::MAX);
+    page.text("min_body_rate", write_size(rate));
     if let Some(requests) = route.upstream_requests {
         page.plain("upstream_requests", requests);
     }
     page.duration("connect_timeout", route.connect_timeout);
     page.duration("response_timeout", route.response_timeout);
+    page.duration("stream_idle_timeout", route.stream_idle_timeout);
     page.word("tunnels", route.tunnels);
     page.duration("tunnel_idle_timeout", route.tunnel_idle_timeout);
     page.duration("upstream_idle_timeout", route.upstream_idle_timeout);

@@ -34,11 +34,23 @@ pub struct Metrics {
     store_up: Family<OperationLabel, Gauge>,
     tunnels: Gauge,
     memory_store_bytes: Gauge,
+    response_ends: ResponseEnds,
     reloads: Family<ReloadLabel, Counter>,
     spans: Family<SpanLabel, Counter>,
     network: Network,
     /// Requests that are being forwarded now.
     pub in_flight: Gauge,
+}
+
+/// Counters of responses that have ended, by reason.
+#[derive(Clone, Debug)]
+pub struct ResponseEnds(Family<ReasonLabel, Counter>);
+
+impl ResponseEnds {
+    /// Counts a response whose body has ended, for a reason in snake case.
+    pub fn count(&self, reason: &'static str) {
+        self.0.get_or_create(&ReasonLabel { reason }).inc();
+    }
 }
 
 /// Something that is counted while it is open.
@@ -131,6 +143,11 @@ pub enum SpanFate {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SpanLabel {
     outcome: SpanFate,
 }
@@ -189,6 +206,9 @@ impl Metrics {
             tunnels: all.of("tunnels", "Open WebSockets"),
             memory_store_bytes: all
                 .of("memory_store_bytes", "Memory that the records of the memory store take"),
+            response_ends: ResponseEnds(
+                all.of("response_ends", "Responses on the public listeners that ended, by reason"),
+            ),
             api_calls: all.of("api_calls", "Calls of the session API, by status"),
             sessions: all.of("session_events", "What happened to sessions and their cookies"),
             session_tokens: all.of(
@@ -214,6 +234,11 @@ impl Metrics {
     /// Counts a request.
     pub fn request(&self, outcome: Outcome) {
         self.requests.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// Returns the counters of responses that have ended.
+    pub fn response_ends(&self) -> ResponseEnds {
+        self.response_ends.clone()
     }
 
     /// Counts a tunnel, until what this answers is dropped.

@@ -85,6 +85,7 @@ pub(super) struct Network {
     accepted: Family<ListenerLabel, Counter>,
     cut: Family<CutLabel, Counter>,
     handshakes: Family<HandshakeLabel, Counter>,
+    stalled_streams: Gauge,
     upstream_in_flight: Family<UpstreamLabel, Gauge>,
     upstream_requests: Family<AnswerLabel, Counter>,
     upstream_connections: Family<UpstreamLabel, Gauge>,
@@ -104,6 +105,8 @@ impl Network {
                 "Connections of clients that were refused or ended, by reason",
             ),
             handshakes: all.of("tls_handshakes", "Handshakes of TLS that came to their end"),
+            stalled_streams: all
+                .of("stalled_streams", "HTTP/2 streams whose client takes nothing of its response"),
             upstream_in_flight: all
                 .of("upstream_requests_in_flight", "Requests that an upstream works on"),
             upstream_requests: all.of("upstream_requests", "Requests to an upstream, by outcome"),
@@ -162,6 +165,11 @@ impl Connections {
     pub fn cut(&self, reason: Cut) {
         let label = CutLabel { listener: self.listener.clone(), reason };
         self.network.cut.get_or_create(&label).inc();
+    }
+
+    /// Returns the gauge of HTTP/2 streams whose client takes nothing of its response.
+    pub(crate) fn stalled_streams(&self) -> &Gauge {
+        &self.network.stalled_streams
     }
 
     /// Counts a handshake of TLS.

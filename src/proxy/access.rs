@@ -134,7 +134,13 @@ impl Access {
         metrics.request(self.failure.unwrap_or(outcome));
         let Some(mut line) = self.line.take() else { return response };
         line.status = response.status().as_u16();
-        response.map(|body| body.with_guard(move |end| line.write(end)))
+        let ends = metrics.response_ends();
+        response.map(|body| {
+            body.with_guard(move |end| {
+                ends.count(end.reason());
+                line.write(end);
+            })
+        })
     }
 }
 
@@ -159,11 +165,7 @@ impl Line {
             session = session.map(tracing::field::display),
             trace = trace.map(tracing::field::display),
             milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-            end = match end {
-                End::Complete => "complete",
-                End::Broken => "broken",
-                End::Dropped => "dropped",
-            },
+            end = end.reason(),
         );
         let Some(Recording { tracer, place, began: at, version, scheme, host }) = recording else {
             return;

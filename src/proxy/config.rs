@@ -49,8 +49,8 @@ pub struct RouteConfig {
     pub on_error: OnError,
     /// The largest body of a request, in bytes; `None` takes any.
     pub max_body: Option<u64>,
-    /// The fewest bytes a second that it comes with, reckoned over the idle timeout of bodies; `None` asks
-    /// for none.
+    /// Minimum rate of a request's body, in bytes per second, averaged over the idle timeout of bodies; it applies
+    /// until the response's head has arrived. `None` demands none.
     pub min_body_rate: Option<u64>,
     /// How many requests each upstream has at a time; `None` is any number.
     pub upstream_requests: Option<usize>,
@@ -58,7 +58,9 @@ pub struct RouteConfig {
     pub connect_timeout: Duration,
     /// From the end of the request to the head of the response.
     pub response_timeout: Duration,
-    /// What ends a WebSocket.
+    /// How long nothing may come in either direction while a response's body is on its way.
+    pub stream_idle_timeout: Duration,
+    /// What ends a WebSocket or an event stream.
     pub tunnels: Tunnels,
     /// How long one lasts on which nothing comes, either way.
     pub tunnel_idle_timeout: Duration,
@@ -77,7 +79,7 @@ pub enum Session {
     Off,
 }
 
-/// What ends a WebSocket, beside those who speak.
+/// What ends a WebSocket or an event stream, other than its client and its upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tunnels {
     /// The end of its session.
@@ -92,6 +94,12 @@ impl RouteConfig {
 
     /// How long a tunnel lasts on which nothing comes, where nobody says otherwise.
     pub const DEFAULT_TUNNEL_IDLE_TIMEOUT: Duration = Duration::from_hours(1);
+
+    /// How long a response's body may be silent by default.
+    pub const DEFAULT_STREAM_IDLE_TIMEOUT: Duration = Duration::from_hours(1);
+
+    /// Minimum rate of a request's body by default, in bytes per second.
+    pub const DEFAULT_MIN_BODY_RATE: u64 = 500;
 
     /// The bytes of `X-Session-Data` where nobody says otherwise.
     pub const DEFAULT_HEADER_EXCHANGE_MAX_BYTES: usize = 3 * 1024;

@@ -9,6 +9,7 @@ mod access;
 pub mod caching;
 pub mod config;
 mod error;
+mod event_streams;
 mod exchange_headers;
 pub mod forwarded;
 pub mod hop;
@@ -45,7 +46,9 @@ use crate::server::{Handler, Peer, Tasks};
 use crate::session::navigation::Origin;
 use crate::session::patch::Patch;
 use crate::session::record::Client;
-use crate::sessions::{Arrival, CookieLine, Failure, Head, Opened, Prolongs, Sessions, Tracked};
+use crate::sessions::{
+    Arrival, CookieLine, Failure, Head, Opened, Prolongs, Sessions, Tracked, Watched,
+};
 use crate::store::Error as StoreError;
 use crate::store::config::OnError;
 use crate::telemetry::{Trace, Tracer};
@@ -95,7 +98,7 @@ impl Proxy {
         tracer: Option<Arc<Tracer>>,
     ) -> Self {
         let metrics = &sessions.shared().metrics;
-        let balancer = |route: &Route| route.balancer(site.body_idle_timeout(), metrics);
+        let balancer = |route: &Route| route.balancer(metrics);
         let upstreams = site.routes().map(balancer).collect();
         Self { site, upstreams, sessions, tasks, tracer }
     }
@@ -153,8 +156,11 @@ impl Proxy {
             Asked::WebSocket(handshake) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 self.begin_tunnel(handshake, response, route, tracked).await
             }
-            // The request lasts until its response's body is over.
-            _ => Ok(response.map(|body| body.with_guard(move |_end| drop(tracked)))),
+            _ => {
+                let response = self.follow_session(response, route, tracked.as_ref()).await;
+                // The request lasts until its response's body is over.
+                Ok(response.map(|body| body.with_guard(move |_end| drop(tracked))))
+            }
         }
     }
 
@@ -228,10 +234,7 @@ impl Proxy {
     ) -> Result<Response<Body>, Error> {
         let upstream = hyper::upgrade::on(&mut response);
         let client = handshake.agree(&mut response)?;
-        let watched = match (&tracked, route.tunnels()) {
-            (Some(tracked), Tunnels::WithSession) => self.sessions.watch(tracked.exchange()).await,
-            _ => None,
-        };
+        let watched = self.watched(route, tracked.as_ref()).await;
         let tunnel = Tunnel {
             client,
             upstream,
@@ -242,6 +245,30 @@ impl Proxy {
         };
         self.tasks.run(tunnel.run(self.tasks.clone())).detach();
         Ok(response)
+    }
+
+    /// Returns the session with which what outlives the response's head ends, unless the route leaves it free.
+    async fn watched(&self, route: &Route, tracked: Option<&Tracked>) -> Option<Watched> {
+        match (tracked, route.tunnels()) {
+            (Some(tracked), Tunnels::WithSession) => self.sessions.watch(tracked.exchange()).await,
+            _ => None,
+        }
+    }
+
+    /// Has an event stream end with its session.
+    async fn follow_session(
+        &self,
+        response: Response<Body>,
+        route: &Route,
+        tracked: Option<&Tracked>,
+    ) -> Response<Body> {
+        if !event_streams::is_one(response.headers()) || response.body().is_end_stream() {
+            return response;
+        }
+        match self.watched(route, tracked).await {
+            Some(watched) => event_streams::follow(response, watched, &self.sessions, &self.tasks),
+            None => response,
+        }
     }
 
     /// Sends the request on.

@@ -260,11 +260,11 @@ impl Route {
     }
 
     /// Its upstreams, each with connections of its own, counted in `metrics`.
-    pub(super) fn balancer(&self, body_idle_timeout: Duration, metrics: &Metrics) -> Balancer {
+    pub(super) fn balancer(&self, metrics: &Metrics) -> Balancer {
         let config = client::Config {
             connect_timeout: self.config.connect_timeout,
             response_timeout: self.config.response_timeout,
-            body_idle_timeout: Some(body_idle_timeout),
+            stream_idle_timeout: Some(self.config.stream_idle_timeout),
             idle_timeout: self.config.upstream_idle_timeout,
             tls: self.tls.clone(),
             speaks: self.config.upstream_protocol,

@@ -195,6 +195,7 @@ impl Span {
         match (self.ended.status, self.ended.end) {
             (Some(status), _) if status >= 500 => Some(status.to_string()),
             (_, End::Broken) => Some("body_broken".to_owned()),
+            (_, End::Idle) => Some("body_idle".to_owned()),
             _ => None,
         }
     }

@@ -170,10 +170,17 @@ async fn a_body_comes_as_fast_as_its_route_asks() {
     let upstream = Upstream::start();
     let toml = "[limits]\nbody_idle_timeout = \"400ms\"\n\
                 [[route]]\nupstream = \"UPSTREAM\"\n\
+                [[route]]\npath = \"/any\"\nupstream = \"UPSTREAM\"\nmin_body_rate = \"0B\"\n\
                 [[route]]\npath = \"/rated\"\nupstream = \"UPSTREAM\"\nmin_body_rate = \"100B\"\n";
     let proxy = Cloakroom::with(&upstream, toml).await;
-    // Every 50 ms so many bytes: of each second's hundred, a fifth, or twice as many.
-    for (path, bytes, status) in [("/", 1, "200"), ("/rated", 1, "400"), ("/rated", 10, "200")] {
+    // Every 50 ms so many bytes: of each second's hundred, a fifth, or twice as many; by default 500 are asked for.
+    for (path, bytes, status) in [
+        ("/any", 1, "200"),
+        ("/rated", 1, "400"),
+        ("/rated", 10, "200"),
+        ("/", 10, "400"),
+        ("/", 50, "200"),
+    ] {
         let mut client = TcpStream::connect(proxy.public()).await.unwrap();
         let length = 20 * bytes;
         let head = format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");

@@ -55,8 +55,8 @@ async fn a_head_that_drips_is_over_with_its_time() {
 #[tokio::test]
 async fn a_body_that_stands_still_is_cut_and_one_that_drips_is_not() {
     let upstream = RawUpstream::start().await;
-    let limits = "[limits]\nbody_idle_timeout = \"400ms\"\n";
-    let proxy = Cloakroom::before(upstream.address, "", limits).await;
+    let route = "stream_idle_timeout = \"400ms\"\n";
+    let proxy = Cloakroom::before(upstream.address, route, "").await;
     let mut client = TcpStream::connect(proxy.public()).await.unwrap();
     client.write_all(GET.as_bytes()).await.unwrap();
     let (mut connection, _) = upstream.head().await;

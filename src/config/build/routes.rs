@@ -89,7 +89,7 @@ fn route(
         request_headers: request_headers(table, context),
         on_error: table.on_error.or(on_error),
         max_body: table.max_body.value().map(|Size(bytes)| *bytes as u64),
-        min_body_rate: table.min_body_rate.value().map(|Size(bytes)| *bytes as u64),
+        min_body_rate: min_body_rate(&table.min_body_rate),
         upstream_requests: table
             .upstream_requests
             .found()
@@ -104,6 +104,11 @@ fn route(
             default.response_timeout,
             &TRANSPORT,
         ),
+        stream_idle_timeout: context.duration(
+            &table.stream_idle_timeout,
+            RouteConfig::DEFAULT_STREAM_IDLE_TIMEOUT,
+            &TRANSPORT,
+        ),
         tunnels: table.tunnels.or(Tunnels::WithSession),
         tunnel_idle_timeout: context.duration(
             &table.tunnel_idle_timeout,
@@ -116,6 +121,13 @@ fn route(
             &to_keep,
         ),
     }
+}
+
+/// Returns the minimum rate in bytes per second; zero turns it off.
+fn min_body_rate(field: &Field<Size>) -> Option<u64> {
+    let bytes =
+        field.value().map_or(RouteConfig::DEFAULT_MIN_BODY_RATE, |Size(bytes)| *bytes as u64);
+    (bytes > 0).then_some(bytes)
 }
 
 fn health(table: &file::Route, upstreams: &[Target], context: &mut Context<'_>) -> Option<Check> {

@@ -7,6 +7,7 @@
 mod browser;
 mod cloakroom;
 mod curl;
+pub mod duplex;
 mod echo;
 mod fake_clock;
 mod fault_proxy;

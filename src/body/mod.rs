@@ -3,16 +3,23 @@
 //! A body buffers nothing: a frame is asked of the peer when the reader asks for it. A body that its peer cut
 //! off ends with an error, never as if it were complete.
 
+mod idle;
+
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use idle::Idle;
+pub(crate) use idle::Traffic;
 
 /// The body of a request or a response.
 ///
@@ -25,6 +32,28 @@ pub struct Body {
     room: Option<u64>,
     trailers: Option<TrailerFilter>,
     guard: Option<Guard>,
+    interrupt: Option<oneshot::Receiver<()>>,
+    /// What was polled of its source already.
+    ahead: Option<Box<Polled>>,
+}
+
+type Polled = Option<Result<Frame<Bytes>, hyper::Error>>;
+
+/// Ends a body before its time; see [`Body::interruptible`].
+#[derive(Debug)]
+pub struct Interrupt(oneshot::Sender<()>);
+
+impl Interrupt {
+    /// Completes when the body is over.
+    pub async fn over(&mut self) {
+        self.0.closed().await;
+    }
+
+    /// Ends the body with [`BodyError::Interrupted`], unless it is over.
+    pub fn end(self) {
+        // A body that is over has no receiver.
+        let _ = self.0.send(());
+    }
 }
 
 enum Source {
@@ -42,9 +71,17 @@ type TrailerFilter = Box<dyn Fn(&mut HeaderMap) + Send>;
 pub enum End {
     /// It was read to its end.
     Complete,
-    /// It ended with an error.
+    /// It broke off, was malformed or too large.
     Broken,
-    /// It was dropped before its end.
+    /// Its sender was silent for too long, or too slow.
+    Idle,
+    /// It was ended from outside; see [`Body::interruptible`].
+    Interrupted,
+    /// Its receiver took nothing of it for too long.
+    Stalled,
+    /// The drain's time was over.
+    Drained,
+    /// It was dropped before its end: its receiver is gone.
     Dropped,
 }
 
@@ -57,9 +94,22 @@ pub enum BodyError {
     /// It is larger than it may be.
     #[error("the body is larger than allowed")]
     TooLarge,
+    /// It was ended from outside; see [`Body::interruptible`].
+    #[error("the body was ended before its time")]
+    Interrupted,
     /// The connection ended in the midst of it, or what came was malformed.
     #[error("the body was cut short or is malformed")]
     Broken(#[source] hyper::Error),
+}
+
+impl BodyError {
+    fn end(&self) -> End {
+        match self {
+            Self::Idle => End::Idle,
+            Self::Interrupted => End::Interrupted,
+            Self::TooLarge | Self::Broken(_) => End::Broken,
+        }
+    }
 }
 
 /// Why a body could not be collected.
@@ -74,6 +124,21 @@ pub enum CollectError {
     /// The connection ended in the midst of it, or what came was malformed.
     #[error(transparent)]
     Broken(BodyError),
+}
+
+impl End {
+    /// Returns the word of the access log and of metrics for it, of a response.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Broken => "broken",
+            Self::Idle => "idle",
+            Self::Interrupted => "session_ended",
+            Self::Stalled => "stalled",
+            Self::Drained => "drained",
+            Self::Dropped => "dropped",
+        }
+    }
 }
 
 impl Body {
@@ -103,9 +168,57 @@ impl Body {
     /// never more than that limit. No sender gains by being slow evenly.
     pub fn with_rate(mut self, bytes: u64) -> Self {
         if let Some(idle) = &mut self.idle {
-            idle.rate = Some(bytes.max(1));
+            idle.demand(bytes);
         }
         self
+    }
+
+    /// Makes it the request's body of an exchange. Its limit of waiting does not hold while the response's body is
+    /// on its way.
+    pub(crate) fn asking(mut self, traffic: &Arc<Traffic>) -> Self {
+        if let Some(idle) = &mut self.idle {
+            idle.asks(Arc::clone(traffic));
+        }
+        self
+    }
+
+    /// Makes it the response's body of an exchange, whose head has arrived. Its limit of waiting bounds the time in
+    /// which nothing comes in either direction.
+    pub(crate) fn answering(mut self, traffic: Arc<Traffic>) -> Self {
+        if let Some(idle) = &mut self.idle {
+            idle.answers(traffic);
+        }
+        self
+    }
+
+    /// Takes the body in if all of it is there and is at most `limit` bytes: nothing of its connection is held then while
+    /// its receiver is slow. Guards that it has are called at once.
+    pub(crate) fn taken_in(mut self, limit: u64) -> Self {
+        let Source::Streaming(incoming) = &mut self.source else { return self };
+        if incoming.size_hint().exact().is_none_or(|size| size > limit) {
+            return self;
+        }
+        // It is asked again, with a waker, if there is nothing yet.
+        let mut cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(polled) = Pin::new(&mut *incoming).poll_frame(&mut cx) else { return self };
+        match polled {
+            // A copy, since the frame is a part of a larger buffer.
+            Some(Ok(frame)) if incoming.is_end_stream() && frame.is_data() => {
+                let data = frame.into_data().unwrap_or_default();
+                Self::full(Bytes::copy_from_slice(&data))
+            }
+            polled => {
+                self.ahead = Some(Box::new(polled));
+                self
+            }
+        }
+    }
+
+    /// Makes it possible to end it from outside.
+    pub fn interruptible(mut self) -> (Self, Interrupt) {
+        let (sender, receiver) = oneshot::channel();
+        self.interrupt = Some(receiver);
+        (self, Interrupt(sender))
     }
 
     /// Ends it with [`BodyError::TooLarge`] where more than `limit` bytes of it come.
@@ -139,24 +252,52 @@ impl Body {
     }
 
     fn from_source(source: Source) -> Self {
-        Self { source, idle: None, room: None, trailers: None, guard: None }
+        Self {
+            source,
+            idle: None,
+            room: None,
+            trailers: None,
+            guard: None,
+            interrupt: None,
+            ahead: None,
+        }
+    }
+
+    /// Ends it before its time, for a reason that its guards are given.
+    pub(crate) fn abandon(&mut self, reason: End) {
+        let end = if self.is_end_stream() { End::Complete } else { reason };
+        self.end(end);
     }
 
     fn end(&mut self, end: End) {
         self.source = Source::Ended;
+        self.interrupt = None;
+        if let Some(idle) = self.idle.take() {
+            idle.over();
+        }
         if let Some(guard) = self.guard.take() {
             guard(end);
         }
+    }
+
+    fn poll_interrupt(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(interrupt) = &mut self.interrupt else { return Poll::Pending };
+        let interrupted = std::task::ready!(Pin::new(interrupt).poll(cx));
+        self.interrupt = None;
+        if interrupted.is_ok() { Poll::Ready(()) } else { Poll::Pending }
     }
 
     fn poll_source(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.poll_interrupt(cx).is_ready() {
+            return Poll::Ready(Some(Err(BodyError::Interrupted)));
+        }
         match &mut self.source {
             Source::Ended => Poll::Ready(None),
             Source::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Source::Streaming(incoming) => match Pin::new(incoming).poll_frame(cx) {
+            Source::Streaming(incoming) => match poll_next(self.ahead.take(), incoming, cx) {
                 Poll::Ready(frame) => {
                     if let (Some(idle), Some(Ok(frame))) = (&mut self.idle, &frame) {
                         idle.came(frame.data_ref().map_or(0, Bytes::len));
@@ -217,7 +358,7 @@ impl http_body::Body for Body {
                 frame.map(Ok)
             }
             Some(Err(error)) => {
-                self.end(End::Broken);
+                self.end(error.end());
                 Some(Err(error))
             }
             None => {
@@ -231,7 +372,7 @@ impl http_body::Body for Body {
         match &self.source {
             Source::Ended => true,
             Source::Full(bytes) => bytes.is_empty(),
-            Source::Streaming(incoming) => incoming.is_end_stream(),
+            Source::Streaming(incoming) => self.ahead.is_none() && incoming.is_end_stream(),
         }
     }
 
@@ -239,15 +380,21 @@ impl http_body::Body for Body {
         match &self.source {
             Source::Ended => SizeHint::with_exact(0),
             Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Source::Streaming(incoming) => incoming.size_hint(),
+            Source::Streaming(incoming) => match self.ahead.as_deref() {
+                Some(Some(Ok(frame))) => {
+                    let ahead = frame.data_ref().map_or(0, Bytes::len) as u64;
+                    let exact = incoming.size_hint().exact();
+                    exact.map_or_else(SizeHint::new, |rest| SizeHint::with_exact(rest + ahead))
+                }
+                _ => incoming.size_hint(),
+            },
         }
     }
 }
 
 impl Drop for Body {
     fn drop(&mut self) {
-        let end = if self.is_end_stream() { End::Complete } else { End::Dropped };
-        self.end(end);
+        self.abandon(End::Dropped);
     }
 }
 
@@ -263,41 +410,14 @@ impl fmt::Debug for Body {
     }
 }
 
-/// How long a sender is waited for. The timer exists from the first wait on, so a body that is all there costs none.
-struct Idle {
-    limit: Duration,
-    /// Bytes that buy a second; `None` where any buy all of the limit.
-    rate: Option<u64>,
-    left: Duration,
-    waiting: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Idle {
-    fn new(limit: Duration) -> Self {
-        Self { limit, rate: None, left: limit, waiting: None, timer: None }
-    }
-
-    fn came(&mut self, bytes: usize) {
-        let waited = self.waiting.take().map_or(Duration::ZERO, |since| since.elapsed());
-        self.left = match self.rate {
-            None => self.limit,
-            Some(rate) => {
-                let millis = (bytes as u64).saturating_mul(1000) / rate;
-                let left = self.left.saturating_sub(waited);
-                left.saturating_add(Duration::from_millis(millis)).min(self.limit)
-            }
-        };
-    }
-
-    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let is_new = self.waiting.is_none();
-        let deadline = *self.waiting.get_or_insert_with(Instant::now) + self.left;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        if is_new {
-            timer.as_mut().reset(deadline);
-        }
-        timer.as_mut().poll(cx)
+fn poll_next(
+    ahead: Option<Box<Polled>>,
+    incoming: &mut Incoming,
+    cx: &mut Context<'_>,
+) -> Poll<Polled> {
+    match ahead {
+        Some(polled) => Poll::Ready(*polled),
+        None => Pin::new(incoming).poll_frame(cx),
     }
 }
 
@@ -326,7 +446,9 @@ async fn read_all(body: &mut Body, limit: usize) -> Result<Bytes, CollectError> 
         let frame = frame.map_err(|error| match error {
             BodyError::Idle => CollectError::TimedOut,
             BodyError::TooLarge => CollectError::TooLarge,
-            broken @ BodyError::Broken(_) => CollectError::Broken(broken),
+            broken @ (BodyError::Broken(_) | BodyError::Interrupted) => {
+                CollectError::Broken(broken)
+            }
         })?;
         let Ok(data) = frame.into_data() else {
             continue;
