@@ -36,7 +36,7 @@ pub async fn serve<H: Handler>(
     };
     let (address, scheme) = (Arc::new(address), settings.protocol.scheme());
     let tasks = tasks.sibling();
-    let server = Arc::new(Server::new(settings, handler, tasks.clone()));
+    let server = Arc::new(Server::new(settings, handler, tasks.clone(), &room));
     loop {
         let accepted = tokio::select! {
             biased;

@@ -8,12 +8,14 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Poll, ready};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::task::{Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Limits;
+use crate::body::End;
 
 /// What a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +61,14 @@ pub(super) struct Clocks {
     ends_response: AtomicBool,
     /// Whether the last request was over with its head.
     whole: AtomicBool,
+    /// How often all that was written has gone to the client.
+    flushes: AtomicU64,
+    /// Tasks that wait for the next time.
+    waiting: Mutex<Vec<Waker>>,
+    /// Whether the connection belongs to another protocol now.
+    has_left_http: AtomicBool,
+    /// Why the server ends the connection while it is in use.
+    cut: OnceLock<End>,
 }
 
 // One thread at a time has the connection, its service and its body, so no ordering is needed.
@@ -84,6 +94,10 @@ impl Clocks {
             blocked: AtomicU64::new(NEVER),
             ends_response: AtomicBool::new(false),
             whole: AtomicBool::new(false),
+            flushes: AtomicU64::new(0),
+            waiting: Mutex::default(),
+            has_left_http: AtomicBool::new(false),
+            cut: OnceLock::new(),
         }
     }
 
@@ -159,6 +173,62 @@ impl Clocks {
                 self.since.store(self.now(), ORDERING);
             }
         }
+    }
+
+    /// Records that all that was written has gone.
+    pub(super) fn flushed(&self) {
+        self.wrote();
+        self.flushes.fetch_add(1, ORDERING);
+        let waiting = std::mem::take(&mut *self.waiting());
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    /// Returns how often all that was written has gone.
+    pub(super) fn flushes(&self) -> u64 {
+        self.flushes.load(ORDERING)
+    }
+
+    /// Has a task woken when all that was written has gone.
+    pub(super) fn wake_at_flush(&self, waker: &Waker) {
+        let mut waiting = self.waiting();
+        if !waiting.iter().any(|known| known.will_wake(waker)) {
+            waiting.push(waker.clone());
+        }
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, Vec<Waker>> {
+        // Nothing panics while it is held.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether bytes wait for the client to take some.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked.load(ORDERING) != NEVER
+    }
+
+    /// Returns whether the last request was over with its head.
+    pub(super) fn was_whole(&self) -> bool {
+        self.whole.load(ORDERING)
+    }
+
+    /// Records that the connection leaves HTTP with the response that goes out now.
+    pub(super) fn leave_http(&self) {
+        self.has_left_http.store(true, ORDERING);
+    }
+
+    /// Returns whether the connection has left HTTP.
+    pub(super) fn has_left_http(&self) -> bool {
+        self.has_left_http.load(ORDERING)
+    }
+
+    /// Records why the server ends the connection while it is in use; the first reason stands.
+    pub(super) fn cut(&self, reason: End) {
+        let _ = self.cut.set(reason);
+    }
+
+    /// Returns why the server has ended the connection while it was in use.
+    pub(super) fn cut_for(&self) -> Option<End> {
+        self.cut.get().copied()
     }
 
     /// Bytes wait for the client to take some.

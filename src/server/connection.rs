@@ -6,12 +6,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -20,12 +19,13 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::{sleep, timeout};
 
 use super::clocks::{Clocks, Expired};
-use super::io::Io;
+use super::io::{Io, Pressure};
 use super::proxy_header::{self, Proxied};
 use super::streams::{Stall, Streams};
+use super::tail::{InFlight, Tail};
 use super::tls::{Agreed, Handshake, Tls};
-use super::{Handler, Limits, Peer, Protocol, Settings};
-use crate::body::{Body, BodyError};
+use super::{Handler, Limits, Peer, Protocol, Room, Settings};
+use crate::body::{Body, BodyError, End};
 use crate::log::ACCESS;
 use crate::metrics::{Connections, Cut};
 use crate::socket::Socket;
@@ -60,6 +60,8 @@ const REST: Duration = Duration::from_millis(50);
 enum Drove {
     ToItsEnd,
     ToARest,
+    /// To a response whose body failed.
+    ToABrokenResponse,
 }
 
 /// What the connections of one listener have in common, for one worker.
@@ -67,15 +69,19 @@ pub(super) struct Server<H> {
     settings: Settings,
     handler: Arc<H>,
     tasks: Tasks,
+    pressure: Pressure,
     http1: http1::Builder,
     http2: http2::Builder<Streams>,
 }
 
 impl<H: Handler> Server<H> {
-    pub(super) fn new(settings: Settings, handler: Arc<H>, tasks: Tasks) -> Self {
+    pub(super) fn new(settings: Settings, handler: Arc<H>, tasks: Tasks, room: &Room) -> Self {
         let http1 = http1(&settings.limits);
-        let http2 = http2(&settings.limits, &tasks);
-        Self { settings, handler, tasks, http1, http2 }
+        let (patience, counts) = (settings.limits.body_idle_timeout, settings.counts.clone());
+        let streams = Streams::new(tasks.clone(), patience, room.stalled(), counts);
+        let http2 = http2(&settings.limits, streams);
+        let pressure = Pressure::new(room.clone(), tasks.clone());
+        Self { settings, handler, tasks, pressure, http1, http2 }
     }
 
     pub(super) fn leaves_descriptors(&self) -> bool {
@@ -197,9 +203,13 @@ impl<H: Handler> Server<H> {
         sleep(FIRST).await;
     }
 
+    fn io(&self, socket: Socket, first: Bytes, clocks: &Arc<Clocks>) -> Io {
+        Io::new(socket, first, Arc::clone(clocks), self.pressure.clone())
+    }
+
     async fn http1(&self, socket: Socket, first: Bytes, peer: Peer) {
         let clocks = Arc::new(Clocks::http1());
-        let mut io = Io::new(socket, first, Arc::clone(&clocks));
+        let mut io = self.io(socket, first, &clocks);
         loop {
             let service = service_fn(|request| self.answer(request, &peer, &clocks));
             let connection = self.http1.serve_connection(TokioIo::new(io), service);
@@ -207,6 +217,12 @@ impl<H: Handler> Server<H> {
             match self.drive(Pin::new(&mut *connection), &clocks, peer.address).await {
                 Drove::ToItsEnd => return,
                 Drove::ToARest => {}
+                Drove::ToABrokenResponse => {
+                    if let Some(parts) = connection.into_parts() {
+                        parts.io.into_inner().close().await;
+                    }
+                    return;
+                }
             }
             // hyper's buffers go, and come back with the next request.
             let Some(parts) = connection.into_parts() else { return };
@@ -226,7 +242,7 @@ impl<H: Handler> Server<H> {
         tokio::select! {
             comes = io.wait() => comes,
             expired = clocks.expired(&self.settings.limits) => {
-                self.ran_out(expired);
+                self.ran_out(expired, clocks);
                 false
             }
             () = self.tasks.draining() => false,
@@ -235,7 +251,7 @@ impl<H: Handler> Server<H> {
 
     async fn http2(&self, socket: Socket, first: Bytes, peer: Peer) {
         let clocks = Arc::new(Clocks::http2());
-        let io = TokioIo::new(Io::new(socket, first, Arc::clone(&clocks)));
+        let io = TokioIo::new(self.io(socket, first, &clocks));
         let service = service_fn(|request| self.answer(request, &peer, &clocks));
         let mut connection = Box::new(self.http2.serve_connection(io, service));
         self.drive(Pin::new(&mut *connection), &clocks, peer.address).await;
@@ -253,12 +269,12 @@ impl<H: Handler> Server<H> {
         let in_flight = InFlight::begin(clocks, request.body().is_end_stream());
         let leaves = self.tasks.clone();
         let version = request.version();
+        // hyper keeps room for the future of an answer as long as the connection, or the stream, lasts; so most of it is
+        // elsewhere, and the request with it.
+        let handled = Box::pin(async move { handler.handle(request, peer).await });
         async move {
-            // hyper keeps room for this future as long as the connection lasts; so most of it is elsewhere.
-            let handled = Box::pin(async move { handler.handle(request, peer).await });
             let answered = tasks::catch(handled).await;
-            let response = answered.unwrap_or_else(|_lost| failure());
-            let mut response = response;
+            let mut response = answered.unwrap_or_else(|_lost| failure());
             if leaves.is_leaving() && version <= Version::HTTP_11 {
                 let close = HeaderValue::from_static("close");
                 // Without room it hears of the end when that comes.
@@ -266,13 +282,12 @@ impl<H: Handler> Server<H> {
             }
             // Chunks came with HTTP/1.1; before, the connection's end is that of a body without a length.
             if version < Version::HTTP_11 && response.body().size_hint().exact().is_none() {
-                in_flight.0.ends_response();
+                in_flight.clocks().ends_response();
             }
-            let stall = Stall::of_stream();
-            if let Some(stall) = &stall {
-                stall.begin();
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                in_flight.clocks().leave_http();
             }
-            Ok(response.map(|body| Tail { body, stall, _in_flight: in_flight }))
+            Ok(response.map(|body| Tail::new(body, Stall::of_stream(), in_flight)))
         }
     }
 
@@ -290,7 +305,7 @@ impl<H: Handler> Server<H> {
             biased;
             result = connection.as_mut() => return ended(result),
             expired = expired.as_mut() => {
-                self.ran_out(expired);
+                self.ran_out(expired, clocks);
                 if !(C::ANNOUNCES_ITS_END && expired == Expired::Idle) {
                     return Drove::ToItsEnd;
                 }
@@ -316,21 +331,25 @@ impl<H: Handler> Server<H> {
         tokio::select! {
             biased;
             result = connection => return ended(result),
-            expired = clocks.expired(&goodbye) => self.ran_out(expired),
+            expired = clocks.expired(&goodbye) => self.ran_out(expired, clocks),
             () = wait(left) => {
                 tracing::warn!("a connection was cut at the drain's deadline");
                 self.counts().cut(Cut::Drain);
+                clocks.cut(End::Drained);
                 self.tasks.cut();
             }
         }
         Drove::ToItsEnd
     }
 
-    fn ran_out(&self, expired: Expired) {
+    fn ran_out(&self, expired: Expired, clocks: &Clocks) {
         tracing::debug!(?expired, "a connection ran out of time");
         match expired {
             Expired::Head => self.counts().cut(Cut::HeadTimeout),
-            Expired::Write => self.counts().cut(Cut::WriteTimeout),
+            Expired::Write => {
+                self.counts().cut(Cut::WriteTimeout);
+                clocks.cut(End::Stalled);
+            }
             // As long as that, and no longer, was agreed.
             Expired::Idle => {}
         }
@@ -351,6 +370,8 @@ impl<H: Handler> Server<H> {
             Cut::Malformed
         } else if source.source().is_some_and(broke_rules) {
             Cut::Http2
+        } else if error.is_user() {
+            return Drove::ToABrokenResponse;
         } else {
             return Drove::ToItsEnd;
         };
@@ -384,9 +405,8 @@ fn http1(limits: &Limits) -> http1::Builder {
     builder
 }
 
-fn http2(limits: &Limits, tasks: &Tasks) -> http2::Builder<Streams> {
+fn http2(limits: &Limits, streams: Streams) -> http2::Builder<Streams> {
     let header_bytes = u32::try_from(limits.header_bytes.max(BUFFER)).unwrap_or(u32::MAX);
-    let streams = Streams::new(tasks.clone(), limits.body_idle_timeout);
     let mut builder = http2::Builder::new(streams);
     builder
         .timer(TokioTimer::new())
@@ -447,55 +467,5 @@ where
 
     fn shut_down(self: Pin<&mut Self>) {
         self.graceful_shutdown();
-    }
-}
-
-/// A request in flight: from its head to the end of its response, or to where either is dropped.
-struct InFlight(Arc<Clocks>);
-
-impl InFlight {
-    fn begin(clocks: &Arc<Clocks>, is_whole: bool) -> Self {
-        clocks.begin(is_whole);
-        Self(Arc::clone(clocks))
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.finish();
-    }
-}
-
-/// A response's body; hyper drops it as soon as it has its end.
-struct Tail {
-    body: Body,
-    stall: Option<Arc<Stall>>,
-    _in_flight: InFlight,
-}
-
-impl http_body::Body for Tail {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let Some(stall) = &self.stall {
-            match &polled {
-                Poll::Ready(Some(Ok(_))) => stall.begin(),
-                Poll::Ready(None | Some(Err(_))) | Poll::Pending => stall.end(),
-            }
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

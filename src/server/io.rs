@@ -10,16 +10,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::Room;
 use super::clocks::{Clocks, Phase};
 use crate::socket::Socket;
+use crate::tasks::Tasks;
 
-/// Bytes of a request that is already answered, which are read and dropped so that the answer arrives.
-const LINGER_BYTES: usize = 256 * 1024;
+/// How long a client that still sends a request is read from after its answer, so that the answer arrives: between two
+/// reads, and in all.
+const UPLOAD: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
 
-/// How long such bytes are waited for.
-const LINGER: Duration = Duration::from_secs(2);
+/// The same if all of the request came, or under pressure.
+const GOODBYE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(2));
+
+/// How often it is checked, without a read, whether that time is over.
+const LOOK: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Io {
@@ -27,21 +33,72 @@ pub(super) struct Io {
     prefix: Bytes,
     clocks: Arc<Clocks>,
     closing: Closing,
+    pressure: Pressure,
+}
+
+/// What shortens the time that a closed connection is read from: few free connections, or the drain.
+#[derive(Clone, Debug)]
+pub(super) struct Pressure {
+    room: Room,
+    tasks: Tasks,
+}
+
+impl Pressure {
+    pub(super) fn new(room: Room, tasks: Tasks) -> Self {
+        Self { room, tasks }
+    }
+
+    fn is_on(&self) -> bool {
+        self.tasks.is_draining() || self.room.is_scarce()
+    }
 }
 
 #[derive(Debug)]
 enum Closing {
     Open,
-    /// Our side is closed; the client's bytes are dropped, so many more and so long.
-    Lingering(usize, Pin<Box<Sleep>>),
+    /// Our side is closed; the client's bytes are dropped for a time.
+    Lingering(Linger),
     /// Nothing more will come, or nothing more is wanted.
     Done,
 }
 
+#[derive(Debug)]
+struct Linger {
+    began: Instant,
+    /// When the client last sent something.
+    last: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Linger {
+    fn begin() -> Self {
+        let now = Instant::now();
+        Self { began: now, last: now, timer: Box::pin(sleep_until(now + LOOK)) }
+    }
+
+    fn is_over(&self, (between, in_all): (Duration, Duration)) -> bool {
+        self.last.elapsed() >= between || self.began.elapsed() >= in_all
+    }
+}
+
 impl Io {
     /// `prefix` was read from the socket already, and is read again first.
-    pub(super) fn new(socket: Socket, prefix: Bytes, clocks: Arc<Clocks>) -> Self {
-        Self { socket, prefix, clocks, closing: Closing::Open }
+    pub(super) fn new(
+        socket: Socket,
+        prefix: Bytes,
+        clocks: Arc<Clocks>,
+        pressure: Pressure,
+    ) -> Self {
+        Self { socket, prefix, clocks, closing: Closing::Open, pressure }
+    }
+
+    /// Closes it after a response that broke off: what was written of that arrives. A client that would take the end
+    /// for that of a whole response gets a reset instead, by the drop.
+    pub(super) async fn close(mut self) {
+        if !self.clocks.would_end_response() {
+            // A client that is gone needs no end.
+            let _ = poll_fn(|cx| Pin::new(&mut self).poll_shutdown(cx)).await;
+        }
     }
 
     /// Gives back what was read too much.
@@ -73,16 +130,23 @@ impl Io {
     /// Drops what the client still sends. A socket that is closed while unread bytes are there is reset, and a
     /// reset can take the response from the client before it has read it (RFC 9112, section 9.6).
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut scratch = [0; 4096];
-        while let Closing::Lingering(left, timer) = &mut self.closing {
+        let mut scratch = [0; 8192];
+        while let Closing::Lingering(linger) = &mut self.closing {
             let mut buffer = ReadBuf::new(&mut scratch);
-            let read = match Pin::new(&mut self.socket).poll_read(cx, &mut buffer) {
-                Poll::Ready(read) => read.map(|()| buffer.filled().len()),
-                Poll::Pending => Ok(ready!(timer.as_mut().poll(cx).map(|()| 0))),
-            };
-            match read {
-                Ok(count) if count > 0 && count < *left => *left -= count,
-                _ => self.closing = Closing::Done,
+            match Pin::new(&mut self.socket).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => linger.last = Instant::now(),
+                Poll::Ready(_) => {
+                    self.closing = Closing::Done;
+                    break;
+                }
+                Poll::Pending => {
+                    ready!(linger.timer.as_mut().poll(cx));
+                    linger.timer.as_mut().reset(Instant::now() + LOOK);
+                }
+            }
+            let shortly = self.clocks.was_whole() || self.pressure.is_on();
+            if linger.is_over(if shortly { GOODBYE } else { UPLOAD }) {
+                self.closing = Closing::Done;
             }
         }
         Poll::Ready(())
@@ -138,7 +202,7 @@ impl AsyncWrite for Io {
         let flushed = Pin::new(&mut self.socket).poll_flush(cx);
         // What TLS holds was written, and waits for the client all the same.
         match &flushed {
-            Poll::Ready(Ok(())) => self.clocks.wrote(),
+            Poll::Ready(Ok(())) => self.clocks.flushed(),
             Poll::Ready(Err(_)) => {}
             Poll::Pending => self.clocks.blocked(),
         }
@@ -146,12 +210,15 @@ impl AsyncWrite for Io {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.clocks.has_left_http() {
+            return Pin::new(&mut self.socket).poll_shutdown(cx);
+        }
         if self.clocks.phase() != Phase::Closing {
             ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
             self.clocks.enter(Phase::Closing);
         }
         if let Closing::Open = self.closing {
-            self.closing = Closing::Lingering(LINGER_BYTES, Box::pin(sleep(LINGER)));
+            self.closing = Closing::Lingering(Linger::begin());
         }
         self.poll_linger(cx).map(Ok)
     }

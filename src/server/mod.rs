@@ -12,6 +12,7 @@ mod listener;
 mod proxy_header;
 mod room;
 mod streams;
+mod tail;
 mod tls;
 
 #[cfg(test)]

@@ -6,12 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
+use super::streams::Stalled;
 use crate::trust::{Trust, customer};
 
 /// Room for connections, of all listeners that share it. A clone is the same room.
 #[derive(Clone, Debug)]
 pub struct Room {
     all: Arc<Semaphore>,
+    connections: usize,
+    stalled: Stalled,
     by_address: Option<Arc<ByAddress>>,
 }
 
@@ -37,9 +40,10 @@ struct Counted {
 }
 
 impl Room {
-    /// For so many, from anywhere.
+    /// For so many, from anywhere. It allows as many HTTP/2 streams to stall.
     pub fn new(connections: usize) -> Self {
-        Self { all: Arc::new(Semaphore::new(connections)), by_address: None }
+        let (all, stalled) = (Arc::new(Semaphore::new(connections)), Stalled::new(connections));
+        Self { all, connections, stalled, by_address: None }
     }
 
     /// For so many from one address, or from one /64 of IPv6, which is one customer's; those of
@@ -48,6 +52,16 @@ impl Room {
     pub fn with_limit_by_address(self, limit: usize, exempt: Trust) -> Self {
         let by_address = ByAddress { limit, exempt, open: Mutex::default() };
         Self { by_address: Some(Arc::new(by_address)), ..self }
+    }
+
+    /// Returns whether fewer than an eighth of the connections are free.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.all.available_permits().saturating_mul(8) < self.connections
+    }
+
+    /// Returns the stalled streams of its connections.
+    pub(super) fn stalled(&self) -> Stalled {
+        self.stalled.clone()
     }
 
     /// Waits for room for one more.

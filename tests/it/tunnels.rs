@@ -244,6 +244,32 @@ async fn a_frame_that_does_not_end_is_cut() {
     assert!(drained.await.unwrap());
 }
 
+/// A tunnel whose client has closed waits a second for its site; one that began to end later, by a reset, is over first.
+#[tokio::test]
+async fn a_reset_of_the_site_ends_a_tunnel_at_once() {
+    let (raw, proxy, _upstream) = before_raw().await;
+    let open = async || {
+        let mut client = TcpStream::connect(proxy.public()).await.unwrap();
+        client.write_all(handshake("").as_bytes()).await.unwrap();
+        let (mut site, _) = raw.head().await;
+        site.write_all(SWITCH).await.unwrap();
+        read_until(&mut client, "\r\n\r\n").await;
+        (client, site)
+    };
+    let (mut closed, mut its_site) = open().await;
+    let (mut broken, mut site) = open().await;
+    closed.shutdown().await.unwrap();
+    assert_eq!(its_site.read(&mut [0]).await.unwrap(), 0, "its end has passed");
+    site.write_all(b"\x82\x01x").await.unwrap();
+    site.set_zero_linger().unwrap();
+    drop(site);
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    tokio::select! {
+        _ = closed.read_to_end(&mut first) => panic!("the tunnel of a site that is gone lasts"),
+        _ = broken.read_to_end(&mut second) => assert_eq!(second, b"\x82\x01x"),
+    }
+}
+
 #[tokio::test]
 async fn an_upstream_that_does_not_switch_is_an_upstream_that_answers() {
     let (raw, proxy, _upstream) = before_raw().await;

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use frames::Reason;
-use pipe::{Activity, Pipe};
+use pipe::{Activity, Broken, Pipe};
 
 use crate::random;
 use crate::sessions::{Sessions, Standing, Tracked, Watched};
@@ -91,15 +91,27 @@ fn pipes(client: Upgraded, upstream: Upgraded, activity: &Arc<Activity>) -> (Pip
     (up, down)
 }
 
-/// Passes both ways until one side has closed and the other had its time to.
+/// Passes both ways until one side has closed and the other had its time to, or one is broken: then the tunnel ends at
+/// once.
 async fn pass(up: &mut Pipe, down: &mut Pipe) {
-    let ended = tokio::select! {
-        ended = up.pass() => { let _ = timeout(GOODBYE, down.pass()).await; ended }
-        ended = down.pass() => { let _ = timeout(GOODBYE, up.pass()).await; ended }
+    let (ended, other) = tokio::select! {
+        ended = up.pass() => (ended, down),
+        ended = down.pass() => (ended, up),
     };
-    if let Err(error) = ended {
-        debug!(%error, "a tunnel broke");
+    match ended {
+        Err(error @ Broken::Sender(_)) => debug!(error = %causes(&error), "tunnel aborted"),
+        // What the broken side has sent before ends without a wait.
+        Err(Broken::Receiver(_)) | Ok(()) => {
+            if let Ok(Err(error)) = timeout(GOODBYE, other.pass()).await {
+                debug!(error = %causes(&error), "tunnel aborted");
+            }
+        }
     }
+}
+
+fn causes(error: &Broken) -> String {
+    let (Broken::Sender(cause) | Broken::Receiver(cause)) = error;
+    format!("{error}: {cause}")
 }
 
 /// Says to both sides that it is over, between two frames of theirs, and lets them close. Where a

@@ -16,6 +16,15 @@ use super::frames::Frames;
 /// What a direction holds of bytes that were read and not written.
 const BUFFER: usize = 8 * 1024;
 
+/// Which side of a direction failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    #[error("reading failed")]
+    Sender(#[source] io::Error),
+    #[error("writing failed")]
+    Receiver(#[source] io::Error),
+}
+
 /// One direction of a tunnel. A call that is dropped loses nothing: the next goes on.
 pub(super) struct Pipe {
     from: ReadHalf<TokioIo<Upgraded>>,
@@ -38,11 +47,11 @@ impl Pipe {
     }
 
     /// Passes everything until the sender closes; then the other side is closed too.
-    pub(super) async fn pass(&mut self) -> io::Result<()> {
-        while self.fill().await? {
-            self.write(usize::MAX).await?;
+    pub(super) async fn pass(&mut self) -> Result<(), Broken> {
+        while self.fill().await.map_err(Broken::Sender)? {
+            self.write(usize::MAX).await.map_err(Broken::Receiver)?;
         }
-        self.to.shutdown().await
+        self.to.shutdown().await.map_err(Broken::Receiver)
     }
 
     /// Passes the rest of the frame that has begun, then `frame`.
