@@ -1,7 +1,7 @@
 //! What is too slow for every commit: each scenario is repeated until its count means something, and
 //! becomes rows of `docs/reliability.md`. `tests/reliability/run` runs it.
 //!
-//! `reliability ROWS [SCENARIO…]` writes the rows into the file ROWS and fails where one does not hold.
+//! `reliability ROWS [SCENARIO [OPTION…]…]` writes the rows into the file ROWS and fails if one does not hold.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -30,6 +30,7 @@ mod race;
 mod redis_faults;
 mod report;
 mod rotation_storm;
+mod soak;
 mod stores;
 mod surroundings;
 mod tunnels;
@@ -45,7 +46,7 @@ use std::process::ExitCode;
 
 use self::report::Report;
 
-const SCENARIOS: [&str; 16] = [
+const SCENARIOS: [&str; 17] = [
     "log-in-storm",
     "rotation-storm",
     "economy",
@@ -62,13 +63,23 @@ const SCENARIOS: [&str; 16] = [
     "race",
     "floods",
     "surroundings",
+    "soak",
 ];
 
 fn main() -> ExitCode {
     watch::begin();
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().expect("the file for the rows");
-    let mut wanted: Vec<String> = arguments.collect();
+    let mut wanted: Vec<String> = Vec::new();
+    for word in arguments {
+        match wanted.last_mut() {
+            // An option, or the value of one, belongs to the scenario before it.
+            Some(scenario) if !SCENARIOS.contains(&word.split(':').next().unwrap()) => {
+                *scenario = format!("{scenario} {word}");
+            }
+            _ => wanted.push(word),
+        }
+    }
     if wanted.is_empty() {
         wanted = SCENARIOS.map(str::to_owned).to_vec();
     }
@@ -107,6 +118,9 @@ async fn run(name: &str, report: &mut Report) {
         "race" => race::run(report).await,
         "floods" => floods::run(report).await,
         "cache" => cache::run(report).await,
+        name if name.split(' ').next() == Some("soak") => {
+            soak::run(report, name.strip_prefix("soak").unwrap()).await;
+        }
         // Of some, single rows: NAME:ROW.
         name => match name.split_once(':').unwrap_or((name, "")) {
             ("redis-faults", row) => redis_faults::run(report, row).await,

@@ -57,11 +57,7 @@ async fn clock() -> Counted {
     };
     set("+0");
     let mut command = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
-    command
-        .env("LD_PRELOAD", library())
-        .env("FAKETIME_TIMESTAMP_FILE", &now)
-        .env("FAKETIME_NO_CACHE", "1")
-        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    faketime(&mut command, &now);
     let process = Process::start_by(command, directory.path(), &addresses).await;
     let browser = Browser::to(addresses.public);
     let begin = Script::new().call("PUT", "/values/a", "1");
@@ -89,6 +85,15 @@ async fn clock() -> Counted {
     let held = panics == 0 && told.iter().all(|(_, held)| *held);
     let told: Vec<String> = told.into_iter().map(|(text, _)| text).collect();
     Counted { text: format!("{}; {panics} panics", told.join("; ")), held }
+}
+
+/// Has a command read its wall clock's offset from the file `now`. Its monotonic clock stays.
+pub fn faketime(command: &mut Command, now: &Path) {
+    command
+        .env("LD_PRELOAD", library())
+        .env("FAKETIME_TIMESTAMP_FILE", now)
+        .env("FAKETIME_NO_CACHE", "1")
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
 }
 
 /// Debian keeps it below the machine's own directory of libraries.
