@@ -229,9 +229,7 @@ fn dispatch(arguments: Arguments, environment: &Environment) -> Result<(), Failu
             let _log = begin_log(&loaded)?;
             clear_expired(&loaded.config)
         }
-        Some(Command::Health { file, url, store }) => {
-            health(file.path(), url, store, environment)
-        }
+        Some(Command::Health { file, url, store }) => health(file.path(), url, store, environment),
         Some(Command::Demo { port }) => show_demo(port),
     }
 }

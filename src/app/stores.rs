@@ -58,7 +58,7 @@ impl Stores {
     pub(super) fn open(
         config: &Config,
         caching: Caching,
-        (clock, metrics): (&Clock, &Metrics),
+        clock: &Clock,
         tasks: &Tasks,
         metrics: &Metrics,
     ) -> Result<Self, StartError> {

@@ -25,7 +25,7 @@ use super::streams::{Stall, Streams};
 use super::tail::{InFlight, Tail};
 use super::tls::{Agreed, Handshake, Tls};
 use super::{Handler, Limits, Peer, Protocol, Room, Settings};
-use crate::body::{Body, BodyError, End};
+use crate::body::{Body, End};
 use crate::log::ACCESS;
 use crate::metrics::{Connections, Cut};
 use crate::socket::Socket;

@@ -263,7 +263,7 @@ mod tests {
     use crate::store::memory::Memory;
 
     suite!(|| {
-        let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES));
+        let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new()));
         let health = Arc::new(Health::new(Place::Network, Metrics::new()));
         Fresh::new(Observed::new(store, health), ())
     });

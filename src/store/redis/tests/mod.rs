@@ -64,9 +64,9 @@ suite!(fresh);
 fn spoiler(
     config: &config::Redis,
 ) -> impl Fn(Id, usize) -> std::pin::Pin<Box<dyn Future<Output = ()>>> + use<> {
-    let other = std::sync::Arc::new(store_of(config, TIMEOUT));
+    let other = Arc::new(store_of(config, TIMEOUT));
     move |id, way| {
-        let other = std::sync::Arc::clone(&other);
+        let other = Arc::clone(&other);
         Box::pin(async move {
             let key = other.key(id);
             match way {
