@@ -19,13 +19,14 @@ use crate::metrics::Event;
 use crate::random;
 use crate::secret::Secret;
 use crate::session::id::Id;
+use crate::session::key_ring::Fingerprint;
 use crate::session::key_ring::{KeyRing, SignedBy};
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Principal, Record};
 use crate::session::rotation::Verdict;
 use crate::session::sealed::Sealed;
-use crate::store::{Answer, Created, Page, Store, Unproven, Want};
+use crate::store::{Answer, Created, KnownKeys, Page, Store, Unproven, Want};
 use crate::time::Timestamp;
 
 /// How far the clock of the instance that sealed a cookie may be ahead of ours.
@@ -148,6 +149,14 @@ impl Store for Carried {
 
     fn sweep(&self, _now: Timestamp) -> Answer<'_, u64> {
         Box::pin(ready(Ok(0)))
+    }
+
+    fn exchange_keys<'a>(
+        &'a self,
+        _own: &'a [Fingerprint],
+        _now: Timestamp,
+    ) -> Answer<'a, KnownKeys> {
+        Box::pin(ready(Ok(KnownKeys::NotKept)))
     }
 
     fn unproven(&self) -> Unproven {

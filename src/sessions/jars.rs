@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 use super::carried::Carried;
 use crate::metrics::Metrics;
 use crate::session::id::Id;
+use crate::session::key_ring::Fingerprint;
 use crate::session::key_ring::KeyRing;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
@@ -20,7 +21,7 @@ use crate::session::record::{Entry, Principal, Record};
 use crate::session::sealed::Sealed;
 use crate::store::conformance::{Fresh, suite};
 use crate::store::memory::Memory;
-use crate::store::{Answer, Created, Page, Store, Unproven, Want};
+use crate::store::{Answer, Created, KnownKeys, Page, Store, Unproven, Want};
 use crate::time::Timestamp;
 
 const NAME: &str = "__Host-id";
@@ -144,6 +145,14 @@ impl Store for Jars {
 
     fn sweep(&self, now: Timestamp) -> Answer<'_, u64> {
         Box::pin(async move { Carried::new(NAME, None).sweep(now).await })
+    }
+
+    fn exchange_keys<'a>(
+        &'a self,
+        _own: &'a [Fingerprint],
+        _now: Timestamp,
+    ) -> Answer<'a, KnownKeys> {
+        Box::pin(std::future::ready(Ok(KnownKeys::NotKept)))
     }
 
     fn unproven(&self) -> Unproven {

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info};
 
-use super::{Answer, Created, Error, Page, Store, Want};
+use super::{Answer, Created, Error, KnownKeys, Page, Store, Unproven, Want};
 use crate::metrics::Metrics;
 use crate::session::id::Id;
+use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Principal, Record};
@@ -245,6 +246,18 @@ impl Store for Observed {
 
     fn sweep(&self, now: Timestamp) -> Answer<'_, u64> {
         self.writes(self.store.sweep(now), |_| false)
+    }
+
+    fn exchange_keys<'a>(
+        &'a self,
+        own: &'a [Fingerprint],
+        now: Timestamp,
+    ) -> Answer<'a, KnownKeys> {
+        self.writes(self.store.exchange_keys(own, now), |_| false)
+    }
+
+    fn unproven(&self) -> Unproven {
+        self.store.unproven()
     }
 
     fn ping(&self) -> Answer<'_, ()> {

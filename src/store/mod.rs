@@ -91,18 +91,11 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Records which session keys this instance has, and returns what was recorded before. A key
     /// that it does not have is no longer recorded.
-    fn exchange_keys<'a>(
-        &'a self,
-        _own: &'a [Fingerprint],
-        _now: Timestamp,
-    ) -> Answer<'a, KnownKeys> {
-        Box::pin(std::future::ready(Ok(KnownKeys::NotKept)))
-    }
+    fn exchange_keys<'a>(&'a self, own: &'a [Fingerprint], now: Timestamp)
+    -> Answer<'a, KnownKeys>;
 
     /// What becomes of the mark of a new record that no browser has come back with.
-    fn unproven(&self) -> Unproven {
-        Unproven::Kept
-    }
+    fn unproven(&self) -> Unproven;
 
     /// Whether the store can be read.
     fn ping(&self) -> Answer<'_, ()>;

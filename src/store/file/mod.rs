@@ -25,8 +25,9 @@ use self::format::Stored;
 use self::index::{Index, Over};
 use self::lane::{Duty, Lane};
 use super::owned::{OwnedChange, OwnedWant};
-use super::{Answer, Created, Error, Page, Store, Want, over_at};
+use super::{Answer, Created, Error, KnownKeys, Page, Store, Unproven, Want, over_at};
 use crate::session::id::Id;
+use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Principal, Record};
@@ -288,6 +289,18 @@ impl Store for Files {
                 }
             }
         })
+    }
+
+    fn exchange_keys<'a>(
+        &'a self,
+        _own: &'a [Fingerprint],
+        _now: Timestamp,
+    ) -> Answer<'a, KnownKeys> {
+        Box::pin(std::future::ready(Ok(KnownKeys::NotKept)))
+    }
+
+    fn unproven(&self) -> Unproven {
+        Unproven::Kept
     }
 
     fn ping(&self) -> Answer<'_, ()> {

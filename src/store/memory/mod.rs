@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use self::state::{State, Stored};
-use super::{Answer, Created, Error, Page, Store, Unproven, Want, over_at};
+use super::{Answer, Created, Error, KnownKeys, Page, Store, Unproven, Want, over_at};
 use crate::metrics::{Event, Metrics};
 use crate::session::id::Id;
+use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Principal, Record};
@@ -168,6 +169,14 @@ impl Store for Memory {
         let removed = over.filter(|stored| stored.is_session()).count();
         self.metrics.memory_store_bytes(state.bytes());
         Box::pin(ready(Ok(removed as u64)))
+    }
+
+    fn exchange_keys<'a>(
+        &'a self,
+        _own: &'a [Fingerprint],
+        _now: Timestamp,
+    ) -> Answer<'a, KnownKeys> {
+        Box::pin(ready(Ok(KnownKeys::NotKept)))
     }
 
     fn unproven(&self) -> Unproven {

@@ -53,7 +53,7 @@ pub use self::survey::{Survey, SurveyError};
 pub use self::tracking::{LEASE, track};
 use self::trouble::{Trouble, whole};
 use super::config::DurableDestroy;
-use super::{Answer, Created, Error, KnownKeys, Page, Store, Want, encode};
+use super::{Answer, Created, Error, KnownKeys, Page, Store, Unproven, Want, encode};
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, ExpiryChange, Refusal, Replicated, Use};
@@ -398,6 +398,10 @@ impl Store for Redis {
     /// Redis removes by itself what is over.
     fn sweep(&self, _now: Timestamp) -> Answer<'_, u64> {
         Box::pin(std::future::ready(Ok(0)))
+    }
+
+    fn unproven(&self) -> Unproven {
+        Unproven::Kept
     }
 
     fn exchange_keys<'a>(

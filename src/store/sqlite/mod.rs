@@ -26,9 +26,10 @@ use self::reader::Readers;
 pub use self::schema::OpenError;
 use self::writer::{Need, Writer};
 use super::owned::{OwnedChange, OwnedWant};
-use super::{Answer, Created, Error, Page, Store, Want, over_at};
+use super::{Answer, Created, Error, KnownKeys, Page, Store, Unproven, Want, over_at};
 use crate::random;
 use crate::session::id::Id;
+use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Principal, Record};
@@ -177,6 +178,18 @@ impl Store for Sqlite {
                 }
             }
         })
+    }
+
+    fn exchange_keys<'a>(
+        &'a self,
+        _own: &'a [Fingerprint],
+        _now: Timestamp,
+    ) -> Answer<'a, KnownKeys> {
+        Box::pin(std::future::ready(Ok(KnownKeys::NotKept)))
+    }
+
+    fn unproven(&self) -> Unproven {
+        Unproven::Kept
     }
 
     /// The answer waits for the check for damage that follows an opening.
