@@ -178,8 +178,7 @@ impl App {
         let readiness = Arc::new(Readiness::new(stores.health(), needs_store(&config)));
         let listeners = Listeners::bind(&config, inherited)?;
         let doors = Doors::open(&config, &listeners)?;
-        let api = listeners.api().clone();
-        let api_url = url_of(&config, &api);
+        let api_url = url_of(&config, listeners.api());
         let instance = instance(dialled_at(&config, &api_url));
         let shared = share(&config, ring, clock, metrics, instance);
         let site = site(&config, &api_url, &shared.metrics)?;
@@ -198,7 +197,6 @@ impl App {
             public_room: public_room(&made.config),
             api_room: Room::new(limits.connections),
         });
-        let (public, admin) = (listeners.public(), listeners.admin().clone());
         let workers = (0..workers())
             .map(|index| crew.start_worker(index, &made, &listeners, &tasks))
             .collect::<io::Result<_>>()
@@ -216,9 +214,9 @@ impl App {
             api_url,
             rings,
             shared,
-            public,
-            api,
-            admin,
+            public: listeners.public(),
+            api: listeners.api().clone(),
+            admin: listeners.admin().clone(),
             created,
         })
     }
