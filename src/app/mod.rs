@@ -147,9 +147,9 @@ fn share(
         attributes: config.cookie.clone(),
         policy: config.policy.clone(),
         clock,
+        in_flight: Arc::new(InFlight::new(metrics.lingering.clone())),
         metrics,
         new_sessions: Arc::default(),
-        in_flight: Arc::new(InFlight::default()),
         instance,
     })
 }

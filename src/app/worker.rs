@@ -214,6 +214,7 @@ impl Crew {
             let room = Room::new(ADMIN_CONNECTIONS);
             let of_admin = settings(&admin_listener, Protocol::Http1);
             accept(admin_listener, of_admin, room, admin, &inner);
+            inner.run(sweep_requests(sessions.clone(), inner.clone())).detach();
             sweep(&sessions, &inner).await;
         } else {
             inner.draining().await;
@@ -243,6 +244,20 @@ fn accept<H: server::Handler>(
             }
         })
         .detach();
+}
+
+/// How often requests that are over are forgotten.
+const SWEEP_REQUESTS_EVERY: Duration = Duration::from_secs(1);
+
+/// Keeps the table of requests small until the drain begins.
+async fn sweep_requests(sessions: Sessions, tasks: Tasks) {
+    let mut every = tokio::time::interval(SWEEP_REQUESTS_EVERY);
+    loop {
+        tokio::select! {
+            () = tasks.draining() => return,
+            _ = every.tick() => sessions.sweep_requests(),
+        }
+    }
 }
 
 /// Sweeps now and then until the drain begins.

@@ -40,6 +40,8 @@ pub struct Metrics {
     network: Network,
     /// Requests that are being forwarded now.
     pub in_flight: Gauge,
+    /// Requests that are over and of which something is kept for late calls.
+    pub lingering: Gauge,
 }
 
 /// Counters of responses that have ended, by reason.
@@ -203,6 +205,10 @@ impl Metrics {
             network: Network::register(&mut all),
             requests: all.of("requests", "Requests on the public listeners, by outcome"),
             in_flight: all.of("requests_in_flight", "Requests that are being forwarded"),
+            lingering: all.of(
+                "requests_lingering",
+                "Finished requests that calls of the session API may still be made for",
+            ),
             tunnels: all.of("tunnels", "Open WebSockets"),
             memory_store_bytes: all
                 .of("memory_store_bytes", "Memory that the records of the memory store take"),

@@ -9,7 +9,7 @@ use tokio::sync::RwLock;
 use super::carried::Carried;
 use crate::session::id::Id;
 use crate::session::key_ring::SignedBy;
-use crate::session::navigation::Origin;
+use crate::session::navigation::{Navigation, Origin};
 use crate::session::record::{Client, Meta};
 use crate::session::rotation::Verdict;
 use crate::session::token::{Bound, RequestToken};
@@ -91,6 +91,27 @@ pub enum SessionError {
     AmbiguousCookie,
     /// The browser kept the cookie back: there may be a session.
     CookieWithheld,
+}
+
+/// What late calls need of a request that is over, besides its token.
+#[derive(Clone, Debug)]
+pub(super) struct Over {
+    pub(super) since: Timestamp,
+    pub(super) binding: Binding,
+    /// The request made the session that it is bound to.
+    pub(super) made: bool,
+}
+
+impl Over {
+    /// Of a request that has changed nothing of what it is bound to.
+    pub(super) fn unmoved(token: RequestToken) -> Self {
+        let binding = match token.bound {
+            Bound::Session(id, generation) => Binding::Session { id, generation, own: true },
+            Bound::None(id) => Binding::None(id),
+            Bound::Refused => Binding::Ambiguous,
+        };
+        Self { since: token.forwarded_at, binding, made: false }
+    }
 }
 
 #[derive(Debug)]
@@ -175,18 +196,28 @@ impl Exchange {
         Self { address, ..self }
     }
 
-    /// What can be said of a request that is over and no longer kept, from its token alone.
-    pub(super) fn lingering(token: RequestToken, origin: Origin) -> Self {
-        let binding = match token.bound {
-            Bound::Session(id, generation) => Binding::Session { id, generation, own: true },
-            Bound::None(id) => Binding::None(id),
-            Bound::Refused => Binding::Ambiguous,
-        };
-        let state = RwLock::new(State::new(Phase::Committed, binding));
-        let presented = Presented::Nothing;
-        let over_at = AtomicI64::new(token.forwarded_at.as_millis());
-        let (prolongs, client, address, carried) = (Prolongs::Nothing, None, None, None);
-        Self { token, presented, origin, prolongs, client, address, carried, over_at, state }
+    /// A request that is over, from its token and what was kept of it.
+    pub(super) fn over(token: RequestToken, over: Over) -> Self {
+        let state = State { made: over.made, ..State::new(Phase::Committed, over.binding) };
+        let prolongs = if token.prolongs { Prolongs::Use } else { Prolongs::Nothing };
+        Self {
+            token,
+            presented: Presented::Nothing,
+            origin: Origin { navigation: Navigation::None, withholds_cookie: false },
+            prolongs,
+            client: None,
+            address: None,
+            carried: None,
+            over_at: AtomicI64::new(over.since.as_millis().max(1)),
+            state: RwLock::new(state),
+        }
+    }
+
+    /// What late calls need of it; `None` while it lasts, or while a call changes it.
+    pub(super) fn summary(&self) -> Option<Over> {
+        let since = self.over_since()?;
+        let state = self.state.try_read().ok()?;
+        Some(Over { since, binding: state.binding.clone(), made: state.made })
     }
 
     /// Notes that the request is over.

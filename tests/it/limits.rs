@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::support::raw::{exchange, read_until};
-use crate::support::{Cloakroom, Program, Upstream, until};
+use crate::support::{Browser, Cloakroom, Program, Script, Upstream, until};
 
 #[tokio::test]
 async fn an_address_has_so_many_connections_and_no_more() {
@@ -74,6 +74,36 @@ async fn a_body_is_as_large_as_its_route_takes() {
     let bodies: Vec<String> = upstream.seen().into_iter().map(|seen| seen.body).collect();
     // What was cut is no body to the site.
     assert_eq!(bodies, ["0123456789", "0123456789a", "0123456789", ""]);
+}
+
+/// What late calls need of a request goes by itself: no request comes to push it out.
+#[tokio::test]
+async fn finished_requests_are_forgotten_in_time() {
+    let upstream = Upstream::start();
+    let proxy = Cloakroom::start(&upstream).await;
+    let lingering = |count: usize| {
+        let metrics = proxy.metrics().clone();
+        let line = format!("cloakroom_requests_lingering {count}\n");
+        async move { until(&line, || metrics.text().contains(&line)).await }
+    };
+    let write = Script::new().call("PUT", "/values/x", "1");
+    for _ in 0..20 {
+        Browser::new(&proxy).navigate("/", &write).await;
+    }
+    lingering(20).await;
+    let seen = upstream.take_seen().pop().unwrap();
+    let token = seen.headers.into_iter().find(|(name, _)| name == "x-session-token").unwrap().1;
+    proxy.pass(Duration::from_secs(59));
+    let late = proxy.call(&token, ("GET", "/values", "")).await;
+    assert_eq!((late.status, late.json()), (200, serde_json::json!({"x": 1})));
+    lingering(20).await;
+    proxy.pass(Duration::from_secs(2));
+    let late = proxy.call(&token, ("GET", "/values", "")).await;
+    assert_eq!((late.status, late.code().as_str()), (410, "request_gone"));
+    proxy.pass(Duration::from_secs(1));
+    lingering(0).await;
+    let late = proxy.call(&token, ("GET", "/values", "")).await;
+    assert_eq!((late.status, late.code().as_str()), (410, "request_gone"));
 }
 
 /// What the kernel calls EMFILE never comes: clients wait, and what is there goes on, with its upstream, the

@@ -47,6 +47,7 @@ mod instances;
 mod limits;
 mod log_lines;
 mod login;
+mod memory_store;
 mod narrow_way;
 mod principals;
 mod proxy_headers;
