@@ -192,7 +192,7 @@ mod tests {
         let answer = async {
             sleep(Duration::from_secs(29)).await;
             let response = response();
-            sleep(Duration::from_secs(120)).await;
+            sleep(Duration::from_mins(2)).await;
             response.over();
         };
         // Once the response is over, the silence of a full limit is counted from the last look.

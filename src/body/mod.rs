@@ -27,7 +27,7 @@ pub(crate) use idle::Traffic;
 #[must_use]
 pub struct Body {
     source: Source,
-    idle: Option<Idle>,
+    idle: Option<Box<Idle>>,
     /// How many bytes may still come.
     room: Option<u64>,
     trailers: Option<TrailerFilter>,
@@ -35,7 +35,15 @@ pub struct Body {
     interrupt: Option<oneshot::Receiver<()>>,
     /// What was polled of its source already.
     ahead: Option<Box<Polled>>,
+    rest: Option<Rest>,
 }
+
+type Rest = Box<dyn FnOnce(Incoming) + Send>;
+
+/// How long a client that still sends a request is read from after its answer: between two reads, and in all.
+///
+/// Clients that read their answer only when they have sent everything would not see it otherwise.
+pub(crate) const READ_ON: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
 
 type Polled = Option<Result<Frame<Bytes>, hyper::Error>>;
 
@@ -160,7 +168,7 @@ impl Body {
             return Self::empty();
         }
         let mut body = Self::from_source(Source::Streaming(incoming));
-        body.idle = idle.map(Idle::new);
+        body.idle = idle.map(|limit| Box::new(Idle::new(limit)));
         body
     }
 
@@ -260,7 +268,14 @@ impl Body {
             guard: None,
             interrupt: None,
             ahead: None,
+            rest: None,
         }
+    }
+
+    /// Has `rest` called with what is still to come if nobody wants it any more.
+    pub(crate) fn with_rest(mut self, rest: impl FnOnce(Incoming) + Send + 'static) -> Self {
+        self.rest = Some(Box::new(rest));
+        self
     }
 
     /// Ends it before its time, for a reason that its guards are given.
@@ -270,7 +285,12 @@ impl Body {
     }
 
     fn end(&mut self, end: End) {
-        self.source = Source::Ended;
+        let source = std::mem::replace(&mut self.source, Source::Ended);
+        if let (Source::Streaming(incoming), Some(rest)) = (source, self.rest.take())
+            && !incoming.is_end_stream()
+        {
+            rest(incoming);
+        }
         self.interrupt = None;
         if let Some(idle) = self.idle.take() {
             idle.over();
@@ -419,6 +439,19 @@ fn poll_next(
         Some(polled) => Poll::Ready(*polled),
         None => Pin::new(incoming).poll_frame(cx),
     }
+}
+
+/// Reads what is left of a request that is answered already, for as long as [`READ_ON`] says.
+pub(crate) async fn discard(mut rest: Incoming) {
+    let (between, in_all) = READ_ON;
+    let read = async {
+        let next = async |rest: &mut Incoming| {
+            std::future::poll_fn(|cx| Pin::new(&mut *rest).poll_frame(cx)).await
+        };
+        while let Ok(Some(Ok(_))) = timeout(between, next(&mut rest)).await {}
+    };
+    // The sender was given its time.
+    let _ = timeout(in_all, read).await;
 }
 
 /// Reads all of `body`, at most `limit` bytes of it, within `deadline` from now; trailers are dropped.

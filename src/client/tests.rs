@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Request, Response, header};
+use http_body::Body as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
@@ -328,18 +329,47 @@ async fn framing_follows_the_body() {
     assert_eq!(head, "POST /path HTTP/1.1\r\nhost: kept\r\ncontent-length: 0\r\n\r\n");
 }
 
+/// A slow client does not hold the connection of a small response, nor lose a part of it.
+#[tokio::test]
+async fn small_responses_are_taken_in_at_once() {
+    let stage = Stage::new(Config::default()).await;
+    let upstream = async {
+        let mut stream = stage.accept().await;
+        answer(&mut stream).await;
+        answer(&mut stream).await;
+        read_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel").await.unwrap();
+        stream
+    };
+    let client = async {
+        let mut responses = Vec::new();
+        for _ in 0..3 {
+            responses.push(stage.send(Method::GET, Body::empty()).await.unwrap());
+        }
+        responses
+    };
+    let (mut stream, responses) = tokio::join!(upstream, client);
+    stream.write_all(b"lo").await.unwrap();
+    for response in responses {
+        assert_eq!(response.body().size_hint().exact(), Some(5));
+        assert_eq!(text(response).await, "hello");
+    }
+}
+
 #[tokio::test]
 async fn the_drain_closes_idle_connections_and_waits_for_busy_ones() {
     let stage = Stage::new(Config::default()).await;
     let mut idle = stage.first(HELLO).await;
     let upstream = async {
         // It is taken from the pool, so a second one is made idle beside it.
-        answer(&mut idle).await;
+        read_head(&mut idle).await;
+        idle.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel").await.unwrap();
     };
     let (response, ()) = tokio::join!(stage.send(Method::GET, Body::empty()), upstream);
     let mut other = stage.first(HELLO).await;
     stage.tasks.drain();
     assert_eq!(other.read(&mut [0]).await.unwrap(), 0, "the idle one is closed");
+    idle.write_all(b"lo").await.unwrap();
     assert_eq!(text(response.unwrap()).await, "hello");
     assert!(stage.tasks.drained(LONG).await);
 }

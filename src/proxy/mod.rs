@@ -38,7 +38,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use tracing::debug;
 
-use crate::body::Body;
+use crate::body::{self, Body};
 use crate::client::Balancer;
 use crate::metrics::{Event, Metrics, Outcome};
 use crate::secret::Secret;
@@ -279,12 +279,15 @@ impl Proxy {
         body: Incoming,
         (route, options): (&Route, hop::Options),
     ) -> Result<Response<Body>, Error> {
-        parts.version = Version::HTTP_11;
+        let version = std::mem::replace(&mut parts.version, Version::HTTP_11);
         let ours = route.ours_shared();
         let mut body = Body::streaming(body, Some(self.site.body_idle_timeout()))
             .with_trailers(move |trailers| trailers::clean(trailers, &ours, &options));
         if let Some(rate) = route.min_body_rate() {
             body = body.with_rate(rate);
+        }
+        if version == Version::HTTP_2 {
+            body = body.with_rest(self.read_on());
         }
         if let Some(limit) = route.max_body() {
             if body.size_hint().lower() > limit {
@@ -294,6 +297,21 @@ impl Proxy {
         }
         let upstreams = self.upstreams.get(index).ok_or(Error::NoRoute)?;
         Ok(upstreams.send(Request::from_parts(parts, body), &self.tasks).await?)
+    }
+
+    /// Reads on what a client sends of a request that is answered already. In HTTP/1 its connection does that.
+    fn read_on(&self) -> impl FnOnce(Incoming) + Send + 'static {
+        let tasks = self.tasks.clone();
+        move |rest| {
+            let draining = tasks.clone();
+            let read = async move {
+                tokio::select! {
+                    () = body::discard(rest) => {}
+                    () = draining.draining() => {}
+                }
+            };
+            tasks.run(read).detach();
+        }
     }
 
     /// Applies what the upstream asked for by header, takes the response's head, and gives it its

@@ -93,7 +93,7 @@ impl Clocks {
             since: AtomicU64::new(0),
             blocked: AtomicU64::new(NEVER),
             ends_response: AtomicBool::new(false),
-            whole: AtomicBool::new(false),
+            whole: AtomicBool::new(true),
             flushes: AtomicU64::new(0),
             waiting: Mutex::default(),
             has_left_http: AtomicBool::new(false),
@@ -206,9 +206,10 @@ impl Clocks {
         self.blocked.load(ORDERING) != NEVER
     }
 
-    /// Returns whether the last request was over with its head.
-    pub(super) fn was_whole(&self) -> bool {
-        self.whole.load(ORDERING)
+    /// Returns whether the last request had a body, of which some may be to come. A stream of HTTP/2 has an end of its
+    /// own.
+    pub(super) fn is_uploading(&self) -> bool {
+        self.heads && !self.whole.load(ORDERING)
     }
 
     /// Records that the connection leaves HTTP with the response that goes out now.

@@ -60,8 +60,8 @@ const REST: Duration = Duration::from_millis(50);
 enum Drove {
     ToItsEnd,
     ToARest,
-    /// To a response whose body failed.
-    ToABrokenResponse,
+    /// Until the body of a response failed.
+    Broken,
 }
 
 /// What the connections of one listener have in common, for one worker.
@@ -217,7 +217,7 @@ impl<H: Handler> Server<H> {
             match self.drive(Pin::new(&mut *connection), &clocks, peer.address).await {
                 Drove::ToItsEnd => return,
                 Drove::ToARest => {}
-                Drove::ToABrokenResponse => {
+                Drove::Broken => {
                     if let Some(parts) = connection.into_parts() {
                         parts.io.into_inner().close().await;
                     }
@@ -371,7 +371,7 @@ impl<H: Handler> Server<H> {
         } else if source.source().is_some_and(broke_rules) {
             Cut::Http2
         } else if error.is_user() {
-            return Drove::ToABrokenResponse;
+            return Drove::Broken;
         } else {
             return Drove::ToItsEnd;
         };

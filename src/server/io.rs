@@ -14,15 +14,15 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::Room;
 use super::clocks::{Clocks, Phase};
+use crate::body::READ_ON;
 use crate::socket::Socket;
 use crate::tasks::Tasks;
 
-/// How long a client that still sends a request is read from after its answer, so that the answer arrives: between two
-/// reads, and in all.
-const UPLOAD: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
-
-/// The same if all of the request came, or under pressure.
+/// How long a closed connection is read from if no upload is answered, or under pressure: between two reads, and in all.
 const GOODBYE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(2));
+
+/// Bytes that are read then.
+const GOODBYE_BYTES: usize = 256 * 1024;
 
 /// How often it is checked, without a read, whether that time is over.
 const LOOK: Duration = Duration::from_secs(1);
@@ -67,17 +67,26 @@ struct Linger {
     began: Instant,
     /// When the client last sent something.
     last: Instant,
+    bytes: usize,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Linger {
     fn begin() -> Self {
         let now = Instant::now();
-        Self { began: now, last: now, timer: Box::pin(sleep_until(now + LOOK)) }
+        Self { began: now, last: now, bytes: 0, timer: Box::pin(sleep_until(now + LOOK)) }
     }
 
-    fn is_over(&self, (between, in_all): (Duration, Duration)) -> bool {
-        self.last.elapsed() >= between || self.began.elapsed() >= in_all
+    fn read(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.last = Instant::now();
+    }
+
+    fn is_over(&self, may_upload: bool) -> bool {
+        let (between, in_all) = if may_upload { READ_ON } else { GOODBYE };
+        self.last.elapsed() >= between
+            || self.began.elapsed() >= in_all
+            || (!may_upload && self.bytes >= GOODBYE_BYTES)
     }
 }
 
@@ -134,7 +143,9 @@ impl Io {
         while let Closing::Lingering(linger) = &mut self.closing {
             let mut buffer = ReadBuf::new(&mut scratch);
             match Pin::new(&mut self.socket).poll_read(cx, &mut buffer) {
-                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => linger.last = Instant::now(),
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    linger.read(buffer.filled().len());
+                }
                 Poll::Ready(_) => {
                     self.closing = Closing::Done;
                     break;
@@ -144,8 +155,7 @@ impl Io {
                     linger.timer.as_mut().reset(Instant::now() + LOOK);
                 }
             }
-            let shortly = self.clocks.was_whole() || self.pressure.is_on();
-            if linger.is_over(if shortly { GOODBYE } else { UPLOAD }) {
+            if linger.is_over(self.clocks.is_uploading() && !self.pressure.is_on()) {
                 self.closing = Closing::Done;
             }
         }

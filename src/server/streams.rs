@@ -46,7 +46,7 @@ impl Stalled {
         let short = SHORT.min(patience);
         match used {
             0..25 => patience,
-            25..75 => short + (patience - short) * (75 - used) / 50,
+            25..75 => short + patience.saturating_sub(short) * (75 - used) / 50,
             _ => short * (100 - used) / 25,
         }
     }

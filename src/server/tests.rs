@@ -235,6 +235,61 @@ async fn a_client_still_sending_after_its_answer_is_not_reset() {
     }
 }
 
+/// Seconds until a connection is closed whose request was answered, and that sends a byte at these intervals.
+async fn reads_on(connections: usize, request: &str, every: Option<u64>, drains: bool) -> u64 {
+    let metrics = Metrics::new();
+    let limits = Limits { connections, ..Limits::default() };
+    let counts = metrics.connections("x");
+    // What is written to a Unix socket is there at once, whatever the clock says.
+    let directory = tempfile::tempdir().unwrap();
+    let address = Address::Unix(directory.path().join("x.sock"));
+    let settings = Settings { limits, counts, ..Settings::default() };
+    let tasks = start(bind(&address, None).unwrap(), settings, hello);
+    let mut stream = UnixStream::connect(directory.path().join("x.sock")).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.ends_with("hello"), "our side is closed at once");
+    let began = Instant::now();
+    if drains {
+        tasks.drain();
+    }
+    let sends = async {
+        while let Some(every) = every {
+            tokio::time::sleep(Duration::from_secs(every)).await;
+            let _ = stream.write_all(b"x").await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let closes = async {
+        while !metrics.text().contains("connections_open{listener=\"x\"} 0") {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::select! {
+        () = sends => {}
+        () = closes => {}
+    }
+    began.elapsed().as_secs()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_is_read_on_by_time() {
+    let upload = "POST / HTTP/1.1\r\nContent-Length: 100000\r\n\r\n";
+    let whole = "GET / HTTP/1.1\r\nConnection: close\r\n\r\n";
+    for (connections, request, every, drains, expected) in [
+        (100, upload, None, false, 5),
+        (100, upload, Some(4), false, 30),
+        (1, upload, Some(1), false, 2),
+        (100, upload, Some(1), true, 2),
+        (100, whole, None, false, 2),
+    ] {
+        let closed = reads_on(connections, request, every, drains).await;
+        let case = format!("{connections} {request:?} {every:?} {drains}");
+        assert!((expected..=expected + 1).contains(&closed), "{case}: {closed}");
+    }
+}
+
 #[tokio::test]
 async fn a_panic_costs_one_request_and_is_counted() {
     let before = crate::tasks::panics();

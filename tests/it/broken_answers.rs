@@ -17,11 +17,13 @@ enum Breaks {
     Reset,
 }
 
-const CASES: [(Breaks, &str); 4] = [
+const CASES: [(Breaks, &str); 6] = [
     (Breaks::Closed, "Content-Length: 100\r\n\r\nhalf"),
     (Breaks::Reset, "Content-Length: 100\r\n\r\nhalf"),
     (Breaks::Closed, "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"),
+    (Breaks::Closed, "Content-Length: 100\r\n\r\n"),
     (Breaks::Reset, "Content-Length: 100\r\n\r\n"),
+    (Breaks::Closed, "Transfer-Encoding: chunked\r\n\r\n"),
 ];
 
 const ROUNDS: usize = 200;

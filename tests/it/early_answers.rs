@@ -117,7 +117,7 @@ async fn an_answer_before_a_reset_is_read() {
         let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n";
         client.write_all(head).await.unwrap();
         let (mut site, _) = upstream.head().await;
-        let upload = async { client.write_all(&[b'x'; 500_000]).await };
+        let upload = async { client.write_all(&vec![b'x'; 500_000]).await };
         let answer = async {
             // It has something that it never reads.
             site.readable().await.unwrap();

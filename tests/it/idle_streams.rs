@@ -163,6 +163,36 @@ async fn slow_readers_are_limited_as_ever() {
     ended_for(&proxy, "stalled", 2).await;
 }
 
+/// Far from its half a minute, since as many streams are stalled as may be.
+#[tokio::test]
+async fn stalled_streams_are_counted_and_bounded() {
+    let upstream = Upstream::start();
+    let toml = "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n[limits]\nconnections = 20\n";
+    let proxy = Cloakroom::with(&upstream, toml).await;
+    let stalled = |count: &str| {
+        let line = format!("cloakroom_stalled_streams {count}");
+        proxy.metrics().text().lines().any(|found| found == line)
+    };
+    assert!(stalled("0"));
+    let mut client = Frames::connect(proxy.public()).await;
+    client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]).await;
+    let get = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+    for stream in 0..3 {
+        client.open(2 * stream + 1, &get, END_STREAM).await;
+    }
+    until("three are counted", || stalled("3")).await;
+    for stream in 3..40 {
+        client.open(2 * stream + 1, &get, END_STREAM).await;
+    }
+    let mut resets = 0;
+    while resets < 30 {
+        let frame = client.next().await.expect("the connection lives on");
+        resets += usize::from(frame.kind == RST_STREAM);
+    }
+    drop(client);
+    until("none is left", || stalled("0")).await;
+}
+
 #[tokio::test]
 async fn a_log_out_ends_the_sessions_event_streams() {
     for (client, version) in PAIRS {

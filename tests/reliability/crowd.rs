@@ -21,6 +21,7 @@ use crate::load::{Clients, Tally, quantile, start_site};
 use crate::process::{Addresses, Process};
 use crate::report::{Counted, Report};
 use crate::stores::directory;
+use crate::support::frames::{END_STREAM, Frames, HEADERS, SETTINGS};
 use crate::support::{Authority, Flaw, Identity, PATIENCE, until};
 use crate::watch::{descriptors_of, resident_of};
 
@@ -30,6 +31,11 @@ const HONEST: usize = 100;
 /// The aims for an idle connection, in KiB.
 const PLAIN: f64 = 12.0;
 const WITH_TLS: f64 = 40.0;
+/// Connections whose streams all stall: fewer streams than a quarter of the connections that there may be, so that each
+/// keeps all of its time.
+const STALLING: usize = 25;
+/// The aim for a stalled stream, in KiB.
+const STALLED: f64 = 4.0;
 
 pub async fn run(report: &mut Report, wanted: &str) {
     for (name, tls, aim) in [("plain", false, PLAIN), ("tls", true, WITH_TLS)] {
@@ -46,6 +52,16 @@ pub async fn run(report: &mut Report, wanted: &str) {
                 )
                 .await;
         }
+    }
+    if "stalled".contains(wanted) {
+        report
+            .row(
+                format!("{STALLING} HTTP/2 connections of 100 streams each that take nothing of a response of two bytes"),
+                "once",
+                &format!("at most {STALLED} KiB of resident memory for each stream"),
+                stalled(),
+            )
+            .await;
     }
     for (name, mode) in
         [("slow-head", ["-H"].as_slice()), ("slow-body", &["-B"]), ("slow-read", &["-X"])]
@@ -198,6 +214,46 @@ async fn idle(tls: bool, aim: f64) -> Counted {
         text: format!("{own:.1} KiB each; nginx {nginx:.1}, HAProxy {haproxy:.1}; {returned}"),
         held: own <= aim,
     }
+}
+
+/// A client of HTTP/2 that gives no window.
+async fn stalled() -> Counted {
+    let (tasks, directory) = (Tasks::new(), directory());
+    let site = start_site(&tasks);
+    let addresses = Addresses::free();
+    configure(directory.path(), &addresses, site, None);
+    let file = directory.path().join("cloakroom.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replacen("[limits]", "h2c = true\n[limits]", 1)).unwrap();
+    let ours = Process::start(directory.path(), &addresses).await;
+    let get = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+    let open = async |connections: usize| {
+        let mut clients = Vec::new();
+        for _ in 0..connections {
+            let mut client = Frames::connect(addresses.public).await;
+            client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]).await;
+            for stream in 0..100 {
+                client.open(2 * stream + 1, &get, END_STREAM).await;
+            }
+            let mut heads = 0;
+            while heads < 100 {
+                let frame = client.next().await.expect("the connection lives on");
+                heads += usize::from(frame.kind == HEADERS);
+            }
+            clients.push(client);
+        }
+        clients
+    };
+    // What the process takes once, and for its first connections.
+    let first = open(5).await;
+    let before = resident_of(ours.id());
+    let rest = open(STALLING - 5).await;
+    let grown = resident_of(ours.id()) - before;
+    drop((first, rest));
+    tasks.drain();
+    #[expect(clippy::cast_precision_loss, reason = "KiB of one process")]
+    let each = grown as f64 / ((STALLING - 5) * 100) as f64;
+    Counted { text: format!("{each:.1} KiB each"), held: each <= STALLED }
 }
 
 fn client_config(authority: &Authority) -> rustls::ClientConfig {
