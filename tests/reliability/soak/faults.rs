@@ -11,6 +11,9 @@ use crate::support::{Cluster, End, Fault, FaultProxy, RedisServer, Sentinels, Wa
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// How long an instance on a busy machine may take to act on what the sentinels announce.
+const HEARD: Duration = Duration::from_millis(500);
+
 /// What is done. Those of instances are for every topology.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -233,6 +236,11 @@ impl Faults<'_> {
             Kind::FailoverByCommand => {
                 self.oracle.window_began("failover by command", None);
                 sentinels.failover();
+                self.oracle.window_ended();
+                // Its cause tells it apart from the loss that nobody can prevent.
+                let late = "on the way of +switch-master to an instance";
+                self.oracle.window_began_before(Duration::ZERO, late, None);
+                sleep(HEARD);
                 self.oracle.window_ended();
             }
             _ => {

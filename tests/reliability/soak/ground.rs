@@ -120,11 +120,10 @@ impl Instance {
         number: usize,
         site: SocketAddr,
         store: &Store,
-        random: &mut Random,
+        [public, api, admin]: [SocketAddr; 3],
     ) -> Self {
         let directory = directory.join(format!("instance-{number}"));
         fs::create_dir(&directory).unwrap();
-        let [public, api, admin] = [(); 3].map(|()| free_address(random));
         let addresses = Addresses { public, api, admin };
         let cache = if store.caches(number) { "cache = { max_bytes = \"64MiB\" }\n" } else { "" };
         let url = store.url(number);
@@ -191,13 +190,15 @@ impl Instance {
     }
 }
 
-/// A port below those that outgoing connections take, so that a restart finds it free, and above
-/// those of the servers.
-fn free_address(random: &mut Random) -> SocketAddr {
-    loop {
+/// Addresses for so many instances, no two alike. Their ports are below those that outgoing
+/// connections take, so that a restart finds them free, and above those of the servers.
+pub fn free_addresses(count: usize, random: &mut Random) -> Vec<[SocketAddr; 3]> {
+    // All are held until the last is found.
+    let mut held = Vec::new();
+    while held.len() < 3 * count {
         let port = 28_000 + u16::try_from(random.below(4_000)).unwrap();
-        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
-            return listener.local_addr().unwrap();
-        }
+        held.extend(TcpListener::bind(("127.0.0.1", port)));
     }
+    let addresses: Vec<_> = held.iter().map(|held| held.local_addr().unwrap()).collect();
+    addresses.as_chunks().0.to_vec()
 }

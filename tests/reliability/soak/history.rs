@@ -65,6 +65,7 @@ impl Past {
         begun: Instant,
         acknowledged: Instant,
     ) -> Option<&'static str> {
+        // The first that covers it says why.
         let lost = self.windows.iter().find(|window| {
             window.covers(shard)
                 && acknowledged >= window.began

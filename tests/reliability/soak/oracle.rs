@@ -5,9 +5,9 @@ use std::io::Write as _;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::history::{Past, Read, State, Verdict, Window, Write};
+use super::history::{Past, Read, State, Window, Write};
 use super::order::{Change, Order, Outcome, Pending, Token};
 use super::session::{Expected, Session};
 
@@ -25,14 +25,15 @@ pub struct Oracle {
     one_replica: bool,
 }
 
+/// All that is known.
 #[derive(Default)]
-struct Model {
-    sessions: HashMap<String, Session>,
-    past: Past,
+pub struct Model {
+    pub(super) sessions: HashMap<String, Session>,
+    pub(super) past: Past,
     next: u64,
     /// Calls that end all sessions of a principal, in flight: number, principal, spared session.
     everywhere: Vec<(u64, Value, Option<String>, Instant)>,
-    tally: Tally,
+    pub(super) tally: Tally,
 }
 
 /// What was counted.
@@ -49,6 +50,9 @@ pub struct Tally {
     pub rotations: u64,
     pub renewals: u64,
     pub reads: u64,
+    /// Requests with a cookie, and those of them that might open a session or not.
+    pub opened: u64,
+    pub undecided: u64,
     /// Sessions that may have been made without anybody knowing their id.
     pub orphans: u64,
     pub pages: u64,
@@ -70,7 +74,7 @@ pub struct Look {
 }
 
 impl Look {
-    fn read<'a>(self, shard: usize, past: &'a Past) -> Read<'a> {
+    pub(super) fn read<'a>(self, shard: usize, past: &'a Past) -> Read<'a> {
         let leeway = if self.cached { CACHE_BOUND } else { Duration::ZERO };
         Read { sent: self.sent, received: self.received, leeway, shard, past }
     }
@@ -83,7 +87,7 @@ impl Oracle {
         Self { model: Mutex::default(), trace, began: Instant::now(), one_replica }
     }
 
-    fn model(&self) -> MutexGuard<'_, Model> {
+    pub(super) fn model(&self) -> MutexGuard<'_, Model> {
         self.model.lock().unwrap()
     }
 
@@ -114,7 +118,7 @@ impl Oracle {
         model.tally.wrong.push(text);
     }
 
-    fn wrong_of(&self, session: &str, visitor: usize, text: &str) {
+    pub(super) fn wrong_of(&self, session: &str, visitor: usize, text: &str) {
         if let Some(session) = self.model().sessions.get_mut(session) {
             if session.reported {
                 return;
@@ -137,8 +141,13 @@ impl Oracle {
 
     /// A failover begins now; what was acknowledged [`Window::BEFORE`] it, or since, may be lost.
     pub fn window_began(&self, cause: &'static str, shard: Option<usize>) {
+        self.window_began_before(Window::BEFORE, cause, shard);
+    }
+
+    /// The same with another time before it.
+    pub fn window_began_before(&self, before: Duration, cause: &'static str, shard: Option<usize>) {
         self.trace(&format!("WINDOW {cause} {shard:?}"));
-        let began = Instant::now().checked_sub(Window::BEFORE).unwrap();
+        let began = Instant::now().checked_sub(before).unwrap();
         self.model().past.windows.push(Window { began, ended: None, cause, shard });
     }
 
@@ -275,189 +284,6 @@ impl Oracle {
         }
     }
 
-    /// Whether a change by the header of an answer may be refused, as its session may be gone.
-    pub fn may_be_refused(&self, order: &Order, sent: Instant) -> bool {
-        let look = Look { sent, received: Instant::now(), cached: true };
-        order.patch.is_some()
-            && order
-                .token
-                .as_ref()
-                .is_some_and(|token| self.expected(&token.id, Some(token), look) != Expected::Yes)
-    }
-
-    /// Whether a session has certainly been ended.
-    pub fn is_gone(&self, id: &str) -> bool {
-        let now = Instant::now();
-        let look = Look { sent: now, received: now, cached: true };
-        self.expected(id, None, look) == Expected::No
-    }
-
-    /// Whether the token has to open its session.
-    fn expected(&self, id: &str, token: Option<&Token>, look: Look) -> Expected {
-        let model = self.model();
-        let Some(session) = model.sessions.get(id) else { return Expected::Either };
-        let read = look.read(session.shard, &model.past);
-        let opens = token.filter(|token| token.id == id);
-        let opens = opens.map_or(Expected::Either, |token| session.opens(token.generation, &read));
-        match (session.lives(&read), opens) {
-            _ if session.reported => Expected::Either,
-            (Expected::No, _) | (_, Expected::No) => Expected::No,
-            (Expected::Yes, Expected::Yes) => Expected::Yes,
-            _ => Expected::Either,
-        }
-    }
-
-    /// Judges whom a request was opened as: the session that the site was told of, if any.
-    pub fn opened(&self, order: &Order, seen: Option<&str>, error: &str, look: Look) {
-        let (visitor, token) = (order.visitor, order.token.as_ref());
-        let Some(token) = token else {
-            if let Some(seen) = seen {
-                self.wrong(
-                    visitor,
-                    &format!("a request without a cookie was given session {seen}"),
-                );
-            }
-            return;
-        };
-        if let Some(seen) = seen.filter(|seen| *seen != token.id) {
-            self.wrong(visitor, &format!("was given session {seen} for a cookie of {}", token.id));
-            return;
-        }
-        let generation = token.generation;
-        match (self.expected(&token.id, Some(token), look), seen) {
-            (Expected::Yes, None) => self.wrong_of(
-                &token.id,
-                visitor,
-                &format!("lost: anonymous with generation {generation}, error {error:?}"),
-            ),
-            (Expected::No, Some(_)) => self.wrong_of(
-                &token.id,
-                visitor,
-                &format!("a cookie of generation {generation} that is over opened it"),
-            ),
-            _ => self.learn(token, seen.is_some(), look),
-        }
-    }
-
-    /// Settles what was open about a session by whether its token opened it.
-    fn learn(&self, token: &Token, opened: bool, look: Look) {
-        let model = &mut *self.model();
-        let Some(session) = model.sessions.get_mut(&token.id) else { return };
-        let read = look.read(session.shard, &model.past);
-        let (lives, opens) = (session.lives(&read), session.opens(token.generation, &read));
-        let tally = &mut model.tally;
-        if opened {
-            note(tally, "log-outs", session.found_alive(&read));
-            note(tally, "log-ins or rotations", session.opened_by(token.generation, &read));
-            return;
-        }
-        match (lives, opens) {
-            (Expected::Either, Expected::Yes) => {
-                note(tally, "new sessions", session.found_gone(&read));
-            }
-            (Expected::Yes, Expected::Either) => {
-                let rests = session.rotations.iter().all(|rotation| rotation.rests(&read));
-                let rotations = session.rotations.iter_mut();
-                let cause = rotations.rev().find_map(|rotation| {
-                    let cause = rotation.loss(&read).filter(|_| !rotation.reported);
-                    rotation.reported |= cause.is_some();
-                    cause
-                });
-                note(tally, "log-ins or rotations", cause);
-                tally.cookies_lost += u64::from(cause.is_none() && rests && !session.lost);
-            }
-            _ => {}
-        }
-    }
-
-    /// Judges a session that was read whole, or its absence.
-    pub fn read(
-        &self,
-        visitor: usize,
-        id: &str,
-        values: Option<&Map<String, Value>>,
-        principal: Option<Option<&Value>>,
-        look: Look,
-    ) {
-        let mut wrong = None;
-        {
-            let model = &mut *self.model();
-            model.tally.reads += 1;
-            let Some(session) = model.sessions.get_mut(id) else { return };
-            if session.reported {
-                return;
-            }
-            let read = look.read(session.shard, &model.past);
-            let tally = &mut model.tally;
-            match (session.lives(&read), values) {
-                (Expected::Yes, None) => wrong = Some("is gone".to_owned()),
-                (Expected::No, Some(_)) => wrong = Some("is back".to_owned()),
-                (_, None) => note(tally, "new sessions", session.found_gone(&read)),
-                (_, Some(values)) => {
-                    note(tally, "log-outs", session.found_alive(&read));
-                    wrong = judge(session, values, principal, &read, tally).err();
-                }
-            }
-        }
-        if let Some(text) = wrong {
-            self.wrong_of(id, visitor, &text);
-        }
-    }
-
-    /// Judges the number that an increment answered.
-    pub fn counted(&self, visitor: usize, id: &str, key: &str, number: i64, look: Look) {
-        let verdict = {
-            let model = &mut *self.model();
-            let Some(session) = model.sessions.get_mut(id) else { return };
-            let read = look.read(session.shard, &model.past);
-            if session.lost { Verdict::Right } else { session.judge_counter(key, number, &read) }
-        };
-        match verdict {
-            Verdict::Right => {}
-            Verdict::Lost(count, cause) => {
-                lose(&mut self.model().tally, count, "changes of values", cause);
-            }
-            Verdict::Wrong(text) => {
-                self.wrong_of(id, visitor, &format!("increment of {key}: {text}"))
-            }
-        }
-    }
-
-    /// Judges a refusal that says that the session is gone or rotated away.
-    pub fn refused_as_gone(&self, order: &Order, target: &str, code: &str, look: Look) {
-        if self.expected(target, order.token.as_ref(), look) == Expected::Yes {
-            self.wrong_of(target, order.visitor, &format!("a change was refused: {code}"));
-        }
-    }
-
-    /// Judges a list of the sessions of a principal.
-    pub fn listed(&self, visitor: usize, principal: &str, ids: &[&str], look: Look) {
-        let principal = Value::from(principal);
-        let mut wrong = Vec::new();
-        {
-            let model = self.model();
-            for (id, session) in &model.sessions {
-                let read = look.read(session.shard, &model.past);
-                let listed = ids.contains(&id.as_str());
-                let belongs = session.belongs_to(&principal, &read);
-                let certain = session.is_indexed(&principal, &model.past);
-                match (session.lives(&read), belongs) {
-                    _ if session.reported => {}
-                    (Expected::Yes, Expected::Yes) if !listed && certain => {
-                        wrong.push((id.clone(), "is missing in the list of its principal"));
-                    }
-                    (Expected::No, _) | (_, Expected::No) if listed => {
-                        wrong.push((id.clone(), "is in the list of a principal by mistake"));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        for (id, text) in wrong {
-            self.wrong_of(&id, visitor, text);
-        }
-    }
-
     /// Notes that all sessions of a principal, save one, are about to be ended.
     pub fn everywhere_began(&self, principal: &str, spared: Option<&str>) -> u64 {
         let mut model = self.model();
@@ -532,18 +358,6 @@ impl Oracle {
         }
     }
 
-    /// Judges the deletion of the cookie that came with a request.
-    pub fn cookie_deleted(&self, order: &Order, sent: Instant) {
-        let Some(token) = &order.token else {
-            self.wrong(order.visitor, "a cookie was deleted that did not come with the request");
-            return;
-        };
-        let look = Look { sent, received: Instant::now(), cached: true };
-        if self.expected(&token.id, Some(token), look) == Expected::Yes {
-            self.wrong_of(&token.id, order.visitor, "the good cookie was deleted");
-        }
-    }
-
     /// Returns the ids of all sessions with their visitors, for the last check.
     pub fn sessions(&self) -> Vec<(String, usize)> {
         let model = self.model();
@@ -558,44 +372,6 @@ impl Oracle {
     pub fn size(&self, id: &str) -> usize {
         self.model().sessions.get(id).map_or(0, Session::size)
     }
-
-    /// Whether a token certainly opens nothing any more.
-    pub fn is_dead(&self, token: &Token) -> bool {
-        let now = Instant::now();
-        let look = Look { sent: now, received: now, cached: true };
-        self.expected(&token.id, Some(token), look) == Expected::No
-    }
-}
-
-fn judge(
-    session: &mut Session,
-    values: &Map<String, Value>,
-    principal: Option<Option<&Value>>,
-    read: &Read<'_>,
-    tally: &mut Tally,
-) -> Result<(), String> {
-    if session.lost {
-        return Ok(());
-    }
-    for (count, cause) in session.judge(values, read)? {
-        lose(tally, count, "changes of values", cause);
-    }
-    match principal.map(|principal| session.principal.judge(principal, read)) {
-        None | Some(Verdict::Right) => {}
-        Some(Verdict::Lost(count, cause)) => lose(tally, count, "log-ins", cause),
-        Some(Verdict::Wrong(text)) => return Err(format!("principal: {text}")),
-    }
-    Ok(())
-}
-
-fn note(tally: &mut Tally, what: &str, cause: Option<&str>) {
-    if let Some(cause) = cause {
-        lose(tally, 1, what, cause);
-    }
-}
-
-fn lose(tally: &mut Tally, count: u64, what: &str, cause: &str) {
-    *tally.lost.entry(format!("{what} ({cause})")).or_default() += count;
 }
 
 /// The third of a cluster's slots that a session belongs to.

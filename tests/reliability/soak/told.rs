@@ -21,8 +21,8 @@ use crate::report::Counted;
 /// After the last fault: longer than what is of unknown fate takes to settle.
 const SETTLE: Duration = Duration::from_secs(8);
 
-/// How often a last read is tried that is not served.
-const TRIES: usize = 20;
+/// How long last reads are tried again that are not served, all together.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 pub struct Told {
     tally: Tally,
@@ -34,6 +34,7 @@ pub struct Told {
     tokens: u64,
     listed: usize,
     strange: usize,
+    undecided: usize,
 }
 
 impl Told {
@@ -57,12 +58,14 @@ impl Told {
             tokens: 0,
             listed: 0,
             strange: 0,
+            undecided: 0,
         };
         let instances = site.balancer.count();
+        let mut patience = PATIENCE;
         for visitor in visitors {
             let mut checked = true;
             for instance in 0..instances {
-                checked &= again(async || visitor.check(instance).await).await;
+                checked &= again(&mut patience, async || visitor.check(instance).await).await;
             }
             told.visitors.0 += usize::from(checked);
             told.tokens += visitor.replay().await;
@@ -72,12 +75,16 @@ impl Told {
         for (id, owner) in &sessions {
             let mut checked = true;
             for instance in 0..instances {
-                checked &= again(async || visitors[*owner].inspect(id, Some(instance)).await).await;
+                checked &= again(&mut patience, async || {
+                    visitors[*owner].inspect(id, Some(instance)).await
+                })
+                .await;
             }
             told.sessions.0 += usize::from(checked);
             told.values += oracle.size(id);
         }
         told.list(site, oracle).await;
+        told.undecided = oracle.undecided();
         told.tally = oracle.tally();
         told
     }
@@ -118,11 +125,13 @@ impl Told {
         let (faults, made) = (self.made.values().sum::<u64>(), &self.made);
         let kinds: Vec<_> = made.iter().map(|(kind, count)| format!("{count}× {kind}")).collect();
         let mut text = format!(
-            "{} wrong answers; {} requests, {} calls of the API, {} reads compared; {} changes acknowledged ({} log-ins, {} log-outs, {} rotations asked for), {} of unknown fate; {} cookies renewed, {} lost with their answer; {} requests failed, {} of them in peace; {faults} faults: {}",
+            "{} wrong answers; {} requests, {} calls of the API, {} reads compared, {} cookies judged ({} of them open by cause); {} changes acknowledged ({} log-ins, {} log-outs, {} rotations asked for), {} of unknown fate; {} cookies renewed, {} lost with their answer; {} requests failed, {} of them in peace; {faults} faults: {}",
             tally.wrong.len(),
             tally.pages,
             tally.calls,
             tally.reads,
+            tally.opened,
+            tally.undecided,
             tally.acknowledged,
             tally.logins,
             tally.logouts,
@@ -142,12 +151,13 @@ impl Told {
         };
         let _ = write!(
             text,
-            "; at the end {} of {} visitors and {} of {} sessions with {} values checked at both instances, {} dead tokens tried, {} sessions listed, {} of them of unknown fate; {} panics; seed {seed}",
+            "; at the end {} of {} visitors and {} of {} sessions with {} values checked at both instances ({} of unknown fate until then remain so), {} dead tokens tried, {} sessions listed, {} of them made by changes of unknown fate; {} panics; seed {seed}",
             self.visitors.0,
             self.visitors.1,
             self.sessions.0,
             self.sessions.1,
             self.values,
+            self.undecided,
             self.tokens,
             self.listed,
             self.strange,
@@ -168,12 +178,12 @@ impl Told {
     }
 }
 
-async fn again(mut check: impl AsyncFnMut() -> bool) -> bool {
-    for _ in 0..TRIES {
-        if check().await {
-            return true;
-        }
-        sleep(Duration::from_millis(500)).await;
+async fn again(patience: &mut Duration, mut check: impl AsyncFnMut() -> bool) -> bool {
+    let pause = Duration::from_millis(500);
+    while !check().await {
+        let Some(left) = patience.checked_sub(pause) else { return false };
+        *patience = left;
+        sleep(pause).await;
     }
-    false
+    true
 }
