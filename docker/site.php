@@ -31,7 +31,7 @@ if ($path !== '/') {
 }
 
 $visits = session('POST', '/values/visits/increment');
-$name = $_SERVER['HTTP_X_SESSION_PRINCIPAL'] ?? null;
+$name = isset($_SERVER['HTTP_X_SESSION_PRINCIPAL']) ? rawurldecode($_SERVER['HTTP_X_SESSION_PRINCIPAL']) : null;
 header('Content-Type: text/html; charset=utf-8');
 ?>
 <!doctype html>

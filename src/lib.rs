@@ -36,7 +36,7 @@
 //! 3  session                            pure: ids and tokens, record and patch, policy, cookie
 //! 2  telemetry                          a request's place in a trace; spans, and their way to a collector
 //! 1  server · client                    sockets, TLS, accept, drain; the way out
-//! 0  body descriptors log metrics pem random scheme secret socket tasks time trust   vocabulary
+//! 0  body descriptors host log metrics pem random scheme secret socket tasks time trust   vocabulary
 //! ```
 //!
 //! Each module owns the plain `Config` that it consumes, and [`config`] produces them, so nothing
@@ -76,6 +76,7 @@ pub mod client;
 pub mod config;
 pub mod demo;
 mod descriptors;
+mod host;
 pub mod log;
 pub mod metrics;
 pub mod pem;

@@ -6,7 +6,7 @@
 //! Lines are written by a thread of their own. Where they come faster than they are taken, as of a reader that
 //! has stopped or a disk that is full, they are dropped and counted, and requests go on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -44,6 +44,23 @@ pub enum Format {
 impl Default for Config {
     fn default() -> Self {
         Self { format: Format::Text, level: LevelFilter::INFO, access: true }
+    }
+}
+
+/// What has been logged before and is not logged again: at most [`Seen::MAX`] texts, so that strangers
+/// who choose them fill neither the log nor the memory.
+#[derive(Debug, Default)]
+pub struct Seen(Mutex<HashSet<String>>);
+
+impl Seen {
+    /// The most texts that are remembered; further ones are not logged.
+    pub const MAX: usize = 100;
+
+    /// Whether a text comes for the first time, and is to be logged.
+    pub fn is_first(&self, text: &str) -> bool {
+        // A set that another thread left is as good as before: nothing in it is half done.
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.len() < Self::MAX && !seen.contains(text) && seen.insert(text.to_owned())
     }
 }
 
@@ -201,6 +218,14 @@ mod tests {
         assert_eq!(permitted("one", 999), None);
         assert_eq!(permitted("one", 1000), Some(Some(2)));
         assert_eq!(permitted("one", 2000), Some(None));
+    }
+
+    #[test]
+    fn a_text_is_logged_once_and_texts_are_bounded() {
+        let seen = Seen::default();
+        assert!(seen.is_first("a") && !seen.is_first("a") && seen.is_first("b"));
+        let more = (0..10 * Seen::MAX).filter(|text| seen.is_first(&text.to_string())).count();
+        assert_eq!(more, Seen::MAX - 2);
     }
 
     #[test]

@@ -18,6 +18,17 @@ pub enum Malformed {
     /// It is not JSON as we take it.
     #[error("the body is not JSON: {0}")]
     Json(#[from] JsonError),
+    /// The lines of `X-Session-Patch`, joined by commas, are not JSON as we take it.
+    #[error(
+        "header X-Session-Patch, byte {at}: {reason}; write JSON, and text outside ASCII in it as \\uXXXX \
+         or in UTF-8"
+    )]
+    Header {
+        /// The offset of what is wrong.
+        at: usize,
+        /// What is wrong.
+        reason: String,
+    },
     /// It is no patch.
     #[error("{0}")]
     Patch(String),
@@ -56,7 +67,11 @@ pub fn patches<'a>(lines: impl IntoIterator<Item = &'a [u8]>) -> Result<Patch, M
     let mut text = b"[".to_vec();
     text.extend(lines.into_iter().collect::<Vec<_>>().join(&b","[..]));
     text.push(b']');
-    let list = Json::parse(&text, PATCH_LEVELS + 1)?;
+    let list = Json::parse(&text, PATCH_LEVELS + 1).map_err(|error| Malformed::Header {
+        // The bracket is ours.
+        at: error.at().saturating_sub(1),
+        reason: error.reason().to_string(),
+    })?;
     let mut joined = Patch::default();
     for element in list.elements().unwrap_or_default() {
         let contradiction =

@@ -7,4 +7,6 @@ use crate::server::Address;
 pub struct Config {
     /// Where operators reach it.
     pub address: Address,
+    /// Names that it answers to over TCP, besides IP addresses, `localhost` and the hosts of the API.
+    pub hosts: Vec<String>,
 }

@@ -19,7 +19,8 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use crate::body::Body;
-use crate::server::{Handler, Peer, Tasks};
+use crate::host::OwnNames;
+use crate::server::{Address, Handler, Peer, Tasks};
 use crate::sessions::{Probed, Sessions};
 
 pub use self::readiness::Readiness;
@@ -30,12 +31,20 @@ pub struct Admin {
     sessions: Sessions,
     readiness: Arc<Readiness>,
     tasks: Tasks,
+    own_names: OwnNames,
 }
 
 impl Admin {
-    /// A service that probes the store of `sessions`, and asks `tasks` whether a drain is near.
-    pub fn new(sessions: Sessions, readiness: Arc<Readiness>, tasks: Tasks) -> Self {
-        Self { sessions, readiness, tasks }
+    /// A service that probes the store of `sessions`, and asks `tasks` whether a drain is near. Over TCP
+    /// it answers to `own_names`, except at the paths that probes and Prometheus ask for, which tell
+    /// nothing that is worth more to a page in a browser.
+    pub fn new(
+        sessions: Sessions,
+        readiness: Arc<Readiness>,
+        tasks: Tasks,
+        own_names: OwnNames,
+    ) -> Self {
+        Self { sessions, readiness, tasks, own_names }
     }
 
     async fn ready(&self, query: Option<&str>) -> Response<Body> {
@@ -69,7 +78,15 @@ impl Admin {
 }
 
 impl Handler for Admin {
-    async fn handle(&self, request: Request<Incoming>, _peer: Peer) -> Response<Body> {
+    async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        let is_open = matches!(request.uri().path(), "/live" | "/ready" | "/metrics");
+        let is_tcp = matches!(*peer.listener, Address::Tcp(_));
+        if is_tcp && !is_open && !self.own_names.admit(request.uri(), request.headers()) {
+            return text(
+                StatusCode::MISDIRECTED_REQUEST,
+                "this listener does not answer to the host name of the request; see [admin] hosts\n",
+            );
+        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD work here\n");
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));

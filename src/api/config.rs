@@ -22,6 +22,9 @@ pub struct Config {
     pub url: String,
     /// Where other instances reach it; where nobody said so, see [`instance_of`].
     pub instance_url: Option<Target>,
+    /// Names that it answers to over TCP, besides IP addresses, `localhost` and the hosts of `url` and
+    /// `instance_url`.
+    pub hosts: Vec<String>,
     /// The path of the session of a request; that of any session is this and an `s`. It begins with
     /// a slash, has one segment or more, and no slash at its end.
     pub prefix: String,

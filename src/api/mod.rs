@@ -27,8 +27,9 @@ use tracing::{debug, error};
 
 use crate::body::Body;
 use crate::client::Tls;
+use crate::host::OwnNames;
 use crate::secret::Secret;
-use crate::server::{Handler, Peer, Tasks};
+use crate::server::{Address, Handler, Peer, Tasks};
 use crate::session::token::RequestToken;
 use crate::sessions::{Exchange, Remote, Resumed, Sessions};
 use crate::wire::Problem;
@@ -55,6 +56,7 @@ struct Settings {
     openapi: Bytes,
     body_idle_timeout: Duration,
     peers: Option<Arc<Tls>>,
+    own_names: Arc<OwnNames>,
 }
 
 /// How long a call's body may take, in all.
@@ -62,18 +64,19 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Api {
     /// An API under `prefix`; without a service token, it serves requests' own sessions alone. With `peers`,
-    /// other instances are called over TLS.
+    /// other instances are called over TLS. Over TCP it answers to `own_names`.
     pub fn new(
         sessions: Sessions,
         tasks: Tasks,
-        prefix: &str,
+        (prefix, own_names): (&str, Arc<OwnNames>),
         service_token: Option<Secret>,
         body_idle_timeout: Duration,
         peers: Option<Arc<Tls>>,
     ) -> Self {
         let openapi = openapi::document(prefix).into();
         let prefix = prefix.to_owned();
-        let settings = Settings { prefix, service_token, openapi, body_idle_timeout, peers };
+        let settings =
+            Settings { prefix, service_token, openapi, body_idle_timeout, peers, own_names };
         Self { sessions, tasks, settings: Arc::new(settings) }
     }
 
@@ -299,10 +302,15 @@ fn is_of_principal(matched: &Matched<'_>) -> bool {
 }
 
 impl Handler for Api {
-    async fn handle(&self, request: Request<Incoming>, _peer: Peer) -> Response<Body> {
+    async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let (parts, body) = request.into_parts();
-        let body = Body::streaming(body, Some(self.settings.body_idle_timeout));
-        let response = self.answer(&parts, body).await;
+        let is_tcp = matches!(*peer.listener, Address::Tcp(_));
+        let response = if is_tcp && !self.settings.own_names.admit(&parts.uri, &parts.headers) {
+            answer::problem(&problem::misdirected())
+        } else {
+            let body = Body::streaming(body, Some(self.settings.body_idle_timeout));
+            self.answer(&parts, body).await
+        };
         self.sessions.shared().metrics.api_call(response.status().as_u16());
         response
     }

@@ -72,6 +72,11 @@ pub(super) fn instance_silent() -> Problem {
     problem(504, "outcome_unknown", detail)
 }
 
+pub(super) fn misdirected() -> Problem {
+    let detail = "this listener does not answer to the host name of the request; see [api] hosts";
+    problem(421, "misdirected_request", detail)
+}
+
 pub(super) fn body_too_large(limit: usize) -> Problem {
     problem(413, "body_too_large", format!("a body has at most {limit} bytes"))
 }
@@ -100,7 +105,7 @@ impl From<Malformed> for Problem {
     fn from(malformed: Malformed) -> Self {
         let detail = malformed.to_string();
         match malformed {
-            Malformed::Json(_) => problem(400, "malformed_json", detail),
+            Malformed::Json(_) | Malformed::Header { .. } => problem(400, "malformed_json", detail),
             Malformed::Patch(_) => problem(422, "invalid_patch", detail),
             Malformed::Expiry => problem(422, "invalid_expiry", detail),
             Malformed::Key => problem(422, "invalid_key", detail),

@@ -26,10 +26,11 @@ use crate::admin::Readiness;
 use crate::api::config::{instance_of, url_at};
 use crate::client::{self, Target};
 use crate::config::{Config, PrepareError};
+use crate::host::{self, OwnNames};
 use crate::metrics::Metrics;
 use crate::proxy::{self, Site, SiteError};
 use crate::random;
-use crate::server::{Address, Inherited, Limits, Room, Tasks, TlsError};
+use crate::server::{Address, Inherited, Room, Tasks, TlsError};
 use crate::session::key_ring::KeyRing;
 use crate::session::peer::Instance;
 use crate::sessions::{InFlight, Sessions, Shared};
@@ -182,32 +183,32 @@ impl App {
         let instance = instance(dialled_at(&config, &api_url));
         let shared = share(&config, ring, clock, metrics, instance);
         let site = site(&config, &api_url, &shared.metrics)?;
-        let limits = config.limits.clone();
         let peers = peers(&config)?;
         let tracer = tracer(&config, &shared.metrics)?;
         let config = Arc::new(config);
-        let made = Made { config, site, shared: Arc::clone(&shared), peers, tracer };
+        let api_names = api_names(&config, &api_url);
+        let made = Made { config, site, shared: Arc::clone(&shared), peers, api_names, tracer };
         let (rings, of_reloads) = watch::channel(Arc::clone(&shared));
         let crew = Arc::new(Crew {
             rings: of_reloads,
             stores,
             readiness: Arc::clone(&readiness),
             doors: doors.clone(),
-            limits: limits.clone(),
+            limits: made.config.limits.clone(),
+            admin_names: admin_names(&made.config, &api_url),
             public_room: public_room(&made.config),
-            api_room: Room::new(limits.connections),
+            api_room: Room::new(made.config.limits.connections),
         });
         let workers = (0..workers())
             .map(|index| crew.start_worker(index, &made, &listeners, &tasks))
             .collect::<io::Result<_>>()
             .map_err(StartError::Worker)?;
-        let Limits { predrain, drain_timeout, .. } = limits;
         created.retain(|path| path.exists());
         Ok(Self {
             workers,
             tasks,
-            predrain,
-            drain_timeout,
+            predrain: made.config.limits.predrain,
+            drain_timeout: made.config.limits.drain_timeout,
             doors,
             readiness,
             made,
@@ -251,7 +252,8 @@ impl App {
         });
         let shared = Arc::clone(&self.shared);
         let (config, tracer) = (Arc::new(config), self.made.tracer.clone());
-        self.made = Made { config, site, shared, peers, tracer };
+        let api_names = api_names(&config, &self.api_url);
+        self.made = Made { config, site, shared, peers, api_names, tracer };
         self.readiness.require_store(needs_store(&self.made.config));
         Doors::show(certificates);
         for worker in &self.workers {
@@ -353,6 +355,22 @@ fn peers(config: &Config) -> Result<Option<Arc<client::Tls>>, StartError> {
 fn tracer(config: &Config, metrics: &Metrics) -> Result<Option<Arc<Tracer>>, StartError> {
     let tracer = config.telemetry.clone().map(|config| Tracer::new(config, metrics.clone()));
     Ok(tracer.transpose().map_err(StartError::Collector)?.map(Arc::new))
+}
+
+/// The names that lead to the API, as upstreams and other instances are told.
+fn told_names(config: &Config, api_url: &str) -> impl Iterator<Item = String> {
+    let instance = config.api.instance_url.as_ref().map(Target::authority);
+    let instance = instance.map(|authority| host::name(&authority).to_owned());
+    host::of_url(api_url).map(str::to_owned).into_iter().chain(instance)
+}
+
+fn api_names(config: &Config, api_url: &str) -> Arc<OwnNames> {
+    let names = config.api.hosts.iter().cloned().chain(told_names(config, api_url));
+    Arc::new(OwnNames::new(names, "api.hosts"))
+}
+
+fn admin_names(config: &Config, api_url: &str) -> Vec<String> {
+    config.admin.hosts.iter().cloned().chain(told_names(config, api_url)).collect()
 }
 
 /// What upstreams are told: with port 0 in the configuration, the port that it became.

@@ -5,7 +5,7 @@ use crate::config::{Config, Listen, Role};
 
 /// The wanted configuration with what needs a restart as it runs, and the names of what was left so.
 pub(super) fn onto(running: &Config, wanted: Config) -> (Config, Vec<&'static str>) {
-    let stays: [(&'static str, bool); 11] = [
+    let stays: [(&'static str, bool); 12] = [
         ("listen", same_doors(&running.listen, &wanted.listen)),
         ("limits", running.limits == wanted.limits),
         ("api.address", running.api.address == wanted.api.address),
@@ -13,7 +13,8 @@ pub(super) fn onto(running: &Config, wanted: Config) -> (Config, Vec<&'static st
         ("api.url", running.api.url == wanted.api.url),
         ("api.instance_url", running.api.instance_url == wanted.api.instance_url),
         ("api.prefix", running.api.prefix == wanted.api.prefix),
-        ("admin.address", running.admin == wanted.admin),
+        ("admin.address", running.admin.address == wanted.admin.address),
+        ("admin.hosts", running.admin.hosts == wanted.admin.hosts),
         ("store", running.store == wanted.store),
         ("log", running.log == wanted.log),
         ("telemetry", running.telemetry == wanted.telemetry),
@@ -24,7 +25,7 @@ pub(super) fn onto(running: &Config, wanted: Config) -> (Config, Vec<&'static st
     } else {
         running.listen.clone()
     };
-    let service_token = wanted.api.service_token;
+    let (service_token, hosts) = (wanted.api.service_token, wanted.api.hosts);
     let tls = match (&running.api.tls, wanted.api.tls) {
         (Some(_), Some(wanted)) => Some(wanted),
         (running, _) => running.clone(),
@@ -32,7 +33,7 @@ pub(super) fn onto(running: &Config, wanted: Config) -> (Config, Vec<&'static st
     let config = Config {
         listen,
         limits: running.limits.clone(),
-        api: api::config::Config { tls, service_token, ..running.api.clone() },
+        api: api::config::Config { tls, hosts, service_token, ..running.api.clone() },
         admin: running.admin.clone(),
         store: running.store.clone(),
         log: running.log,

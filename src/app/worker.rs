@@ -16,6 +16,7 @@ use crate::admin::{Admin, Readiness};
 use crate::api::Api;
 use crate::client;
 use crate::config::Config;
+use crate::host::OwnNames;
 use crate::proxy::{Proxy, Redirect, Site};
 use crate::server::{self, BoundListener, Current, Limits, Protocol, Room, Settings, Tasks};
 use crate::sessions::{Home, Sessions, Shared};
@@ -62,6 +63,8 @@ pub(super) struct Made {
     pub(super) shared: Arc<Shared>,
     /// TLS to other instances, where they have it.
     pub(super) peers: Option<Arc<client::Tls>>,
+    /// The names that the API answers to.
+    pub(super) api_names: Arc<OwnNames>,
     /// What takes the spans of requests, where they are recorded.
     pub(super) tracer: Option<Arc<Tracer>>,
 }
@@ -89,7 +92,7 @@ fn services(made: &Made, home: &Home, tasks: &Floors) -> (Proxy, Api) {
     let api = Api::new(
         sessions.clone(),
         tasks.inner.clone(),
-        &config.api.prefix,
+        (&config.api.prefix, Arc::clone(&made.api_names)),
         config.api.service_token.clone(),
         config.limits.body_idle_timeout,
         made.peers.clone(),
@@ -128,6 +131,8 @@ pub(super) struct Crew {
     pub(super) readiness: Arc<Readiness>,
     pub(super) doors: Doors,
     pub(super) limits: Limits,
+    /// The names that the admin listener answers to.
+    pub(super) admin_names: Vec<String>,
     pub(super) public_room: Room,
     pub(super) api_room: Room,
 }
@@ -210,7 +215,9 @@ impl Crew {
             self.stores.begin_following(&inner);
             self.stores.begin_tracking(&inner);
             inner.run(watch_keys(self.rings.clone(), home, inner.clone())).detach();
-            let admin = Arc::new(Admin::new(sessions.clone(), Arc::clone(&self.readiness), public));
+            let names = OwnNames::new(self.admin_names.iter().cloned(), "admin.hosts");
+            let admin =
+                Arc::new(Admin::new(sessions.clone(), Arc::clone(&self.readiness), public, names));
             let room = Room::new(ADMIN_CONNECTIONS);
             let of_admin = settings(&admin_listener, Protocol::Http1);
             accept(admin_listener, of_admin, room, admin, &inner);

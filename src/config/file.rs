@@ -4,7 +4,7 @@ use ipnet::IpNet;
 
 use super::field::{Field, List, Named, Perhaps, Several, Table, Tables, section};
 use super::secret::Source;
-use super::value::{Mode, Ratio, Size, Timeout, Upstreams};
+use super::value::{Mode, PrincipalHeader, Ratio, Size, Timeout, Upstreams};
 use crate::client::Speaks;
 use crate::log::Format;
 use crate::proxy::config::{Session as RouteSession, Tunnels};
@@ -90,6 +90,10 @@ section! {
     Limits {
         /// Whose forwarding headers are believed.
         trusted_proxies: List<IpNet>,
+        /// Further headers that only they may send.
+        strip_request_headers: List<String>,
+        /// Headers that clients may send although they look as a proxy's.
+        keep_request_headers: List<String>,
         /// Open connections.
         connections: Field<usize>,
         /// Open connections from one address.
@@ -128,6 +132,8 @@ section! {
         url: Field<String>,
         /// Where other instances reach this one.
         instance_url: Field<String>,
+        /// Further names that it answers to.
+        hosts: List<String>,
         /// Where its paths begin.
         prefix: Field<String>,
         /// Opens any session by its id.
@@ -142,6 +148,8 @@ section! {
     Admin {
         /// Where it listens.
         address: Field<Address>,
+        /// Further names that it answers to.
+        hosts: List<String>,
     }
 }
 
@@ -300,8 +308,8 @@ section! {
         header_exchange: Field<bool>,
         /// The most bytes of values in a header.
         header_exchange_max_bytes: Field<Size>,
-        /// A second name for the principal.
-        principal_header: Field<String>,
+        /// A second header for the principal.
+        principal_header: Field<PrincipalHeader>,
         /// Sends visitors without a principal elsewhere.
         require_principal: Field<String>,
         /// What each request is given on its way.

@@ -9,7 +9,7 @@ use http::{HeaderName, HeaderValue};
 use super::value::{Word, write_duration, write_size};
 use super::{Config, Keys, Role};
 use crate::client::{TlsConfig, Trust};
-use crate::proxy::config::RouteConfig;
+use crate::proxy::config::{Encoding, PrincipalHeader, RouteConfig};
 use crate::proxy::route::HostPattern;
 use crate::server;
 use crate::session::policy::Policy;
@@ -75,11 +75,23 @@ fn listeners(page: &mut Page, config: &Config) {
         }
         role(page, &listen.role);
     }
+    limits(page, config);
+    api(page, config);
+    page.section("[admin]");
+    page.text("address", &config.admin.address);
+    page.list("hosts", config.admin.hosts.iter().map(String::as_str));
+}
+
+fn limits(page: &mut Page, config: &Config) {
     let limits = &config.limits;
     let trusted: Vec<String> =
         config.proxy.trusted_proxies.iter().map(|network| quoted(&network.to_string())).collect();
     page.section("[limits]");
     page.plain("trusted_proxies", format_args!("[{}]", trusted.join(", ")));
+    let stripped = config.proxy.strip_request_headers.iter().map(HeaderName::as_str);
+    page.list("strip_request_headers", stripped);
+    let kept = config.proxy.keep_request_headers.iter().map(HeaderName::as_str);
+    page.list("keep_request_headers", kept);
     page.plain("connections", limits.connections);
     if let Some(connections) = limits.connections_per_address {
         page.plain("connections_per_address", connections);
@@ -94,6 +106,9 @@ fn listeners(page: &mut Page, config: &Config) {
     page.duration("idle_timeout", limits.idle_timeout);
     page.duration("predrain", limits.predrain);
     page.duration("drain_timeout", limits.drain_timeout);
+}
+
+fn api(page: &mut Page, config: &Config) {
     page.section("[api]");
     page.text("address", &config.api.address);
     if let Some(tls) = &config.api.tls {
@@ -104,13 +119,12 @@ fn listeners(page: &mut Page, config: &Config) {
     if let Some(url) = &config.api.instance_url {
         page.text("instance_url", url);
     }
+    page.list("hosts", config.api.hosts.iter().map(String::as_str));
     page.text("prefix", &config.api.prefix);
     if config.api.service_token.is_some() {
         page.text("service_token", HIDDEN);
     }
     page.duration("request_token_linger", config.policy.request_token_linger);
-    page.section("[admin]");
-    page.text("address", &config.admin.address);
 }
 
 fn session(page: &mut Page, config: &Config) {
@@ -240,8 +254,15 @@ fn route_of(page: &mut Page, route: &RouteConfig) {
     if let Some(bytes) = route.header_exchange {
         page.text("header_exchange_max_bytes", write_size(bytes));
     }
-    if let Some(name) = &route.principal_header {
-        page.text("principal_header", name);
+    if let Some(PrincipalHeader { name, encoding }) = &route.principal_header {
+        match encoding {
+            Encoding::Percent => page.text("principal_header", name),
+            Encoding::Utf8 => {
+                let (name, encoding) = (quoted(name.as_str()), quoted(encoding.word()));
+                let header = format_args!("{{ name = {name}, encoding = {encoding} }}");
+                page.plain("principal_header", header);
+            }
+        }
     }
     if let Some(login) = &route.require_principal {
         page.text("require_principal", login.text());
@@ -332,6 +353,14 @@ impl Page {
 
     fn text(&mut self, key: &str, value: impl fmt::Display) {
         self.plain(key, quoted(&value.to_string()));
+    }
+
+    /// Values in a row; without any, the key is left out.
+    fn list<'a>(&mut self, key: &str, values: impl Iterator<Item = &'a str>) {
+        let values: Vec<String> = values.map(quoted).collect();
+        if !values.is_empty() {
+            self.plain(key, format_args!("[{}]", values.join(", ")));
+        }
     }
 
     fn word(&mut self, key: &str, value: impl Word) {

@@ -9,7 +9,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::client::{InvalidTarget, Speaks, Target};
 use crate::log::Format;
-use crate::proxy::config::{Session, Tunnels};
+use crate::proxy::config::{Encoding, Session, Tunnels};
 use crate::server::Address;
 use crate::session::cookie::SameSite;
 use crate::session::policy::{AtMax, Create, OnReplay, Touch};
@@ -243,6 +243,44 @@ impl Value for IpNet {
     }
 }
 
+/// A second header for the principal: its name, or its name and how the principal is written in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PrincipalHeader {
+    pub(super) name: String,
+    pub(super) encoding: Encoding,
+}
+
+impl Value for PrincipalHeader {
+    const NOUN: &'static str = "header";
+    const RIGHT: &'static str =
+        "\"X-Remote-User\", or { name = \"X-Remote-User\", encoding = \"utf-8\" }";
+
+    fn parse(text: &str) -> Option<Self> {
+        Some(Self { name: text.to_owned(), encoding: Encoding::Percent })
+    }
+
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, String> {
+        let table = match value {
+            DeValue::String(text) => return Self::from_text(text),
+            DeValue::Table(table) => table,
+            other => return Err(Self::wrong_type(other)),
+        };
+        let (mut name, mut encoding) = (None, Encoding::Percent);
+        for (key, value) in table {
+            match (key.get_ref().as_ref(), value.get_ref()) {
+                ("name", DeValue::String(text)) => name = Some(text.to_string()),
+                ("encoding", value) => {
+                    encoding = Encoding::from_toml(value)
+                        .map_err(|wrong| format!("its encoding {wrong}"))?;
+                }
+                _ => return Err(format!("has only a name and an encoding; write {}", Self::RIGHT)),
+            }
+        }
+        let name = name.ok_or_else(|| format!("has no name; write {}", Self::RIGHT))?;
+        Ok(Self { name, encoding })
+    }
+}
+
 /// Where requests go: one upstream or several.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Upstreams(pub(super) Vec<Target>);
@@ -339,6 +377,7 @@ words! {
     Create { "on-write" => OnWrite, "navigation" => Navigation, }
     Touch { "request" => Request, "write" => Write, }
     SameSite { "Strict" => Strict, "Lax" => Lax, "None" => None, }
+    Encoding { "percent" => Percent, "utf-8" => Utf8, }
     OnError { "fail" => Fail, "anonymous" => Anonymous, }
     Format { "text" => Text, "json" => Json, }
     Speaks { "http1" => Http1, "h2c" => Http2, "alpn" => Either, }

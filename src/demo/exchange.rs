@@ -2,6 +2,7 @@
 //! the response's.
 
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use percent_encoding::percent_decode_str;
 
 use super::api::Session;
 use super::html::{Frame, Page};
@@ -42,7 +43,8 @@ fn told(headers: &HeaderMap) -> Session {
     Session {
         id: text("x-session-id"),
         version: header(headers, "x-session-version").and_then(|version| version.parse().ok()),
-        principal: text("x-session-principal"),
+        principal: header(headers, "x-session-principal")
+            .map(|text| percent_decode_str(text).decode_utf8_lossy().into_owned()),
         values: serde_json::from_str(data).unwrap_or_default(),
         ..Session::default()
     }

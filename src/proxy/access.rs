@@ -9,8 +9,8 @@ use tracing::{debug, info, warn};
 
 use super::error::{Accepts, Error, causes};
 use super::forwarded::Client;
-use super::host;
 use crate::body::{Body, End};
+use crate::host;
 use crate::log::{self, ACCESS, Permit};
 use crate::metrics::{Metrics, Outcome};
 use crate::scheme::Scheme;

@@ -15,6 +15,11 @@ use crate::store::config::OnError;
 pub struct Config {
     /// Whose Forwarded and X-Forwarded-* are believed; a single address is a network of one.
     pub trusted_proxies: Vec<IpNet>,
+    /// Further request headers that only trusted proxies may send, in any spelling.
+    pub strip_request_headers: Vec<HeaderName>,
+    /// Request headers that clients may send although they look as a proxy's own
+    /// ([`super::names::is_forwarding`]); none that we write.
+    pub keep_request_headers: Vec<HeaderName>,
     /// At least one, where there is a site to serve; no two have the same host and path.
     pub routes: Vec<RouteConfig>,
 }
@@ -39,8 +44,8 @@ pub struct RouteConfig {
     pub session: Session,
     /// The most bytes of `X-Session-Data`, name and value; `None` where there is no header exchange.
     pub header_exchange: Option<usize>,
-    /// A second name for the principal; taken from clients on every route.
-    pub principal_header: Option<HeaderName>,
+    /// A second header for the principal; taken from clients on every route.
+    pub principal_header: Option<PrincipalHeader>,
     /// Where those are sent who are not logged in; `None` lets everybody in.
     pub require_principal: Option<LoginPage>,
     /// What each request is given on its way; the values are marked sensitive.
@@ -66,6 +71,24 @@ pub struct RouteConfig {
     pub tunnel_idle_timeout: Duration,
     /// How long a connection to the upstream is kept for the next request; zero keeps none.
     pub upstream_idle_timeout: Duration,
+}
+
+/// A second header for the principal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrincipalHeader {
+    /// Its name.
+    pub name: HeaderName,
+    /// How the principal is written in it.
+    pub encoding: Encoding,
+}
+
+/// How text outside ASCII is written in a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// In ASCII: `%`, and every byte outside 0x21 to 0x7E, as `%` and two digits.
+    Percent,
+    /// As it is, in UTF-8.
+    Utf8,
 }
 
 /// What sessions are to a route.

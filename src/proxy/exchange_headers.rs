@@ -1,8 +1,11 @@
 //! The session in headers: what the upstream is told of it, and what it answers.
 
-use http::{HeaderMap, HeaderValue};
+use std::borrow::Cow;
 
-use super::config::RouteConfig;
+use http::{HeaderMap, HeaderValue};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+
+use super::config::{Encoding, RouteConfig};
 use super::error::Error;
 use super::names;
 use super::response;
@@ -29,11 +32,10 @@ pub(super) fn inject(
     if let Some(principal) =
         opened.record.as_ref().and_then(|record| record.meta.principal.as_ref())
     {
-        // UTF-8 goes as it is; control characters a principal has none.
-        let principal = value(principal.as_str().as_bytes())?;
-        if let Some(name) = &route.principal_header {
-            headers.try_insert(name, principal.clone())?;
+        if let Some(header) = &route.principal_header {
+            headers.try_insert(&header.name, encoded(principal.as_str(), header.encoding)?)?;
         }
+        let principal = encoded(principal.as_str(), Encoding::Percent)?;
         headers.try_insert(names::X_SESSION_PRINCIPAL, principal)?;
     }
     if let Some(error) = exchange.error() {
@@ -79,6 +81,19 @@ pub(super) fn patch_of(
     Ok((patch != Patch::default()).then_some(patch))
 }
 
+/// A principal as a header's value; there are no control characters in it.
+fn encoded(principal: &str, encoding: Encoding) -> Result<HeaderValue, Error> {
+    /// Servers read other bytes as Latin-1, as UTF-8 or not at all (RFC 9110 5.5).
+    const NOT_VISIBLE: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
+    match encoding {
+        Encoding::Percent => {
+            let text: Cow<'_, str> = utf8_percent_encode(principal, NOT_VISIBLE).into();
+            value(text.as_bytes())
+        }
+        Encoding::Utf8 => value(principal.as_bytes()),
+    }
+}
+
 fn value(bytes: &[u8]) -> Result<HeaderValue, Error> {
     HeaderValue::from_bytes(bytes).map_err(Error::Header)
 }
@@ -87,4 +102,27 @@ fn sensitive(bytes: &[u8]) -> Result<HeaderValue, Error> {
     let mut value = value(bytes)?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_principal_is_ascii_unless_utf_8_is_asked_for() {
+        for (principal, percent) in [
+            ("ada", "ada"),
+            ("ada@example.org", "ada@example.org"),
+            ("DOMAIN\\ada", "DOMAIN\\ada"),
+            ("a b", "a%20b"),
+            ("100%", "100%25"),
+            ("Zo\u{eb}", "Zo%C3%AB"),
+            ("\u{738b}", "%E7%8E%8B"),
+            ("~!\"#$&'()*+,/:;<=>?[]^_`{|}", "~!\"#$&'()*+,/:;<=>?[]^_`{|}"),
+        ] {
+            assert_eq!(encoded(principal, Encoding::Percent).expect("a value"), percent);
+            let raw = encoded(principal, Encoding::Utf8).expect("a value");
+            assert_eq!(raw.as_bytes(), principal.as_bytes());
+        }
+    }
 }

@@ -13,7 +13,6 @@ mod event_streams;
 mod exchange_headers;
 pub mod forwarded;
 pub mod hop;
-mod host;
 mod list;
 pub mod login;
 pub mod names;
@@ -128,8 +127,9 @@ impl Proxy {
         let origin = self.origin(&parts, peer);
         let cookies = self.sessions.take_cookies(&mut parts.headers);
         request::join_cookies(&mut parts)?;
-        let options = request::clean(&mut parts.headers, route.ours());
-        let client = forwarded::rewrite(&mut parts.headers, self.site.trust(), peer_of(peer))?;
+        let cleaned = request::clean(&mut parts.headers, self.site.ours());
+        self.site.log_dropped(&cleaned.dropped);
+        let client = self.rewrite_forwarded(&mut parts.headers, peer)?;
         access.comes_from(&client);
         self.trace(&mut parts, peer, &client, access)?;
 
@@ -141,7 +141,7 @@ impl Proxy {
 
         let principal = opened.as_ref().and_then(Opened::principal);
         let response = match route.admit(&parts, principal, accepts) {
-            Ok(()) => self.forward(index, parts, body, (route, options)).await,
+            Ok(()) => self.forward(index, parts, body, (route, cleaned.options)).await,
             Err(error) => Err(error),
         };
         let response = response.and_then(|response| asked.judge(response));
@@ -167,8 +167,22 @@ impl Proxy {
     /// How a request came about, as its headers say before they are changed.
     fn origin(&self, parts: &Parts, peer: &Peer) -> Origin {
         let same_site = self.sessions.shared().attributes.same_site;
-        let host = || forwarded::host(&parts.headers, self.site.trust(), peer_of(peer));
+        let host = || forwarded::host(&parts.headers, self.site.rules(), peer_of(peer));
         Origin::of(&parts.method, &parts.headers, same_site, host)
+    }
+
+    /// Rewrites the forwarding fields, and logs what was not believed.
+    fn rewrite_forwarded(
+        &self,
+        headers: &mut HeaderMap,
+        peer: &Peer,
+    ) -> Result<forwarded::Client, Error> {
+        let rewritten = forwarded::rewrite(headers, self.site.rules(), peer_of(peer))?;
+        self.site.log_dropped(&rewritten.dropped);
+        if rewritten.lost_https {
+            self.site.log_lost_https(peer_of(peer).address);
+        }
+        Ok(rewritten.client)
     }
 
     /// Gives a request its place in its trace, and has it recorded where that is wanted.
@@ -179,7 +193,7 @@ impl Proxy {
         client: &forwarded::Client,
         access: &mut Access,
     ) -> Result<(), Error> {
-        let believed = self.site.trust().believes(peer_of(peer).address);
+        let believed = self.site.rules().believes(peer_of(peer));
         let trace = Trace::of(&mut parts.headers, self.tracer.as_deref(), believed)?;
         let recording =
             self.tracer.as_ref().zip(trace.recorded()).map(|(tracer, place)| Recording {
@@ -208,7 +222,7 @@ impl Proxy {
             Session::NoTouch => Prolongs::Nothing,
         };
         // Many clients share the address of a proxy that does not tell theirs.
-        let of_client = address.filter(|address| !self.site.trust().covers(*address));
+        let of_client = address.filter(|address| !self.site.rules().trust.covers(*address));
         let client = Some(Client { address, user_agent });
         let wants_values = route.header_exchange().is_some();
         let on_error = route.on_error();
@@ -280,7 +294,7 @@ impl Proxy {
         (route, options): (&Route, hop::Options),
     ) -> Result<Response<Body>, Error> {
         let version = std::mem::replace(&mut parts.version, Version::HTTP_11);
-        let ours = route.ours_shared();
+        let ours = Arc::clone(self.site.ours());
         let mut body = Body::streaming(body, Some(self.site.body_idle_timeout()))
             .with_trailers(move |trailers| trailers::clean(trailers, &ours, &options));
         if let Some(rate) = route.min_body_rate() {
@@ -425,7 +439,11 @@ fn head_of(response: &Response<Body>) -> Head {
 }
 
 fn peer_of(peer: &Peer) -> forwarded::Peer {
-    forwarded::Peer { address: peer.address.map(|address| address.ip()), scheme: peer.scheme }
+    forwarded::Peer {
+        address: peer.address.map(|address| address.ip()),
+        scheme: peer.scheme,
+        is_unknown: peer.is_unknown,
+    }
 }
 
 /// As much of the user agent as a session keeps.

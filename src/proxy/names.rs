@@ -4,6 +4,10 @@
 //! that is no letter or digit. So `X_Session_Token` reaches such an upstream as `X-Session-Token`,
 //! and names that matter are compared in their canonical form: lower case, every other byte a `-`.
 
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
+};
 use http::{HeaderMap, HeaderName};
 
 /// Absolute URL of the session API.
@@ -66,23 +70,72 @@ pub fn is_same(one: &HeaderName, other: &HeaderName) -> bool {
     one.as_str().len() == other.as_str().len() && canonical(one).eq(canonical(other))
 }
 
-/// Whether a field tells an upstream, in any spelling, whence a request came or what it asked for
-/// before somebody rewrote it. From a stranger it is a lie at will.
+/// Whether a field tells an upstream, in any spelling, where a request came from or what it asked for
+/// before it was rewritten: as X-Forwarded-For, CF-Connecting-IP or X-Original-URL do. A stranger can
+/// send anything in it. Upstreams read many such names, so they are matched by the words in them.
 pub fn is_forwarding(name: &HeaderName) -> bool {
-    const STARTS: [&[u8]; 4] = [b"x-forwarded", b"forwarded", b"x-original-", b"x-rewrite-"];
-    const WHOLE: [&[u8]; 9] = [
-        b"x-real-ip",
-        b"x-client-ip",
-        b"x-cluster-client-ip",
-        b"true-client-ip",
-        b"cf-connecting-ip",
-        b"fastly-client-ip",
+    /// Words of which one begins at the name's beginning or after a dash.
+    const PARTS: [&[u8]; 19] = [
+        b"forward",
+        b"original-",
+        b"originating-",
+        b"rewrite-",
+        b"client-ip",
+        b"clientip",
+        b"client-addr",
+        b"real-ip",
+        b"realip",
+        b"connecting-ip",
+        b"remote-addr",
+        b"remote-ip",
+        b"source-ip",
+        b"user-ip",
+        b"external-address",
+        b"host-override",
+        b"url-scheme",
         b"front-end-https",
-        b"x-url-scheme",
-        b"x-scheme",
+        b"client-cert",
     ];
-    STARTS.iter().any(|start| canonical_starts(name, start))
+    const WHOLE: [&[u8]; 4] = [b"x-scheme", b"x-host", b"x-ssl", b"x-https"];
+    PARTS.iter().any(|part| has_part(name, part))
         || WHOLE.iter().any(|whole| canonical_is(name, whole))
+}
+
+/// Whether a name is another spelling of a field that frames or routes a request, or is hop-by-hop.
+/// Upstreams that make one of both (Werkzeug before 2.1 reads `Transfer_Encoding`) would see a request
+/// that we did not.
+pub fn is_respelled(name: &HeaderName) -> bool {
+    const MATTER: [HeaderName; 14] = [
+        CONNECTION,
+        CONTENT_LENGTH,
+        COOKIE,
+        EXPECT,
+        HOST,
+        HTTP2_SETTINGS,
+        KEEP_ALIVE,
+        PROXY_AUTHORIZATION,
+        PROXY_CONNECTION,
+        SET_COOKIE,
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ];
+    let bytes = name.as_str().as_bytes();
+    bytes.iter().any(|byte| *byte != b'-' && !byte.is_ascii_alphanumeric())
+        && MATTER.iter().any(|matters| is_same(name, matters))
+}
+
+/// Whether the canonical form of a name has `part`, which is in canonical form, at its beginning or
+/// after a dash.
+fn has_part(name: &HeaderName, part: &[u8]) -> bool {
+    let bytes = name.as_str().as_bytes();
+    let matches = |at: usize| {
+        let rest = bytes.get(at..).unwrap_or_default();
+        rest.len() >= part.len() && rest.iter().zip(part).all(|(a, b)| canonical_byte(*a) == *b)
+    };
+    let after_dash = bytes.iter().enumerate().filter(|(_, byte)| canonical_byte(**byte) == b'-');
+    matches(0) || after_dash.into_iter().any(|(at, _)| matches(at + 1))
 }
 
 /// Whether the canonical form of a name is `whole`, which is in canonical form.
@@ -95,17 +148,25 @@ pub(super) fn canonical_starts(name: &HeaderName, start: &[u8]) -> bool {
     name.as_str().len() >= start.len() && canonical(name).zip(start).all(|(a, b)| a == *b)
 }
 
-/// Removes every field whose name `is_doomed`; allocates only where there is one.
-pub(super) fn remove_where(headers: &mut HeaderMap, is_doomed: impl Fn(&HeaderName) -> bool) {
+/// Removes every field whose name `is_doomed`, and returns their names; allocates only if there is one.
+pub(super) fn remove_where(
+    headers: &mut HeaderMap,
+    is_doomed: impl Fn(&HeaderName) -> bool,
+) -> Vec<HeaderName> {
     let doomed: Vec<HeaderName> = headers.keys().filter(|name| is_doomed(name)).cloned().collect();
     for name in &doomed {
         headers.remove(name);
     }
+    doomed
+}
+
+fn canonical(name: &HeaderName) -> impl Iterator<Item = u8> + '_ {
+    name.as_str().bytes().map(canonical_byte)
 }
 
 /// A `HeaderName` is in lower case already.
-fn canonical(name: &HeaderName) -> impl Iterator<Item = u8> + '_ {
-    name.as_str().bytes().map(|byte| if byte.is_ascii_alphanumeric() { byte } else { b'-' })
+fn canonical_byte(byte: u8) -> u8 {
+    if byte.is_ascii_alphanumeric() { byte } else { b'-' }
 }
 
 #[cfg(test)]
@@ -153,11 +214,59 @@ mod tests {
             "X-Original-URL",
             "X-Rewrite-URL",
             "X.Real.IP",
+            "Client-IP",
+            "X-Client-IP-Address",
+            "X-Cluster-Client-Ip",
+            "True-Client-IP",
+            "Fastly_Client_IP",
+            "X-Azure-ClientIP",
+            "CF-Connecting-IPv6",
+            "X-Remote-Addr",
+            "Remote-Addr",
+            "X-ProxyUser-IP-Forward",
+            "X-Forward-For",
+            "X_Forwarder",
+            "X-Original-Host",
+            "X-MS-Original-URL",
+            "X-Envoy-External-Address",
+            "X-HTTP-Host-Override",
+            "X-Originating-IP",
+            "Front-End-Https",
+            "X-Client-Cert",
         ] {
             assert!(is_forwarding(&name(spoof)), "{spoof}");
         }
-        for plain in ["X-Requested-With", "Via", "Host", "X-Real", "Origin"] {
+        for plain in [
+            "X-Requested-With",
+            "Via",
+            "Host",
+            "X-Real",
+            "Origin",
+            "X-Straightforward",
+            "X-Aboriginal-Art",
+            "X-Unreal-Ip",
+            "Client",
+            "X-Client-Id",
+            "X-HTTP-Method-Override",
+            "User-Agent",
+        ] {
             assert!(!is_forwarding(&name(plain)), "{plain}");
+        }
+    }
+
+    #[test]
+    fn fields_that_frame_have_one_spelling() {
+        for other in [
+            "Transfer_Encoding",
+            "content_length",
+            "Content.Length",
+            "Keep_Alive",
+            "HTTP2_Settings",
+        ] {
+            assert!(is_respelled(&name(other)), "{other}");
+        }
+        for own in ["Transfer-Encoding", "Content-Length", "Host", "Cookie", "X_Content_Length"] {
+            assert!(!is_respelled(&name(own)), "{own}");
         }
     }
 }

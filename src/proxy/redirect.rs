@@ -6,8 +6,9 @@ use hyper::body::Incoming;
 
 use super::access::Access;
 use super::error::{Accepts, Error};
-use super::{host, request};
+use super::request;
 use crate::body::Body;
+use crate::host;
 use crate::metrics::{Metrics, Outcome};
 use crate::scheme::Scheme;
 use crate::server::{Handler, Peer};

@@ -3,9 +3,10 @@
 use http::header::{HeaderMap, HeaderValue, SET_COOKIE};
 
 use super::{
-    hop, list,
+    hop,
     names::{self, X_SESSION_PATCH},
 };
+use crate::session::cookie;
 
 /// What [`clean`] found, for the trailers and the log.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -38,9 +39,10 @@ pub fn clean(headers: &mut HeaderMap, cookie_name: &str) -> Cleaned {
 /// The other lines keep their order and are never joined (RFC 9110 5.3, RFC 6265 3).
 fn drop_cookie(headers: &mut HeaderMap, name: &str) -> usize {
     let lines = headers.get_all(SET_COOKIE);
-    let own = lines.iter().filter(|line| sets(line, name)).count();
+    let sets_it = |line: &HeaderValue| cookie::is_sent_as(line.as_bytes(), name);
+    let own = lines.iter().filter(|line| sets_it(line)).count();
     if own > 0 {
-        let others: Vec<_> = lines.iter().filter(|line| !sets(line, name)).cloned().collect();
+        let others: Vec<_> = lines.iter().filter(|line| !sets_it(line)).cloned().collect();
         headers.remove(SET_COOKIE);
         for line in others {
             // There were more of them a moment ago, so there is room.
@@ -48,13 +50,6 @@ fn drop_cookie(headers: &mut HeaderMap, name: &str) -> usize {
         }
     }
     own
-}
-
-/// Whether a browser would take the line for a cookie of this very name (RFC 6265 5.2): up to the
-/// first `=` of the part before the first `;`, without spaces and tabs around it.
-fn sets(line: &HeaderValue, name: &str) -> bool {
-    let pair = line.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
-    list::split_once(pair, b'=').is_some_and(|(found, _)| list::trim(found) == name.as_bytes())
 }
 
 #[cfg(test)]
@@ -90,7 +85,17 @@ mod tests {
 
     #[test]
     fn an_upstream_does_not_set_our_cookie() {
-        for own in ["__Host-id=x", " __Host-id\t=x; Path=/", "__Host-id=", "__Host-id==;a"] {
+        for own in [
+            "__Host-id=x",
+            " __Host-id\t=x; Path=/",
+            "__Host-id=",
+            "__Host-id==;a",
+            // Browsers send these without the first "=".
+            "=__Host-id=x",
+            " \t= \t__Host-id=x; Path=/; Secure",
+            "=__Host-id =x",
+            "==__Host-id=x",
+        ] {
             check_cookie(own, false);
         }
     }
@@ -105,7 +110,9 @@ mod tests {
             "a=__Host-id=x",
             "__Host%2Did=x",
             "\u{a0}__Host-id=x",
-            "=__Host-id=x",
+            "=a=__Host-id=x",
+            "=__Host-id",
+            "=",
             "",
             ";",
         ] {
@@ -141,7 +148,7 @@ mod tests {
                 0..30,
             ),
             values in proptest::collection::vec(
-                "[ \\t]?(id|a|)[ \\t]?[=;]?[ -~]{0,9}",
+                "[ \\t]?=?[ \\t]?(id|a|)[ \\t]?[=;]?[ -~]{0,9}",
                 30,
             ),
         ) {
@@ -149,7 +156,7 @@ mod tests {
             let mut headers = response(&fields);
             clean(&mut headers, "id");
             prop_assert!(!headers.keys().any(names::is_reserved));
-            prop_assert!(!headers.get_all(SET_COOKIE).iter().any(|line| sets(line, "id")));
+            prop_assert!(!headers.get_all(SET_COOKIE).iter().any(|line| cookie::is_sent_as(line.as_bytes(), "id")));
         }
     }
 }

@@ -3,8 +3,9 @@
 use std::cmp::Reverse;
 use std::fmt;
 
+use super::path;
 use super::readings::{self, Compared};
-use super::{host, path};
+use crate::host;
 
 /// The hosts of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,22 +1,25 @@
 //! What the workers' proxies share: the routes, what they add to requests, and whom they believe.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Version};
 use tokio::sync::Semaphore;
+use tracing::{info, warn};
 
 use super::config::{Config, RouteConfig, Session, Tunnels};
 use super::error::{Accepts, Error};
 use super::exchange_headers;
-use super::host;
+use super::forwarded::Rules;
 use super::names;
 use super::path::names_api;
 use super::route::{Found, Matcher};
 use super::via::Via;
 use crate::client::{self, Balancer, Health, Pool, Target, Tls, TlsError};
+use crate::host;
+use crate::log::Seen;
 use crate::metrics::Metrics;
 use crate::random;
 use crate::scheme::Scheme;
@@ -31,7 +34,11 @@ use crate::trust::Trust;
 pub struct Site {
     matcher: Matcher,
     routes: Vec<Route>,
-    trust: Trust,
+    /// The names that only we may send to upstreams: what any route gives its requests.
+    ours: Arc<[HeaderName]>,
+    rules: Rules,
+    dropped: Seen,
+    lost_https: Once,
     via: Via,
     api_prefix: String,
     api_url: HeaderValue,
@@ -49,8 +56,6 @@ pub(super) struct Route {
     rooms: Vec<Option<Arc<Semaphore>>>,
     /// Of each upstream; the workers share it.
     health: Vec<Arc<Health>>,
-    /// The names that only we may send to its upstream.
-    ours: Arc<[HeaderName]>,
 }
 
 /// Why a site cannot be served.
@@ -85,11 +90,12 @@ impl Site {
         let matcher = Matcher::new(
             config.routes.iter().map(|route| (route.host.clone(), route.path.clone())),
         );
-        let principals: Vec<HeaderName> =
-            config.routes.iter().filter_map(|route| route.principal_header.clone()).collect();
+        let ours = config.routes.iter().flat_map(|route| {
+            let principal = route.principal_header.iter().map(|header| &header.name);
+            principal.chain(route.request_headers.iter().map(|(name, _)| name)).cloned()
+        });
+        let ours = ours.collect();
         let route = |config: RouteConfig| {
-            let given = config.request_headers.iter().map(|(name, _)| name.clone());
-            let ours = principals.iter().cloned().chain(given).collect();
             let tls = tls(&config)?.map(Arc::new);
             let room = |_| config.upstream_requests.map(|limit| Arc::new(Semaphore::new(limit)));
             let rooms = config.upstreams.iter().map(room).collect();
@@ -100,14 +106,21 @@ impl Site {
             let health = health.collect();
             let host = config.host.as_ref().map(ToString::to_string).unwrap_or_default();
             let name = format!("{host}{}", config.path);
-            Ok(Route { name: name.into(), config, tls, rooms, health, ours })
+            Ok(Route { name: name.into(), config, tls, rooms, health })
         };
         // Unique, so that two instances in a row are no loop; and it says nothing of us.
         let pseudonym = format!("{:016x}", u64::from_be_bytes(random::bytes()));
         let via = Via::new(&pseudonym).expect("hexadecimal digits are a token");
         Ok(Self {
             matcher,
-            trust: Trust::new(config.trusted_proxies),
+            rules: Rules {
+                trust: Trust::new(config.trusted_proxies),
+                strip: config.strip_request_headers,
+                keep: config.keep_request_headers,
+            },
+            dropped: Seen::default(),
+            lost_https: Once::new(),
+            ours,
             routes: config.routes.into_iter().map(route).collect::<Result<_, SiteError>>()?,
             via,
             api_prefix: api_prefix.to_owned(),
@@ -120,8 +133,35 @@ impl Site {
         self.routes.iter()
     }
 
-    pub(super) fn trust(&self) -> &Trust {
-        &self.trust
+    pub(super) fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    pub(super) fn ours(&self) -> &Arc<[HeaderName]> {
+        &self.ours
+    }
+
+    /// Logs each name of dropped fields once.
+    pub(super) fn log_dropped(&self, names: &[HeaderName]) {
+        for name in names.iter().filter(|name| self.dropped.is_first(name.as_str())) {
+            info!(
+                header = name.as_str(),
+                keys = "limits.trusted_proxies, limits.keep_request_headers",
+                "dropped a request header that clients may not send; it is not logged again"
+            );
+        }
+    }
+
+    /// Logs once that https, as a peer reported it, was overwritten.
+    pub(super) fn log_lost_https(&self, peer: Option<IpAddr>) {
+        self.lost_https.call_once(|| {
+            let peer = peer.map(tracing::field::display);
+            warn!(
+                peer,
+                key = "limits.trusted_proxies",
+                "overwrote X-Forwarded-Proto: https of an untrusted peer; if it is a proxy of yours, add it to trusted_proxies"
+            );
+        });
     }
 
     pub(super) fn via(&self) -> &Via {
@@ -210,14 +250,6 @@ fn tls(config: &RouteConfig) -> Result<Option<Tls>, SiteError> {
 impl Route {
     pub(super) fn name(&self) -> &Arc<str> {
         &self.name
-    }
-
-    pub(super) fn ours(&self) -> &[HeaderName] {
-        &self.ours
-    }
-
-    pub(super) fn ours_shared(&self) -> Arc<[HeaderName]> {
-        Arc::clone(&self.ours)
     }
 
     pub(super) fn session(&self) -> Session {

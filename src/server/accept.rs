@@ -48,8 +48,7 @@ pub async fn serve<H: Handler>(
                 if server.leaves_descriptors() && descriptors::are_scarce(&socket, Use::Client) {
                     descriptors_to_spare(&socket, &tasks).await;
                 }
-                let listener = Arc::clone(&address);
-                let peer = Peer { address: client, listener, scheme, server_name: None };
+                let peer = Peer::new(client, Arc::clone(&address), scheme);
                 let (server, room) = (Arc::clone(&server), room.clone());
                 tasks
                     .run(async move {

@@ -104,7 +104,10 @@ impl<H: Handler> Server<H> {
             () = self.late() => return false,
         };
         match read {
-            Ok(Ok(Proxied::Itself)) => true,
+            Ok(Ok(Proxied::Itself)) => {
+                peer.is_unknown = true;
+                true
+            }
             Ok(Ok(Proxied::Client { address, scheme })) => {
                 peer.address = Some(address);
                 peer.scheme = scheme.unwrap_or(peer.scheme);

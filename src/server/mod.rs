@@ -75,6 +75,16 @@ pub struct Peer {
     pub scheme: Scheme,
     /// The host that the client named in its TLS handshake; `None` without TLS or a name.
     pub server_name: Option<Arc<ServerName>>,
+    /// Whether the client may be anybody although the address is a proxy's: its PROXY header says
+    /// `UNKNOWN` or `LOCAL`.
+    pub is_unknown: bool,
+}
+
+impl Peer {
+    /// Creates the peer of a connection that was just accepted.
+    fn new(address: Option<SocketAddr>, listener: Arc<Address>, scheme: Scheme) -> Self {
+        Self { address, listener, scheme, server_name: None, is_unknown: false }
+    }
 }
 
 /// What a listener speaks.

@@ -21,7 +21,8 @@ const LONGEST_V2: usize = 4096;
 /// For whom a connection was passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Proxied {
-    /// For the proxy itself, which looks whether we are there.
+    /// For the proxy itself (`LOCAL`, a health check), or for a client of which it says nothing
+    /// (`UNKNOWN`).
     Itself,
     /// For a client, of which it may be known how it came to the proxy.
     Client { address: SocketAddr, scheme: Option<Scheme> },

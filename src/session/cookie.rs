@@ -125,20 +125,36 @@ fn contains(line: &[u8], name: &[u8]) -> bool {
     line.windows(name.len().max(1)).any(|window| window == name)
 }
 
+/// Whether a browser that keeps a Set-Cookie line would send a cookie that [`take`] finds under `name`.
+///
+/// A cookie without a name (`=id=x`) is sent as its value alone (RFC 6265bis 5.8.3). The white space
+/// around both goes (5.6).
+pub fn is_sent_as(line: &[u8], name: &str) -> bool {
+    let mut sent = trim(line.split(|byte| *byte == b';').next().unwrap_or_default());
+    while let [b'=', value @ ..] = sent {
+        sent = trim(value);
+    }
+    value_of(sent, name.as_bytes()).is_some()
+}
+
+/// The value of a pair that is called `name`.
+fn value_of<'a>(pair: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let after = trim(pair).strip_prefix(name)?;
+    trim(after).strip_prefix(b"=").map(trim)
+}
+
 /// What is left of a line without the cookies called `name`; `None` where it has none of them.
 fn cut(line: &[u8], name: &[u8], found: &mut Vec<Secret>) -> Option<Vec<u8>> {
     let mut rest: Vec<&[u8]> = Vec::new();
     let mut pairs = 0;
     for pair in line.split(|byte| *byte == b';') {
         pairs += 1;
-        let trimmed = trim(pair);
-        let value = trimmed.strip_prefix(name).and_then(|after| trim(after).strip_prefix(b"="));
-        let Some(value) = value else {
+        let Some(value) = value_of(pair, name) else {
             rest.push(pair);
             continue;
         };
         // A value that is not text is not a valid token, and is counted as one that is bad.
-        found.push(Secret::new(String::from_utf8_lossy(trim(value)).into_owned()));
+        found.push(Secret::new(String::from_utf8_lossy(value).into_owned()));
     }
     if rest.len() == pairs {
         return None;

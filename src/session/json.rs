@@ -33,6 +33,18 @@ enum Kind {
     DoubledMember,
 }
 
+impl JsonError {
+    /// The offset, in bytes, of what is not taken.
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
+    /// What is wrong there.
+    pub fn reason(&self) -> impl fmt::Display {
+        self.kind
+    }
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

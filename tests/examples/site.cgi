@@ -6,9 +6,13 @@ session() { # METHOD PATH [BODY]
     ${3:+--data-raw "$3"} "$HTTP_X_SESSION_URL$2"
 }
 
+decode() { # %-ENCODED
+  env printf %b "$(printf %s "$1" | sed 's/\\/\\\\/g; s/%/\\x/g')"
+}
+
 case "$PATH_INFO" in
 /login) # check the password first; a name is letters here
-  session PATCH "" "{\"principal\": \"${QUERY_STRING#name=}\"}" >/dev/null
+  session PATCH "" "{\"principal\": \"$(decode "${QUERY_STRING#name=}")\"}" >/dev/null
   printf 'Status: 303 See Other\nLocation: /\n\n'
   ;;
 /logout)
@@ -17,6 +21,7 @@ case "$PATH_INFO" in
   ;;
 *)
   visits=$(session POST /values/visits/increment)
-  printf 'Content-Type: text/plain\n\nHello %s, visit %s\n' "${HTTP_X_SESSION_PRINCIPAL:-stranger}" "$visits"
+  name=$(decode "${HTTP_X_SESSION_PRINCIPAL:-stranger}")
+  printf 'Content-Type: text/plain; charset=utf-8\n\nHello %s, visit %s\n' "$name" "$visits"
   ;;
 esac

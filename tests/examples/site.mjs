@@ -19,8 +19,8 @@ async function serve(request, response) {
     await session(request, "DELETE", "");
   } else {
     const visits = await session(request, "POST", "/values/visits/increment");
-    const name = request.headers["x-session-principal"] ?? "stranger";
-    return response.setHeader("Content-Type", "text/plain").end(`Hello ${name}, visit ${visits}\n`);
+    const name = decodeURIComponent(request.headers["x-session-principal"] ?? "stranger");
+    return response.setHeader("Content-Type", "text/plain; charset=utf-8").end(`Hello ${name}, visit ${visits}\n`);
   }
   response.writeHead(303, { Location: "/" }).end();
 }

@@ -21,6 +21,6 @@ switch (parse_url($_SERVER['REQUEST_URI'], PHP_URL_PATH)) {
         break;
     default:
         $visits = session('POST', '/values/visits/increment');
-        $name = $_SERVER['HTTP_X_SESSION_PRINCIPAL'] ?? 'stranger';
+        $name = rawurldecode($_SERVER['HTTP_X_SESSION_PRINCIPAL'] ?? 'stranger');
         echo 'Hello ', htmlspecialchars($name), ", visit $visits\n";
 }

@@ -17,7 +17,7 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.session("DELETE", "")
         else:
             visits = self.session("POST", "/values/visits/increment")
-            name = self.headers.get("X-Session-Principal", "stranger")
+            name = urllib.parse.unquote(self.headers.get("X-Session-Principal", "stranger"))
             self.send_response(200)
             self.end_headers()
             return self.wfile.write(f"Hello {html.escape(name)}, visit {visits}\n".encode())

@@ -10,7 +10,7 @@ use cloakroom::server::Tasks;
 
 use crate::support::raw::exchange;
 use crate::support::{
-    Browser, Cloakroom, KEY, PATIENCE, Program, RedisServer, Script, Upstream, until,
+    Browser, Cloakroom, KEY, PATIENCE, Program, RedisServer, Script, Upstream, curl, until,
 };
 
 #[tokio::test]
@@ -244,4 +244,72 @@ async fn it_listens_on_unix_sockets_too() {
         exchange(cloakroom.public(), "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
             .await;
     assert!(answer.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn foreign_host_names_are_misdirected() {
+    let upstream = Upstream::start();
+    let toml = "[api]\nurl = \"http://sessions.internal:8081/_session\"\n\
+        instance_url = \"http://one.internal:8081\"\nhosts = [\"cloakroom.svc\"]\n\
+        [admin]\nhosts = [\"ops.internal\"]\n";
+    let cloakroom = Cloakroom::with(&upstream, toml).await;
+    let ask = async |address, path: &str, host: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\n{host}Connection: close\r\n\r\n");
+        exchange(address, &request).await.get(9..12).unwrap_or_default().to_owned()
+    };
+    for (host, api, admin) in [
+        ("Host: 127.0.0.1:8081\r\n", "200", "404"),
+        ("Host: [::1]\r\n", "200", "404"),
+        ("Host: LocalHost:1\r\n", "200", "404"),
+        ("Host: sessions.internal:8081\r\n", "200", "404"),
+        ("Host: one.internal\r\n", "200", "404"),
+        ("Host: cloakroom.svc.\r\n", "200", "421"),
+        ("Host: ops.internal\r\n", "421", "404"),
+        ("Host: evil.test\r\n", "421", "421"),
+        ("Host: 127.0.0.1.evil.test\r\n", "421", "421"),
+        ("Host: localhost\r\nHost: evil.test\r\n", "421", "421"),
+        ("", "200", "404"),
+    ] {
+        let answer = ask(cloakroom.api(), "/_session/openapi.json", host).await;
+        assert_eq!(answer, api, "API, {host:?}");
+        assert_eq!(ask(cloakroom.admin(), "/other", host).await, admin, "admin, {host:?}");
+        for path in ["/live", "/ready", "/metrics"] {
+            assert_eq!(ask(cloakroom.admin(), path, host).await, "200", "{path}, {host:?}");
+        }
+    }
+    // The authority of HTTP/2, and of an absolute target, is the Host.
+    let port = cloakroom.api().port();
+    for (name, status) in [("evil.test", 421), ("cloakroom.svc", 200)] {
+        let url = format!("http://{name}:{port}/_session/openapi.json");
+        let resolve = format!("{name}:{port}:127.0.0.1");
+        let answer = curl(["--http2-prior-knowledge", "--resolve", &resolve, &url]).await;
+        assert_eq!((answer.version.as_str(), answer.status), ("2", status), "{name}");
+    }
+    let absolute = "http://evil.test/_session/openapi.json";
+    assert_eq!(ask(cloakroom.api(), absolute, "Host: localhost\r\n").await, "421");
+}
+
+#[tokio::test]
+async fn a_foreign_host_name_is_logged_once_with_its_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cloakroom.toml");
+    let text = "[[listen]]\naddress = \"127.0.0.1:0\"\n[api]\naddress = \"127.0.0.1:0\"\n\
+        [admin]\naddress = \"127.0.0.1:0\"\n[store]\nurl = \"memory:\"\n\
+        [[route]]\nupstream = \"http://127.0.0.1:9\"\n";
+    std::fs::write(&file, text).unwrap();
+    let program = Program::start(&file);
+    let serving = program.serving().await;
+    for _ in 0..5 {
+        for address in [serving.api, serving.admin] {
+            let request = "GET /x HTTP/1.1\r\nHost: evil.test\r\nConnection: close\r\n\r\n";
+            let answer = exchange(address, request).await;
+            assert!(answer.starts_with("HTTP/1.1 421"), "{answer}");
+        }
+    }
+    for key in ["api.hosts", "admin.hosts"] {
+        program.says(key).await;
+        let log = program.log();
+        let told = log.lines().filter(|line| line.contains(key) && line.contains("evil.test"));
+        assert_eq!(told.count(), 1, "{log}");
+    }
 }

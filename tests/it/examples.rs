@@ -58,6 +58,8 @@ async fn visit(cloakroom: &Cloakroom) {
     assert_eq!((page.status.is_redirection(), page.header("location")), (true, Some("/")));
     assert_ne!(browser.cookie().unwrap(), before);
     assert_eq!(browser.navigate("/", &nothing).await.body, "Hello ada, visit 4\n");
+    browser.navigate("/login?name=Zo%C3%AB", &nothing).await;
+    assert_eq!(browser.navigate("/", &nothing).await.body, "Hello Zo\u{eb}, visit 1\n");
     browser.navigate("/logout", &nothing).await;
     assert_eq!(browser.cookie(), None);
     assert_eq!(browser.navigate("/", &nothing).await.body, "Hello stranger, visit 1\n");

@@ -5,7 +5,8 @@ use std::time::Duration;
 use cloakroom::metrics::Event;
 use serde_json::json;
 
-use crate::support::{Browser, Cloakroom, Page, Script, Upstream};
+use crate::support::raw::RawUpstream;
+use crate::support::{Browser, Cloakroom, Page, Program, Script, Upstream};
 
 const ROUTE: &str = "[[route]]\nupstream = \"UPSTREAM\"\nheader_exchange = true\nheader_exchange_max_bytes = \"200\"\n[[route]]\npath = \"/without\"\nupstream = \"UPSTREAM\"\n";
 
@@ -142,4 +143,37 @@ async fn a_log_in_by_header_rotates_and_a_late_write_beside_it_is_dropped() {
     cloakroom.pass(Duration::from_secs(1));
     let page = browser.navigate("/", &patch("{\"destroy\": true}")).await;
     assert!(page.set_cookies()[0].ends_with("Max-Age=0"));
+}
+
+#[tokio::test]
+async fn an_unreadable_patch_is_named_with_its_byte() {
+    for (patch, told) in [
+        (&b"{\"values\":{\"name\":\"Zo\xeb\"}}"[..], "header X-Session-Patch, byte 21: not UTF-8"),
+        (b"{values: 1}", "header X-Session-Patch, byte 1: unexpected character"),
+    ] {
+        let site = RawUpstream::start().await;
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("cloakroom.toml");
+        let text = format!(
+            "[[listen]]\naddress = \"127.0.0.1:0\"\n[api]\naddress = \"127.0.0.1:0\"\n\
+             [admin]\naddress = \"127.0.0.1:0\"\n[store]\nurl = \"memory:\"\n\
+             [[route]]\nupstream = \"http://{}\"\nheader_exchange = true\n",
+            site.address
+        );
+        std::fs::write(&file, text).unwrap();
+        let program = Program::start(&file);
+        let browser = Browser::to(program.serving().await.public);
+        let script = Script::new();
+        let answer = async {
+            let (mut connection, _) = site.head().await;
+            let head = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Session-Patch: ";
+            let response = [&head[..], patch, b"\r\n\r\n"].concat();
+            tokio::io::AsyncWriteExt::write_all(&mut connection, &response).await.unwrap();
+            connection
+        };
+        let (page, _connection) = tokio::join!(browser.fetch("/", &script), answer);
+        assert_eq!(page.status, 502);
+        program.says(told).await;
+        assert!(!program.log().contains("the body is not JSON"));
+    }
 }

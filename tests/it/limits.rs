@@ -27,8 +27,10 @@ async fn an_address_has_so_many_connections_and_no_more() {
         assert!(refused.read(&mut [0; 1]).await.is_err());
     }
     // The API is a place of its own.
-    let answer =
-        exchange(proxy.api(), "GET /_session HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    let answer = exchange(
+        proxy.api(),
+        "GET /_session HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    );
     assert!(answer.await.starts_with("HTTP/1.1 401"));
     drop(served.pop());
     let ask = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
@@ -143,7 +145,7 @@ async fn the_last_descriptors_are_not_for_clients() {
         assert!(ask(&mut served).await.starts_with("HTTP/1.1 200"));
         let ready = "GET /ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
         assert!(exchange(serving.admin, ready).await.starts_with("HTTP/1.1 200"));
-        let call = "GET /_session HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        let call = "GET /_session HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
         assert!(exchange(serving.api, call).await.starts_with("HTTP/1.1 401"));
     }
     let mut late = TcpStream::connect(serving.public).await.unwrap();

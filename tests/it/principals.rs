@@ -158,3 +158,27 @@ async fn unreadable_record_breaks_no_list_cap_or_log_out() {
         assert_eq!(log_in(first, "ada").await.last().status, 200, "{store}");
     }
 }
+
+#[tokio::test]
+async fn a_principal_outside_ascii_reaches_every_site() {
+    let toml = "[[route]]\nupstream = \"UPSTREAM\"\nprincipal_header = \"X-Remote-User\"\n\
+        [[route]]\npath = \"/raw\"\nupstream = \"UPSTREAM\"\n\
+        principal_header = { name = \"X-Raw-User\", encoding = \"utf-8\" }\n";
+    let upstream = Upstream::start();
+    let proxy = Cloakroom::with(&upstream, toml).await;
+    for (name, header) in [
+        ("ada@example.org", "ada@example.org"),
+        ("DOMAIN\\ada", "DOMAIN\\ada"),
+        ("Zo\u{eb} 100%", "Zo%C3%AB%20100%25"),
+        ("\u{738b}", "%E7%8E%8B"),
+    ] {
+        let browser = Browser::new(&proxy);
+        log_in(&browser, name).await;
+        let page = browser.navigate("/", &Script::new()).await;
+        assert_eq!(page.saw("x-session-principal").as_deref(), Some(header));
+        assert_eq!(page.saw("x-remote-user").as_deref(), Some(header));
+        let page = browser.navigate("/raw", &Script::new()).await;
+        assert_eq!(page.saw("x-session-principal").as_deref(), Some(header));
+        assert_eq!(page.saw("x-raw-user").as_deref(), Some(name));
+    }
+}

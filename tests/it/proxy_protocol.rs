@@ -1,6 +1,6 @@
 //! Connections that a proxy passes on, after it has said whose they are.
 
-use crate::support::raw::exchange;
+use crate::support::raw::{exchange, read_all};
 use crate::support::{Authority, Cloakroom, Flaw, Seen, Upstream, curl};
 
 const GET: &str =
@@ -31,9 +31,14 @@ async fn a_trusted_proxy_says_whose_a_connection_is() {
     let seen = upstream.take_seen().pop().unwrap();
     // The client is no proxy whose word is taken.
     assert_eq!(forwarded(&seen, "x-forwarded-for"), "203.0.113.9");
-    // A proxy that looks whether we are there is who it is.
+    // Of a client that the proxy does not know nothing is believed, and a health check has none.
     exchange(proxy.public(), &format!("PROXY UNKNOWN\r\n{GET}")).await;
-    assert!(forwarded(&upstream.take_seen()[0], "x-forwarded-for").contains("10.9.9.9"));
+    assert_eq!(forwarded(&upstream.take_seen()[0], "x-forwarded-for"), "127.0.0.1");
+    let mut connection = tokio::net::TcpStream::connect(proxy.public()).await.unwrap();
+    let local = [&b"\r\n\r\n\0\r\nQUIT\n\x20\x00\0\0"[..], GET.as_bytes()].concat();
+    tokio::io::AsyncWriteExt::write_all(&mut connection, &local).await.unwrap();
+    assert!(read_all(&mut connection).await.starts_with("HTTP/1.1 200"));
+    assert_eq!(forwarded(&upstream.take_seen()[0], "x-forwarded-for"), "127.0.0.1");
     for other in ["", "PROXY TCP4 a b c d\r\n", "PROXY "] {
         assert_eq!(exchange(proxy.public(), &format!("{other}{GET}")).await, "", "{other:?}");
     }

@@ -21,6 +21,7 @@ const FLOORS: &[(Order, &[&str])] = &[
         &[
             "body",
             "metrics",
+            "host",
             "log",
             "tasks",
             "socket",

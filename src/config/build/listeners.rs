@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::super::field::{Field, Tables};
+use super::super::field::{Field, List, Tables};
 use super::super::file::{self, File};
 use super::super::problem::Origin;
 use super::super::{Listen, Role};
@@ -14,6 +14,7 @@ use super::tls;
 use crate::admin;
 use crate::api::config::{self as api_config, can_be_dialled, url_at};
 use crate::client::{InvalidTarget, Target};
+use crate::host;
 use crate::scheme::Scheme;
 use crate::secret::Secret;
 use crate::server::{Address, Limits};
@@ -106,8 +107,21 @@ fn address(field: &Field<Address>, default: SocketAddr, context: &Context<'_>) -
 }
 
 /// The admin listener.
-pub(super) fn admin(table: &file::Admin, context: &Context<'_>) -> admin::config::Config {
-    admin::config::Config { address: address(&table.address, ADMIN, context) }
+pub(super) fn admin(table: &file::Admin, context: &mut Context<'_>) -> admin::config::Config {
+    let address = address(&table.address, ADMIN, context);
+    admin::config::Config { address, hosts: hosts(&table.hosts, context) }
+}
+
+/// Names that a listener answers to.
+fn hosts(list: &List<String>, context: &mut Context<'_>) -> Vec<String> {
+    for (name, origin) in list.values() {
+        if !host::is_valid_name(name) || name.contains('*') {
+            let message =
+                "is not a host name; write one without a port, e.g. \"sessions.internal\"";
+            context.error(origin, message);
+        }
+    }
+    list.values().iter().map(|(name, _)| name.clone()).collect()
 }
 
 /// The session API.
@@ -124,7 +138,8 @@ pub(super) fn api(table: &file::Api, context: &mut Context<'_>) -> api_config::C
         Some(secret)
     });
     let instance_url = instance_url(&table.instance_url, scheme, context);
-    api_config::Config { address, tls, url, instance_url, prefix, service_token }
+    let hosts = hosts(&table.hosts, context);
+    api_config::Config { address, tls, url, instance_url, hosts, prefix, service_token }
 }
 
 fn api_tls(table: &file::Api, context: &mut Context<'_>) -> Option<api_config::Tls> {

@@ -29,8 +29,12 @@ pub(super) fn config(file: &File, context: &mut Context<'_>) -> Config {
     let own = listeners::own(file, &listen, &api, &admin);
     listeners::check_apart(&own, context);
     let (store, keys) = store::store(file, context);
+    let (strip_request_headers, keep_request_headers) =
+        headers::stripped_and_kept(&file.limits.0, context);
     let proxy = proxy::config::Config {
         trusted_proxies: listeners::trusted_proxies(&file.limits.0),
+        strip_request_headers,
+        keep_request_headers,
         routes: routes::routes(&file.route, store.on_error, &own, context),
     };
     Config {

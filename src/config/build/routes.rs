@@ -8,12 +8,12 @@ use http::{HeaderName, HeaderValue};
 use super::super::field::{Field, Tables};
 use super::super::file;
 use super::super::problem::Origin;
-use super::super::value::{Size, Upstreams};
+use super::super::value::{self, Size, Upstreams};
 use super::context::{Context, Site, TRANSPORT};
 use super::listeners::reaches;
 use super::{headers, tls};
 use crate::client::{self, Check, Speaks, Target, TlsConfig};
-use crate::proxy::config::{RouteConfig, Session, Tunnels};
+use crate::proxy::config::{PrincipalHeader, RouteConfig, Session, Tunnels};
 use crate::proxy::login::LoginPage;
 use crate::proxy::route::HostPattern;
 use crate::scheme::Scheme;
@@ -265,9 +265,13 @@ fn require_principal(table: &file::Route, context: &mut Context<'_>) -> Option<L
     page
 }
 
-fn principal_header(field: &Field<String>, context: &mut Context<'_>) -> Option<HeaderName> {
-    let (name, origin) = field.found()?;
-    headers::name(name, origin, context)
+fn principal_header(
+    field: &Field<value::PrincipalHeader>,
+    context: &mut Context<'_>,
+) -> Option<PrincipalHeader> {
+    let (header, origin) = field.found()?;
+    let name = headers::name(&header.name, origin, context)?;
+    Some(PrincipalHeader { name, encoding: header.encoding })
 }
 
 fn request_headers(
@@ -275,6 +279,7 @@ fn request_headers(
     context: &mut Context<'_>,
 ) -> Vec<(HeaderName, HeaderValue)> {
     let principal = table.principal_header.value();
-    let principal = principal.and_then(|name| HeaderName::from_bytes(name.as_bytes()).ok());
+    let principal =
+        principal.and_then(|header| HeaderName::from_bytes(header.name.as_bytes()).ok());
     headers::secrets(&table.request_headers, principal.as_ref(), context)
 }

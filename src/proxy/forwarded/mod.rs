@@ -18,7 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, MaxSizeReached};
 
 use super::{
-    host, list,
+    list,
     names::{
         self, FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PORT, X_FORWARDED_PROTO,
         X_REAL_IP,
@@ -26,6 +26,7 @@ use super::{
 };
 use told::{Hop, Source, Told};
 
+use crate::host::is_valid as is_valid_host;
 use crate::scheme::Scheme;
 use crate::trust::Trust;
 
@@ -40,6 +41,32 @@ pub struct Peer {
     pub address: Option<IpAddr>,
     /// Whether the listener has TLS.
     pub scheme: Scheme,
+    /// Whether a trusted proxy says that it does not know for whom the connection is: then nobody is
+    /// believed.
+    pub is_unknown: bool,
+}
+
+/// Whose word is taken, and which fields are whose.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// The peers that are believed.
+    pub trust: Trust,
+    /// Names that untrusted peers may not send either.
+    pub strip: Vec<HeaderName>,
+    /// Names of [`names::is_forwarding`] that untrusted peers may send; none of those that we write.
+    pub keep: Vec<HeaderName>,
+}
+
+impl Rules {
+    /// Whether what a peer says of its clients is believed.
+    pub fn believes(&self, peer: Peer) -> bool {
+        !peer.is_unknown && self.trust.believes(peer.address)
+    }
+
+    fn strips(&self, name: &HeaderName) -> bool {
+        let is_among = |names: &[HeaderName]| names.iter().any(|one| names::is_same(one, name));
+        (names::is_forwarding(name) && !is_among(&self.keep)) || is_among(&self.strip)
+    }
 }
 
 /// The client, as far as trusted proxies let us see it.
@@ -54,25 +81,43 @@ pub struct Client {
     pub host: Option<HeaderValue>,
 }
 
+/// What [`rewrite`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rewritten {
+    /// Whose request it is.
+    pub client: Client,
+    /// The names of the fields that were dropped.
+    pub dropped: Vec<HeaderName>,
+    /// Whether an untrusted peer said https of a request that came in the clear: it may be a TLS
+    /// terminator that nobody declared.
+    pub lost_https: bool,
+}
+
 /// Finds the client and rewrites the fields that tell the upstream of it.
 ///
 /// From an untrusted peer, everything of the kind is dropped ([`names::is_forwarding`]). From a
 /// trusted one, its peer is appended to the list of hops, and the fields that we don't write
 /// (X-Forwarded-Prefix, -Port) pass. The Host must be settled ([`super::request::settle_target`]).
+///
+/// # Errors
+/// The head has no room for the fields.
 pub fn rewrite(
     headers: &mut HeaderMap,
-    trust: &Trust,
+    rules: &Rules,
     peer: Peer,
-) -> Result<Client, MaxSizeReached> {
+) -> Result<Rewritten, MaxSizeReached> {
     let peer = Peer { address: peer.address.map(|address| address.to_canonical()), ..peer };
-    let is_trusted = trust.believes(peer.address);
-    names::remove_where(headers, |name| {
-        let is_respelled = || WRITTEN.iter().any(|ours| name != ours && names::is_same(name, ours));
-        if is_trusted { is_respelled() } else { names::is_forwarding(name) }
+    let trust = &rules.trust;
+    let is_trusted = rules.believes(peer);
+    let lost_https = !trust.believes(peer.address)
+        && peer.scheme == Scheme::Http
+        && list::members(headers, &X_FORWARDED_PROTO).any(|s| s.eq_ignore_ascii_case(b"https"));
+    let dropped = names::remove_where(headers, |name| {
+        let is_respelled = || is_written(name) && !WRITTEN.contains(name);
+        if is_trusted { is_respelled() } else { rules.strips(name) }
     });
     let mut told = Told::read(headers, trust, peer.address);
-    let received =
-        headers.get(HOST).filter(|line| line.to_str().is_ok_and(host::is_valid)).cloned();
+    let received = headers.get(HOST).filter(|line| line.to_str().is_ok_and(is_valid_host)).cloned();
     let client = Client {
         address: told.address,
         scheme: told.scheme.unwrap_or(peer.scheme),
@@ -84,14 +129,19 @@ pub fn rewrite(
     headers.try_insert(X_FORWARDED_PROTO, HeaderValue::from_static(client.scheme.as_str()))?;
     set(headers, X_FORWARDED_HOST, client.host.clone())?;
     set(headers, X_REAL_IP, client.address.and_then(|address| value(&address.to_string())))?;
-    Ok(client)
+    Ok(Rewritten { client, dropped, lost_https })
+}
+
+/// Whether a name, in any spelling, is of a field that we write.
+pub fn is_written(name: &HeaderName) -> bool {
+    WRITTEN.iter().any(|ours| names::is_same(name, ours))
 }
 
 /// Returns the host as the browser sees it, of a head that has not been rewritten: as the trusted peer
 /// reports it, or else the Host. The Host must be settled.
-pub fn host(headers: &HeaderMap, trust: &Trust, peer: Peer) -> Option<HeaderValue> {
-    let peer = peer.address.map(|address| address.to_canonical());
-    let told = trust.believes(peer).then(|| Told::read(headers, trust, peer));
+pub fn host(headers: &HeaderMap, rules: &Rules, peer: Peer) -> Option<HeaderValue> {
+    let address = peer.address.map(|address| address.to_canonical());
+    let told = rules.believes(peer).then(|| Told::read(headers, &rules.trust, address));
     told.and_then(|told| told.host).or_else(|| headers.get(HOST).cloned())
 }
 

@@ -7,12 +7,20 @@ use super::*;
 const CLIENT: &str = "203.0.113.7";
 const PROXY: &str = "10.0.0.1";
 
-fn trust(networks: &[&str]) -> Trust {
-    Trust::new(networks.iter().map(|network| network.parse().unwrap()).collect())
+fn rules(networks: &[&str]) -> Rules {
+    let trust = Trust::new(networks.iter().map(|network| network.parse().unwrap()).collect());
+    Rules { trust, ..Rules::default() }
 }
 
 fn peer(address: &str) -> Peer {
-    Peer { address: address.parse().ok(), scheme: Scheme::Http }
+    Peer { address: address.parse().ok(), scheme: Scheme::Http, is_unknown: false }
+}
+
+fn fields_of(fields: &[(&str, &str)]) -> HeaderMap {
+    let of = |(name, value): &(&str, &str)| {
+        (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap())
+    };
+    fields.iter().map(of).collect()
 }
 
 /// The client and the fields of a request to shop.example:8080 that came from `from`, trusting
@@ -26,7 +34,7 @@ fn rewritten(from: &str, fields: &[(&str, &str)]) -> (Client, HeaderMap) {
             HeaderValue::from_bytes(value.as_bytes()).unwrap(),
         );
     }
-    let client = rewrite(&mut headers, &trust(&["10.0.0.0/8"]), peer(from)).unwrap();
+    let client = rewrite(&mut headers, &rules(&["10.0.0.0/8"]), peer(from)).unwrap().client;
     headers.remove(HOST);
     (client, headers)
 }
@@ -179,7 +187,7 @@ fn a_unix_peer_is_trusted_as_loopback_is() {
     ] {
         let mut headers = HeaderMap::new();
         headers.insert(X_FORWARDED_FOR, HeaderValue::from_static(CLIENT));
-        let client = rewrite(&mut headers, &trust(networks), peer("")).unwrap();
+        let client = rewrite(&mut headers, &rules(networks), peer("")).unwrap().client;
         assert_eq!(client.address, seen.and_then(|seen| seen.parse().ok()));
         assert_eq!(headers.get(X_FORWARDED_FOR).map(|line| line.to_str().unwrap()), seen);
         assert_eq!(headers.get(X_REAL_IP).map(|line| line.to_str().unwrap()), seen);
@@ -277,6 +285,53 @@ fn a_port_that_the_host_does_not_have_is_not_contradicted() {
             (headers[X_FORWARDED_PORT].to_str().unwrap(), client.host.unwrap()),
             (port, HeaderValue::from_static(host))
         );
+    }
+}
+
+#[test]
+fn a_client_that_a_trusted_proxy_does_not_know_is_a_stranger() {
+    let mut headers = fields_of(&[("x-forwarded-for", "1.1.1.1"), ("x-forwarded-host", "evil")]);
+    let unknown = Peer { is_unknown: true, ..peer(PROXY) };
+    let rules = rules(&["10.0.0.0/8"]);
+    assert_eq!(host(&headers, &rules, peer(PROXY)).unwrap(), "evil");
+    assert_eq!(host(&headers, &rules, unknown), None);
+    let rewritten = rewrite(&mut headers, &rules, unknown).unwrap();
+    assert_eq!(rewritten.client.address, PROXY.parse().ok());
+    assert_eq!(headers[X_FORWARDED_FOR], PROXY);
+    assert!(!headers.contains_key(X_FORWARDED_HOST));
+    assert!(!rewritten.lost_https);
+}
+
+#[test]
+fn names_are_stripped_and_kept_as_configured() {
+    let name = HeaderName::from_static;
+    let rules = Rules {
+        strip: vec![name("x-ssl-verify")],
+        keep: vec![name("x-original-name")],
+        ..rules(&["10.0.0.0/8"])
+    };
+    let sent = [("X_SSL_Verify", "ok"), ("X-Original-Name", "a.png"), ("X-Original-URL", "/")];
+    let mut headers = fields_of(&sent);
+    let rewritten = rewrite(&mut headers, &rules, peer(CLIENT)).unwrap();
+    assert_eq!(rewritten.dropped, ["x_ssl_verify", "x-original-url"]);
+    assert_eq!(headers["x-original-name"], "a.png");
+    let mut headers = fields_of(&sent);
+    assert_eq!(rewrite(&mut headers, &rules, peer(PROXY)).unwrap().dropped, [""; 0]);
+}
+
+#[test]
+fn https_that_a_stranger_reports_is_noticed() {
+    for (from, field, scheme, lost) in [
+        (CLIENT, ("x-forwarded-proto", "https"), Scheme::Http, true),
+        (CLIENT, ("x-forwarded-proto", "http, HTTPS"), Scheme::Http, true),
+        (CLIENT, ("x-forwarded-proto", "http"), Scheme::Http, false),
+        (CLIENT, ("x-forwarded-proto", "https"), Scheme::Https, false),
+        (PROXY, ("x-forwarded-proto", "https"), Scheme::Http, false),
+    ] {
+        let mut headers = fields_of(&[field]);
+        let from = Peer { scheme, ..peer(from) };
+        let rewritten = rewrite(&mut headers, &rules(&["10.0.0.0/8"]), from).unwrap();
+        assert_eq!(rewritten.lost_https, lost, "{from:?} {field:?}");
     }
 }
 

@@ -5,9 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::super::{
-    host, list,
+    list,
     names::{FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO},
 };
+use crate::host;
 use crate::scheme::Scheme;
 use crate::trust::Trust;
 

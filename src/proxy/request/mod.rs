@@ -12,9 +12,10 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Uri, Version};
 
 use super::{
-    hop, host, list,
+    hop, list,
     names::{self, PROXY},
 };
+use crate::host;
 
 /// For the Allow of our own answers: to [`StatusCode::METHOD_NOT_ALLOWED`] (RFC 9110 15.5.6) and to
 /// OPTIONS. Other methods are forwarded; whether the upstream has them only it knows.
@@ -130,27 +131,38 @@ pub fn count_hop(method: &Method, headers: &mut HeaderMap) -> Hop {
     Hop::Onward
 }
 
+/// What [`clean`] found.
+#[derive(Debug)]
+pub struct Cleaned {
+    /// The options of the Connection lines, for the trailers of the same request
+    /// ([`super::trailers::clean`]).
+    pub options: hop::Options,
+    /// The names of the fields that were dropped because they may not come from a client.
+    pub dropped: Vec<HeaderName>,
+}
+
 /// Removes what must not reach an upstream: our own names in any spelling, `Proxy`, Expect (hyper
-/// answers it) and the hop-by-hop fields, save `TE: trailers`.
+/// answers it), the hop-by-hop fields, save `TE: trailers`, and other spellings of what frames a
+/// request.
 ///
-/// `ours` are the configured names that only we may set: the principal headers of all routes, and
-/// this route's own request headers. Returns the options of the Connection lines, for the trailers
-/// of the same request ([`super::trailers::clean`]).
-pub fn clean(headers: &mut HeaderMap, ours: &[HeaderName]) -> hop::Options {
+/// `ours` are the configured names that only we may set: the principal headers and the request headers
+/// of all routes.
+pub fn clean(headers: &mut HeaderMap, ours: &[HeaderName]) -> Cleaned {
     let takes_trailers =
         list::members(headers, &TE).any(|member| member.eq_ignore_ascii_case(b"trailers"));
     let options = hop::remove(headers);
     headers.remove(EXPECT);
-    names::remove_where(headers, |name| {
+    let dropped = names::remove_where(headers, |name| {
         *name == PROXY
             || names::is_reserved(name)
+            || names::is_respelled(name)
             || ours.iter().any(|our| names::is_same(our, name))
     });
     // RFC 9110 10.1.4: whoever sends TE names it in Connection. If there is no room, neither goes.
     if takes_trailers && headers.try_insert(CONNECTION, HeaderValue::from_static("te")).is_ok() {
         let _ = headers.try_insert(TE, HeaderValue::from_static("trailers"));
     }
-    options
+    Cleaned { options, dropped }
 }
 
 /// RFC 9112 3.2: origin-form, absolute-form, or `*` for OPTIONS; authority-form is CONNECT's.

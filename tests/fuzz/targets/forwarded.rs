@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use cloakroom::proxy::forwarded::{Peer, rewrite};
+use cloakroom::proxy::forwarded::{Peer, Rules, rewrite};
 use cloakroom::scheme::Scheme;
 use cloakroom::trust::Trust;
 use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
@@ -35,8 +35,10 @@ fuzz_target!(|data: &[u8]| {
     ] {
         let mut headers = headers.clone();
         let is_trusted = trust.believes(address);
-        let peer = Peer { address, scheme: Scheme::Http };
-        let Ok(client) = rewrite(&mut headers, &trust, peer) else { continue };
+        let peer = Peer { address, scheme: Scheme::Http, is_unknown: false };
+        let rules = Rules { trust, ..Rules::default() };
+        let Ok(rewritten) = rewrite(&mut headers, &rules, peer) else { continue };
+        let client = rewritten.client;
         assert!(headers.get_all("x-forwarded-proto").iter().count() == 1);
         assert!(headers.get_all("x-real-ip").iter().count() <= 1);
         if !is_trusted {
