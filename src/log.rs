@@ -107,6 +107,16 @@ pub fn permit(cause: &'static str) -> Option<Permit> {
     LIMITER.permit(cause, Instant::now())
 }
 
+/// Logs a line of its cause, such as `limited!(warn, "replayed", session = %id, "…")`, if [`permit`] does.
+macro_rules! limited {
+    ($level:ident, $cause:literal, $($line:tt)+) => {
+        if let Some($crate::log::Permit { left_out }) = $crate::log::permit($cause) {
+            ::tracing::$level!(left_out, $($line)+);
+        }
+    };
+}
+pub(crate) use limited;
+
 /// By cause: when its last line was written, and how many were left out since.
 struct Limiter(Mutex<BTreeMap<&'static str, (Instant, u64)>>);
 

@@ -14,12 +14,13 @@ use http::header::{
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::problem::{self, Answered};
 use super::routes::Call;
 use crate::body::Body;
 use crate::client::{self, Pool, Target, Tls};
+use crate::log::limited;
 use crate::scheme::Scheme;
 use crate::server::Tasks;
 use crate::session::peer::{Instance, PassedCall, Voucher};
@@ -145,7 +146,7 @@ impl Errand {
             Ok(answer) => {
                 let status = answer.status();
                 // Another program there, or an instance with other keys, another time or prefix.
-                warn!(%owner, status = status.as_u16(), "what answered for an instance is none");
+                limited!(warn, "peer", %owner, status = status.as_u16(), "unexpected response from peer (not a Cloakroom instance, or different keys)");
                 Err(self.unanswered(status.is_server_error()))
             }
             Err(error) => {

@@ -3,11 +3,10 @@
 //! The number is looked at beside the log-in, not in one step with it: log-ins at the same moment
 //! may exceed it until the next one.
 
-use tracing::warn;
-
 use super::change::Changed;
 use super::exchange::{Binding, State};
 use super::{Failure, Sessions};
+use crate::log::limited;
 use crate::session::policy::AtMax;
 use crate::session::record::{Meta, Principal};
 
@@ -50,7 +49,7 @@ impl Sessions {
             Ok::<(), Failure>(())
         };
         if let Err(error) = evicted.await {
-            warn!(%error, "the oldest sessions of a principal stay");
+            limited!(warn, "cap", %error, "failed to evict the principal's oldest sessions");
         }
     }
 }

@@ -10,11 +10,10 @@ use std::future::ready;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tracing::warn;
-
 use super::Sessions;
 use super::exchange::Presented;
 use super::open::Found;
+use crate::log::limited;
 use crate::metrics::Event;
 use crate::random;
 use crate::secret::Secret;
@@ -63,7 +62,7 @@ impl Carried {
         let Some(Entry::Live(record)) = self.entries().get(&id).cloned() else { return None };
         let sealed = Sealed { id, record };
         if !sealed.fits(&self.cookie_name) {
-            warn!(session = %id, "a session has outgrown its cookie, which stays as it was");
+            limited!(warn, "outgrown", session = %id, "session has outgrown its cookie, which stays as it was");
             return None;
         }
         Some(sealed.seal(ring, &self.cookie_name, &random::bytes()))

@@ -1,9 +1,10 @@
 //! Changing the session of a request: one patch, whatever became of the request's session since.
 
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::exchange::{Binding, Exchange, Prolongs, State};
 use super::{Failure, Sessions, draw_id};
+use crate::log::limited;
 use crate::metrics::Event;
 use crate::random;
 use crate::session::id::Id;
@@ -364,7 +365,7 @@ impl Sessions {
     /// Removes a record that was made a moment ago and that nobody knows.
     async fn undo(&self, store: &dyn Store, id: Id) {
         if let Err(error) = self.timed("remove", store.remove(id)).await {
-            warn!(session = %id, %error, "a session that nobody knows stays until it ends");
+            limited!(warn, "orphaned", session = %id, %error, "failed to delete an orphaned session; it will expire");
         }
     }
 }

@@ -27,8 +27,9 @@ mod watch;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::{debug, error};
+use tracing::debug;
 
+use crate::log::limited;
 use crate::metrics::{Event, Metrics};
 use crate::random;
 use crate::session::cookie::Attributes;
@@ -236,7 +237,7 @@ impl Sessions {
         match answer {
             Err(StoreError::Corrupt(cause)) => {
                 self.shared.metrics.event(Event::Unreadable);
-                error!(session = %id, cause, "a session cannot be read, and counts as gone");
+                limited!(error, "unreadable", session = %id, cause, "session cannot be read and counts as missing");
                 Ok(None)
             }
             answer => answer.map(Some),

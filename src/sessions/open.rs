@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use http::header::HeaderMap;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::carried::Carried;
 use super::exchange::{Exchange, Presented, Prolongs};
 use super::in_flight::Tracked;
 use super::{Home, Sessions, draw_id};
+use crate::log::limited;
 use crate::metrics::Event;
 use crate::secret::Secret;
 use crate::session::cookie;
@@ -180,7 +181,12 @@ impl Sessions {
     pub(super) fn ambiguous<'a>(&self, sessions: impl Iterator<Item = &'a Id>) {
         self.shared.metrics.event(Event::AmbiguousCookie);
         let sessions: Vec<_> = sessions.take(MAX_SESSIONS + 1).collect();
-        warn!(?sessions, "a request brought the cookies of several sessions");
+        limited!(
+            warn,
+            "ambiguous_cookie",
+            ?sessions,
+            "request brought the cookies of several sessions"
+        );
     }
 
     /// The tokens that we have signed, by the session that they name.
@@ -225,11 +231,13 @@ impl Sessions {
 
     async fn replayed(&self, store: &dyn Store, id: Id) {
         self.shared.metrics.event(Event::Replayed);
-        warn!(session = %id, "a token of a generation that was over long ago was presented");
+        limited!(warn, "replayed", session = %id, "token of a generation replaced long ago was presented");
         if self.shared.policy.on_replay == OnReplay::Revoke {
             match self.timed("remove", store.remove(id)).await {
                 Ok(_) => self.shared.metrics.event(Event::Destroyed),
-                Err(error) => warn!(session = %id, %error, "a replayed session could not be ended"),
+                Err(error) => {
+                    limited!(warn, "replayed_kept", session = %id, %error, "failed to end a replayed session");
+                }
             }
         }
     }

@@ -1,11 +1,12 @@
 //! Sessions by their id, and the sessions of a principal: for back offices, operators, and "your
 //! devices".
 
-use tracing::{error, info};
+use tracing::info;
 
 use super::change::{Changed, Requested, changed};
 use super::exchange::Exchange;
 use super::{Failure, Home, Sessions};
+use crate::log::limited;
 use crate::metrics::Event;
 use crate::session::id::Id;
 use crate::session::patch::{Patch, Refusal, Remains, Replicated, Through};
@@ -79,7 +80,7 @@ impl Sessions {
         let page = self.timed("list", self.store()?.list(principal, cursor, limit)).await?;
         for id in &page.unreadable {
             self.shared.metrics.event(Event::Unreadable);
-            error!(session = %id, "a session cannot be read, and is left out of a list");
+            limited!(error, "unreadable_listed", session = %id, "session cannot be read and is left out of a list");
         }
         let now = self.shared.clock.now();
         let alive = |(_, meta): &(Id, Meta)| {

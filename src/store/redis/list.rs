@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use redis::{Value, cmd, from_redis_value, pipe};
 use tokio::time::Instant;
-use tracing::error;
 
 use super::fields::{self, Unreadable, unreadable};
 use super::request::Request;
 use super::trouble::Trouble;
 use super::{Redis, hmget};
+use crate::log::limited;
 use crate::session::id::Id;
 use crate::session::record::{Entry, Principal};
 use crate::store::config::Address;
@@ -47,7 +47,7 @@ impl Redis {
         let (members, next) = match self.members(principal, after, limit, deadline).await {
             Err(Error::Corrupt(cause)) => {
                 // The next log-in of the principal puts another in its place.
-                error!(%principal, cause, "the index of a principal cannot be read");
+                limited!(error, "unreadable_index", %principal, cause, "index of a principal cannot be read");
                 return Ok(Page::default());
             }
             members => members?,

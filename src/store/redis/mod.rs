@@ -38,7 +38,6 @@ use std::time::Duration;
 
 use redis::{Cmd, Value, cmd};
 use tokio::time::Instant;
-use tracing::error;
 
 use self::calls::Answered;
 pub use self::deployment::Deployment;
@@ -54,6 +53,7 @@ pub use self::tracking::{LEASE, track};
 use self::trouble::{Trouble, whole};
 use super::config::DurableDestroy;
 use super::{Answer, Created, Error, KnownKeys, Page, Store, Unproven, Want, encode};
+use crate::log::limited;
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, ExpiryChange, Refusal, Replicated, Use};
@@ -197,7 +197,7 @@ impl Redis {
     }
 
     fn crossed(&self, id: Id) -> Crossed {
-        error!(session = %id, "Redis answered another question; the connection is left");
+        limited!(error, "crossed_reply", session = %id, "response does not match the request; closing the Redis connection");
         self.servers.distrust(&self.key(id));
         Crossed
     }
