@@ -59,7 +59,7 @@ fn site(patch: &str) -> SocketAddr {
 
 /// Reads so many heads, with bodies of two bytes or none; `false` at the end.
 fn read_heads(mut connection: &TcpStream, count: usize) -> bool {
-    let (mut text, mut bytes) = (Vec::new(), [0; 65_536]);
+    let (mut text, mut bytes) = (Vec::new(), vec![0; 65_536]);
     while text.windows(4).filter(|four| four == b"\r\n\r\n").count() < count {
         match connection.read(&mut bytes) {
             Ok(0) | Err(_) => return false,
