@@ -47,7 +47,6 @@ use self::notices::Notices;
 use self::replicate::{Manner, Replicas};
 use self::request::{Request, Script};
 use self::servers::Servers;
-use self::slot::slot_of;
 pub use self::survey::{Survey, SurveyError};
 pub use self::tracking::{LEASE, track};
 use self::trouble::{Trouble, whole};
@@ -326,7 +325,7 @@ impl Redis {
     }
 
     fn manner_of_destroy(&self, key: &str) -> Manner<'_> {
-        self.replicas.manner(self.durable_destroy, slot_of(key))
+        self.replicas.manner(self.durable_destroy, self.servers.slot_of(key))
     }
 }
 

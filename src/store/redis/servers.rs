@@ -11,6 +11,7 @@ use super::dial::Role;
 use super::link::{Link, Told};
 use super::replicate::Manner;
 use super::request::{Request, Script};
+use super::slot::slot_of;
 use super::trouble::Trouble;
 use crate::store::Error;
 use crate::store::config::Address;
@@ -34,6 +35,15 @@ impl Servers {
                 Self::One(Link::new(dialer, place.clone(), Role::Primary, notices, tasks))
             }
             Layout::Cluster(nodes) => Self::Cluster(Cluster::new(deployment, nodes, tasks)),
+        }
+    }
+
+    /// Returns the slot of a key. Without a cluster all keys share one, so that what is learned of
+    /// one key's slot holds for all.
+    pub(super) fn slot_of(&self, key: &str) -> u16 {
+        match self {
+            Self::One(_) => 0,
+            Self::Cluster(_) => slot_of(key),
         }
     }
 
