@@ -11,8 +11,9 @@ decode() { # %-ENCODED
 }
 
 case "$PATH_INFO" in
-/login) # check the password first; a name is letters here
-  session PATCH "" "{\"principal\": \"$(decode "${QUERY_STRING#name=}")\"}" >/dev/null
+/login) # check the password first
+  name=$(decode "${QUERY_STRING#name=}" | tr -d '"\\') # what would end the text in JSON
+  session PATCH "" "{\"principal\": \"$name\"}" >/dev/null
   printf 'Status: 303 See Other\nLocation: /\n\n'
   ;;
 /logout)

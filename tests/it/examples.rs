@@ -60,6 +60,11 @@ async fn visit(cloakroom: &Cloakroom) {
     assert_eq!(browser.navigate("/", &nothing).await.body, "Hello ada, visit 4\n");
     browser.navigate("/login?name=Zo%C3%AB", &nothing).await;
     assert_eq!(browser.navigate("/", &nothing).await.body, "Hello Zo\u{eb}, visit 1\n");
+    browser
+        .navigate("/login?name=x%22%2C%22values%22%3A%7B%22visits%22%3A9%7D%2C%22a", &nothing)
+        .await;
+    let page = browser.navigate("/", &nothing).await;
+    assert!(page.body.ends_with(", visit 1\n"), "the name is text alone: {}", page.body);
     browser.navigate("/logout", &nothing).await;
     assert_eq!(browser.cookie(), None);
     assert_eq!(browser.navigate("/", &nothing).await.body, "Hello stranger, visit 1\n");
