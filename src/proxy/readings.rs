@@ -15,8 +15,8 @@ const DECODINGS: usize = 3;
 
 /// Bounds the work for one path: this many readings, and this many bytes of them together. Real paths
 /// have a few.
-const MAX_READINGS: usize = 512;
-const MAX_BYTES: usize = 256 * 1024;
+const MAX_READINGS: usize = 128;
+const MAX_BYTES: usize = 128 * 1024;
 
 /// What became of comparing the readings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
