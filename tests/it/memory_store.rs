@@ -8,6 +8,10 @@ use std::thread;
 use crate::support::Program;
 use crate::support::raw::exchange;
 
+/// Bytes that the rest of the program may gain or return between two readings:
+/// buffers, arenas of the allocator, pages that the kernel gives in larger units.
+const ELSEWHERE: f64 = 3.0 * 1024.0 * 1024.0;
+
 /// Sessions of one kind, as a site makes them by header.
 struct Shape {
     name: &'static str,
@@ -121,6 +125,9 @@ async fn the_memory_store_counts_what_its_records_take() {
         }
         let counted = metric(serving.admin, "cloakroom_memory_store_bytes ").await - before.1;
         let grown = resident(program.id()) - before.0;
-        assert!((grown / counted - 1.0).abs() < 0.1, "{name}: {counted} counted, {grown} grown");
+        assert!(
+            (grown - counted).abs() < 0.1 * counted + ELSEWHERE,
+            "{name}: {counted} counted, {grown} grown"
+        );
     }
 }
