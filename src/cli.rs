@@ -18,10 +18,10 @@ use crate::app::{self, App};
 use crate::client::{self, Target};
 use crate::config::{self, Config, ConfigError, Environment, Loaded, Overrides};
 use crate::demo;
-use crate::descriptors;
 use crate::log;
 use crate::metrics::Reload;
-use crate::scheme::Scheme;
+use crate::net::descriptors;
+use crate::net::scheme::Scheme;
 use crate::server::{Address, Inherited, Tasks};
 use crate::time::Clock;
 

@@ -36,7 +36,7 @@
 //! 3  session                            pure: ids and tokens, record and patch, policy, cookie
 //! 2  telemetry                          a request's place in a trace; spans, and their way to a collector
 //! 1  server · client                    sockets, TLS, accept, drain; the way out
-//! 0  body descriptors host log metrics pem random scheme secret socket tasks time trust   vocabulary
+//! 0  body log metrics net random secret tasks time   vocabulary
 //! ```
 //!
 //! Each module owns the plain `Config` that it consumes, and [`config`] produces them, so nothing
@@ -75,22 +75,17 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod demo;
-mod descriptors;
-mod host;
 pub mod log;
 pub mod metrics;
-pub mod pem;
+pub mod net;
 pub mod proxy;
 pub mod random;
-pub mod scheme;
 pub mod secret;
 pub mod server;
 pub mod session;
 pub mod sessions;
-mod socket;
 pub mod store;
 mod tasks;
 pub mod telemetry;
 pub mod time;
-pub mod trust;
 pub mod wire;

@@ -19,7 +19,7 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use crate::body::Body;
-use crate::host::OwnNames;
+use crate::net::host::OwnNames;
 use crate::server::{Address, Handler, Peer, Tasks};
 use crate::sessions::{Probed, Sessions};
 

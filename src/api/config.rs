@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::client::{self, Target};
-use crate::scheme::Scheme;
+use crate::net::scheme::Scheme;
 use crate::secret::Secret;
 use crate::server::{Address, TlsConfig};
 use crate::session::peer::Instance;
@@ -91,7 +91,7 @@ const NOT_UNRESERVED: &AsciiSet =
 #[cfg(test)]
 mod tests {
     use super::{instance_of, url_at};
-    use crate::scheme::Scheme;
+    use crate::net::scheme::Scheme;
 
     #[test]
     fn upstreams_are_told_where_the_api_listens() {

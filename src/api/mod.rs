@@ -27,7 +27,7 @@ use tracing::{debug, error};
 
 use crate::body::Body;
 use crate::client::Tls;
-use crate::host::OwnNames;
+use crate::net::host::OwnNames;
 use crate::secret::Secret;
 use crate::server::{Address, Handler, Peer, Tasks};
 use crate::session::token::RequestToken;

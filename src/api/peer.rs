@@ -21,7 +21,7 @@ use super::routes::Call;
 use crate::body::Body;
 use crate::client::{self, Pool, Target, Tls};
 use crate::log::limited;
-use crate::scheme::Scheme;
+use crate::net::scheme::Scheme;
 use crate::server::Tasks;
 use crate::session::peer::{Instance, PassedCall, Voucher};
 use crate::sessions::{Sessions, Shared};

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::{StartError, trusted};
 use crate::config::{Config, Listen, Role};
-use crate::scheme::Scheme;
+use crate::net::scheme::Scheme;
+use crate::net::trust::Trust;
 use crate::server::{
     self, Address, BoundListener, Certificates, Inherited, Protocol, Tls, TlsError,
 };
-use crate::trust::Trust;
 
 /// The listeners of a process, bound once.
 pub(super) struct Listeners {

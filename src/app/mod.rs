@@ -26,8 +26,9 @@ use crate::admin::Readiness;
 use crate::api::config::{instance_of, url_at};
 use crate::client::{self, Target};
 use crate::config::{Config, PrepareError};
-use crate::host::{self, OwnNames};
 use crate::metrics::Metrics;
+use crate::net::host::{self, OwnNames};
+use crate::net::trust::Trust;
 use crate::proxy::{self, Site, SiteError};
 use crate::random;
 use crate::server::{Address, Inherited, Room, Tasks, TlsError};
@@ -40,7 +41,6 @@ use crate::store::redis::SurveyError;
 use crate::store::sqlite::OpenError;
 use crate::telemetry::Tracer;
 use crate::time::Clock;
-use crate::trust::Trust;
 
 /// A running proxy.
 pub struct App {

@@ -16,7 +16,7 @@ use crate::admin::{Admin, Readiness};
 use crate::api::Api;
 use crate::client;
 use crate::config::Config;
-use crate::host::OwnNames;
+use crate::net::host::OwnNames;
 use crate::proxy::{Proxy, Redirect, Site};
 use crate::server::{self, BoundListener, Current, Limits, Protocol, Room, Settings, Tasks};
 use crate::sessions::{Home, Sessions, Shared};

@@ -11,8 +11,8 @@ use tokio::task::AbortHandle;
 
 use super::connection::{Outgoing, RESPONSE_HEAD_BYTES, drive};
 use super::error::{Error, Kind};
-use crate::scheme::Scheme;
-use crate::socket::Socket;
+use crate::net::scheme::Scheme;
+use crate::net::socket::Socket;
 use crate::tasks::Tasks;
 
 /// How often an upstream is asked whether it is there, and how long it may take to say so.

@@ -25,10 +25,10 @@ use super::error::{Error, Kind};
 use super::target::Target;
 use super::tls::{Agreed, Speaks, Tls};
 use crate::body::{Body, BodyError, Traffic};
-use crate::descriptors::{self, Use};
 use crate::metrics::Upstream;
-use crate::scheme::Scheme;
-use crate::socket::Socket;
+use crate::net::descriptors::{self, Use};
+use crate::net::scheme::Scheme;
+use crate::net::socket::Socket;
 use crate::tasks::Tasks;
 
 /// Bytes of a response's head, or of its trailers.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use http::Uri;
 
-use crate::scheme::Scheme;
+use crate::net::scheme::Scheme;
 
 /// Where an upstream is, as `http://127.0.0.1:3000`, `https://app` or `unix:/run/app.sock`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

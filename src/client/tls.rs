@@ -14,8 +14,8 @@ use rustls::server::VerifierBuilderError;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio_rustls::TlsConnector;
 
-use crate::pem::{self, Identity, PemError};
-use crate::socket::Socket;
+use crate::net::pem::{self, Identity, PemError};
+use crate::net::socket::Socket;
 
 /// How TLS to an upstream is to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -8,9 +8,9 @@ use super::access::Access;
 use super::error::{Accepts, Error};
 use super::request;
 use crate::body::Body;
-use crate::host;
 use crate::metrics::{Metrics, Outcome};
-use crate::scheme::Scheme;
+use crate::net::host;
+use crate::net::scheme::Scheme;
 use crate::server::{Handler, Peer};
 
 /// Sends every request to the same host and path with https.

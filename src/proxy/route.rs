@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::path;
 use super::readings::{self, Compared};
-use crate::host;
+use crate::net::host;
 
 /// The hosts of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]

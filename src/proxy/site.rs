@@ -18,16 +18,16 @@ use super::path::names_api;
 use super::route::{Found, Matcher};
 use super::via::Via;
 use crate::client::{self, Balancer, Health, Pool, Target, Tls, TlsError};
-use crate::host;
 use crate::log::Seen;
 use crate::metrics::Metrics;
+use crate::net::host;
+use crate::net::scheme::Scheme;
+use crate::net::trust::Trust;
 use crate::random;
-use crate::scheme::Scheme;
 use crate::server::Peer;
 use crate::session::record::Principal;
 use crate::sessions::{Opened, Shared};
 use crate::store::config::OnError;
-use crate::trust::Trust;
 
 /// A site: its routes, and the rules of its heads.
 #[derive(Debug)]

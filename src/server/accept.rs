@@ -10,8 +10,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::Server;
 use super::{Address, BoundListener, Handler, Peer, Room, Settings};
-use crate::descriptors::{self, Use};
-use crate::socket::Socket;
+use crate::net::descriptors::{self, Use};
+use crate::net::socket::Socket;
 use crate::tasks::Tasks;
 
 /// How long accepting rests after an error that the next attempt would meet again.

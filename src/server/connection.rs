@@ -28,7 +28,7 @@ use super::{Handler, Limits, Peer, Protocol, Room, Settings};
 use crate::body::{Body, End};
 use crate::log::ACCESS;
 use crate::metrics::{Connections, Cut};
-use crate::socket::Socket;
+use crate::net::socket::Socket;
 use crate::tasks::{self, Tasks};
 
 /// What a client that speaks HTTP/2 without asking begins with (RFC 9113, section 3.4).

@@ -15,7 +15,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::Room;
 use super::clocks::{Clocks, Phase};
 use crate::body::READ_ON;
-use crate::socket::Socket;
+use crate::net::socket::Socket;
 use crate::tasks::Tasks;
 
 /// How long a closed connection is read from if no upload is answered, or under pressure: between two reads, and in all.

@@ -27,8 +27,8 @@ use hyper::body::Incoming;
 
 use crate::body::Body;
 use crate::metrics::Connections;
-use crate::scheme::Scheme;
-use crate::trust::Trust;
+use crate::net::scheme::Scheme;
+use crate::net::trust::Trust;
 
 pub use crate::tasks::{Lost, Running, Tasks};
 pub use accept::serve;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use super::streams::Stalled;
-use crate::trust::{Trust, customer};
+use crate::net::trust::{Trust, customer};
 
 /// Room for connections, of all listeners that share it. A clone is the same room.
 #[derive(Clone, Debug)]

@@ -19,8 +19,8 @@ use rustls::sign::CertifiedKey;
 use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
-use crate::pem::{self, Identity, PemError};
-use crate::socket::Socket;
+use crate::net::pem::{self, Identity, PemError};
+use crate::net::socket::Socket;
 
 /// What a listener needs for TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]

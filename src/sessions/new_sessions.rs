@@ -10,8 +10,8 @@ use tracing::debug;
 use super::exchange::Exchange;
 use super::{Failure, Sessions};
 use crate::metrics::Event;
+use crate::net::trust::customer;
 use crate::time::Timestamp;
-use crate::trust::customer;
 
 /// The counts, of all workers: one for each IPv4 address or /64 network of IPv6 that has created a
 /// session within the last minute, at most [`NewSessions::MAX`] of them.

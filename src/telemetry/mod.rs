@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use crate::client::{Tls, TlsConfig, TlsError};
 use crate::metrics::{Metrics, SpanFate};
-use crate::scheme::Scheme;
+use crate::net::scheme::Scheme;
 
 pub use collector::Collector;
 pub use span::{Ended, Span};

@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::trace::Recorded;
 use crate::body::End;
+use crate::net::scheme::Scheme;
 use crate::random;
-use crate::scheme::Scheme;
 
 /// What is recorded of a request. Never its query, its cookies or a token.
 #[derive(Debug)]

@@ -16,24 +16,7 @@ const FLOORS: &[(Order, &[&str])] = &[
     (Order::Alone, &["session"]),
     (Order::Alone, &["telemetry"]),
     (Order::Strangers, &["server", "client"]),
-    (
-        Order::Ordered,
-        &[
-            "body",
-            "metrics",
-            "host",
-            "log",
-            "tasks",
-            "socket",
-            "descriptors",
-            "secret",
-            "random",
-            "pem",
-            "scheme",
-            "time",
-            "trust",
-        ],
-    ),
+    (Order::Ordered, &["body", "metrics", "net", "log", "tasks", "secret", "random", "time"]),
 ];
 
 #[derive(PartialEq)]

@@ -14,8 +14,8 @@ use super::tls;
 use crate::admin;
 use crate::api::config::{self as api_config, can_be_dialled, url_at};
 use crate::client::{InvalidTarget, Target};
-use crate::host;
-use crate::scheme::Scheme;
+use crate::net::host;
+use crate::net::scheme::Scheme;
 use crate::secret::Secret;
 use crate::server::{Address, Limits};
 

@@ -13,10 +13,10 @@ use super::context::{Context, Site, TRANSPORT};
 use super::listeners::reaches;
 use super::{headers, tls};
 use crate::client::{self, Check, Speaks, Target, TlsConfig};
+use crate::net::scheme::Scheme;
 use crate::proxy::config::{PrincipalHeader, RouteConfig, Session, Tunnels};
 use crate::proxy::login::LoginPage;
 use crate::proxy::route::HostPattern;
-use crate::scheme::Scheme;
 use crate::server::Address;
 use crate::store::config::OnError;
 

@@ -7,7 +7,7 @@ use super::context::Context;
 use super::listeners::reaches;
 use super::{headers, tls};
 use crate::client::TlsConfig;
-use crate::scheme::Scheme;
+use crate::net::scheme::Scheme;
 use crate::server::Address;
 use crate::telemetry::Config;
 

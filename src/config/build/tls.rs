@@ -7,7 +7,7 @@ use super::super::file;
 use super::super::problem::Origin;
 use super::context::{Context, with_causes};
 use crate::client::{self, Trust};
-use crate::pem::Identity;
+use crate::net::pem::Identity;
 use crate::server;
 
 /// That of a listener; `None` where it has none, or a mistake.

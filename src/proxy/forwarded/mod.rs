@@ -26,9 +26,9 @@ use super::{
 };
 use told::{Hop, Source, Told};
 
-use crate::host::is_valid as is_valid_host;
-use crate::scheme::Scheme;
-use crate::trust::Trust;
+use crate::net::host::is_valid as is_valid_host;
+use crate::net::scheme::Scheme;
+use crate::net::trust::Trust;
 
 /// What we write, and therefore may come in no other spelling.
 const WRITTEN: [HeaderName; 5] =

@@ -8,9 +8,9 @@ use super::super::{
     list,
     names::{FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO},
 };
-use crate::host;
-use crate::scheme::Scheme;
-use crate::trust::Trust;
+use crate::net::host;
+use crate::net::scheme::Scheme;
+use crate::net::trust::Trust;
 
 /// Which fields a trusted proxy spoke by.
 #[derive(Clone, Copy, PartialEq, Eq)]

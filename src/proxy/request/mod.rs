@@ -15,7 +15,7 @@ use super::{
     hop, list,
     names::{self, PROXY},
 };
-use crate::host;
+use crate::net::host;
 
 /// For the Allow of our own answers: to [`StatusCode::METHOD_NOT_ALLOWED`] (RFC 9110 15.5.6) and to
 /// OPTIONS. Other methods are forwarded; whether the upstream has them only it knows.

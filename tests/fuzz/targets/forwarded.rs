@@ -4,8 +4,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use cloakroom::proxy::forwarded::{Peer, Rules, rewrite};
-use cloakroom::scheme::Scheme;
-use cloakroom::trust::Trust;
+use cloakroom::net::scheme::Scheme;
+use cloakroom::net::trust::Trust;
 use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 use libfuzzer_sys::fuzz_target;
 
