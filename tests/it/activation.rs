@@ -39,7 +39,7 @@ impl Manager {
 
     fn start(&self) -> Program {
         let file = self.directory.path().join("cloakroom.toml");
-        Program::start_on(&self.socket, &file, &self.directory.path().join("notify"))
+        Program::start_with_socket(&self.socket, &file, &self.directory.path().join("notify"))
     }
 
     fn hears(&self) -> String {
@@ -92,7 +92,9 @@ async fn a_socket_that_nobody_is_configured_for_stops_the_start() {
     drop(other);
     let mut program = manager.start();
     let handed = manager.socket.local_addr().unwrap();
-    program.says(&format!("a socket at {handed} was handed over, and no listener is")).await;
+    program
+        .wait_for_log(&format!("a socket at {handed} was handed over, and no listener is"))
+        .await;
     assert_eq!(program.ended().await.code(), Some(1));
     assert_ne!(handed, address);
 }

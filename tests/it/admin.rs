@@ -201,7 +201,7 @@ async fn the_program_logs_requests_and_drains_on_sigterm() {
         // A second one cannot listen where this one does, and says so.
         let mut second = Program::start(&file);
         assert_eq!(second.ended().await.code(), Some(1));
-        second.says(&format!("cannot listen on {public}")).await;
+        second.wait_for_log(&format!("cannot listen on {public}")).await;
         // What is in flight ends; nobody is taken any more.
         let held = tokio::spawn({
             let browser = browser.clone();
@@ -213,7 +213,7 @@ async fn the_program_logs_requests_and_drains_on_sigterm() {
         upstream.open("gate");
         assert_eq!(held.await.unwrap().status.as_u16(), 200);
         assert_eq!(program.ended().await.code(), Some(0));
-        program.says("/held").await;
+        program.wait_for_log("/held").await;
         let log = program.log();
         let line =
             log.lines().find(|line| line.contains("/page")).unwrap_or_else(|| panic!("{log}"));
@@ -307,7 +307,7 @@ async fn a_foreign_host_name_is_logged_once_with_its_key() {
         }
     }
     for key in ["api.hosts", "admin.hosts"] {
-        program.says(key).await;
+        program.wait_for_log(key).await;
         let log = program.log();
         let told = log.lines().filter(|line| line.contains(key) && line.contains("evil.test"));
         assert_eq!(told.count(), 1, "{log}");

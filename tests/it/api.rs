@@ -5,10 +5,10 @@ use std::time::Duration;
 use cloakroom::session::token::RequestToken;
 use serde_json::{Value, json};
 
-use crate::support::{Browser, Called, Cloakroom, Script, Upstream};
+use crate::support::{ApiResponse, Browser, Cloakroom, Script, Upstream};
 
 /// Makes calls in one request of a new visitor, and answers what they were answered.
-async fn calls(script: Script) -> Vec<Called> {
+async fn calls(script: Script) -> Vec<ApiResponse> {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::start(&upstream).await;
     Browser::new(&cloakroom).navigate("/", &script).await.calls()
@@ -16,7 +16,7 @@ async fn calls(script: Script) -> Vec<Called> {
 
 /// Makes calls, each of which is to be answered by this status and code (or JSON).
 #[track_caller]
-fn check(called: &[Called], expected: &[(u16, &str)]) {
+fn check(called: &[ApiResponse], expected: &[(u16, &str)]) {
     assert_eq!(called.len(), expected.len());
     for (index, (called, (status, text))) in called.iter().zip(expected).enumerate() {
         assert_eq!(called.status, *status, "call {index}: {called:?}");
@@ -307,7 +307,7 @@ async fn a_call_needs_the_requests_token() {
         );
     }
     assert_eq!(call(&token, "GET", "/principal/sessions", "").await.code(), "request_gone");
-    cloakroom.pass(Duration::from_secs(62));
+    cloakroom.advance(Duration::from_secs(62));
     let gone = call(&token, "GET", "", "").await;
     assert_eq!((gone.status, gone.code().as_str()), (410, "request_gone"));
     assert_eq!(browser.navigate("/", &Script::new().get("/values/late")).await.json(), json!(1));
@@ -395,7 +395,7 @@ async fn a_back_office_reaches_any_session_and_prolongs_none() {
         .await;
     let id = page.json()["id"].as_str().unwrap().to_owned();
     let before: Value = cloakroom.service("GET", &format!("/{id}"), "").await.json();
-    cloakroom.pass(Duration::from_secs(100));
+    cloakroom.advance(Duration::from_secs(100));
     for (method, path, body, status, code) in [
         ("PATCH", "", "{\"increment\": {\"a\": 1}}", 200, ""),
         ("POST", "/values/a/increment", "", 200, ""),
@@ -435,6 +435,6 @@ async fn a_back_office_reaches_any_session_and_prolongs_none() {
     let destroyed = cloakroom.service("DELETE", "?principal=ada", "").await.body;
     assert_eq!(destroyed, "{\"destroyed\":1,\"replicated\":null}");
     assert_eq!(browser.navigate("/", &Script::new().get("")).await.json()["id"], json!(null));
-    cloakroom.pass(Duration::from_hours(15 * 24));
+    cloakroom.advance(Duration::from_hours(15 * 24));
     assert_eq!(cloakroom.service("POST", "/clear-expired", "").await.body, "{\"removed\":4}");
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::{
-    Authority, Browser, Cloakroom, Curled, Flaw, RedisServer, Script, Upstream, curl,
+    Authority, Browser, Cloakroom, CurlResponse, Flaw, RedisServer, Script, Upstream, curl,
 };
 
 /// `[api]` with TLS of this authority, which its clients must have too.
@@ -29,7 +29,7 @@ async fn call(
     from: Option<&Authority>,
     token: &str,
     (path, more): (&str, &[&str]),
-) -> Curled {
+) -> CurlResponse {
     let url = format!("https://{}/_session{path}", proxy.api());
     let token = format!("X-Session-Token: {token}");
     let ca = authority.certificate();

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::support::{Driver, Window};
 
 fn start() -> Demo {
-    crate::support::log();
+    crate::support::init_log();
     Demo::start(Options { port: Some(0) }).unwrap()
 }
 

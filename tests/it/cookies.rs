@@ -54,11 +54,11 @@ async fn a_cookie_is_set_as_configured() {
 async fn a_hundred_pages_in_a_minute_cost_two_writes_and_no_more_than_one_cookie() {
     let (_upstream, cloakroom, browser) = started("").await;
     browser.navigate("/", &write()).await;
-    cloakroom.pass(Duration::from_secs(61));
+    cloakroom.advance(Duration::from_secs(61));
     let mut cookies = 0;
     for _ in 0..100 {
         cookies += browser.navigate("/", &Script::new()).await.set_cookies().len();
-        cloakroom.pass(Duration::from_millis(600));
+        cloakroom.advance(Duration::from_millis(600));
     }
     let writes = cloakroom.metrics().store_calls("use") + cloakroom.metrics().store_calls("patch");
     assert!(writes <= 2, "{writes} writes");
@@ -70,18 +70,18 @@ async fn max_age_slides_with_the_session() {
     let (_upstream, cloakroom, browser) = started("[session]\nrotate_every = \"never\"\n").await;
     browser.navigate("/", &write()).await;
     let cookie = browser.cookie();
-    cloakroom.pass(Duration::from_secs(86_399));
+    cloakroom.advance(Duration::from_secs(86_399));
     assert_eq!(browser.navigate("/", &read()).await.set_cookies(), [""; 0]);
-    cloakroom.pass(Duration::from_secs(61));
+    cloakroom.advance(Duration::from_secs(61));
     let page = browser.navigate("/", &read()).await;
     assert!(page.set_cookies()[0].ends_with("Max-Age=1209600"));
     assert_eq!(browser.cookie(), cookie);
     // Used every ten days it lives for ever; unused for longer than the idle timeout it ends.
     for _ in 0..5 {
-        cloakroom.pass(DAY * 10);
+        cloakroom.advance(DAY * 10);
         assert_eq!(browser.navigate("/", &read()).await.json()["values"], json!({"x": 1}));
     }
-    cloakroom.pass(DAY * 15);
+    cloakroom.advance(DAY * 15);
     assert_eq!(browser.navigate("/", &read()).await.json()["id"], Value::Null);
 }
 
@@ -233,7 +233,7 @@ async fn a_form_from_another_site_takes_no_sessions_place() {
     );
     let id = page.json()["id"].as_str().unwrap().to_owned();
     assert_eq!(cloakroom.service("GET", &format!("/{id}"), "").await.status, 200);
-    cloakroom.pass(Duration::from_secs(61));
+    cloakroom.advance(Duration::from_secs(61));
     assert_eq!(cloakroom.service("GET", &format!("/{id}"), "").await.status, 404);
     // A log-in through it is meant: it gets its cookie, and the usual lifetime.
     let page =
@@ -294,7 +294,7 @@ async fn polling_and_reading_prolong_nothing_where_they_are_not_to() {
     let (_upstream, cloakroom, browser) = started(routes).await;
     browser.navigate("/", &write()).await;
     for _ in 0..12 {
-        cloakroom.pass(Duration::from_secs(50));
+        cloakroom.advance(Duration::from_secs(50));
         browser.fetch("/poll", &read()).await;
     }
     let page = browser.fetch("/static/logo.png", &Script::new()).await;
@@ -302,19 +302,19 @@ async fn polling_and_reading_prolong_nothing_where_they_are_not_to() {
         (page.saw("x-session-token"), page.saw("cookie"), page.header("vary")),
         (None, None, None)
     );
-    cloakroom.pass(Duration::from_mins(1));
+    cloakroom.advance(Duration::from_mins(1));
     assert_eq!(browser.navigate("/", &read()).await.json()["id"], Value::Null);
     // As Django does by default: only a change prolongs.
     let (_upstream, cloakroom, browser) =
         started("[session]\nidle_timeout = \"10m\"\ntouch = \"write\"\n").await;
     browser.navigate("/", &write()).await;
     for _ in 0..3 {
-        cloakroom.pass(Duration::from_mins(5));
+        cloakroom.advance(Duration::from_mins(5));
         browser.navigate("/", &Script::new().call("PUT", "/values/x", "2")).await;
     }
     assert!(browser.navigate("/", &read()).await.json()["id"].is_string());
     for _ in 0..3 {
-        cloakroom.pass(Duration::from_mins(5));
+        cloakroom.advance(Duration::from_mins(5));
         browser.navigate("/", &read()).await;
     }
     assert_eq!(browser.navigate("/", &read()).await.json()["id"], Value::Null);

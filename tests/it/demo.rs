@@ -11,7 +11,7 @@ use http::{Request, StatusCode};
 use crate::support::{Browser, PATIENCE, Page, Script};
 
 fn start(port: u16) -> Result<Demo, Error> {
-    crate::support::log();
+    crate::support::init_log();
     Demo::start(Options { port: Some(port) })
 }
 

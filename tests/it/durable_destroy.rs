@@ -116,7 +116,7 @@ async fn a_refused_command_switches_the_wait_off() {
         for _ in 0..3 {
             assert_eq!(replicated(&instance).await, json!(null));
         }
-        instance.program.says("a destroy does not wait for a replica").await;
+        instance.program.wait_for_log("a destroy does not wait for a replica").await;
         let log = instance.program.log();
         assert_eq!(log.matches("a destroy does not wait").count(), 1, "{log}");
         // Whoever wants it is told the truth.

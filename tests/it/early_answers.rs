@@ -111,7 +111,7 @@ async fn over_tls_an_early_answer_survives_the_upload() {
 #[tokio::test]
 async fn an_answer_before_a_reset_is_read() {
     let upstream = RawUpstream::start().await;
-    let proxy = Cloakroom::before(upstream.address, "", "").await;
+    let proxy = Cloakroom::for_site(upstream.address, "", "").await;
     for _ in 0..50 {
         let mut client = TcpStream::connect(proxy.public()).await.unwrap();
         let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n";

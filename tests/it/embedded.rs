@@ -147,7 +147,7 @@ async fn writes_to_deleted_database_are_refused() {
         }
     }
     nothing_is_acknowledged(serving, &known).await;
-    program.says("was deleted or replaced while in use").await;
+    program.wait_for_log("was deleted or replaced while in use").await;
 }
 
 #[tokio::test]
@@ -161,7 +161,7 @@ async fn writes_to_replaced_database_are_refused() {
     drop(connection);
     fs::rename(&backup, site.database()).unwrap();
     nothing_is_acknowledged(serving, &known).await;
-    program.says("was deleted or replaced while in use").await;
+    program.wait_for_log("was deleted or replaced while in use").await;
 }
 
 #[tokio::test]
@@ -237,7 +237,7 @@ async fn damaged_database_logs_nobody_out() {
     let (mut program, serving) = site.start("").await;
     assert_eq!(ready(serving, "/ready").await, 503);
     assert!(nobody_is_logged_out(serving, &known).await > 0);
-    program.says("the database is damaged").await;
+    program.wait_for_log("the database is damaged").await;
     program.signal("-TERM");
     program.ended().await;
     // With a backup in its place all is as before.
@@ -261,7 +261,7 @@ async fn damage_while_it_runs_logs_nobody_out() {
     other.execute_batch("PRAGMA user_version = 1").unwrap();
     assert!(nobody_is_logged_out(serving, &known).await > 0);
     assert_eq!(ready(serving, "/ready").await, 503);
-    program.says("the database is damaged").await;
+    program.wait_for_log("the database is damaged").await;
 }
 
 #[tokio::test]
@@ -292,7 +292,7 @@ async fn caching_process_uses_database_alone() {
     let (second, _) = site.start("").await;
     let mut caching = Program::start(&site.configure(CACHED));
     assert_eq!(caching.ended().await.code(), Some(1));
-    caching.says("in use by another process; [store.cache] needs it alone").await;
+    caching.wait_for_log("in use by another process; [store.cache] needs it alone").await;
     for mut program in [first, second] {
         // No lock is left behind by a process that had no time to release it.
         program.signal("-KILL");
@@ -302,7 +302,7 @@ async fn caching_process_uses_database_alone() {
     for (tables, says) in [("", "with [store.cache]"), (CACHED, "needs it alone")] {
         let mut refused = Program::start(&site.configure(tables));
         assert_eq!(refused.ended().await.code(), Some(1));
-        refused.says(says).await;
+        refused.wait_for_log(says).await;
     }
     // What only removes expired sessions disturbs nobody.
     let cleared = site.clear_expired(CACHED);
@@ -388,7 +388,7 @@ async fn replaced_directory_acknowledges_nothing() {
     fs::rename(&directory, site.directory.path().join("away")).unwrap();
     fs::create_dir(&directory).unwrap();
     nothing_is_acknowledged(serving, &known).await;
-    program.says("was replaced while in use").await;
+    program.wait_for_log("was replaced while in use").await;
 }
 
 /// The file of a session that ended long ago.

@@ -186,7 +186,7 @@ async fn an_old_primary_is_left_before_it_is_demoted() {
             1 => {
                 for instance in &world.instances {
                     instance.program.signal("-HUP");
-                    instance.program.says("the configuration was reloaded").await;
+                    instance.program.wait_for_log("the configuration was reloaded").await;
                 }
             }
             2 => {
@@ -197,7 +197,7 @@ async fn an_old_primary_is_left_before_it_is_demoted() {
             3 => {
                 world.sentinels.sentinels().iter().for_each(RedisServer::kill);
                 for instance in &world.instances {
-                    instance.program.says("cannot subscribe to any sentinel").await;
+                    instance.program.wait_for_log("cannot subscribe to any sentinel").await;
                 }
                 for writer in &writers {
                     writer.goes_on().await;
@@ -206,7 +206,7 @@ async fn an_old_primary_is_left_before_it_is_demoted() {
                     |all: &Sentinels| all.sentinels().iter().for_each(RedisServer::restart);
                 world.meanwhile(restart).await;
                 for instance in &world.instances {
-                    instance.program.says("subscribed to a sentinel again").await;
+                    instance.program.wait_for_log("subscribed to a sentinel again").await;
                 }
                 world.meanwhile(Sentinels::wait_until_whole).await;
             }

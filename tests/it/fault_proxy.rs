@@ -4,13 +4,13 @@
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use crate::support::{Connection, End, Fault, FaultProxy, RedisServer, Reply, Way};
+use crate::support::{Connection, Direction, End, Fault, FaultProxy, RedisServer, Reply};
 
 /// Long enough for an answer that comes, short enough to wait for one that does not.
 const SHORT: Duration = Duration::from_millis(150);
 
 fn before_redis() -> FaultProxy {
-    FaultProxy::before(RedisServer::shared().address())
+    FaultProxy::to(RedisServer::shared().address())
 }
 
 fn open(proxy: &FaultProxy) -> Connection {
@@ -46,15 +46,15 @@ fn a_delay_is_counted_each_way() {
 #[test]
 fn a_stall_holds_what_it_is_told_to_and_lets_it_go_afterwards() {
     let server = RedisServer::start(&[]);
-    let proxy = FaultProxy::before(server.address());
-    for way in [Way::Both, Way::Requests, Way::Replies] {
+    let proxy = FaultProxy::to(server.address());
+    for way in [Direction::Both, Direction::Requests, Direction::Replies] {
         server.command(&["DEL", "a"]);
         let mut connection = open(&proxy);
         proxy.set(Fault::Stall(way));
         connection.send(&["SET", "a", "b"]).unwrap();
         silent(&mut connection);
         let arrived = server.command(&["EXISTS", "a"]) == Reply::Number(1);
-        assert_eq!(arrived, way == Way::Replies, "{way:?}");
+        assert_eq!(arrived, way == Direction::Replies, "{way:?}");
         // One that is new is taken, and hears nothing either.
         let mut late = Connection::open(proxy.address()).unwrap();
         late.send(&["PING"]).unwrap();

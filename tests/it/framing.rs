@@ -288,7 +288,7 @@ async fn a_switch_that_was_not_agreed_is_none() {
 #[tokio::test]
 async fn an_expectation_leaves_no_connection_half_read() {
     let upstream = RawUpstream::start().await;
-    let cloakroom = Cloakroom::before(upstream.address, "", "").await;
+    let cloakroom = Cloakroom::for_site(upstream.address, "", "").await;
     let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
     let head =
         "POST /first HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";

@@ -30,7 +30,7 @@ struct Stage {
 impl Stage {
     async fn set() -> Self {
         let upstream = RawUpstream::start().await;
-        let cloakroom = Cloakroom::before(upstream.address, "", "").await;
+        let cloakroom = Cloakroom::for_site(upstream.address, "", "").await;
         Self { upstream, cloakroom }
     }
 
@@ -238,7 +238,7 @@ async fn what_is_cut_is_reset_for_clients_without_chunks() {
 async fn interim_responses_have_an_end() {
     let upstream = RawUpstream::start().await;
     let soon = "response_timeout = \"500ms\"\n";
-    let cloakroom = Cloakroom::before(upstream.address, soon, "").await;
+    let cloakroom = Cloakroom::for_site(upstream.address, soon, "").await;
     let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
     client.write_all(GET.as_bytes()).await.unwrap();
     let (mut connection, _) = upstream.head().await;

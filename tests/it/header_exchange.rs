@@ -140,7 +140,7 @@ async fn a_log_in_by_header_rotates_and_a_late_write_beside_it_is_dropped() {
         1
     );
     assert_eq!(beside.cookie(), browser.cookie());
-    cloakroom.pass(Duration::from_secs(1));
+    cloakroom.advance(Duration::from_secs(1));
     let page = browser.navigate("/", &patch("{\"destroy\": true}")).await;
     assert!(page.set_cookies()[0].ends_with("Max-Age=0"));
 }
@@ -173,7 +173,7 @@ async fn an_unreadable_patch_is_named_with_its_byte() {
         };
         let (page, _connection) = tokio::join!(browser.fetch("/", &script), answer);
         assert_eq!(page.status, 502);
-        program.says(told).await;
+        program.wait_for_log(told).await;
         assert!(!program.log().contains("the body is not JSON"));
     }
 }

@@ -95,9 +95,9 @@ async fn silence_in_both_directions_ends_a_stream() {
         let mut connection = Connection::open(proxy.public(), client).await;
         let (_upload, mut answer) = connection.ask("/", None).await;
         let mut call = site.call().await;
-        assert!(answer.breaks().await, "{client:?} {version:?}");
-        call.upload.breaks().await;
-        call.answer.unwanted().await;
+        assert!(answer.is_aborted().await, "{client:?} {version:?}");
+        call.upload.is_aborted().await;
+        call.answer.wait_until_dropped().await;
         ended_for(&proxy, "idle", 1).await;
     }
 }
@@ -121,7 +121,7 @@ async fn the_access_log_says_why_a_stream_ended() {
     let (mut site, _) = upstream.head().await;
     site.write_all(b"HTTP/1.1 200 OK\r\n\r\ndata: 1\n\n").await.unwrap();
     read_until(&mut client, "data: 1").await;
-    program.says("end=\"idle\"").await;
+    program.wait_for_log("end=\"idle\"").await;
 }
 
 /// A client that is slow to send is limited until the response's head has arrived, one that is slow to read always.
@@ -129,7 +129,7 @@ async fn the_access_log_says_why_a_stream_ended() {
 async fn slow_readers_are_limited_as_ever() {
     let upstream = RawUpstream::start().await;
     let listen = "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
-    let proxy = Cloakroom::before(upstream.address, "", &format!("{listen}{LIMITS}")).await;
+    let proxy = Cloakroom::for_site(upstream.address, "", &format!("{listen}{LIMITS}")).await;
     let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n";
     let flood = async |site: &mut TcpStream| {
         let chunk = vec![b'x'; 64 * 1024];
@@ -218,9 +218,9 @@ async fn a_log_out_ends_the_sessions_event_streams() {
         let (_up, mut stranger) = stranger.ask("/bound", None).await;
         let stranger_call = site.call().await;
         browser.navigate("/", &Script::new().call("DELETE", "", "")).await;
-        assert!(bound.breaks().await, "{client:?} {version:?}");
-        bound_call.upload.breaks().await;
-        bound_call.answer.unwanted().await;
+        assert!(bound.is_aborted().await, "{client:?} {version:?}");
+        bound_call.upload.is_aborted().await;
+        bound_call.answer.wait_until_dropped().await;
         ended_for(&proxy, "session_ended", 1).await;
         for (call, answer) in [(free_call, &mut free), (stranger_call, &mut stranger)] {
             call.answer.send("data: 1\n\n").await;

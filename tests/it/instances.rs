@@ -36,7 +36,7 @@ const FAR: Fault = Fault::Delay { fixed: Duration::from_millis(12), jitter: Dura
 impl Instance {
     /// Starts one with these lines in `[session]` and `[store]`.
     async fn start(upstream: &Upstream, server: &RedisServer, session: &str, store: &str) -> Self {
-        let relay = FaultProxy::before(server.address());
+        let relay = FaultProxy::to(server.address());
         relay.set(LATENCY);
         let directory = tempfile::tempdir().unwrap();
         let text = format!(
@@ -244,16 +244,16 @@ async fn key_roll_in_three_steps_logs_nobody_out() {
 async fn key_that_others_lack_warns_at_once() {
     let (upstream, server) = (Upstream::start(), RedisServer::start(&[]));
     let reloaded = Instance::start(&upstream, &server, &keys(&[OLD]), "").await;
-    reloaded.program.says("session keys, by fingerprint").await;
+    reloaded.program.wait_for_log("session keys, by fingerprint").await;
     known(&server, OLD.1).await;
     reloaded.reload(&keys(&[NEW, OLD])).await;
-    reloaded.program.says(WARNING).await;
+    reloaded.program.wait_for_log(WARNING).await;
     let line = |log: String| log.lines().find(|line| line.contains(WARNING)).map(str::to_owned);
     let warning = line(reloaded.program.log()).unwrap();
     assert!(warning.contains(NEW.1) && !warning.contains(NEW.0), "{warning}");
     // An instance that starts later in the old way takes the new key back.
     let started = Instance::start(&upstream, &server, &keys(&[THIRD, OLD]), "").await;
-    started.program.says(WARNING).await;
+    started.program.wait_for_log(WARNING).await;
     let log = line(started.program.log()).unwrap();
     assert!(log.contains(THIRD.1), "{log}");
 }

@@ -95,14 +95,14 @@ async fn finished_requests_are_forgotten_in_time() {
     lingering(20).await;
     let seen = upstream.take_seen().pop().unwrap();
     let token = seen.headers.into_iter().find(|(name, _)| name == "x-session-token").unwrap().1;
-    proxy.pass(Duration::from_secs(59));
+    proxy.advance(Duration::from_secs(59));
     let late = proxy.call(&token, ("GET", "/values", "")).await;
     assert_eq!((late.status, late.json()), (200, serde_json::json!({"x": 1})));
     lingering(20).await;
-    proxy.pass(Duration::from_secs(2));
+    proxy.advance(Duration::from_secs(2));
     let late = proxy.call(&token, ("GET", "/values", "")).await;
     assert_eq!((late.status, late.code().as_str()), (410, "request_gone"));
-    proxy.pass(Duration::from_secs(1));
+    proxy.advance(Duration::from_secs(1));
     lingering(0).await;
     let late = proxy.call(&token, ("GET", "/values", "")).await;
     assert_eq!((late.status, late.code().as_str()), (410, "request_gone"));
@@ -140,7 +140,7 @@ async fn the_last_descriptors_are_not_for_clients() {
     for _ in 0..200 {
         crowd.push(TcpStream::connect(serving.public).await.unwrap());
     }
-    program.says("descriptors run out; new connections wait").await;
+    program.wait_for_log("descriptors run out; new connections wait").await;
     for _ in 0..20 {
         assert!(ask(&mut served).await.starts_with("HTTP/1.1 200"));
         let ready = "GET /ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";

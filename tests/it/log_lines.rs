@@ -44,7 +44,7 @@ async fn warning_says_which_request_failed_and_why() {
 
     let page = browser.send("DELETE", "/down/here?secret=1", &traced, &Script::new()).await;
     assert_eq!(page.status, 502);
-    program.says("request failed").await;
+    program.wait_for_log("request failed").await;
     let [line] = &*lines(&program, "request failed") else { panic!("one line") };
     for part in [
         " WARN ",
@@ -63,7 +63,7 @@ async fn warning_says_which_request_failed_and_why() {
     let wrong = Script::new().header("X-Session-Patch", "{\"increment\": {\"n\": \"x\"}}");
     let page = browser.send("POST", "/form", &[], &wrong).await;
     assert_eq!(page.status, 502);
-    program.says("X-Session-Patch was not applied").await;
+    program.wait_for_log("X-Session-Patch was not applied").await;
     let [line] = &*lines(&program, "X-Session-Patch was not applied") else { panic!("one line") };
     for part in [" method=POST", " path=\"/form\"", " route=\"/\"", &*session] {
         assert!(line.contains(part), "{part}: {line}");
@@ -98,7 +98,7 @@ async fn refused_head_is_logged_with_its_reason() {
     let mut answer = Vec::new();
     client.read_to_end(&mut answer).await.unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 400 "), "{}", String::from_utf8_lossy(&answer));
-    program.says("refused").await;
+    program.wait_for_log("refused").await;
     let [line] = &*lines(&program, "refused") else { panic!("one line") };
     assert!(line.contains("invalid HTTP header parsed"), "{line}");
 }

@@ -238,7 +238,7 @@ async fn what_strangers_report_is_logged_once() {
     }
     // Lines are written in their order.
     browser.send("GET", "/last", &[], &Script::new()).await;
-    program.says("/last").await;
+    program.wait_for_log("/last").await;
     let log = program.log();
     let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
     assert_eq!(lines("overwrote X-Forwarded-Proto: https of an untrusted peer"), 1, "{log}");

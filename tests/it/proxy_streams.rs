@@ -14,7 +14,7 @@ const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 #[tokio::test]
 async fn what_has_come_goes_on_before_the_rest_is_there() {
     let upstream = RawUpstream::start().await;
-    let cloakroom = Cloakroom::before(upstream.address, "", "").await;
+    let cloakroom = Cloakroom::for_site(upstream.address, "", "").await;
     let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
     client
         .write_all(
@@ -38,7 +38,7 @@ async fn what_has_come_goes_on_before_the_rest_is_there() {
 #[tokio::test]
 async fn a_slow_reader_holds_the_upstream_back() {
     let upstream = RawUpstream::start().await;
-    let cloakroom = Cloakroom::before(upstream.address, "", "").await;
+    let cloakroom = Cloakroom::for_site(upstream.address, "", "").await;
     let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
     client.write_all(GET.as_bytes()).await.unwrap();
     let (mut connection, _) = upstream.head().await;
@@ -59,7 +59,7 @@ async fn a_slow_reader_holds_the_upstream_back() {
 #[tokio::test]
 async fn a_body_that_is_cut_never_ends_cleanly() {
     let upstream = RawUpstream::start().await;
-    let cloakroom = Cloakroom::before(upstream.address, "", "").await;
+    let cloakroom = Cloakroom::for_site(upstream.address, "", "").await;
     for head in
         ["Content-Length: 100\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"]
     {
@@ -76,7 +76,7 @@ async fn a_body_that_is_cut_never_ends_cleanly() {
 #[tokio::test]
 async fn a_client_that_hangs_up_ends_its_request_at_the_upstream() {
     let upstream = RawUpstream::start().await;
-    let cloakroom = Cloakroom::before(upstream.address, "", "").await;
+    let cloakroom = Cloakroom::for_site(upstream.address, "", "").await;
     let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
     client.write_all(GET.as_bytes()).await.unwrap();
     let (mut connection, _) = upstream.head().await;
@@ -87,7 +87,7 @@ async fn a_client_that_hangs_up_ends_its_request_at_the_upstream() {
 #[tokio::test]
 async fn a_patch_that_has_come_is_applied_though_the_client_hangs_up() {
     let upstream = RawUpstream::start().await;
-    let cloakroom = Cloakroom::before(upstream.address, "header_exchange = true\n", "").await;
+    let cloakroom = Cloakroom::for_site(upstream.address, "header_exchange = true\n", "").await;
     let browser = Browser::new(&cloakroom);
     let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
     client.write_all(GET.as_bytes()).await.unwrap();
@@ -112,9 +112,10 @@ async fn a_patch_that_has_come_is_applied_though_the_client_hangs_up() {
 #[tokio::test]
 async fn upstreams_that_fail_get_small_clean_pages() {
     let upstream = RawUpstream::start().await;
-    let cloakroom = Cloakroom::before(upstream.address, "response_timeout = \"200ms\"\n", "").await;
+    let cloakroom =
+        Cloakroom::for_site(upstream.address, "response_timeout = \"200ms\"\n", "").await;
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let down = Cloakroom::before(nobody, "", "").await;
+    let down = Cloakroom::for_site(nobody, "", "").await;
     let malformed = async |bytes: &str| {
         let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
         client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\nConnection: close\r\n\r\n").await.unwrap();

@@ -115,15 +115,15 @@ async fn sighup_reloads_the_file_and_the_log_says_what_came_of_it() {
     };
     write("");
     let mut program = Program::start(&file);
-    program.says("serving").await;
+    program.wait_for_log("serving").await;
     write("timeout = \"1s\"\n");
     program.signal("-HUP");
-    program.says("the configuration was reloaded").await;
-    program.says("needs a restart; it stays as it was key=\"store\"").await;
+    program.wait_for_log("the configuration was reloaded").await;
+    program.wait_for_log("needs a restart; it stays as it was key=\"store\"").await;
     write("tiemout = \"1s\"\n");
     program.signal("-HUP");
-    program.says("the configuration stays as it was: ").await;
-    program.says("unknown key; did you mean `timeout`?").await;
+    program.wait_for_log("the configuration stays as it was: ").await;
+    program.wait_for_log("unknown key; did you mean `timeout`?").await;
     program.signal("-TERM");
     assert!(program.ended().await.success());
 }

@@ -25,8 +25,8 @@ impl World {
         Self { upstream, cloakroom, browser }
     }
 
-    fn pass(&self, duration: Duration) {
-        self.cloakroom.pass(duration);
+    fn advance(&self, duration: Duration) {
+        self.cloakroom.advance(duration);
     }
 }
 
@@ -58,7 +58,7 @@ fn anonymous(page: &Page, error: Option<&str>) {
 #[tokio::test]
 async fn periodic_rotation_issues_one_token_and_keeps_the_session() {
     let world = World::new("").await;
-    world.pass(HOUR);
+    world.advance(HOUR);
     let one = world.browser.send_without_keeping("GET", "/", &[], &read()).await;
     let other = world.browser.send_without_keeping("GET", "/", &[], &read()).await;
     assert_eq!(one.set_cookies(), other.set_cookies());
@@ -69,7 +69,7 @@ async fn periodic_rotation_issues_one_token_and_keeps_the_session() {
     assert_eq!(world.browser.navigate("/", &read()).await.json()["values"], json!({"cart": [1]}));
     let page = old.navigate("/", &write()).await;
     assert_eq!((page.last().status, page.set_cookies()), (200, vec![]));
-    world.pass(Duration::from_secs(181));
+    world.advance(Duration::from_secs(181));
     anonymous(&old.fetch("/", &read()).await, None);
     assert_eq!(
         world.browser.navigate("/", &read()).await.json()["values"],
@@ -80,7 +80,7 @@ async fn periodic_rotation_issues_one_token_and_keeps_the_session() {
 #[tokio::test]
 async fn a_304_carries_no_renewal() {
     let world = World::new("").await;
-    world.pass(HOUR);
+    world.advance(HOUR);
     assert_eq!(world.browser.navigate("/", &read().status(304)).await.set_cookies(), [""; 0]);
     assert_eq!(world.browser.navigate("/", &read()).await.set_cookies().len(), 1);
 }
@@ -88,7 +88,7 @@ async fn a_304_carries_no_renewal() {
 #[tokio::test]
 async fn a_log_in_kills_every_token_before_it() {
     let world = World::new("").await;
-    world.pass(HOUR);
+    world.advance(HOUR);
     let pending = world.browser.send_without_keeping("GET", "/", &[], &read()).await;
     let old = world.browser.copy();
     let with_pending = world.browser.copy();
@@ -110,7 +110,7 @@ async fn a_log_in_kills_every_token_before_it() {
     }
     assert_eq!(world.browser.navigate("/", &read()).await.json()["principal"], json!("ada"));
     // Later it is no crossing any more but an old jar: it names no session, and may begin again.
-    world.pass(Duration::from_secs(181));
+    world.advance(Duration::from_secs(181));
     let page = old.fetch("/", &read()).await;
     anonymous(&page, None);
     assert_eq!(page.set_cookies(), [""; 0]);
@@ -132,7 +132,7 @@ async fn a_log_in_through_a_stale_token_joins_rotates_or_begins_anew() {
     assert_ne!(page.json()["id"], id);
     assert_eq!(page.json()["values"], json!({}));
     // The same principal longer ago, through a token that somebody rotated away: it rotates.
-    world.pass(Duration::from_secs(200));
+    world.advance(Duration::from_secs(200));
     let planted = world.browser.copy();
     world.browser.navigate("/", &Script::new().call("POST", "/rotate", "")).await;
     let page = planted.navigate("/", &log_in("ada")).await;
@@ -198,7 +198,7 @@ async fn a_log_out_leaves_a_marker_for_the_requests_beside_it() {
     refused(&beside.navigate("/", &write()).await, "session_gone");
     let logged_in = beside.copy();
     assert_eq!(logged_in.navigate("/", &log_in("ada")).await.json()["new"], json!(true));
-    world.pass(Duration::from_secs(121));
+    world.advance(Duration::from_secs(121));
     anonymous(&beside.fetch("/", &read()).await, None);
     assert_eq!(beside.navigate("/", &write()).await.last().status, 200);
 }
@@ -258,16 +258,16 @@ async fn flush_then_set_is_a_new_session_under_one_cookie() {
 async fn replay_can_end_the_session() {
     let world = World::new("[session]\non_replay = \"revoke\"\n").await;
     let stolen = world.browser.copy();
-    world.pass(HOUR);
+    world.advance(HOUR);
     assert_eq!(world.browser.navigate("/", &read()).await.set_cookies().len(), 1);
     world.browser.navigate("/", &read()).await;
     // The clock of the instance that rotated may be a minute behind.
     for late in [121, 59] {
-        world.pass(Duration::from_secs(late));
+        world.advance(Duration::from_secs(late));
         anonymous(&stolen.fetch("/", &read()).await, Some("session_rotated"));
         assert!(world.browser.fetch("/", &read()).await.json()["id"].is_string());
     }
-    world.pass(Duration::from_secs(1));
+    world.advance(Duration::from_secs(1));
     anonymous(&stolen.fetch("/", &read()).await, None);
     anonymous(&world.browser.fetch("/", &read()).await, None);
 }
@@ -278,7 +278,7 @@ async fn token_from_before_a_log_in_ends_nothing() {
     for script in [log_in("ada"), Script::new().call("POST", "/rotate", "")] {
         let planted = world.browser.copy();
         world.browser.navigate("/", &script).await;
-        world.pass(Duration::from_secs(181));
+        world.advance(Duration::from_secs(181));
         for _ in 0..2 {
             anonymous(&planted.fetch("/", &read()).await, None);
             let page = world.browser.fetch("/", &read()).await;
@@ -313,7 +313,7 @@ async fn keys_roll_over_and_nobody_is_logged_out() {
     browser.set_cookie(cookie.as_deref());
     let page = browser.navigate("/", &read()).await;
     assert_eq!((page.json()["values"].clone(), page.set_cookies().len()), (json!({"x": 1}), 0));
-    second.pass(Duration::from_secs(61));
+    second.advance(Duration::from_secs(61));
     assert_eq!(browser.navigate("/", &read()).await.set_cookies().len(), 1);
     assert_ne!(browser.cookie(), cookie);
     assert_eq!(browser.navigate("/", &read()).await.json()["values"], json!({"x": 1}));

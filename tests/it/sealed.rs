@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use crate::support::raw::RawUpstream;
-use crate::support::{API, Browser, COOKIE, Called, Cloakroom, KEY, Page, Script, Upstream};
+use crate::support::{API, ApiResponse, Browser, COOKIE, Cloakroom, KEY, Page, Script, Upstream};
 
 const COOKIES: &str = "[store]\nurl = \"cookie:\"\naccept_no_revocation = true\n";
 const OTHER_KEY: &str = "YW5vdGhlciBrZXkgZm9yIHRoZSBzYW1lIHRlc3RzLi4";
@@ -65,7 +65,7 @@ fn is_anonymous(page: &Page) {
 }
 
 #[track_caller]
-fn is_refused(called: &Called, status: u16, code: &str) {
+fn is_refused(called: &ApiResponse, status: u16, code: &str) {
     assert_eq!((called.status, &*called.code()), (status, code), "{called:?}");
 }
 
@@ -119,7 +119,7 @@ async fn an_older_key_opens_and_the_next_touch_seals_anew() {
     let browser = world.browser.at(both.public());
     let page = browser.navigate("/", &read()).await;
     assert_eq!((page.json()["values"].clone(), page.set_cookies()), (json!({"cart": [1]}), vec![]));
-    both.pass(Duration::from_mins(1));
+    both.advance(Duration::from_mins(1));
     assert_eq!(browser.navigate("/", &read()).await.set_cookies().len(), 1);
     is_anonymous(&world.browser.navigate("/", &read()).await);
     let only = format!("[session]\nkeys = [\"{OTHER_KEY}\"]");
@@ -131,22 +131,22 @@ async fn an_older_key_opens_and_the_next_touch_seals_anew() {
 #[tokio::test]
 async fn it_slides_with_use_and_is_over_without() {
     let world = World::new().await;
-    world.proxy.pass(Duration::from_secs(59));
+    world.proxy.advance(Duration::from_secs(59));
     assert_eq!(world.browser.navigate("/", &read()).await.set_cookies(), [""; 0]);
-    world.proxy.pass(Duration::from_secs(1));
+    world.proxy.advance(Duration::from_secs(1));
     let unchanged = world.browser.navigate("/", &read().status(304)).await;
     assert_eq!(unchanged.set_cookies(), [""; 0]);
     let page = world.browser.navigate("/", &read()).await;
     assert!(page.set_cookies()[0].ends_with("; Max-Age=1209600"), "{:?}", page.set_cookies());
     let kept = world.browser.copy();
-    world.proxy.pass(Duration::from_hours(14 * 24));
+    world.proxy.advance(Duration::from_hours(14 * 24));
     let page = world.browser.navigate("/", &read()).await;
     assert_eq!(
         (page.json()["values"].clone(), page.set_cookies().len()),
         (json!({"cart": [1]}), 1)
     );
     // What the older cookie says is over by now; a navigation takes it away, a fetch does not.
-    world.proxy.pass(Duration::from_mins(1));
+    world.proxy.advance(Duration::from_mins(1));
     let page = kept.fetch("/", &read()).await;
     is_anonymous(&page);
     assert_eq!(page.set_cookies(), [""; 0]);
@@ -162,7 +162,7 @@ async fn a_clock_may_be_a_minute_ahead_and_no_more() {
     assert_eq!(browser.navigate("/", &set("n", "1")).await.set_cookies().len(), 1);
     let kept = world.browser.copy();
     is_anonymous(&world.browser.fetch("/", &read()).await);
-    world.proxy.pass(Duration::from_secs(1));
+    world.proxy.advance(Duration::from_secs(1));
     assert_eq!(kept.navigate("/", &read()).await.json()["values"], json!({"cart": [1], "n": 1}));
 }
 
@@ -205,7 +205,7 @@ async fn a_request_that_is_over_has_no_session_left() {
         ] {
             is_refused(&world.proxy.call(&token, called).await, 409, "response_committed");
         }
-        world.proxy.pass(Duration::from_secs(62));
+        world.proxy.advance(Duration::from_secs(62));
         is_refused(&world.proxy.call(&token, ("GET", "", "")).await, 410, "request_gone");
     }
     assert_eq!(world.values().await, json!({"cart": [1], "n": 1}));

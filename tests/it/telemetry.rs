@@ -138,7 +138,7 @@ async fn what_nobody_wants_recorded_is_not() {
 #[tokio::test]
 async fn a_collector_that_is_away_holds_nobody_up_and_gets_what_it_missed() {
     let (upstream, collector) = (Upstream::start(), Upstream::start());
-    let way = FaultProxy::before(collector.address);
+    let way = FaultProxy::to(collector.address);
     way.set(Fault::Refuse);
     let proxy = proxy_with(&upstream, &format!("http://{}", way.address()), "").await;
     let browser = Browser::new(&proxy);
@@ -152,7 +152,7 @@ async fn a_collector_that_is_away_holds_nobody_up_and_gets_what_it_missed() {
         .await;
 
     // One that takes connections and never answers holds no drain up, and the loss is counted.
-    way.set(Fault::Stall(crate::support::Way::Both));
+    way.set(Fault::Stall(crate::support::Direction::Both));
     assert_eq!(browser.navigate("/", &Script::new()).await.status, 200);
     assert!(proxy.stop().await);
     assert!(metrics.text().contains("spans_total{outcome=\"Lost\"} 1"), "{}", metrics.text());

@@ -15,7 +15,8 @@ use tokio::net::TcpStream;
 
 use crate::support::raw::RawUpstream;
 use crate::support::{
-    Authority, Browser, Cloakroom, Curled, Flaw, Identity, Script, Seen, Upstream, curl, until,
+    Authority, Browser, Cloakroom, CurlResponse, Flaw, Identity, Script, Seen, Upstream, curl,
+    until,
 };
 
 /// A proxy with TLS for these, and what goes with it.
@@ -40,7 +41,7 @@ impl World {
     }
 
     /// What curl is answered that comes to a path of a host.
-    async fn curl(&self, host: &str, path: &str, arguments: &[&str]) -> Curled {
+    async fn curl(&self, host: &str, path: &str, arguments: &[&str]) -> CurlResponse {
         let port = self.proxy.public().port();
         let authority = self.authority.certificate();
         let (ca, to) = (authority.to_str().unwrap(), format!("{host}:{port}:127.0.0.1"));
@@ -59,7 +60,7 @@ fn listen(identities: &[Identity]) -> String {
     format!("[[listen]]\naddress = \"127.0.0.1:0\"\ntls = [{}]\n", identities.join(", "))
 }
 
-fn seen(answer: &Curled) -> Seen {
+fn seen(answer: &CurlResponse) -> Seen {
     serde_json::from_str(&answer.body).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
 }
 

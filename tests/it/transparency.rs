@@ -17,7 +17,7 @@ impl Stage {
     async fn set() -> Self {
         let site = RawUpstream::start().await;
         let h2c = "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
-        let cloakroom = Cloakroom::before(site.address, "", h2c).await;
+        let cloakroom = Cloakroom::for_site(site.address, "", h2c).await;
         Self { site, cloakroom }
     }
 

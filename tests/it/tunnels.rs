@@ -87,7 +87,7 @@ async fn the_session_is_opened_at_the_handshake_and_its_token_lasts_as_long_as_t
     );
     assert!(!head.contains_key("cookie"));
     let token = head["x-session-token"].to_str().unwrap();
-    world.proxy.pass(Duration::from_hours(1));
+    world.proxy.advance(Duration::from_hours(1));
     assert!(socket.echoes("still here").await);
     assert_eq!(world.proxy.call(token, ("PUT", "/values/late", "1")).await.status, 200);
     let page = world.browser.navigate("/", &Script::new().get("/values")).await;
@@ -134,7 +134,7 @@ async fn what_the_client_sends_is_use() {
     let mut socket = world.socket("/ws").await;
     let used = || world.proxy.metrics().store_calls("use");
     for _ in 0..3 {
-        world.proxy.pass(Duration::from_hours(13 * 24));
+        world.proxy.advance(Duration::from_hours(13 * 24));
         let before = used();
         assert!(socket.echoes("here").await);
         until("the use is written down", || used() > before).await;
@@ -142,7 +142,7 @@ async fn what_the_client_sends_is_use() {
     let page = world.browser.navigate("/", &Script::new().get("/values")).await;
     assert_eq!(page.json(), json!({"cart": [1]}));
     // Without it, the session ends, and the tunnel with it.
-    world.proxy.pass(Duration::from_hours(15 * 24));
+    world.proxy.advance(Duration::from_hours(15 * 24));
     assert_eq!(socket.closed_with().await, Some(1008));
 }
 
@@ -155,12 +155,12 @@ async fn tunnel_from_before_a_log_in_prolongs_nothing() {
     world.browser.navigate("/", &log_in).await;
     let looks = || world.proxy.metrics().store_calls("load");
     for days in [7, 6] {
-        world.proxy.pass(Duration::from_hours(days * 24));
+        world.proxy.advance(Duration::from_hours(days * 24));
         assert!(socket.echoes("here").await);
         let before = looks();
         until("its session is checked", || looks() > before + 1).await;
     }
-    world.proxy.pass(Duration::from_hours(2 * 24));
+    world.proxy.advance(Duration::from_hours(2 * 24));
     assert_eq!(socket.closed_with().await, Some(1008));
     let page = world.browser.navigate("/", &Script::new().get("")).await;
     assert_eq!(page.json()["id"], serde_json::Value::Null);

@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use crate::support::raw::RawUpstream;
-use crate::support::{API, Browser, Call, Called, Cloakroom, Page, RedisServer, Script, Upstream};
+use crate::support::{
+    API, ApiResponse, Browser, Call, Cloakroom, Page, RedisServer, Script, Upstream,
+};
 
 /// Two instances before one upstream, and a browser that comes to either.
 struct World {
@@ -101,7 +103,7 @@ async fn calls_of(instance: &Cloakroom) -> usize {
 }
 
 #[track_caller]
-fn is(called: &Called, status: u16, code: &str) {
+fn is(called: &ApiResponse, status: u16, code: &str) {
     assert_eq!((called.status, &*called.code()), (status, code), "{called:?}");
 }
 
@@ -188,7 +190,7 @@ async fn value_calls_are_served_where_they_come() {
     // A write through another instance prolongs the session as one through its own does.
     let expiry = async |script: Script| world.across(&script.get("/expiry")).await.json();
     let before = expiry(Script::new()).await;
-    world.a.pass(Duration::from_hours(1));
+    world.a.advance(Duration::from_hours(1));
     assert_eq!(expiry(Script::new()).await["expires_at"], before["expires_at"]);
     assert_ne!(expiry(write("x")).await["expires_at"], before["expires_at"]);
 }
@@ -314,7 +316,7 @@ async fn a_request_that_outlasts_its_token_is_known_to_its_owner() {
     let world = World::new().await;
     world.page(&world.a, &world.a, &write("x")).await;
     let (token, page) = world.held("long").await;
-    world.a.pass(Duration::from_mins(10));
+    world.a.advance(Duration::from_mins(10));
     let (a, b) = (&world.a, &world.b);
     assert_eq!(b.call(&token, ("PUT", "/values/y", "1")).await.status, 200);
     assert_eq!(b.call(&token, ("POST", "/rotate", "")).await.status, 200);
@@ -324,7 +326,7 @@ async fn a_request_that_outlasts_its_token_is_known_to_its_owner() {
         assert_eq!(instance.call(&token, ("PUT", "/values/z", "1")).await.status, 200);
         is(&instance.call(&token, ("POST", "/rotate", "")).await, 409, "response_committed");
     }
-    world.a.pass(Duration::from_secs(61));
+    world.a.advance(Duration::from_secs(61));
     for instance in [a, b] {
         is(&instance.call(&token, ("GET", "/values", "")).await, 410, "request_gone");
     }
@@ -369,7 +371,7 @@ async fn where_the_owner_is_gone_values_are_served_and_nothing_else_changes() {
     let anew = instance(&upstream, &world.prefix, &b.clock, &api, "").await;
     all_are_refused(&b).await;
     all_are_refused(&anew).await;
-    b.pass(Duration::from_secs(62));
+    b.advance(Duration::from_secs(62));
     is(&b.call(&token, ("GET", "/values", "")).await, 410, "request_gone");
 }
 
@@ -396,7 +398,7 @@ async fn after_a_restart_a_token_from_before_is_good_for_values_alone() {
     for cookie_call in COOKIE_CALLS {
         is(&anew.call(&token, cookie_call).await, 410, "request_gone");
     }
-    anew.pass(Duration::from_secs(62));
+    anew.advance(Duration::from_secs(62));
     is(&anew.call(&token, ("GET", "", "")).await, 410, "request_gone");
 }
 

@@ -65,7 +65,7 @@ async fn a_session_that_never_comes_back_ends_early() {
             assert!(page.set_cookies()[0].ends_with("Max-Age=1209600"), "{store}");
         }
         logged_in.navigate("/", &log_in("ada")).await;
-        proxy.pass(Duration::from_hours(23));
+        proxy.advance(Duration::from_hours(23));
         // The first request with the cookie proves the session, on each kind of route, also as
         // it sets another cookie; no other request writes anything.
         for _ in 0..2 {
@@ -74,7 +74,7 @@ async fn a_session_that_never_comes_back_ends_early() {
         }
         rotated.navigate("/", &Script::new().call("POST", "/rotate", "")).await;
         assert_eq!(uses(&proxy), 3, "{store}");
-        proxy.pass(Duration::from_hours(2));
+        proxy.advance(Duration::from_hours(2));
         assert_eq!(gone.navigate("/", &read()).await.json()["id"], Value::Null, "{store}");
         // That was no use: each ends fourteen days after its last write.
         for (browser, hours) in [(&used, 25), (&polled, 25), (&rotated, 2)] {
@@ -95,7 +95,7 @@ async fn a_first_return_is_one_write_with_a_touch_that_is_due() {
         let (_upstream, proxy) = started("unproven_timeout = \"1h\"\n", &store).await;
         let browser = Browser::new(&proxy);
         browser.navigate("/", &write()).await;
-        proxy.pass(Duration::from_mins(30));
+        proxy.advance(Duration::from_mins(30));
         browser.navigate("/", &Script::new()).await;
         assert_eq!(uses(&proxy), 1, "{store}");
         let page = browser.navigate("/", &read()).await;
@@ -143,7 +143,7 @@ async fn a_session_from_before_the_timeout_is_not_ended_by_it() {
         // By a reload, and for a shared store by another instance.
         let toml = format!("[session]\nunproven_timeout = \"1h\"\n{toml}");
         assert_eq!(before.reload(&upstream, &toml).unwrap(), [""; 0]);
-        before.pass(DAY);
+        before.advance(DAY);
         assert_eq!(
             browser.navigate("/", &read()).await.json()["values"],
             json!({"x": 1}),
@@ -208,7 +208,7 @@ async fn an_address_creates_so_many_sessions_in_a_minute() {
     for _ in 0..3 {
         assert_eq!(first(&proxy, "203.0.113.7", "/", &write()).await.last().status, 200);
     }
-    proxy.pass(Duration::from_millis(9_500));
+    proxy.advance(Duration::from_millis(9_500));
     let page = first(&proxy, "203.0.113.7", "/", &write().get("")).await;
     let refused = &page.calls()[0];
     assert_eq!((refused.status, refused.code().as_str()), (503, "too_many_new_sessions"));
@@ -239,7 +239,7 @@ async fn an_address_creates_so_many_sessions_in_a_minute() {
     let page = Browser::new(&proxy).send("GET", "/", &navigates, &Script::new()).await;
     assert_eq!((page.status.as_u16(), page.set_cookies().len()), (200, 0));
     assert_eq!(proxy.metrics().count(Event::TooManyNewSessions), 3);
-    proxy.pass(Duration::from_secs(51));
+    proxy.advance(Duration::from_secs(51));
     assert_eq!(first(&proxy, "203.0.113.7", "/", &write()).await.last().status, 200);
 }
 

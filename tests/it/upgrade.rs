@@ -41,7 +41,7 @@ impl World {
         );
         fs::write(&file, text).unwrap();
         let program = match clock {
-            Some(clock) => Program::start_by(clock, &file),
+            Some(clock) => Program::start_with_clock(clock, &file),
             None => Program::start(&file),
         };
         let browser = Browser::to(program.serving().await.public);

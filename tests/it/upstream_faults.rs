@@ -26,7 +26,7 @@ async fn one_that_drops_our_packets_costs_the_connect_timeout() {
     {
         held.push(connection);
     }
-    let proxy = Cloakroom::before(address, "connect_timeout = \"300ms\"\n", "").await;
+    let proxy = Cloakroom::for_site(address, "connect_timeout = \"300ms\"\n", "").await;
     let began = Instant::now();
     let answer = exchange(proxy.public(), GET).await;
     assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
@@ -36,7 +36,7 @@ async fn one_that_drops_our_packets_costs_the_connect_timeout() {
 #[tokio::test]
 async fn a_head_that_drips_is_over_with_its_time() {
     let upstream = RawUpstream::start().await;
-    let proxy = Cloakroom::before(upstream.address, "response_timeout = \"400ms\"\n", "").await;
+    let proxy = Cloakroom::for_site(upstream.address, "response_timeout = \"400ms\"\n", "").await;
     let mut client = TcpStream::connect(proxy.public()).await.unwrap();
     client.write_all(GET.as_bytes()).await.unwrap();
     let (mut connection, _) = upstream.head().await;
@@ -56,7 +56,7 @@ async fn a_head_that_drips_is_over_with_its_time() {
 async fn a_body_that_stands_still_is_cut_and_one_that_drips_is_not() {
     let upstream = RawUpstream::start().await;
     let route = "stream_idle_timeout = \"400ms\"\n";
-    let proxy = Cloakroom::before(upstream.address, route, "").await;
+    let proxy = Cloakroom::for_site(upstream.address, route, "").await;
     let mut client = TcpStream::connect(proxy.public()).await.unwrap();
     client.write_all(GET.as_bytes()).await.unwrap();
     let (mut connection, _) = upstream.head().await;
@@ -74,7 +74,7 @@ async fn a_body_that_stands_still_is_cut_and_one_that_drips_is_not() {
 #[tokio::test]
 async fn one_that_answers_early_and_closes_its_side_is_heard() {
     let upstream = RawUpstream::start().await;
-    let proxy = Cloakroom::before(upstream.address, "", "").await;
+    let proxy = Cloakroom::for_site(upstream.address, "", "").await;
     let mut client = TcpStream::connect(proxy.public()).await.unwrap();
     client
         .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nfirst")
@@ -99,7 +99,7 @@ async fn one_that_answers_early_and_closes_its_side_is_heard() {
 #[tokio::test]
 async fn heads_of_ten_thousand_cookies_are_a_bad_gateway() {
     let upstream = RawUpstream::start().await;
-    let proxy = Cloakroom::before(upstream.address, "", "").await;
+    let proxy = Cloakroom::for_site(upstream.address, "", "").await;
     for (cookies, status) in [(50, "200"), (10_000, "502")] {
         let mut client = TcpStream::connect(proxy.public()).await.unwrap();
         client.write_all(GET.as_bytes()).await.unwrap();
@@ -155,7 +155,7 @@ async fn calls_of_the_api_are_as_many_as_a_site_makes() {
     assert_eq!(page.await.unwrap().status.as_u16(), 200);
     // For a while its work goes on; then its token is nobody's.
     assert_eq!(proxy.call(&token, ("GET", "", "")).await.status, 200);
-    proxy.pass(Duration::from_secs(2));
+    proxy.advance(Duration::from_secs(2));
     assert_eq!(proxy.call(&token, ("GET", "", "")).await.status, 410);
 }
 

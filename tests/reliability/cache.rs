@@ -21,7 +21,7 @@ use cloakroom::store::{Store, Want};
 use cloakroom::time::Clock;
 
 use crate::report::{Counted, Report};
-use crate::support::{Fault, FaultProxy, RedisServer, Way};
+use crate::support::{Direction, Fault, FaultProxy, RedisServer};
 
 const OPERATIONS: u64 = 1_000_000;
 const SESSIONS: usize = 200;
@@ -85,7 +85,7 @@ struct World {
 
 fn ages(trouble: Trouble) -> Counted {
     let server = RedisServer::start(&[]);
-    let proxy = FaultProxy::before(server.address());
+    let proxy = FaultProxy::to(server.address());
     let direct = deployment(server.port());
     let tracked = deployment(proxy.address().port());
     let world = Arc::new(World {
@@ -133,7 +133,7 @@ fn disturb(trouble: Trouble, server: &RedisServer, proxy: &FaultProxy, world: &W
                 }
             }
             Trouble::Stalled => {
-                proxy.set(Fault::Stall(Way::Replies));
+                proxy.set(Fault::Stall(Direction::Replies));
                 thread::park_timeout(Duration::from_millis(random(300)));
                 proxy.set(Fault::None);
             }

@@ -93,7 +93,7 @@ async fn per_request(cache: &str) -> Counted {
         let warm = Browser::new(&proxy);
         warm.navigate("/", &set).await;
         warm.navigate("/", &log_in).await;
-        proxy.pass(Duration::from_secs(61));
+        proxy.advance(Duration::from_secs(61));
         warm.navigate("/", &Script::new().get("")).await;
         warm.navigate("/", &Script::new().call("DELETE", "", "")).await;
     }
@@ -116,13 +116,13 @@ async fn per_request(cache: &str) -> Counted {
     count("first visit that writes", set, &Browser::new(&proxy), 1).await;
     // What a patch took out of the cache is read again.
     count("page after it", Script::new(), &browser, 1).await;
-    proxy.pass(Duration::from_secs(61));
+    proxy.advance(Duration::from_secs(61));
     count("page with a touch due", Script::new(), &browser, cached + 1).await;
     browser.navigate("/", &Script::new()).await;
     // The index, the patch, and the generation once more as the head leaves.
     count("log-in", log_in, &browser, cached + 3).await;
     browser.navigate("/", &Script::new()).await;
-    proxy.pass(Duration::from_secs(3601));
+    proxy.advance(Duration::from_secs(3601));
     count("page with rotation and touch due", Script::new(), &browser, cached + 2).await;
     count("page that promotes", Script::new(), &browser, 2).await;
     browser.navigate("/", &Script::new()).await;

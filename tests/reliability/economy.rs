@@ -38,14 +38,14 @@ async fn minutes(kind: Kind) -> Counted {
     browser.navigate("/", &Script::new().patch(&json!({"values": {"a": 1}}))).await;
     let (mut most_writes, mut most_cookies, mut strangers) = (0, 0, 0);
     for _ in 0..MINUTES {
-        ground.cloakroom.pass(Duration::from_hours(1));
+        ground.cloakroom.advance(Duration::from_hours(1));
         let before = ground.store_writes();
         let mut cookies = 0;
         for _ in 0..GETS {
             let page = browser.navigate("/", &Script::new()).await;
             cookies += page.set_cookies().len();
             strangers += u32::from(page.saw("x-session-id").is_none());
-            ground.cloakroom.pass(Duration::from_mins(1) / GETS);
+            ground.cloakroom.advance(Duration::from_mins(1) / GETS);
         }
         most_writes = most_writes.max(ground.store_writes() - before);
         most_cookies = most_cookies.max(cookies);

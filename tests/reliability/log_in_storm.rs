@@ -20,7 +20,7 @@ const LATE: usize = 6;
 const PARALLEL: usize = HELD + RACING + RACING_HELD + LATE;
 
 #[derive(Clone, Copy, Debug)]
-enum Way {
+enum LogIn {
     /// One patch with the principal.
     Patch,
     /// As Django's example does: flush, then set.
@@ -64,8 +64,8 @@ struct Arrived {
 
 pub async fn run(report: &mut Report) {
     for kind in ALL {
-        for (way, name) in
-            [(Way::Patch, "a patch"), (Way::FlushThenSet, "flush, then set (Django's way)")]
+        for (method, name) in
+            [(LogIn::Patch, "a patch"), (LogIn::FlushThenSet, "flush, then set (Django's way)")]
         {
             report
                 .row(
@@ -75,19 +75,19 @@ pub async fn run(report: &mut Report) {
                     ),
                     format!("{ROUNDS} log-ins"),
                     "no head that left after the log-in's call had returned has another cookie than the log-in's; all end logged in, and without a second log-in where no cookie crossed",
-                    storm(kind, way),
+                    storm(kind, method),
                 )
                 .await;
         }
     }
 }
 
-async fn storm(kind: Kind, way: Way) -> Counted {
+async fn storm(kind: Kind, method: LogIn) -> Counted {
     let ground = Ground::new(kind, "").await;
     let mut count = Count::default();
     for number in 0..ROUNDS {
         let wires = [Wire::LogInFirst, Wire::LogInLast, Wire::Shuffled];
-        round(&ground, number, (way, wires[number % 3]), &mut count).await;
+        round(&ground, number, (method, wires[number % 3]), &mut count).await;
         ground.upstream.take_seen();
     }
     let Count { after, wrong, crossing, crossed, at_once, again, stranded, lost, not_answered } =
@@ -101,13 +101,13 @@ async fn storm(kind: Kind, way: Way) -> Counted {
     }
 }
 
-async fn round(ground: &Ground, number: usize, (way, wire): (Way, Wire), count: &mut Count) {
+async fn round(ground: &Ground, number: usize, (method, wire): (LogIn, Wire), count: &mut Count) {
     let Ground { upstream, cloakroom, .. } = ground;
     let browser = Browser::new(cloakroom);
     browser
         .navigate("/", &Script::new().patch(&json!({"values": {"cart": [number], "n": 0}})))
         .await;
-    cloakroom.pass(Duration::from_secs(3601));
+    cloakroom.advance(Duration::from_secs(3601));
     let (answer, late) = (format!("answer-{number}"), format!("late-{number}"));
 
     let mut others = JoinSet::new();
@@ -123,7 +123,7 @@ async fn round(ground: &Ground, number: usize, (way, wire): (Way, Wire), count: 
     let mut log_in = JoinSet::new();
     for kind in 0..=RACING {
         if kind == place {
-            let (browser, script) = (browser.clone(), log_in_by(way).wait(&answer));
+            let (browser, script) = (browser.clone(), log_in_by(method).wait(&answer));
             log_in.spawn(async move { arrive(&browser, &script, (0, wire)).await });
         } else {
             send(work(kind), kind);
@@ -152,7 +152,7 @@ async fn round(ground: &Ground, number: usize, (way, wire): (Way, Wire), count: 
     if wire == Wire::Shuffled {
         deliver(&browser, &mut log_in, &mut others);
     }
-    judge(&browser, way, &log_in, &others, count).await;
+    judge(&browser, method, &log_in, &others, count).await;
 }
 
 /// The browser gets what was on its way, in any order.
@@ -174,11 +174,11 @@ fn work(kind: usize) -> Script {
     }
 }
 
-fn log_in_by(way: Way) -> Script {
+fn log_in_by(method: LogIn) -> Script {
     let patch = json!({"principal": "alice", "values": {"greeting": "hello"}});
-    match way {
-        Way::Patch => Script::new().patch(&patch),
-        Way::FlushThenSet => Script::new().call("DELETE", "", "").patch(&patch),
+    match method {
+        LogIn::Patch => Script::new().patch(&patch),
+        LogIn::FlushThenSet => Script::new().call("DELETE", "", "").patch(&patch),
     }
 }
 
@@ -196,7 +196,7 @@ async fn arrive(browser: &Browser, script: &Script, (kind, wire): (usize, Wire))
 
 async fn judge(
     browser: &Browser,
-    way: Way,
+    method: LogIn,
     log_in: &Arrived,
     others: &[Arrived],
     count: &mut Count,
@@ -227,7 +227,7 @@ async fn judge(
         return;
     }
     count.lost += usize::from(count.crossed == crossed_before);
-    browser.navigate("/", &log_in_by(way)).await;
+    browser.navigate("/", &log_in_by(method)).await;
     if is_alice(browser).await {
         count.again += 1;
     } else {

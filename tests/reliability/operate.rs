@@ -117,7 +117,8 @@ async fn restarts() -> Counted {
     let states = UnixDatagram::bind(&notify).unwrap();
     states.set_read_timeout(Some(PATIENCE)).unwrap();
     let start = || {
-        let program = Program::start_on(&socket, &directory.path().join("cloakroom.toml"), &notify);
+        let program =
+            Program::start_with_socket(&socket, &directory.path().join("cloakroom.toml"), &notify);
         // "READY=1", and of the one before it what it said at its end.
         let mut state = [0; 256];
         while !state.starts_with(b"READY=1") {
@@ -178,7 +179,7 @@ async fn taken() -> Counted {
     let mut second = Program::start(&other.path().join("cloakroom.toml"));
     let status = second.ended().await.code();
     let said = format!("cannot listen on {}", addresses.public);
-    second.says(&said).await;
+    second.wait_for_log(&said).await;
     let clients = Clients::start(addresses.public, 4, &BOTH, Duration::ZERO);
     sleep(Duration::from_millis(200)).await;
     let (tally, _) = clients.stop().await;

@@ -50,11 +50,15 @@ impl Process {
     /// Starts it, and waits until it is ready.
     pub async fn start(directory: &Path, addresses: &Addresses) -> Self {
         let program = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
-        Self::start_by(program, directory, addresses).await
+        Self::start_with_command(program, directory, addresses).await
     }
 
     /// The same by a command that runs the program with the arguments that it gets.
-    pub async fn start_by(mut command: Command, directory: &Path, addresses: &Addresses) -> Self {
+    pub async fn start_with_command(
+        mut command: Command,
+        directory: &Path,
+        addresses: &Addresses,
+    ) -> Self {
         let log = File::options().create(true).append(true).open(directory.join("log")).unwrap();
         let child = command
             .arg("run")

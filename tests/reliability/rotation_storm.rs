@@ -111,7 +111,7 @@ async fn storm(kind: Kind) -> Counted {
         }
         ground.upstream.take_seen();
         let next = events.peek().map_or(now, |Reverse((tick, _))| *tick);
-        ground.cloakroom.pass(Duration::from_secs(next - now));
+        ground.cloakroom.advance(Duration::from_secs(next - now));
         now = next;
     }
     let renewals = ground.cloakroom.metrics().count(Event::RenewalIssued);
@@ -166,7 +166,7 @@ async fn restored(kind: Kind) -> Counted {
         let old = browser.copy();
         // One to twenty rotations go over it; the last of them a minute or half an hour ago.
         for _ in 0..=number % 20 {
-            ground.cloakroom.pass(Duration::from_mins(if number % 2 == 0 { 1 } else { 30 }));
+            ground.cloakroom.advance(Duration::from_mins(if number % 2 == 0 { 1 } else { 30 }));
             for _ in 0..2 {
                 browser.navigate("/", &Script::new()).await;
             }

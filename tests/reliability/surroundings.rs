@@ -58,7 +58,7 @@ async fn clock() -> Counted {
     set("+0");
     let mut command = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
     faketime(&mut command, &now);
-    let process = Process::start_by(command, directory.path(), &addresses).await;
+    let process = Process::start_with_command(command, directory.path(), &addresses).await;
     let browser = Browser::to(addresses.public);
     let begin = Script::new().call("PUT", "/values/a", "1");
     assert_eq!(browser.navigate("/", &begin).await.status.as_u16(), 200);
@@ -126,7 +126,7 @@ async fn names() -> Counted {
     let mount = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
     command.args(["--mount", "--propagation", "private", "sh", "-c", mount]);
     command.arg(&hosts).arg(env!("CARGO_BIN_EXE_cloakroom"));
-    let process = Process::start_by(command, directory.path(), &addresses).await;
+    let process = Process::start_with_command(command, directory.path(), &addresses).await;
     let ask = async || {
         let get =
             "GET / HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\nConnection: close\r\n\r\n";

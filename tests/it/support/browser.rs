@@ -1,4 +1,4 @@
-//! A client with a cookie jar, as much of a browser as the tests need.
+//! A client with a cookie jar: as much of a browser as the tests need.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,14 +10,14 @@ use cloakroom::server::Tasks;
 use http::{HeaderMap, Request, StatusCode};
 use serde_json::Value;
 
-use super::script::{Called, Script};
+use super::script::{ApiResponse, Script};
 use super::upstream::Seen;
 use super::{Cloakroom, PATIENCE};
 
-/// The session cookie's name, as it is by default.
+/// Default name of the session cookie.
 pub const COOKIE: &str = "__Host-id";
 
-/// A client. Clones share the jar.
+/// A client with a cookie jar. Clones share the jar.
 #[derive(Clone)]
 pub struct Browser {
     pool: Pool,
@@ -25,7 +25,7 @@ pub struct Browser {
     pub jar: Arc<Mutex<BTreeMap<String, String>>>,
 }
 
-/// What came back.
+/// A response whose body was read to its end.
 #[derive(Debug)]
 pub struct Page {
     pub status: StatusCode,
@@ -47,18 +47,18 @@ impl Browser {
         }
     }
 
-    /// Another with a copy of this one's cookies.
+    /// Returns another browser with a copy of this one's cookies.
     pub fn copy(&self) -> Self {
         let jar = self.jar.lock().unwrap().clone();
         Self { jar: Arc::new(Mutex::new(jar)), ..self.clone() }
     }
 
-    /// The same, before another instance.
+    /// Returns a browser that shares this jar and sends its requests to another instance.
     pub fn at(&self, address: SocketAddr) -> Self {
         Self { jar: Arc::clone(&self.jar), ..Self::to(address) }
     }
 
-    /// The session cookie, if the jar has one.
+    /// Returns the session cookie, if the jar has one.
     pub fn cookie(&self) -> Option<String> {
         self.jar.lock().unwrap().get(COOKIE).cloned()
     }
@@ -71,7 +71,7 @@ impl Browser {
         }
     }
 
-    /// A page that the visitor opens.
+    /// Opens a page, as typing its address does.
     pub async fn navigate(&self, path: &str, script: &Script) -> Page {
         self.send(
             "GET",
@@ -82,7 +82,7 @@ impl Browser {
         .await
     }
 
-    /// A call of a script of the page.
+    /// Sends a request as a script of the page does.
     pub async fn fetch(&self, path: &str, script: &Script) -> Page {
         self.send(
             "GET",
@@ -93,7 +93,7 @@ impl Browser {
         .await
     }
 
-    /// Any request; the jar is sent along, and keeps what comes back.
+    /// Sends any request with the cookies of the jar, and stores the cookies of the response.
     pub async fn send(
         &self,
         method: &str,
@@ -106,7 +106,7 @@ impl Browser {
         page
     }
 
-    /// The same, but what comes back gets lost on its way to the jar.
+    /// Sends a request as [`Self::send`] does, but the response never reaches the jar.
     pub async fn send_without_keeping(
         &self,
         method: &str,
@@ -117,7 +117,7 @@ impl Browser {
         self.try_send(method, path, headers, script).await.expect("a response")
     }
 
-    /// The same, where the proxy may be gone.
+    /// Sends a request that may fail, because the proxy may have exited.
     pub async fn try_send(
         &self,
         method: &str,
@@ -153,7 +153,7 @@ impl Browser {
         })
     }
 
-    /// Keeps the cookies of a page.
+    /// Stores the cookies of a response.
     pub fn keep(&self, page: &Page) {
         let mut jar = self.jar.lock().unwrap();
         for line in page.headers.get_all("set-cookie") {
@@ -168,35 +168,35 @@ impl Browser {
 }
 
 impl Page {
-    /// What the upstream showed.
+    /// Parses the body as the upstream's report of the request.
     pub fn seen(&self) -> Seen {
         serde_json::from_str(&self.body)
             .unwrap_or_else(|error| panic!("{error}: {} {}", self.status, self.body))
     }
 
-    /// What the upstream's calls were answered.
-    pub fn calls(&self) -> Vec<Called> {
+    /// Returns the responses to the upstream's calls of the session API.
+    pub fn calls(&self) -> Vec<ApiResponse> {
         self.seen().calls
     }
 
-    /// What its last call was answered.
-    pub fn last(&self) -> Called {
+    /// Returns the response to its last call.
+    pub fn last(&self) -> ApiResponse {
         self.calls().pop().expect("a call")
     }
 
-    /// The JSON that its last call was answered.
+    /// Returns the JSON of the response to its last call, which must have succeeded.
     pub fn json(&self) -> Value {
         let called = self.last();
         assert!(called.status < 300, "{called:?}");
         called.json()
     }
 
-    /// What the upstream saw under a name.
+    /// Returns the value of a header of the request, as the upstream received it.
     pub fn saw(&self, name: &str) -> Option<String> {
         self.seen().headers.into_iter().find_map(|(known, value)| (known == name).then_some(value))
     }
 
-    /// The Set-Cookie lines of the session cookie.
+    /// Returns the Set-Cookie lines of the session cookie.
     pub fn set_cookies(&self) -> Vec<String> {
         let lines =
             self.headers.get_all("set-cookie").iter().map(|line| line.to_str().unwrap().to_owned());

@@ -1,4 +1,4 @@
-//! The proxy, in this process, on free ports, with a clock that the test moves.
+//! The proxy in this process, on free ports, with a clock that the test advances.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,7 +12,7 @@ use cloakroom::server::{Address, Tasks};
 use cloakroom::time::{Clock, Timestamp};
 use tempfile::TempDir;
 
-use super::script::{Call, Called};
+use super::script::{ApiResponse, Call};
 use super::{PATIENCE, Upstream};
 
 /// A running proxy. Dropping it drains it.
@@ -23,32 +23,34 @@ pub struct Cloakroom {
     pub tasks: Tasks,
 }
 
-/// The key that every proxy of these tests signs with, and the back office's token.
+/// Signing key of every proxy in these tests.
 pub const KEY: &str = "dGhlIGtleSB0aGF0IGFsbCB0aGVzZSB0ZXN0cyB1c2U";
+/// Service token of the session API.
 pub const SERVICE_TOKEN: &str = "the-service-token-of-the-tests";
 
 impl Cloakroom {
-    /// Before `upstream`, with the memory store.
+    /// Starts a proxy for `upstream` with the memory store.
     pub async fn start(upstream: &Upstream) -> Self {
         Self::with(upstream, "").await
     }
 
-    /// The same with more configuration: TOML whose first tables may go on with `[store]`,
-    /// `[session]` and so on. A `[[route]]` is only added where there is none.
+    /// Starts a proxy with more configuration. Defaults of the kit are merged into the tables of
+    /// `toml`; a `[[route]]` to `upstream` is added if it has none.
     pub async fn with(upstream: &Upstream, toml: &str) -> Self {
         Self::at(upstream, toml, Clock::manual(Clock::System.now()), tempfile::tempdir().unwrap())
             .await
     }
 
-    /// Before a site that is not the kit's, with these lines in its one route, and these tables before that.
-    pub async fn before(site: SocketAddr, route: &str, tables: &str) -> Self {
+    /// Starts a proxy for a site other than [`Upstream`], with `route` as further lines of its only
+    /// route and `tables` ahead of it.
+    pub async fn for_site(site: SocketAddr, route: &str, tables: &str) -> Self {
         let toml = format!("{tables}[[route]]\nupstream = \"http://{site}\"\n{route}");
         Self::with(&Upstream::start(), &toml).await
     }
 
-    /// The same with this clock, and this directory for its state.
+    /// Starts a proxy with this clock and this state directory.
     pub async fn at(upstream: &Upstream, toml: &str, clock: Clock, directory: TempDir) -> Self {
-        super::log();
+        super::init_log();
         let file = directory.path().join("cloakroom.toml");
         std::fs::write(&file, configuration(upstream, toml)).unwrap();
         let state = directory.path().to_str().unwrap().to_owned();
@@ -60,7 +62,7 @@ impl Cloakroom {
         Self { app: Some(app), clock, directory, tasks: Tasks::new() }
     }
 
-    /// Reloads another configuration; answers the keys that need a restart.
+    /// Reloads another configuration. Returns the changed keys that need a restart.
     pub fn reload(&mut self, upstream: &Upstream, toml: &str) -> Result<Vec<&'static str>, String> {
         let file = self.directory.path().join("cloakroom.toml");
         std::fs::write(&file, configuration(upstream, toml)).unwrap();
@@ -75,22 +77,22 @@ impl Cloakroom {
         self.app.as_ref().unwrap()
     }
 
-    /// Where clients reach it.
+    /// Returns the address of the first public listener.
     pub fn public(&self) -> SocketAddr {
         self.listener(0)
     }
 
-    /// One of several places where they do.
+    /// Returns the address of a public listener.
     pub fn listener(&self, index: usize) -> SocketAddr {
         tcp(&self.app().public[index])
     }
 
-    /// Where upstreams reach it.
+    /// Returns the address of the session API.
     pub fn api(&self) -> SocketAddr {
         tcp(&self.app().api)
     }
 
-    /// Where operators reach it.
+    /// Returns the address of the admin listener.
     pub fn admin(&self) -> SocketAddr {
         tcp(&self.app().admin)
     }
@@ -103,13 +105,13 @@ impl Cloakroom {
         self.clock.now()
     }
 
-    /// Moves the clock.
-    pub fn pass(&self, duration: Duration) {
+    /// Advances the clock.
+    pub fn advance(&self, duration: Duration) {
         self.clock.advance(duration);
     }
 
-    /// A call of the session API: method, path and body, with a request's token.
-    pub async fn call(&self, token: &str, called: (&str, &str, &str)) -> Called {
+    /// Calls the session API with method, path and body, and the token of a request.
+    pub async fn call(&self, token: &str, called: (&str, &str, &str)) -> ApiResponse {
         self.call_with(token, called, &[]).await
     }
 
@@ -118,7 +120,7 @@ impl Cloakroom {
         token: &str,
         (method, path, body): (&str, &str, &str),
         headers: &[(&str, &str)],
-    ) -> Called {
+    ) -> ApiResponse {
         let headers =
             headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let (method, path, body) = (method.to_owned(), path.to_owned(), body.to_owned());
@@ -127,8 +129,8 @@ impl Cloakroom {
         super::upstream::call(&url, token, &call, &self.tasks).await
     }
 
-    /// A call of the back office.
-    pub async fn service(&self, method: &str, path: &str, body: impl ToString) -> Called {
+    /// Calls the session API with the service token, as a back office does.
+    pub async fn service(&self, method: &str, path: &str, body: impl ToString) -> ApiResponse {
         let bearer = format!("Bearer {SERVICE_TOKEN}");
         let call = Call {
             method: method.to_owned(),
@@ -154,12 +156,12 @@ impl Cloakroom {
         (response.status().as_u16(), String::from_utf8(response.body().to_vec()).unwrap())
     }
 
-    /// Where its state lies.
+    /// Returns its state directory.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// Drains it, and says whether all ended in time.
+    /// Drains it. Returns false if the drain timeout elapsed.
     pub async fn stop(mut self) -> bool {
         self.app.take().unwrap().stop().await
     }
@@ -176,14 +178,14 @@ impl Drop for Cloakroom {
 fn tcp(address: &Address) -> SocketAddr {
     match address {
         Address::Tcp(address) => *address,
-        Address::Unix(path) => panic!("{} is no TCP address", path.display()),
+        Address::Unix(path) => panic!("{} is not a TCP address", path.display()),
     }
 }
 
 fn configuration(upstream: &Upstream, toml: &str) -> String {
     let mut text = format!("{toml}\n");
     let mut section = |name: &str, body: String| {
-        // A section that the test writes itself gets these lines too, where it says nothing of them.
+        // A table of the test's own is completed with the keys that it does not set.
         let head = format!("[{name}]\n");
         match text.find(&head) {
             Some(at) => {
@@ -201,7 +203,7 @@ fn configuration(upstream: &Upstream, toml: &str) -> String {
         }
     };
     section("[listen]", "address = \"127.0.0.1:0\"".to_owned());
-    // What cannot be reached by its id has no back office.
+    // Sessions in cookies cannot be found by their id, so a service token is not valid there.
     let service = format!("service_token = \"{SERVICE_TOKEN}\"");
     let service = if toml.contains("\"cookie:\"") { "" } else { &service };
     section("api", format!("address = \"127.0.0.1:0\"\n{service}"));

@@ -1,4 +1,5 @@
-//! Exchanges whose two bodies the test sends piece by piece, over HTTP/1.1 or HTTP/2 on either side of the proxy.
+//! Full-duplex requests: the test sends both bodies piece by piece, over HTTP/1.1 or HTTP/2 on
+//! either side.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -20,7 +21,7 @@ use tokio::time::timeout;
 
 use super::PATIENCE;
 
-/// The protocol of one side.
+/// HTTP version of one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
     Http1,
@@ -29,7 +30,7 @@ pub enum Version {
 
 type Pieces = StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
 
-/// The sending end of a body. Dropping it ends the body.
+/// Sending half of a body. Dropping it ends the body.
 pub struct Sending(mpsc::Sender<Bytes>);
 
 impl Sending {
@@ -42,21 +43,25 @@ impl Sending {
     }
 
     pub async fn send(&self, piece: &'static str) {
-        self.0.send(Bytes::from_static(piece.as_bytes())).await.expect("the body is wanted");
+        self.0
+            .send(Bytes::from_static(piece.as_bytes()))
+            .await
+            .expect("the receiver is still there");
     }
 
-    /// Sends until the body is dropped.
-    pub async fn unwanted(&self) {
+    /// Sends until the receiver drops the body.
+    pub async fn wait_until_dropped(&self) {
         let sends = async { while self.0.send(Bytes::from_static(b"more")).await.is_ok() {} };
         timeout(PATIENCE, sends).await.expect("the body is dropped");
     }
 }
 
-/// The receiving end of a body.
+/// Receiving half of a body.
 pub struct Receiving(Incoming);
 
 impl Receiving {
-    /// Waits for more: `Some(Ok)` if it came, `None` at the end, `Some(Err)` if the body broke.
+    /// Waits for the next piece. Returns `None` at the end of the body, `Some(Err)` if it was
+    /// aborted.
     pub async fn next(&mut self) -> Option<Result<String, hyper::Error>> {
         loop {
             let frame = timeout(PATIENCE, self.0.frame()).await.expect("more comes");
@@ -77,13 +82,13 @@ impl Receiving {
         self.next().await.expect("a piece").expect("no error")
     }
 
-    /// Whether nothing comes for this long, neither data nor an end.
-    pub async fn is_silent(&mut self, long: Duration) -> bool {
-        timeout(long, self.0.frame()).await.is_err()
+    /// Returns true if neither data nor the end arrives for this duration.
+    pub async fn is_silent(&mut self, duration: Duration) -> bool {
+        timeout(duration, self.0.frame()).await.is_err()
     }
 
-    /// Reads on; whether the body breaks instead of ending.
-    pub async fn breaks(&mut self) -> bool {
+    /// Reads on. Returns true if the body is aborted, false if it ends.
+    pub async fn is_aborted(&mut self) -> bool {
         loop {
             match self.next().await {
                 Some(Ok(_)) => {}
@@ -94,13 +99,13 @@ impl Receiving {
     }
 }
 
-/// A request as its site has it: the head of the response, an event stream, was sent.
+/// A request as its site handles it; the head of the response, an event stream, was sent.
 pub struct Call {
     pub upload: Receiving,
     pub answer: Sending,
 }
 
-/// A site.
+/// A site that gives the bodies of each request to the test.
 pub struct Site {
     pub address: SocketAddr,
     calls: mpsc::Receiver<Call>,
@@ -127,7 +132,7 @@ impl Site {
         Self { address, calls, tasks }
     }
 
-    /// The lines of a route to it.
+    /// Returns the configuration of a route to it.
     pub fn route(&self, version: Version) -> String {
         let protocol = match version {
             Version::Http1 => "http1",
@@ -139,7 +144,7 @@ impl Site {
         )
     }
 
-    /// Its next request.
+    /// Waits for its next request.
     pub async fn call(&mut self) -> Call {
         timeout(PATIENCE, self.calls.recv()).await.expect("a request comes").unwrap()
     }
@@ -179,7 +184,7 @@ async fn serve(stream: TcpStream, version: Version, calls: mpsc::Sender<Call>, t
     tokio::select! { () = served => {}, () = draining.draining() => {} }
 }
 
-/// A client's connection.
+/// A connection of a client.
 pub struct Connection {
     to: Sender,
     tasks: Tasks,
@@ -210,7 +215,7 @@ impl Connection {
         Self { to, tasks }
     }
 
-    /// Sends the head of a request, and takes the head of its response; its bodies are still open.
+    /// Sends the head of a request and receives the head of its response; both bodies stay open.
     pub async fn ask(&mut self, path: &str, cookie: Option<&str>) -> (Sending, Receiving) {
         let (upload, pieces) = Sending::new();
         let mut request = match self.to {

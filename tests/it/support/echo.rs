@@ -1,4 +1,4 @@
-//! A site of WebSockets that answers what it is sent, and a client of one.
+//! A WebSocket server that echoes its messages, and a WebSocket client.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ pub use tokio_tungstenite::tungstenite::Message;
 
 use super::PATIENCE;
 
-/// A site that echoes, until it is dropped.
+/// A site that echoes messages until it is dropped.
 pub struct Echo {
     pub address: SocketAddr,
     seen: Arc<Mutex<Vec<HeaderMap>>>,
@@ -47,12 +47,12 @@ impl Echo {
         echo
     }
 
-    /// The heads of the handshakes.
+    /// Returns the headers of the handshakes.
     pub fn seen(&self) -> Vec<HeaderMap> {
         self.seen.lock().unwrap().clone()
     }
 
-    /// The close frames, one for each conversation that is over.
+    /// Returns the code of the close frame of each connection that has ended.
     pub fn closed(&self) -> Vec<Option<u16>> {
         let closed = self.closed.lock().unwrap();
         closed.iter().map(|frame| frame.as_ref().map(|frame| frame.code.into())).collect()
@@ -90,10 +90,10 @@ async fn converse(
     closed.lock().unwrap().push(last);
 }
 
-/// A client's end.
+/// The client's end of a WebSocket.
 pub struct Socket(pub WebSocketStream<TcpStream>);
 
-/// Opens a WebSocket with these fields in its request's head.
+/// Opens a WebSocket with these headers in its handshake.
 pub async fn socket(
     address: SocketAddr,
     path: &str,
@@ -114,18 +114,18 @@ impl Socket {
         self.0.send(message).await.unwrap();
     }
 
-    /// The next message; `None` where the connection is over.
+    /// Waits for the next message; `None` if the connection has ended.
     pub async fn next(&mut self) -> Option<Message> {
         timeout(PATIENCE, self.0.next()).await.expect("a message").and_then(Result::ok)
     }
 
-    /// Whether it comes back.
+    /// Sends a message. Returns true if it is echoed.
     pub async fn echoes(&mut self, text: &str) -> bool {
         self.send(Message::text(text)).await;
         self.next().await == Some(Message::text(text))
     }
 
-    /// The code that the other side closes with; `None` where it says nothing.
+    /// Waits for the close frame and returns its code; `None` if there is no frame or no code.
     pub async fn closed_with(&mut self) -> Option<u16> {
         loop {
             if let Message::Close(frame) = self.next().await? {

@@ -1,7 +1,7 @@
-//! A TCP proxy on loopback whose faults are switched while it runs.
+//! A TCP proxy on loopback that injects faults; they are switched while it runs.
 //!
-//! It knows no protocol: what a client sends is a request, what comes back is a reply. It has
-//! threads of its own, two a connection, so that a test may block or not as it likes.
+//! It parses no protocol: bytes from the client are requests, bytes to the client are replies. It
+//! uses two threads for each connection, so that it works from blocking and from async tests.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -12,37 +12,37 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-/// More connections than any test makes; those beyond are reset.
-const MOST: usize = 512;
+/// Connection limit, above what any test opens; connections beyond it are reset.
+const MAX_CONNECTIONS: usize = 512;
 
-/// How soon a fault takes hold where nothing moves.
+/// Interval at which idle threads check for a new fault.
 const TICK: Duration = Duration::from_millis(5);
 
-/// What lasts until it is set to something else, for all connections, those that are there too.
+/// A fault that applies to all connections, existing ones included, until another one is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     None,
-    /// Each piece, either way, is late by `fixed`, and by up to `jitter` more.
+    /// Delays each piece, in both directions, by `fixed` and up to `jitter` more.
     Delay {
         fixed: Duration,
         jitter: Duration,
     },
-    /// Connections are taken, and nothing passes this way. It is not lost: it passes afterwards.
-    Stall(Way),
-    /// Nobody listens: new connections are refused. Those that are there go on.
+    /// Accepts connections but holds back all data in this direction until the fault is cleared.
+    Stall(Direction),
+    /// Closes the listener, so that new connections are refused. Existing ones go on.
     Refuse,
-    /// New connections are taken and reset at once. Those that are there go on.
+    /// Accepts new connections and resets them at once. Existing ones go on.
     ResetNew,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum Direction {
     Requests,
     Replies,
     Both,
 }
 
-/// How a connection ends.
+/// Way in which a connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     /// FIN, to both sides.
@@ -51,11 +51,11 @@ pub(crate) enum End {
     Reset,
 }
 
-/// What happens once, to the connection whose reply is next.
+/// A fault that happens once, to the connection with the next reply.
 #[derive(Debug)]
 enum Once {
-    /// After so many bytes of reply the connection ends, and the rest is lost.
-    Cut {
+    /// Closes the connection after this number of reply bytes; the rest is lost.
+    Truncate {
         after: usize,
         how: End,
     },
@@ -63,7 +63,7 @@ enum Once {
     After(Vec<u8>),
 }
 
-/// The proxy. It and its connections end when it is dropped.
+/// The proxy. Dropping it closes its listener and its connections.
 #[derive(Debug)]
 pub(crate) struct FaultProxy {
     address: SocketAddr,
@@ -72,8 +72,8 @@ pub(crate) struct FaultProxy {
 }
 
 impl FaultProxy {
-    /// Stands before `target`, at a free port.
-    pub(crate) fn before(target: SocketAddr) -> Self {
+    /// Starts a proxy for `target` on a free port.
+    pub(crate) fn to(target: SocketAddr) -> Self {
         let listener = listener();
         let address = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared(Mutex::new(State {
@@ -92,27 +92,27 @@ impl FaultProxy {
         Self { address, shared, acceptor: Some(acceptor) }
     }
 
-    /// Where it listens.
+    /// Returns the address that it listens on.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// How many connections it has taken since it began.
+    /// Returns the number of connections accepted since the start.
     pub(crate) fn accepted(&self) -> usize {
         self.shared.state().accepted
     }
 
-    /// How many connections go through it now, blackholed ones too.
+    /// Returns the number of open connections, including blackholed ones.
     pub(crate) fn connections(&self) -> usize {
         self.shared.state().links().len()
     }
 
-    /// Connections to come go to another target.
+    /// Sends new connections to another target.
     pub(crate) fn point_at(&self, target: SocketAddr) {
         self.shared.state().target = target;
     }
 
-    /// Sets what lasts. It holds when this returns.
+    /// Sets the lasting fault. It is in effect when this returns.
     pub(crate) fn set(&self, fault: Fault) {
         self.shared.state().fault = fault;
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -122,7 +122,7 @@ impl FaultProxy {
         }
     }
 
-    /// Ends all connections that are there.
+    /// Closes all existing connections.
     pub(crate) fn end(&self, how: End) {
         let links = self.shared.state().links();
         for link in links {
@@ -130,27 +130,26 @@ impl FaultProxy {
         }
     }
 
-    /// Nothing passes any more on the connections that are there, nor are they closed; new ones
-    /// work.
+    /// Drops all further data of the existing connections without closing them; new ones work.
     pub(crate) fn blackhole(&self) {
         let links = self.shared.state().links();
         for link in links {
-            *link.fate() = Fate::Blackholed;
+            *link.state() = LinkState::Blackholed;
         }
     }
 
-    /// Once: after so many more bytes of reply, the connection that they are on ends, and the rest
-    /// is lost. With 0 the request is carried out and its reply is lost.
+    /// Closes, once, the connection with the next reply after this number of reply bytes; the rest
+    /// is lost. With 0 the request is executed and its whole reply is lost.
     pub(crate) fn end_after(&self, bytes: usize, how: End) {
-        self.shared.state().once.push_back(Once::Cut { after: bytes, how });
+        self.shared.state().once.push_back(Once::Truncate { after: bytes, how });
     }
 
-    /// Once: these bytes come before the next reply.
+    /// Inserts, once, these bytes ahead of the next reply.
     pub(crate) fn garbage(&self, bytes: &[u8]) {
         self.shared.state().once.push_back(Once::Before(bytes.to_vec()));
     }
 
-    /// Once: these bytes come after the next reply, such as an answer to no question.
+    /// Inserts, once, these bytes after the next reply, e.g. a reply that matches no request.
     pub(crate) fn extra_reply(&self, bytes: &[u8]) {
         self.shared.state().once.push_back(Once::After(bytes.to_vec()));
     }
@@ -186,23 +185,23 @@ impl State {
         self.links.iter().filter_map(Weak::upgrade).collect()
     }
 
-    fn stalls(&self, way: Way) -> bool {
-        matches!(self.fault, Fault::Stall(stalled) if stalled == way || stalled == Way::Both)
+    fn stalls(&self, direction: Direction) -> bool {
+        matches!(self.fault, Fault::Stall(stalled) if stalled == direction || stalled == Direction::Both)
     }
 
-    /// What becomes of a piece of reply.
+    /// Applies the one-time faults to a piece of a reply.
     fn disturb(&mut self, piece: Vec<u8>) -> (Vec<u8>, Option<End>) {
         let mut before = Vec::new();
         loop {
             match self.once.pop_front() {
                 Some(Once::Before(bytes)) => before.extend(bytes),
                 Some(Once::After(bytes)) => return ([before, piece, bytes].concat(), None),
-                Some(Once::Cut { after, how }) if after <= piece.len() => {
+                Some(Once::Truncate { after, how }) if after <= piece.len() => {
                     before.extend(piece.into_iter().take(after));
                     return (before, Some(how));
                 }
-                Some(Once::Cut { after, how }) => {
-                    self.once.push_front(Once::Cut { after: after - piece.len(), how });
+                Some(Once::Truncate { after, how }) => {
+                    self.once.push_front(Once::Truncate { after: after - piece.len(), how });
                     return ([before, piece].concat(), None);
                 }
                 None => return ([before, piece].concat(), None),
@@ -216,7 +215,7 @@ impl Shared {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes connections until the proxy ends, save while it refuses them.
+    /// Accepts connections until the proxy is dropped, except while it refuses them.
     fn accept(self: &Arc<Self>, address: SocketAddr, listener: TcpListener) {
         let mut listener = Some(listener);
         loop {
@@ -230,24 +229,24 @@ impl Shared {
             if refuses {
                 listener = None;
             } else if listener.is_none() {
-                listener = TcpListener::bind(address).ok().inspect(does_not_block);
+                listener = TcpListener::bind(address).ok().inspect(set_nonblocking);
             }
             self.state().listens = listener.is_some();
             match listener.as_ref().map(TcpListener::accept) {
-                Some(Ok((client, _))) => self.take(client),
+                Some(Ok((client, _))) => self.handle(client),
                 _ => pause(TICK),
             }
         }
     }
 
-    fn take(self: &Arc<Self>, client: TcpStream) {
+    fn handle(self: &Arc<Self>, client: TcpStream) {
         let (target, takes) = {
             let mut state = self.state();
             state.accepted += 1;
-            (state.target, state.fault != Fault::ResetNew && state.links().len() < MOST)
+            (state.target, state.fault != Fault::ResetNew && state.links().len() < MAX_CONNECTIONS)
         };
         if !takes {
-            // Closing it resets it.
+            // With a linger time of zero, closing sends RST.
             let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
             return;
         }
@@ -265,7 +264,7 @@ impl Shared {
             stream.set_nodelay(true).expect("an option");
             stream.set_write_timeout(Some(TICK)).expect("an option");
         }
-        let link = Arc::new(Link { client, server, fate: Mutex::new(Fate::Lives) });
+        let link = Arc::new(Link { client, server, state: Mutex::new(LinkState::Open) });
         {
             let mut state = self.state();
             if state.ended {
@@ -275,39 +274,39 @@ impl Shared {
         }
         let replies = thread::spawn({
             let (shared, link) = (Arc::clone(&self), Arc::clone(&link));
-            move || link.pump(&shared, Way::Replies)
+            move || link.pump(&shared, Direction::Replies)
         });
-        link.pump(&self, Way::Requests);
+        link.pump(&self, Direction::Requests);
         drop(link);
         let _ = replies.join();
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Lives,
+enum LinkState {
+    Open,
     Blackholed,
-    Ended,
+    Closed,
 }
 
-/// One connection through the proxy. It is closed when both of its threads have let go.
+/// One connection through the proxy. Its sockets are closed when both of its threads have ended.
 #[derive(Debug)]
 struct Link {
     client: TcpStream,
     server: TcpStream,
-    fate: Mutex<Fate>,
+    state: Mutex<LinkState>,
 }
 
 impl Link {
-    fn fate(&self) -> MutexGuard<'_, Fate> {
-        self.fate.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, LinkState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn end(&self, how: End) {
-        *self.fate() = Fate::Ended;
+        *self.state() = LinkState::Closed;
         for stream in [&self.client, &self.server] {
-            // A peer may have gone already. Ending the reading side wakes our thread, and sends
-            // nothing.
+            // The peer may have closed already. Shutting down the reading side wakes our thread and
+            // sends nothing, so that the peer sees the RST only.
             let _ = match how {
                 End::Close => stream.shutdown(Shutdown::Both),
                 End::Reset => SockRef::from(stream)
@@ -317,17 +316,17 @@ impl Link {
         }
     }
 
-    /// Passes one way what comes, until it ends.
-    fn pump(&self, shared: &Shared, way: Way) {
-        let (mut from, mut to) = match way {
-            Way::Replies => (&self.server, &self.client),
-            Way::Requests | Way::Both => (&self.client, &self.server),
+    /// Copies data in one direction until the connection ends.
+    fn pump(&self, shared: &Shared, direction: Direction) {
+        let (mut from, mut to) = match direction {
+            Direction::Replies => (&self.server, &self.client),
+            Direction::Requests | Direction::Both => (&self.client, &self.server),
         };
         let mut buffer = vec![0; 16 * 1024];
-        while self.may_pass(shared, way) {
+        while self.may_pass(shared, direction) {
             let length = match from.read(&mut buffer) {
-                // Half of it is closed; the other may go on.
-                Ok(0) if *self.fate() == Fate::Lives => {
+                // The other direction of a half-closed connection may go on.
+                Ok(0) if *self.state() == LinkState::Open => {
                     let _ = to.shutdown(Shutdown::Write);
                     return;
                 }
@@ -337,13 +336,13 @@ impl Link {
                 Err(_) => return self.end(End::Reset),
             };
             self.wait(shared);
-            if !self.may_pass(shared, way) {
+            if !self.may_pass(shared, direction) {
                 return;
             }
             let piece = buffer.iter().copied().take(length).collect();
-            let (piece, end) = match way {
-                Way::Replies => shared.state().disturb(piece),
-                Way::Requests | Way::Both => (piece, None),
+            let (piece, end) = match direction {
+                Direction::Replies => shared.state().disturb(piece),
+                Direction::Requests | Direction::Both => (piece, None),
             };
             if !self.write(&mut to, &piece) {
                 return self.end(End::Reset);
@@ -354,37 +353,37 @@ impl Link {
         }
     }
 
-    /// Waits while this way is stalled; answers whether the connection lives.
-    fn may_pass(&self, shared: &Shared, way: Way) -> bool {
+    /// Waits while this direction is stalled. Returns false if the connection was closed.
+    fn may_pass(&self, shared: &Shared, direction: Direction) -> bool {
         loop {
-            let fate = *self.fate();
-            let stalls = fate == Fate::Blackholed || shared.state().stalls(way);
-            if fate == Fate::Ended || !stalls {
-                return fate != Fate::Ended;
+            let state = *self.state();
+            let stalls = state == LinkState::Blackholed || shared.state().stalls(direction);
+            if state == LinkState::Closed || !stalls {
+                return state != LinkState::Closed;
             }
             pause(TICK);
         }
     }
 
-    /// Holds a piece back for as long as the delay says.
+    /// Waits for the duration of [`Fault::Delay`].
     fn wait(&self, shared: &Shared) {
         let Fault::Delay { fixed, jitter } = shared.state().fault else { return };
         let share = f64::from(getrandom::u32().unwrap_or_default()) / f64::from(u32::MAX);
         let until = Instant::now() + fixed + jitter.mul_f64(share);
-        while *self.fate() != Fate::Ended
+        while *self.state() != LinkState::Closed
             && let Some(left) = until.checked_duration_since(Instant::now())
         {
             pause(left.min(Duration::from_millis(50)));
         }
     }
 
-    /// Writes all of it, unless the connection ends first.
+    /// Writes all of `piece`. Returns false if the connection ends first.
     fn write(&self, to: &mut impl Write, mut piece: &[u8]) -> bool {
         while !piece.is_empty() {
             match to.write(piece) {
                 Ok(written) => piece = piece.get(written..).unwrap_or_default(),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    if *self.fate() == Fate::Ended {
+                    if *self.state() == LinkState::Closed {
                         return false;
                     }
                 }
@@ -396,23 +395,24 @@ impl Link {
     }
 }
 
-/// At a port below those that outgoing connections take, so that it can be taken again.
+/// Binds a random port below the ephemeral range: no outgoing connection can take it while
+/// [`Fault::Refuse`] has closed the listener.
 fn listener() -> TcpListener {
     loop {
         let number = getrandom::u32().expect("a random number") % 10_000;
         let port = 10_000 + u16::try_from(number).expect("a port");
         if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
-            does_not_block(&listener);
+            set_nonblocking(&listener);
             return listener;
         }
     }
 }
 
-fn does_not_block(listener: &TcpListener) {
+fn set_nonblocking(listener: &TcpListener) {
     listener.set_nonblocking(true).expect("an option");
 }
 
-#[expect(clippy::disallowed_methods, reason = "a thread of its own may sleep")]
+#[expect(clippy::disallowed_methods, reason = "a dedicated thread may sleep")]
 fn pause(duration: Duration) {
     thread::sleep(duration);
 }

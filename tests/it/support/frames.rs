@@ -1,4 +1,4 @@
-//! A client of HTTP/2 that writes frames as it likes (RFC 9113, section 4.1).
+//! An HTTP/2 client that writes arbitrary frames (RFC 9113, section 4.1).
 
 use std::net::SocketAddr;
 
@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::PATIENCE;
 
-/// The frames' types.
+// Frame types (RFC 9113, section 6).
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
 pub const RST_STREAM: u8 = 3;
@@ -18,12 +18,12 @@ pub const GOAWAY: u8 = 7;
 pub const WINDOW_UPDATE: u8 = 8;
 pub const CONTINUATION: u8 = 9;
 
-/// Their flags.
+// Frame flags.
 pub const END_STREAM: u8 = 1;
 pub const ACK: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 
-/// A frame that came.
+/// A received frame.
 #[derive(Debug)]
 pub struct Frame {
     pub kind: u8,
@@ -32,22 +32,22 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-/// How a stream, or all of its connection, ended.
+/// Way in which a stream, or its whole connection, ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// With a response of this status; other than these two it is not decoded.
+    /// A response. Only the statuses 200 and 400 are decoded.
     Status(Option<u16>),
-    /// With a reset.
+    /// `RST_STREAM`.
     Reset,
-    /// With the connection.
+    /// GOAWAY with an error, or the end of the connection.
     Connection,
 }
 
-/// A connection.
+/// A connection on which frames are written and read one by one.
 pub struct Frames(TcpStream);
 
 impl Frames {
-    /// Connected, the preface and empty settings sent.
+    /// Connects, and sends the preface and empty SETTINGS.
     pub async fn connect(address: SocketAddr) -> Self {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
@@ -56,24 +56,24 @@ impl Frames {
         frames
     }
 
-    /// Sends a frame; whether the other side still takes any.
+    /// Sends a frame. Returns false if the peer has closed the connection.
     pub async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
         timeout(PATIENCE, self.0.write_all(&frame(kind, flags, stream, payload)))
             .await
             .is_ok_and(|written| written.is_ok())
     }
 
-    /// Sends many at once.
+    /// Sends the bytes of many frames at once.
     pub async fn send_bytes(&mut self, bytes: &[u8]) -> bool {
         timeout(PATIENCE, self.0.write_all(bytes)).await.is_ok_and(|written| written.is_ok())
     }
 
-    /// Opens a stream with these fields.
+    /// Opens a stream with these header fields.
     pub async fn open(&mut self, stream: u32, fields: &[(&str, &str)], flags: u8) -> bool {
         self.send(HEADERS, END_HEADERS | flags, stream, &block(fields)).await
     }
 
-    /// The next frame; `None` where the connection is over.
+    /// Reads the next frame; `None` if the connection has ended.
     pub async fn next(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
         timeout(PATIENCE, self.0.read_exact(&mut head)).await.expect("a frame comes").ok()?;
@@ -84,7 +84,7 @@ impl Frames {
         Some(Frame { kind: head[3], flags: head[4], stream, payload })
     }
 
-    /// How `stream` ends.
+    /// Reads frames until `stream` or the connection ends.
     pub async fn ended(&mut self, stream: u32) -> Ended {
         while let Some(frame) = self.next().await {
             match frame.kind {
@@ -104,7 +104,7 @@ impl Frames {
         Ended::Connection
     }
 
-    /// Whether the other side answers a ping, and so still serves this connection.
+    /// Returns true if the peer answers a PING, and therefore still serves this connection.
     pub async fn is_alive(&mut self) -> bool {
         if !self.send(PING, 0, 0, b"12345678").await {
             return false;
@@ -120,7 +120,7 @@ impl Frames {
     }
 }
 
-/// A frame's bytes.
+/// Encodes a frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut bytes = vec![length[1], length[2], length[3], kind, flags];
@@ -129,7 +129,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Fields as literals without indexing or compression (RFC 7541, section 6.2.2).
+/// Encodes fields as literals without indexing or compression (RFC 7541, section 6.2.2).
 pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, value) in fields {
@@ -142,7 +142,7 @@ pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     bytes
 }
 
-/// An integer of a prefix of seven bits (RFC 7541, section 5.1).
+/// Encodes an integer with a prefix of seven bits (RFC 7541, section 5.1).
 fn length(bytes: &mut Vec<u8>, length: usize) {
     let Some(mut rest) = length.checked_sub(127) else {
         return bytes.push(u8::try_from(length).unwrap());

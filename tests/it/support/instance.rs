@@ -1,10 +1,10 @@
-//! The program with a configuration of the test's, on free ports.
+//! The program as a process, with a configuration for one test, on free ports.
 
 use tempfile::TempDir;
 
 use super::{Browser, KEY, Program, Serving, Upstream, curl};
 
-/// A running program with a directory of its own.
+/// A running program and its state directory.
 pub struct Instance {
     pub program: Program,
     pub serving: Serving,
@@ -12,7 +12,8 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Before `upstream`, with these lines in its `[store]`. When this returns, it serves.
+    /// Starts a program for `upstream` with these lines in its `[store]`, and waits until it
+    /// serves.
     pub async fn start(upstream: &Upstream, store: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("cloakroom.toml");
@@ -28,12 +29,12 @@ impl Instance {
         Self { program, serving, directory }
     }
 
-    /// A visitor.
+    /// Returns a browser that visits it.
     pub fn browser(&self) -> Browser {
         Browser::to(self.serving.public)
     }
 
-    /// What `/ready` answers.
+    /// Returns the status of `/ready`.
     pub async fn readiness(&self) -> u16 {
         curl([format!("http://{}/ready", self.serving.admin)]).await.status
     }

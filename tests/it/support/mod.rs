@@ -1,8 +1,9 @@
-//! What the tests share: [`Cloakroom`] is the proxy, [`Upstream`] the site behind it, [`Browser`]
-//! a client with a cookie jar.
+//! Test kit: [`Cloakroom`] is the proxy, [`Upstream`] the site behind it, and [`Browser`] a client
+//! with a cookie jar.
 //!
-//! The upstream does what the request's `X-Script` says: it makes the calls of the session API that
-//! are listed there, and answers as told. So a test says in one place what a page does.
+//! The upstream runs the script in the request's `X-Script` header: it makes the listed calls of
+//! the session API, then sends the given response. A test therefore says in one place what a page
+//! does.
 
 mod browser;
 mod cloakroom;
@@ -22,40 +23,41 @@ mod webdriver;
 
 pub use self::browser::{Browser, COOKIE, Page};
 pub use self::cloakroom::{Cloakroom, KEY};
-pub use self::curl::{Curled, curl};
+pub use self::curl::{CurlResponse, curl};
 pub use self::echo::{Echo, Message, Socket, socket};
 pub use self::fake_clock::FakeClock;
-pub(crate) use self::fault_proxy::{End, Fault, FaultProxy, Way};
+pub(crate) use self::fault_proxy::{Direction, End, Fault, FaultProxy};
 pub use self::instance::Instance;
 pub use self::program::{Program, Serving};
 pub(crate) use self::redis::{
     Authority, Cluster, Connection, Flaw, Identity, Migration, RedisServer, Reply, Sentinels,
     wait_until,
 };
-pub use self::script::{Call, Called, Script};
+pub use self::script::{ApiResponse, Call, Script};
 pub use self::upstream::{ANSWERED_AT, API, Seen, Upstream, call, elapsed};
 pub use self::webdriver::{Driver, Window};
 
 use std::time::Duration;
 
-/// Longer than anything that is waited for here should take.
+/// Timeout of every wait; nothing that the tests wait for should take longer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Waits until something is so that nothing announces: a program listens, or has ended.
+/// Polls until `done` returns true, for conditions without a notification: a program listens or has
+/// exited. Panics with `what` after [`PATIENCE`].
 pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = std::time::Instant::now() + PATIENCE;
     while !done() {
-        assert!(std::time::Instant::now() < deadline, "waited in vain until {what}");
+        assert!(std::time::Instant::now() < deadline, "timed out waiting until {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// Begins the log of this process, once: at TRACE into the file that `TEST_LOG_DIRECTORY` names, or
-/// nowhere. What it holds is searched for secrets when all tests are over.
-pub fn log() {
+/// Starts logging in this process, once: at TRACE into a file in `TEST_LOG_DIRECTORY`, or not at
+/// all if that variable is not set. `tests/run` searches the files for secrets after all tests.
+pub fn init_log() {
     use std::sync::Once;
-    static BEGUN: Once = Once::new();
-    BEGUN.call_once(|| {
+    static INIT: Once = Once::new();
+    INIT.call_once(|| {
         let Some(directory) = std::env::var_os("TEST_LOG_DIRECTORY") else { return };
         let path = std::path::Path::new(&directory).join(format!("it-{}.log", std::process::id()));
         let file = std::fs::File::create(path).unwrap();

@@ -1,4 +1,4 @@
-//! The program itself, as a process of its own.
+//! The program as a process.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex};
 
 use super::{FakeClock, until};
 
-/// A running program, and the lines of its log. Dropping it kills it.
+/// A running program and the lines of its log. Dropping it kills the process.
 pub struct Program {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
 }
 
-/// Where a program is reached; of several public listeners, the first.
+/// Addresses of a program; of several public listeners, the first.
 #[derive(Clone, Copy, Debug)]
 pub struct Serving {
     pub public: SocketAddr,
@@ -23,27 +23,29 @@ pub struct Serving {
 }
 
 impl Program {
-    /// With this configuration, whose directory is its state's too.
+    /// Starts the program with this configuration file, whose directory is also its state
+    /// directory.
     pub fn start(file: &Path) -> Self {
         Self::run(Command::new(env!("CARGO_BIN_EXE_cloakroom")), file)
     }
 
-    /// The same, by this clock.
-    pub fn start_by(clock: &FakeClock, file: &Path) -> Self {
+    /// Starts the program with this clock.
+    pub fn start_with_clock(clock: &FakeClock, file: &Path) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
         command.envs(clock.environment());
         Self::run(command, file)
     }
 
-    /// The same on a socket that listens, as systemd hands it over; `notify` hears of its states.
-    pub fn start_on(socket: &std::net::TcpListener, file: &Path, notify: &Path) -> Self {
+    /// Starts the program with an inherited listening socket, as systemd does. It reports its state
+    /// to the socket at `notify`.
+    pub fn start_with_socket(socket: &std::net::TcpListener, file: &Path, notify: &Path) -> Self {
         use std::os::fd::AsRawFd as _;
 
         rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty()).unwrap();
         let mut command = Command::new("bash");
-        let handed =
+        let script =
             format!("LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\" 3<&{}", socket.as_raw_fd());
-        command.args(["-c", &handed, env!("CARGO_BIN_EXE_cloakroom")]);
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_cloakroom")]);
         command.env("NOTIFY_SOCKET", notify);
         Self::run(command, file)
     }
@@ -57,26 +59,26 @@ impl Program {
             .unwrap();
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let said = Arc::clone(&log);
+        let collected = Arc::clone(&log);
         std::thread::spawn(move || {
-            lines.map_while(Result::ok).for_each(|line| said.lock().unwrap().push(line));
+            lines.map_while(Result::ok).for_each(|line| collected.lock().unwrap().push(line));
         });
         Self { child, log }
     }
 
-    /// Waits until its log has this.
-    pub async fn says(&self, text: &str) {
+    /// Waits until a line of its log contains `text`.
+    pub async fn wait_for_log(&self, text: &str) {
         until(text, || self.log.lock().unwrap().iter().any(|line| line.contains(text))).await;
     }
 
-    /// Its log so far.
+    /// Returns its log so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
     }
 
-    /// Where clients and operators reach it, as its log says.
+    /// Waits until it serves, and returns the addresses from its log.
     pub async fn serving(&self) -> Serving {
-        self.says("serving public=").await;
+        self.wait_for_log("serving public=").await;
         let log = self.log.lock().unwrap();
         let line = log.iter().find(|line| line.contains("serving public=")).unwrap();
         let address = |key: &str| {
@@ -86,20 +88,20 @@ impl Program {
         Serving { public: address(" public="), api: address(" api="), admin: address(" admin=") }
     }
 
-    /// Its number.
+    /// Returns its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends it a signal, as `-TERM`.
+    /// Sends it a signal, e.g. `-TERM`.
     pub fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
     }
 
-    /// Waits for its end.
+    /// Waits until it exits.
     pub async fn ended(&mut self) -> ExitStatus {
-        until("it ends", || self.child.try_wait().unwrap().is_some()).await;
+        until("the program exits", || self.child.try_wait().unwrap().is_some()).await;
         self.child.wait().unwrap()
     }
 }

@@ -1,4 +1,4 @@
-//! A client that writes bytes, and an upstream that answers with bytes.
+//! Clients and upstreams that read and write raw bytes.
 
 use std::net::SocketAddr;
 
@@ -8,14 +8,14 @@ use tokio::time::timeout;
 
 use super::PATIENCE;
 
-/// Sends bytes, and reads until the other side closes.
+/// Sends a request and reads until the peer closes the connection.
 pub async fn exchange(address: SocketAddr, request: &str) -> String {
     let mut connection = TcpStream::connect(address).await.unwrap();
     connection.write_all(request.as_bytes()).await.unwrap();
     read_all(&mut connection).await
 }
 
-/// Reads until the other side closes; a reset ends it too.
+/// Reads until the peer closes or resets the connection.
 pub async fn read_all(connection: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     let read = timeout(PATIENCE, connection.read_to_end(&mut answer))
@@ -25,20 +25,26 @@ pub async fn read_all(connection: &mut TcpStream) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// Reads until `text` has come, and no further than needed.
+/// Reads byte by byte until `text` has arrived, so that nothing after it is consumed.
 pub async fn read_until(connection: &mut TcpStream, text: &str) -> String {
     let mut answer = Vec::new();
     while !String::from_utf8_lossy(&answer).contains(text) {
         let mut byte = [0];
-        let read =
-            timeout(PATIENCE, connection.read(&mut byte)).await.expect("more comes").unwrap();
-        assert!(read == 1, "closed before {text:?} came: {:?}", String::from_utf8_lossy(&answer));
+        let read = timeout(PATIENCE, connection.read(&mut byte))
+            .await
+            .expect("more data in time")
+            .unwrap();
+        assert!(
+            read == 1,
+            "closed before {text:?} arrived: {:?}",
+            String::from_utf8_lossy(&answer)
+        );
         answer.push(byte[0]);
     }
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// An upstream of one listener, whose connections the test takes one by one.
+/// An upstream whose connections the test accepts one by one.
 pub struct RawUpstream {
     listener: TcpListener,
     pub address: SocketAddr,
@@ -51,10 +57,10 @@ impl RawUpstream {
         Self { listener, address }
     }
 
-    /// The next connection, when a request's head has come on it.
+    /// Accepts the next connection and reads the head of a request from it.
     pub async fn head(&self) -> (TcpStream, String) {
         let (mut connection, _) =
-            timeout(PATIENCE, self.listener.accept()).await.expect("a connection comes").unwrap();
+            timeout(PATIENCE, self.listener.accept()).await.expect("a connection in time").unwrap();
         let head = read_until(&mut connection, "\r\n\r\n").await;
         (connection, head)
     }

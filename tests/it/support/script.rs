@@ -1,22 +1,22 @@
-//! What a page of the upstream does: calls of the session API, then an answer.
+//! Scripts for the pages of the upstream: calls of the session API, then a response.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// What a page does, in this order.
+/// Steps of a page, in the order in which they run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Script {
     pub calls: Vec<Call>,
-    /// A gate of the upstream to wait at before the answer; see [`super::Upstream::open`].
+    /// Gate of the upstream to wait at before the response; see [`super::Upstream::open`].
     pub wait: Option<String>,
-    /// The same, before the calls.
+    /// Gate to wait at before the calls.
     pub wait_before: Option<String>,
     pub status: Option<u16>,
     pub headers: Vec<(String, String)>,
     pub body: Option<String>,
 }
 
-/// A call of the session API, with the request's own token.
+/// A call of the session API with the token of the request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Call {
     pub method: String,
@@ -25,9 +25,9 @@ pub struct Call {
     pub body: String,
 }
 
-/// What a call was answered.
+/// Response to a call of the session API.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Called {
+pub struct ApiResponse {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: String,
@@ -38,7 +38,7 @@ impl Script {
         Self::default()
     }
 
-    /// A call; the path is appended to X-Session-Url.
+    /// Adds a call; the path is appended to X-Session-Url.
     pub fn call(self, method: &str, path: &str, body: impl ToString) -> Self {
         self.call_with(method, path, &[], body)
     }
@@ -96,7 +96,7 @@ impl Script {
     }
 
     pub fn to_header(&self) -> String {
-        // A header is ASCII here, whatever a test puts into a script.
+        // JSON may escape every character, so that a script of any text fits into an ASCII header.
         let text = serde_json::to_string(self).unwrap();
         let escape = |c: char| {
             if c.is_ascii() {
@@ -109,7 +109,7 @@ impl Script {
     }
 }
 
-impl Called {
+impl ApiResponse {
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
     }
@@ -120,7 +120,7 @@ impl Called {
             .find_map(|(known, value)| known.eq_ignore_ascii_case(name).then_some(value.as_str()))
     }
 
-    /// The problem's code.
+    /// Returns the code of the problem document.
     pub fn code(&self) -> String {
         self.json()["code"].as_str().unwrap_or_default().to_owned()
     }

@@ -1,4 +1,4 @@
-//! The site behind the proxy: it knows no sessions, and does what the request's script says.
+//! The site behind the proxy: it has no sessions of its own and runs the script of each request.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -14,33 +14,33 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::PATIENCE;
-use super::script::{Call, Called, Script};
+use super::script::{ApiResponse, Call, Script};
 
-/// What an upstream's page shows: what it saw, and what its calls were answered.
+/// A request as the upstream received it, and the responses to the calls that it made.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Seen {
     pub method: String,
     pub target: String,
     pub headers: Vec<(String, String)>,
-    pub calls: Vec<Called>,
-    /// When its calls were answered: see [`elapsed`].
+    pub calls: Vec<ApiResponse>,
+    /// Time at which its last call had returned: see [`elapsed`].
     pub called_at: Duration,
     pub body: String,
-    /// Whether the body came to its end.
+    /// False if the body was aborted.
     pub whole: bool,
 }
 
-/// How long this process of tests has run, so that an upstream and its clients can say what came
-/// first.
+/// Returns the time since the start of the test process: one clock for the upstream and its
+/// clients, so that tests can compare when events happened.
 pub fn elapsed() -> Duration {
     static BEGAN: OnceLock<Instant> = OnceLock::new();
     BEGAN.get_or_init(Instant::now).elapsed()
 }
 
-/// Under which an upstream says when it began to answer, in microseconds of [`elapsed`].
+/// Response header with the time at which the upstream responded, in microseconds of [`elapsed`].
 pub const ANSWERED_AT: &str = "x-answered-at";
 
-/// Under which a request says where its upstream makes its calls, if not at X-Session-Url.
+/// Request header with the URL for the upstream's calls, instead of X-Session-Url.
 pub const API: &str = "x-api";
 
 /// A running upstream.
@@ -74,8 +74,8 @@ impl Upstream {
         let handler = {
             let (state, tasks) = (Arc::clone(&state), tasks.clone());
             move |request: Request<Incoming>, _: Peer| {
-                // Like most sites it goes on, whether or not the proxy waits for the answer.
-                let page = tasks.run(answer(Arc::clone(&state), tasks.clone(), request));
+                // Like most sites it goes on if the proxy stops waiting for the response.
+                let page = tasks.run(respond(Arc::clone(&state), tasks.clone(), request));
                 async move { page.await.expect("a page") }
             }
         };
@@ -91,22 +91,22 @@ impl Upstream {
         format!("http://{}", self.address)
     }
 
-    /// What its pages saw so far.
+    /// Returns the requests so far.
     pub fn seen(&self) -> Vec<Seen> {
         self.state.seen.lock().unwrap().clone()
     }
 
-    /// Forgets what its pages saw, and answers it.
+    /// Removes the requests so far, and returns them.
     pub fn take_seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.state.seen.lock().unwrap())
     }
 
-    /// Opens a gate, for those that wait at it and those that will.
+    /// Opens a gate, for pages that wait at it now and later.
     pub fn open(&self, gate: &str) {
         self.state.gate(gate).send_modify(|gate| gate.open = true);
     }
 
-    /// Waits until so many pages have come to a gate.
+    /// Waits until `count` pages have arrived at a gate.
     pub async fn arrived(&self, gate: &str, count: usize) {
         let mut arrivals = self.state.gate(gate).subscribe();
         let arrived = arrivals.wait_for(|gate| gate.arrived >= count);
@@ -140,7 +140,7 @@ impl State {
     }
 }
 
-async fn answer(state: Arc<State>, tasks: Tasks, request: Request<Incoming>) -> Response<Body> {
+async fn respond(state: Arc<State>, tasks: Tasks, request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let script = parts.headers.get("x-script").map_or_else(Script::default, |script| {
         serde_json::from_slice(script.as_bytes()).expect("a script")
@@ -162,7 +162,7 @@ async fn answer(state: Arc<State>, tasks: Tasks, request: Request<Incoming>) -> 
     }
     let mut calls = Vec::new();
     for call in &script.calls {
-        // A balancer may lead its calls to another instance than the one that it was told.
+        // A load balancer may route its calls to another instance than the one that sent the URL.
         let url = header(API).or_else(|| header("x-session-url")).expect("X-Session-Url");
         let token = header("x-session-token").expect("X-Session-Token");
         calls.push(super::upstream::call(&url, &token, call, &tasks).await);
@@ -196,8 +196,8 @@ async fn answer(state: Arc<State>, tasks: Tasks, request: Request<Incoming>) -> 
     response
 }
 
-/// One call of the session API, as any client would make it. Where nothing answers, status 0.
-pub async fn call(url: &str, token: &str, call: &Call, tasks: &Tasks) -> Called {
+/// Calls the session API. The status is 0 if there is no response.
+pub async fn call(url: &str, token: &str, call: &Call, tasks: &Tasks) -> ApiResponse {
     let (authority, prefix) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
     let target: Target = format!("http://{authority}").parse().unwrap();
     let pool = Pool::new(target, cloakroom::client::Config::default());
@@ -212,7 +212,7 @@ pub async fn call(url: &str, token: &str, call: &Call, tasks: &Tasks) -> Called 
     let response = match pool.fetch(request, tasks, 64 << 20, PATIENCE).await {
         Ok(response) => response,
         Err(error) => {
-            return Called { status: 0, headers: Vec::new(), body: format!("{error:?}") };
+            return ApiResponse { status: 0, headers: Vec::new(), body: format!("{error:?}") };
         }
     };
     let headers = response
@@ -221,5 +221,5 @@ pub async fn call(url: &str, token: &str, call: &Call, tasks: &Tasks) -> Called 
         .map(|(name, value)| (name.to_string(), value.to_str().unwrap_or_default().to_owned()))
         .collect();
     let body = String::from_utf8(response.body().to_vec()).unwrap();
-    Called { status: response.status().as_u16(), headers, body }
+    ApiResponse { status: response.status().as_u16(), headers, body }
 }

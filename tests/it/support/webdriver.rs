@@ -1,4 +1,4 @@
-//! A real browser: Debian's chromium, driven by chromedriver over the W3C `WebDriver` protocol.
+//! A real browser: Chromium, driven by chromedriver over the W3C `WebDriver` protocol.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -17,20 +17,20 @@ use tokio::process::{Child, ChildStdout, Command};
 
 use super::PATIENCE;
 
-/// A running chromedriver. Dropping it ends it and its browsers.
+/// A running chromedriver. Dropping it stops it and its browsers.
 pub struct Driver {
     port: u16,
     pool: Pool,
     tasks: Tasks,
-    /// Ended when dropped, should it not have heard before.
+    /// Killed when dropped, in case the shutdown request of [`Driver::drop`] failed.
     _process: Child,
-    /// Kept, so that it may go on writing.
+    /// Kept open: chromedriver would die of a closed pipe.
     _lines: Lines<BufReader<ChildStdout>>,
-    /// Removed after the browsers that write there.
+    /// Removed last, after the browsers that write there have exited.
     profiles: Mutex<Vec<TempDir>>,
 }
 
-/// A browser of its own, with cookies of its own. Dropping the driver ends it.
+/// A browser with its own profile and cookies. Dropping the driver stops it.
 pub struct Window<'a> {
     driver: &'a Driver,
     session: String,
@@ -45,10 +45,10 @@ impl Driver {
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()
-            .expect("chromedriver can be run; Debian: apt-get install chromium chromium-driver");
+            .expect("chromedriver starts; on Debian: apt-get install chromium chromium-driver");
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let port = tokio::time::timeout(PATIENCE, port(&mut lines));
-        let port = port.await.expect("chromedriver says on which port it is");
+        let port = port.await.expect("chromedriver prints its port");
         let target = format!("http://127.0.0.1:{port}").parse().unwrap();
         let pool = Pool::new(target, Config::default());
         let profiles = Mutex::default();
@@ -74,7 +74,7 @@ impl Driver {
         self.window_with(json!({})).await
     }
 
-    /// A browser that takes no cookies.
+    /// Opens a browser that blocks cookies.
     pub async fn window_without_cookies(&self) -> Window<'_> {
         self.window_with(json!({"profile.default_content_setting_values.cookies": 2})).await
     }
@@ -102,33 +102,33 @@ impl Driver {
         }}});
         let session = self.ask("POST", "/session", Some(&wanted)).await;
         let session = session.expect(
-            "chromium starts under chromedriver; Debian: apt-get install chromium chromium-driver",
+            "chromium starts under chromedriver; on Debian: apt-get install chromium chromium-driver",
         );
         Window { driver: self, session: session["sessionId"].as_str().unwrap().to_owned() }
     }
 }
 
-/// The port that chromedriver chose.
+/// Reads the port that chromedriver has chosen.
 async fn port(lines: &mut Lines<BufReader<ChildStdout>>) -> u16 {
     while let Some(line) = lines.next_line().await.unwrap() {
         if let Some((_, rest)) = line.split_once("started successfully on port ") {
             return rest.trim_end_matches('.').parse().unwrap();
         }
     }
-    panic!("chromedriver ended at once");
+    panic!("chromedriver exited at start");
 }
 
 impl Drop for Driver {
-    /// Killed alone, it would leave its browsers behind.
+    /// Asks chromedriver to shut down: if it were killed, its browsers would go on running.
     fn drop(&mut self) {
         let shut_down = || {
             let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.write_all(b"GET /shutdown HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")?;
-            // It answers after they are gone.
+            // It responds once they have exited.
             stream.read(&mut [0; 1])
         };
-        // Where it does not hear, it is killed.
+        // If this fails, dropping the child kills it.
         let _: std::io::Result<usize> = shut_down();
     }
 }
@@ -162,7 +162,7 @@ impl Window<'_> {
             .to_owned()
     }
 
-    /// How many elements there are, without waiting for any.
+    /// Counts the elements that match, without waiting for one to appear.
     pub async fn count(&self, css: &str) -> usize {
         let script = "return document.querySelectorAll(arguments[0]).length";
         let count =
@@ -170,7 +170,7 @@ impl Window<'_> {
         usize::try_from(count.as_u64().unwrap()).unwrap()
     }
 
-    /// Clicks, and waits until the page has gone that it was clicked on.
+    /// Clicks an element and waits until its page has been replaced.
     pub async fn click(&self, css: &str) {
         let page = self.element("html").await;
         self.click_only(css).await;
@@ -181,7 +181,7 @@ impl Window<'_> {
         }
     }
 
-    /// Clicks what opens no page.
+    /// Clicks an element that opens no page.
     pub async fn click_only(&self, css: &str) {
         let element = self.element(css).await;
         self.ask("POST", &format!("/element/{element}/click"), Some(json!({}))).await;
@@ -193,7 +193,7 @@ impl Window<'_> {
         self.ask("POST", &format!("/element/{element}/value"), Some(json!({"text": text}))).await;
     }
 
-    /// The session cookie, which scripts do not see.
+    /// Returns the session cookie, which scripts cannot read.
     pub async fn cookie(&self) -> Option<Value> {
         let cookies = self.ask("GET", "/cookie", None).await;
         cookies
@@ -208,10 +208,11 @@ impl Window<'_> {
         self.ask("DELETE", &format!("/cookie/{}", super::browser::COOKIE), None).await;
     }
 
-    /// Puts a cookie back that the browser had before.
+    /// Restores a cookie that the browser had before.
     pub async fn put_cookie(&self, cookie: &Value) {
         let mut cookie = cookie.clone();
-        // A `__Host-` cookie has no domain, though the driver tells one.
+        // The driver reports a domain, but a `__Host-` cookie must not have one (RFC 6265bis,
+        // section 4.1.3).
         cookie.as_object_mut().unwrap().remove("domain");
         self.delete_cookie().await;
         self.ask("POST", "/cookie", Some(json!({"cookie": cookie}))).await;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::load::Load;
 use super::{Demand, Failures, Gone, Row, Window, ordeal, window};
 use crate::report::Counted;
-use crate::support::{Authority, End, Fault, FaultProxy, Flaw, RedisServer, Way};
+use crate::support::{Authority, Direction, End, Fault, FaultProxy, Flaw, RedisServer};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -156,7 +156,7 @@ fn frozen() -> Counted {
 
 fn slow() -> Counted {
     let server = durable();
-    let proxy = FaultProxy::before(server.address());
+    let proxy = FaultProxy::to(server.address());
     let store = format!("url = \"redis://{}/\"", proxy.address());
     let demand = Demand { failures: Failures::None, ..Demand::default() };
     let (fixed, jitter) = (Duration::from_millis(30), Duration::from_millis(30));
@@ -319,7 +319,7 @@ fn through(proxy: &FaultProxy) -> String {
 
 fn dead_path() -> Counted {
     let server = durable();
-    let proxy = FaultProxy::before(server.address());
+    let proxy = FaultProxy::to(server.address());
     let demand = Demand { recovers: 5 * SECOND, ..Demand::default() };
     ordeal(&through(&proxy), demand, |_| {
         let began = Instant::now();
@@ -330,15 +330,15 @@ fn dead_path() -> Counted {
 
 fn stalled() -> Counted {
     let server = durable();
-    let proxy = FaultProxy::before(server.address());
+    let proxy = FaultProxy::to(server.address());
     ordeal(&through(&proxy), Demand::default(), |_| {
-        window(|| proxy.set(Fault::Stall(Way::Both)), 5 * SECOND, || proxy.set(Fault::None))
+        window(|| proxy.set(Fault::Stall(Direction::Both)), 5 * SECOND, || proxy.set(Fault::None))
     })
 }
 
 fn reset() -> Counted {
     let server = durable();
-    let proxy = FaultProxy::before(server.address());
+    let proxy = FaultProxy::to(server.address());
     ordeal(&through(&proxy), Demand::default(), |_| {
         let began = Instant::now();
         for _ in 0..50 {
@@ -351,7 +351,7 @@ fn reset() -> Counted {
 
 fn cut() -> Counted {
     let server = durable();
-    let proxy = FaultProxy::before(server.address());
+    let proxy = FaultProxy::to(server.address());
     ordeal(&through(&proxy), Demand::default(), |_| {
         let began = Instant::now();
         for bytes in (0..240).step_by(6) {
@@ -370,7 +370,7 @@ fn cut() -> Counted {
 
 fn garbage() -> Counted {
     let server = durable();
-    let proxy = FaultProxy::before(server.address());
+    let proxy = FaultProxy::to(server.address());
     ordeal(&through(&proxy), Demand::default(), |_| {
         let began = Instant::now();
         for round in 0..400 {

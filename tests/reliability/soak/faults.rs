@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::ground::{DISTANCE, Instance, Store};
 use super::oracle::Oracle;
 use super::random::Random;
-use crate::support::{Cluster, End, Fault, FaultProxy, RedisServer, Sentinels, Way};
+use crate::support::{Cluster, Direction, End, Fault, FaultProxy, RedisServer, Sentinels};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -210,9 +210,9 @@ impl Faults<'_> {
             Kind::TooSlow => {
                 Fault::Delay { fixed: SECOND / 100, jitter: Duration::from_millis(790) }
             }
-            Kind::Stalled => {
-                Fault::Stall([Way::Requests, Way::Replies, Way::Both][self.random.index(3)])
-            }
+            Kind::Stalled => Fault::Stall(
+                [Direction::Requests, Direction::Replies, Direction::Both][self.random.index(3)],
+            ),
             _ => Fault::Refuse,
         };
         relays.iter().for_each(|relay| relay.set(fault));

@@ -57,7 +57,7 @@ impl Store {
             Topology::Single => {
                 let server =
                     RedisServer::start(&["--appendonly", "yes", "--appendfsync", "always"]);
-                let relays = [(); 2].map(|()| FaultProxy::before(server.address()));
+                let relays = [(); 2].map(|()| FaultProxy::to(server.address()));
                 relays.iter().for_each(|relay| relay.set(DISTANCE));
                 Self::Single { server, relays }
             }
@@ -155,7 +155,8 @@ impl Instance {
     pub async fn start(&mut self) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
         faketime(&mut command, &self.directory.join("clock"));
-        self.process = Some(Process::start_by(command, &self.directory, &self.addresses).await);
+        self.process =
+            Some(Process::start_with_command(command, &self.directory, &self.addresses).await);
     }
 
     /// Sets its clock that far from the machine's, e.g. `+30`.

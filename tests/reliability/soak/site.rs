@@ -32,7 +32,7 @@ pub struct Site {
 }
 
 /// An answer of the session API.
-struct Called {
+struct ApiResponse {
     status: u16,
     body: Value,
     look: Look,
@@ -310,7 +310,7 @@ impl Site {
         &self,
         order: &Order,
         arrival: &Arrival,
-        called: &Result<Called, NoAnswer>,
+        called: &Result<ApiResponse, NoAnswer>,
     ) -> Outcome {
         match (self.outcome(order, arrival.session.as_deref(), called), called) {
             (Outcome::Refused, Ok(called)) if called.status != 410 => Outcome::Unknown,
@@ -323,7 +323,7 @@ impl Site {
         &self,
         order: &Order,
         target: Option<&str>,
-        called: &Result<Called, NoAnswer>,
+        called: &Result<ApiResponse, NoAnswer>,
     ) -> Outcome {
         match called {
             Err(NoAnswer::NotSent) => Outcome::Refused,
@@ -338,7 +338,7 @@ impl Site {
     }
 
     /// Judges an answer that is no success.
-    fn refusal(&self, order: &Order, target: Option<&str>, called: &Called) {
+    fn refusal(&self, order: &Order, target: Option<&str>, called: &ApiResponse) {
         let code = called.body["code"].as_str().unwrap_or_default();
         match (called.status, code) {
             (503, "store_unavailable" | "store_full") | (504, _) | (410, "request_gone") => {}
@@ -366,7 +366,7 @@ impl Site {
         method: &str,
         path: &str,
         body: &str,
-    ) -> Result<Called, NoAnswer> {
+    ) -> Result<ApiResponse, NoAnswer> {
         let build = |_, _| {
             Request::builder()
                 .method(method)
@@ -379,7 +379,7 @@ impl Site {
         let answer = self.balancer.send(Side::Api, build).await;
         self.oracle.count(|tally| tally.calls += 1);
         let (visitor, number) = (order.visitor, order.number);
-        let called = answer.map(|answer| Called {
+        let called = answer.map(|answer| ApiResponse {
             status: answer.response.status().as_u16(),
             body: serde_json::from_slice(answer.response.body()).unwrap_or_default(),
             look: Look {

@@ -1,86 +1,87 @@
-//! Three primaries that share the slots, and a replica of each.
+//! A cluster of three primaries, with a replica each.
 
 use std::net::SocketAddr;
 
 use super::{RedisServer, Reply, wait_until};
 
-/// How many slots there are.
 const SLOTS: u16 = 16384;
 
 const PRIMARIES: usize = 3;
 
-/// Six nodes. The first three are the primaries at the start, each with a third of the slots; node
-/// n + 3 is the replica of node n.
+/// A cluster of six nodes. The first three are the primaries at the start, each with a third of the
+/// slots; node n + 3 is the replica of node n.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     nodes: Vec<RedisServer>,
 }
 
 impl Cluster {
-    /// Starts one. When this returns, every node says that all slots are served, and all replicas
-    /// follow.
+    /// Starts a cluster, and waits until every node reports that all slots are served and all
+    /// replicas are synchronized.
     pub(crate) fn start() -> Self {
         Self::start_with(&[])
     }
 
-    /// Likewise, with these options beside the usual. A password is `--requirepass` and
-    /// `--masterauth`.
+    /// Starts a cluster with these options in addition to the defaults. For a password, give both
+    /// `--requirepass` and `--masterauth`.
     pub(crate) fn start_with(options: &[&str]) -> Self {
         let mut all = vec!["--cluster-enabled", "yes", "--cluster-node-timeout", "1500"];
         all.extend(["--cluster-require-full-coverage", "no"]);
-        // A replica stays where a test has put it, and takes over however old its data is.
+        // A replica stays with its primary, and may take over however old its data is.
         all.extend(["--cluster-allow-replica-migration", "no"]);
         all.extend(["--cluster-replica-validity-factor", "0"]);
         all.extend(options);
         let nodes: Vec<_> = (0..2 * PRIMARIES).map(|_| RedisServer::start(&all)).collect();
         let cluster = Self { nodes };
-        cluster.divide();
-        cluster.introduce();
-        cluster.attach();
+        cluster.assign_slots();
+        cluster.meet_all();
+        cluster.attach_replicas();
         cluster.wait_until_whole();
         cluster
     }
 
-    /// Where some of the nodes listen, as `127.0.0.1:7000`: what a client is configured with.
+    /// Returns the addresses of some nodes, e.g. `127.0.0.1:7000`, for the configuration of a
+    /// client.
     pub(crate) fn seeds(&self) -> Vec<String> {
         self.nodes[..PRIMARIES].iter().map(|node| node.address().to_string()).collect()
     }
 
-    /// All nodes.
+    /// Returns all nodes.
     pub(crate) fn nodes(&self) -> &[RedisServer] {
         &self.nodes
     }
 
-    /// The node with this port.
+    /// Returns the node with this port.
     pub(crate) fn node(&self, port: u16) -> &RedisServer {
         self.nodes.iter().find(|node| node.port() == port).expect("a port of a node")
     }
 
-    /// The node with this address.
+    /// Returns the node with this address.
     pub(crate) fn node_at(&self, address: SocketAddr) -> &RedisServer {
         self.node(address.port())
     }
 
-    /// The slot of a key.
+    /// Returns the slot of a key.
     pub(crate) fn slot_of(&self, key: &str) -> u16 {
         let node = self.nodes.iter().find(|node| node.runs()).expect("a node that runs");
         let slot = node.command(&["CLUSTER", "KEYSLOT", key]).number();
         u16::try_from(slot).expect("a slot")
     }
 
-    /// The node that serves a slot, by its own word. During a failover there may be none yet:
+    /// Returns the node that claims to serve a slot. During a failover there may be none yet; see
     /// [`Self::wait_for_primary_of`].
     pub(crate) fn primary_of(&self, slot: u16) -> Option<&RedisServer> {
         let claims = self.nodes.iter().filter(|node| node.runs()).filter_map(|node| {
-            let told = node.try_command(&["CLUSTER", "NODES"]).ok()?.text();
-            let mine = Told::all(&told).find(|told| told.is("myself"))?;
-            (mine.is("master") && mine.serves(slot)).then_some((mine.epoch, node))
+            let nodes = node.try_command(&["CLUSTER", "NODES"]).ok()?.text();
+            let mine = NodeLine::parse_all(&nodes).find(|line| line.has_flag("myself"))?;
+            (mine.has_flag("master") && mine.serves(slot)).then_some((mine.epoch, node))
         });
-        // One that has not heard of its successor has the older epoch.
+        // An old primary that does not know its successor yet has the lower epoch.
         claims.max_by_key(|(epoch, _)| *epoch).map(|(_, node)| node)
     }
 
-    /// The node that serves a slot, when it is another than `port`, and every node knows.
+    /// Waits until another node than the one at `port` serves a slot and every node knows it.
+    /// Returns that node.
     pub(crate) fn wait_for_primary_of(&self, slot: u16, port: u16) -> &RedisServer {
         wait_until("another node serves the slot", || {
             self.primary_of(slot).is_some_and(|node| node.port() != port && self.agree(slot, node))
@@ -88,7 +89,7 @@ impl Cluster {
         self.primary_of(slot).expect("a primary")
     }
 
-    /// The replicas that follow `primary`, by their own word.
+    /// Returns the nodes that claim to be replicas of `primary`.
     pub(crate) fn replicas_of(&self, primary: &RedisServer) -> Vec<&RedisServer> {
         let port = primary.port().to_string();
         let follows =
@@ -96,53 +97,53 @@ impl Cluster {
         self.nodes.iter().filter(follows).collect()
     }
 
-    /// Has a replica take its primary's place by command: nothing is broken, and no write is lost.
+    /// Promotes a replica by command: no node is down, and no write is lost.
     pub(crate) fn fail_over(&self, replica: &RedisServer) {
-        // One that is not in step yet is refused.
-        wait_until("the replica begins", || {
+        // Redis refuses a replica that is not synchronized yet.
+        wait_until("the failover begins", || {
             replica.command(&["CLUSTER", "FAILOVER"]) == Reply::Text("OK".to_owned())
         });
         wait_until("the replica has become the primary", || replica.info("role") == "master");
         self.wait_until_whole();
     }
 
-    /// Begins to move a slot to another primary. Nothing has happened when this returns.
+    /// Prepares to move a slot to another primary. Nothing is sent before [`Migration::begin`].
     pub(crate) fn migration<'a>(&'a self, slot: u16, to: &'a RedisServer) -> Migration<'a> {
         let from = self.primary_of(slot).expect("a primary");
         assert_ne!(from.port(), to.port(), "the slot is there already");
         Migration { cluster: self, slot, from, to }
     }
 
-    /// Waits until all nodes run, every slot is served, and each primary has a replica.
+    /// Waits until all nodes are up, every slot is served and each primary has a replica.
     pub(crate) fn wait_until_whole(&self) {
         wait_until("the cluster is whole", || {
             self.nodes.iter().all(|node| {
                 let Ok(info) = node.try_command(&["CLUSTER", "INFO"]) else { return false };
-                let Ok(told) = node.try_command(&["CLUSTER", "NODES"]) else { return false };
-                let told = told.text();
-                let primaries =
-                    Told::all(&told).filter(|told| told.is("master") && told.serves_any());
+                let Ok(nodes) = node.try_command(&["CLUSTER", "NODES"]) else { return false };
+                let nodes = nodes.text();
+                let lines = || NodeLine::parse_all(&nodes);
+                let primaries = lines().filter(|line| line.has_flag("master") && line.serves_any());
                 info.text().contains("cluster_state:ok")
                     && info.text().contains("cluster_slots_ok:16384")
                     && primaries.count() == PRIMARIES
-                    && Told::all(&told).filter(|told| told.is("slave")).count() == PRIMARIES
-                    && Told::all(&told).all(|told| told.is_well())
-                    && follows_or_leads(node)
+                    && lines().filter(|line| line.has_flag("slave")).count() == PRIMARIES
+                    && lines().all(|line| line.is_healthy())
+                    && is_replicating(node)
             })
         });
     }
 
-    /// Whether every node that answers says that `primary` serves the slot.
+    /// Returns true if every running node reports that `primary` serves the slot.
     fn agree(&self, slot: u16, primary: &RedisServer) -> bool {
         let id = id_of(primary);
         self.nodes.iter().filter(|node| node.runs()).all(|node| {
-            let Ok(told) = node.try_command(&["CLUSTER", "NODES"]) else { return false };
-            Told::all(&told.text()).any(|told| told.id == id && told.serves(slot))
+            let Ok(nodes) = node.try_command(&["CLUSTER", "NODES"]) else { return false };
+            NodeLine::parse_all(&nodes.text()).any(|line| line.id == id && line.serves(slot))
         })
     }
 
-    /// Gives each primary its slots, and an epoch of its own.
-    fn divide(&self) {
+    /// Assigns the slots to the primaries, and gives each a different epoch.
+    fn assign_slots(&self) {
         for (number, node) in (0_u16..).zip(&self.nodes[..PRIMARIES]) {
             let share = SLOTS / 3;
             let first = number * share;
@@ -154,8 +155,8 @@ impl Cluster {
         }
     }
 
-    /// Has everyone meet everyone: waiting for gossip takes longer.
-    fn introduce(&self) {
+    /// Introduces every node to every other one: gossip alone takes longer.
+    fn meet_all(&self) {
         for node in &self.nodes {
             for other in self.nodes.iter().filter(|other| other.port() > node.port()) {
                 node.command(&["CLUSTER", "MEET", "127.0.0.1", &other.port().to_string()]).done();
@@ -163,14 +164,14 @@ impl Cluster {
         }
         wait_until("all nodes know each other", || {
             self.nodes.iter().all(|node| {
-                let told = node.command(&["CLUSTER", "NODES"]).text();
-                Told::all(&told).count() == self.nodes.len()
-                    && Told::all(&told).all(|told| told.is_well())
+                let nodes = node.command(&["CLUSTER", "NODES"]).text();
+                NodeLine::parse_all(&nodes).count() == self.nodes.len()
+                    && NodeLine::parse_all(&nodes).all(|line| line.is_healthy())
             })
         });
     }
 
-    fn attach(&self) {
+    fn attach_replicas(&self) {
         let (primaries, replicas) = self.nodes.split_at(PRIMARIES);
         for (primary, replica) in primaries.iter().zip(replicas) {
             replica.command(&["CLUSTER", "REPLICATE", &id_of(primary)]).done();
@@ -178,8 +179,8 @@ impl Cluster {
     }
 }
 
-/// A slot on its way from one primary to another. Steps are taken one by one, so that a test may
-/// stop half way; each may be taken once.
+/// The migration of a slot from one primary to another. The test runs the steps one by one, so that
+/// it may stop midway; each may be run once.
 #[derive(Debug)]
 pub(crate) struct Migration<'a> {
     cluster: &'a Cluster,
@@ -189,8 +190,8 @@ pub(crate) struct Migration<'a> {
 }
 
 impl Migration<'_> {
-    /// From here on, the old primary answers ASK for keys that it does not have, and the new one
-    /// takes commands after ASKING.
+    /// Begins the migration: from now on the old primary replies ASK for keys that it does not
+    /// have, and the new one accepts commands after ASKING.
     pub(crate) fn begin(&self) {
         let slot = self.slot.to_string();
         let (from, to) = (id_of(self.from), id_of(self.to));
@@ -198,7 +199,7 @@ impl Migration<'_> {
         self.from.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to]).done();
     }
 
-    /// Moves at most so many keys; answers how many it moved.
+    /// Moves at most `at_most` keys. Returns the number of moved keys.
     pub(crate) fn move_keys(&self, at_most: usize) -> usize {
         let (slot, count) = (self.slot.to_string(), at_most.to_string());
         let keys = self.from.command(&["CLUSTER", "GETKEYSINSLOT", &slot, &count]).done();
@@ -216,18 +217,19 @@ impl Migration<'_> {
         keys.len()
     }
 
-    /// Moves what is left, makes the new primary the slot's, and waits until every node knows.
+    /// Moves the remaining keys, assigns the slot to the new primary, and waits until every node
+    /// knows.
     pub(crate) fn finish(&self) {
         while self.move_keys(100) > 0 {}
         let (slot, to) = (self.slot.to_string(), id_of(self.to));
-        // The new one first: were it the other way round, the slot would have no owner for a moment.
+        // The new owner first: in the other order the slot would have no owner for a moment.
         for node in [self.to, self.from] {
             node.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &to]).done();
         }
         wait_until("all nodes know the new primary", || self.cluster.agree(self.slot, self.to));
     }
 
-    /// Takes [`Self::begin`] back. Keys that have moved stay where they are.
+    /// Undoes [`Self::begin`]. Keys that have been moved stay where they are.
     pub(crate) fn give_up(&self) {
         let slot = self.slot.to_string();
         for node in [self.from, self.to] {
@@ -237,7 +239,7 @@ impl Migration<'_> {
 }
 
 /// A line of `CLUSTER NODES`.
-struct Told<'a> {
+struct NodeLine<'a> {
     id: &'a str,
     flags: &'a str,
     epoch: u64,
@@ -245,8 +247,8 @@ struct Told<'a> {
     slots: Vec<&'a str>,
 }
 
-impl<'a> Told<'a> {
-    fn all(text: &'a str) -> impl Iterator<Item = Self> {
+impl<'a> NodeLine<'a> {
+    fn parse_all(text: &'a str) -> impl Iterator<Item = Self> {
         text.lines().filter_map(|line| {
             let words: Vec<_> = line.split(' ').collect();
             let [id, _, flags, _, _, _, epoch, link, slots @ ..] = words.as_slice() else {
@@ -257,15 +259,17 @@ impl<'a> Told<'a> {
         })
     }
 
-    fn is(&self, flag: &str) -> bool {
+    fn has_flag(&self, flag: &str) -> bool {
         self.flags.split(',').any(|word| word == flag)
     }
 
-    fn is_well(&self) -> bool {
-        self.connected && !["handshake", "fail", "fail?", "noaddr"].iter().any(|flag| self.is(flag))
+    fn is_healthy(&self) -> bool {
+        self.connected
+            && !["handshake", "fail", "fail?", "noaddr"].iter().any(|flag| self.has_flag(flag))
     }
 
-    /// Slots that move are in brackets, beside those that are served.
+    /// Returns true if the node serves a slot. Slots in migration are listed in brackets, after
+    /// those that it serves.
     fn serves_any(&self) -> bool {
         self.slots.iter().any(|slots| !slots.starts_with('['))
     }
@@ -278,7 +282,7 @@ impl<'a> Told<'a> {
     }
 }
 
-fn follows_or_leads(node: &RedisServer) -> bool {
+fn is_replicating(node: &RedisServer) -> bool {
     match node.info("role").as_str() {
         "master" => node.info("connected_slaves") == "1",
         _ => node.info("master_link_status") == "up",

@@ -1,7 +1,8 @@
-//! Real redis-servers for tests, on free ports, that end with the test process: one alone, a
-//! primary with replicas, [`Sentinels`], a [`Cluster`]; by TCP, TLS or a unix socket.
+//! Real Redis servers for tests, on free ports, that stop with the test process: a single server, a
+//! primary with replicas, [`Sentinels`] or a [`Cluster`], over TCP, TLS or a unix socket.
 //!
-//! Nothing here knows the proxy: the unit tests of the store and tests/reliability share it.
+//! This module does not depend on the proxy: unit tests of the store and tests/reliability share
+//! it.
 
 mod cluster;
 mod reply;
@@ -25,65 +26,69 @@ pub(crate) use self::sentinels::Sentinels;
 pub(crate) use self::tls::{Authority, Flaw, Identity};
 pub(crate) use self::wait::wait_until;
 
-/// A server of its own.
+/// A running Redis server.
 #[derive(Debug)]
 pub(crate) struct RedisServer {
     port: u16,
-    way_in: WayIn,
+    transport: Transport,
     arguments: Vec<OsString>,
-    /// What `requirepass` says, for the kit's own commands.
+    /// The value of `requirepass`, for the kit's own commands.
     password: Option<String>,
     pid: AtomicU32,
     stopped: AtomicBool,
-    /// The shell that watches; `None` once it is killed.
+    /// The shell that supervises the server; `None` once it is killed.
     shell: Mutex<Option<Child>>,
-    /// Last, since the server writes there.
+    /// Last field, so that it is removed after the server that writes there has exited.
     directory: TempDir,
 }
 
-/// The name of every server's unix socket, in its directory.
+/// File name of the unix socket in a server's directory.
 const SOCKET: &str = "redis.sock";
 
-/// How clients reach it.
+/// Transport that clients use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum WayIn {
+enum Transport {
     Tcp,
     Tls,
     Unix,
 }
 
-/// The shell ends the server when its standard input does, which happens however the test
-/// process ends: killed, too. By SIGKILL, since one that is stopped hears nothing else; and the
-/// shell alone sends it, whose child it is, so the number is never another's.
-const WATCH: &str = r#""$0" "$@" & server=$!; echo "pid $server"; cat >/dev/null; exec 2>/dev/null; kill -KILL "$server"; wait "$server""#;
+/// Shell script that runs the server and kills it at the end of the shell's standard input, which
+/// also closes if the test process is killed. It uses SIGKILL because a stopped server handles no
+/// other signal, and the shell sends it because the pid of its own child cannot be reused.
+const SUPERVISE: &str = r#""$0" "$@" & server=$!; echo "pid $server"; cat >/dev/null; exec 2>/dev/null; kill -KILL "$server"; wait "$server""#;
 
 impl RedisServer {
-    /// Starts one, with these options beside the usual. With `--appendonly yes`, [`Self::restart`]
-    /// finds the data of before.
+    /// Starts a server with these options in addition to the defaults. With `--appendonly yes` its
+    /// data survives [`Self::restart`].
     pub(crate) fn start(options: &[&str]) -> Self {
         Self::start_at(None, options)
     }
 
-    /// Starts one on this port, or a free one.
+    /// Starts a server on this port, or on a free one.
     pub(crate) fn start_at(port: Option<u16>, options: &[&str]) -> Self {
-        // A port that was free a moment ago may be taken by now.
+        // Another process may take the port between the check and the start.
         (0..5)
             .find_map(|_| {
                 let port = port.unwrap_or_else(free_port);
                 let number = port.to_string();
-                Self::try_usual(port, WayIn::Tcp, &[&["--port", &number], options].concat())
+                Self::try_start_with_defaults(
+                    port,
+                    Transport::Tcp,
+                    &[&["--port", &number], options].concat(),
+                )
             })
             .expect("redis-server starts")
     }
 
-    /// Starts one that listens at a unix socket only.
+    /// Starts a server that listens on a unix socket only.
     pub(crate) fn unix(options: &[&str]) -> Self {
         let all = [&["--port", "0"], options].concat();
-        Self::try_usual(0, WayIn::Unix, &all).expect("redis-server starts")
+        Self::try_start_with_defaults(0, Transport::Unix, &all).expect("redis-server starts")
     }
 
-    /// Starts one that speaks TLS only, as `identity`, and takes clients with a certificate of
-    /// `authority` only.
+    /// Starts a server that speaks TLS only, presents `identity`, and requires client certificates
+    /// of `authority`.
     pub(crate) fn tls(authority: &Authority, identity: &Identity, options: &[&str]) -> Self {
         let path = |path: &Path| path.to_str().expect("a path that is text").to_owned();
         let (certificate, key) = (path(&identity.certificate), path(&identity.key));
@@ -96,28 +101,28 @@ impl RedisServer {
                 all.extend(["--tls-cert-file", &certificate, "--tls-key-file", &key]);
                 all.extend(["--tls-ca-cert-file", &authority, "--tls-auth-clients", "yes"]);
                 all.extend(options);
-                Self::try_usual(port, WayIn::Tls, &all)
+                Self::try_start_with_defaults(port, Transport::Tls, &all)
             })
             .expect("redis-server starts")
     }
 
-    /// Starts one whose users, of [`Self::acl_user`], are there after [`Self::restart`] too.
+    /// Starts a server whose users, made by [`Self::acl_user`], survive [`Self::restart`].
     pub(crate) fn with_acl_file() -> Self {
         Self::start(&["--aclfile", "users.acl"])
     }
 
-    /// The server that the tests of this process share. Each takes a prefix of its own.
+    /// Returns the server that the tests of this process share. Each test uses its own key prefix.
     pub(crate) fn shared() -> &'static Self {
         static SHARED: OnceLock<RedisServer> = OnceLock::new();
         SHARED.get_or_init(|| Self::start(&[]))
     }
 
-    /// Starts a replica of `primary`, which has its data when this returns.
+    /// Starts a replica of `primary`, and waits for its initial synchronization.
     pub(crate) fn replica_of(primary: &Self) -> Self {
         Self::replica_with(primary, &[])
     }
 
-    /// Likewise, with these options.
+    /// Starts a replica as [`Self::replica_of`] does, with these options.
     pub(crate) fn replica_with(primary: &Self, options: &[&str]) -> Self {
         let port = primary.port.to_string();
         let mut all = vec!["--replicaof", "127.0.0.1", &port];
@@ -127,7 +132,7 @@ impl RedisServer {
         all.extend(options);
         let replica = Self::start(&all);
         wait_until("the replica follows", || replica.info("master_link_status") == "up");
-        // The primary counts it a moment later.
+        // The primary lists the replica a moment later.
         let own = replica.port.to_string();
         wait_until("the primary knows its replica", || {
             let role = primary.command(&["ROLE"]);
@@ -136,22 +141,27 @@ impl RedisServer {
         replica
     }
 
-    /// Starts one with these options beside the usual, in a directory of its own.
-    fn try_usual(port: u16, way_in: WayIn, options: &[&str]) -> Option<Self> {
+    /// Starts a server with these options in addition to the defaults, in a new directory.
+    fn try_start_with_defaults(port: u16, transport: Transport, options: &[&str]) -> Option<Self> {
         let mut all = vec!["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
-        // The kit's own way in, whatever the others are.
+        // For the kit's own commands, whatever transport clients use.
         all.extend(["--unixsocket", SOCKET]);
-        // A replica need not wait for others to come.
+        // By default the primary waits for more replicas before it begins to synchronize one.
         all.extend(["--repl-diskless-sync-delay", "0"]);
         all.extend(options);
         let directory = tempfile::tempdir().expect("a directory");
-        // It must be there; it may be empty.
+        // Redis does not start if the file of --aclfile is missing.
         std::fs::write(directory.path().join("users.acl"), "").expect("a file");
-        Self::try_start(port, way_in, directory, &all)
+        Self::try_start(port, transport, directory, &all)
     }
 
-    /// Starts one in `directory` with nothing but these options.
-    fn try_start(port: u16, way_in: WayIn, directory: TempDir, options: &[&str]) -> Option<Self> {
+    /// Starts a server in `directory` with exactly these options.
+    fn try_start(
+        port: u16,
+        transport: Transport,
+        directory: TempDir,
+        options: &[&str],
+    ) -> Option<Self> {
         let installed =
             Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
         assert!(
@@ -165,7 +175,7 @@ impl RedisServer {
             .and_then(|place| options.get(place + 1).map(|password| (*password).to_owned()));
         let server = Self {
             port,
-            way_in,
+            transport,
             arguments,
             password,
             pid: AtomicU32::new(0),
@@ -176,10 +186,10 @@ impl RedisServer {
         server.run().then_some(server)
     }
 
-    /// Runs the server, and answers whether it came up.
+    /// Runs the server. Returns false if it does not come up.
     fn run(&self) -> bool {
         let mut shell = Command::new("sh")
-            .args(["-c", WATCH, "redis-server"])
+            .args(["-c", SUPERVISE, "redis-server"])
             .args(&self.arguments)
             .current_dir(self.directory.path())
             .stdin(Stdio::piped())
@@ -195,7 +205,7 @@ impl RedisServer {
             if line.contains("Failed") {
                 break;
             }
-            // A sentinel says who it is when it listens.
+            // A sentinel logs its id when it listens.
             ready |= line.contains("eady to accept connections") || line.contains("Sentinel ID is");
             if let (Some(pid), true) = (pid, ready) {
                 self.pid.store(pid, Ordering::Relaxed);
@@ -211,47 +221,47 @@ impl RedisServer {
         self.shell.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its port on 127.0.0.1.
+    /// Returns its port on 127.0.0.1.
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its address.
+    /// Returns its address.
     pub(crate) fn address(&self) -> SocketAddr {
         ([127, 0, 0, 1], self.port).into()
     }
 
-    /// Its URL.
+    /// Returns its URL.
     pub(crate) fn url(&self) -> String {
-        match self.way_in {
-            WayIn::Tcp => format!("redis://127.0.0.1:{}/", self.port),
-            WayIn::Tls => format!("rediss://127.0.0.1:{}/", self.port),
-            WayIn::Unix => format!("redis+unix://{}?db=0", self.socket().display()),
+        match self.transport {
+            Transport::Tcp => format!("redis://127.0.0.1:{}/", self.port),
+            Transport::Tls => format!("rediss://127.0.0.1:{}/", self.port),
+            Transport::Unix => format!("redis+unix://{}?db=0", self.socket().display()),
         }
     }
 
-    /// Its unix socket. Every server has one but sentinels, whatever its URL says.
+    /// Returns its unix socket. Every server except a sentinel has one, whatever its URL.
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join(SOCKET)
     }
 
-    /// The number of its process.
+    /// Returns its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.pid.load(Ordering::Relaxed)
     }
 
-    /// Whether it is neither killed nor stopped.
+    /// Returns true if it is neither killed nor stopped.
     pub(crate) fn runs(&self) -> bool {
         self.shell().is_some() && !self.stopped.load(Ordering::Relaxed)
     }
 
-    /// SIGSTOP: connections stay, the kernel takes new ones, nothing answers.
+    /// Sends SIGSTOP: connections stay open, the kernel accepts new ones, nothing responds.
     pub(crate) fn stop(&self) {
         self.signal("-STOP");
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub(crate) fn cont(&self) {
         self.signal("-CONT");
         self.stopped.store(false, Ordering::Relaxed);
@@ -263,7 +273,7 @@ impl RedisServer {
         assert!(status.is_ok_and(|status| status.success()), "kill {signal}");
     }
 
-    /// SIGKILL. It is gone when this returns.
+    /// Sends SIGKILL, and waits for the process.
     pub(crate) fn kill(&self) {
         let shell = self.shell().take();
         if let Some(mut shell) = shell {
@@ -272,8 +282,7 @@ impl RedisServer {
         }
     }
 
-    /// Kills it if it runs, and starts it again on the same port and in the same directory, with
-    /// the same options.
+    /// Kills it if it runs, then starts it again with the same port, directory and options.
     pub(crate) fn restart(&self) {
         self.kill();
         let up = (0..20).any(|_| {
@@ -287,7 +296,7 @@ impl RedisServer {
         assert!(up, "redis-server starts again");
     }
 
-    /// A connection of the test's own, with the password that the server asks for.
+    /// Opens a connection for the test, authenticated if the server requires a password.
     pub(crate) fn connect(&self) -> std::io::Result<Connection> {
         let mut connection = self.open()?;
         if let Some(password) = &self.password {
@@ -297,13 +306,13 @@ impl RedisServer {
     }
 
     fn open(&self) -> std::io::Result<Connection> {
-        match self.way_in {
-            WayIn::Tcp => Connection::open(self.address()),
-            WayIn::Tls | WayIn::Unix => Connection::open_unix(&self.socket()),
+        match self.transport {
+            Transport::Tcp => Connection::open(self.address()),
+            Transport::Tls | Transport::Unix => Connection::open_unix(&self.socket()),
         }
     }
 
-    /// Makes or changes a user; `rules` are words of `ACL SETUSER`, as `~prefix:* +@read`.
+    /// Creates or changes a user; `rules` are words of `ACL SETUSER`, e.g. `~prefix:* +@read`.
     pub(crate) fn acl_user(&self, name: &str, password: &str, rules: &str) {
         let password = format!(">{password}");
         let mut words = vec!["ACL", "SETUSER", name, "reset", "on", &password];
@@ -314,26 +323,27 @@ impl RedisServer {
         }
     }
 
-    /// Sends a command on a connection of its own.
+    /// Sends a command on a new connection.
     pub(crate) fn command(&self, words: &[&str]) -> Reply {
         self.try_command(words).unwrap_or_else(|error| panic!("{words:?}: {error}"))
     }
 
-    /// Likewise, of a server that may not answer.
+    /// Sends a command to a server that may not respond.
     pub(crate) fn try_command(&self, words: &[&str]) -> std::io::Result<Reply> {
         self.connect()?.command(words)
     }
 
-    /// Likewise, as this user.
+    /// Sends a command as this user.
     pub(crate) fn command_as(&self, user: &str, password: &str, words: &[&str]) -> Reply {
         let mut connection = self.open().expect("a connection");
-        match connection.command(&["AUTH", user, password]).expect("an answer") {
+        match connection.command(&["AUTH", user, password]).expect("a reply") {
             Reply::Error(error) => Reply::Error(error),
             _ => connection.command(words).unwrap_or_else(|error| panic!("{words:?}: {error}")),
         }
     }
 
-    /// One line of `INFO`, or nothing where there is none, nobody answers or the data still loads.
+    /// Returns the value of a line of `INFO`; empty if there is no such line, the server is down or
+    /// it is still loading its data.
     pub(crate) fn info(&self, name: &str) -> String {
         if !self.runs() {
             return String::new();
@@ -351,8 +361,8 @@ impl Drop for RedisServer {
     }
 }
 
-/// A port that nobody listens at, nor does that of a cluster's bus, 10000 above. Both lie below
-/// those that outgoing connections take, so that a server finds its own when it restarts.
+/// Returns a free port whose cluster bus port, 10000 above, is free too. Both are below the
+/// ephemeral range, so that no outgoing connection takes them while a server restarts.
 fn free_port() -> u16 {
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     loop {

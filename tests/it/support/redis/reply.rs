@@ -1,5 +1,4 @@
-//! A blocking connection that speaks RESP 2, so that a test can ask a server without the client
-//! that is being tested.
+//! A blocking RESP 2 connection, so that tests can query a server without the client under test.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,10 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// How long a server may take for one answer.
+/// Timeout of one reply.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a server answered.
+/// A reply of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Reply {
     /// A status or a string.
@@ -22,7 +21,7 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
-    /// A text, or a number as one; nothing where there is neither.
+    /// Returns a text or an error, or a number as text; empty for anything else.
     pub(crate) fn text(&self) -> String {
         match self {
             Self::Text(text) | Self::Error(text) => text.clone(),
@@ -31,12 +30,12 @@ impl Reply {
         }
     }
 
-    /// A number, whichever way it is written.
+    /// Returns a number, also one that was sent as text.
     pub(crate) fn number(&self) -> i64 {
-        self.text().parse().unwrap_or_else(|_| panic!("{self:?} is no number"))
+        self.text().parse().unwrap_or_else(|_| panic!("{self:?} is not a number"))
     }
 
-    /// The members of a list; none of anything else.
+    /// Returns the members of a list; empty for anything else.
     pub(crate) fn list(&self) -> &[Self] {
         match self {
             Self::List(list) => list,
@@ -44,21 +43,21 @@ impl Reply {
         }
     }
 
-    /// The value after `key` in a list of pairs.
+    /// Returns the value that follows `key` in a list of pairs; empty if there is none.
     pub(crate) fn field(&self, key: &str) -> String {
         let pairs = self.list().chunks(2);
         let found = pairs.filter(|pair| pair[0].text() == key).find_map(|pair| pair.get(1));
         found.map(Self::text).unwrap_or_default()
     }
 
-    /// Itself, where it is no error.
+    /// Returns the reply, or panics if it is an error.
     pub(crate) fn done(self) -> Self {
         assert!(!matches!(self, Self::Error(_)), "{self:?}");
         self
     }
 }
 
-/// A connection to a server, or to what stands before it.
+/// A connection to a server, or to a proxy in front of it.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: BufReader<Stream>,
@@ -83,7 +82,7 @@ impl Connection {
         Ok(connection)
     }
 
-    /// How long an answer is waited for.
+    /// Sets the timeout of a reply.
     pub(crate) fn patience(&mut self, patience: Duration) -> io::Result<()> {
         match self.stream.get_ref() {
             Stream::Tcp(stream) => stream.set_read_timeout(Some(patience)),
@@ -91,7 +90,7 @@ impl Connection {
         }
     }
 
-    /// Sends one command and reads one answer.
+    /// Sends one command and reads one reply.
     pub(crate) fn command(&mut self, words: &[&str]) -> io::Result<Reply> {
         self.send(words)?;
         self.read()
@@ -107,7 +106,7 @@ impl Connection {
         self.stream.get_mut().write_all(&request)
     }
 
-    /// Reads one answer.
+    /// Reads one reply.
     pub(crate) fn read(&mut self) -> io::Result<Reply> {
         let mut line = String::new();
         if self.stream.read_line(&mut line)? == 0 {

@@ -2,32 +2,32 @@
 
 use std::net::SocketAddr;
 
-use super::{RedisServer, Reply, WayIn, free_port, wait_until};
+use super::{RedisServer, Reply, Transport, free_port, wait_until};
 
-/// What the sentinels call the servers that they watch.
+/// Service name of the servers that the sentinels monitor.
 const SERVICE: &str = "main";
 
 /// Three servers under [`Self::SERVICE`], and three sentinels of which two must agree.
 #[derive(Debug)]
 pub(crate) struct Sentinels {
-    // Dropped first, or they would begin a failover.
+    // Dropped before the servers, or they would begin a failover.
     sentinels: Vec<RedisServer>,
     servers: Vec<RedisServer>,
 }
 
 impl Sentinels {
-    /// The name of the service.
+    /// Service name of the servers.
     pub(crate) const SERVICE: &str = SERVICE;
 
-    /// Starts them. When this returns, each sentinel knows the others and both replicas.
+    /// Starts them, and waits until each sentinel knows the others and both replicas.
     pub(crate) fn start() -> Self {
         Self::start_with(None, None)
     }
 
-    /// Likewise, with a password of the servers and one of the sentinels.
+    /// Starts them with a password for the servers and one for the sentinels.
     pub(crate) fn start_with(password: Option<&str>, of_sentinels: Option<&str>) -> Self {
         let primary = match password {
-            // One that was the primary follows another some day.
+            // The primary needs --masterauth too, for when it becomes a replica.
             Some(password) => {
                 RedisServer::start(&["--requirepass", password, "--masterauth", password])
             }
@@ -42,52 +42,53 @@ impl Sentinels {
         all
     }
 
-    /// Where the sentinels listen, as `127.0.0.1:26379`.
+    /// Returns the addresses of the sentinels, e.g. `127.0.0.1:26379`.
     pub(crate) fn addresses(&self) -> Vec<String> {
         self.sentinels.iter().map(|sentinel| sentinel.address().to_string()).collect()
     }
 
-    /// The sentinels.
+    /// Returns the sentinels.
     pub(crate) fn sentinels(&self) -> &[RedisServer] {
         &self.sentinels
     }
 
-    /// The servers; the first was the primary at the start.
+    /// Returns the servers; the first was the primary at the start.
     pub(crate) fn servers(&self) -> &[RedisServer] {
         &self.servers
     }
 
-    /// The server, or the sentinel, with this port.
+    /// Returns the server or sentinel with this port.
     pub(crate) fn server(&self, port: u16) -> &RedisServer {
         let mut all = self.servers.iter().chain(&self.sentinels);
-        all.find(|server| server.port() == port).expect("a port of theirs")
+        all.find(|server| server.port() == port).expect("the port of a server or sentinel")
     }
 
-    /// The primary, as the first sentinel that answers names it.
+    /// Returns the primary according to the first sentinel that responds.
     pub(crate) fn primary(&self) -> &RedisServer {
         let address = self.ask(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE]);
         self.server(address.list()[1].text().parse().expect("a port"))
     }
 
-    /// The primary's address.
+    /// Returns the address of the primary.
     pub(crate) fn primary_address(&self) -> SocketAddr {
         self.primary().address()
     }
 
-    /// A failover by command: nothing is broken. Answers the new primary, when all know it.
+    /// Starts a failover by command: no server is down. Returns the new primary once all sentinels
+    /// know it.
     pub(crate) fn failover(&self) -> &RedisServer {
         let before = self.primary().port();
-        // Sentinels that have just been through one refuse for a moment.
+        // Sentinels refuse for a while after the previous failover.
         wait_until("a sentinel begins a failover", || {
             self.ask(&["SENTINEL", "FAILOVER", SERVICE]) == Reply::Text("OK".to_owned())
         });
         self.wait_for_primary_other_than(before)
     }
 
-    /// Waits until every sentinel that runs names a primary with another port than this, and it is
-    /// one. For after [`RedisServer::kill`] or [`RedisServer::stop`] of the primary.
+    /// Waits until all running sentinels agree on a primary with another port, and it has the role.
+    /// Used after [`RedisServer::kill`] or [`RedisServer::stop`] of the primary.
     pub(crate) fn wait_for_primary_other_than(&self, port: u16) -> &RedisServer {
-        wait_until("there is another primary", || {
+        wait_until("the sentinels agree on another primary", || {
             let named = self.named();
             let agreed = named.windows(2).all(|pair| pair[0] == pair[1]);
             named.first().is_some_and(|found| {
@@ -97,25 +98,25 @@ impl Sentinels {
         self.primary()
     }
 
-    /// Waits until all servers are up again and follow one primary, and all sentinels know it.
+    /// Waits until all servers are up, two replicate from one primary, and all sentinels know it.
     pub(crate) fn wait_until_whole(&self) {
         wait_until("all sentinels know each other and the replicas", || {
             let primary = self.primary();
             primary.info("connected_slaves") == "2"
                 && self.sentinels.iter().filter(|sentinel| sentinel.runs()).all(|sentinel| {
-                    let Ok(told) = sentinel.try_command(&["SENTINEL", "MASTER", SERVICE]) else {
+                    let Ok(status) = sentinel.try_command(&["SENTINEL", "MASTER", SERVICE]) else {
                         return false;
                     };
-                    told.field("port") == primary.port().to_string()
-                        && told.field("flags") == "master"
-                        && told.field("num-slaves") == "2"
-                        && told.field("num-other-sentinels") == "2"
-                        && replicas_are_well(sentinel)
+                    status.field("port") == primary.port().to_string()
+                        && status.field("flags") == "master"
+                        && status.field("num-slaves") == "2"
+                        && status.field("num-other-sentinels") == "2"
+                        && replicas_are_healthy(sentinel)
                 })
         });
     }
 
-    /// The port of the primary, as each sentinel says that answers.
+    /// Returns the port of the primary according to each sentinel that responds.
     fn named(&self) -> Vec<u16> {
         let question = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE];
         let running = self.sentinels.iter().filter(|sentinel| sentinel.runs());
@@ -126,14 +127,14 @@ impl Sentinels {
     fn ask(&self, words: &[&str]) -> Reply {
         let running = self.sentinels.iter().filter(|sentinel| sentinel.runs());
         let mut answers = running.filter_map(|sentinel| sentinel.try_command(words).ok());
-        answers.next().expect("a sentinel that answers")
+        answers.next().expect("a sentinel that responds")
     }
 }
 
-/// Whether a sentinel would take each replica for a primary.
-fn replicas_are_well(sentinel: &RedisServer) -> bool {
-    let told = sentinel.try_command(&["SENTINEL", "REPLICAS", SERVICE]);
-    told.is_ok_and(|replicas| {
+/// Returns true if a sentinel considers every replica fit to be promoted.
+fn replicas_are_healthy(sentinel: &RedisServer) -> bool {
+    let replicas = sentinel.try_command(&["SENTINEL", "REPLICAS", SERVICE]);
+    replicas.is_ok_and(|replicas| {
         replicas.list().iter().all(|replica| {
             replica.field("flags") == "slave" && replica.field("master-link-status") == "ok"
         })
@@ -159,13 +160,13 @@ fn sentinel(primary: &RedisServer, password: Option<&str>) -> RedisServer {
             lines.push(format!("sentinel sentinel-pass {password}"));
         }
         let directory = tempfile::tempdir().expect("a directory");
-        // A sentinel keeps there what it learns, and finds it when it restarts.
+        // A sentinel stores its state in its configuration file.
         std::fs::write(directory.path().join("sentinel.conf"), lines.join("\n") + "\n")
             .expect("a file");
-        RedisServer::try_start(port, WayIn::Tcp, directory, &options)
+        RedisServer::try_start(port, Transport::Tcp, directory, &options)
     };
     let sentinel = (0..5).find_map(|_| start(free_port())).expect("a sentinel starts");
-    // It looks around more often than it would: a test waits for that.
+    // Shorter than the default periods, since tests wait for them.
     let periods = ["info-period", "500", "publish-period", "200", "ask-period", "200"];
     let mut words = vec!["SENTINEL", "DEBUG"];
     words.extend(periods);
