@@ -19,7 +19,6 @@ use crate::client::{self, Target};
 use crate::config::{self, Config, ConfigError, Environment, Loaded, Overrides};
 use crate::demo;
 use crate::log;
-use crate::metrics::Reload;
 use crate::net::descriptors;
 use crate::net::scheme::Scheme;
 use crate::server::{Address, Inherited, Tasks};
@@ -381,14 +380,14 @@ fn reload(app: &mut App, loaded: Result<Loaded, ConfigError>) {
     let metrics = &app.shared.metrics;
     match reloaded {
         Ok(left) => {
-            metrics.reload(Reload::Done);
+            metrics.config_reloaded(Clock::System.now());
             tracing::info!("the configuration was reloaded");
             for key in left {
                 tracing::warn!(key, "has changed, and needs a restart; it stays as it was");
             }
         }
         Err(failure) => {
-            metrics.reload(Reload::Refused);
+            metrics.config_reload_failed();
             for line in failure.to_string().lines() {
                 tracing::error!("the configuration stays as it was: {line}");
             }

@@ -311,7 +311,7 @@ impl Handler for Api {
             let body = Body::streaming(body, Some(self.settings.body_idle_timeout));
             self.answer(&parts, body).await
         };
-        self.sessions.shared().metrics.api_call(response.status().as_u16());
+        self.sessions.shared().metrics.api_request(response.status().as_u16());
         response
     }
 }

@@ -54,9 +54,6 @@ fn show(shared: &Shared) {
     let first = fingerprints.next().unwrap_or_default();
     let older = fingerprints.collect::<Vec<_>>().join(", ");
     info!(first, older, "session keys, by fingerprint");
-    for fingerprint in shared.ring.fingerprints() {
-        shared.metrics.session_tokens(*fingerprint.as_bytes(), 0);
-    }
 }
 
 /// Asks until the store answers.

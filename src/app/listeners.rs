@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{StartError, trusted};
 use crate::config::{Config, Listen, Role};
+use crate::metrics::{CertificateExpiry, Metrics};
 use crate::net::scheme::Scheme;
 use crate::net::trust::Trust;
 use crate::server::{
@@ -93,7 +94,11 @@ pub(super) enum Serves {
 }
 
 impl Doors {
-    pub(super) fn open(config: &Config, listeners: &Listeners) -> Result<Self, StartError> {
+    pub(super) fn open(
+        config: &Config,
+        listeners: &Listeners,
+        metrics: &Metrics,
+    ) -> Result<Self, StartError> {
         let bound = config.listen.iter().zip(&listeners.public);
         let tls_port = bound.clone().find_map(|(listen, bound)| match bound.local_address() {
             Address::Tcp(address) if matches!(listen.role, Role::Tls(_)) => Some(address.port()),
@@ -122,11 +127,34 @@ impl Doors {
             Serves::Site(_) | Serves::RedirectTo(_) => None,
         });
         Tls::introduce(&with_tls.collect::<Vec<_>>());
-        Ok(Self { public, api })
+        let doors = Self { public, api };
+        metrics.set_certificates(doors.certificates(&listeners.public(), listeners.api()));
+        Ok(doors)
     }
 
     pub(super) fn public(&self) -> impl Iterator<Item = &Door> {
         self.public.iter()
+    }
+
+    /// Returns the certificates that the listeners at these addresses present, with their expiry.
+    pub(super) fn certificates(&self, public: &[Address], api: &Address) -> Vec<CertificateExpiry> {
+        let tls = self.public.iter().zip(public).filter_map(|(door, address)| match &door.serves {
+            Serves::Site(Protocol::Tls(tls)) => Some((tls, address)),
+            Serves::Site(_) | Serves::RedirectTo(_) => None,
+        });
+        let api = match &self.api {
+            Protocol::Tls(tls) => Some((tls, api)),
+            Protocol::Http1 | Protocol::Http1AndH2c => None,
+        };
+        let expiries = tls.chain(api).flat_map(|(tls, address)| {
+            let listener = address.to_string();
+            tls.expiries().into_iter().map(move |(path, not_after)| CertificateExpiry {
+                listener: listener.clone(),
+                certificate: path.display().to_string(),
+                not_after,
+            })
+        });
+        expiries.collect()
     }
 
     /// The certificates of a configuration with the same listeners.

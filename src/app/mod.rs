@@ -26,7 +26,7 @@ use crate::admin::Readiness;
 use crate::api::config::{instance_of, url_at};
 use crate::client::{self, Target};
 use crate::config::{Config, PrepareError};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, SessionTokens};
 use crate::net::host::{self, OwnNames};
 use crate::net::trust::Trust;
 use crate::proxy::{self, Site, SiteError};
@@ -143,16 +143,23 @@ fn share(
     metrics: Metrics,
     instance: Instance,
 ) -> Arc<Shared> {
+    metrics.config_loaded(clock.now());
     Arc::new(Shared {
-        ring,
         attributes: config.cookie.clone(),
         policy: config.policy.clone(),
         clock,
-        in_flight: Arc::new(InFlight::new(metrics.lingering.clone())),
+        in_flight: Arc::new(InFlight::new(metrics.finished_requests().clone())),
+        session_tokens: session_tokens(&metrics, &ring),
+        ring,
         metrics,
         new_sessions: Arc::default(),
         instance,
     })
+}
+
+/// Resolves the counters of the keys of a ring.
+fn session_tokens(metrics: &Metrics, ring: &KeyRing) -> SessionTokens {
+    metrics.session_tokens(ring.fingerprints().map(|fingerprint| fingerprint.to_string()))
 }
 
 impl App {
@@ -178,7 +185,7 @@ impl App {
         let stores = Stores::open(&config, Caching::Configured, &clock, &tasks.inner, &metrics)?;
         let readiness = Arc::new(Readiness::new(stores.health(), needs_store(&config)));
         let listeners = Listeners::bind(&config, inherited)?;
-        let doors = Doors::open(&config, &listeners)?;
+        let doors = Doors::open(&config, &listeners, &metrics)?;
         let api_url = url_of(&config, listeners.api());
         let instance = instance(dialled_at(&config, &api_url));
         let shared = share(&config, ring, clock, metrics, instance);
@@ -241,6 +248,7 @@ impl App {
         let certificates = self.doors.read_certificates(&config)?;
         let peers = peers(&config)?;
         self.shared = Arc::new(Shared {
+            session_tokens: session_tokens(&running.metrics, &ring),
             ring,
             attributes: config.cookie.clone(),
             policy: config.policy.clone(),
@@ -256,6 +264,8 @@ impl App {
         self.made = Made { config, site, shared, peers, api_names, tracer };
         self.readiness.require_store(needs_store(&self.made.config));
         Doors::show(certificates);
+        let certificates = self.doors.certificates(&self.public, &self.api);
+        self.shared.metrics.set_certificates(certificates);
         for worker in &self.workers {
             worker.serve_anew(&self.made);
         }

@@ -186,7 +186,7 @@ impl Crew {
             proxy_header_from: None,
             leaves_descriptors: false,
             limits: self.limits.clone(),
-            counts: metrics.connections(&listener.local_address().to_string()),
+            counts: metrics.listener(&listener.local_address().to_string()),
         };
         for (listener, door) in doors.into_iter().zip(self.doors.public()) {
             let room = self.public_room.clone();

@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::metrics::ResponseEnd;
 use idle::Idle;
 pub(crate) use idle::Traffic;
 
@@ -135,16 +136,16 @@ pub enum CollectError {
 }
 
 impl End {
-    /// Returns the word of the access log and of metrics for it, of a response.
-    pub fn reason(self) -> &'static str {
+    /// Returns how a response with this end is logged and counted.
+    pub(crate) fn reason(self) -> ResponseEnd {
         match self {
-            Self::Complete => "complete",
-            Self::Broken => "broken",
-            Self::Idle => "idle",
-            Self::Interrupted => "session_ended",
-            Self::Stalled => "stalled",
-            Self::Drained => "drained",
-            Self::Dropped => "dropped",
+            Self::Complete => ResponseEnd::Complete,
+            Self::Broken => ResponseEnd::Broken,
+            Self::Idle => ResponseEnd::Idle,
+            Self::Interrupted => ResponseEnd::SessionEnded,
+            Self::Stalled => ResponseEnd::Stalled,
+            Self::Drained => ResponseEnd::Drained,
+            Self::Dropped => ResponseEnd::Dropped,
         }
     }
 }

@@ -142,12 +142,12 @@ impl Drop for InFlight {
 mod tests {
     use super::*;
     use crate::client::{Config, Target};
-    use crate::metrics::Upstream;
+    use crate::metrics::UpstreamMetrics;
 
     fn balancer(count: usize) -> Balancer {
         let upstream = |port| {
             let target: Target = format!("http://127.0.0.1:{port}").parse().expect("a target");
-            let health = Health::new(target.clone(), &Upstream::default());
+            let health = Health::new(target.clone(), &UpstreamMetrics::default());
             (Pool::new(target, Config::default()), Arc::new(health))
         };
         Balancer::new((1..=count).map(upstream).collect(), None)

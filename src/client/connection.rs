@@ -25,7 +25,7 @@ use super::error::{Error, Kind};
 use super::target::Target;
 use super::tls::{Agreed, Speaks, Tls};
 use crate::body::{Body, BodyError, Traffic};
-use crate::metrics::Upstream;
+use crate::metrics::UpstreamMetrics;
 use crate::net::descriptors::{self, Use};
 use crate::net::scheme::Scheme;
 use crate::net::socket::Socket;
@@ -63,7 +63,7 @@ pub(super) struct Http1 {
 pub(super) struct Dialled<'a> {
     pub(super) target: &'a Target,
     pub(super) tls: Option<&'a Tls>,
-    pub(super) counts: &'a Upstream,
+    pub(super) counts: &'a UpstreamMetrics,
 }
 
 impl Connection {
@@ -85,7 +85,7 @@ impl Connection {
             })?,
             Err(elapsed) => return Err(Error::with(Kind::ConnectTimeout, elapsed)),
         };
-        let open = counts.connected();
+        let open = counts.connection_opened();
         // The connection's task has this until it ends, or the drain begins.
         let drain = move || {
             drop(open);

@@ -13,7 +13,7 @@ use super::error::{Error, Kind};
 use super::pool::Pool;
 use super::target::Target;
 use crate::body::Body;
-use crate::metrics::{Upstream, UpstreamHealth};
+use crate::metrics::{UpstreamHealthGauge, UpstreamMetrics};
 use crate::tasks::Tasks;
 
 /// Failures in a row after which an upstream is left alone.
@@ -68,7 +68,7 @@ async fn ask(pool: &Pool, check: &Check, tasks: &Tasks) -> Option<bool> {
 #[derive(Debug)]
 pub struct Health {
     target: Target,
-    shown: UpstreamHealth,
+    shown: UpstreamHealthGauge,
     start: Instant,
     /// In a row.
     failures: AtomicU32,
@@ -84,7 +84,7 @@ pub struct Health {
 
 impl Health {
     /// Starts as healthy, and shows its state in `counts`.
-    pub fn new(target: Target, counts: &Upstream) -> Self {
+    pub fn new(target: Target, counts: &UpstreamMetrics) -> Self {
         let (failures, rests, until, ill, watched) = Default::default();
         let (shown, start) = (counts.health(), Instant::now());
         Self { target, shown, start, failures, rests, until, ill, watched }
@@ -155,7 +155,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_that_fails_is_left_alone_for_longer_and_longer() {
         let target: Target = "http://127.0.0.1:1".parse().expect("a target");
-        let health = Health::new(target, &Upstream::default());
+        let health = Health::new(target, &UpstreamMetrics::default());
         let (connect, response) =
             (Error::with(Kind::Connect, "refused"), Error::with(Kind::Response, "closed"));
         health.failed(&response);

@@ -23,7 +23,7 @@ use super::framing;
 use super::target::Target;
 use super::tls::{Speaks, Tls};
 use crate::body::{self, Body, CollectError, End};
-use crate::metrics::{Answer, Upstream};
+use crate::metrics::{UpstreamMetrics, UpstreamOutcome};
 use crate::tasks::Tasks;
 
 /// Bytes of a response's body that are taken in at once, so that its connection is free while the client is slow.
@@ -48,7 +48,7 @@ pub struct Config {
     /// Room for requests at a time, shared with other pools of the same upstream; `None` is any number.
     pub room: Option<Arc<Semaphore>>,
     /// Where its requests and connections are counted.
-    pub counts: Upstream,
+    pub counts: UpstreamMetrics,
     /// The protocol; a request that asks for another one, as WebSocket is, goes by HTTP/1.1.
     pub speaks: Speaks,
 }
@@ -63,7 +63,7 @@ impl Default for Config {
             max_idle: 256,
             tls: None,
             room: None,
-            counts: Upstream::default(),
+            counts: UpstreamMetrics::default(),
             speaks: Speaks::Http1,
         }
     }
@@ -187,14 +187,15 @@ impl Pool {
         tasks: &Tasks,
     ) -> Result<Response<Body>, Failed> {
         let Config { room, counts, .. } = &self.0.config;
-        let in_flight = counts.begin();
+        let (started, in_flight) = (Instant::now(), counts.request_started());
         let sent = self.send_in_turn(room.as_ref(), request, copies, tasks).await;
-        counts.ended(match &sent {
-            Ok(_) => Answer::Answered,
-            Err(failed) if failed.error.kind() == Kind::Busy => Answer::Busy,
-            Err(failed) if failed.error.is_timeout() => Answer::TimedOut,
-            Err(_) => Answer::Failed,
-        });
+        let outcome = match &sent {
+            Ok(_) => UpstreamOutcome::Responded,
+            Err(failed) if failed.error.kind() == Kind::Busy => UpstreamOutcome::Busy,
+            Err(failed) if failed.error.is_timeout() => UpstreamOutcome::TimedOut,
+            Err(_) => UpstreamOutcome::Failed,
+        };
+        counts.request_finished(outcome, started.elapsed());
         sent.map(|response| response.map(|body| body.with_guard(move |_end| drop(in_flight))))
             .map_err(|failed| Failed { error: failed.error.at(self.target()), ..failed })
     }

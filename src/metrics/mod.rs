@@ -1,377 +1,549 @@
-//! What is counted, and its text form (`OpenMetrics`, which Prometheus reads).
+//! Metrics, in the `OpenMetrics` text format that Prometheus reads. `docs/reference/metrics.md` lists them.
+//!
+//! Every series exists from the start, so that a rate over its first increment is right, and handles are resolved once: a
+//! request looks no series up by its labels. Series of listeners, upstreams and keys are created with these.
 
+mod label;
 mod network;
+mod process;
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric as _, LabelValueEncoder, text,
-};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
-use crate::{log, tasks};
+use crate::time::Timestamp;
+use label::{ByLabel, Label, Labels, label};
 use network::Network;
-pub use network::{Answer, Connections, Cut, Upstream, UpstreamHealth};
+use process::{Process, ProcessCounts};
 
-/// The counters of one process. Clones count together.
+pub(crate) use network::{AbortReason, Resumed, TlsVersion, UpstreamHealthGauge, UpstreamOutcome};
+pub use network::{ListenerMetrics, UpstreamMetrics};
+
+/// The metrics of one process. Clones share their counts.
 #[derive(Clone)]
-pub struct Metrics {
-    registry: Arc<Registry>,
-    requests: Family<OutcomeLabel, Counter>,
-    api_calls: Family<StatusLabel, Counter>,
-    sessions: Family<EventLabel, Counter>,
-    session_tokens: Family<KeyLabel, Counter>,
-    store_seconds: Family<OperationLabel, Histogram>,
-    store_errors: Family<OperationLabel, Counter>,
-    store_up: Family<OperationLabel, Gauge>,
+pub struct Metrics(Arc<Series>);
+
+struct Series {
+    registry: Registry,
+    requests: ByLabel<Outcome, Counter>,
+    request_duration: ByLabel<StatusClass, Histogram>,
+    requests_in_flight: Gauge,
+    finished_requests: Gauge,
+    responses: ByLabel<ResponseEnd, Counter>,
     tunnels: Gauge,
+    api_requests: ApiRequests,
+    session_events: ByLabel<Event, Counter>,
+    session_tokens: Family<Labels, Counter>,
+    store_duration: ByLabel<StoreOperation, Histogram>,
+    store_errors: ByLabel<StoreOperation, Counter>,
+    store_up: ByLabel<StoreAccess, Gauge>,
     memory_store_bytes: Gauge,
-    response_ends: ResponseEnds,
-    reloads: Family<ReloadLabel, Counter>,
-    spans: Family<SpanLabel, Counter>,
+    reloads: ByLabel<ReloadOutcome, Counter>,
+    last_reload_successful: Gauge,
+    last_reload_success: Gauge,
+    certificate_expiry: Family<Labels, Gauge>,
+    spans: ByLabel<SpanOutcome, Counter>,
     network: Network,
-    /// Requests that are being forwarded now.
-    pub in_flight: Gauge,
-    /// Requests that are over and of which something is kept for late calls.
-    pub lingering: Gauge,
 }
 
-/// Counters of responses that have ended, by reason.
-#[derive(Clone, Debug)]
-pub struct ResponseEnds(Family<ReasonLabel, Counter>);
-
-impl ResponseEnds {
-    /// Counts a response whose body has ended, for a reason in snake case.
-    pub fn count(&self, reason: &'static str) {
-        self.0.get_or_create(&ReasonLabel { reason }).inc();
-    }
-}
-
-/// Something that is counted while it is open.
+/// A gauge that counts what is open: it falls when this is dropped.
 #[derive(Debug)]
-pub struct Open(Gauge);
+pub struct GaugeGuard(Gauge);
 
-impl Open {
-    fn of(gauge: Gauge) -> Self {
+impl GaugeGuard {
+    fn new(gauge: &Gauge) -> Self {
         gauge.inc();
-        Self(gauge)
+        Self(gauge.clone())
     }
 }
 
-impl Drop for Open {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
 }
 
-/// How a request on a public listener ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum Outcome {
-    /// The upstream's response went on.
-    Forwarded,
-    /// The client was sent to the listener with TLS.
-    Redirected,
-    /// The client's request could not be taken.
-    ClientError,
-    /// The upstream did not answer as it should.
-    UpstreamError,
-    /// The store did not answer.
-    StoreError,
-    /// The fault was ours.
-    InternalError,
-}
-
-/// What happened to a session or a cookie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum Event {
-    /// A session was made.
-    Created,
-    /// A token was rotated because the upstream asked for it.
-    Rotated,
-    /// A log-in joined the session that another had just made.
-    Joined,
-    /// A periodic rotation's new token went out.
-    RenewalIssued,
-    /// A session was ended by a request.
-    Destroyed,
-    /// A session was found over.
-    Expired,
-    /// What stands in the store under a session's name cannot be read.
-    Unreadable,
-    /// A token of a generation that was over long ago was presented.
-    Replayed,
-    /// A token that another response has just replaced was presented.
-    Stale,
-    /// A request brought the cookies of two sessions.
-    AmbiguousCookie,
-    /// A request came from another site, and its browser kept the cookie back.
-    CookieWithheld,
-    /// A cookie of our name was not signed by us.
-    BadCookie,
-    /// The full memory store gave up a session that no browser had come back with.
-    Evicted,
-    /// A session was not created because its client's address had created as many as it may.
-    TooManyNewSessions,
-    /// A patch by header was dropped, as the configuration or the rules of rotation have it.
-    PatchDropped,
-}
-
-/// What became of a reload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum Reload {
-    /// It is served.
-    Done,
-    /// It was wrong, and nothing has changed.
-    Refused,
-}
-
-/// What became of a span.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum SpanFate {
-    /// The collector has taken it.
-    Exported,
-    /// Too many waited for their export already.
-    Dropped,
-    /// The collector did not take it, or did not answer in time.
-    Lost,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SpanLabel {
-    outcome: SpanFate,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReloadLabel {
-    outcome: Reload,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabel {
-    outcome: Outcome,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StatusLabel {
-    status: u16,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct EventLabel {
-    event: Event,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct KeyLabel {
-    key: Hex,
-}
-
-/// A fingerprint as a label: no text is made for it while requests are counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Hex(u64);
-
-impl EncodeLabelValue for Hex {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        write!(encoder, "{:016x}", self.0)
+label! {
+    /// How a request on a public listener ended.
+    pub(crate) Outcome as "outcome" {
+        /// The upstream's response was passed on.
+        Forwarded = "forwarded",
+        /// The client was redirected to the TLS listener.
+        Redirected = "redirected",
+        /// The client's request was malformed or not allowed.
+        ClientError = "client_error",
+        /// The upstream failed, timed out or sent an invalid response.
+        UpstreamError = "upstream_error",
+        /// The session store failed.
+        StoreError = "store_error",
+        /// An error of Cloakroom itself.
+        InternalError = "internal_error",
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OperationLabel {
-    operation: &'static str,
+label! {
+    /// The class of a response's status code (RFC 9110, section 15).
+    pub(crate) StatusClass as "code" {
+        Informational = "1xx",
+        Successful = "2xx",
+        Redirection = "3xx",
+        ClientError = "4xx",
+        ServerError = "5xx",
+    }
+}
+
+impl StatusClass {
+    fn of(status: u16) -> Self {
+        match status {
+            0..200 => Self::Informational,
+            200..300 => Self::Successful,
+            300..400 => Self::Redirection,
+            400..500 => Self::ClientError,
+            500.. => Self::ServerError,
+        }
+    }
+}
+
+label! {
+    /// How the response to a client ended.
+    pub(crate) ResponseEnd as "end" {
+        /// Its body was sent to its end.
+        Complete = "complete",
+        /// The upstream's connection broke, or the body was malformed or too large.
+        Broken = "broken",
+        /// The upstream sent nothing for too long.
+        Idle = "idle",
+        /// Its session ended.
+        SessionEnded = "session_ended",
+        /// The client read nothing of it for too long.
+        Stalled = "stalled",
+        /// The drain's deadline passed.
+        Drained = "drained",
+        /// The client closed the connection or reset the stream.
+        Dropped = "dropped",
+    }
+}
+
+label! {
+    /// What happened to a session or a session cookie.
+    pub Event as "event" {
+        /// A session was created.
+        Created = "created",
+        /// A token was rotated because the upstream asked for it.
+        Rotated = "rotated",
+        /// A log-in joined the session that a parallel log-in had just created.
+        Joined = "joined",
+        /// The new token of a periodic rotation was sent.
+        RenewalIssued = "renewal_issued",
+        /// A session was destroyed by a request.
+        Destroyed = "destroyed",
+        /// A session was found expired and removed.
+        Expired = "expired",
+        /// A record in the store is corrupt.
+        Unreadable = "unreadable",
+        /// A token of a generation that was replaced long ago was presented.
+        Replayed = "replayed",
+        /// A token that another response has just replaced was presented.
+        Stale = "stale",
+        /// A request had the cookies of two sessions.
+        AmbiguousCookie = "ambiguous_cookie",
+        /// A cross-site request whose browser withheld the cookie (`SameSite`).
+        CookieWithheld = "cookie_withheld",
+        /// A session cookie had no valid signature.
+        InvalidCookie = "invalid_cookie",
+        /// The full memory store evicted a session that no browser had come back with.
+        Evicted = "evicted",
+        /// A session was not created because its client's address had reached its limit.
+        TooManyNewSessions = "too_many_new_sessions",
+        /// A patch by response header was dropped.
+        PatchDropped = "patch_dropped",
+    }
+}
+
+label! {
+    /// An operation of the session store.
+    pub(crate) StoreOperation as "operation" {
+        Load = "load",
+        Create = "create",
+        Patch = "patch",
+        RecordUse = "use",
+        Remove = "remove",
+        List = "list",
+        Sweep = "sweep",
+        /// The comparison of session keys between instances.
+        Keys = "keys",
+        Ping = "ping",
+        Probe = "probe",
+    }
+}
+
+label! {
+    /// A direction of access to the session store.
+    pub(crate) StoreAccess as "operation" {
+        Read = "read",
+        Write = "write",
+    }
+}
+
+label! {
+    ReloadOutcome as "outcome" {
+        Success = "success",
+        Failure = "failure",
+    }
+}
+
+label! {
+    /// What became of a recorded span.
+    pub(crate) SpanOutcome as "outcome" {
+        /// The collector accepted it.
+        Exported = "exported",
+        /// The queue was full.
+        Dropped = "dropped",
+        /// The collector rejected it, or did not respond in time.
+        Failed = "failed",
+    }
+}
+
+/// The statuses that the session API is known to respond with.
+const API_STATUSES: [u16; 17] =
+    [200, 204, 400, 401, 404, 405, 409, 410, 412, 413, 415, 421, 422, 500, 501, 503, 504];
+
+/// Seconds. From 50 µs, the round trip to a store on the same machine, to the deadline.
+const STORE_BUCKETS: [f64; 11] =
+    [0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5];
+
+/// Seconds. A latency objective is read off a bucket's bound, so these have the usual ones: 100, 200, 300 and 500 ms, 1 s.
+const REQUEST_BUCKETS: [f64; 15] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+fn store_histogram() -> Histogram {
+    Histogram::new(STORE_BUCKETS)
+}
+
+fn request_histogram() -> Histogram {
+    Histogram::new(REQUEST_BUCKETS)
+}
+
+/// Counters of the session API's responses, by status.
+struct ApiRequests {
+    family: Family<Labels, Counter>,
+    known: [(u16, Counter); API_STATUSES.len()],
+}
+
+impl ApiRequests {
+    fn new(family: Family<Labels, Counter>) -> Self {
+        let known = API_STATUSES.map(|status| (status, Self::series(&family, status)));
+        Self { family, known }
+    }
+
+    fn series(family: &Family<Labels, Counter>, status: u16) -> Counter {
+        family.get_or_create_owned(&vec![("code", status.to_string())])
+    }
+
+    fn count(&self, status: u16) {
+        match self.known.iter().find(|(known, _)| *known == status) {
+            Some((_, counter)) => counter.inc(),
+            // Of another instance, whose response was relayed.
+            None => Self::series(&self.family, status).inc(),
+        };
+    }
+}
+
+/// Counters of the cookies that opened a session, by the key that signed them.
+#[derive(Clone, Debug, Default)]
+pub struct SessionTokens(Arc<[Counter]>);
+
+impl SessionTokens {
+    /// Counts a cookie that was signed by the key at this place of the ring.
+    pub(crate) fn count(&self, place: usize) {
+        if let Some(counter) = self.0.get(place) {
+            counter.inc();
+        }
+    }
+}
+
+/// The expiry of a certificate that a listener presents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CertificateExpiry {
+    pub(crate) listener: String,
+    pub(crate) certificate: String,
+    /// Seconds since the Unix epoch.
+    pub(crate) not_after: i64,
 }
 
 impl Metrics {
-    /// All counters at zero.
+    /// Registers all metrics, with their counts at zero.
+    #[expect(clippy::too_many_lines, reason = "a list: one call for each metric")]
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("cloakroom");
-        registry.register_collector(Box::new(OfProcess));
-        let mut all = Registered(&mut registry);
-        let store_seconds = Family::new_with_constructor(store_histogram as fn() -> Histogram);
-        Self {
-            network: Network::register(&mut all),
-            requests: all.of("requests", "Requests on the public listeners, by outcome"),
-            in_flight: all.of("requests_in_flight", "Requests that are being forwarded"),
-            lingering: all.of(
-                "requests_lingering",
-                "Finished requests that calls of the session API may still be made for",
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Process));
+        let ours = registry.sub_registry_with_prefix("cloakroom");
+        ours.register_collector(Box::new(ProcessCounts));
+        let mut register = Register(ours);
+        register.metric("build", "Version and platform of this program", build_info());
+        Self(Arc::new(Series {
+            requests: register.by_label(
+                "requests",
+                "Requests on the public listeners, by outcome",
+                Counter::default,
             ),
-            tunnels: all.of("tunnels", "Open WebSockets"),
-            memory_store_bytes: all
-                .of("memory_store_bytes", "Memory that the records of the memory store take"),
-            response_ends: ResponseEnds(
-                all.of("response_ends", "Responses on the public listeners that ended, by reason"),
+            request_duration: register.by_label(
+                "request_duration_seconds",
+                "Time from a request's head to the head of its response, by class of the status code",
+                request_histogram,
             ),
-            api_calls: all.of("api_calls", "Calls of the session API, by status"),
-            sessions: all.of("session_events", "What happened to sessions and their cookies"),
-            session_tokens: all.of(
+            requests_in_flight: register
+                .default("requests_in_flight", "Requests that are being forwarded"),
+            finished_requests: register.default(
+                "finished_requests",
+                "Finished requests whose tokens the session API still accepts",
+            ),
+            responses: register.by_label(
+                "responses",
+                "Finished responses on the public listeners, by how they ended",
+                Counter::default,
+            ),
+            tunnels: register.default("tunnels_open", "Open WebSockets and other upgrades"),
+            api_requests: ApiRequests::new(
+                register.default("api_requests", "Requests to the session API, by status code"),
+            ),
+            session_events: register.by_label(
+                "session_events",
+                "Events of sessions and session cookies",
+                Counter::default,
+            ),
+            session_tokens: register.default(
                 "session_tokens",
                 "Cookies that opened a session, by the fingerprint of the key that signed them",
             ),
-            store_seconds: all.this(
-                "store_seconds",
-                "How long the store took to answer",
-                store_seconds,
+            store_duration: register.by_label(
+                "store_duration_seconds",
+                "Duration of calls to the session store, by operation",
+                store_histogram,
             ),
-            store_errors: all.of("store_errors", "Calls that the store did not answer"),
-            store_up: all.of(
+            store_errors: register.by_label(
+                "store_errors",
+                "Failed calls to the session store, by operation",
+                Counter::default,
+            ),
+            store_up: register.by_label(
                 "store_up",
-                "Whether the last call that read or wrote the store, or the last probe, succeeded",
+                "1 if the last read or write of the session store succeeded, else 0",
+                Gauge::default,
             ),
-            reloads: all.of("reloads", "Reloads of the configuration, by outcome"),
-            spans: all.of("spans", "Spans that were recorded, by outcome"),
-            registry: Arc::new(registry),
-        }
+            memory_store_bytes: register
+                .default("memory_store_bytes", "Memory of the records of the memory store"),
+            reloads: register.by_label(
+                "config_reloads",
+                "Reloads of the configuration, by outcome",
+                Counter::default,
+            ),
+            last_reload_successful: register.default(
+                "config_last_reload_successful",
+                "1 if the last reload of the configuration succeeded, else 0",
+            ),
+            last_reload_success: register.default(
+                "config_last_reload_success_timestamp_seconds",
+                "Time of the start or of the last successful reload, in seconds since the Unix epoch",
+            ),
+            certificate_expiry: register.default(
+                "certificate_expiry_timestamp_seconds",
+                "Time after which a listener's certificate, or one of its chain, is not valid any more",
+            ),
+            spans: register.by_label("spans", "Recorded spans, by outcome", Counter::default),
+            network: Network::new(&mut register),
+            registry,
+        }))
     }
 
-    /// Counts a request.
-    pub fn request(&self, outcome: Outcome) {
-        self.requests.get_or_create(&OutcomeLabel { outcome }).inc();
+    /// Counts a request on a public listener, when the head of its response is sent.
+    pub(crate) fn request(&self, outcome: Outcome, status: u16, duration: Duration) {
+        self.0.requests.get(outcome).inc();
+        self.0.request_duration.get(StatusClass::of(status)).observe(duration.as_secs_f64());
     }
 
-    /// Returns the counters of responses that have ended.
-    pub fn response_ends(&self) -> ResponseEnds {
-        self.response_ends.clone()
+    /// Counts a response whose body has ended.
+    pub(crate) fn response(&self, end: ResponseEnd) {
+        self.0.responses.get(end).inc();
     }
 
-    /// Counts a tunnel, until what this answers is dropped.
-    pub fn tunnel(&self) -> Open {
-        Open::of(self.tunnels.clone())
+    /// Returns the gauge of requests that are being forwarded.
+    pub fn requests_in_flight(&self) -> &Gauge {
+        &self.0.requests_in_flight
     }
 
-    /// Sets what the records of the memory store take, in bytes.
-    pub fn memory_store_bytes(&self, bytes: usize) {
-        self.memory_store_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    /// Returns the gauge of finished requests whose tokens are still accepted.
+    pub(crate) fn finished_requests(&self) -> &Gauge {
+        &self.0.finished_requests
     }
 
-    /// The counters of a listener's connections, under its address.
-    pub fn connections(&self, listener: &str) -> Connections {
-        self.network.connections(listener)
+    /// Counts a tunnel as open until the guard is dropped.
+    pub(crate) fn tunnel_opened(&self) -> GaugeGuard {
+        GaugeGuard::new(&self.0.tunnels)
     }
 
-    /// The counters of an upstream, under its URL.
-    pub fn upstream(&self, upstream: &str) -> Upstream {
-        self.network.upstream(upstream)
+    /// Returns the metrics of a listener, by its address.
+    pub(crate) fn listener(&self, address: &str) -> ListenerMetrics {
+        self.0.network.listener(address)
     }
 
-    /// Counts a reload.
-    pub fn reload(&self, outcome: Reload) {
-        self.reloads.get_or_create(&ReloadLabel { outcome }).inc();
+    /// Returns the metrics of an upstream, by its URL.
+    pub(crate) fn upstream(&self, url: &str) -> UpstreamMetrics {
+        self.0.network.upstream(url)
     }
 
-    /// Counts spans that have come to their end.
-    pub fn spans(&self, outcome: SpanFate, count: usize) {
-        let count = u64::try_from(count).unwrap_or(u64::MAX);
-        self.spans.get_or_create(&SpanLabel { outcome }).inc_by(count);
-    }
-
-    /// Counts a call of the session API.
-    pub fn api_call(&self, status: u16) {
-        self.api_calls.get_or_create(&StatusLabel { status }).inc();
+    /// Counts a response of the session API.
+    pub(crate) fn api_request(&self, status: u16) {
+        self.0.api_requests.count(status);
     }
 
     /// Counts an event.
-    pub fn event(&self, event: Event) {
+    pub(crate) fn event(&self, event: Event) {
         self.events(event, 1);
     }
 
-    /// Counts several events of a kind.
-    pub fn events(&self, event: Event, count: u64) {
-        self.sessions.get_or_create(&EventLabel { event }).inc_by(count);
+    /// Counts an event that has happened several times.
+    pub(crate) fn events(&self, event: Event, count: u64) {
+        self.0.session_events.get(event).inc_by(count);
     }
 
-    /// Counts cookies that opened a session, by the fingerprint of the key that verified them. With
-    /// a count of 0 the key is shown, so that an operator sees that it is not used.
-    pub fn session_tokens(&self, key: [u8; 8], count: u64) {
-        let key = Hex(u64::from_be_bytes(key));
-        self.session_tokens.get_or_create(&KeyLabel { key }).inc_by(count);
+    /// Returns how often an event has happened.
+    pub fn event_count(&self, event: Event) -> u64 {
+        self.0.session_events.get(event).get()
     }
 
-    /// How often an event has happened.
-    pub fn count(&self, event: Event) -> u64 {
-        self.sessions.get_or_create(&EventLabel { event }).get()
+    /// Returns the counters of the keys with these fingerprints, in the same order. Each appears with a count of zero, which
+    /// shows that an old key is not used any more.
+    pub(crate) fn session_tokens(
+        &self,
+        fingerprints: impl Iterator<Item = String>,
+    ) -> SessionTokens {
+        let series = |key| self.0.session_tokens.get_or_create_owned(&vec![("key", key)]);
+        SessionTokens(fingerprints.map(series).collect())
     }
 
-    /// How many calls of any kind the store has had.
-    pub fn store_calls(&self, operation: &'static str) -> u64 {
-        // The histogram shows its count in its text alone.
-        let wanted = format!("cloakroom_store_seconds_count{{operation=\"{operation}\"}} ");
-        let text = self.text();
-        text.lines().find_map(|line| line.strip_prefix(&wanted)?.parse().ok()).unwrap_or(0)
-    }
-
-    /// Notes a call of the store.
-    pub fn store_call(&self, operation: &'static str, took: Duration, failed: bool) {
-        let label = OperationLabel { operation };
-        self.store_seconds.get_or_create(&label).observe(took.as_secs_f64());
+    /// Records a call to the store.
+    pub(crate) fn store_call(&self, operation: StoreOperation, duration: Duration, failed: bool) {
+        self.0.store_duration.get(operation).observe(duration.as_secs_f64());
         if failed {
-            self.store_errors.get_or_create(&label).inc();
+            self.0.store_errors.get(operation).inc();
         }
     }
 
-    /// Sets whether the store can be read or written: `operation` is `read` or `write`.
-    pub fn store_up(&self, operation: &'static str, up: bool) {
-        self.store_up.get_or_create(&OperationLabel { operation }).set(i64::from(up));
+    /// Returns how many calls of an operation the store has had.
+    pub fn store_calls(&self, operation: &str) -> u64 {
+        // A histogram's count is in the text form alone.
+        let line = format!("cloakroom_store_duration_seconds_count{{operation=\"{operation}\"}} ");
+        let text = self.text();
+        text.lines().find_map(|found| found.strip_prefix(&line)?.parse().ok()).unwrap_or(0)
     }
 
-    /// The text form.
+    /// Sets whether the store can be read or written.
+    pub(crate) fn store_up(&self, access: StoreAccess, up: bool) {
+        self.0.store_up.get(access).set(i64::from(up));
+    }
+
+    /// Sets how much memory the records of the memory store take.
+    pub(crate) fn memory_store_bytes(&self, bytes: usize) {
+        self.0.memory_store_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Records that the configuration of the start is in effect.
+    pub(crate) fn config_loaded(&self, now: Timestamp) {
+        self.0.last_reload_successful.set(1);
+        self.0.last_reload_success.set(now.as_millis() / 1000);
+    }
+
+    /// Records a reload that succeeded.
+    pub(crate) fn config_reloaded(&self, now: Timestamp) {
+        self.0.reloads.get(ReloadOutcome::Success).inc();
+        self.config_loaded(now);
+    }
+
+    /// Records a reload that failed: the running configuration was kept.
+    pub(crate) fn config_reload_failed(&self) {
+        self.0.reloads.get(ReloadOutcome::Failure).inc();
+        self.0.last_reload_successful.set(0);
+    }
+
+    /// Replaces the certificates whose expiry is exposed.
+    pub(crate) fn set_certificates(
+        &self,
+        certificates: impl IntoIterator<Item = CertificateExpiry>,
+    ) {
+        let family = &self.0.certificate_expiry;
+        family.clear();
+        for CertificateExpiry { listener, certificate, not_after } in certificates {
+            let labels = vec![("listener", listener), ("certificate", certificate)];
+            family.get_or_create(&labels).set(not_after);
+        }
+    }
+
+    /// Counts spans, by what became of them.
+    pub(crate) fn spans(&self, outcome: SpanOutcome, count: usize) {
+        self.0.spans.get(outcome).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+    }
+
+    /// Returns all metrics in the `OpenMetrics` text format.
     pub fn text(&self) -> String {
-        let mut out = String::new();
+        let mut text = String::new();
         // Writing to a String cannot fail.
-        let _ = text::encode(&mut out, &self.registry);
-        out
+        let _ = text::encode(&mut text, &self.0.registry);
+        text
     }
 }
 
-/// Metrics are in the registry as soon as they are made.
-struct Registered<'a>(&'a mut Registry);
+fn build_info() -> Info<Labels> {
+    Info::new(vec![
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("os", std::env::consts::OS.to_owned()),
+        ("arch", std::env::consts::ARCH.to_owned()),
+    ])
+}
 
-impl Registered<'_> {
-    fn of<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
-        self.this(name, help, M::default())
+/// A registry, and the ways in which metrics are added to it.
+struct Register<'a>(&'a mut Registry);
+
+impl Register<'_> {
+    fn metric(&mut self, name: &str, help: &str, metric: impl Metric) {
+        self.0.register(name, help, metric);
     }
 
-    fn this<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
-        self.0.register(name, help, metric.clone());
+    /// Adds a metric without labels, or a family without series.
+    fn default<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
+        let metric = M::default();
+        self.metric(name, help, metric.clone());
         metric
     }
-}
 
-/// What is counted where no metrics are at hand: by the whole process.
-#[derive(Debug)]
-struct OfProcess;
-
-impl Collector for OfProcess {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let lines = "Lines of the log that were dropped because nobody took them";
-        let panics = "Requests and other tasks that ended with a panic, each by itself";
-        for (name, help, count) in [
-            ("log_lines_dropped", lines, log::dropped_lines()),
-            ("panics", panics, tasks::panics()),
-        ] {
-            let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            ConstCounter::new(count).encode(metric)?;
-        }
-        Ok(())
+    /// Adds a family, with a constructor of its series.
+    fn family<M>(&mut self, name: &str, help: &str, new: fn() -> M) -> Family<Labels, M, fn() -> M>
+    where
+        M: Clone,
+        Family<Labels, M, fn() -> M>: Metric,
+    {
+        let family = Family::new_with_constructor(new);
+        self.metric(name, help, family.clone());
+        family
     }
-}
 
-/// From 50 µs, what a round trip on one machine takes, to the deadline.
-fn store_histogram() -> Histogram {
-    Histogram::new([0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5])
+    /// Adds a family with one series for each value of its only label.
+    fn by_label<L: Label, M>(&mut self, name: &str, help: &str, new: fn() -> M) -> ByLabel<L, M>
+    where
+        M: Clone,
+        Family<Labels, M, fn() -> M>: Metric,
+    {
+        let family = self.family(name, help, new);
+        ByLabel::new(|value: L| family.get_or_create_owned(&vec![value.pair()]))
+    }
 }
 
 impl Default for Metrics {

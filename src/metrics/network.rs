@@ -1,276 +1,351 @@
-//! What is counted of connections: those that clients open, and those to upstreams.
+//! Metrics of connections: those that clients open, and those to upstreams.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
 
-use super::{Open, Registered};
+use super::label::{ByLabel, Label, Labels, label};
+use super::{GaugeGuard, Register, request_histogram};
 
-/// Why a connection was not taken, or was ended before its client wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum Cut {
-    /// Its address has as many as it may have.
-    Address,
-    /// Who came through a proxy was not said, or not as it has to be.
-    ProxyHeader,
-    /// The handshake of TLS failed.
-    Handshake,
-    /// What came is no head of a request; the answer was 400.
-    Malformed,
-    /// A head is larger than it may be; the answer was 431, or 414.
-    TooLarge,
-    /// The rules of HTTP/2 were broken.
-    Http2,
-    /// A head, or a handshake, took too long.
-    HeadTimeout,
-    /// The body of a request came too slowly.
-    BodyTimeout,
-    /// The client took too long to take its response.
-    WriteTimeout,
-    /// The drain's time was over.
-    Drain,
+label! {
+    /// Why a client's connection was refused, or closed before the client wanted.
+    pub(crate) AbortReason as "reason" {
+        /// Its address has as many connections as it may have.
+        AddressLimit = "address_limit",
+        /// The PROXY protocol header was missing or invalid.
+        ProxyHeader = "proxy_header",
+        /// The TLS handshake failed.
+        TlsHandshake = "tls_handshake",
+        /// The head of a request was malformed; the response was 400.
+        Malformed = "malformed",
+        /// The head of a request was too large; the response was 431, or 414.
+        TooLarge = "too_large",
+        /// The client broke the rules of HTTP/2.
+        Http2 = "http2",
+        /// The head of a request, or a handshake, took too long.
+        HeaderTimeout = "header_timeout",
+        /// The client did not read its response fast enough.
+        WriteTimeout = "write_timeout",
+        /// The drain's deadline passed.
+        Drain = "drain",
+    }
 }
 
-/// How an upstream's request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum Answer {
-    /// With the head of a response.
-    Answered,
-    /// Without one.
-    Failed,
-    /// Without one in time.
-    TimedOut,
-    /// It had as many as it may have, and this one waited in vain.
-    Busy,
+label! {
+    /// How a request to an upstream ended.
+    pub(crate) UpstreamOutcome as "outcome" {
+        /// The head of a response arrived.
+        Responded = "responded",
+        /// The connection or the request failed.
+        Failed = "failed",
+        /// The upstream did not respond in time.
+        TimedOut = "timed_out",
+        /// The upstream had as many requests as it may have, and this one waited in vain.
+        Busy = "busy",
+    }
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ListenerLabel {
-    listener: String,
+label! {
+    /// The version of TLS.
+    pub(crate) TlsVersion as "version" {
+        Tls12 = "1.2",
+        Tls13 = "1.3",
+    }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CutLabel {
-    listener: String,
-    reason: Cut,
+label! {
+    /// Whether a TLS handshake resumed a session (RFC 8446, section 2.2).
+    pub(crate) Resumed as "resumed" {
+        No = "false",
+        Yes = "true",
+    }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct HandshakeLabel {
-    listener: String,
-    version: &'static str,
-    resumed: &'static str,
-}
+type Counters = Family<Labels, Counter, fn() -> Counter>;
+type Gauges = Family<Labels, Gauge, fn() -> Gauge>;
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct UpstreamLabel {
-    upstream: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AnswerLabel {
-    upstream: String,
-    outcome: Answer,
-}
-
-/// The families of these counters.
-#[derive(Clone, Debug, Default)]
+/// The families of connections.
 pub(super) struct Network {
-    open: Family<ListenerLabel, Gauge>,
-    accepted: Family<ListenerLabel, Counter>,
-    cut: Family<CutLabel, Counter>,
-    handshakes: Family<HandshakeLabel, Counter>,
+    connections: Counters,
+    connections_open: Gauges,
+    connections_aborted: Counters,
+    tls_handshakes: Counters,
     stalled_streams: Gauge,
-    upstream_in_flight: Family<UpstreamLabel, Gauge>,
-    upstream_requests: Family<AnswerLabel, Counter>,
-    upstream_connections: Family<UpstreamLabel, Gauge>,
-    upstream_dialled: Family<UpstreamLabel, Counter>,
-    upstream_well: Family<UpstreamLabel, Gauge>,
-    /// By upstream: how many routes send it requests, of how many.
-    healthy: Arc<Mutex<HashMap<String, (usize, usize)>>>,
+    upstream_requests: Counters,
+    upstream_requests_in_flight: Gauges,
+    upstream_request_duration: Family<Labels, Histogram, fn() -> Histogram>,
+    upstream_connections: Counters,
+    upstream_connections_open: Gauges,
+    upstream_health: Arc<UpstreamHealths>,
+}
+
+/// The gauge of upstreams' health, and what it is computed from.
+#[derive(Debug)]
+struct UpstreamHealths {
+    gauge: Gauges,
+    /// By upstream.
+    routes: Mutex<HashMap<String, Routes>>,
+}
+
+/// How many routes have an upstream, and how many of them send it requests.
+#[derive(Clone, Copy, Debug, Default)]
+struct Routes {
+    all: usize,
+    healthy: usize,
 }
 
 impl Network {
-    pub(super) fn register(all: &mut Registered<'_>) -> Self {
+    #[expect(clippy::too_many_lines, reason = "a list: one call for each metric")]
+    pub(super) fn new(register: &mut Register<'_>) -> Self {
+        let counter = Counter::default as fn() -> Counter;
+        let gauge = Gauge::default as fn() -> Gauge;
         Self {
-            open: all.of("connections_open", "Open connections of clients"),
-            accepted: all.of("connections", "Connections of clients that were accepted"),
-            cut: all.of(
-                "connections_cut",
-                "Connections of clients that were refused or ended, by reason",
+            connections: register.family(
+                "connections",
+                "Connections of clients that were accepted, by listener",
+                counter,
             ),
-            handshakes: all.of("tls_handshakes", "Handshakes of TLS that came to their end"),
-            stalled_streams: all
-                .of("stalled_streams", "HTTP/2 streams whose client takes nothing of its response"),
-            upstream_in_flight: all
-                .of("upstream_requests_in_flight", "Requests that an upstream works on"),
-            upstream_requests: all.of("upstream_requests", "Requests to an upstream, by outcome"),
-            upstream_connections: all
-                .of("upstream_connections_open", "Open connections to an upstream"),
-            upstream_dialled: all
-                .of("upstream_connections", "Connections to an upstream that were opened"),
-            upstream_well: all.of(
-                "upstream_well",
-                "Of an upstream: 1 if any route sends it requests, 0 while all have ejected it",
+            connections_open: register.family(
+                "connections_open",
+                "Open connections of clients, by listener",
+                gauge,
             ),
-            healthy: Arc::default(),
+            connections_aborted: register.family(
+                "connections_aborted",
+                "Connections of clients that were refused or closed early, by listener and reason",
+                counter,
+            ),
+            tls_handshakes: register.family(
+                "tls_handshakes",
+                "Completed TLS handshakes, by listener, version and whether a session was resumed",
+                counter,
+            ),
+            stalled_streams: register.default(
+                "stalled_streams",
+                "HTTP/2 streams whose client does not read its response",
+            ),
+            upstream_requests: register.family(
+                "upstream_requests",
+                "Requests to an upstream, by outcome",
+                counter,
+            ),
+            upstream_requests_in_flight: register.family(
+                "upstream_requests_in_flight",
+                "Requests that an upstream is processing",
+                gauge,
+            ),
+            upstream_request_duration: register.family(
+                "upstream_request_duration_seconds",
+                "Time until an upstream's response head arrived, or its request failed",
+                request_histogram,
+            ),
+            upstream_connections: register.family(
+                "upstream_connections",
+                "Connections to an upstream that were opened",
+                counter,
+            ),
+            upstream_connections_open: register.family(
+                "upstream_connections_open",
+                "Open connections to an upstream",
+                gauge,
+            ),
+            upstream_health: Arc::new(UpstreamHealths {
+                gauge: register.family(
+                    "upstream_healthy",
+                    "1 if any route sends requests to the upstream, 0 while all have ejected it",
+                    gauge,
+                ),
+                routes: Mutex::default(),
+            }),
         }
     }
 
-    pub(super) fn connections(&self, listener: &str) -> Connections {
-        Connections { listener: listener.to_owned(), network: self.clone() }
+    /// Creates families that are not exposed.
+    fn unregistered() -> Self {
+        Self::new(&mut Register(&mut Registry::default()))
     }
 
-    pub(super) fn upstream(&self, upstream: &str) -> Upstream {
-        let label = UpstreamLabel { upstream: upstream.to_owned() };
-        let outcome = |outcome| {
-            let label = AnswerLabel { upstream: upstream.to_owned(), outcome };
-            self.upstream_requests.get_or_create(&label).clone()
+    pub(super) fn listener(&self, address: &str) -> ListenerMetrics {
+        let listener = || ("listener", address.to_owned());
+        let handshakes = |version: TlsVersion| {
+            [Resumed::No, Resumed::Yes].map(|resumed| {
+                let labels = vec![listener(), version.pair(), resumed.pair()];
+                self.tls_handshakes.get_or_create_owned(&labels)
+            })
         };
-        Upstream {
-            in_flight: self.upstream_in_flight.get_or_create(&label).clone(),
-            answered: outcome(Answer::Answered),
-            failed: outcome(Answer::Failed),
-            timed_out: outcome(Answer::TimedOut),
-            busy: outcome(Answer::Busy),
-            open: self.upstream_connections.get_or_create(&label).clone(),
-            dialled: self.upstream_dialled.get_or_create(&label).clone(),
-            network: self.clone(),
-            label,
+        ListenerMetrics {
+            connections: self.connections.get_or_create_owned(&vec![listener()]),
+            connections_open: self.connections_open.get_or_create_owned(&vec![listener()]),
+            connections_aborted: ByLabel::new(|reason: AbortReason| {
+                self.connections_aborted.get_or_create_owned(&vec![listener(), reason.pair()])
+            }),
+            tls_handshakes: ByLabel::new(handshakes),
+            stalled_streams: self.stalled_streams.clone(),
+        }
+    }
+
+    pub(super) fn upstream(&self, url: &str) -> UpstreamMetrics {
+        let upstream = || ("upstream", url.to_owned());
+        let labels = vec![upstream()];
+        UpstreamMetrics {
+            requests: ByLabel::new(|outcome: UpstreamOutcome| {
+                self.upstream_requests.get_or_create_owned(&vec![upstream(), outcome.pair()])
+            }),
+            in_flight: self.upstream_requests_in_flight.get_or_create_owned(&labels),
+            duration: self.upstream_request_duration.get_or_create_owned(&labels),
+            connections: self.upstream_connections.get_or_create_owned(&labels),
+            connections_open: self.upstream_connections_open.get_or_create_owned(&labels),
+            health: Arc::clone(&self.upstream_health),
+            url: url.into(),
         }
     }
 }
 
-/// The counters of a listener's connections; those of nobody by default.
-#[derive(Clone, Debug, Default)]
-pub struct Connections {
-    listener: String,
-    network: Network,
-}
-
-impl Connections {
-    /// Counts one that was accepted, and as open until what this answers is dropped.
-    pub fn opened(&self) -> Open {
-        let label = ListenerLabel { listener: self.listener.clone() };
-        self.network.accepted.get_or_create(&label).inc();
-        Open::of(self.network.open.get_or_create(&label).clone())
-    }
-
-    /// Counts one that was cut.
-    pub fn cut(&self, reason: Cut) {
-        let label = CutLabel { listener: self.listener.clone(), reason };
-        self.network.cut.get_or_create(&label).inc();
-    }
-
-    /// Returns the gauge of HTTP/2 streams whose client takes nothing of its response.
-    pub(crate) fn stalled_streams(&self) -> &Gauge {
-        &self.network.stalled_streams
-    }
-
-    /// Counts a handshake of TLS.
-    pub fn shook_hands(&self, version: &'static str, resumed: bool) {
-        let resumed = if resumed { "yes" } else { "no" };
-        let label = HandshakeLabel { listener: self.listener.clone(), version, resumed };
-        self.network.handshakes.get_or_create(&label).inc();
-    }
-}
-
-/// The counters of an upstream.
+/// The metrics of one listener.
 #[derive(Clone, Debug)]
-pub struct Upstream {
-    label: UpstreamLabel,
-    in_flight: Gauge,
-    answered: Counter,
-    failed: Counter,
-    timed_out: Counter,
-    busy: Counter,
-    open: Gauge,
-    dialled: Counter,
-    network: Network,
+pub struct ListenerMetrics {
+    connections: Counter,
+    connections_open: Gauge,
+    connections_aborted: ByLabel<AbortReason, Counter>,
+    /// By version: of full handshakes, and of resumed ones.
+    tls_handshakes: ByLabel<TlsVersion, [Counter; 2]>,
+    stalled_streams: Gauge,
 }
 
-/// The health of an upstream as one route sees it, until it is dropped.
-#[derive(Debug)]
-pub struct UpstreamHealth {
-    label: UpstreamLabel,
-    healthy: AtomicBool,
-    network: Network,
-}
-
-impl Default for Upstream {
-    /// Those of nobody.
-    fn default() -> Self {
-        Network::default().upstream("")
-    }
-}
-
-impl Upstream {
-    /// Counts a request as in flight, until what this answers is dropped.
-    pub fn begin(&self) -> Open {
-        Open::of(self.in_flight.clone())
+impl ListenerMetrics {
+    /// Counts a connection that was accepted, and as open until the guard is dropped.
+    pub(crate) fn connection_opened(&self) -> GaugeGuard {
+        self.connections.inc();
+        GaugeGuard::new(&self.connections_open)
     }
 
-    /// Counts how one ended.
-    pub fn ended(&self, answer: Answer) {
-        match answer {
-            Answer::Answered => self.answered.inc(),
-            Answer::Failed => self.failed.inc(),
-            Answer::TimedOut => self.timed_out.inc(),
-            Answer::Busy => self.busy.inc(),
+    /// Counts a connection that was refused or closed early.
+    pub(crate) fn connection_aborted(&self, reason: AbortReason) {
+        self.connections_aborted.get(reason).inc();
+    }
+
+    /// Counts a TLS handshake that completed.
+    pub(crate) fn tls_handshake(&self, version: TlsVersion, resumed: Resumed) {
+        let [full, abbreviated] = self.tls_handshakes.get(version);
+        match resumed {
+            Resumed::No => full.inc(),
+            Resumed::Yes => abbreviated.inc(),
         };
     }
 
-    /// Counts a connection to it, and as open until what this answers is dropped.
-    pub fn connected(&self) -> Open {
-        self.dialled.inc();
-        Open::of(self.open.clone())
-    }
-
-    /// Shows the upstream as healthy to one more route.
-    pub fn health(&self) -> UpstreamHealth {
-        let (label, network) = (self.label.clone(), self.network.clone());
-        let shown = UpstreamHealth { label, healthy: AtomicBool::new(true), network };
-        shown.count(|(healthy, routes)| (healthy + 1, routes + 1));
-        shown
+    /// Returns the gauge of HTTP/2 streams whose client does not read its response.
+    pub(crate) fn stalled_streams(&self) -> &Gauge {
+        &self.stalled_streams
     }
 }
 
-impl UpstreamHealth {
-    /// Shows whether the route sends it requests.
-    pub fn set(&self, healthy: bool) {
+impl Default for ListenerMetrics {
+    /// Creates metrics that are not exposed.
+    fn default() -> Self {
+        Network::unregistered().listener("")
+    }
+}
+
+/// The metrics of one upstream.
+#[derive(Clone, Debug)]
+pub struct UpstreamMetrics {
+    url: Arc<str>,
+    requests: ByLabel<UpstreamOutcome, Counter>,
+    in_flight: Gauge,
+    duration: Histogram,
+    connections: Counter,
+    connections_open: Gauge,
+    health: Arc<UpstreamHealths>,
+}
+
+impl UpstreamMetrics {
+    /// Counts a request as in flight until the guard is dropped.
+    pub(crate) fn request_started(&self) -> GaugeGuard {
+        GaugeGuard::new(&self.in_flight)
+    }
+
+    /// Counts a request whose response head has arrived, or that failed.
+    pub(crate) fn request_finished(&self, outcome: UpstreamOutcome, duration: Duration) {
+        self.requests.get(outcome).inc();
+        self.duration.observe(duration.as_secs_f64());
+    }
+
+    /// Counts a new connection, and as open until the guard is dropped.
+    pub(crate) fn connection_opened(&self) -> GaugeGuard {
+        self.connections.inc();
+        GaugeGuard::new(&self.connections_open)
+    }
+
+    /// Adds a route that sends requests to this upstream.
+    pub(crate) fn health(&self) -> UpstreamHealthGauge {
+        let gauge = UpstreamHealthGauge {
+            url: Arc::clone(&self.url),
+            healthy: AtomicBool::new(true),
+            health: Arc::clone(&self.health),
+        };
+        gauge.update(|routes| Routes { all: routes.all + 1, healthy: routes.healthy + 1 });
+        gauge
+    }
+}
+
+impl Default for UpstreamMetrics {
+    /// Creates metrics that are not exposed.
+    fn default() -> Self {
+        Network::unregistered().upstream("")
+    }
+}
+
+/// The health of an upstream as one route sees it, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct UpstreamHealthGauge {
+    url: Arc<str>,
+    healthy: AtomicBool,
+    health: Arc<UpstreamHealths>,
+}
+
+impl UpstreamHealthGauge {
+    /// Sets whether the route sends requests to the upstream.
+    pub(crate) fn set(&self, healthy: bool) {
         if self.healthy.swap(healthy, Ordering::Relaxed) != healthy {
-            self.count(|(count, routes)| {
-                (if healthy { count + 1 } else { count.saturating_sub(1) }, routes)
+            self.update(|routes| {
+                let count = routes.healthy;
+                let count = if healthy { count + 1 } else { count.saturating_sub(1) };
+                Routes { healthy: count, ..routes }
             });
         }
     }
 
-    /// Several routes may share an upstream, and after a reload the routes of before may still end their
-    /// requests: the gauge is of all of them together, whichever changed last.
-    fn count(&self, change: impl Fn((usize, usize)) -> (usize, usize)) {
-        let mut all = self.network.healthy.lock().unwrap_or_else(PoisonError::into_inner);
-        let counts = all.entry(self.label.upstream.clone()).or_default();
-        *counts = change(*counts);
-        let (healthy, routes) = *counts;
-        if routes == 0 {
-            all.remove(&self.label.upstream);
-            self.network.upstream_well.remove(&self.label);
+    /// Updates the gauge, which is of all routes together: several may share an upstream, and after a reload the previous
+    /// routes may still finish their requests.
+    fn update(&self, change: impl Fn(Routes) -> Routes) {
+        let UpstreamHealths { gauge, routes } = &*self.health;
+        let labels = vec![("upstream", String::from(&*self.url))];
+        let mut by_upstream = routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let routes = by_upstream.entry(String::from(&*self.url)).or_default();
+        *routes = change(*routes);
+        if routes.all == 0 {
+            by_upstream.remove(&*self.url);
+            gauge.remove(&labels);
         } else {
-            let gauge = self.network.upstream_well.get_or_create(&self.label);
-            gauge.set(i64::from(healthy > 0));
+            gauge.get_or_create(&labels).set(i64::from(routes.healthy > 0));
         }
     }
 }
 
-impl Drop for UpstreamHealth {
+impl Drop for UpstreamHealthGauge {
     fn drop(&mut self) {
         let healthy = usize::from(self.healthy.load(Ordering::Relaxed));
-        self.count(|(count, routes)| (count.saturating_sub(healthy), routes.saturating_sub(1)));
+        self.update(|routes| Routes {
+            all: routes.all.saturating_sub(1),
+            healthy: routes.healthy.saturating_sub(healthy),
+        });
     }
 }
 
@@ -281,24 +356,24 @@ mod tests {
     #[test]
     fn upstream_health_is_of_all_its_routes() {
         let metrics = Metrics::new();
-        let shows = |well: Option<u8>| {
-            let line = "cloakroom_upstream_well{upstream=\"http://app\"} ";
+        let expect = |healthy: Option<u8>| {
+            let line = "cloakroom_upstream_healthy{upstream=\"http://app\"} ";
             let found =
                 metrics.text().lines().find_map(|text| text.strip_prefix(line)?.parse().ok());
-            assert_eq!(found, well);
+            assert_eq!(found, healthy);
         };
         let (one, other) = (metrics.upstream("http://app"), metrics.upstream("http://app"));
         let (one, other) = (one.health(), other.health());
-        shows(Some(1));
+        expect(Some(1));
         one.set(false);
         one.set(false);
-        shows(Some(1));
+        expect(Some(1));
         other.set(false);
-        shows(Some(0));
+        expect(Some(0));
         other.set(true);
         drop(other);
-        shows(Some(0));
+        expect(Some(0));
         drop(one);
-        shows(None);
+        expect(None);
     }
 }

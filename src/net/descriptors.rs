@@ -30,10 +30,15 @@ pub(crate) fn raise_limit() -> u64 {
     current.unwrap_or(u64::MAX)
 }
 
+/// Returns how many descriptors this process can have.
+pub(crate) fn limit() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 /// Whether a descriptor that was just opened leaves too few to others.
 pub(crate) fn are_scarce(opened: impl AsFd, wanted: Use) -> bool {
     let number = u64::try_from(opened.as_fd().as_raw_fd()).unwrap_or(0);
-    number >= bound(wanted, getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
+    number >= bound(wanted, limit())
 }
 
 /// The same of the next one that will be opened.

@@ -131,13 +131,13 @@ impl Access {
         outcome: Outcome,
         metrics: &Metrics,
     ) -> Response<Body> {
-        metrics.request(self.failure.unwrap_or(outcome));
         let Some(mut line) = self.line.take() else { return response };
         line.status = response.status().as_u16();
-        let ends = metrics.response_ends();
+        metrics.request(self.failure.unwrap_or(outcome), line.status, line.began.elapsed());
+        let metrics = metrics.clone();
         response.map(|body| {
             body.with_guard(move |end| {
-                ends.count(end.reason());
+                metrics.response(end.reason());
                 line.write(end);
             })
         })
@@ -165,7 +165,7 @@ impl Line {
             session = session.map(tracing::field::display),
             trace = trace.map(tracing::field::display),
             milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-            end = end.reason(),
+            end = end.reason().as_str(),
         );
         let Some(Recording { tracer, place, began: at, version, scheme, host }) = recording else {
             return;

@@ -52,7 +52,7 @@ pub async fn serve<H: Handler>(
                 let (server, room) = (Arc::clone(&server), room.clone());
                 tasks
                     .run(async move {
-                        let _open = server.counts().opened();
+                        let _open = server.counts().connection_opened();
                         let (mut socket, mut peer) = (socket, peer);
                         if !server.learn_of_client(&mut socket, &mut peer).await {
                             return;

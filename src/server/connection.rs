@@ -27,7 +27,7 @@ use super::tls::{Agreed, Handshake, Tls};
 use super::{Handler, Limits, Peer, Protocol, Room, Settings};
 use crate::body::{Body, End};
 use crate::log::ACCESS;
-use crate::metrics::{Connections, Cut};
+use crate::metrics::{AbortReason, ListenerMetrics};
 use crate::net::socket::Socket;
 use crate::tasks::{self, Tasks};
 
@@ -88,7 +88,7 @@ impl<H: Handler> Server<H> {
         self.settings.leaves_descriptors
     }
 
-    pub(super) fn counts(&self) -> &Connections {
+    pub(super) fn counts(&self) -> &ListenerMetrics {
         &self.settings.counts
     }
 
@@ -115,11 +115,11 @@ impl<H: Handler> Server<H> {
             }
             Ok(Err(error)) => {
                 tracing::info!(%error, ?proxy, "a proxy did not say whose a connection is");
-                self.counts().cut(Cut::ProxyHeader);
+                self.counts().connection_aborted(AbortReason::ProxyHeader);
                 false
             }
             Err(_elapsed) => {
-                self.counts().cut(Cut::HeadTimeout);
+                self.counts().connection_aborted(AbortReason::HeaderTimeout);
                 false
             }
         }
@@ -129,7 +129,7 @@ impl<H: Handler> Server<H> {
     pub(super) fn turn_away(&self, socket: &Socket, peer: &Peer) {
         let client = peer.address;
         tracing::debug!(?client, "an address has as many connections as it may have");
-        self.counts().cut(Cut::Address);
+        self.counts().connection_aborted(AbortReason::AddressLimit);
         socket.reset_on_drop();
     }
 
@@ -167,16 +167,16 @@ impl<H: Handler> Server<H> {
         };
         match accepted {
             Ok(Ok((socket, handshake))) => {
-                self.counts().shook_hands(handshake.version, handshake.resumed);
+                self.counts().tls_handshake(handshake.version, handshake.resumed);
                 return Some((socket, handshake));
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a handshake failed");
-                self.counts().cut(Cut::Handshake);
+                self.counts().connection_aborted(AbortReason::TlsHandshake);
             }
             Err(_elapsed) => {
                 tracing::debug!("a handshake took too long");
-                self.counts().cut(Cut::HeadTimeout);
+                self.counts().connection_aborted(AbortReason::HeaderTimeout);
             }
         }
         None
@@ -337,7 +337,7 @@ impl<H: Handler> Server<H> {
             expired = clocks.expired(&goodbye) => self.ran_out(expired, clocks),
             () = wait(left) => {
                 tracing::warn!("a connection was cut at the drain's deadline");
-                self.counts().cut(Cut::Drain);
+                self.counts().connection_aborted(AbortReason::Drain);
                 clocks.cut(End::Drained);
                 self.tasks.cut();
             }
@@ -348,9 +348,9 @@ impl<H: Handler> Server<H> {
     fn ran_out(&self, expired: Expired, clocks: &Clocks) {
         tracing::debug!(?expired, "a connection ran out of time");
         match expired {
-            Expired::Head => self.counts().cut(Cut::HeadTimeout),
+            Expired::Head => self.counts().connection_aborted(AbortReason::HeaderTimeout),
             Expired::Write => {
-                self.counts().cut(Cut::WriteTimeout);
+                self.counts().connection_aborted(AbortReason::WriteTimeout);
                 clocks.cut(End::Stalled);
             }
             // As long as that, and no longer, was agreed.
@@ -368,19 +368,19 @@ impl<H: Handler> Server<H> {
             cause.downcast_ref().is_some_and(h2::Error::is_library)
         };
         let cut = if error.is_parse_too_large() {
-            Cut::TooLarge
+            AbortReason::TooLarge
         } else if error.is_parse() {
-            Cut::Malformed
+            AbortReason::Malformed
         } else if source.source().is_some_and(broke_rules) {
-            Cut::Http2
+            AbortReason::Http2
         } else if error.is_user() {
             return Drove::Broken;
         } else {
             return Drove::ToItsEnd;
         };
-        self.counts().cut(cut);
+        self.counts().connection_aborted(cut);
         let client = client.map(|client| tracing::field::display(client.ip()));
-        tracing::info!(target: ACCESS, client, reason = ?cut, error = source, "refused");
+        tracing::info!(target: ACCESS, client, reason = cut.as_str(), error = source, "refused");
         Drove::ToItsEnd
     }
 }

@@ -26,7 +26,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 
 use crate::body::Body;
-use crate::metrics::Connections;
+use crate::metrics::ListenerMetrics;
 use crate::net::scheme::Scheme;
 use crate::net::trust::Trust;
 
@@ -121,7 +121,7 @@ pub struct Settings {
     /// Whether it leaves the last descriptors of the process to other listeners, and to the store.
     pub leaves_descriptors: bool,
     /// Where its connections are counted.
-    pub counts: Connections,
+    pub counts: ListenerMetrics,
 }
 
 /// What connections may take.

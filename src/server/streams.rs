@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::metrics::Connections;
+use crate::metrics::ListenerMetrics;
 use crate::tasks::Tasks;
 
 // What is recorded and what is counted are read on their own, so no ordering is needed.
@@ -61,7 +61,7 @@ struct Shared {
     tasks: Tasks,
     patience: Duration,
     stalled: Stalled,
-    counts: Connections,
+    counts: ListenerMetrics,
 }
 
 impl Streams {
@@ -70,7 +70,7 @@ impl Streams {
         tasks: Tasks,
         patience: Duration,
         stalled: Stalled,
-        counts: Connections,
+        counts: ListenerMetrics,
     ) -> Self {
         Self(Arc::new(Shared { tasks, patience, stalled, counts }))
     }
@@ -198,7 +198,8 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(30);
 
     fn stall(stalled: &Stalled) -> Stall {
-        let streams = Streams::new(Tasks::new(), PATIENCE, stalled.clone(), Connections::default());
+        let streams =
+            Streams::new(Tasks::new(), PATIENCE, stalled.clone(), ListenerMetrics::default());
         Stall::new(streams.0)
     }
 

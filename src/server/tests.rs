@@ -239,7 +239,7 @@ async fn a_client_still_sending_after_its_answer_is_not_reset() {
 async fn reads_on(connections: usize, request: &str, every: Option<u64>, drains: bool) -> u64 {
     let metrics = Metrics::new();
     let limits = Limits { connections, ..Limits::default() };
-    let counts = metrics.connections("x");
+    let counts = metrics.listener("x");
     // What is written to a Unix socket is there at once, whatever the clock says.
     let directory = tempfile::tempdir().unwrap();
     let address = Address::Unix(directory.path().join("x.sock"));

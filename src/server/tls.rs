@@ -19,6 +19,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
+use crate::metrics::{Resumed, TlsVersion};
 use crate::net::pem::{self, Identity, PemError};
 use crate::net::socket::Socket;
 
@@ -66,8 +67,8 @@ pub(super) struct Handshake {
     pub(super) agreed: Agreed,
     /// `None` if the client named no host.
     pub(super) server_name: Option<Arc<ServerName>>,
-    pub(super) version: &'static str,
-    pub(super) resumed: bool,
+    pub(super) version: TlsVersion,
+    pub(super) resumed: Resumed,
 }
 
 const HTTP2: &[u8] = b"h2";
@@ -78,6 +79,8 @@ const HTTP1: &[u8] = b"http/1.1";
 pub struct Certificates {
     config: Arc<ServerConfig>,
     identities: Arc<Identities>,
+    /// By file: when the certificates in it expire, in seconds since the Unix epoch.
+    expiries: Vec<(PathBuf, i64)>,
 }
 
 /// TLS as a listener speaks it. Its certificates can be replaced while it serves.
@@ -147,6 +150,12 @@ impl Tls {
         self.current.store(Arc::new(certificates));
     }
 
+    /// Returns the files of the certificates that are presented, and the seconds since the Unix epoch at which the first
+    /// certificate of each expires.
+    pub(crate) fn expiries(&self) -> Vec<(PathBuf, i64)> {
+        self.current.load().expiries.clone()
+    }
+
     /// A client's connection after the handshake, which has no deadline here.
     pub(super) async fn accept(
         self: &Arc<Self>,
@@ -163,10 +172,13 @@ impl Tls {
                 _ => Agreed::Http1,
             },
             version: match connection.protocol_version() {
-                Some(ProtocolVersion::TLSv1_2) => "1.2",
-                _ => "1.3",
+                Some(ProtocolVersion::TLSv1_2) => TlsVersion::Tls12,
+                _ => TlsVersion::Tls13,
             },
-            resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
+            resumed: match connection.handshake_kind() {
+                Some(HandshakeKind::Resumed) => Resumed::Yes,
+                _ => Resumed::No,
+            },
         };
         Ok((Socket::Tls(Box::new(stream.into())), handshake))
     }
@@ -185,6 +197,12 @@ fn certificates(
 ) -> Result<Certificates, TlsError> {
     let identities = config.identities.iter().map(|identity| certified(identity, provider));
     let identities = Arc::new(Identities(identities.collect::<Result<_, _>>()?));
+    let expiries = config.identities.iter().zip(&identities.0).filter_map(|(identity, key)| {
+        // A chain is valid for as long as all of its certificates are.
+        let not_after = key.cert.iter().filter_map(pem::not_after).min()?;
+        Some((identity.certificate.clone(), not_after))
+    });
+    let expiries = expiries.collect();
     let verifier: Arc<dyn ClientCertVerifier> = match &config.client_authorities {
         None => WebPkiClientVerifier::no_client_auth(),
         Some(path) => {
@@ -198,7 +216,7 @@ fn certificates(
         .with_cert_resolver(Arc::<Identities>::clone(&identities));
     config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
     config.ticketer = Arc::clone(ticketer);
-    Ok(Certificates { config: Arc::new(config), identities })
+    Ok(Certificates { config: Arc::new(config), identities, expiries })
 }
 
 fn certified(

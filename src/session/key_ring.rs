@@ -54,6 +54,16 @@ pub enum SignedBy {
     Older(usize),
 }
 
+impl SignedBy {
+    /// Returns the key's place in the ring, in the order of [`KeyRing::fingerprints`].
+    pub(crate) fn position(self) -> usize {
+        match self {
+            Self::First => 0,
+            Self::Older(place) => place + 1,
+        }
+    }
+}
+
 /// A tag: the first 16 bytes of HMAC-SHA-256.
 pub(super) const TAG_BYTES: usize = 16;
 

@@ -181,7 +181,7 @@ impl Sessions {
         for text in cookies {
             let Some((sealed, by)) = Sealed::open(&shared.ring, name, text.reveal().as_bytes())
             else {
-                shared.metrics.event(Event::BadCookie);
+                shared.metrics.event(Event::InvalidCookie);
                 continue;
             };
             presented = Presented::Unknown;

@@ -5,7 +5,7 @@ use tracing::debug;
 use super::exchange::{Binding, Exchange, Prolongs, State};
 use super::{Failure, Sessions, draw_id};
 use crate::log::limited;
-use crate::metrics::Event;
+use crate::metrics::{Event, StoreOperation};
 use crate::random;
 use crate::session::id::Id;
 use crate::session::json::Json;
@@ -258,7 +258,7 @@ impl Sessions {
         change: Change<'_>,
         want: Want<'_>,
     ) -> Result<Applied, Failure> {
-        let answer = self.timed("patch", store.patch(id, change, want)).await;
+        let answer = self.timed(StoreOperation::Patch, store.patch(id, change, want)).await;
         Ok(self.readable(id, answer)?.unwrap_or(Err(Refusal::Gone))?)
     }
 
@@ -313,7 +313,7 @@ impl Sessions {
         let policy = &self.shared.policy;
         // Two ids of 128 random bits are never the same; a third draw is for what cannot happen.
         for _ in 0..3 {
-            match self.timed("create", store.create(id, &record, policy)).await? {
+            match self.timed(StoreOperation::Create, store.create(id, &record, policy)).await? {
                 Created::Done => {
                     self.shared.metrics.event(Event::Created);
                     debug!(session = %id, "a session was made");
@@ -364,7 +364,7 @@ impl Sessions {
 
     /// Removes a record that was made a moment ago and that nobody knows.
     async fn undo(&self, store: &dyn Store, id: Id) {
-        if let Err(error) = self.timed("remove", store.remove(id)).await {
+        if let Err(error) = self.timed(StoreOperation::Remove, store.remove(id)).await {
             limited!(warn, "orphaned", session = %id, %error, "failed to delete an orphaned session; it will expire");
         }
     }

@@ -6,7 +6,7 @@ use tracing::debug;
 use super::change::{Counts, Requested};
 use super::exchange::{Binding, Exchange, Phase, Presented, Prolongs, State};
 use super::{Failure, Sessions, Shared};
-use crate::metrics::Event;
+use crate::metrics::{Event, StoreOperation};
 use crate::session::id::Id;
 use crate::session::key_ring::SignedBy;
 use crate::session::navigation::Navigation;
@@ -167,7 +167,9 @@ impl Sessions {
         }
         let (policy, now) = (&self.shared.policy, self.shared.clock.now());
         let used = Use { generation, prolongs: false, sets_cookie: false, proves: true, now };
-        if let Err(error) = self.timed("use", store.record_use(id, used, policy)).await {
+        if let Err(error) =
+            self.timed(StoreOperation::RecordUse, store.record_use(id, used, policy)).await
+        {
             debug!(session = %id, %error, "failed to record that a session came back");
         }
     }
@@ -202,7 +204,7 @@ impl Sessions {
         let sets_cookie = slides && !rotates;
         let used = Use { generation, prolongs: touches, sets_cookie, proves, now };
         let entry = if touches || proves || *verdict == Verdict::Next {
-            self.timed("use", store.record_use(id, used, policy)).await
+            self.timed(StoreOperation::RecordUse, store.record_use(id, used, policy)).await
         } else if rotates {
             self.load(store, id, Want::Meta).await
         } else {

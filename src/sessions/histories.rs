@@ -78,6 +78,7 @@ impl World {
                 ..Policy::default()
             },
             clock: clock.clone(),
+            session_tokens: SessionTokens::default(),
             metrics: Metrics::new(),
             new_sessions: Arc::default(),
             in_flight: Arc::default(),

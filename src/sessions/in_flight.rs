@@ -212,7 +212,7 @@ impl Sessions {
     pub(super) fn track(&self, exchange: Exchange) -> Tracked {
         let exchange = Arc::new(exchange);
         self.shared.in_flight.insert(&exchange);
-        self.shared.metrics.in_flight.inc();
+        self.shared.metrics.requests_in_flight().inc();
         Tracked { exchange, sessions: self.clone() }
     }
 
@@ -269,7 +269,7 @@ impl Tracked {
 impl Drop for Tracked {
     fn drop(&mut self) {
         let shared = &self.sessions.shared;
-        shared.metrics.in_flight.dec();
+        shared.metrics.requests_in_flight().dec();
         let now = shared.clock.now();
         let token = self.exchange.token;
         self.exchange.end(now);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Home, Sessions};
+use crate::metrics::StoreOperation;
 use crate::session::key_ring::Fingerprint;
 use crate::store::{Error as StoreError, KnownKey, KnownKeys};
 use crate::time::Timestamp;
@@ -30,7 +31,7 @@ impl Sessions {
         let (ring, policy) = (&self.shared.ring, &self.shared.policy);
         let now = self.shared.clock.now();
         let own: Vec<Fingerprint> = ring.fingerprints().collect();
-        let known = self.timed("keys", store.exchange_keys(&own, now)).await?;
+        let known = self.timed(StoreOperation::Keys, store.exchange_keys(&own, now)).await?;
         Ok(match (known, own.first()) {
             (KnownKeys::Known(known), Some(first)) => {
                 check(*first, &known, policy.rotation_grace, now)

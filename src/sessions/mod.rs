@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use tracing::debug;
 
 use crate::log::limited;
-use crate::metrics::{Event, Metrics};
+use crate::metrics::{Event, Metrics, SessionTokens, StoreOperation};
 use crate::random;
 use crate::session::cookie::Attributes;
 use crate::session::id::Id;
@@ -82,6 +82,8 @@ pub struct Shared {
     pub clock: Clock,
     /// The counters.
     pub metrics: Metrics,
+    /// The counters of the keys of `ring`.
+    pub session_tokens: SessionTokens,
     /// How many sessions client addresses have created.
     pub new_sessions: Arc<NewSessions>,
     /// The requests that are being forwarded.
@@ -152,9 +154,9 @@ impl Sessions {
     /// Asks the store whether it can be read and written now. Without a store both can.
     pub async fn probe(&self) -> Probed {
         let Home::Store(store) = &self.home else { return Probed { read: true, write: true } };
-        let read = self.timed("ping", store.ping()).await;
+        let read = self.timed(StoreOperation::Ping, store.ping()).await;
         let now = self.shared.clock.now();
-        let write = self.timed("probe", store.probe(now)).await;
+        let write = self.timed(StoreOperation::Probe, store.probe(now)).await;
         for error in [read.as_ref().err(), write.as_ref().err()].into_iter().flatten() {
             debug!(%error, "a probe of the store failed");
         }
@@ -212,7 +214,7 @@ impl Sessions {
         id: Id,
         want: Want<'_>,
     ) -> Result<Option<Entry>, StoreError> {
-        let entry = self.timed("load", store.load(id, want)).await;
+        let entry = self.timed(StoreOperation::Load, store.load(id, want)).await;
         let entry = self.readable(id, entry)?.flatten();
         let now = self.shared.clock.now();
         Ok(entry.filter(|entry| match entry {
@@ -259,7 +261,7 @@ impl Sessions {
     /// Waits for the store, and notes how long it took.
     async fn timed<T>(
         &self,
-        operation: &'static str,
+        operation: StoreOperation,
         answer: Answer<'_, T>,
     ) -> Result<T, StoreError> {
         let start = Instant::now();

@@ -11,7 +11,7 @@ use super::exchange::{Exchange, Presented, Prolongs};
 use super::in_flight::Tracked;
 use super::{Home, Sessions, draw_id};
 use crate::log::limited;
-use crate::metrics::Event;
+use crate::metrics::{Event, StoreOperation};
 use crate::secret::Secret;
 use crate::session::cookie;
 use crate::session::id::Id;
@@ -111,8 +111,7 @@ impl Sessions {
         };
         let record = match &presented {
             Presented::Session { meta, signed_by, .. } => {
-                let key = self.shared.ring.fingerprint(*signed_by);
-                self.shared.metrics.session_tokens(*key.as_bytes(), 1);
+                self.shared.session_tokens.count(signed_by.position());
                 Some(Record { meta: (**meta).clone(), values })
             }
             _ => None,
@@ -198,7 +197,7 @@ impl Sessions {
                 Some((token, signed_by)) => {
                     tokens.entry(token.id).or_default().push((token.generation, signed_by));
                 }
-                None => self.shared.metrics.event(Event::BadCookie),
+                None => self.shared.metrics.event(Event::InvalidCookie),
             }
         }
         tokens
@@ -233,7 +232,7 @@ impl Sessions {
         self.shared.metrics.event(Event::Replayed);
         limited!(warn, "replayed", session = %id, "token of a generation replaced long ago was presented");
         if self.shared.policy.on_replay == OnReplay::Revoke {
-            match self.timed("remove", store.remove(id)).await {
+            match self.timed(StoreOperation::Remove, store.remove(id)).await {
                 Ok(_) => self.shared.metrics.event(Event::Destroyed),
                 Err(error) => {
                     limited!(warn, "replayed_kept", session = %id, %error, "failed to end a replayed session");

@@ -7,7 +7,7 @@ use super::change::{Changed, Requested, changed};
 use super::exchange::Exchange;
 use super::{Failure, Home, Sessions};
 use crate::log::limited;
-use crate::metrics::Event;
+use crate::metrics::{Event, StoreOperation};
 use crate::session::id::Id;
 use crate::session::patch::{Patch, Refusal, Remains, Replicated, Through};
 use crate::session::record::{Entry, Meta, Principal};
@@ -64,7 +64,7 @@ impl Sessions {
     pub async fn destroy(&self, id: Id) -> Result<Destroyed, Failure> {
         let store = self.store()?;
         let alive = self.load_live(store, id, Want::Meta).await?.is_some();
-        let removed = self.timed("remove", store.remove(id)).await?;
+        let removed = self.timed(StoreOperation::Remove, store.remove(id)).await?;
         let Some(replicated) = removed.filter(|_| alive) else { return Ok(Destroyed::default()) };
         self.shared.metrics.event(Event::Destroyed);
         Ok(Destroyed { count: 1, replicated })
@@ -77,7 +77,8 @@ impl Sessions {
         cursor: Option<&str>,
         limit: usize,
     ) -> Result<Listed, Failure> {
-        let page = self.timed("list", self.store()?.list(principal, cursor, limit)).await?;
+        let page =
+            self.timed(StoreOperation::List, self.store()?.list(principal, cursor, limit)).await?;
         for id in &page.unreadable {
             self.shared.metrics.event(Event::Unreadable);
             limited!(error, "unreadable_listed", session = %id, "session cannot be read and is left out of a list");
@@ -127,7 +128,7 @@ impl Sessions {
         }
         for id in all.unreadable {
             // It opens nothing now, and should not if it can be read again.
-            self.timed("remove", self.store()?.remove(id)).await?;
+            self.timed(StoreOperation::Remove, self.store()?.remove(id)).await?;
         }
         info!(destroyed = destroyed.count, "the sessions of a principal were ended");
         Ok(destroyed)
@@ -158,7 +159,8 @@ impl Sessions {
     /// Removes what is over; answers how many sessions that were.
     pub async fn sweep(&self) -> Result<u64, StoreError> {
         let Home::Store(store) = &self.home else { return Ok(0) };
-        let removed = self.timed("sweep", store.sweep(self.shared.clock.now())).await?;
+        let removed =
+            self.timed(StoreOperation::Sweep, store.sweep(self.shared.clock.now())).await?;
         self.shared.metrics.events(Event::Expired, removed);
         Ok(removed)
     }

@@ -5,6 +5,7 @@ use tracing::debug;
 
 use super::exchange::{Binding, Exchange, Prolongs};
 use super::{Home, Sessions};
+use crate::metrics::StoreOperation;
 use crate::session::id::Id;
 use crate::session::patch::Use;
 use crate::session::policy::Touch;
@@ -65,7 +66,7 @@ impl Sessions {
             && !record.meta.rotated_away(generation);
         if counts && policy.touch_is_due(&record.meta, now) {
             let used = Use { generation, prolongs: true, sets_cookie: false, proves: false, now };
-            self.timed("use", store.record_use(id, used, policy)).await?;
+            self.timed(StoreOperation::RecordUse, store.record_use(id, used, policy)).await?;
         }
         Ok(Standing::Stands)
     }

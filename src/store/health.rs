@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, info};
 
 use super::{Answer, Created, Error, KnownKeys, Page, Store, Unproven, Want};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, StoreAccess};
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
@@ -48,25 +48,13 @@ struct Side {
     failed_at: Option<Instant>,
 }
 
-/// One of the two things that are asked of a store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Operation {
-    Read,
-    Write,
-}
-
-impl Operation {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Write => "write",
-        }
-    }
-}
-
 impl Health {
     /// Nothing is known yet.
     pub fn new(place: Place, metrics: Metrics) -> Self {
+        // A local store has been opened by now. One over the network may not have been reached.
+        let up = place != Place::Network;
+        metrics.store_up(StoreAccess::Read, up);
+        metrics.store_up(StoreAccess::Write, up);
         Self { place, metrics, read: Mutex::default(), write: Mutex::default() }
     }
 
@@ -98,23 +86,23 @@ impl Health {
     }
 
     fn was_reached(&self) -> bool {
-        self.side(Operation::Read).reached && self.side(Operation::Write).reached
+        self.side(StoreAccess::Read).reached && self.side(StoreAccess::Write).reached
     }
 
     fn is_down(&self) -> bool {
         let down = |operation| self.side(operation).failed_at.is_some();
-        down(Operation::Read) || down(Operation::Write)
+        down(StoreAccess::Read) || down(StoreAccess::Write)
     }
 
-    fn side(&self, operation: Operation) -> MutexGuard<'_, Side> {
+    fn side(&self, operation: StoreAccess) -> MutexGuard<'_, Side> {
         let side = match operation {
-            Operation::Read => &self.read,
-            Operation::Write => &self.write,
+            StoreAccess::Read => &self.read,
+            StoreAccess::Write => &self.write,
         };
         side.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn succeeded(&self, operation: Operation) {
+    fn succeeded(&self, operation: StoreAccess) {
         let mut side = self.side(operation);
         let was_reached = std::mem::replace(&mut side.reached, true);
         match side.failed_at {
@@ -126,22 +114,22 @@ impl Health {
             Some(_) => {
                 side.failed_at = None;
                 if self.place != Place::Network {
-                    let operation = operation.name();
+                    let operation = operation.as_str();
                     info!(operation, "session store recovered");
                 }
             }
         }
-        self.metrics.store_up(operation.name(), true);
+        self.metrics.store_up(operation, true);
     }
 
-    fn failed(&self, operation: Operation, error: &Error) {
+    fn failed(&self, operation: StoreAccess, error: &Error) {
         let mut side = self.side(operation);
         if side.failed_at.replace(Instant::now()).is_some() {
             return;
         }
-        self.metrics.store_up(operation.name(), false);
+        self.metrics.store_up(operation, false);
         if self.place != Place::Network {
-            let operation = operation.name();
+            let operation = operation.as_str();
             let cause = error.source().map(ToString::to_string);
             error!(operation, %error, cause, "session store failed");
         }
@@ -150,17 +138,17 @@ impl Health {
     /// Notes what a read was answered. A record that cannot be read is an answer.
     fn note_read<T>(&self, answer: &Result<T, Error>) {
         match answer {
-            Ok(_) | Err(Error::Corrupt(_)) => self.succeeded(Operation::Read),
-            Err(error) => self.failed(Operation::Read, error),
+            Ok(_) | Err(Error::Corrupt(_)) => self.succeeded(StoreAccess::Read),
+            Err(error) => self.failed(StoreAccess::Read, error),
         }
     }
 
     /// Notes what a change was answered. Only one that needed room shows that there is some.
     fn note_write<T>(&self, answer: &Result<T, Error>, needed_room: impl FnOnce(&T) -> bool) {
         match answer {
-            Ok(answer) if needed_room(answer) => self.succeeded(Operation::Write),
+            Ok(answer) if needed_room(answer) => self.succeeded(StoreAccess::Write),
             Ok(_) | Err(Error::Corrupt(_)) => {}
-            Err(error) => self.failed(Operation::Write, error),
+            Err(error) => self.failed(StoreAccess::Write, error),
         }
     }
 }
@@ -286,16 +274,16 @@ mod tests {
     }
 
     fn fail(health: &Health) {
-        health.failed(Operation::Write, &Error::Full);
+        health.failed(StoreAccess::Write, &Error::Full);
     }
 
     #[test]
     fn network_store_stays_ready_once_reached() {
         let health = health(Place::Network);
         assert!(!health.is_ready() && health.needs_probe());
-        health.succeeded(Operation::Read);
+        health.succeeded(StoreAccess::Read);
         assert!(!health.is_ready());
-        health.succeeded(Operation::Write);
+        health.succeeded(StoreAccess::Write);
         fail(&health);
         assert!(health.is_ready() && !health.needs_probe());
         assert!(health.metrics.text().contains("store_up{operation=\"write\"} 0"));
@@ -305,13 +293,13 @@ mod tests {
     fn disk_store_is_ready_while_it_works() {
         let health = health(Place::Disk);
         assert!(!health.is_ready() && health.needs_probe());
-        health.succeeded(Operation::Read);
-        health.succeeded(Operation::Write);
+        health.succeeded(StoreAccess::Read);
+        health.succeeded(StoreAccess::Write);
         assert!(health.is_ready() && health.needs_probe());
         fail(&health);
         assert!(!health.is_ready() && health.is_down_on_disk());
         // A small change that went through in between shows nothing.
-        health.succeeded(Operation::Write);
+        health.succeeded(StoreAccess::Write);
         assert!(!health.is_ready());
     }
 

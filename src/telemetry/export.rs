@@ -14,7 +14,7 @@ use super::span::message_of;
 use super::{BATCH, Span, Tracer};
 use crate::body::Body;
 use crate::client::{self, Pool};
-use crate::metrics::SpanFate;
+use crate::metrics::SpanOutcome;
 use crate::tasks::Tasks;
 
 /// How long the first span of a batch waits for others.
@@ -44,7 +44,7 @@ impl Tracer {
         }
         let _ = timeout(AT_THE_END, courier.clear()).await;
         courier.lose();
-        self.metrics.spans(SpanFate::Lost, self.take(usize::MAX).len());
+        self.metrics.spans(SpanOutcome::Failed, self.take(usize::MAX).len());
     }
 
     /// Waits for a first span, and then for a full batch, not for long.
@@ -163,8 +163,8 @@ impl<'a> Courier<'a> {
         }
         let rejected = rejected(answer.body()).min(self.spans);
         let taken = std::mem::take(&mut self.spans) - rejected;
-        self.tracer.metrics.spans(SpanFate::Exported, taken);
-        self.tracer.metrics.spans(SpanFate::Lost, rejected);
+        self.tracer.metrics.spans(SpanOutcome::Exported, taken);
+        self.tracer.metrics.spans(SpanOutcome::Failed, rejected);
         Ok(())
     }
 
@@ -180,7 +180,7 @@ impl<'a> Courier<'a> {
 
     /// Gives up what it carries.
     fn lose(&mut self) {
-        self.tracer.metrics.spans(SpanFate::Lost, std::mem::take(&mut self.spans));
+        self.tracer.metrics.spans(SpanOutcome::Failed, std::mem::take(&mut self.spans));
     }
 }
 

@@ -15,7 +15,7 @@ use http::{HeaderName, HeaderValue};
 use tokio::sync::Notify;
 
 use crate::client::{Tls, TlsConfig, TlsError};
-use crate::metrics::{Metrics, SpanFate};
+use crate::metrics::{Metrics, SpanOutcome};
 use crate::net::scheme::Scheme;
 
 pub use collector::Collector;
@@ -90,7 +90,7 @@ impl Tracer {
         let mut waiting = self.waiting();
         if waiting.len() >= CAPACITY {
             drop(waiting);
-            self.metrics.spans(SpanFate::Dropped, 1);
+            self.metrics.spans(SpanOutcome::Dropped, 1);
             return;
         }
         waiting.push(span);
@@ -143,6 +143,6 @@ mod tests {
             tracer.record(span());
         }
         assert_eq!(tracer.waiting().len(), CAPACITY);
-        assert!(metrics.text().contains("spans_total{outcome=\"Dropped\"} 7"));
+        assert!(metrics.text().contains("spans_total{outcome=\"dropped\"} 7"));
     }
 }

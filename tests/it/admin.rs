@@ -29,11 +29,11 @@ async fn it_says_whether_it_lives_is_ready_and_what_happened() {
         .await;
     let (_, metrics) = cloakroom.admin_get("/metrics").await;
     for line in [
-        "cloakroom_requests_total{outcome=\"Forwarded\"} 1",
-        "cloakroom_session_events_total{event=\"Created\"} 1",
-        "cloakroom_session_events_total{event=\"Rotated\"} 1",
+        "cloakroom_requests_total{outcome=\"forwarded\"} 1",
+        "cloakroom_session_events_total{event=\"created\"} 1",
+        "cloakroom_session_events_total{event=\"rotated\"} 1",
         "cloakroom_requests_in_flight 0",
-        "cloakroom_store_seconds_count{operation=\"create\"} 1",
+        "cloakroom_store_duration_seconds_count{operation=\"create\"} 1",
     ] {
         assert!(metrics.lines().any(|known| known == line), "{line} is not in\n{metrics}");
     }

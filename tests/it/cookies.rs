@@ -95,7 +95,7 @@ async fn made_up_cookies_cost_no_store_command() {
     for operation in ["load", "create", "patch", "use", "remove"] {
         assert_eq!(cloakroom.metrics().store_calls(operation), 0, "{operation}");
     }
-    assert_eq!(cloakroom.metrics().count(Event::BadCookie), 200);
+    assert_eq!(cloakroom.metrics().event_count(Event::InvalidCookie), 200);
 }
 
 #[tokio::test]

@@ -142,7 +142,7 @@ async fn requests_that_are_reset_at_once_leave_nothing() {
     }
     stage.serves_others().await;
     drop(connection);
-    let in_flight = stage.cloakroom.metrics().in_flight.clone();
+    let in_flight = stage.cloakroom.metrics().requests_in_flight().clone();
     until("nothing is in flight", || in_flight.get() == 0).await;
 }
 

@@ -133,7 +133,7 @@ async fn a_log_in_by_header_rotates_and_a_late_write_beside_it_is_dropped() {
     // The visitor whose log-in's answer is on its way sees a page, not an error; a script's call fails.
     let page = beside.navigate("/", &patch("{\"values\": {\"a\": 2}}")).await;
     assert_eq!((page.status.as_u16(), page.set_cookies().len()), (200, 0));
-    assert_eq!(cloakroom.metrics().count(Event::PatchDropped), 1);
+    assert_eq!(cloakroom.metrics().event_count(Event::PatchDropped), 1);
     failed(&beside.fetch("/", &patch("{\"values\": {\"a\": 2}}")).await);
     assert_eq!(
         beside.navigate("/", &patch("{\"principal\": \"ada\"}")).await.set_cookies().len(),

@@ -33,7 +33,7 @@ async fn with_pages(pages: &Upstream, site: &Site, version: Version, lines: &str
 }
 
 async fn ended_for(proxy: &Cloakroom, reason: &str, count: usize) {
-    let line = format!("cloakroom_response_ends_total{{reason=\"{reason}\"}} {count}");
+    let line = format!("cloakroom_responses_total{{end=\"{reason}\"}} {count}");
     until(&line, || proxy.metrics().text().lines().any(|found| found == line)).await;
 }
 

@@ -85,7 +85,7 @@ async fn finished_requests_are_forgotten_in_time() {
     let proxy = Cloakroom::start(&upstream).await;
     let lingering = |count: usize| {
         let metrics = proxy.metrics().clone();
-        let line = format!("cloakroom_requests_lingering {count}\n");
+        let line = format!("cloakroom_finished_requests {count}\n");
         async move { until(&line, || metrics.text().contains(&line)).await }
     };
     let write = Script::new().call("PUT", "/values/x", "1");
@@ -181,13 +181,13 @@ async fn connections_are_counted_and_why_they_were_cut() {
     let listener = format!("listener=\"{}\"", proxy.public());
     let upstream_label = format!("upstream=\"{}\"", upstream.url());
     for line in [
-        format!("connections_cut_total{{{listener},reason=\"Malformed\"}} 1"),
-        format!("connections_cut_total{{{listener},reason=\"TooLarge\"}} 1"),
-        format!("connections_cut_total{{{listener},reason=\"HeadTimeout\"}} 1"),
-        format!("connections_cut_total{{{listener},reason=\"Http2\"}} 1"),
+        format!("connections_aborted_total{{{listener},reason=\"malformed\"}} 1"),
+        format!("connections_aborted_total{{{listener},reason=\"too_large\"}} 1"),
+        format!("connections_aborted_total{{{listener},reason=\"header_timeout\"}} 1"),
+        format!("connections_aborted_total{{{listener},reason=\"http2\"}} 1"),
         format!("connections_total{{{listener}}} 6"),
         format!("connections_open{{{listener}}} 1"),
-        format!("upstream_requests_total{{{upstream_label},outcome=\"Answered\"}} 2"),
+        format!("upstream_requests_total{{{upstream_label},outcome=\"responded\"}} 2"),
         format!("upstream_connections_total{{{upstream_label}}} "),
         format!("upstream_requests_in_flight{{{upstream_label}}} 0"),
     ] {

@@ -144,17 +144,17 @@ async fn unreadable_record_breaks_no_list_cap_or_log_out() {
         assert_eq!(listed.status, 200, "{store}: {}", listed.body);
         assert_eq!(listed.json()["sessions"].as_array().unwrap().len(), 2, "{store}");
         let (_, metrics) = world.proxy.admin_get("/metrics").await;
-        assert!(metrics.contains("session_events_total{event=\"Unreadable\"} 1"), "{metrics}");
+        assert!(metrics.contains("session_events_total{event=\"unreadable\"} 1"), "{metrics}");
         // It counts for no cap, so that another may log in.
         assert_eq!(log_in(fourth, "ada").await.last().status, 200, "{store}");
         let everywhere = Script::new().call("DELETE", "?everywhere=true", "");
         assert_eq!(second.navigate("/", &everywhere).await.last().status, 204, "{store}");
         assert_eq!(world.logged_in().await, [false; 5], "{store}");
         // The unreadable one is gone too: its id is nobody's.
-        let count = world.proxy.metrics().count(Event::Unreadable);
+        let count = world.proxy.metrics().event_count(Event::Unreadable);
         let gone = world.proxy.service("GET", &format!("/{}", id.as_str().unwrap()), "").await;
         assert_eq!(gone.status, 404, "{store}");
-        assert_eq!(world.proxy.metrics().count(Event::Unreadable), count, "{store}");
+        assert_eq!(world.proxy.metrics().event_count(Event::Unreadable), count, "{store}");
         assert_eq!(log_in(first, "ada").await.last().status, 200, "{store}");
     }
 }

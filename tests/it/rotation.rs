@@ -285,7 +285,7 @@ async fn token_from_before_a_log_in_ends_nothing() {
             assert_eq!(page.json()["principal"], "ada");
         }
     }
-    assert_eq!(world.cloakroom.metrics().count(Event::Replayed), 0);
+    assert_eq!(world.cloakroom.metrics().event_count(Event::Replayed), 0);
 }
 
 #[tokio::test]

@@ -148,14 +148,14 @@ async fn a_collector_that_is_away_holds_nobody_up_and_gets_what_it_missed() {
     }
     way.set(Fault::None);
     until("the spans come", || taken(&collector).len() == 3).await;
-    until("they are counted", || metrics.text().contains("spans_total{outcome=\"Exported\"} 3"))
+    until("they are counted", || metrics.text().contains("spans_total{outcome=\"exported\"} 3"))
         .await;
 
     // One that takes connections and never answers holds no drain up, and the loss is counted.
     way.set(Fault::Stall(crate::support::Direction::Both));
     assert_eq!(browser.navigate("/", &Script::new()).await.status, 200);
     assert!(proxy.stop().await);
-    assert!(metrics.text().contains("spans_total{outcome=\"Lost\"} 1"), "{}", metrics.text());
+    assert!(metrics.text().contains("spans_total{outcome=\"failed\"} 1"), "{}", metrics.text());
 }
 
 #[tokio::test]
@@ -172,7 +172,7 @@ async fn what_a_collector_refuses_is_lost_and_counted() {
         let browser = Browser::new(&proxy);
         for lost in 1..=2 {
             assert_eq!(browser.navigate("/", &Script::new()).await.status, 200);
-            let counted = format!("spans_total{{outcome=\"Lost\"}} {lost}");
+            let counted = format!("spans_total{{outcome=\"failed\"}} {lost}");
             until("it is counted", || metrics.text().contains(&counted)).await;
             assert_eq!(collector.seen().len(), lost, "it is not sent again, and the next is");
         }

@@ -197,7 +197,7 @@ async fn a_stream_whose_client_takes_nothing_is_reset_and_the_others_go_on() {
     let (stalled, ()) = tokio::join!(asked, large);
     let stalled = stalled.unwrap();
     assert_eq!(stalled.status(), 200);
-    until("the stream is reset", || proxy.metrics().in_flight.get() == 0).await;
+    until("the stream is reset", || proxy.metrics().requests_in_flight().get() == 0).await;
     assert!(stalled.into_body().collect().await.is_err());
     let page = sender.send_request(get("/", &Script::new().body("small"))).await.unwrap();
     assert_eq!(page.into_body().collect().await.unwrap().to_bytes(), "small");

@@ -98,7 +98,7 @@ fn url(api: SocketAddr) -> String {
 /// How many calls of the session API an instance has answered.
 async fn calls_of(instance: &Cloakroom) -> usize {
     let (_, metrics) = instance.admin_get("/metrics").await;
-    let counts = metrics.lines().filter(|line| line.starts_with("cloakroom_api_calls_total{"));
+    let counts = metrics.lines().filter(|line| line.starts_with("cloakroom_api_requests_total{"));
     counts.map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()).sum()
 }
 

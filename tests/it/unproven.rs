@@ -184,7 +184,7 @@ async fn strangers_do_not_fill_the_memory_store() {
         upstream.open(&gate);
         page.await.unwrap();
     }
-    assert!(proxy.metrics().count(Event::Evicted) > 0);
+    assert!(proxy.metrics().event_count(Event::Evicted) > 0);
     let page = Browser::new(&proxy).navigate("/", &log_in("bob")).await;
     assert_eq!(page.last().status, 200);
     assert_eq!(visitor.navigate("/", &read()).await.json()["values"], json!({"x": 1}));
@@ -238,7 +238,7 @@ async fn an_address_creates_so_many_sessions_in_a_minute() {
     let navigates = [("x-forwarded-for", "203.0.113.7"), ("sec-fetch-dest", "document")];
     let page = Browser::new(&proxy).send("GET", "/", &navigates, &Script::new()).await;
     assert_eq!((page.status.as_u16(), page.set_cookies().len()), (200, 0));
-    assert_eq!(proxy.metrics().count(Event::TooManyNewSessions), 3);
+    assert_eq!(proxy.metrics().event_count(Event::TooManyNewSessions), 3);
     proxy.advance(Duration::from_secs(51));
     assert_eq!(first(&proxy, "203.0.113.7", "/", &write()).await.last().status, 200);
 }

@@ -176,7 +176,7 @@ async fn unhealthy_upstream_gets_no_requests_of_any_worker() {
     let proxy = Cloakroom::with(&well, &toml).await;
     let browser = Browser::new(&proxy);
     let state = |well: u8| {
-        let line = format!("cloakroom_upstream_well{{upstream=\"{ill_url}\"}} {well}\n");
+        let line = format!("cloakroom_upstream_healthy{{upstream=\"{ill_url}\"}} {well}\n");
         proxy.metrics().text().contains(&line)
     };
     browser.navigate("/", &Script::new()).await;

@@ -114,7 +114,7 @@ async fn storm(kind: Kind) -> Counted {
         ground.cloakroom.advance(Duration::from_secs(next - now));
         now = next;
     }
-    let renewals = ground.cloakroom.metrics().count(Event::RenewalIssued);
+    let renewals = ground.cloakroom.metrics().event_count(Event::RenewalIssued);
     let Count { sent, logged_out, dropped } = count;
     Counted {
         text: format!(

@@ -55,7 +55,7 @@ impl Tunnel {
     /// Passes what comes until one side closes, the session is over, nothing comes for long, or the
     /// drain begins.
     pub(super) async fn run(self, tasks: Tasks) {
-        let gauge = self.sessions.shared().metrics.tunnel();
+        let gauge = self.sessions.shared().metrics.tunnel_opened();
         let switched = async { tokio::try_join!(self.client, self.upstream) };
         let (client, upstream) = match timeout(SWITCH, switched).await {
             Ok(Ok(both)) => both,

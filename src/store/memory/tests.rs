@@ -36,7 +36,7 @@ async fn stands(store: &Memory, id: Id) -> bool {
 }
 
 fn evicted(store: &Memory) -> u64 {
-    store.metrics.count(Event::Evicted)
+    store.metrics.event_count(Event::Evicted)
 }
 
 #[test]
