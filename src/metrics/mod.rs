@@ -557,3 +557,55 @@ impl fmt::Debug for Metrics {
         f.write_str("Metrics")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn assert_value(metrics: &Metrics, series: &str, value: i64) {
+        let text = metrics.text();
+        let line = format!("cloakroom_{series} {value}");
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+
+    #[test]
+    fn failed_reload_shows_until_one_succeeds() {
+        let metrics = Metrics::new();
+        metrics.config_loaded(Timestamp::from_millis(1_000));
+        assert_value(&metrics, "config_last_reload_successful", 1);
+        assert_value(&metrics, "config_reloads_total{outcome=\"success\"}", 0);
+        metrics.config_reload_failed();
+        assert_value(&metrics, "config_last_reload_successful", 0);
+        assert_value(&metrics, "config_last_reload_success_timestamp_seconds", 1);
+        assert_value(&metrics, "config_reloads_total{outcome=\"failure\"}", 1);
+        metrics.config_reloaded(Timestamp::from_millis(5_999));
+        assert_value(&metrics, "config_last_reload_successful", 1);
+        assert_value(&metrics, "config_last_reload_success_timestamp_seconds", 5);
+    }
+
+    #[test]
+    fn certificates_replace_the_previous_ones() {
+        let metrics = Metrics::new();
+        let certificate = |file: &str| CertificateExpiry {
+            listener: "127.0.0.1:443".to_owned(),
+            certificate: file.to_owned(),
+            not_after: 42,
+        };
+        metrics.set_certificates([certificate("a.pem"), certificate("b.pem")]);
+        metrics.set_certificates([certificate("b.pem")]);
+        let labels = "listener=\"127.0.0.1:443\",certificate=\"b.pem\"";
+        assert_value(&metrics, &format!("certificate_expiry_timestamp_seconds{{{labels}}}"), 42);
+        assert!(!metrics.text().contains("a.pem"));
+    }
+
+    #[test]
+    fn unknown_api_status_gets_a_series() {
+        let metrics = Metrics::new();
+        metrics.api_request(200);
+        metrics.api_request(599);
+        assert_value(&metrics, "api_requests_total{code=\"200\"}", 1);
+        assert_value(&metrics, "api_requests_total{code=\"599\"}", 1);
+        assert_value(&metrics, "api_requests_total{code=\"410\"}", 0);
+    }
+}

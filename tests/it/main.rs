@@ -48,6 +48,7 @@ mod limits;
 mod log_lines;
 mod login;
 mod memory_store;
+mod metrics;
 mod narrow_way;
 mod principals;
 mod proxy_headers;
