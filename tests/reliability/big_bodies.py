@@ -1,8 +1,8 @@
-"""Bodies of gigabytes through the proxy, down and up: what they cost in memory, and whether they arrive.
+"""Transfers bodies of gigabytes through the proxy in both directions, and checks their content and the memory used.
 
     python3 tests/reliability/big_bodies.py [--binary PATH] [--bytes N]
 
-Prints what was measured, and exits with 1 where a body did not arrive whole or memory grew by 8 MiB or more.
+Prints the figures. The exit code is 1 if a body arrived incomplete or memory grew by 8 MiB or more.
 """
 
 import argparse
@@ -72,11 +72,11 @@ def resident(pid, name):
     for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
-    raise SystemExit(f"no {name} of {pid}")
+    raise SystemExit(f"/proc/{pid}/status has no {name}")
 
 
 def get(port, path):
-    """Asks for a page and hashes its body."""
+    """Requests a page and returns the SHA-256 of its body."""
     connection = socket.create_connection(("127.0.0.1", port))
     connection.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
     head, digest = b"", hashlib.sha256()
@@ -124,21 +124,21 @@ def main():
                     break
                 except OSError:
                     time.sleep(0.05)
-            expected, held = digest_of(size), True
+            expected, passed = digest_of(size), True
             for name, done in (("down", lambda: get(public, "/big")), ("up", lambda: post(public, size))):
                 before, began = resident(proxy.pid, "VmRSS"), time.monotonic()
                 whole = done() == expected
                 grown = resident(proxy.pid, "VmHWM") - before
-                held &= whole and grown < LIMIT
+                passed &= whole and grown < LIMIT
                 print(
                     f"{size / (1 << 30):.1f} GiB {name}: SHA-256 {'equal' if whole else 'NOT equal'}, "
-                    f"memory at most {grown / (1 << 20):.1f} MiB above {before / (1 << 20):.1f} MiB, "
+                    f"memory grew by at most {grown / (1 << 20):.1f} MiB from {before / (1 << 20):.1f} MiB,  "
                     f"{time.monotonic() - began:.0f} s"
                 )
         finally:
             proxy.terminate()
             proxy.wait(60)
-    return 0 if held else 1
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

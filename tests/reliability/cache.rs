@@ -1,7 +1,7 @@
-//! Two instances with a cache each on one Redis: how old what they tell is.
+//! Staleness of reads from two instances with a cache each on one Redis.
 //!
-//! Each instance is a thread with connections of its own. A session's number only grows, one
-//! increment after the other, so whoever reads it knows how many of them the reader had seen.
+//! Each instance is a thread with its own connections. The counter in a session only grows, so its
+//! value tells which increments a read has seen.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,84 +20,87 @@ use cloakroom::store::redis::{Deployment, LEASE, Redis, track};
 use cloakroom::store::{Store, Want};
 use cloakroom::time::Clock;
 
-use crate::report::{Counted, Report};
+use crate::report::{Measurement, Report};
 use crate::support::{Direction, Fault, FaultProxy, RedisServer};
 
 const OPERATIONS: u64 = 1_000_000;
 const SESSIONS: usize = 200;
-/// Of each instance, at a time.
-const BESIDE_EACH_OTHER: usize = 8;
+/// Concurrent operations of each instance.
+const CONCURRENCY: usize = 8;
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub async fn run(report: &mut Report) {
     for (fault, what) in [
-        (Trouble::None, "nothing else"),
-        (Trouble::Killed, "the caches' connections are killed at random, every 200 ms or so"),
-        (Trouble::Stalled, "the caches' connections stall at random, for up to 300 ms"),
+        (TrackingFault::None, "no faults"),
+        (
+            TrackingFault::Killed,
+            "the invalidation connections are killed at random, about every 200 ms",
+        ),
+        (TrackingFault::Stalled, "the invalidation connections stall at random, for up to 300 ms"),
     ] {
-        let done = format!(
+        let scenario = format!(
             "reads, increments and destroys of {SESSIONS} sessions by two instances with a cache each; {what}"
         );
-        let times = format!("{OPERATIONS} operations");
-        let demanded = "no read is older than 50 ms; no session is read 50 ms after its destroy was acknowledged";
-        // With runtimes of their own, which this one may not have on its thread.
-        let counted = async { thread::spawn(move || ages(fault)).join().unwrap() };
-        report.row(done, times, demanded, counted).await;
+        let repetitions = format!("{OPERATIONS} operations");
+        let requirement = "no read is more than 50 ms stale; no session is read 50 ms after its destroy was acknowledged";
+        // It starts runtimes, which is not possible on a thread that runs one.
+        let measured = async { thread::spawn(move || staleness(fault)).join().unwrap() };
+        report.row(scenario, repetitions, requirement, measured).await;
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Trouble {
+enum TrackingFault {
     None,
     Killed,
     Stalled,
 }
 
-/// What has been acknowledged of a session.
+/// The acknowledged changes of one session.
 struct Slot {
     id: Id,
-    /// Numbers, and when each was acknowledged; the older ones are forgotten.
+    /// Values of the counter with the time of their acknowledgement; old ones are dropped.
     numbers: VecDeque<(i64, Instant)>,
     destroyed: Option<Instant>,
 }
 
 #[derive(Default)]
 struct Tally {
-    begun: AtomicU64,
+    started: AtomicU64,
     reads: AtomicU64,
     writes: AtomicU64,
     destroys: AtomicU64,
     failed: AtomicU64,
     stale: AtomicU64,
     stale_of_own: AtomicU64,
-    risen: AtomicU64,
-    /// Microseconds by which the oldest read was behind.
+    resurrected: AtomicU64,
+    /// Staleness of the worst read, in microseconds.
     oldest: AtomicU64,
 }
 
 struct World {
     slots: Vec<Mutex<Slot>>,
-    /// Destroyed, and still asked for.
-    dead: Mutex<VecDeque<(Id, Instant)>>,
+    /// Recently destroyed sessions, which are still read.
+    destroyed: Mutex<VecDeque<(Id, Instant)>>,
     tally: Tally,
-    over: AtomicBool,
+    done: AtomicBool,
 }
 
-fn ages(trouble: Trouble) -> Counted {
+fn staleness(fault: TrackingFault) -> Measurement {
     let server = RedisServer::start(&[]);
     let proxy = FaultProxy::to(server.address());
     let direct = deployment(server.port());
     let tracked = deployment(proxy.address().port());
     let world = Arc::new(World {
         slots: (0..SESSIONS).map(|_| Mutex::new(Slot::fresh(Id::from_bytes([0; 16])))).collect(),
-        dead: Mutex::default(),
+        destroyed: Mutex::default(),
         tally: Tally::default(),
-        over: AtomicBool::new(false),
+        done: AtomicBool::new(false),
     });
     let store = Redis::new(&direct, Tasks::new());
     block_on(async {
         for slot in &world.slots {
-            let id = made(&store).await;
+            let id = create_session(&store).await;
             *slot.lock().unwrap() = Slot::fresh(id);
         }
     });
@@ -108,21 +111,21 @@ fn ages(trouble: Trouble) -> Counted {
             thread::spawn(move || block_on(instance(number, world, direct, tracked)))
         })
         .collect();
-    disturb(trouble, &server, &proxy, &world);
+    inject(fault, &server, &proxy, &world);
     for instance in instances {
         instance.join().unwrap();
     }
     let commands = commands(&server) - before;
-    world.tally.counted(commands)
+    world.tally.measurement(commands)
 }
 
-/// Does `trouble` until the instances are done.
-fn disturb(trouble: Trouble, server: &RedisServer, proxy: &FaultProxy, world: &World) {
-    while !world.over.load(Ordering::Relaxed) {
+/// Injects `fault` until the instances are done.
+fn inject(fault: TrackingFault, server: &RedisServer, proxy: &FaultProxy, world: &World) {
+    while !world.done.load(Ordering::Relaxed) {
         thread::park_timeout(Duration::from_millis(100 + random(200)));
-        match trouble {
-            Trouble::None => {}
-            Trouble::Killed => {
+        match fault {
+            TrackingFault::None => {}
+            TrackingFault::Killed => {
                 let list = server.command(&["CLIENT", "LIST"]).text();
                 let tracked = list.lines().filter(|line| {
                     line.split(' ').any(|part| part.starts_with("flags=") && part.contains('t'))
@@ -132,7 +135,7 @@ fn disturb(trouble: Trouble, server: &RedisServer, proxy: &FaultProxy, world: &W
                     let _ = server.try_command(&["CLIENT", "KILL", "ID", id]);
                 }
             }
-            Trouble::Stalled => {
+            TrackingFault::Stalled => {
                 proxy.set(Fault::Stall(Direction::Replies));
                 thread::park_timeout(Duration::from_millis(random(300)));
                 proxy.set(Fault::None);
@@ -146,30 +149,30 @@ async fn instance(number: usize, world: Arc<World>, direct: Deployment, tracked:
     let tasks = Tasks::new();
     tasks.run(track(tracked, Arc::clone(&hot), tasks.clone())).detach();
     let store = Arc::new(Cached::new(Arc::new(Redis::new(&direct, tasks.clone())), hot));
-    // The numbers that this instance has had acknowledged, at once visible to itself.
+    // The numbers acknowledged to this instance, which must see them at once.
     let own: Arc<Vec<Mutex<(Id, i64)>>> =
         Arc::new((0..SESSIONS).map(|_| Mutex::new((Id::from_bytes([0; 16]), 0))).collect());
     let mut running = tokio::task::JoinSet::new();
-    for _ in 0..BESIDE_EACH_OTHER {
+    for _ in 0..CONCURRENCY {
         let (world, store, own) = (Arc::clone(&world), Arc::clone(&store), Arc::clone(&own));
         running.spawn(async move {
-            while world.tally.begun.fetch_add(1, Ordering::Relaxed) < OPERATIONS {
+            while world.tally.started.fetch_add(1, Ordering::Relaxed) < OPERATIONS {
                 step(&world, &store, &own).await;
             }
         });
     }
     running.join_all().await;
-    world.over.store(true, Ordering::Relaxed);
+    world.done.store(true, Ordering::Relaxed);
     let drained = tasks.drained(Duration::from_secs(5)).await;
     assert!(drained, "instance {number} drains");
 }
 
 async fn step(world: &World, store: &Cached, own: &[Mutex<(Id, i64)>]) {
-    // A few are hot, as it is with sessions.
+    // As in production, a few sessions get most of the requests.
     let at = usize::try_from(random(if random(4) == 0 { SESSIONS as u64 } else { 20 })).unwrap();
     match random(1000) {
         0..850 => read(world, store, at, own).await,
-        850..950 => read_dead(world, store).await,
+        850..950 => read_destroyed(world, store).await,
         950..998 => increment(world, store, at, own).await,
         _ => destroy(world, store, at).await,
     }
@@ -195,10 +198,11 @@ async fn read(world: &World, store: &Cached, at: usize, own: &[Mutex<(Id, i64)>]
             if number < mine {
                 tally.stale_of_own.fetch_add(1, Ordering::Relaxed);
             }
-            world.slots[at].lock().unwrap().note_age(id, number, began, tally);
+            world.slots[at].lock().unwrap().record_staleness(id, number, began, tally);
         }
         Ok(_) => {
-            // Whoever destroys it says so a moment later.
+            // `destroy` sets the flag before the call, so a missing session without it is a wrong
+            // read.
             let slot = world.slots[at].lock().unwrap();
             if destroyed.is_none() && slot.id == id && slot.destroyed.is_none() {
                 tally.stale.fetch_add(1, Ordering::Relaxed);
@@ -210,7 +214,7 @@ async fn read(world: &World, store: &Cached, at: usize, own: &[Mutex<(Id, i64)>]
     }
 }
 
-/// Loads an entry as a caller does that can do with a cached one.
+/// Loads an entry as a caller does that accepts a cached one.
 async fn through_cache(
     store: &Cached,
     id: Id,
@@ -222,10 +226,10 @@ async fn through_cache(
     }
 }
 
-async fn read_dead(world: &World, store: &Cached) {
+async fn read_destroyed(world: &World, store: &Cached) {
     let began = Instant::now();
     let dead = {
-        let dead = world.dead.lock().unwrap();
+        let dead = world.destroyed.lock().unwrap();
         let count = dead.len();
         if count == 0 { None } else { Some(dead[usize::try_from(random(count as u64)).unwrap()]) }
     };
@@ -233,7 +237,7 @@ async fn read_dead(world: &World, store: &Cached) {
     world.tally.reads.fetch_add(1, Ordering::Relaxed);
     match through_cache(store, id, Want::Meta).await {
         Ok(Some(Entry::Live(_))) if acknowledged + LEASE <= began => {
-            world.tally.risen.fetch_add(1, Ordering::Relaxed);
+            world.tally.resurrected.fetch_add(1, Ordering::Relaxed);
         }
         Ok(_) => {}
         Err(_) => {
@@ -260,7 +264,7 @@ async fn increment(world: &World, store: &Cached, at: usize, own: &[Mutex<(Id, i
                 slot.acknowledge(number);
             }
         }
-        // Destroyed by another meanwhile.
+        // Another task has destroyed it in the meantime.
         Ok(Err(_)) => {}
         Err(_) => {
             tally.failed.fetch_add(1, Ordering::Relaxed);
@@ -268,7 +272,7 @@ async fn increment(world: &World, store: &Cached, at: usize, own: &[Mutex<(Id, i
     }
 }
 
-/// Ends a session, and puts another in its place.
+/// Destroys a session and replaces it with a new one.
 async fn destroy(world: &World, store: &Cached, at: usize) {
     let id = {
         let mut slot = world.slots[at].lock().unwrap();
@@ -283,7 +287,7 @@ async fn destroy(world: &World, store: &Cached, at: usize) {
     world.tally.destroys.fetch_add(1, Ordering::Relaxed);
     match store.patch(id, change(&patch, &policy), Want::Meta).await {
         Ok(Ok(_)) => {
-            let mut dead = world.dead.lock().unwrap();
+            let mut dead = world.destroyed.lock().unwrap();
             dead.push_back((id, Instant::now()));
             if dead.len() > 20 {
                 dead.pop_front();
@@ -292,7 +296,7 @@ async fn destroy(world: &World, store: &Cached, at: usize) {
         Ok(Err(refusal)) => panic!("{refusal:?}"),
         Err(error) => panic!("{error:?}"),
     }
-    let next = made(store).await;
+    let next = create_session(store).await;
     *world.slots[at].lock().unwrap() = Slot::fresh(next);
 }
 
@@ -308,7 +312,7 @@ fn change<'a>(patch: &'a Patch, policy: &'a Policy) -> Change<'a> {
     }
 }
 
-async fn made(store: &dyn Store) -> Id {
+async fn create_session(store: &dyn Store) -> Id {
     let id = Id::from_bytes(cloakroom::random::bytes());
     let record = Record { meta: Meta::new(0, Clock::System.now()), values: Values::new() };
     store.create(id, &record, &Policy::default()).await.unwrap();
@@ -327,13 +331,14 @@ impl Slot {
     fn acknowledge(&mut self, number: i64) {
         self.numbers.push_back((number, Instant::now()));
         if self.numbers.len() > 256 {
-            // The greatest of them stays what is known at least.
+            // The remaining ones are greater.
             self.numbers.pop_front();
         }
     }
 
-    /// How long before `began` the first number was acknowledged that a read has not seen.
-    fn note_age(&self, id: Id, number: i64, began: Instant, tally: &Tally) {
+    /// Records the staleness of a read: the time from the acknowledgement of the first number that
+    /// it missed to its start.
+    fn record_staleness(&self, id: Id, number: i64, began: Instant, tally: &Tally) {
         if self.id != id {
             return;
         }
@@ -346,22 +351,22 @@ impl Slot {
 }
 
 impl Tally {
-    fn counted(&self, commands: u64) -> Counted {
+    fn measurement(&self, commands: u64) -> Measurement {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (stale, own, risen) =
-            (count(&self.stale), count(&self.stale_of_own), count(&self.risen));
-        Counted {
+        let (stale, own, resurrected) =
+            (count(&self.stale), count(&self.stale_of_own), count(&self.resurrected));
+        Measurement {
             text: format!(
-                "{} reads, {} increments, {} destroys; {stale} reads older than 50 ms, the oldest \
-                 {} us; {own} older than the instance's own writes; {risen} of a destroyed \
-                 session; {} calls failed; {commands} commands at the server for the reads and writes",
+                "{} reads, {} increments, {} destroys; {stale} reads more than 50 ms stale, the worst \
+                 {} µs; {own} without the instance's own writes; {resurrected} of a destroyed \
+                 session; {} calls failed; {commands} commands for the reads and writes at the server",
                 count(&self.reads),
                 count(&self.writes),
                 count(&self.destroys),
                 count(&self.oldest),
                 count(&self.failed),
             ),
-            held: stale == 0 && own == 0 && risen == 0 && count(&self.failed) == 0,
+            passed: stale == 0 && own == 0 && resurrected == 0 && count(&self.failed) == 0,
         }
     }
 }
@@ -381,7 +386,7 @@ fn deployment(port: u16) -> Deployment {
     Deployment::new(&config, TIMEOUT)
 }
 
-/// Loads and scripts that the server has run.
+/// Returns the number of loads and scripts that the server has executed.
 fn commands(server: &RedisServer) -> u64 {
     let stats = server.command(&["INFO", "commandstats"]).text();
     let counted = |line: &str| {

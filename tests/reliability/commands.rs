@@ -1,46 +1,46 @@
-//! What Redis is sent for each kind of request, and what is left of sessions that are over.
+//! Redis commands for each kind of request, and keys that are left of ended sessions.
 
 use std::time::Duration;
 
 use cloakroom::time::Clock;
 use serde_json::json;
 
-use crate::report::{Counted, Report};
+use crate::report::{Measurement, Report};
 use crate::stores::directory;
 use crate::support::{Browser, Cloakroom, Connection, RedisServer, Reply, Script, Upstream, until};
 
 pub async fn run(report: &mut Report) {
     for (cache, name) in
-        [("", "without the cache"), ("cache = { max_bytes = \"4MiB\" }", "with it")]
+        [("", "without the cache"), ("cache = { max_bytes = \"4MiB\" }", "with the cache")]
     {
         report
             .row(
-                format!("pages of each kind, {name}; commands as MONITOR shows them, those of scripts apart"),
+                format!("requests of each kind, {name}; commands as listed by MONITOR, without those inside scripts"),
                 "once each",
-                "a session that is only read: 1, or 0 from the cache; a patch: 1",
+                "to read a session: 1 command, or 0 from the cache; a patch: 1",
                 per_request(cache),
             )
             .await;
     }
     report
         .row(
-            "sessions of 50 principals and of nobody, touched, rotated, some destroyed; then all are over",
+            "sessions of 50 principals and anonymous ones, touched, rotated, some destroyed; then all expire",
             "300 sessions",
             "DBSIZE is 0, indexes included",
-            nothing_is_left(),
+            leaves_no_keys(),
         )
         .await;
     report
         .row(
-            "50 increments of one value at once, half of the pages by one instance and half by another, each with API calls at the other",
+            "50 concurrent increments of one value; two instances serve half of the pages each, and each page calls the API of the other instance",
             "20 rounds",
-            "all are there",
+            "no increment is lost",
             across_instances(),
         )
         .await;
 }
 
-/// Everything that clients send to a server.
+/// The commands that clients send to a server.
 struct Monitor {
     connection: Connection,
     server: RedisServer,
@@ -53,13 +53,14 @@ impl Monitor {
         Self { connection, server }
     }
 
-    /// The names of the commands since the last call, without what keeps connections alive.
+    /// Returns the names of the commands since the last call, without those that only maintain
+    /// connections.
     fn sent(&mut self) -> Vec<String> {
-        self.server.command(&["ECHO", "until here"]);
+        self.server.command(&["ECHO", "end marker"]);
         let mut names = Vec::new();
         loop {
             let Reply::Text(line) = self.connection.read().unwrap() else { panic!("no line") };
-            if line.contains("\"until here\"") {
+            if line.contains("\"end marker\"") {
                 return names;
             }
             let (client, command) = line.split_once("] ").unwrap();
@@ -78,7 +79,7 @@ async fn instance(upstream: &Upstream, url: &str, more: &str, clock: Clock) -> C
     Cloakroom::at(upstream, &toml, clock, directory()).await
 }
 
-async fn per_request(cache: &str) -> Counted {
+async fn per_request(cache: &str) -> Measurement {
     let server = RedisServer::start(&[]);
     let upstream = Upstream::start();
     let clock = Clock::manual(Clock::System.now());
@@ -88,7 +89,7 @@ async fn per_request(cache: &str) -> Counted {
     let browser = Browser::new(&proxy);
     let set = Script::new().call("PUT", "/values/a", "1");
     let log_in = Script::new().patch(&json!({"principal": "ada"}));
-    // What is sent once for each connection, script and worker.
+    // Warm up: some commands are sent once for each connection, script or worker.
     for _ in 0..20 {
         let warm = Browser::new(&proxy);
         warm.navigate("/", &set).await;
@@ -99,14 +100,14 @@ async fn per_request(cache: &str) -> Counted {
     }
     browser.navigate("/", &set).await;
     browser.navigate("/", &Script::new()).await;
-    let mut told = Vec::new();
-    let mut held = true;
+    let mut figures = Vec::new();
+    let mut passed = true;
     let mut count = async |name: &str, script: Script, of: &Browser, at_most: usize| {
         monitor.sent();
         of.navigate("/", &script).await;
         let sent = monitor.sent();
-        held &= sent.len() <= at_most;
-        told.push(format!("{name} {} ({})", sent.len(), sent.join(" ")));
+        passed &= sent.len() <= at_most;
+        figures.push(format!("{name} {} ({})", sent.len(), sent.join(" ")));
     };
     let cached = usize::from(cache.is_empty());
     count("no cookie", Script::new(), &Browser::new(&proxy), 0).await;
@@ -114,12 +115,12 @@ async fn per_request(cache: &str) -> Counted {
     count("page that reads by the API", Script::new().get(""), &browser, 2 * cached).await;
     count("page that patches", set.clone(), &browser, cached + 1).await;
     count("first visit that writes", set, &Browser::new(&proxy), 1).await;
-    // What a patch took out of the cache is read again.
+    // The patch has removed the session from the cache.
     count("page after it", Script::new(), &browser, 1).await;
     proxy.advance(Duration::from_secs(61));
     count("page with a touch due", Script::new(), &browser, cached + 1).await;
     browser.navigate("/", &Script::new()).await;
-    // The index, the patch, and the generation once more as the head leaves.
+    // The index, the patch, and the generation again when the response head is sent.
     count("log-in", log_in, &browser, cached + 3).await;
     browser.navigate("/", &Script::new()).await;
     proxy.advance(Duration::from_secs(3601));
@@ -127,10 +128,10 @@ async fn per_request(cache: &str) -> Counted {
     count("page that promotes", Script::new(), &browser, 2).await;
     browser.navigate("/", &Script::new()).await;
     count("log-out", Script::new().call("DELETE", "", ""), &browser, cached + 2).await;
-    Counted { text: told.join("; "), held }
+    Measurement { text: figures.join("; "), passed }
 }
 
-async fn nothing_is_left() -> Counted {
+async fn leaves_no_keys() -> Measurement {
     let server = RedisServer::start(&[]);
     let upstream = Upstream::start();
     let session =
@@ -152,16 +153,16 @@ async fn nothing_is_left() -> Counted {
         most = most.max(server.command(&["DBSIZE"]).number());
     }
     let size = || server.command(&["DBSIZE"]).number();
-    // Redis removes what is over some time later, of itself.
-    until("all is over", || size() == 0).await;
+    // Redis removes expired keys with a delay.
+    until("all keys have expired", || size() == 0).await;
     let left = size();
-    Counted {
-        text: format!("{most} keys at most, {left} in the end"),
-        held: left == 0 && most > 50,
+    Measurement {
+        text: format!("at most {most} keys, {left} at the end"),
+        passed: left == 0 && most > 50,
     }
 }
 
-async fn across_instances() -> Counted {
+async fn across_instances() -> Measurement {
     const PARALLEL: i64 = 50;
     const ROUNDS: i64 = 20;
     let server = RedisServer::start(&[]);
@@ -188,8 +189,8 @@ async fn across_instances() -> Counted {
         }
     }
     let found = browser.fetch("/", &Script::new().get("/values/n")).await.json().as_i64().unwrap();
-    Counted {
-        text: format!("{acknowledged} answered 200, {found} found"),
-        held: acknowledged == PARALLEL * ROUNDS && found == acknowledged,
+    Measurement {
+        text: format!("{acknowledged} acknowledged, {found} found"),
+        passed: acknowledged == PARALLEL * ROUNDS && found == acknowledged,
     }
 }

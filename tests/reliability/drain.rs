@@ -1,4 +1,4 @@
-//! SIGTERM while requests are in flight: they come to their end.
+//! SIGTERM while requests are in flight: they complete.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::process::{Addresses, Process};
-use crate::report::{Counted, Report};
+use crate::report::{Measurement, Report};
 use crate::stores::directory;
 use crate::support::PATIENCE;
 
@@ -23,19 +23,20 @@ const CONNECTIONS: usize = 64;
 const ROUNDS: usize = 50;
 const PAGE: usize = 256 * 1024;
 
-/// How a request ended.
+/// Result of a request.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
-    /// With the whole page.
+    /// The complete page.
     Whole,
-    /// With another status, or a page that says that its call of the API failed.
+    /// Another status, or a page that reports that its API call failed.
     Failed(String),
-    /// Nobody listens any more.
+    /// The connection was refused.
     Refused,
-    /// A connection ended before a byte of the answer came, as a kept one may at any time.
-    NoAnswer,
-    /// In the midst of the answer.
-    Cut,
+    /// The connection closed before the first byte of the response; a kept-alive one may do so at
+    /// any time.
+    NoResponse,
+    /// The connection closed within the response.
+    Truncated,
 }
 
 #[derive(Debug, Default)]
@@ -43,9 +44,9 @@ struct Count {
     whole: AtomicUsize,
     whole_after: AtomicUsize,
     failed: AtomicUsize,
-    no_answer: AtomicUsize,
-    no_answer_fresh: AtomicUsize,
-    cut: AtomicUsize,
+    no_response: AtomicUsize,
+    no_response_fresh: AtomicUsize,
+    truncated: AtomicUsize,
 }
 
 pub async fn run(report: &mut Report) {
@@ -56,13 +57,13 @@ pub async fn run(report: &mut Report) {
                 PAGE / 1024
             ),
             format!("{ROUNDS} rounds"),
-            "0 answers cut, 0 pages failed, exit code 0",
+            "0 responses truncated, 0 pages failed, exit code 0",
             drains(),
         )
         .await;
 }
 
-async fn drains() -> Counted {
+async fn drains() -> Measurement {
     let tasks = Tasks::new();
     let upstream = start_site(&tasks);
     let count = Arc::new(Count::default());
@@ -71,13 +72,13 @@ async fn drains() -> Counted {
         let (directory, addresses) = (directory(), Addresses::free());
         addresses.configure(directory.path(), upstream, "sqlite:cloakroom.db");
         let mut process = Process::start(directory.path(), &addresses).await;
-        let told = Arc::new(AtomicUsize::new(0));
+        let terminated = Arc::new(AtomicUsize::new(0));
         let mut clients = JoinSet::new();
         for _ in 0..CONNECTIONS {
-            clients.spawn(load(addresses.public, Arc::clone(&count), Arc::clone(&told)));
+            clients.spawn(load(addresses.public, Arc::clone(&count), Arc::clone(&terminated)));
         }
         tokio::time::sleep(Duration::from_millis(200 + 7 * round as u64)).await;
-        told.store(1, Ordering::SeqCst);
+        terminated.store(1, Ordering::SeqCst);
         process.terminate();
         let began = std::time::Instant::now();
         clients.join_all().await;
@@ -86,46 +87,51 @@ async fn drains() -> Counted {
     }
     tasks.drain();
     let of = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
-    let Count { whole, whole_after, failed, no_answer, no_answer_fresh, cut } = &*count;
-    Counted {
+    let Count { whole, whole_after, failed, no_response, no_response_fresh, truncated } = &*count;
+    Measurement {
         text: format!(
-            "{} answers cut, {} failed of {}, of which {} ended after SIGTERM; kept connections closed as their next request came: {}, new ones reset: {}; exit code 0 {clean_exits} times, after {} ms at most",
-            of(cut),
-            of(failed),
+            "{} of {} responses truncated, {} failed; {} completed after SIGTERM; {} kept-alive connections closed as their next request arrived, {} new ones reset; {clean_exits} times exit code 0, after at most {} ms",
+            of(truncated),
             of(whole),
+            of(failed),
             of(whole_after),
-            of(no_answer),
-            of(no_answer_fresh),
+            of(no_response),
+            of(no_response_fresh),
             slowest.as_millis()
         ),
-        held: of(cut) == 0 && of(failed) == 0 && clean_exits == ROUNDS && of(whole_after) > 0,
+        passed: of(truncated) == 0
+            && of(failed) == 0
+            && clean_exits == ROUNDS
+            && of(whole_after) > 0,
     }
 }
 
-/// Requests on one connection after another, until the proxy is gone; bounded for the case that it
-/// stays.
-async fn load(address: SocketAddr, count: Arc<Count>, told: Arc<AtomicUsize>) {
+/// Sends requests until connections are refused; bounded in case the proxy does not exit.
+async fn load(address: SocketAddr, count: Arc<Count>, terminated: Arc<AtomicUsize>) {
     let mut kept = None;
     for _ in 0..10_000 {
         let reused = kept.is_some();
-        match tokio::time::timeout(PATIENCE, visit(address, &mut kept)).await.unwrap_or(End::Cut) {
+        match tokio::time::timeout(PATIENCE, visit(address, &mut kept))
+            .await
+            .unwrap_or(End::Truncated)
+        {
             End::Whole => {
                 count.whole.fetch_add(1, Ordering::SeqCst);
-                count.whole_after.fetch_add(told.load(Ordering::SeqCst), Ordering::SeqCst);
+                count.whole_after.fetch_add(terminated.load(Ordering::SeqCst), Ordering::SeqCst);
             }
             End::Failed(what) => {
                 tracing::warn!(what, "a page failed");
                 count.failed.fetch_add(1, Ordering::SeqCst);
             }
             End::Refused => return,
-            End::NoAnswer if reused => drop(count.no_answer.fetch_add(1, Ordering::SeqCst)),
-            End::NoAnswer => drop(count.no_answer_fresh.fetch_add(1, Ordering::SeqCst)),
-            End::Cut => drop(count.cut.fetch_add(1, Ordering::SeqCst)),
+            End::NoResponse if reused => drop(count.no_response.fetch_add(1, Ordering::SeqCst)),
+            End::NoResponse => drop(count.no_response_fresh.fetch_add(1, Ordering::SeqCst)),
+            End::Truncated => drop(count.truncated.fetch_add(1, Ordering::SeqCst)),
         }
     }
 }
 
-/// One request, on the connection that was kept if there is one.
+/// Sends one request, on the kept-alive connection if there is one.
 async fn visit(address: SocketAddr, kept: &mut Option<TcpStream>) -> End {
     let mut stream = match kept.take() {
         Some(stream) => stream,
@@ -135,13 +141,13 @@ async fn visit(address: SocketAddr, kept: &mut Option<TcpStream>) -> End {
         },
     };
     if stream.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await.is_err() {
-        return End::NoAnswer;
+        return End::NoResponse;
     }
     let mut answer = Vec::with_capacity(PAGE + 1024);
     loop {
         match stream.read_buf(&mut answer).await {
-            Ok(0) | Err(_) if answer.is_empty() => return End::NoAnswer,
-            Ok(0) | Err(_) => return End::Cut,
+            Ok(0) | Err(_) if answer.is_empty() => return End::NoResponse,
+            Ok(0) | Err(_) => return End::Truncated,
             Ok(_) => {}
         }
         let Some(end) = answer.windows(4).take(4096).position(|bytes| bytes == b"\r\n\r\n") else {
@@ -165,7 +171,7 @@ async fn visit(address: SocketAddr, kept: &mut Option<TcpStream>) -> End {
     }
 }
 
-/// A site whose pages think, call the API, think again, and are large.
+/// Starts a site with large pages that wait, call the API and wait again.
 fn start_site(tasks: &Tasks) -> SocketAddr {
     let listener = bind(&"127.0.0.1:0".parse().unwrap(), None).unwrap();
     let Address::Tcp(address) = *listener.local_address() else { panic!("an address over TCP") };
@@ -188,7 +194,7 @@ async fn page(headers: HeaderMap, tasks: Tasks) -> Response<Body> {
         .header("x-session-token", header("x-session-token"))
         .body(Body::empty())
         .unwrap();
-    // A connection for each call, as from PHP.
+    // PHP opens a connection for each call.
     let pool = Pool::new(target, Config { max_idle: 0, ..Config::default() });
     let called = match pool.fetch(request, &tasks, 1 << 16, PATIENCE).await {
         Ok(answer) => answer.status().as_u16(),

@@ -1,4 +1,4 @@
-//! Clients of HTTP/2 that only cost, while honest ones go on.
+//! HTTP/2 floods, while regular clients go on.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,23 +9,24 @@ use tokio::time::{Instant, sleep};
 
 use crate::load::{Clients, Tally, quantile, start_site};
 use crate::process::{Addresses, Process};
-use crate::report::{Counted, Report};
+use crate::process_stats::{descriptors_of, resident_of};
+use crate::report::{Measurement, Report};
 use crate::stores::directory;
 use crate::support::frames::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, PING, RST_STREAM, SETTINGS,
     block, frame,
 };
-use crate::watch::{descriptors_of, resident_of};
 
-const HONEST: usize = 20;
-const LONG: Duration = Duration::from_secs(5);
-/// How much memory may grow, in KiB.
-const GROWS: i64 = 16 << 10;
+const CLIENTS: usize = 20;
+const DURATION: Duration = Duration::from_secs(5);
+/// Limit of memory growth, in KiB.
+const MAX_GROWTH: i64 = 16 << 10;
 
 const GET: [(&str, &str); 4] =
     [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/")];
 
-/// What an attacker sends, given how many streams it has opened.
+/// A flood: `bytes` returns what an attacker sends next, given the number of streams that it has
+/// opened.
 struct Flood {
     name: &'static str,
     bytes: fn(u32) -> Vec<u8>,
@@ -33,18 +34,22 @@ struct Flood {
 }
 
 const FLOODS: [Flood; 6] = [
-    Flood { name: "requests that are reset at once (rapid reset)", bytes: resets, streams: 100 },
-    Flood { name: "heads that never end (CONTINUATION)", bytes: continuations, streams: 1 },
-    Flood { name: "frames of DATA without data", bytes: empty_data, streams: 1 },
-    Flood { name: "PING", bytes: |_| frame(PING, 0, 0, b"12345678").repeat(1000), streams: 0 },
+    Flood { name: "requests that are reset at once (Rapid Reset)", bytes: resets, streams: 100 },
+    Flood { name: "endless CONTINUATION frames", bytes: continuations, streams: 1 },
+    Flood { name: "empty DATA frames", bytes: empty_data, streams: 1 },
     Flood {
-        name: "SETTINGS",
+        name: "PING frames",
+        bytes: |_| frame(PING, 0, 0, b"12345678").repeat(1000),
+        streams: 0,
+    },
+    Flood {
+        name: "SETTINGS frames",
         bytes: |_| frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0]).repeat(1000),
         streams: 0,
     },
     Flood {
-        name: "resets of streams by mistakes that we are made to find (MadeYouReset)",
-        bytes: mistakes,
+        name: "stream errors that make the server reset streams (MadeYouReset)",
+        bytes: stream_errors,
         streams: 100,
     },
 ];
@@ -59,8 +64,8 @@ fn resets(from: u32) -> Vec<u8> {
         .collect()
 }
 
-/// A window update of nothing is an error of its stream (RFC 9113, section 6.9).
-fn mistakes(from: u32) -> Vec<u8> {
+/// A window update of 0 is a stream error (RFC 9113, section 6.9).
+fn stream_errors(from: u32) -> Vec<u8> {
     (0..100)
         .flat_map(|index| {
             let stream = (from + index) * 2 + 1;
@@ -90,16 +95,16 @@ pub async fn run(report: &mut Report) {
     for flood in &FLOODS {
         report
             .row(
-                format!("a flood of {} on 4 connections of HTTP/2, each opened anew when it is closed, while {HONEST} clients ask for pages", flood.name),
-                format!("{} s without, {} s with", LONG.as_secs(), LONG.as_secs()),
-                "no honest request fails; memory grows by less than 16 MiB, and nothing is left open",
+                format!("a flood of {} on 4 HTTP/2 connections, each reopened when it is closed, while {CLIENTS} clients request pages", flood.name),
+                format!("{} s without, {} s with the flood", DURATION.as_secs(), DURATION.as_secs()),
+                "no regular request fails; memory grows by less than 16 MiB; no connection stays open",
                 withstands(flood),
             )
             .await;
     }
 }
 
-async fn withstands(flood: &'static Flood) -> Counted {
+async fn withstands(flood: &'static Flood) -> Measurement {
     let (tasks, directory, addresses) = (Tasks::new(), directory(), Addresses::free());
     let site = start_site(&tasks);
     let Addresses { public, api, admin } = &addresses;
@@ -110,17 +115,17 @@ async fn withstands(flood: &'static Flood) -> Counted {
     std::fs::write(directory.path().join("cloakroom.toml"), text).unwrap();
     let process = Process::start(directory.path(), &addresses).await;
     drop(measure(addresses.public, Duration::from_secs(2)).await);
-    let (calm, without) = measure(addresses.public, LONG).await;
+    let (calm, without) = measure(addresses.public, DURATION).await;
     sleep(Duration::from_secs(5)).await;
     let (open, memory) = (descriptors_of(process.id()), resident_of(process.id()));
     let attackers = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let attacks = (0..4).map(|_| attack(addresses.public, flood, LONG));
+            let attacks = (0..4).map(|_| attack(addresses.public, flood, DURATION));
             futures_util::future::join_all(attacks).await
         })
     });
-    let (attacked, with) = measure(addresses.public, LONG).await;
+    let (attacked, with) = measure(addresses.public, DURATION).await;
     let grown = resident_of(process.id()) - memory;
     let (mut sent, mut closed) = (0, 0);
     for (bytes, ended) in attackers.join().unwrap() {
@@ -132,36 +137,39 @@ async fn withstands(flood: &'static Flood) -> Counted {
     tasks.drain();
     let lost = calm.lost() + attacked.lost();
     let [before, after] = [&without, &with].map(|took| quantile(took, 0.99).as_secs_f64() * 1000.0);
-    Counted {
+    Measurement {
         text: format!(
-            "{lost} failed of {} and {}; their p99 {before:.1} ms without, {after:.1} ms with; the attackers wrote {} KiB and were closed {closed} times; memory grew by {grown} KiB; descriptors {open} before, {left} after",
+            "{lost} failed of {} and {}; p99 {before:.1} ms without, {after:.1} ms with the flood; the attackers sent {} KiB, and their connections were closed {closed} times; memory grew by {grown} KiB; descriptors {open} before, {left} after",
             Tally::of(&calm.whole),
             Tally::of(&attacked.whole),
             sent / 1024,
         ),
-        held: lost == 0 && grown < GROWS && left <= open + 5 && sent > 0,
+        passed: lost == 0 && grown < MAX_GROWTH && left <= open + 5 && sent > 0,
     }
 }
 
-async fn measure(address: SocketAddr, long: Duration) -> (std::sync::Arc<Tally>, Vec<Duration>) {
+async fn measure(
+    address: SocketAddr,
+    duration: Duration,
+) -> (std::sync::Arc<Tally>, Vec<Duration>) {
     let both = [Version::HTTP_11, Version::HTTP_2];
-    let clients = Clients::start(address, HONEST, &both, Duration::from_millis(20));
-    sleep(long).await;
+    let clients = Clients::start(address, CLIENTS, &both, Duration::from_millis(20));
+    sleep(duration).await;
     clients.stop().await
 }
 
-/// Answers how many bytes were taken, and how often the connection was closed.
-async fn attack(address: SocketAddr, flood: &Flood, long: Duration) -> (usize, usize) {
-    let (end, mut sent, mut closed) = (Instant::now() + long, 0, 0);
+/// Sends the flood. Returns the number of bytes sent and of connections closed by the server.
+async fn attack(address: SocketAddr, flood: &Flood, duration: Duration) -> (usize, usize) {
+    let (end, mut sent, mut closed) = (Instant::now() + duration, 0, 0);
     while Instant::now() < end {
         let mut connection = Frames::connect(address).await;
         let mut streams = 0;
         while Instant::now() < end && streams < 1 << 29 {
             let bytes = (flood.bytes)(streams);
             streams += flood.streams;
-            let taken = tokio::time::timeout_at(end, connection.send_bytes(&bytes)).await;
-            if taken != Ok(true) {
-                closed += usize::from(taken == Ok(false));
+            let result = tokio::time::timeout_at(end, connection.send_bytes(&bytes)).await;
+            if result != Ok(true) {
+                closed += usize::from(result == Ok(false));
                 break;
             }
             sent += bytes.len();

@@ -1,10 +1,10 @@
-//! Many increments at once, none of them lost.
+//! Concurrent increments of one value.
 
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::report::{Counted, Report};
-use crate::stores::{ALL, Ground, Kind};
+use crate::report::{Measurement, Report};
+use crate::stores::{ALL, Kind, TestBed};
 use crate::support::{Browser, Script};
 
 const PARALLEL: i64 = 50;
@@ -12,15 +12,15 @@ const ROUNDS: i64 = 200;
 
 pub async fn run(report: &mut Report) {
     for kind in ALL {
-        let done = format!("{PARALLEL} increments of one value at once, {}", kind.name());
-        let times = format!("{ROUNDS} rounds");
-        report.row(done, times, "all are there", increments(kind)).await;
+        let scenario = format!("{PARALLEL} concurrent increments of one value, {}", kind.name());
+        let repetitions = format!("{ROUNDS} rounds");
+        report.row(scenario, repetitions, "no increment is lost", increments(kind)).await;
     }
 }
 
-async fn increments(kind: Kind) -> Counted {
-    let ground = Ground::new(kind, "").await;
-    let browser = Browser::new(&ground.cloakroom);
+async fn increments(kind: Kind) -> Measurement {
+    let bed = TestBed::new(kind, "").await;
+    let browser = Browser::new(&bed.cloakroom);
     browser.navigate("/", &Script::new().patch(&json!({"values": {"n": 0}}))).await;
     let mut acknowledged = 0;
     for _ in 0..ROUNDS {
@@ -35,8 +35,8 @@ async fn increments(kind: Kind) -> Counted {
         }
     }
     let found = browser.fetch("/", &Script::new().get("/values/n")).await.json().as_i64().unwrap();
-    Counted {
-        text: format!("{acknowledged} answered 200, {found} found"),
-        held: acknowledged == PARALLEL * ROUNDS && found == acknowledged,
+    Measurement {
+        text: format!("{acknowledged} acknowledged, {found} found"),
+        passed: acknowledged == PARALLEL * ROUNDS && found == acknowledged,
     }
 }

@@ -1,4 +1,4 @@
-//! SIGKILL in the midst of writes to the disk: what was acknowledged is there afterwards.
+//! SIGKILL during writes: acknowledged changes survive.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,22 +13,22 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::process::{Addresses, Process, SERVICE_TOKEN};
-use crate::report::{Counted, Report};
+use crate::report::{Measurement, Report};
 use crate::stores::directory;
 use crate::support::{Browser, PATIENCE, Script, Upstream};
 
 const KILLS: usize = 100;
 const CLIENTS: usize = 16;
 
-/// After so many rounds a client begins a new session.
-const LIFE: usize = 4;
+/// Rounds after which a client starts a new session.
+const SESSION_ROUNDS: usize = 4;
 
-/// What the upstream was told of one session.
+/// The acknowledged changes of one session.
 #[derive(Default)]
 struct Ledger {
-    /// The highest number that an increment was answered.
+    /// The highest number that an increment returned.
     counter: i64,
-    /// Values whose patch was answered.
+    /// The keys of acknowledged patches.
     keys: Vec<String>,
 }
 
@@ -36,7 +36,7 @@ struct Ledger {
 struct Count {
     acknowledged: usize,
     unanswered: usize,
-    refused: usize,
+    rejected: usize,
     lost: usize,
     broken: usize,
 }
@@ -45,16 +45,16 @@ pub async fn run(report: &mut Report) {
     for (name, store) in [("SQLite", "sqlite:cloakroom.db"), ("files", "file:sessions")] {
         report
             .row(
-                format!("kill -9 of the program while {CLIENTS} clients increment and set values, {name}"),
+                format!("SIGKILL while {CLIENTS} clients increment and set values, {name}"),
                 format!("{KILLS} kills"),
-                "every write that was answered 2xx is there after the restart; PRAGMA integrity_check says ok, or every file is whole",
+                "every acknowledged write (2xx) is present after the restart; PRAGMA integrity_check reports ok, or every file is intact",
                 kills(store),
             )
             .await;
     }
 }
 
-async fn kills(store: &str) -> Counted {
+async fn kills(store: &str) -> Measurement {
     let (directory, upstream, addresses) = (directory(), Upstream::start(), Addresses::free());
     addresses.configure(directory.path(), upstream.address, store);
     let mut ledgers = BTreeMap::new();
@@ -63,7 +63,7 @@ async fn kills(store: &str) -> Counted {
     let mut process = Process::start(directory.path(), &addresses).await;
     for round in 0..KILLS {
         for (number, browser) in browsers.iter_mut().enumerate() {
-            if (round + number) % LIFE == 0 {
+            if (round + number) % SESSION_ROUNDS == 0 {
                 *browser = Browser::to(addresses.public);
             }
         }
@@ -75,28 +75,28 @@ async fn kills(store: &str) -> Counted {
         tokio::time::sleep(Duration::from_millis(20 + moment / 2)).await;
         process.kill();
         load.join_all().await;
-        let touched = enter(&upstream, &mut ledgers, &mut count).await;
+        let touched = record(&upstream, &mut ledgers, &mut count).await;
         process = Process::start(directory.path(), &addresses).await;
         for id in touched {
             verify(addresses.api, &id, &ledgers[&id], &mut count).await;
         }
-        count.broken += usize::from(!is_sound(directory.path()));
+        count.broken += usize::from(!is_intact(directory.path()));
     }
-    // Those of earlier rounds too, after all the kills.
+    // All sessions again, including those of earlier rounds.
     for (id, ledger) in &ledgers {
         verify(addresses.api, id, ledger, &mut count).await;
     }
-    let Count { acknowledged, unanswered, refused, lost, broken } = count;
-    Counted {
+    let Count { acknowledged, unanswered, rejected, lost, broken } = count;
+    Measurement {
         text: format!(
-            "{acknowledged} writes acknowledged in {} sessions, {lost} lost; {unanswered} cut off without an answer, {refused} refused; {broken} of {KILLS} integrity checks failed",
+            "{acknowledged} writes acknowledged in {} sessions, {lost} lost; {unanswered} without a response, {rejected} rejected; {broken} of {KILLS} integrity checks failed",
             ledgers.len()
         ),
-        held: lost == 0 && broken == 0 && acknowledged > KILLS * CLIENTS,
+        passed: lost == 0 && broken == 0 && acknowledged > KILLS * CLIENTS,
     }
 }
 
-/// A patch, then increments and patches, until nothing answers.
+/// Sends patches and increments in turn until a request fails.
 async fn write_until_killed(browser: Browser, number: usize) {
     for step in 0..400 {
         let script = if step % 2 == 0 {
@@ -112,14 +112,14 @@ async fn write_until_killed(browser: Browser, number: usize) {
     }
 }
 
-/// Waits for the pages that still run, and writes down what they were told. Answers whose sessions
-/// they were.
-async fn enter(
+/// Waits for the pages that still run, and records the responses to their calls. Returns the ids of
+/// their sessions.
+async fn record(
     upstream: &Upstream,
     ledgers: &mut BTreeMap<String, Ledger>,
     count: &mut Count,
 ) -> Vec<String> {
-    // The connections of their calls are cut by then; they only have to notice.
+    // The connections of their calls are closed already; the pages only have to notice.
     tokio::time::sleep(Duration::from_millis(50)).await;
     let mut touched = Vec::new();
     for seen in upstream.take_seen() {
@@ -137,7 +137,7 @@ async fn enter(
                 let answer = call.json();
                 let id =
                     answer["id"].as_str().map(str::to_owned).or_else(|| header("x-session-id"));
-                // An increment that made its session says a number only, and not whose.
+                // An increment that created its session returns the number only, not the id.
                 let Some(id) = id else { continue };
                 let ledger: &mut Ledger = ledgers.entry(id.clone()).or_default();
                 match answer.as_i64() {
@@ -146,7 +146,7 @@ async fn enter(
                 }
                 touched.push(id);
             }
-            _ => count.refused += 1,
+            _ => count.rejected += 1,
         }
     }
     touched.sort();
@@ -154,7 +154,7 @@ async fn enter(
     touched
 }
 
-/// Reads a session as the back office does.
+/// Reads a session with the service token and counts its lost changes.
 async fn verify(api: SocketAddr, id: &str, ledger: &Ledger, count: &mut Count) {
     let target: Target = format!("http://{api}").parse().unwrap();
     let pool = Pool::new(target, Config { max_idle: 0, ..Config::default() });
@@ -173,15 +173,16 @@ async fn verify(api: SocketAddr, id: &str, ledger: &Ledger, count: &mut Count) {
     count.lost += ledger.keys.iter().filter(|key| values.get(key.as_str()).is_none()).count();
 }
 
-/// SQLite checks itself; of files the program tells at its start which ones are not whole.
-fn is_sound(directory: &Path) -> bool {
+/// Returns true if the store is intact: SQLite checks itself, and the program logs unreadable files
+/// at its start.
+fn is_intact(directory: &Path) -> bool {
     let database = directory.join("cloakroom.db");
     if !database.exists() {
         let log = std::fs::read_to_string(directory.join("log")).unwrap();
         return directory.join("sessions").is_dir() && !log.contains("cannot be read");
     }
     let connection = rusqlite::Connection::open(database).unwrap();
-    let said: String =
+    let result: String =
         connection.query_row("PRAGMA integrity_check", (), |row| row.get(0)).unwrap();
-    said == "ok"
+    result == "ok"
 }

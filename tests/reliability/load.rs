@@ -1,4 +1,4 @@
-//! Clients that ask for pages as long as they are let, over HTTP/1.1 or HTTP/2, and a site that has them.
+//! Load: clients that request pages in a loop over HTTP/1.1 or HTTP/2, and a site that serves them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,15 +19,16 @@ use tokio::time::{sleep, timeout};
 
 use crate::support::PATIENCE;
 
-/// The bytes of a page.
+/// Size of a page in bytes.
 pub const PAGE: usize = 2048;
 
-/// A site of one page, for those who say all that they want to say; in a thread of its own, until the drain.
+/// Starts a site with one page, sent after the whole request was read. It runs in its own thread
+/// until the drain.
 pub fn start_site(tasks: &Tasks) -> SocketAddr {
     let listener = bind(&"127.0.0.1:0".parse().unwrap(), None).unwrap();
     let Address::Tcp(address) = *listener.local_address() else { panic!("an address over TCP") };
     let page = |request: Request<Incoming>, _: Peer| async {
-        // One that broke off is answered to nobody.
+        // If the body was aborted, the response is never sent.
         let _ = request.into_body().collect().await;
         Response::new(Body::full(Bytes::from_static(&[b'.'; PAGE])))
     };
@@ -41,20 +42,21 @@ pub fn start_site(tasks: &Tasks) -> SocketAddr {
     address
 }
 
-/// How requests ended.
+/// Results of requests.
 #[derive(Debug, Default)]
 pub struct Tally {
-    /// With the whole page.
+    /// Complete pages.
     pub whole: AtomicUsize,
-    /// With another status.
+    /// Responses with another status.
     pub failed: AtomicUsize,
-    /// In the midst of an answer.
-    pub cut: AtomicUsize,
-    /// Nothing came, on a connection that had served before.
+    /// Truncated responses.
+    pub truncated: AtomicUsize,
+    /// No response on a connection that had served a request before.
     pub unanswered: AtomicUsize,
-    /// The same on a new one, or there was none.
+    /// No response on a new connection, or no connection.
     pub refused: AtomicUsize,
-    /// Without having been sent: HTTP/2 said in time that it would take no more.
+    /// Requests that the server certainly did not process, according to HTTP/2 (RFC 9113, section
+    /// 8.7).
     pub unsent: AtomicUsize,
 }
 
@@ -63,9 +65,12 @@ impl Tally {
         counter.load(Ordering::SeqCst)
     }
 
-    /// All but those that went well or may simply be sent again.
+    /// Returns the number of failed requests, without those that are safe to retry.
     pub fn lost(&self) -> usize {
-        [&self.failed, &self.cut, &self.unanswered, &self.refused].into_iter().map(Self::of).sum()
+        [&self.failed, &self.truncated, &self.unanswered, &self.refused]
+            .into_iter()
+            .map(Self::of)
+            .sum()
     }
 
     fn add(&self, counter: impl Fn(&Self) -> &AtomicUsize) {
@@ -73,7 +78,7 @@ impl Tally {
     }
 }
 
-/// Clients that run until they are told to stop.
+/// Clients that run until they are stopped.
 pub struct Clients {
     running: JoinSet<Vec<Duration>>,
     stop: Arc<AtomicBool>,
@@ -81,7 +86,8 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// So many, half of them each way where `versions` has two, each pausing between its requests.
+    /// Starts `count` clients, which use the given versions in turn and pause between their
+    /// requests.
     pub fn start(address: SocketAddr, count: usize, versions: &[Version], pause: Duration) -> Self {
         let (stop, tally) = (Arc::<AtomicBool>::default(), Arc::<Tally>::default());
         let mut running = JoinSet::new();
@@ -93,7 +99,7 @@ impl Clients {
         Self { running, stop, tally }
     }
 
-    /// Lets each end its request; answers how long the requests took, in order of length.
+    /// Lets each client finish its request. Returns the sorted durations of all requests.
     pub async fn stop(self) -> (Arc<Tally>, Vec<Duration>) {
         self.stop.store(true, Ordering::SeqCst);
         let mut took: Vec<Duration> = self.running.join_all().await.into_iter().flatten().collect();
@@ -102,13 +108,13 @@ impl Clients {
     }
 }
 
-/// That of which a share of all is not longer.
+/// Returns the quantile of a sorted list of durations.
 pub fn quantile(sorted: &[Duration], share: f64) -> Duration {
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "an index of a list that is there"
+        reason = "an index into a list"
     )]
     let index = (sorted.len() as f64 * share) as usize;
     sorted.get(index.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
@@ -176,19 +182,19 @@ async fn client(
                 }
             },
         };
-        // What the other side has said it will close is not used again.
+        // The server has announced that it closes this connection.
         if reused && !sender.is_ready().await {
             continue;
         }
         let began = Instant::now();
-        match timeout(PATIENCE, visit(&mut sender)).await.unwrap_or(Visit::Cut) {
+        match timeout(PATIENCE, visit(&mut sender)).await.unwrap_or(Visit::Truncated) {
             Visit::Whole => {
                 took.push(began.elapsed());
                 tally.add(|tally| &tally.whole);
                 kept = Some(sender);
             }
             Visit::Failed => tally.add(|tally| &tally.failed),
-            Visit::Cut => tally.add(|tally| &tally.cut),
+            Visit::Truncated => tally.add(|tally| &tally.truncated),
             Visit::Unsent => tally.add(|tally| &tally.unsent),
             Visit::Unanswered if reused => tally.add(|tally| &tally.unanswered),
             Visit::Unanswered => tally.add(|tally| &tally.refused),
@@ -201,7 +207,7 @@ async fn client(
 enum Visit {
     Whole,
     Failed,
-    Cut,
+    Truncated,
     Unsent,
     Unanswered,
 }
@@ -217,11 +223,12 @@ async fn visit(sender: &mut Sender) -> Visit {
     match body {
         Ok(body) if status == 200 && body.len() == PAGE => Visit::Whole,
         Ok(_) => Visit::Failed,
-        Err(_) => Visit::Cut,
+        Err(_) => Visit::Truncated,
     }
 }
 
-/// RFC 9113, section 8.7: such a stream was not looked at, and neither was one beyond a GOAWAY.
+/// Returns true if the server did not process the stream: it was refused, or is beyond a GOAWAY
+/// (RFC 9113, section 8.7).
 fn is_refused(error: &hyper::Error) -> bool {
     let cause =
         std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());

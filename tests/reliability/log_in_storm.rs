@@ -1,18 +1,19 @@
-//! Requests around a log-in, whose answers come before, after and across its own.
+//! Requests around a log-in whose responses arrive before and after its response.
 
 use std::time::Duration;
 
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::report::{Counted, Report};
-use crate::stores::{ALL, Ground, Kind};
+use crate::report::{Measurement, Report};
+use crate::stores::{ALL, Kind, TestBed};
 use crate::support::{ANSWERED_AT, Browser, Page, Script, elapsed};
 
 const ROUNDS: usize = 1_000;
 
-/// Requests beside each log-in: those that made their calls before it and answer after it, those that
-/// race with it, those that race and then wait for it, those that come after its call and before its answer.
+// Requests around each log-in: those whose calls precede it and whose responses follow it, those
+// that race with it, those that race with it and then wait for it, and those between its call and
+// its response.
 const HELD: usize = 3;
 const RACING: usize = 8;
 const RACING_HELD: usize = 3;
@@ -23,40 +24,42 @@ const PARALLEL: usize = HELD + RACING + RACING_HELD + LATE;
 enum LogIn {
     /// One patch with the principal.
     Patch,
-    /// As Django's example does: flush, then set.
+    /// Flush, then set, as the Django example does.
     FlushThenSet,
 }
 
 #[derive(Debug, Default)]
 struct Count {
-    /// Answers whose head certainly left after the log-in's call had returned, and those of them that
-    /// carried another cookie.
+    /// Responses whose head was certainly sent after the log-in's call had returned, and those of
+    /// them with another cookie than the log-in's.
     after: usize,
     wrong: usize,
-    /// Answers that may have left before and came after, and those of them that carried another cookie.
+    /// Responses that may have been sent before and arrived after, and those of them with another
+    /// cookie.
     crossing: usize,
     crossed: usize,
-    /// How rounds ended: logged in at once, after another log-in, not at all.
+    /// Rounds by their result: logged in at once, after another log-in, not at all.
     at_once: usize,
     again: usize,
     stranded: usize,
-    /// Rounds that were not logged in at once though no cookie had crossed.
+    /// Rounds that were not logged in at once although no cookie had crossed.
     lost: usize,
-    not_answered: usize,
+    /// Responses that did not come from the site.
+    no_response: usize,
 }
 
-/// How the answers come to the browser.
+/// Order in which the responses arrive at the browser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wire {
-    /// As they leave; the log-in's before those that wait for it.
+    /// As they are sent; the log-in's before those that wait for it.
     LogInFirst,
-    /// As they leave; the log-in's last.
+    /// As they are sent; the log-in's last.
     LogInLast,
-    /// All late and in any order, as on a bad mobile connection.
+    /// All late and in random order, as on a bad mobile connection.
     Shuffled,
 }
 
-/// An answer, and when it was there.
+/// A response and the time of its arrival.
 struct Arrived {
     page: Page,
     at: Duration,
@@ -70,11 +73,11 @@ pub async fn run(report: &mut Report) {
             report
                 .row(
                     format!(
-                        "{PARALLEL} requests (reads, increments, navigations) while one logs in by {name}, periodic rotation due; in a third of the rounds all answers come late and in any order; {}",
+                        "{PARALLEL} requests (reads, increments, navigations) during a log-in by {name}, periodic rotation due; in a third of the rounds all responses arrive late and in random order; {}",
                         kind.name()
                     ),
                     format!("{ROUNDS} log-ins"),
-                    "no head that left after the log-in's call had returned has another cookie than the log-in's; all end logged in, and without a second log-in where no cookie crossed",
+                    "no response sent after the log-in's call had returned has another cookie than the log-in's; all end logged in, without a second log-in if no cookie crossed",
                     storm(kind, method),
                 )
                 .await;
@@ -82,27 +85,27 @@ pub async fn run(report: &mut Report) {
     }
 }
 
-async fn storm(kind: Kind, method: LogIn) -> Counted {
-    let ground = Ground::new(kind, "").await;
+async fn storm(kind: Kind, method: LogIn) -> Measurement {
+    let bed = TestBed::new(kind, "").await;
     let mut count = Count::default();
     for number in 0..ROUNDS {
         let wires = [Wire::LogInFirst, Wire::LogInLast, Wire::Shuffled];
-        round(&ground, number, (method, wires[number % 3]), &mut count).await;
-        ground.upstream.take_seen();
+        round(&bed, number, (method, wires[number % 3]), &mut count).await;
+        bed.upstream.take_seen();
     }
-    let Count { after, wrong, crossing, crossed, at_once, again, stranded, lost, not_answered } =
+    let Count { after, wrong, crossing, crossed, at_once, again, stranded, lost, no_response } =
         count;
-    Counted {
+    Measurement {
         text: format!(
-            "{after} answers left after, {wrong} with another cookie; {crossing} crossed the log-in, {crossed} with another cookie; \
-             logged in at once {at_once}, by a second log-in {again}, never {stranded}; {not_answered} not answered by the site"
+            "{after} responses sent after, {wrong} with another cookie; {crossing} crossed the log-in, {crossed} with another cookie; \
+             logged in at once {at_once}, by a second log-in {again}, never {stranded}; {no_response} without a response of the site"
         ),
-        held: wrong == 0 && stranded == 0 && lost == 0 && not_answered == 0,
+        passed: wrong == 0 && stranded == 0 && lost == 0 && no_response == 0,
     }
 }
 
-async fn round(ground: &Ground, number: usize, (method, wire): (LogIn, Wire), count: &mut Count) {
-    let Ground { upstream, cloakroom, .. } = ground;
+async fn round(bed: &TestBed, number: usize, (method, wire): (LogIn, Wire), count: &mut Count) {
+    let TestBed { upstream, cloakroom, .. } = bed;
     let browser = Browser::new(cloakroom);
     browser
         .navigate("/", &Script::new().patch(&json!({"values": {"cart": [number], "n": 0}})))
@@ -155,7 +158,7 @@ async fn round(ground: &Ground, number: usize, (method, wire): (LogIn, Wire), co
     judge(&browser, method, &log_in, &others, count).await;
 }
 
-/// The browser gets what was on its way, in any order.
+/// Delivers all responses to the browser in random order.
 fn deliver(browser: &Browser, log_in: &mut Arrived, others: &mut [Arrived]) {
     let mut answers: Vec<_> = others.iter_mut().chain([log_in]).collect();
     answers.sort_by_cached_key(|_| cloakroom::random::bytes::<8>());
@@ -165,7 +168,7 @@ fn deliver(browser: &Browser, log_in: &mut Arrived, others: &mut [Arrived]) {
     }
 }
 
-/// What a request beside the log-in does.
+/// Returns the script of a request around the log-in.
 fn work(kind: usize) -> Script {
     match kind % 3 {
         0 => Script::new().get(""),
@@ -209,7 +212,7 @@ async fn judge(
     let crossed_before = count.crossed;
     for other in others {
         let Some(answered_at) = other.page.header(ANSWERED_AT) else {
-            count.not_answered += 1;
+            count.no_response += 1;
             continue;
         };
         let answered_at = Duration::from_micros(answered_at.parse().unwrap());

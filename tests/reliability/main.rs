@@ -1,7 +1,8 @@
-//! What is too slow for every commit: each scenario is repeated until its count means something, and
-//! becomes rows of `docs/reliability.md`. `tests/reliability/run` runs it.
+//! Tests that are too slow for every commit. Each scenario is repeated often enough for its figures
+//! to be significant, and adds rows to the reliability report. `tests/reliability/run` runs them.
 //!
-//! `reliability ROWS [SCENARIO [OPTION…]…]` writes the rows into the file ROWS and fails if one does not hold.
+//! `reliability ROWS [SCENARIO [OPTION…]…]` writes the rows to the file ROWS and fails if a
+//! requirement is not met.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -10,15 +11,15 @@
     clippy::print_stdout,
     clippy::unused_async,
     unreachable_pub,
-    reason = "a test fails by panicking, knows its environment, says how it goes, and exports nothing"
+    reason = "a test fails by panicking, knows its environment, prints its progress, and exports nothing"
 )]
 
 mod cache;
-mod cage;
 mod commands;
-mod crowd;
+mod connections;
+mod cpu_limit;
 mod drain;
-mod economy;
+mod environment;
 mod floods;
 mod increments;
 mod kill;
@@ -26,18 +27,18 @@ mod load;
 mod log_in_storm;
 mod operate;
 mod process;
+mod process_stats;
 mod race;
 mod redis_faults;
 mod report;
 mod rotation_storm;
 mod soak;
+mod store_cost;
 mod stores;
-mod surroundings;
 mod tunnels;
-mod watch;
 
 #[path = "../it/support/mod.rs"]
-#[expect(dead_code, unused_imports, reason = "the kit of other tests too")]
+#[expect(dead_code, unused_imports, reason = "other tests share the kit")]
 mod support;
 
 use std::fs::File;
@@ -49,8 +50,8 @@ use self::report::Report;
 const SCENARIOS: [&str; 17] = [
     "log-in-storm",
     "rotation-storm",
-    "economy",
-    "made-up-cookies",
+    "store-cost",
+    "forged-cookies",
     "kill",
     "increments",
     "drain",
@@ -58,16 +59,16 @@ const SCENARIOS: [&str; 17] = [
     "commands",
     "redis-faults",
     "operate",
-    "crowd",
+    "connections",
     "tunnels",
     "race",
     "floods",
-    "surroundings",
+    "environment",
     "soak",
 ];
 
 fn main() -> ExitCode {
-    watch::begin();
+    process_stats::count_log_lines();
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().expect("the file for the rows");
     let mut wanted: Vec<String> = Vec::new();
@@ -85,7 +86,7 @@ fn main() -> ExitCode {
     }
     let mut report = Report::default();
     for name in wanted {
-        // A scenario that panics is a row that does not hold; the others still run.
+        // A scenario that panics becomes a failed row; the others still run.
         let rows = std::panic::catch_unwind(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let mut report = Report::default();
@@ -100,20 +101,20 @@ fn main() -> ExitCode {
             .and_then(|mut file| file.write_all(report.to_string().as_bytes()))
             .unwrap();
     }
-    if report.held() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 async fn run(name: &str, report: &mut Report) {
     match name {
         "log-in-storm" => log_in_storm::run(report).await,
         "rotation-storm" => rotation_storm::run(report).await,
-        "economy" => economy::pages(report).await,
-        "made-up-cookies" => economy::made_up_cookies(report).await,
+        "store-cost" => store_cost::pages(report).await,
+        "forged-cookies" => store_cost::forged_cookies(report).await,
         "kill" => kill::run(report).await,
         "increments" => increments::run(report).await,
         "drain" => drain::run(report).await,
         "commands" => commands::run(report).await,
-        "surroundings" => surroundings::run(report).await,
+        "environment" => environment::run(report).await,
         "tunnels" => tunnels::run(report).await,
         "race" => race::run(report).await,
         "floods" => floods::run(report).await,
@@ -121,12 +122,12 @@ async fn run(name: &str, report: &mut Report) {
         name if name.split(' ').next() == Some("soak") => {
             soak::run(report, name.strip_prefix("soak").unwrap()).await;
         }
-        // Of some, single rows: NAME:ROW.
+        // Single rows of a scenario: NAME:ROW.
         name => match name.split_once(':').unwrap_or((name, "")) {
             ("redis-faults", row) => redis_faults::run(report, row).await,
             ("operate", row) => operate::run(report, row).await,
-            ("crowd", row) => crowd::run(report, row).await,
-            _ => panic!("no such scenario: {name}; there are {SCENARIOS:?}"),
+            ("connections", row) => connections::run(report, row).await,
+            _ => panic!("unknown scenario {name}; expected one of {SCENARIOS:?}"),
         },
     }
 }

@@ -1,4 +1,4 @@
-//! Reloads, restarts, and connections that come and go, while pages are served.
+//! Operations under load: reloads, restarts and short-lived connections.
 
 use std::fs;
 use std::net::TcpListener;
@@ -14,10 +14,10 @@ use tokio::time::sleep;
 
 use crate::load::{Clients, Tally, start_site};
 use crate::process::{Addresses, Process};
-use crate::report::{Counted, Report};
+use crate::process_stats::{descriptors_of, resident_of};
+use crate::report::{Measurement, Report};
 use crate::stores::directory;
 use crate::support::{PATIENCE, Program};
-use crate::watch::{descriptors_of, resident_of};
 
 const CLIENTS: usize = 64;
 const BOTH: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];
@@ -27,9 +27,9 @@ pub async fn run(report: &mut Report, wanted: &str) {
     if "reload".contains(wanted) {
         report
             .row(
-                format!("{CLIENTS} connections ask for pages, half by HTTP/2, and SIGHUP comes every second, each time with another configuration"),
+                format!("{CLIENTS} connections request pages, half over HTTP/2; every second a SIGHUP reloads a changed configuration"),
                 "60 s",
-                "0 requests failed, 0 answers cut",
+                "0 requests failed, 0 responses truncated",
                 reloads(),
             )
             .await;
@@ -37,9 +37,9 @@ pub async fn run(report: &mut Report, wanted: &str) {
     if "restart".contains(wanted) {
         report
             .row(
-                format!("the same, and every 10 s the process is ended and started anew on the socket that its service manager keeps; predrain 1 s"),
+                format!("{CLIENTS} connections request pages, half over HTTP/2; every 10 s the process is restarted on a socket that its service manager keeps open; predrain 1 s"),
                 "60 s",
-                "0 requests failed, 0 answers cut",
+                "0 requests failed, 0 responses truncated",
                 restarts(),
             )
             .await;
@@ -47,9 +47,9 @@ pub async fn run(report: &mut Report, wanted: &str) {
     if "taken".contains(wanted) {
         report
             .row(
-                "a second process is started on the port of one that runs",
+                "a second process is started on the port of a running one",
                 "once",
-                "it says so and exits with 1; the first goes on",
+                "it reports the address and exits with code 1; the first goes on",
                 taken(),
             )
             .await;
@@ -59,14 +59,15 @@ pub async fn run(report: &mut Report, wanted: &str) {
             .row(
                 "a new connection for every request, 64 clients",
                 "20 s",
-                "0 requests failed; descriptors are as many as before, memory grows by less than 8 MiB",
+                "0 requests failed; no file descriptor leaks; memory grows by less than 8 MiB",
                 churn(),
             )
             .await;
     }
 }
 
-/// Another one each time: what a route says, and how many fields a head may have.
+/// Writes a configuration that differs in each round: in the timeout of a route and in the path of
+/// another one.
 fn configure(directory: &Path, addresses: &Addresses, site: std::net::SocketAddr, round: u64) {
     let Addresses { public, api, admin } = addresses;
     let text = format!(
@@ -81,7 +82,7 @@ fn configure(directory: &Path, addresses: &Addresses, site: std::net::SocketAddr
     fs::rename(new, directory.join("cloakroom.toml")).unwrap();
 }
 
-async fn reloads() -> Counted {
+async fn reloads() -> Measurement {
     let (tasks, directory, addresses) = (Tasks::new(), directory(), Addresses::free());
     let site = start_site(&tasks);
     configure(directory.path(), &addresses, site, 0);
@@ -100,14 +101,14 @@ async fn reloads() -> Counted {
     process.terminate();
     let exited = process.ended().await.is_some_and(|status| status.success());
     tasks.drain();
-    let (text, held) = told(&tally);
-    Counted {
-        text: format!("{text}; {reloaded} reloads of {rounds}"),
-        held: held && exited && reloaded == rounds,
+    let (text, passed) = summarize(&tally);
+    Measurement {
+        text: format!("{text}; {reloaded} of {rounds} reloads"),
+        passed: passed && exited && reloaded == rounds,
     }
 }
 
-async fn restarts() -> Counted {
+async fn restarts() -> Measurement {
     let (tasks, directory) = (Tasks::new(), directory());
     let site = start_site(&tasks);
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -119,7 +120,7 @@ async fn restarts() -> Counted {
     let start = || {
         let program =
             Program::start_with_socket(&socket, &directory.path().join("cloakroom.toml"), &notify);
-        // "READY=1", and of the one before it what it said at its end.
+        // The socket also has the last states of the previous process.
         let mut state = [0; 256];
         while !state.starts_with(b"READY=1") {
             states.recv(&mut state).unwrap();
@@ -143,25 +144,25 @@ async fn restarts() -> Counted {
     program.signal("-TERM");
     let exited = program.ended().await.success();
     tasks.drain();
-    let (text, held) = told(&tally);
-    Counted {
+    let (text, passed) = summarize(&tally);
+    Measurement {
         text: format!(
-            "{text}; {restarted} restarts, each with exit code 0, {} ms at most from the signal to the next process; longest request {} ms",
+            "{text}; {restarted} restarts with exit code 0, at most {} ms from the signal until the next process is ready; longest request {} ms",
             longest.as_millis(),
             took.last().copied().unwrap_or_default().as_millis()
         ),
-        held: held && exited && exits == restarted,
+        passed: passed && exited && exits == restarted,
     }
 }
 
-fn told(tally: &Tally) -> (String, bool) {
-    let Tally { whole, failed, cut, unanswered, refused, unsent } = tally;
+fn summarize(tally: &Tally) -> (String, bool) {
+    let Tally { whole, failed, truncated, unanswered, refused, unsent } = tally;
     let text = format!(
-        "{} of {} requests failed ({} with an error, {} cut, {} unanswered on a kept connection, {} on a new one); {} were sent again, as HTTP/2 lets clients, that had not been looked at",
+        "{} of {} requests failed ({} with an error, {} truncated, {} without a response on a kept-alive connection, {} on a new one); {} retried that HTTP/2 reported as not processed",
         tally.lost(),
         Tally::of(whole) + tally.lost(),
         Tally::of(failed),
-        Tally::of(cut),
+        Tally::of(truncated),
         Tally::of(unanswered),
         Tally::of(refused),
         Tally::of(unsent)
@@ -169,7 +170,7 @@ fn told(tally: &Tally) -> (String, bool) {
     (text, tally.lost() == 0 && Tally::of(whole) > 10_000)
 }
 
-async fn taken() -> Counted {
+async fn taken() -> Measurement {
     let (tasks, directory, addresses) = (Tasks::new(), directory(), Addresses::free());
     let site = start_site(&tasks);
     configure(directory.path(), &addresses, site, 0);
@@ -178,25 +179,25 @@ async fn taken() -> Counted {
     configure(other.path(), &Addresses { public: addresses.public, ..free }, site, 0);
     let mut second = Program::start(&other.path().join("cloakroom.toml"));
     let status = second.ended().await.code();
-    let said = format!("cannot listen on {}", addresses.public);
-    second.wait_for_log(&said).await;
+    let message = format!("cannot listen on {}", addresses.public);
+    second.wait_for_log(&message).await;
     let clients = Clients::start(addresses.public, 4, &BOTH, Duration::ZERO);
     sleep(Duration::from_millis(200)).await;
     let (tally, _) = clients.stop().await;
     drop(first);
     tasks.drain();
-    Counted {
+    Measurement {
         text: format!(
-            "\"{said}\", exit code {}; the first served {} pages, {} failed",
+            "\"{message}\", exit code {}; the first served {} pages, {} failed",
             status.unwrap_or(-1),
             Tally::of(&tally.whole),
             tally.lost()
         ),
-        held: status == Some(1) && tally.lost() == 0 && Tally::of(&tally.whole) > 0,
+        passed: status == Some(1) && tally.lost() == 0 && Tally::of(&tally.whole) > 0,
     }
 }
 
-async fn churn() -> Counted {
+async fn churn() -> Measurement {
     let (tasks, directory, addresses) = (Tasks::new(), directory(), Addresses::free());
     let site = start_site(&tasks);
     configure(directory.path(), &addresses, site, 0);
@@ -210,22 +211,22 @@ async fn churn() -> Counted {
     drop(process);
     tasks.drain();
     let grown = after.1 - before.1;
-    Counted {
+    Measurement {
         text: format!(
-            "{} connections a second, {failed} of {served} requests failed; descriptors {} before, {} after; memory grew by {} KiB",
+            "{} connections per second, {failed} of {served} requests failed; descriptors {} before, {} after; memory grew by {} KiB",
             served / 20,
             before.0,
             after.0,
             grown
         ),
-        held: failed == 0 && after.0 <= before.0 + 5 && grown < 8 << 10,
+        passed: failed == 0 && after.0 <= before.0 + 5 && grown < 8 << 10,
     }
 }
 
-/// Answers how many requests were served, and how many were not.
-async fn one_by_one(address: std::net::SocketAddr, long: Duration) -> (usize, usize) {
+/// Sends each request on a new connection. Returns the numbers of served and of failed requests.
+async fn one_by_one(address: std::net::SocketAddr, duration: Duration) -> (usize, usize) {
     let mut clients = tokio::task::JoinSet::new();
-    let end = Instant::now() + long;
+    let end = Instant::now() + duration;
     for _ in 0..CLIENTS {
         clients.spawn(async move {
             let (mut served, mut failed) = (0, 0);

@@ -1,4 +1,4 @@
-//! The program itself, as another process.
+//! The program as a process.
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
@@ -12,12 +12,12 @@ use http::uri::PathAndQuery;
 
 use crate::support::PATIENCE;
 
-/// A running `cloakroom`. Dropping it kills it.
+/// A running `cloakroom`. Dropping it kills the process.
 pub struct Process {
     child: Child,
 }
 
-/// Where the next one listens, and how it is configured.
+/// Addresses for the listeners of a process.
 pub struct Addresses {
     pub public: SocketAddr,
     pub api: SocketAddr,
@@ -27,14 +27,14 @@ pub struct Addresses {
 pub const SERVICE_TOKEN: &str = "the-service-token-of-the-tests";
 
 impl Addresses {
-    /// Ports that are free now.
+    /// Returns addresses with free ports.
     pub fn free() -> Self {
         let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [public, api, admin] = listeners.map(|listener| listener.local_addr().unwrap());
         Self { public, api, admin }
     }
 
-    /// Writes the configuration into `directory`, which is the state directory too.
+    /// Writes a configuration into `directory`, which is also the state directory.
     pub fn configure(&self, directory: &Path, upstream: SocketAddr, store: &str) {
         let Self { public, api, admin } = self;
         let text = format!(
@@ -47,13 +47,13 @@ impl Addresses {
 }
 
 impl Process {
-    /// Starts it, and waits until it is ready.
+    /// Starts the program and waits until it is ready.
     pub async fn start(directory: &Path, addresses: &Addresses) -> Self {
         let program = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
         Self::start_with_command(program, directory, addresses).await
     }
 
-    /// The same by a command that runs the program with the arguments that it gets.
+    /// Starts the program with a command that passes its arguments on, and waits until it is ready.
     pub async fn start_with_command(
         mut command: Command,
         directory: &Path,
@@ -83,35 +83,35 @@ impl Process {
         };
         if tokio::time::timeout(PATIENCE, ready).await.is_err() {
             let log = std::fs::read_to_string(directory.join("log")).unwrap();
-            panic!("it is not ready:\n{log}");
+            panic!("the program is not ready:\n{log}");
         }
         process
     }
 
-    /// Its number.
+    /// Returns its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// SIGHUP.
+    /// Sends SIGHUP.
     pub fn reload(&self) {
         let status = Command::new("kill").arg("-HUP").arg(self.child.id().to_string()).status();
         assert!(status.unwrap().success());
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL, and waits for the process.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// SIGTERM.
+    /// Sends SIGTERM.
     pub fn terminate(&self) {
         let status = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status();
         assert!(status.unwrap().success());
     }
 
-    /// Waits for its end, no longer than the tests' patience and the drain's.
+    /// Waits until it exits; `None` after 40 s, which is longer than its drain timeout.
     pub async fn ended(&mut self) -> Option<ExitStatus> {
         for _ in 0..4000 {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -125,7 +125,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // One that has ended needs no killing.
+        // This fails if the process has already exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

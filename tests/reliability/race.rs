@@ -1,4 +1,5 @@
-//! An upstream that closes its kept connections as the next request comes.
+//! An upstream that closes kept-alive connections just as the next request arrives (RFC 9112,
+//! section 9.3.1).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
-use crate::report::{Counted, Report};
+use crate::report::{Measurement, Report};
 use crate::support::raw::{read_all, read_until};
 use crate::support::{Cloakroom, Upstream};
 
@@ -19,13 +20,13 @@ const REQUESTS: usize = 10_000;
 pub async fn run(report: &mut Report) {
     for method in [Method::GET, Method::POST] {
         let demanded = if method == Method::GET {
-            "0 errors; no request is answered twice"
+            "0 errors; no request is processed twice"
         } else {
-            "none reaches the site twice; an error only where it may have reached it"
+            "no request reaches the site twice; an error only if it may have reached the site"
         };
         report
             .row(
-                format!("{method} to a site that closes each kept connection at about the moment of the next request"),
+                format!("{method} to a site that closes each kept-alive connection at about the moment of the next request"),
                 format!("{REQUESTS} requests"),
                 demanded,
                 races(method),
@@ -34,7 +35,8 @@ pub async fn run(report: &mut Report) {
     }
 }
 
-/// Answers one request of a connection, waits for a moment that varies, and closes it. Counts heads that came.
+/// Responds to one request of a connection, waits for a varying time, and closes it. Counts
+/// received requests.
 async fn site(listener: TcpListener, heads: Arc<AtomicUsize>) {
     for round in 0_u64.. {
         let Ok((mut stream, _)) = listener.accept().await else { return };
@@ -44,9 +46,9 @@ async fn site(listener: TcpListener, heads: Arc<AtomicUsize>) {
             heads.fetch_add(1, Ordering::SeqCst);
             let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
             let _ = stream.write_all(answer).await;
-            // The client's next request comes 300 µs later, or so.
+            // The client's next request arrives about 300 µs later.
             sleep(Duration::from_micros(round * 7 % 600)).await;
-            // What came by then was not looked at.
+            // Data that arrived in the meantime is never read.
         });
     }
 }
@@ -59,7 +61,7 @@ async fn head(stream: &mut TcpStream) -> Option<()> {
     Some(())
 }
 
-async fn races(method: Method) -> Counted {
+async fn races(method: Method) -> Measurement {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, heads) = (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default());
     let serving = tokio::spawn(site(listener, Arc::clone(&heads)));
@@ -76,17 +78,17 @@ async fn races(method: Method) -> Counted {
     }
     serving.abort();
     let heads = heads.load(Ordering::SeqCst);
-    let held = whole + errors == REQUESTS
+    let passed = whole + errors == REQUESTS
         && heads >= whole
         && heads <= REQUESTS
         && (method != Method::GET || (errors == 0 && heads == REQUESTS));
-    Counted {
-        text: format!("{whole} answered, {errors} with 502; the site answered {heads}"),
-        held,
+    Measurement {
+        text: format!("{whole} served, {errors} with 502; the site received {heads}"),
+        passed,
     }
 }
 
-/// Whether the page came; a 502 is none.
+/// Requests the page. Returns false for a 502.
 async fn ask(client: &mut TcpStream, method: &Method, address: SocketAddr) -> bool {
     let length = if method == Method::POST { "Content-Length: 0\r\n" } else { "" };
     let request =

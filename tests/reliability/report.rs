@@ -1,48 +1,54 @@
-//! The rows of the report.
+//! The report: one row for each scenario.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// What was counted, and whether it is what was demanded.
-pub struct Counted {
+/// The figures of a scenario, and if they meet the requirement.
+pub struct Measurement {
     pub text: String,
-    pub held: bool,
+    pub passed: bool,
 }
 
+/// The rows of the report.
 #[derive(Default)]
 pub struct Report(Vec<Row>);
 
 struct Row {
-    done: String,
-    times: String,
-    demanded: String,
-    counted: Counted,
+    scenario: String,
+    repetitions: String,
+    requirement: String,
+    measured: Measurement,
     took: Duration,
 }
 
 impl Report {
-    /// Runs `scenario` and notes what it counted.
+    /// Runs a scenario and adds its row.
     pub async fn row(
         &mut self,
-        done: impl Into<String>,
-        times: impl Into<String>,
-        demanded: &str,
-        scenario: impl Future<Output = Counted>,
+        scenario: impl Into<String>,
+        repetitions: impl Into<String>,
+        requirement: &str,
+        run: impl Future<Output = Measurement>,
     ) {
         let began = Instant::now();
-        let counted = scenario.await;
-        let (took, demanded) = (began.elapsed(), demanded.to_owned());
-        self.push(Row { done: done.into(), times: times.into(), demanded, counted, took });
+        let measured = run.await;
+        self.push(Row {
+            scenario: scenario.into(),
+            repetitions: repetitions.into(),
+            requirement: requirement.to_owned(),
+            measured,
+            took: began.elapsed(),
+        });
     }
 
-    /// A scenario that did not come to its end.
+    /// Adds a failed row for a scenario that panicked.
     pub fn panicked(&mut self, name: &str) {
-        let counted = Counted { text: "it panicked".to_owned(), held: false };
+        let measured = Measurement { text: "it panicked".to_owned(), passed: false };
         self.push(Row {
-            done: name.to_owned(),
-            times: String::new(),
-            demanded: "it ends".to_owned(),
-            counted,
+            scenario: name.to_owned(),
+            repetitions: String::new(),
+            requirement: "it completes".to_owned(),
+            measured,
             took: Duration::ZERO,
         });
     }
@@ -56,19 +62,20 @@ impl Report {
         self.0.extend(other.0);
     }
 
-    pub fn held(&self) -> bool {
-        self.0.iter().all(|row| row.counted.held)
+    /// Returns true if every requirement is met.
+    pub fn passed(&self) -> bool {
+        self.0.iter().all(|row| row.measured.passed)
     }
 }
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { done, times, demanded, counted, took } = self;
-        let held = if counted.held { "held" } else { "**not held**" };
-        let text = &counted.text;
+        let Self { scenario, repetitions, requirement, measured, took } = self;
+        let result = if measured.passed { "passed" } else { "**failed**" };
+        let text = &measured.text;
         writeln!(
             f,
-            "| {done} | {times} | {demanded} | {text} | {held} | {:.1} s |",
+            "| {scenario} | {repetitions} | {requirement} | {text} | {result} | {:.1} s |",
             took.as_secs_f64()
         )
     }

@@ -1,4 +1,4 @@
-//! Rotation as often as the rules allow, while answers get lost, come late and out of order.
+//! Rotation at the shortest allowed interval, while responses are lost, late and reordered.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,15 +9,15 @@ use cloakroom::metrics::Event;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::report::{Counted, Report};
-use crate::stores::{ALL, Ground, Kind};
+use crate::report::{Measurement, Report};
+use crate::stores::{ALL, Kind, TestBed};
 use crate::support::{Browser, Page, Script};
 
 const CONNECTIONS: usize = 8;
 const REQUESTS: usize = 100_000;
 const TRIES: usize = 200;
 
-/// In seconds, which are the ticks of the clock here.
+/// Rotation grace in seconds; a tick of the manual clock is one second.
 const GRACE: u64 = 120;
 const POLICY: &str = "[session]\nrotate_every = \"2m\"\nrotation_grace = \"2m\"";
 
@@ -26,7 +26,7 @@ pub async fn run(report: &mut Report) {
         report
             .row(
                 format!(
-                    "{CONNECTIONS} connections with one jar, rotate_every = rotation_grace; a third of the answers lost, the others and the requests late by up to the grace, out of order, {}",
+                    "{CONNECTIONS} connections with one cookie jar, rotate_every = rotation_grace; a third of the responses lost, the others and the requests up to the grace late, reordered, {}",
                     kind.name()
                 ),
                 format!("{REQUESTS} requests"),
@@ -39,23 +39,24 @@ pub async fn run(report: &mut Report) {
         report
             .row(
                 format!(
-                    "a jar restored from a minute to ten hours before logs in again, {}",
+                    "a log-in with a cookie jar restored from a minute to ten hours ago, {}",
                     kind.name()
                 ),
-                format!("{TRIES} tries"),
-                "it always can",
+                format!("{TRIES} attempts"),
+                "it always succeeds",
                 restored(kind),
             )
             .await;
     }
 }
 
-/// Where the request of a connection is.
-enum Lane {
+/// State of a connection.
+enum State {
     Idle,
-    /// With the cookie that the jar had when it left.
-    Under(Box<Browser>),
-    Back(Box<Page>),
+    /// The request is on its way, with the cookie that the jar had when it was sent.
+    Requesting(Box<Browser>),
+    /// The response is on its way.
+    Responding(Box<Page>),
 }
 
 #[derive(Default)]
@@ -65,73 +66,73 @@ struct Count {
     dropped: usize,
 }
 
-async fn storm(kind: Kind) -> Counted {
-    let ground = Ground::new(kind, POLICY).await;
-    let browser = Browser::new(&ground.cloakroom);
+async fn storm(kind: Kind) -> Measurement {
+    let bed = TestBed::new(kind, POLICY).await;
+    let browser = Browser::new(&bed.cloakroom);
     browser.navigate("/", &Script::new().patch(&json!({"principal": "alice"}))).await;
-    // Each connection has a pool of its own; the jar is one.
+    // Each connection has its own pool; they share one jar.
     let connections: Vec<Browser> = (0..CONNECTIONS)
         .map(|_| {
-            let mut connection = Browser::new(&ground.cloakroom);
+            let mut connection = Browser::new(&bed.cloakroom);
             connection.jar = Arc::clone(&browser.jar);
             connection
         })
         .collect();
-    let mut lanes: Vec<Lane> = connections.iter().map(|_| Lane::Idle).collect();
-    let mut events: BinaryHeap<_> = (0..CONNECTIONS).map(|lane| Reverse((0, lane))).collect();
+    let mut states: Vec<State> = connections.iter().map(|_| State::Idle).collect();
+    let mut events: BinaryHeap<_> = (0..CONNECTIONS).map(|index| Reverse((0, index))).collect();
     let (mut now, mut count) = (0, Count::default());
     while count.sent < REQUESTS {
         let due = take_due(&mut events, now);
         let mut arrivals = JoinSet::new();
-        for lane in due {
-            let (next, delay) = match std::mem::replace(&mut lanes[lane], Lane::Idle) {
-                Lane::Idle => (Lane::Under(Box::new(connections[lane].copy())), delay()),
-                Lane::Under(browser) => {
-                    arrivals.spawn(async move { (lane, arrive(&browser).await) });
+        for index in due {
+            let (next, delay) = match std::mem::replace(&mut states[index], State::Idle) {
+                State::Idle => (State::Requesting(Box::new(connections[index].copy())), delay()),
+                State::Requesting(browser) => {
+                    arrivals.spawn(async move { (index, arrive(&browser).await) });
                     continue;
                 }
-                Lane::Back(page) => {
+                State::Responding(page) => {
                     if random(3) == 0 {
                         count.dropped += 1;
                     } else {
-                        connections[lane].keep(&page);
+                        connections[index].keep(&page);
                     }
-                    (Lane::Idle, random(6))
+                    (State::Idle, random(6))
                 }
             };
-            lanes[lane] = next;
-            events.push(Reverse((now + delay, lane)));
+            states[index] = next;
+            events.push(Reverse((now + delay, index)));
         }
-        // Those that arrive within a tick are there at once.
-        for (lane, page) in arrivals.join_all().await {
+        // Requests that arrive within the same tick are concurrent.
+        for (index, page) in arrivals.join_all().await {
             count.sent += 1;
             count.logged_out += usize::from(!is_alice(&page));
-            lanes[lane] = Lane::Back(Box::new(page));
-            events.push(Reverse((now + delay(), lane)));
+            states[index] = State::Responding(Box::new(page));
+            events.push(Reverse((now + delay(), index)));
         }
-        ground.upstream.take_seen();
+        bed.upstream.take_seen();
         let next = events.peek().map_or(now, |Reverse((tick, _))| *tick);
-        ground.cloakroom.advance(Duration::from_secs(next - now));
+        bed.cloakroom.advance(Duration::from_secs(next - now));
         now = next;
     }
-    let renewals = ground.cloakroom.metrics().event_count(Event::RenewalIssued);
+    let renewals = bed.cloakroom.metrics().event_count(Event::RenewalIssued);
     let Count { sent, logged_out, dropped } = count;
-    Counted {
+    Measurement {
         text: format!(
-            "{logged_out} of {sent} logged out; {dropped} answers lost, {renewals} new tokens issued in {} h of clock",
+            "{logged_out} of {sent} logged out; {dropped} responses lost, {renewals} new tokens issued in {} h of the manual clock",
             now / 3600
         ),
-        held: logged_out == 0 && renewals > 100,
+        passed: logged_out == 0 && renewals > 100,
     }
 }
 
 fn take_due(events: &mut BinaryHeap<Reverse<(u64, usize)>>, now: u64) -> Vec<usize> {
     let mut due = Vec::new();
-    while let Some(Reverse((tick, lane))) = events.peek().copied()
+    while let Some(Reverse((tick, index))) = events.peek().copied()
         && tick <= now
     {
         events.pop();
-        due.push(lane);
+        due.push(index);
     }
     due
 }
@@ -143,7 +144,7 @@ async fn arrive(browser: &Browser) -> Page {
     }
 }
 
-/// Half of what goes over the wire goes at once, the other half takes anything below the grace.
+/// Returns a delay in ticks: none for half of the messages, up to the grace for the others.
 fn delay() -> u64 {
     if random(2) == 0 { 0 } else { random(GRACE) }
 }
@@ -156,17 +157,17 @@ fn is_alice(page: &Page) -> bool {
     page.saw("x-session-principal").as_deref() == Some("alice")
 }
 
-async fn restored(kind: Kind) -> Counted {
-    let ground = Ground::new(kind, POLICY).await;
+async fn restored(kind: Kind) -> Measurement {
+    let bed = TestBed::new(kind, POLICY).await;
     let log_in = Script::new().patch(&json!({"principal": "alice"}));
     let (mut anonymous, mut failed) = (0, 0);
     for number in 0..TRIES {
-        let browser = Browser::new(&ground.cloakroom);
+        let browser = Browser::new(&bed.cloakroom);
         browser.navigate("/", &log_in).await;
         let old = browser.copy();
-        // One to twenty rotations go over it; the last of them a minute or half an hour ago.
+        // One to twenty rotations follow, the last of them a minute or half an hour ago.
         for _ in 0..=number % 20 {
-            ground.cloakroom.advance(Duration::from_mins(if number % 2 == 0 { 1 } else { 30 }));
+            bed.cloakroom.advance(Duration::from_mins(if number % 2 == 0 { 1 } else { 30 }));
             for _ in 0..2 {
                 browser.navigate("/", &Script::new()).await;
             }
@@ -178,13 +179,13 @@ async fn restored(kind: Kind) -> Counted {
         let logged_in =
             page.last().status == 200 && is_alice(&old.navigate("/", &Script::new()).await);
         failed += usize::from(!logged_in);
-        ground.upstream.take_seen();
+        bed.upstream.take_seen();
     }
-    Counted {
+    Measurement {
         text: format!(
-            "{failed} of {TRIES} could not; of {} that looked first, {anonymous} were logged out until then",
+            "{failed} of {TRIES} failed; of {} that requested a page first, {anonymous} were logged out at that time",
             TRIES / 2
         ),
-        held: failed == 0,
+        passed: failed == 0,
     }
 }

@@ -1,4 +1,4 @@
-//! The stores that a scenario goes through.
+//! Scenarios on each store.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -26,15 +26,15 @@ impl Kind {
     }
 }
 
-/// A proxy with a store of its own.
-pub struct Ground {
+/// A proxy with a fresh store and its upstream.
+pub struct TestBed {
     pub upstream: Upstream,
     pub cloakroom: Cloakroom,
     pub redis: Option<RedisServer>,
 }
 
-impl Ground {
-    /// With these tables of configuration beside `[store]`.
+impl TestBed {
+    /// Starts a proxy with these tables of configuration in addition to `[store]`.
     pub async fn new(kind: Kind, toml: &str) -> Self {
         let redis = (kind == Kind::Redis).then(|| RedisServer::start(&[]));
         let url = match &redis {
@@ -48,19 +48,19 @@ impl Ground {
         Self { upstream, cloakroom, redis }
     }
 
-    /// Calls that the store has had for requests.
+    /// Returns the number of store calls made for requests.
     pub fn store_calls(&self) -> u64 {
         let operations = ["load", "create", "patch", "use", "remove", "list"];
         operations.iter().map(|operation| self.cloakroom.metrics().store_calls(operation)).sum()
     }
 
-    /// Those of them that write.
+    /// Returns the number of those that write.
     pub fn store_writes(&self) -> u64 {
         let operations = ["create", "patch", "use", "remove"];
         operations.iter().map(|operation| self.cloakroom.metrics().store_calls(operation)).sum()
     }
 
-    /// Records that are there, as the store itself says; `None` where only the proxy could.
+    /// Returns the number of records according to the store itself; `None` for the memory store.
     pub fn records(&self) -> Option<u64> {
         if let Some(redis) = &self.redis {
             return Some(ask(redis, "DBSIZE").trim_start_matches(':').trim().parse().unwrap());
@@ -73,7 +73,7 @@ impl Ground {
         })
     }
 
-    /// Commands that Redis has had, these questions aside.
+    /// Returns the number of commands that Redis has executed, except those of this test kit.
     pub fn redis_commands(&self) -> u64 {
         let Some(redis) = &self.redis else { return 0 };
         let text = ask(redis, "INFO commandstats");
@@ -93,7 +93,7 @@ fn ask(redis: &RedisServer, command: &str) -> String {
     answer.trim_end_matches("+OK\r\n").to_owned()
 }
 
-/// A directory that goes when it is dropped.
+/// Returns a directory that is removed when it is dropped.
 pub fn directory() -> TempDir {
     tempfile::tempdir().unwrap()
 }

@@ -1,32 +1,32 @@
-//! WebSockets: what they carry, and when they end.
+//! WebSockets: integrity of their messages, and closing with the session.
 
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 
-use crate::report::{Counted, Report};
+use crate::report::{Measurement, Report};
 use crate::support::{
     Browser, COOKIE, Cloakroom, Echo, Message, RedisServer, Script, Upstream, socket,
 };
 
 const MESSAGES: usize = 100_000;
 const REVOKED: usize = 20;
-const IN_TIME: Duration = Duration::from_secs(2);
+const DEADLINE: Duration = Duration::from_secs(2);
 
 pub async fn run(report: &mut Report) {
     report
         .row(
-            "messages of 0 to 70,000 bytes through a WebSocket to a site that echoes them",
+            "messages of 0 to 70,000 bytes over a WebSocket to a site that echoes them",
             format!("{MESSAGES} messages"),
-            "each comes back as it was, in order",
+            "each is echoed unchanged, in order",
             echoes(),
         )
         .await;
     report
         .row(
-            "a session with open WebSockets is ended by the back office at another instance, Redis",
-            format!("{REVOKED} WebSockets, one after the other"),
-            "each is closed with 1008 within 2 s",
+            "a session with an open WebSocket is destroyed by the back office at another instance, Redis",
+            format!("{REVOKED} WebSockets, one after another"),
+            "each is closed with code 1008 within 2 s",
             revoked(),
         )
         .await;
@@ -39,7 +39,7 @@ fn routes(echo: &Echo, store: &str) -> String {
     )
 }
 
-/// Differs from one message to the next, in length and in every byte.
+/// Returns a message that differs from the next one in length and in its bytes.
 fn message(index: usize) -> Message {
     let length = match index % 100 {
         0 => 70_000,
@@ -50,7 +50,7 @@ fn message(index: usize) -> Message {
     Message::binary(seed.iter().copied().cycle().take(length).collect::<Vec<u8>>())
 }
 
-async fn echoes() -> Counted {
+async fn echoes() -> Measurement {
     let (upstream, echo) = (Upstream::start(), Echo::start().await);
     let proxy = Cloakroom::with(&upstream, &routes(&echo, "")).await;
     let opened = socket(proxy.public(), "/ws", &[]).await.unwrap();
@@ -70,17 +70,17 @@ async fn echoes() -> Counted {
     }
     let took = began.elapsed();
     drop(sends.await.unwrap());
-    Counted {
+    Measurement {
         text: format!(
-            "{same} of {MESSAGES} came back as they were, {} MiB each way in {:.1} s",
+            "{same} of {MESSAGES} unchanged, {} MiB in each direction in {:.1} s",
             bytes >> 20,
             took.as_secs_f64()
         ),
-        held: same == MESSAGES,
+        passed: same == MESSAGES,
     }
 }
 
-async fn revoked() -> Counted {
+async fn revoked() -> Measurement {
     let redis = RedisServer::start(&[]);
     let (upstream, echo) = (Upstream::start(), Echo::start().await);
     let store = format!("[store]\nurl = \"{}\"\n", redis.url());
@@ -99,8 +99,8 @@ async fn revoked() -> Counted {
         closed += usize::from(opened.closed_with().await == Some(1008));
         longest = longest.max(began.elapsed());
     }
-    Counted {
-        text: format!("{closed} closed with 1008, after {} ms at most", longest.as_millis()),
-        held: closed == REVOKED && longest <= IN_TIME,
+    Measurement {
+        text: format!("{closed} closed with 1008, after at most {} ms", longest.as_millis()),
+        passed: closed == REVOKED && longest <= DEADLINE,
     }
 }

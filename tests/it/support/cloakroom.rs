@@ -147,7 +147,7 @@ impl Cloakroom {
         .await
     }
 
-    /// What an operator gets.
+    /// Sends a GET to the admin listener. Returns status and body.
     pub async fn admin_get(&self, path: &str) -> (u16, String) {
         let target: Target = format!("http://{}", self.admin()).parse().unwrap();
         let pool = Pool::new(target, cloakroom::client::Config::default());

@@ -1,4 +1,4 @@
-//! Clients who go at any moment, and others who must not get their answers.
+//! Clients that abort at any moment, while no other client may get their responses.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::report::Counted;
+use crate::report::Measurement;
 use crate::stores::directory;
 use crate::support::{Browser, Cloakroom, RedisServer, Script, Upstream};
 
@@ -20,46 +20,46 @@ const ABORTING: usize = 4000;
 const OTHERS: usize = 2000;
 const AT_ONCE: usize = 200;
 
-pub fn crossed() -> Counted {
+pub fn no_crossed_responses() -> Measurement {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.unwrap().block_on(count())
 }
 
-async fn count() -> Counted {
+async fn count() -> Measurement {
     let server = RedisServer::start(&[]);
     let upstream = Upstream::start();
     let store = format!("[store]\nurl = \"{}\"\ntimeout = \"5s\"\n", server.url());
     let proxy = Cloakroom::at(&upstream, &store, Clock::System, directory()).await;
-    // Copies share its connections, and have jars of their own.
+    // Copies share its connections, but each has its own cookie jar.
     let first = Browser::new(&proxy);
     let visitors: Arc<Vec<Browser>> = Arc::new((0..OTHERS).map(|_| first.copy()).collect());
     for (number, visitor) in visitors.iter().enumerate() {
         let patch = json!({"values": {"marker": number}});
         visitor.navigate("/", &Script::new().patch(&patch)).await;
     }
-    let (over, aborted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let (asked, wrong) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (done, aborted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (requested, wrong) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut others = JoinSet::new();
     for lane in 0..32 {
-        let (visitors, over) = (Arc::clone(&visitors), Arc::clone(&over));
-        let (asked, wrong) = (Arc::clone(&asked), Arc::clone(&wrong));
+        let (visitors, done) = (Arc::clone(&visitors), Arc::clone(&done));
+        let (requested, wrong) = (Arc::clone(&requested), Arc::clone(&wrong));
         others.spawn(async move {
             let mut number = lane;
-            // Everybody once at least.
-            while number < OTHERS || !over.load(Ordering::Relaxed) {
+            // Each visitor at least once.
+            while number < OTHERS || !done.load(Ordering::Relaxed) {
                 let visitor = number % OTHERS;
                 let page = visitors[visitor].fetch("/", &Script::new().get("/values/marker")).await;
                 let right = page.status == 200 && page.json() == json!(visitor);
-                asked.fetch_add(1, Ordering::Relaxed);
+                requested.fetch_add(1, Ordering::Relaxed);
                 wrong.fetch_add(usize::from(!right), Ordering::Relaxed);
                 number += 32;
             }
         });
     }
-    let room = Arc::new(Semaphore::new(AT_ONCE));
+    let limit = Arc::new(Semaphore::new(AT_ONCE));
     let mut aborting = JoinSet::new();
     for number in 0..ABORTING {
-        let permit = Arc::clone(&room).acquire_owned().await.unwrap();
+        let permit = Arc::clone(&limit).acquire_owned().await.unwrap();
         let cookie = visitors[number % OTHERS].cookie().unwrap();
         let (public, aborted) = (proxy.public(), Arc::clone(&aborted));
         aborting.spawn(async move {
@@ -69,19 +69,19 @@ async fn count() -> Counted {
         });
     }
     aborting.join_all().await;
-    over.store(true, Ordering::Relaxed);
+    done.store(true, Ordering::Relaxed);
     others.join_all().await;
-    let (asked, wrong) = (asked.load(Ordering::Relaxed), wrong.load(Ordering::Relaxed));
+    let (requested, wrong) = (requested.load(Ordering::Relaxed), wrong.load(Ordering::Relaxed));
     let aborted = aborted.load(Ordering::Relaxed);
-    Counted {
+    Measurement {
         text: format!(
-            "{aborted} aborted; {asked} markers asked for by {OTHERS} others, {wrong} wrong or without an answer"
+            "{aborted} aborted; {requested} markers read by {OTHERS} others, {wrong} wrong or failed"
         ),
-        held: wrong == 0 && aborted == ABORTING && asked >= OTHERS,
+        passed: wrong == 0 && aborted == ABORTING && requested >= OTHERS,
     }
 }
 
-/// Asks for a page that reads and changes its session, and is gone within 20 ms.
+/// Requests a page that reads and changes its session, and aborts within 20 ms.
 async fn abort(public: SocketAddr, cookie: &str) {
     let script = Script::new().get("").patch(&json!({"increment": {"aborted": 1}})).get("/values");
     let request = format!(
@@ -89,13 +89,13 @@ async fn abort(public: SocketAddr, cookie: &str) {
         script.to_header()
     );
     let mut stream = TcpStream::connect(public).await.unwrap();
-    // The whole of it, or a part.
+    // A quarter of the clients abort within the request.
     let moment = u64::from(u16::from_be_bytes(cloakroom::random::bytes()));
     let part = if moment % 4 == 0 { request.len() / 2 } else { request.len() };
     stream.write_all(&request.as_bytes()[..part]).await.unwrap();
     let mut answer = [0; 200];
-    let gone = Duration::from_micros(moment % 20_000);
-    let _ = tokio::time::timeout(gone, stream.read(&mut answer)).await;
-    // RST, not FIN.
+    let delay = Duration::from_micros(moment % 20_000);
+    let _ = tokio::time::timeout(delay, stream.read(&mut answer)).await;
+    // With a linger time of zero, closing sends RST instead of FIN.
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
 }

@@ -1,7 +1,8 @@
-//! Visitors who go on whatever happens to Redis, and everything that they are answered.
+//! Load during faults of Redis: visitors that send requests in a loop, and a record of all
+//! responses.
 //!
-//! Each has a session with a marker of its own and a number. The load has a thread and a runtime of
-//! its own, so that what is done to Redis meanwhile may block.
+//! Each visitor has a session with a unique marker and a counter. The load runs on its own thread
+//! and runtime, so that the code that injects faults may block.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -16,44 +17,44 @@ use crate::support::{Browser, Cloakroom, Page, Script, Upstream};
 
 const VISITORS: usize = 32;
 
-/// One request and its answer.
+/// A request and its result.
 #[derive(Clone, Debug)]
 pub struct Sample {
     pub visitor: usize,
     pub began: Instant,
     pub took: Duration,
     pub outcome: Outcome,
-    /// What was asked for.
-    pub asked: &'static str,
+    /// Kind of the request.
+    pub request: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Served,
-    /// Served as somebody without a session.
-    Gone,
-    /// Not served, and said so: by the proxy, or by its API.
+    /// Served as a visitor without a session.
+    Missing,
+    /// Refused with an error by the proxy or by its API: status and code.
     Failed(u16, String),
-    /// Another's marker, a cookie set or deleted by a failure, a session that was destroyed, a
-    /// visitor without a session turned away: what may never happen.
+    /// A violation: the marker of another visitor, a cookie set or deleted by an error, a destroyed
+    /// session, or an error for a visitor without a session.
     Wrong(String),
 }
 
-/// Visitors at work.
+/// The running load.
 pub struct Load {
     shared: Arc<Shared>,
     thread: JoinHandle<()>,
-    /// The proxy's admin listener, and where its sessions' keys are.
+    /// Session ids of the visitors.
     pub ids: Vec<String>,
 }
 
 struct Shared {
     samples: Mutex<Vec<Sample>>,
-    over: AtomicBool,
+    done: AtomicBool,
     visitors: Vec<Ledger>,
     lost: AtomicI64,
-    /// Destroyed sessions that were served after all.
-    risen: AtomicI64,
+    /// Destroyed sessions that were served again.
+    resurrected: AtomicI64,
     destroyed: AtomicI64,
 }
 
@@ -63,39 +64,38 @@ struct Ledger {
     unknown: AtomicI64,
 }
 
-/// What became of everything.
-pub struct Told {
+/// Results of the load.
+pub struct LoadResult {
     pub samples: Vec<Sample>,
-    /// Acknowledged increments that are not there.
+    /// Acknowledged increments that are missing at the end.
     pub lost: i64,
     pub destroyed: i64,
-    pub risen: i64,
+    pub resurrected: i64,
 }
 
 impl Load {
-    /// Begins, before a proxy with this `[store]`; every visitor has a session when this returns.
-    pub fn begin(store: &str) -> Self {
+    /// Starts the load on a proxy with this `[store]`, and waits until every visitor has a session.
+    pub fn start(store: &str) -> Self {
         let visitors = (0..VISITORS).map(|_| Ledger::default()).collect();
         let shared = Arc::new(Shared {
             samples: Mutex::default(),
-            over: AtomicBool::new(false),
+            done: AtomicBool::new(false),
             visitors,
             lost: AtomicI64::new(0),
-            risen: AtomicI64::new(0),
+            resurrected: AtomicI64::new(0),
             destroyed: AtomicI64::new(0),
         });
-        let (ready, begun) = mpsc::channel();
-        let (at_work, store) = (Arc::clone(&shared), store.to_owned());
+        let (ready, started) = mpsc::channel();
+        let (running, store) = (Arc::clone(&shared), store.to_owned());
         let thread = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(at_work.run(&store, &ready));
+            runtime.unwrap().block_on(running.run(&store, &ready));
         });
-        let ids = begun.recv_timeout(Duration::from_secs(30)).unwrap();
+        let ids = started.recv_timeout(Duration::from_secs(30)).unwrap();
         Self { shared, thread, ids }
     }
 
-    /// Waits until every visitor has been served without a failure for a second, or until `patience`
-    /// is over.
+    /// Waits until no request has failed for a second, or for `patience`.
     pub fn settle(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
@@ -111,16 +111,16 @@ impl Load {
         }
     }
 
-    /// Ends it, and counts what is left.
-    pub fn end(self) -> Told {
-        self.shared.over.store(true, Ordering::Relaxed);
+    /// Stops the load and compares the counters with the acknowledged increments.
+    pub fn stop(self) -> LoadResult {
+        self.shared.done.store(true, Ordering::Relaxed);
         self.thread.join().unwrap();
         let samples = std::mem::take(&mut *self.shared.samples.lock().unwrap());
-        Told {
+        LoadResult {
             samples,
             lost: self.shared.lost.load(Ordering::Relaxed),
             destroyed: self.shared.destroyed.load(Ordering::Relaxed),
-            risen: self.shared.risen.load(Ordering::Relaxed),
+            resurrected: self.shared.resurrected.load(Ordering::Relaxed),
         }
     }
 }
@@ -137,31 +137,34 @@ impl Shared {
             ids.push(browser.navigate("/", &set).await.json()["id"].as_str().unwrap().to_owned());
         }
         ready.send(ids).unwrap();
-        let mut at_work = tokio::task::JoinSet::new();
+        let mut running = tokio::task::JoinSet::new();
         for (number, browser) in browsers.iter().enumerate() {
             let (shared, browser, public) = (Arc::clone(&self), browser.clone(), proxy.public());
-            at_work.spawn(async move {
-                while !shared.over.load(Ordering::Relaxed) {
+            running.spawn(async move {
+                while !shared.done.load(Ordering::Relaxed) {
                     shared.visit(number, &browser, Browser::to(public)).await;
                     tokio::time::sleep(Duration::from_millis(5 + random(15))).await;
                 }
             });
         }
-        at_work.join_all().await;
+        running.join_all().await;
         for (number, browser) in browsers.iter().enumerate() {
-            let found = last_word(browser).await;
+            let found = last_number(browser).await;
             let ledger = &self.visitors[number];
             let acknowledged = ledger.acknowledged.load(Ordering::Relaxed);
             self.lost.fetch_add((acknowledged - found).max(0), Ordering::Relaxed);
-            assert!(found <= acknowledged + ledger.unknown.load(Ordering::Relaxed), "made twice");
+            assert!(
+                found <= acknowledged + ledger.unknown.load(Ordering::Relaxed),
+                "an increment was applied twice"
+            );
         }
     }
 
-    async fn visit(&self, number: usize, browser: &Browser, stranger: Browser) {
+    async fn visit(&self, number: usize, browser: &Browser, newcomer: Browser) {
         let began = Instant::now();
-        let (asked, outcome) = match random(20) {
-            0 => ("without a session", judge_stranger(stranger.fetch("/", &Script::new()).await)),
-            1 => ("a life", self.live_and_die(stranger).await),
+        let (request, outcome) = match random(20) {
+            0 => ("without a session", judge_anonymous(newcomer.fetch("/", &Script::new()).await)),
+            1 => ("a life cycle", self.create_and_destroy(newcomer).await),
             2..7 => ("an increment", self.increment(number, browser).await),
             _ => {
                 let page = browser.fetch("/", &Script::new().get("/values/marker")).await;
@@ -177,18 +180,18 @@ impl Shared {
                 ("a marker", outcome)
             }
         };
-        let sample = Sample { visitor: number, began, took: began.elapsed(), outcome, asked };
+        let sample = Sample { visitor: number, began, took: began.elapsed(), outcome, request };
         self.samples.lock().unwrap().push(sample);
     }
 
     async fn increment(&self, number: usize, browser: &Browser) -> Outcome {
         let increment = Script::new().call("POST", "/values/n/increment", "");
         let page = browser.send_without_keeping("GET", "/", &[], &increment).await;
-        // A cookie is that of another session, begun because this one was gone.
-        let begun = |page: &Page| {
-            if page.set_cookies().is_empty() { Outcome::Served } else { Outcome::Gone }
+        // A cookie means that a new session was created because the old one was missing.
+        let served = |page: &Page| {
+            if page.set_cookies().is_empty() { Outcome::Served } else { Outcome::Missing }
         };
-        let outcome = judge(&page, begun);
+        let outcome = judge(&page, served);
         match &outcome {
             Outcome::Served => {
                 self.visitors[number].acknowledged.fetch_add(1, Ordering::Relaxed);
@@ -196,36 +199,36 @@ impl Shared {
             Outcome::Failed(504, _) => {
                 self.visitors[number].unknown.fetch_add(1, Ordering::Relaxed);
             }
-            Outcome::Gone | Outcome::Failed(..) | Outcome::Wrong(_) => {}
+            Outcome::Missing | Outcome::Failed(..) | Outcome::Wrong(_) => {}
         }
         outcome
     }
 
-    /// Somebody comes, begins a session and ends it; then nobody may be served as that session.
-    async fn live_and_die(&self, browser: Browser) -> Outcome {
-        let set = Script::new().patch(&json!({"values": {"marker": "the dead"}}));
-        let begun = browser.fetch("/", &set).await;
-        let outcome = judge(&begun, |_| Outcome::Served);
+    /// Creates a session and destroys it; afterwards its cookie must not open it.
+    async fn create_and_destroy(&self, browser: Browser) -> Outcome {
+        let set = Script::new().patch(&json!({"values": {"marker": "destroyed"}}));
+        let created = browser.fetch("/", &set).await;
+        let outcome = judge(&created, |_| Outcome::Served);
         if outcome != Outcome::Served {
             return outcome;
         }
         let kept = browser.copy();
-        let told = [("prefer", "return=representation")];
-        let end = Script::new().call_with("DELETE", "", &told, "");
-        let ended = browser.fetch("/", &end).await;
-        let outcome = judge(&ended, |_| Outcome::Served);
+        let headers = [("prefer", "return=representation")];
+        let destroy = Script::new().call_with("DELETE", "", &headers, "");
+        let destroyed = browser.fetch("/", &destroy).await;
+        let outcome = judge(&destroyed, |_| Outcome::Served);
         if outcome != Outcome::Served {
             return outcome;
         }
         self.destroyed.fetch_add(1, Ordering::Relaxed);
-        // Not replicated in time is not promised to stay dead.
-        let promised = ended.json()["replicated"] != json!(false);
+        // A destroy that was not replicated may be lost by a failover.
+        let durable = destroyed.json()["replicated"] != json!(false);
         for _ in 0..3 {
             let page = kept.fetch("/", &Script::new().get("/values")).await;
             let is_served = page.status == 200
-                && page.seen().calls.last().is_some_and(|call| call.body.contains("the dead"));
-            if is_served && promised {
-                self.risen.fetch_add(1, Ordering::Relaxed);
+                && page.seen().calls.last().is_some_and(|call| call.body.contains("destroyed"));
+            if is_served && durable {
+                self.resurrected.fetch_add(1, Ordering::Relaxed);
                 return Outcome::Wrong("a destroyed session was served".to_owned());
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -234,14 +237,14 @@ impl Shared {
     }
 }
 
-/// A visitor's number in the end; whoever is not served after a while has none.
-async fn last_word(browser: &Browser) -> i64 {
+/// Reads the counter of a visitor at the end; 0 if its session is missing or no request is served.
+async fn last_number(browser: &Browser) -> i64 {
     for _ in 0..100 {
         let page = browser.fetch("/", &Script::new().get("/values/n")).await;
         if page.status == 200 && page.last().status == 200 {
             return page.json().as_i64().unwrap_or(0);
         }
-        // Gone.
+        // The session is missing.
         if page.status == 200 && page.last().status == 404 {
             return 0;
         }
@@ -250,12 +253,12 @@ async fn last_word(browser: &Browser) -> i64 {
     0
 }
 
-/// What a page says, where `served` says the rest of one that was served.
+/// Judges a page; `served` judges one whose call succeeded.
 fn judge(page: &Page, served: impl Fn(&Page) -> Outcome) -> Outcome {
     let touched = !page.set_cookies().is_empty();
     if page.status != 200 {
         if touched {
-            return Outcome::Wrong(format!("a cookie beside {}", page.status));
+            return Outcome::Wrong(format!("a cookie with status {}", page.status));
         }
         if page.status == 503 && page.header("retry-after").is_none() {
             return Outcome::Wrong("503 without Retry-After".to_owned());
@@ -265,9 +268,9 @@ fn judge(page: &Page, served: impl Fn(&Page) -> Outcome) -> Outcome {
     let call = page.last();
     match call.status {
         200 => served(page),
-        404 if call.code() == "no_such_value" => Outcome::Gone,
-        // Between the page and its call.
-        409 if call.code() == "session_gone" => Outcome::Gone,
+        404 if call.code() == "no_such_value" => Outcome::Missing,
+        // The session was removed between the page and its call.
+        409 if call.code() == "session_gone" => Outcome::Missing,
         503 | 504 => {
             let deletes = page.set_cookies().iter().any(|line| line.contains("Max-Age=0"));
             if deletes {
@@ -279,12 +282,12 @@ fn judge(page: &Page, served: impl Fn(&Page) -> Outcome) -> Outcome {
     }
 }
 
-/// Whoever brings no cookie is let through.
-fn judge_stranger(page: Page) -> Outcome {
+/// Judges the response to a visitor without a cookie, who must always be served.
+fn judge_anonymous(page: Page) -> Outcome {
     if page.status == 200 && page.set_cookies().is_empty() {
         Outcome::Served
     } else {
-        Outcome::Wrong(format!("a stranger got {}", page.status))
+        Outcome::Wrong(format!("a visitor without a cookie got {}", page.status))
     }
 }
 

@@ -1,36 +1,35 @@
-//! Redis away, slow, full, demoted, moved and lying, under visitors who go on: what
-//! `docs/redis.md` promises of each.
+//! Redis unreachable, slow, full, demoted, moved or sending garbage, while visitors go on: the
+//! behaviour that the guide to Redis documents for each fault.
 
 mod aborts;
 mod load;
-mod one;
-mod several;
+mod server;
+mod topologies;
 
 use std::time::{Duration, Instant};
 
-use self::load::{Load, Outcome, Told};
-use crate::report::{Counted, Report};
-use crate::watch;
+use self::load::{Load, LoadResult, Outcome};
+use crate::process_stats;
+use crate::report::{Measurement, Report};
 
-/// What is demanded of an ordeal, beside no wrong answer.
+/// Requirements for a fault, in addition to no wrong response.
 #[derive(Clone, Copy)]
-pub struct Demand {
-    /// After the fault's end all are served again.
+pub struct Requirement {
+    /// Time after the end of the fault until all requests are served again.
     pub recovers: Duration,
-    /// No answer takes longer.
+    /// Longest time for a response.
     pub longest: Duration,
-    /// How many requests may fail.
     pub failures: Failures,
-    /// Whether acknowledged changes may be lost: as replication has it.
+    /// Acknowledged changes that are lost by asynchronous replication.
     pub losses: Losses,
-    /// Whether sessions are taken away, so that their visitors are strangers.
-    pub gone: Gone,
-    /// The log has no more lines of the store.
+    /// Sessions that the fault removes, so that their visitors are anonymous.
+    pub missing: Missing,
+    /// Limit of log lines of the store.
     pub lines: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Gone {
+pub enum Missing {
     None,
     Allowed,
 }
@@ -39,88 +38,94 @@ pub enum Gone {
 pub enum Failures {
     None,
     Allowed,
-    /// Some, or the fault was none.
-    Demanded,
+    /// Some must fail, or the fault had no effect.
+    Required,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Losses {
     None,
-    Counted,
+    Allowed,
 }
 
-/// One page is a load, and a call that is another, of 500 ms each, and what a noisy machine adds.
+/// A page loads the session and its call loads it again, at most 500 ms each; the rest is for a
+/// busy machine.
 pub const BUDGET: Duration = Duration::from_millis(1500);
 
-impl Default for Demand {
+impl Default for Requirement {
     fn default() -> Self {
         Self {
             recovers: Duration::from_secs(2),
             longest: BUDGET,
-            failures: Failures::Demanded,
+            failures: Failures::Required,
             losses: Losses::None,
-            gone: Gone::None,
+            missing: Missing::None,
             lines: 20,
         }
     }
 }
 
-/// When a fault began and ended.
+/// Begin and end of a fault.
 pub struct Window {
     pub began: Instant,
     pub ended: Instant,
 }
 
-/// Those rows whose text has `wanted` in it.
+/// Runs the rows whose scenario contains `wanted`.
 pub async fn run(report: &mut Report, wanted: &str) {
     let aborts = Row {
-        done: "4,000 clients with a session each abort at random moments (RST, of the request or the answer) while 2,000 others ask for their markers",
-        lasts: "once",
-        demanded: "0 crossed answers",
-        run: aborts::crossed,
+        scenario: "4,000 clients with a session abort at random moments (RST, within the request or the response) while 2,000 others read their own markers",
+        repetitions: "once",
+        requirement: "no response reaches another client",
+        run: aborts::no_crossed_responses,
     };
-    let rows = one::rows().into_iter().chain(several::rows()).chain([aborts]);
-    for row in rows.filter(|row| row.done.contains(wanted)) {
-        // It blocks; the load has a thread of its own.
-        let counted = async { std::thread::spawn(row.run).join().unwrap_or_else(|_| panicked()) };
-        report.row(row.done, row.lasts, row.demanded, counted).await;
+    let rows = server::rows().into_iter().chain(topologies::rows()).chain([aborts]);
+    for row in rows.filter(|row| row.scenario.contains(wanted)) {
+        // It blocks; the load has its own thread.
+        let measured = async { std::thread::spawn(row.run).join().unwrap_or_else(|_| panicked()) };
+        report.row(row.scenario, row.repetitions, row.requirement, measured).await;
     }
 }
 
 /// A row of the report, before it is run.
 pub struct Row {
-    pub done: &'static str,
-    pub lasts: &'static str,
-    pub demanded: &'static str,
-    pub run: fn() -> Counted,
+    pub scenario: &'static str,
+    pub repetitions: &'static str,
+    pub requirement: &'static str,
+    pub run: fn() -> Measurement,
 }
 
-fn panicked() -> Counted {
-    Counted { text: "it panicked".to_owned(), held: false }
+fn panicked() -> Measurement {
+    Measurement { text: "it panicked".to_owned(), passed: false }
 }
 
-/// Has visitors go on before this `[store]` while `inject` does its work.
-pub fn ordeal(store: &str, demand: Demand, inject: impl FnOnce(&Load) -> Window) -> Counted {
-    let load = Load::begin(store);
+/// Runs the load on this `[store]` during the fault that `inject` makes, and checks the
+/// requirement.
+pub fn run_fault(
+    store: &str,
+    requirement: Requirement,
+    inject: impl FnOnce(&Load) -> Window,
+) -> Measurement {
+    let load = Load::start(store);
     load.settle(Duration::from_secs(10));
-    let (lines, memory) = (watch::lines(), watch::resident());
+    let (lines, memory) = (process_stats::lines(), process_stats::resident());
     let window = inject(&load);
-    let memory = watch::resident() - memory;
-    load.settle(demand.recovers + Duration::from_secs(8));
-    let lines = watch::lines() - lines;
-    let Counted { text, held } = counted(&load.end(), &window, demand);
-    let held = held && lines <= demand.lines && memory < MEMORY_KIB;
+    let memory = process_stats::resident() - memory;
+    load.settle(requirement.recovers + Duration::from_secs(8));
+    let lines = process_stats::lines() - lines;
+    let Measurement { text, passed } = measurement(&load.stop(), &window, requirement);
+    let passed = passed && lines <= requirement.lines && memory < MEMORY_KIB;
     let grown = memory.max(0) / 1024;
-    Counted {
-        text: format!("{text}; {lines} lines of the store in the log, {grown} MiB more memory"),
-        held,
+    Measurement {
+        text: format!("{text}; {lines} log lines of the store; memory grew by {grown} MiB"),
+        passed,
     }
 }
 
-/// The load's own notes are in it.
+/// Limit of memory growth, including the load's own records.
 const MEMORY_KIB: i64 = 32 * 1024;
 
-/// A fault that lasts from the end of `begin` to the end of `end`.
+/// Runs `begin`, waits, and runs `end`. Returns the time of the fault.
 pub fn window(begin: impl FnOnce(), lasts: Duration, end: impl FnOnce()) -> Window {
     let began = Instant::now();
     begin();
@@ -129,76 +134,78 @@ pub fn window(begin: impl FnOnce(), lasts: Duration, end: impl FnOnce()) -> Wind
     Window { began, ended: Instant::now() }
 }
 
-fn counted(told: &Told, window: &Window, demand: Demand) -> Counted {
-    let samples = &told.samples;
-    let gone = samples.iter().filter(|sample| sample.outcome == Outcome::Gone).count();
+fn measurement(result: &LoadResult, window: &Window, requirement: Requirement) -> Measurement {
+    let samples = &result.samples;
+    let missing = samples.iter().filter(|sample| sample.outcome == Outcome::Missing).count();
     let wrong: Vec<_> = samples
         .iter()
         .filter_map(|sample| match &sample.outcome {
-            Outcome::Wrong(what) => Some(format!("{what} ({}, {})", sample.asked, sample.visitor)),
-            Outcome::Served | Outcome::Gone | Outcome::Failed(..) => None,
+            Outcome::Wrong(what) => {
+                Some(format!("{what} ({}, {})", sample.request, sample.visitor))
+            }
+            Outcome::Served | Outcome::Missing | Outcome::Failed(..) => None,
         })
         .collect();
     let failed: Vec<_> =
         samples.iter().filter(|sample| matches!(sample.outcome, Outcome::Failed(..))).collect();
-    // A life is several requests and pauses.
-    let single = |asked: &str| asked != "a life";
-    let longest = samples.iter().filter(|sample| single(sample.asked)).map(|sample| sample.took);
+    // A life cycle is several requests and pauses.
+    let single = |request: &str| request != "a life cycle";
+    let longest = samples.iter().filter(|sample| single(sample.request)).map(|sample| sample.took);
     let longest = longest.max().unwrap_or_default();
     let late = failed.iter().map(|sample| sample.began + sample.took).max();
     let recovered =
         late.map_or(Duration::ZERO, |late| late.saturating_duration_since(window.ended));
     let before = failed.iter().filter(|sample| sample.began + sample.took < window.began).count();
-    // Once the breaker is open.
+    // The circuit breaker is open by then.
     let opened = window.began + Duration::from_millis(2500);
     let mut fast: Vec<_> = failed
         .iter()
         .filter(|sample| sample.began > opened && sample.began + sample.took < window.ended)
-        .filter(|sample| single(sample.asked))
+        .filter(|sample| single(sample.request))
         .map(|sample| sample.took)
         .collect();
     fast.sort();
     let mut text = format!(
-        "{} requests, {} wrong answers, {} failed; the longest took {} ms; all served again {} ms after",
+        "{} requests, {} wrong responses, {} failed; the longest took {} ms; all served again after {} ms",
         samples.len(),
         wrong.len(),
         failed.len(),
         longest.as_millis(),
         recovered.as_millis(),
     );
-    if let (Some(median), Some(most)) = (fast.get(fast.len() / 2), fast.get(fast.len() * 99 / 100))
-    {
+    if let (Some(median), Some(p99)) = (fast.get(fast.len() / 2), fast.get(fast.len() * 99 / 100)) {
         text += &format!(
-            "; from 2.5 s on failures took {:.1} ms, 99 of 100 at most {:.1} ms",
+            "; failures from 2.5 s on took {:.1} ms (median), {:.1} ms (p99)",
             median.as_secs_f64() * 1000.0,
-            most.as_secs_f64() * 1000.0
+            p99.as_secs_f64() * 1000.0
         );
     }
-    text += &format!("; {} destroyed, {} of them served again", told.destroyed, told.risen);
-    if demand.losses == Losses::Counted {
-        text += &format!("; {} acknowledged increments lost with it", told.lost);
-    } else if told.lost > 0 {
-        text += &format!("; {} acknowledged increments lost", told.lost);
+    text +=
+        &format!("; {} destroyed, {} of them served again", result.destroyed, result.resurrected);
+    if requirement.losses == Losses::Allowed {
+        text += &format!("; {} acknowledged increments lost by the failover", result.lost);
+    } else if result.lost > 0 {
+        text += &format!("; {} acknowledged increments lost", result.lost);
     }
     if let Some(first) = wrong.first() {
         text += &format!("; first wrong: {first}");
     }
-    if gone > 0 {
-        text += &format!("; {gone} requests of visitors whose session was gone");
+    if missing > 0 {
+        text += &format!("; {missing} requests of visitors whose session was missing");
     }
-    let gone_fits = (gone > 0) == (demand.gone == Gone::Allowed);
-    let failures_fit = match demand.failures {
+    let missing_fits = (missing > 0) == (requirement.missing == Missing::Allowed);
+    let failures_fit = match requirement.failures {
         Failures::None => failed.is_empty(),
         Failures::Allowed => true,
-        Failures::Demanded => !failed.is_empty(),
+        Failures::Required => !failed.is_empty(),
     };
-    let held = wrong.is_empty()
-        && told.risen == 0
+    let passed = wrong.is_empty()
+        && result.resurrected == 0
         && before == 0
         && failures_fit
-        && gone_fits
-        && longest <= demand.longest
-        && recovered <= demand.recovers
-        && (demand.losses == Losses::Counted || told.lost == 0);
-    Counted { text, held }
+        && missing_fits
+        && longest <= requirement.longest
+        && recovered <= requirement.recovers
+        && (requirement.losses == Losses::Allowed || result.lost == 0);
+    Measurement { text, passed }
 }

@@ -1,8 +1,8 @@
-//! The balancer: spreads pages and calls of the session API over both instances.
+//! The load balancer: distributes pages and calls of the session API over both instances.
 //!
-//! It takes the other instance if one refuses the connection, which nothing of the request has
-//! reached then. If a connection breaks later, a GET is repeated at the other instance; the fate of
-//! anything else is unknown.
+//! If an instance refuses the connection, no part of the request has reached it, and the other
+//! instance is used. If the connection breaks later, a GET is retried at the other instance; the
+//! fate of any other request is unknown.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use cloakroom::client::{Config, Pool, Target};
 use cloakroom::server::Tasks;
 use http::{Method, Request, Response};
 
-/// How long an answer is waited for: longer than the program may take for one.
+/// Timeout of a response: longer than the program may take.
 const PATIENCE: Duration = Duration::from_secs(25);
 
 pub struct Balancer {
@@ -27,31 +27,32 @@ struct Instance {
     cached: bool,
 }
 
-/// Which listener a request is for.
+/// Listener that a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     Public,
     Api,
 }
 
-/// An answer, and which instance gave it when.
+/// A response, when its request was sent, and if the instance has a cache.
 pub struct Answer {
     pub response: Response<Bytes>,
     pub sent: Instant,
     pub cached: bool,
 }
 
-/// Why there is no answer.
+/// Reason why there is no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoAnswer {
-    /// No instance took the connection.
+pub enum NoResponse {
+    /// No instance accepted the connection.
     NotSent,
-    /// The connection broke, or the answer did not come in time.
+    /// The connection broke, or the response timed out.
     Unknown,
 }
 
 impl Balancer {
-    /// A balancer for instances at these addresses, public and API; some have a cache.
+    /// Creates a balancer for instances with these addresses (public, API); the flag marks those
+    /// with a cache.
     pub fn new(instances: &[(SocketAddr, SocketAddr, bool)]) -> Self {
         let pool = |address: &SocketAddr| {
             let target: Target = format!("http://{address}").parse().unwrap();
@@ -68,25 +69,25 @@ impl Balancer {
         Self { instances, tasks: Tasks::new() }
     }
 
-    /// Sends a request to an instance chosen at random, or to another one if that is needed.
-    /// `build` makes it, given when it is sent and whether the instance has a cache.
+    /// Sends a request to a random instance, or to another one if that fails. `build` creates it
+    /// from the time of sending and the cache flag of the instance.
     pub async fn send(
         &self,
         side: Side,
         build: impl Fn(Instant, bool) -> Request<Body>,
-    ) -> Result<Answer, NoAnswer> {
+    ) -> Result<Answer, NoResponse> {
         let first = usize::from(u16::from_be_bytes(cloakroom::random::bytes()));
         let count = self.instances.len();
-        let mut fate = NoAnswer::NotSent;
+        let mut fate = NoResponse::NotSent;
         for number in (0..count).map(|turn| (first + turn) % count) {
             let (sent, cached) = (Instant::now(), self.instances[number].cached);
             let request = build(sent, cached);
             let safe = request.method() == Method::GET;
             match self.fetch(number, side, request).await {
                 Ok(response) => return Ok(Answer { response, sent, cached }),
-                Err(NoAnswer::NotSent) => {}
-                Err(NoAnswer::Unknown) => {
-                    fate = NoAnswer::Unknown;
+                Err(NoResponse::NotSent) => {}
+                Err(NoResponse::Unknown) => {
+                    fate = NoResponse::Unknown;
                     if !safe {
                         break;
                     }
@@ -96,13 +97,13 @@ impl Balancer {
         Err(fate)
     }
 
-    /// Sends a request to this instance alone.
+    /// Sends a request to this instance only.
     pub async fn send_to(
         &self,
         number: usize,
         side: Side,
         build: impl Fn(Instant, bool) -> Request<Body>,
-    ) -> Result<Answer, NoAnswer> {
+    ) -> Result<Answer, NoResponse> {
         let (sent, cached) = (Instant::now(), self.instances[number].cached);
         let response = self.fetch(number, side, build(sent, cached)).await?;
         Ok(Answer { response, sent, cached })
@@ -117,7 +118,7 @@ impl Balancer {
         number: usize,
         side: Side,
         request: Request<Body>,
-    ) -> Result<Response<Bytes>, NoAnswer> {
+    ) -> Result<Response<Bytes>, NoResponse> {
         let instance = &self.instances[number];
         let pool = match side {
             Side::Public => &instance.public,
@@ -126,7 +127,7 @@ impl Balancer {
         let answer = pool.fetch(request, &self.tasks, 1 << 20, PATIENCE).await;
         answer.map_err(
             |error| {
-                if error.is_connect() { NoAnswer::NotSent } else { NoAnswer::Unknown }
+                if error.is_connect() { NoResponse::NotSent } else { NoResponse::Unknown }
             },
         )
     }

@@ -1,4 +1,4 @@
-//! The visitor's browser: how a request is made, and what is kept of its answer.
+//! The browser of a visitor: builds requests and handles their responses.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,75 +10,75 @@ use cookie::Cookie;
 use http::{Request, Response};
 
 use super::balancer::{Answer, Side};
-use super::order::{Change, Order, Outcome, Step, Token};
-use super::visitor::{COOKIE, Kind, To, Visitor};
+use super::job::{Change, Job, Outcome, Step, Token};
+use super::visitor::{COOKIE, RequestKind, Route, Visitor};
 
-/// After so long without a fault every request has to be served.
-const PEACE: Duration = Duration::from_secs(12);
+/// Time after a fault from which on every request must be served.
+const RECOVERY: Duration = Duration::from_secs(12);
 
-/// Tokens that a visitor's thief keeps.
+/// Number of stolen tokens that are kept for replays.
 const STOLEN: usize = 4;
 
 impl Visitor {
-    /// Makes a request, and judges and keeps what comes back. Returns whether it was served.
+    /// Sends a request, judges the response and stores its cookies. Returns true if it was served.
     pub(super) async fn ask(
         self: &Arc<Self>,
-        kind: Kind,
+        kind: RequestKind,
         token: Option<Token>,
         steps: Vec<Step>,
         patch: Option<Change>,
-        to: To,
+        route: Route,
     ) -> bool {
         let oracle = &self.site.oracle;
-        let order = self.site.enter(self.number, token, steps, patch);
+        let job = self.site.register(self.number, token, steps, patch);
         let began = Instant::now();
-        let build = |sent, cached| self.request(&order, kind, sent, cached);
-        let answer = match to {
-            To::Any => self.site.balancer.send(Side::Public, build).await,
-            To::One(number) => self.site.balancer.send_to(number, Side::Public, build).await,
+        let build = |sent, cached| self.request(&job, kind, sent, cached);
+        let answer = match route {
+            Route::Any => self.site.balancer.send(Side::Public, build).await,
+            Route::One(number) => self.site.balancer.send_to(number, Side::Public, build).await,
         };
-        self.site.leave(&order).await;
+        self.site.unregister(&job).await;
         let status = answer.as_ref().map(|answer| answer.response.status().as_u16());
         let served = status == Ok(200);
-        oracle.trace(&format!("v{} #{} {kind:?} -> {status:?}", self.number, order.number));
-        // A header is refused with 502 if its session is gone.
-        let failed = !served && !(status == Ok(502) && oracle.may_be_refused(&order, began));
-        let in_peace = failed && oracle.is_quiet(PEACE);
+        oracle.trace(&format!("v{} #{} {kind:?} -> {status:?}", self.number, job.number));
+        // A patch by header is rejected with 502 if its session is missing.
+        let failed = !served && !(status == Ok(502) && oracle.may_be_rejected(&job, began));
+        let after_recovery = failed && oracle.is_quiet(RECOVERY);
         oracle.count(|tally| {
             tally.pages += 1;
             tally.failed += u64::from(failed);
-            tally.failed_in_peace += u64::from(in_peace);
+            tally.failed_after_recovery += u64::from(after_recovery);
         });
-        let pending = order.progress.lock().unwrap().pending.take();
+        let pending = job.progress.lock().unwrap().pending.take();
         if let Some(pending) = pending {
             let outcome = if served { Outcome::Applied } else { Outcome::Unknown };
             let cookies =
                 answer.as_ref().map(|answer| cookies(&answer.response)).unwrap_or_default();
             let granted = cookies.iter().find_map(|cookie| Token::parse(cookie.value()));
-            // Through a token that is over, a log-in joins its session or makes another.
-            let id = granted.filter(|_| order.logs_in()).map(|token| token.id);
-            oracle.finish(&order, pending, outcome, id.as_deref(), false);
+            // With a rotated token, a log-in joins its session or creates another one.
+            let id = granted.filter(|_| job.logs_in()).map(|token| token.id);
+            oracle.finish(&job, pending, outcome, id.as_deref(), false);
         }
         if let Ok(Answer { response, .. }) = answer {
-            self.judge(&order, &response);
-            self.keep(&order, &response, began);
+            self.judge(&job, &response);
+            self.keep(&job, &response, began);
         }
-        let anonymous = order.progress.lock().unwrap().anonymous;
-        if served && self.token().is_some_and(|own| order.token.as_ref() == Some(&own)) {
+        let anonymous = job.progress.lock().unwrap().anonymous;
+        if served && self.token().is_some_and(|own| job.token.as_ref() == Some(&own)) {
             self.known.store(!anonymous, Ordering::Relaxed);
         }
         served
     }
 
-    fn request(&self, order: &Order, kind: Kind, sent: Instant, cached: bool) -> Request<Body> {
+    fn request(&self, job: &Job, kind: RequestKind, sent: Instant, cached: bool) -> Request<Body> {
         let (method, mode, dest) = match kind {
-            Kind::Navigate => ("GET", "navigate", "document"),
-            Kind::Fetch => ("GET", "cors", "empty"),
-            Kind::Submit => ("POST", "navigate", "document"),
-            Kind::Post => ("POST", "cors", "empty"),
+            RequestKind::Navigate => ("GET", "navigate", "document"),
+            RequestKind::Fetch => ("GET", "cors", "empty"),
+            RequestKind::Submit => ("POST", "navigate", "document"),
+            RequestKind::Post => ("POST", "cors", "empty"),
         };
-        // Half of the pages are on a route without header exchange.
-        let plain = order.patch.is_none() && order.number.is_multiple_of(2);
+        // Half of the requests without a patch use the route without header exchange.
+        let plain = job.patch.is_none() && job.number.is_multiple_of(2);
         let mut request = Request::builder()
             .method(method)
             .uri(if plain { "/plain/page" } else { "/page" })
@@ -87,29 +87,29 @@ impl Visitor {
             .header("sec-fetch-site", "same-origin")
             .header("sec-fetch-mode", mode)
             .header("sec-fetch-dest", dest)
-            .header("x-order", order.number)
+            .header("x-job", job.number)
             .header("x-sent", self.site.stamp(sent))
             .header("x-cached", if cached { "1" } else { "0" });
         if method == "POST" {
             request = request.header("origin", "http://shop.test");
         }
-        if let Some(token) = &order.token {
+        if let Some(token) = &job.token {
             request = request.header("cookie", format!("theme=dark; {COOKIE}={}", token.text));
         }
         request.body(Body::empty()).unwrap()
     }
 
-    /// Judges the page itself.
-    fn judge(&self, order: &Order, response: &Response<Bytes>) {
+    /// Judges status and body of the page.
+    fn judge(&self, job: &Job, response: &Response<Bytes>) {
         let status = response.status().as_u16();
         let code = String::from_utf8_lossy(response.body()).into_owned();
-        let ours = order.number.to_string();
+        let ours = job.number.to_string();
         let wrong = match status {
             200 if code == ours => return,
             200 => format!("the page of another request, {code:?}"),
             // A request without a cookie needs no session.
-            503 if order.token.is_none() && order.patch.is_none() => {
-                "a visitor without a cookie was turned away".to_owned()
+            503 if job.token.is_none() && job.patch.is_none() => {
+                "a visitor without a cookie was rejected".to_owned()
             }
             502 | 503 | 504 => return,
             status => format!("a page with status {status}: {code}"),
@@ -117,21 +117,23 @@ impl Visitor {
         self.site.oracle.wrong(self.number, &wrong);
     }
 
-    /// Keeps the cookies of a response, as a browser does.
-    fn keep(&self, order: &Order, response: &Response<Bytes>, sent: Instant) {
+    /// Stores the cookies of a response, as a browser does.
+    fn keep(&self, job: &Job, response: &Response<Bytes>, sent: Instant) {
         for cookie in cookies(response) {
-            self.site.oracle.trace(&format!("v{} #{} {cookie}", self.number, order.number));
+            self.site.oracle.trace(&format!("v{} #{} {cookie}", self.number, job.number));
             if cookie.max_age().is_some_and(|age| age.is_zero()) {
-                self.site.oracle.cookie_deleted(order, sent);
+                self.site.oracle.cookie_deleted(job, sent);
                 *self.jar.lock().unwrap() = None;
                 self.known.store(false, Ordering::Relaxed);
                 continue;
             }
             let Some(token) = Token::parse(cookie.value()) else {
-                self.site.oracle.wrong(self.number, &format!("a cookie like {cookie}"));
+                self.site
+                    .oracle
+                    .wrong(self.number, &format!("an invalid session cookie: {cookie}"));
                 continue;
             };
-            self.site.oracle.cookie_set(order, &token, sent);
+            self.site.oracle.cookie_set(job, &token, sent);
             self.steal(&token);
             *self.jar.lock().unwrap() = Some(token);
             self.known.store(true, Ordering::Relaxed);
@@ -141,14 +143,14 @@ impl Visitor {
     fn steal(&self, token: &Token) {
         let mut stolen = self.stolen.lock().unwrap();
         if stolen.len() == STOLEN {
-            // The oldest of all stays: it has been dead for longest.
+            // The first one stays: it has been invalid for the longest time.
             stolen.remove(1);
         }
         stolen.push(token.clone());
     }
 }
 
-/// The session cookies of a response.
+/// Returns the session cookies of a response.
 fn cookies(response: &Response<Bytes>) -> Vec<Cookie<'static>> {
     let lines = response.headers().get_all("set-cookie").iter();
     let cookies = lines.map(|line| Cookie::parse(line.to_str().unwrap().to_owned()).unwrap());

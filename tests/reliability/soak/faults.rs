@@ -1,22 +1,23 @@
-//! The faults: one at a time, by a seed, on a thread of their own that may block.
+//! Fault injection: one fault at a time, determined by a seed, on a dedicated thread that may
+//! block.
 
 use std::collections::BTreeMap;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::ground::{DISTANCE, Instance, Store};
+use super::deployment::{Instance, NETWORK_DELAY, Store};
 use super::oracle::Oracle;
 use super::random::Random;
 use crate::support::{Cluster, Direction, End, Fault, FaultProxy, RedisServer, Sentinels};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How long an instance on a busy machine may take to act on what the sentinels announce.
-const HEARD: Duration = Duration::from_millis(500);
+/// Time that an instance on a busy machine may need to act on an announcement of the sentinels.
+const ANNOUNCEMENT_DELAY: Duration = Duration::from_millis(500);
 
-/// What is done. Those of instances are for every topology.
+/// A kind of fault. Those of instances apply to every topology.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum FaultKind {
     InstanceKilled,
     InstanceRestarted,
     InstanceReloaded,
@@ -37,41 +38,41 @@ enum Kind {
     SentinelKilled,
 }
 
-const OF_INSTANCES: [Kind; 5] = [
-    Kind::InstanceKilled,
-    Kind::InstanceRestarted,
-    Kind::InstanceReloaded,
-    Kind::ClockSkewed,
-    Kind::ClientsKilled,
+const OF_INSTANCES: [FaultKind; 5] = [
+    FaultKind::InstanceKilled,
+    FaultKind::InstanceRestarted,
+    FaultKind::InstanceReloaded,
+    FaultKind::ClockSkewed,
+    FaultKind::ClientsKilled,
 ];
-const OF_SINGLE: [Kind; 9] = [
-    Kind::Frozen,
-    Kind::Restarted,
-    Kind::Full,
-    Kind::Slow,
-    Kind::TooSlow,
-    Kind::Reset,
-    Kind::Stalled,
-    Kind::RepliesLost,
-    Kind::Refused,
+const OF_SINGLE: [FaultKind; 9] = [
+    FaultKind::Frozen,
+    FaultKind::Restarted,
+    FaultKind::Full,
+    FaultKind::Slow,
+    FaultKind::TooSlow,
+    FaultKind::Reset,
+    FaultKind::Stalled,
+    FaultKind::RepliesLost,
+    FaultKind::Refused,
 ];
-const OF_SENTINELS: [Kind; 6] = [
-    Kind::FailoverByCommand,
-    Kind::PrimaryKilled,
-    Kind::FailoverByCommand,
-    Kind::PrimaryKilled,
-    Kind::PrimaryFrozen,
-    Kind::SentinelKilled,
+const OF_SENTINELS: [FaultKind; 6] = [
+    FaultKind::FailoverByCommand,
+    FaultKind::PrimaryKilled,
+    FaultKind::FailoverByCommand,
+    FaultKind::PrimaryKilled,
+    FaultKind::PrimaryFrozen,
+    FaultKind::SentinelKilled,
 ];
-const OF_CLUSTER: [Kind; 5] = [
-    Kind::FailoverByCommand,
-    Kind::PrimaryKilled,
-    Kind::FailoverByCommand,
-    Kind::PrimaryKilled,
-    Kind::PrimaryFrozen,
+const OF_CLUSTER: [FaultKind; 5] = [
+    FaultKind::FailoverByCommand,
+    FaultKind::PrimaryKilled,
+    FaultKind::FailoverByCommand,
+    FaultKind::PrimaryKilled,
+    FaultKind::PrimaryFrozen,
 ];
 
-impl Kind {
+impl FaultKind {
     fn name(self) -> &'static str {
         match self {
             Self::InstanceKilled => "instance killed (SIGKILL)",
@@ -96,8 +97,8 @@ impl Kind {
     }
 }
 
-/// How many faults of which kind were made.
-pub type Made = BTreeMap<&'static str, u64>;
+/// Number of injected faults by kind.
+pub type FaultCounts = BTreeMap<&'static str, u64>;
 
 pub struct Faults<'a> {
     pub oracle: &'a Oracle,
@@ -108,15 +109,15 @@ pub struct Faults<'a> {
 }
 
 impl Faults<'_> {
-    /// Makes one every `interval` until `end`. Every kind comes before one comes again.
-    pub fn run(&mut self, interval: Duration, end: Instant) -> Made {
+    /// Injects a fault every `interval` until `end`. Each kind is used once before any is repeated.
+    pub fn run(&mut self, interval: Duration, end: Instant) -> FaultCounts {
         let mut kinds = OF_INSTANCES.to_vec();
         kinds.extend(match self.store {
             Store::Single { .. } => &OF_SINGLE[..],
             Store::Sentinel(_) => &OF_SENTINELS[..],
             Store::Cluster(_) => &OF_CLUSTER[..],
         });
-        let (mut bag, mut made) = (Vec::new(), Made::new());
+        let (mut bag, mut counts) = (Vec::new(), FaultCounts::new());
         let mut next = Instant::now() + interval / 2;
         while next < end {
             sleep(next.saturating_duration_since(Instant::now()));
@@ -127,30 +128,30 @@ impl Faults<'_> {
             let kind = bag.pop().unwrap();
             println!("fault: {}", kind.name());
             self.oracle.fault_began(kind.name());
-            self.make(kind);
+            self.inject(kind);
             self.oracle.fault_ended();
-            *made.entry(kind.name()).or_default() += 1;
+            *counts.entry(kind.name()).or_default() += 1;
             next += interval;
         }
-        made
+        counts
     }
 
-    fn make(&mut self, kind: Kind) {
+    fn inject(&mut self, kind: FaultKind) {
         let number = self.random.index(self.instances.len());
         match kind {
-            Kind::InstanceKilled => {
+            FaultKind::InstanceKilled => {
                 self.instances[number].kill();
                 self.pause(0, 4);
                 self.runtime.block_on(self.instances[number].start());
             }
-            Kind::InstanceRestarted => {
+            FaultKind::InstanceRestarted => {
                 if !self.runtime.block_on(self.instances[number].terminate()) {
-                    self.oracle.wrong(0, "an instance did not end with exit code 0");
+                    self.oracle.wrong(0, "an instance did not exit with code 0");
                 }
                 self.runtime.block_on(self.instances[number].start());
             }
-            Kind::InstanceReloaded => self.instances[number].reload(),
-            Kind::ClockSkewed => {
+            FaultKind::InstanceReloaded => self.instances[number].reload(),
+            FaultKind::ClockSkewed => {
                 let offset = if self.random.below(2) == 0 { "+30" } else { "-30" };
                 self.instances[number].set_clock(offset);
                 self.pause(10, 14);
@@ -164,41 +165,41 @@ impl Faults<'_> {
         }
     }
 
-    /// Waits for a time between these numbers of seconds.
+    /// Waits for a random time between these numbers of seconds.
     fn pause(&mut self, least: u64, most: u64) {
         sleep(Duration::from_millis(least * 1000 + self.random.below((most - least) * 1000)));
     }
 
-    fn on_single(&mut self, kind: Kind, server: &RedisServer, relays: &[FaultProxy; 2]) {
+    fn on_single(&mut self, kind: FaultKind, server: &RedisServer, relays: &[FaultProxy; 2]) {
         let both = self.random.below(2) == 0;
         let one = self.random.index(2);
         let relays: Vec<_> =
             (0..2).filter(|number| both || *number == one).map(|number| &relays[number]).collect();
         let fault = match kind {
-            Kind::ClientsKilled => return kill_clients(server),
-            Kind::Frozen => {
+            FaultKind::ClientsKilled => return kill_clients(server),
+            FaultKind::Frozen => {
                 server.stop();
                 self.pause(1, 6);
                 return server.cont();
             }
-            Kind::Restarted => {
+            FaultKind::Restarted => {
                 server.kill();
                 self.pause(0, 3);
                 return server.restart();
             }
-            Kind::Full => {
+            FaultKind::Full => {
                 server.command(&["CONFIG", "SET", "maxmemory", "1mb"]).done();
                 self.pause(3, 8);
                 return drop(server.command(&["CONFIG", "SET", "maxmemory", "0"]).done());
             }
-            Kind::Reset => {
+            FaultKind::Reset => {
                 for _ in 0..4 {
                     relays.iter().for_each(|relay| relay.end(End::Reset));
                     self.pause(0, 1);
                 }
                 return;
             }
-            Kind::RepliesLost => {
+            FaultKind::RepliesLost => {
                 for _ in 0..12 {
                     let bytes = self.random.index(2) * 7;
                     relays.iter().for_each(|relay| relay.end_after(bytes, End::Reset));
@@ -206,73 +207,75 @@ impl Faults<'_> {
                 }
                 return;
             }
-            Kind::Slow => Fault::Delay { fixed: SECOND / 100, jitter: Duration::from_millis(90) },
-            Kind::TooSlow => {
+            FaultKind::Slow => {
+                Fault::Delay { fixed: SECOND / 100, jitter: Duration::from_millis(90) }
+            }
+            FaultKind::TooSlow => {
                 Fault::Delay { fixed: SECOND / 100, jitter: Duration::from_millis(790) }
             }
-            Kind::Stalled => Fault::Stall(
+            FaultKind::Stalled => Fault::Stall(
                 [Direction::Requests, Direction::Replies, Direction::Both][self.random.index(3)],
             ),
             _ => Fault::Refuse,
         };
         relays.iter().for_each(|relay| relay.set(fault));
-        if kind == Kind::Refused {
+        if kind == FaultKind::Refused {
             relays.iter().for_each(|relay| relay.end(End::Reset));
         }
         self.pause(2, 6);
-        relays.iter().for_each(|relay| relay.set(DISTANCE));
+        relays.iter().for_each(|relay| relay.set(NETWORK_DELAY));
     }
 
-    fn on_sentinels(&mut self, kind: Kind, sentinels: &Sentinels) {
+    fn on_sentinels(&mut self, kind: FaultKind, sentinels: &Sentinels) {
         let primary = sentinels.primary();
         match kind {
-            Kind::ClientsKilled => return kill_clients(primary),
-            Kind::SentinelKilled => {
+            FaultKind::ClientsKilled => return kill_clients(primary),
+            FaultKind::SentinelKilled => {
                 let sentinel = &sentinels.sentinels()[self.random.index(3)];
                 sentinel.kill();
                 self.pause(2, 5);
                 sentinel.restart();
             }
-            Kind::FailoverByCommand => {
+            FaultKind::FailoverByCommand => {
                 self.oracle.window_began("failover by command", None);
                 sentinels.failover();
                 self.oracle.window_ended();
-                // Its cause tells it apart from the loss that nobody can prevent.
-                let late = "on the way of +switch-master to an instance";
+                // A separate cause: this loss depends on how fast the instance reacts.
+                let late = "until an instance received +switch-master";
                 self.oracle.window_began_before(Duration::ZERO, late, None);
-                sleep(HEARD);
+                sleep(ANNOUNCEMENT_DELAY);
                 self.oracle.window_ended();
             }
             _ => {
                 self.lose_primary(kind, primary, None);
                 sentinels.wait_for_primary_other_than(primary.port());
-                bring_back(kind, primary);
+                restore(kind, primary);
             }
         }
         sentinels.wait_until_whole();
     }
 
-    fn on_cluster(&mut self, kind: Kind, cluster: &Cluster) {
+    fn on_cluster(&mut self, kind: FaultKind, cluster: &Cluster) {
         let shard = self.random.index(3);
         let slot = u16::try_from(shard * 5461).unwrap();
         let primary = cluster.primary_of(slot).unwrap();
         match kind {
-            Kind::ClientsKilled => kill_clients(primary),
-            // The replica takes over when it has everything: nothing may be lost.
-            Kind::FailoverByCommand => cluster.fail_over(cluster.replicas_of(primary)[0]),
+            FaultKind::ClientsKilled => kill_clients(primary),
+            // The replica takes over once it has all writes: nothing may be lost.
+            FaultKind::FailoverByCommand => cluster.fail_over(cluster.replicas_of(primary)[0]),
             _ => {
                 self.lose_primary(kind, primary, Some(shard));
                 cluster.wait_for_primary_of(slot, primary.port());
-                bring_back(kind, primary);
+                restore(kind, primary);
             }
         }
         cluster.wait_until_whole();
     }
 
-    /// Takes a primary away. What it acknowledges later is no loss that replication allows.
-    fn lose_primary(&mut self, kind: Kind, primary: &RedisServer, shard: Option<usize>) {
+    /// Kills or freezes a primary. Losing a write that it acknowledges later is not allowed.
+    fn lose_primary(&mut self, kind: FaultKind, primary: &RedisServer, shard: Option<usize>) {
         self.oracle.window_began(kind.name(), shard);
-        if kind == Kind::PrimaryKilled {
+        if kind == FaultKind::PrimaryKilled {
             primary.kill();
         } else {
             primary.stop();
@@ -281,8 +284,8 @@ impl Faults<'_> {
     }
 }
 
-fn bring_back(kind: Kind, primary: &RedisServer) {
-    if kind == Kind::PrimaryKilled {
+fn restore(kind: FaultKind, primary: &RedisServer) {
+    if kind == FaultKind::PrimaryKilled {
         primary.restart();
     } else {
         primary.cont();
@@ -291,7 +294,7 @@ fn bring_back(kind: Kind, primary: &RedisServer) {
 
 fn kill_clients(server: &RedisServer) {
     for kind in ["normal", "pubsub"] {
-        // It says how many it has killed, which may be none.
+        // The reply is the number of killed clients, which may be 0.
         let _ = server.command(&["CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"]);
         sleep(SECOND / 2);
     }

@@ -1,37 +1,38 @@
-//! Histories of writes: which values a read may return, given which writes were acknowledged when.
+//! Histories of writes: the values that a read may return, given when writes were acknowledged.
 //!
-//! A write is in flight, acknowledged or of unknown fate. A read is judged by when it was sent and
-//! answered: a write that was acknowledged before the read was sent has to be visible, one that was
-//! in flight meanwhile may be, and one of unknown fate may be until its fate is settled.
+//! A write is in flight, acknowledged or of unknown fate. A read is judged by the times of its
+//! request and its response: a write that was acknowledged before the read was sent must be
+//! visible, one that was in flight at the same time may be, and one of unknown fate may be until
+//! its fate is settled.
 
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// A write whose answer never came may still reach Redis this long after the fault, or after the
-/// write was given up: what waits in the buffers of a frozen server or a relay is carried out.
-const SETTLES: Duration = Duration::from_secs(3);
+/// Time after the fault, or after the write was given up, for which a write without a response may
+/// still reach Redis: data in the buffers of a frozen server or a relay is processed later.
+const SETTLE_TIME: Duration = Duration::from_secs(3);
 
-/// A history is only shortened if nothing has happened to it for so long. More than
-/// [`Window::BEFORE`], which reaches back from the moment of a failover.
-const RESTS: Duration = Duration::from_secs(3);
+/// Time without changes after which a history is shortened. Longer than [`Window::BEFORE`], which
+/// reaches back from the moment of a failover.
+const QUIET_TIME: Duration = Duration::from_secs(3);
 
 /// A failover in which asynchronous replication may lose acknowledged writes.
 #[derive(Clone, Debug)]
 pub struct Window {
     pub began: Instant,
-    /// `None` until it is over.
+    /// `None` until it has ended.
     pub ended: Option<Instant>,
     pub cause: &'static str,
-    /// The third of the cluster's slots that is concerned; `None` means all sessions.
+    /// The third of the cluster's slots that is affected; `None` means all sessions.
     pub shard: Option<usize>,
 }
 
 impl Window {
-    /// How far replication may lag behind at the moment of a failover.
+    /// Limit of the replication lag at the moment of a failover.
     pub const BEFORE: Duration = Duration::from_secs(1);
 
-    fn covers(&self, shard: usize) -> bool {
+    fn affects(&self, shard: usize) -> bool {
         self.shard.is_none_or(|own| own == shard)
     }
 }
@@ -39,7 +40,7 @@ impl Window {
 /// The faults and failovers so far.
 #[derive(Debug, Default)]
 pub struct Past {
-    /// When each fault began and ended.
+    /// Begin and end of each fault.
     pub faults: Vec<(Instant, Option<Instant>)>,
     pub windows: Vec<Window>,
 }
@@ -49,53 +50,54 @@ impl Past {
     /// still can.
     fn settled(&self, ended: Instant) -> Option<Instant> {
         let near = self.faults.iter().filter(|(began, over)| {
-            *began <= ended + SETTLES && over.is_none_or(|over| over + SETTLES >= ended)
+            *began <= ended + SETTLE_TIME && over.is_none_or(|over| over + SETTLE_TIME >= ended)
         });
         let mut last = ended;
         for (_, over) in near {
             last = last.max((*over)?);
         }
-        Some(last + SETTLES)
+        Some(last + SETTLE_TIME)
     }
 
     /// Returns the failover that may have lost a write, if any.
     pub fn loss(
         &self,
         shard: usize,
-        begun: Instant,
+        started: Instant,
         acknowledged: Instant,
     ) -> Option<&'static str> {
-        // The first that covers it says why.
+        // The first failover that affects the write is the cause.
         let lost = self.windows.iter().find(|window| {
-            window.covers(shard)
+            window.affects(shard)
                 && acknowledged >= window.began
-                && window.ended.is_none_or(|ended| begun <= ended)
+                && window.ended.is_none_or(|ended| started <= ended)
         });
         lost.map(|window| window.cause)
     }
 
-    /// The same for a write on any node, such as an index.
-    pub fn loss_anywhere(&self, begun: Instant, acknowledged: Instant) -> bool {
-        (0..3).any(|shard| self.loss(shard, begun, acknowledged).is_some())
+    /// Returns true if a failover of any node may have lost a write, for writes such as those of an
+    /// index.
+    pub fn loss_anywhere(&self, started: Instant, acknowledged: Instant) -> bool {
+        (0..3).any(|shard| self.loss(shard, started, acknowledged).is_some())
     }
 
     fn is_calm(&self, shard: usize) -> bool {
-        !self.windows.iter().any(|window| window.covers(shard) && window.ended.is_none())
+        !self.windows.iter().any(|window| window.affects(shard) && window.ended.is_none())
     }
 
-    /// Reports whether no fault has been there for `rest`.
+    /// Returns true if there has been no fault for `rest`.
     pub fn is_quiet(&self, now: Instant, rest: Duration) -> bool {
         self.faults.iter().all(|(_, ended)| ended.is_some_and(|ended| ended + rest <= now))
     }
 }
 
-/// When a read was made, and with what delay it may see what was acknowledged before.
+/// Times of a read, and the staleness that it may have.
 #[derive(Clone, Copy)]
 pub struct Read<'a> {
     pub sent: Instant,
     pub received: Instant,
-    /// The documented bound of the cache if an instance with one took part, else zero.
-    pub leeway: Duration,
+    /// The documented bound of the cache if an instance with a cache took part, else zero.
+    pub staleness: Duration,
     pub shard: usize,
     pub past: &'a Past,
 }
@@ -104,49 +106,50 @@ pub struct Read<'a> {
 pub enum State {
     InFlight,
     Acknowledged(Instant),
-    /// Given up at this time.
+    /// Given up at this time without a response.
     Unknown(Instant),
 }
 
 #[derive(Clone, Debug)]
 pub struct Write<V> {
     pub id: u64,
-    pub begun: Instant,
+    pub started: Instant,
     pub state: State,
     pub value: V,
-    /// Its loss has been counted.
+    /// True once its loss has been counted.
     pub reported: bool,
 }
 
 impl<V> Write<V> {
-    pub fn new(id: u64, begun: Instant, state: State, value: V) -> Self {
-        Self { id, begun, state, value, reported: false }
+    pub fn new(id: u64, started: Instant, state: State, value: V) -> Self {
+        Self { id, started, state, value, reported: false }
     }
 
     pub fn loss(&self, read: &Read<'_>) -> Option<&'static str> {
         match self.state {
-            State::Acknowledged(at) => read.past.loss(read.shard, self.begun, at),
+            State::Acknowledged(at) => read.past.loss(read.shard, self.started, at),
             State::InFlight | State::Unknown(_) => None,
         }
     }
 
-    /// Whether a read has to see it unless a failover lost it.
+    /// Returns true if a read must see it, unless a failover lost it.
     pub fn is_due(&self, read: &Read<'_>) -> bool {
-        matches!(self.state, State::Acknowledged(at) if at + read.leeway <= read.sent)
+        matches!(self.state, State::Acknowledged(at) if at + read.staleness <= read.sent)
     }
 
-    /// Whether a read has to see it.
+    /// Returns true if a read must see it.
     pub fn is_certain(&self, read: &Read<'_>) -> bool {
         self.is_due(read) && self.loss(read).is_none()
     }
 
-    /// Whether a read may see it.
+    /// Returns true if a read may see it.
     pub fn is_possible(&self, read: &Read<'_>) -> bool {
-        self.begun <= read.received
+        self.started <= read.received
     }
 
-    /// When it has taken effect at the latest, if ever.
-    pub fn settles(&self, past: &Past) -> Option<Instant> {
+    /// Returns the latest time at which it takes effect, if it ever does; `None` if that is not
+    /// known yet.
+    pub fn settled_at(&self, past: &Past) -> Option<Instant> {
         match self.state {
             State::InFlight => None,
             State::Acknowledged(at) => Some(at),
@@ -155,32 +158,33 @@ impl<V> Write<V> {
     }
 
     fn precedes<W>(&self, later: &Write<W>, past: &Past) -> bool {
-        self.id != later.id && self.settles(past).is_some_and(|settled| settled <= later.begun)
+        self.id != later.id && self.settled_at(past).is_some_and(|settled| settled <= later.started)
     }
 
-    pub fn rests(&self, read: &Read<'_>) -> bool {
-        self.settles(read.past).is_some_and(|settled| settled + RESTS <= read.sent)
+    /// Returns true if neither its fate nor its visibility can change any more.
+    pub fn is_settled(&self, read: &Read<'_>) -> bool {
+        self.settled_at(read.past).is_some_and(|settled| settled + QUIET_TIME <= read.sent)
             && read.past.is_calm(read.shard)
     }
 }
 
-/// What a read says about a history.
+/// The result of comparing a read with a history.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
     Right,
-    /// As many acknowledged writes are missing, which this failover may have lost.
+    /// This number of acknowledged writes is missing, and this failover may have lost them.
     Lost(u64, &'static str),
     Wrong(String),
 }
 
-/// A value that is replaced whole; `None` is its absence.
+/// A value that each write replaces; `None` means that it is absent.
 #[derive(Clone, Debug)]
 pub struct Register {
     writes: Vec<Write<Option<Value>>>,
 }
 
 impl Register {
-    /// A register that was empty before `since`.
+    /// Creates a register that was empty until `since`.
     pub fn absent(since: Instant) -> Self {
         Self { writes: vec![Write::new(0, since, State::Acknowledged(since), None)] }
     }
@@ -193,7 +197,7 @@ impl Register {
         finish(&mut self.writes, id, state);
     }
 
-    /// The values that are possible at some time.
+    /// Returns the writes that a read may see at some time.
     pub fn values(&self) -> impl Iterator<Item = &Write<Option<Value>>> {
         self.writes.iter()
     }
@@ -221,13 +225,13 @@ impl Register {
                 lost = Verdict::Lost(before + 1, cause);
             }
         }
-        if self.writes.iter().all(|write| write.rests(read)) {
+        if self.writes.iter().all(|write| write.is_settled(read)) {
             self.writes = vec![found];
         } else {
             let settled: Vec<_> = self
                 .writes
                 .iter()
-                .filter(|x| x.rests(read) && x.is_certain(read))
+                .filter(|x| x.is_settled(read) && x.is_certain(read))
                 .cloned()
                 .collect();
             self.writes.retain(|write| !settled.iter().any(|x| write.precedes(x, past)));
@@ -237,7 +241,7 @@ impl Register {
 
     fn expected(&self, read: &Read<'_>) -> String {
         let shown = self.writes.iter().rev().take(4).map(|write| {
-            let age = read.sent.saturating_duration_since(write.begun);
+            let age = read.sent.saturating_duration_since(write.started);
             let state = match write.state {
                 State::InFlight => "in flight".to_owned(),
                 State::Acknowledged(at) => {
@@ -246,13 +250,13 @@ impl Register {
                 }
                 State::Unknown(_) => "of unknown fate".to_owned(),
             };
-            format!("{:?} ({state}, begun {} ms before)", write.value, age.as_millis())
+            format!("{:?} ({state}, started {} ms before)", write.value, age.as_millis())
         });
         shown.collect::<Vec<_>>().join(", or before: ")
     }
 }
 
-/// A number that is only incremented by 1; absent counts as 0.
+/// A number that is only ever incremented by 1; absent counts as 0.
 #[derive(Clone, Debug, Default)]
 pub struct Counter {
     base: i64,
@@ -278,7 +282,7 @@ impl Counter {
         if value < least || value > most {
             return Verdict::Wrong(format!("read {value}, expected {least} to {most}"));
         }
-        if !self.writes.iter().all(|write| write.rests(read)) {
+        if !self.writes.iter().all(|write| write.is_settled(read)) {
             return Verdict::Right;
         }
         let cause = self.writes.iter().find_map(|write| write.loss(read));
@@ -291,7 +295,7 @@ impl Counter {
     }
 }
 
-/// Gives a write its fate; one that was refused (`None`) never was.
+/// Sets the state of a write; a rejected one (`None`) is removed.
 fn finish<V>(writes: &mut Vec<Write<V>>, id: u64, state: Option<State>) {
     match state {
         Some(state) => {

@@ -1,4 +1,4 @@
-//! The oracle: what must be there, and what was found.
+//! The oracle: a model of all sessions, and the violations that were found.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
@@ -8,35 +8,36 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::history::{Past, Read, State, Window, Write};
-use super::order::{Change, Order, Outcome, Pending, Token};
+use super::job::{Change, Job, Outcome, Pending, Token};
 use super::session::{Expected, Session};
 
-/// The bound of the cache, as `docs/redis.md` has it.
+/// Documented bound of the cache's staleness.
 pub const CACHE_BOUND: Duration = Duration::from_millis(50);
 
-/// Wrong answers that are printed.
-const SHOWN: usize = 40;
+/// Number of wrong responses that are printed.
+const MAX_PRINTED: usize = 40;
 
 pub struct Oracle {
     model: Mutex<Model>,
     trace: Mutex<std::io::BufWriter<std::fs::File>>,
     began: Instant,
-    /// There is one replica, so that what it has survives a failover.
+    /// True if there is only one replica, so that writes which it has survive a failover.
     one_replica: bool,
 }
 
-/// All that is known.
+/// The state that the oracle knows.
 #[derive(Default)]
 pub struct Model {
     pub(super) sessions: HashMap<String, Session>,
     pub(super) past: Past,
     next: u64,
-    /// Calls that end all sessions of a principal, in flight: number, principal, spared session.
-    everywhere: Vec<(u64, Value, Option<String>, Instant)>,
+    /// Calls in flight that destroy all sessions of a principal: number, principal, excluded
+    /// session, start.
+    log_outs: Vec<(u64, Value, Option<String>, Instant)>,
     pub(super) tally: Tally,
 }
 
-/// What was counted.
+/// Counters of a soak.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     pub wrong: Vec<String>,
@@ -50,38 +51,38 @@ pub struct Tally {
     pub rotations: u64,
     pub renewals: u64,
     pub reads: u64,
-    /// Requests with a cookie, and those of them that might open a session or not.
+    /// Requests with a cookie, and those of them of which it is unknown if they open a session.
     pub opened: u64,
     pub undecided: u64,
-    /// Sessions that may have been made without anybody knowing their id.
+    /// Sessions that may have been created although no response named their id.
     pub orphans: u64,
     pub pages: u64,
     pub calls: u64,
-    /// Requests that were not served, and those of them long after the last fault.
+    /// Requests that were not served, and those of them after recovery from the last fault.
     pub failed: u64,
-    pub failed_in_peace: u64,
-    /// Visitors that were anonymous because an answer that carried their new cookie was lost.
+    pub failed_after_recovery: u64,
+    /// Visitors that were anonymous because the response with their new cookie was lost.
     pub cookies_lost: u64,
 }
 
-/// How a session was looked at.
+/// Times of a read, and if a cache may have served it.
 #[derive(Clone, Copy)]
-pub struct Look {
+pub struct Observation {
     pub sent: Instant,
     pub received: Instant,
-    /// An instance with a cache took part.
+    /// True if an instance with a cache took part.
     pub cached: bool,
 }
 
-impl Look {
+impl Observation {
     pub(super) fn read<'a>(self, shard: usize, past: &'a Past) -> Read<'a> {
-        let leeway = if self.cached { CACHE_BOUND } else { Duration::ZERO };
-        Read { sent: self.sent, received: self.received, leeway, shard, past }
+        let staleness = if self.cached { CACHE_BOUND } else { Duration::ZERO };
+        Read { sent: self.sent, received: self.received, staleness, shard, past }
     }
 }
 
 impl Oracle {
-    /// Creates one that writes all that happens to `trace`.
+    /// Creates an oracle that writes all events to `trace`.
     pub fn new(trace: std::fs::File, one_replica: bool) -> Self {
         let trace = Mutex::new(std::io::BufWriter::new(trace));
         Self { model: Mutex::default(), trace, began: Instant::now(), one_replica }
@@ -106,13 +107,13 @@ impl Oracle {
         count(&mut self.model().tally);
     }
 
-    /// Reports an answer that may never be.
+    /// Reports a violation.
     pub fn wrong(&self, visitor: usize, text: &str) {
         let text =
             format!("{:.3} s, visitor {visitor}: {text}", self.began.elapsed().as_secs_f64());
         self.trace(&format!("WRONG {text}"));
         let mut model = self.model();
-        if model.tally.wrong.len() < SHOWN {
+        if model.tally.wrong.len() < MAX_PRINTED {
             println!("wrong: {text}");
         }
         model.tally.wrong.push(text);
@@ -139,12 +140,13 @@ impl Oracle {
         model.past.faults.last_mut().unwrap().1 = Some(Instant::now());
     }
 
-    /// A failover begins now; what was acknowledged [`Window::BEFORE`] it, or since, may be lost.
+    /// Records that a failover begins: writes acknowledged from [`Window::BEFORE`] it on may be
+    /// lost.
     pub fn window_began(&self, cause: &'static str, shard: Option<usize>) {
         self.window_began_before(Window::BEFORE, cause, shard);
     }
 
-    /// The same with another time before it.
+    /// Records that a failover begins, with another time before it.
     pub fn window_began_before(&self, before: Duration, cause: &'static str, shard: Option<usize>) {
         self.trace(&format!("WINDOW {cause} {shard:?}"));
         let began = Instant::now().checked_sub(before).unwrap();
@@ -160,40 +162,41 @@ impl Oracle {
         self.model().past.is_quiet(Instant::now(), rest)
     }
 
-    /// Notes that a change of `target` is on its way.
-    pub fn begin(&self, order: &Order, target: Option<&str>, change: &Change) -> Pending {
+    /// Records a change of `target` that is in flight.
+    pub fn begin(&self, job: &Job, target: Option<&str>, change: &Change) -> Pending {
         let mut model = self.model();
         model.next += 1;
-        let (id, begun) = (model.next, Instant::now());
-        let presented = order.token.as_ref().map_or(0, |token| token.generation);
-        let everywhere = model.everywhere.clone();
+        let (id, started) = (model.next, Instant::now());
+        let presented = job.token.as_ref().map_or(0, |token| token.generation);
+        let log_outs = model.log_outs.clone();
         let session = target.and_then(|target| model.sessions.get_mut(target));
         if let Some(session) = session {
-            session.begin(id, begun, State::InFlight, presented, change);
-            // Who logs in while all are logged out may be one of them.
+            session.begin(id, started, State::InFlight, presented, change);
+            // A session that logs in while all of its principal are logged out may be destroyed
+            // too.
             if let Some(principal) = change.login.as_deref() {
-                for (number, named, _, begun) in everywhere {
+                for (number, named, _, started) in log_outs {
                     if named == principal
                         && !session.destroys.iter().any(|known| known.id == number)
                     {
-                        session.destroys.push(Write::new(number, begun, State::InFlight, false));
+                        session.destroys.push(Write::new(number, started, State::InFlight, false));
                     }
                 }
             }
         }
         if change.rotates() {
-            order.progress.lock().unwrap().rotations.push(id);
+            job.progress.lock().unwrap().rotations.push(id);
         }
         let target = target.map(str::to_owned);
-        Pending { id, begun, target, change: change.clone() }
+        Pending { id, started, target, change: change.clone() }
     }
 
-    /// Notes what became of a change. `answered` is the session that the answer names; without one
-    /// it is the target's. A change that made a session without naming it is kept by its order until
-    /// its cookie comes.
+    /// Records the outcome of a change. `answered` is the session that the response names; without
+    /// one it is the target. If a change created a session without naming it, its job keeps the
+    /// change until the cookie arrives.
     pub fn finish(
         &self,
-        order: &Order,
+        job: &Job,
         pending: Pending,
         outcome: Outcome,
         answered: Option<&str>,
@@ -225,39 +228,40 @@ impl Oracle {
         }
         if elsewhere && let Some(id) = answered {
             drop(model);
-            self.made(order, id, &pending, State::Acknowledged(now));
+            self.created_another(job, id, &pending, State::Acknowledged(now));
         } else if let (None, Some(state)) = (&pending.target, state) {
             if pending.change.creates() {
                 model.tally.orphans += 1;
                 drop(model);
-                order.progress.lock().unwrap().made.push((pending.change, state));
+                job.progress.lock().unwrap().created.push((pending.change, state));
             }
         }
     }
 
-    /// Notes a session that a change made instead of changing the one that it was meant for.
-    fn made(&self, order: &Order, id: &str, pending: &Pending, state: State) {
+    /// Records a session that a change created instead of changing its target.
+    fn created_another(&self, job: &Job, id: &str, pending: &Pending, state: State) {
         if let Some(target) = &pending.target {
-            let look = Look { sent: pending.begun, received: Instant::now(), cached: true };
-            let reachable = self.expected(target, order.token.as_ref(), look) == Expected::Yes;
+            let observation =
+                Observation { sent: pending.started, received: Instant::now(), cached: true };
+            let reachable = self.expected(target, job.token.as_ref(), observation) == Expected::Yes;
             if reachable || pending.change.login.is_none() {
                 self.wrong_of(
                     target,
-                    order.visitor,
-                    &format!("a change made another session, {id}"),
+                    job.visitor,
+                    &format!("a change created another session, {id}"),
                 );
             }
         }
-        self.enter(order.visitor, id, pending.begun, &[(pending.change.clone(), state)]);
+        self.add_session(job.visitor, id, pending.started, &[(pending.change.clone(), state)]);
     }
 
-    /// Enters a session of the program into the model.
-    fn enter(&self, visitor: usize, id: &str, begun: Instant, changes: &[(Change, State)]) {
+    /// Adds a session to the model.
+    fn add_session(&self, visitor: usize, id: &str, started: Instant, changes: &[(Change, State)]) {
         let mut model = self.model();
         model.next += 1;
         let number = model.next;
         if let Some(known) = model.sessions.get(id) {
-            // One that an answer named already: another change of the same request.
+            // A response has named it already, for another change of the same request.
             let owner = known.visitor;
             if owner != visitor {
                 drop(model);
@@ -267,53 +271,54 @@ impl Oracle {
         }
         let state =
             changes.first().map_or(State::Acknowledged(Instant::now()), |(_, state)| *state);
-        let everywhere = model.everywhere.clone();
+        let log_outs = model.log_outs.clone();
         let session = model.sessions.entry(id.to_owned()).or_insert_with(|| {
-            let creation = Write::new(number, begun, state, ());
+            let creation = Write::new(number, started, state, ());
             Session::new(visitor, shard_of(id), creation)
         });
         for (change, state) in changes {
-            session.begin(number, begun, *state, 0, change);
-            // It begins with the generation that it is made with.
+            session.begin(number, started, *state, 0, change);
+            // A new session starts with the generation of its first token.
             session.rotations.clear();
-            for (number, named, _, begun) in &everywhere {
+            for (number, named, _, started) in &log_outs {
                 if change.login.as_deref().is_some_and(|principal| *named == principal) {
-                    session.destroys.push(Write::new(*number, *begun, State::InFlight, false));
+                    session.destroys.push(Write::new(*number, *started, State::InFlight, false));
                 }
             }
         }
     }
 
-    /// Notes that all sessions of a principal, save one, are about to be ended.
-    pub fn everywhere_began(&self, principal: &str, spared: Option<&str>) -> u64 {
+    /// Records a call in flight that destroys all sessions of a principal except one.
+    pub fn log_out_all_began(&self, principal: &str, excluded: Option<&str>) -> u64 {
         let mut model = self.model();
         model.next += 1;
-        let (number, begun) = (model.next, Instant::now());
-        let (principal, spared) = (Value::from(principal), spared.map(str::to_owned));
-        let Model { sessions, past, everywhere, .. } = &mut *model;
+        let (number, started) = (model.next, Instant::now());
+        let (principal, excluded) = (Value::from(principal), excluded.map(str::to_owned));
+        let Model { sessions, past, log_outs, .. } = &mut *model;
         for (id, session) in sessions.iter_mut() {
-            let look = Look { sent: begun, received: begun, cached: false };
-            let read = look.read(session.shard, past);
-            if spared.as_ref() != Some(id) && session.belongs_to(&principal, &read) != Expected::No
+            let observation = Observation { sent: started, received: started, cached: false };
+            let read = observation.read(session.shard, past);
+            if excluded.as_ref() != Some(id)
+                && session.belongs_to(&principal, &read) != Expected::No
             {
-                session.destroys.push(Write::new(number, begun, State::InFlight, false));
+                session.destroys.push(Write::new(number, started, State::InFlight, false));
             }
         }
-        everywhere.push((number, principal, spared, begun));
+        log_outs.push((number, principal, excluded, started));
         number
     }
 
-    /// Notes what became of that.
-    pub fn everywhere_ended(&self, number: u64, outcome: Outcome) {
+    /// Records the outcome of such a call.
+    pub fn log_out_all_ended(&self, number: u64, outcome: Outcome) {
         let mut model = self.model();
         let now = Instant::now();
-        let Model { sessions, past, everywhere, tally, .. } = &mut *model;
-        let place = everywhere.iter().position(|(known, ..)| *known == number).unwrap();
-        let (_, principal, _, begun) = everywhere.swap_remove(place);
+        let Model { sessions, past, log_outs, tally, .. } = &mut *model;
+        let place = log_outs.iter().position(|(known, ..)| *known == number).unwrap();
+        let (_, principal, _, started) = log_outs.swap_remove(place);
         tally.logouts += u64::from(outcome == Outcome::Applied);
         for session in sessions.values_mut() {
-            let read =
-                Look { sent: begun, received: begun, cached: true }.read(session.shard, past);
+            let read = Observation { sent: started, received: started, cached: true }
+                .read(session.shard, past);
             let certain = session.belongs_to(&principal, &read) == Expected::Yes
                 && session.is_indexed(&principal, past);
             let state = match outcome {
@@ -325,25 +330,25 @@ impl Oracle {
         }
     }
 
-    /// Judges the cookie that came with a page, and notes its token.
-    pub fn cookie_set(&self, order: &Order, token: &Token, sent: Instant) {
+    /// Judges the cookie of a response, and records its token.
+    pub fn cookie_set(&self, job: &Job, token: &Token, sent: Instant) {
         let known = self.model().sessions.get(&token.id).map(|session| session.visitor);
-        if known.is_some_and(|owner| owner != order.visitor) {
-            self.wrong(order.visitor, &format!("was given a cookie of visitor {known:?}"));
+        if known.is_some_and(|owner| owner != job.visitor) {
+            self.wrong(job.visitor, &format!("was given a cookie of visitor {known:?}"));
             return;
         }
-        let made = std::mem::take(&mut order.progress.lock().unwrap().made);
+        let created = std::mem::take(&mut job.progress.lock().unwrap().created);
         if known.is_none() {
-            if made.is_empty() {
-                self.wrong(order.visitor, &format!("a cookie of a new session {}", token.id));
+            if created.is_empty() {
+                self.wrong(job.visitor, &format!("a cookie of an unknown session {}", token.id));
             }
-            self.enter(order.visitor, &token.id, sent, &made);
+            self.add_session(job.visitor, &token.id, sent, &created);
         }
         let mut model = self.model();
-        model.tally.orphans -= made.len() as u64;
+        model.tally.orphans -= created.len() as u64;
         let session = model.sessions.get_mut(&token.id).unwrap();
-        // One of unknown fate may not have been done, and this may be a renewal.
-        let rotations = &order.progress.lock().unwrap().rotations;
+        // A rotation of unknown fate may not have happened, and this cookie may be a renewal.
+        let rotations = &job.progress.lock().unwrap().rotations;
         let rotated = session.rotations.iter().filter(|rotation| {
             let done = matches!(rotation.state, State::Acknowledged(_))
                 || token.generation > rotation.value.presented + 1;
@@ -351,14 +356,14 @@ impl Oracle {
         });
         match rotated.map(|rotation| rotation.id).max() {
             Some(id) => session.granted(id, token.generation),
-            None if order.token.as_ref().is_some_and(|old| old.id == token.id) => {
+            None if job.token.as_ref().is_some_and(|old| old.id == token.id) => {
                 model.tally.renewals += 1;
             }
             None => {}
         }
     }
 
-    /// Returns the ids of all sessions with their visitors, for the last check.
+    /// Returns the ids of all sessions with their visitors, for the final check.
     pub fn sessions(&self) -> Vec<(String, usize)> {
         let model = self.model();
         model.sessions.iter().map(|(id, session)| (id.clone(), session.visitor)).collect()
@@ -368,13 +373,14 @@ impl Oracle {
         self.model().sessions.contains_key(id)
     }
 
-    /// How many values a session has in the model.
+    /// Returns the number of values that a session has in the model.
     pub fn size(&self, id: &str) -> usize {
         self.model().sessions.get(id).map_or(0, Session::size)
     }
 }
 
-/// The third of a cluster's slots that a session belongs to.
+/// Returns the third of a cluster's slots that a session belongs to (CRC-16/XMODEM, as Redis
+/// computes it).
 fn shard_of(id: &str) -> usize {
     let mut crc: u16 = 0;
     for byte in id.bytes() {

@@ -1,16 +1,16 @@
-//! Numbers that a seed determines.
+//! Random numbers that are reproducible by their seed.
 
-/// An xorshift generator.
+/// An xorshift64 generator (Marsaglia, "Xorshift RNGs", 2003).
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        // Seeds that are close to each other begin far apart; 0 would stay 0.
+        // The multiplication separates close seeds; a state of 0 would stay 0.
         Self(seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 
-    /// A number below `bound`.
+    /// Returns a number below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

@@ -1,4 +1,4 @@
-//! What the oracle knows of one session.
+//! The model of one session.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::{Map, Value};
 
 use super::history::{Counter, Past, Read, Register, State, Verdict, Write};
-use super::order::Change;
+use super::job::Change;
 
 /// A session of the model.
 #[derive(Debug)]
@@ -17,27 +17,27 @@ pub struct Session {
     registers: BTreeMap<String, Register>,
     counters: BTreeMap<String, Counter>,
     pub principal: Register,
-    /// Whether a replica is known to have it, so that no failover brings the session back.
+    /// Destroys; the value is true if a replica is known to have it, so that no failover undoes it.
     pub destroys: Vec<Write<Durable>>,
     pub rotations: Vec<Write<Rotation>>,
-    /// A wrong answer about it was reported, and it is no longer judged.
+    /// True once a violation was reported; the session is no longer judged.
     pub reported: bool,
-    /// It was found missing or revived after a failover that allows this.
+    /// True if it was missing or restored after a failover that allows this.
     pub lost: bool,
 }
 
 pub type Durable = bool;
 
-/// A rotation that the site asked for, by itself or by a log-in.
+/// A rotation that the site requested, explicitly or by a log-in.
 #[derive(Clone, Debug)]
 pub struct Rotation {
-    /// The generation of the token that came with the request: dead afterwards.
+    /// The generation of the request's token, which the rotation invalidates.
     pub presented: u32,
-    /// The generation of the token that came back: the first that is valid afterwards.
+    /// The generation of the token in the response: the first valid one afterwards.
     pub granted: Option<u32>,
 }
 
-/// What has to be so when a session is looked at.
+/// The expected result of a check; `Either` if changes of unknown fate permit both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     Yes,
@@ -47,7 +47,7 @@ pub enum Expected {
 
 impl Session {
     pub fn new(visitor: usize, shard: usize, creation: Write<()>) -> Self {
-        let principal = Register::absent(creation.begun);
+        let principal = Register::absent(creation.started);
         Self {
             visitor,
             shard,
@@ -62,39 +62,39 @@ impl Session {
         }
     }
 
-    /// Notes that `change` is on its way, or done.
+    /// Records a change that is in flight or done.
     pub fn begin(
         &mut self,
         id: u64,
-        begun: Instant,
+        started: Instant,
         state: State,
         presented: u32,
         change: &Change,
     ) {
-        let since = self.creation.begun;
+        let since = self.creation.started;
         for (key, value) in &change.sets {
             let register =
                 self.registers.entry(key.clone()).or_insert_with(|| Register::absent(since));
-            register.begin(Write::new(id, begun, state, value.clone()));
+            register.begin(Write::new(id, started, state, value.clone()));
         }
         for key in &change.increments {
             let counter = self.counters.entry(key.clone()).or_default();
-            counter.begin(Write::new(id, begun, state, ()));
+            counter.begin(Write::new(id, started, state, ()));
         }
         if let Some(principal) = &change.login {
             let name = Some(Value::from(principal.clone()));
-            self.principal.begin(Write::new(id, begun, state, name));
+            self.principal.begin(Write::new(id, started, state, name));
         }
         if change.rotates() {
             let rotation = Rotation { presented, granted: None };
-            self.rotations.push(Write::new(id, begun, state, rotation));
+            self.rotations.push(Write::new(id, started, state, rotation));
         }
         if change.destroy {
-            self.destroys.push(Write::new(id, begun, state, false));
+            self.destroys.push(Write::new(id, started, state, false));
         }
     }
 
-    /// Notes what became of a change; `None` means that it was refused.
+    /// Records the outcome of a change; `None` means that it was rejected.
     pub fn finish(&mut self, id: u64, state: Option<State>, durable: Durable) {
         self.registers.values_mut().for_each(|register| register.finish(id, state));
         self.counters.values_mut().for_each(|counter| counter.finish(id, state));
@@ -117,8 +117,8 @@ impl Session {
         }
     }
 
-    /// Whether it has to be there.
-    pub fn lives(&self, read: &Read<'_>) -> Expected {
+    /// Returns whether it must exist.
+    pub fn is_alive(&self, read: &Read<'_>) -> Expected {
         let certain = |destroy: &Write<Durable>| {
             destroy.is_certain(read) || (destroy.value && destroy.is_due(read))
         };
@@ -134,22 +134,25 @@ impl Session {
         }
     }
 
-    /// Whether it was certainly made before. No cache knows that a session is not there.
+    /// Returns true if it certainly existed before the read. Caches do not store the absence of a
+    /// session, so there is no staleness.
     fn is_created(&self, read: &Read<'_>) -> bool {
         matches!(self.creation.state, State::Acknowledged(at) if at <= read.sent)
             && self.creation.loss(read).is_none()
     }
 
-    /// Whether a token of this generation has to open it, if it is there.
+    /// Returns whether a token of this generation must open it, if it exists.
     pub fn opens(&self, generation: u32, read: &Read<'_>) -> Expected {
         let mut expected = Expected::Yes;
         for rotation in &self.rotations {
             let Rotation { presented, granted } = rotation.value;
-            let over = granted.map_or(generation <= presented, |granted| generation < granted);
-            if over && rotation.is_certain(read) {
+            let invalidated =
+                granted.map_or(generation <= presented, |granted| generation < granted);
+            if invalidated && rotation.is_certain(read) {
                 return Expected::No;
             }
-            // Only the proxy can have made the token that came back: not even a cache is an excuse.
+            // Only the proxy can have issued the token in the response, so it is valid even with a
+            // stale cache.
             let is_latest = granted.is_some_and(|granted| generation >= granted);
             if !(is_latest && rotation.loss(read).is_none()) && rotation.is_possible(read) {
                 expected = Expected::Either;
@@ -158,7 +161,7 @@ impl Session {
         expected
     }
 
-    /// Notes the token that came back from a rotation: those before it no longer matter.
+    /// Records the token of a rotation's response; earlier rotations no longer matter.
     pub fn granted(&mut self, id: u64, generation: u32) {
         for rotation in self.rotations.iter_mut().filter(|rotation| rotation.id == id) {
             rotation.value.granted = Some(generation);
@@ -168,7 +171,7 @@ impl Session {
         });
     }
 
-    /// Judges all values. Returns what is wrong, and what failovers have lost.
+    /// Judges all values. Returns the losses by failovers, or the violation as an error.
     pub fn judge(
         &mut self,
         values: &Map<String, Value>,
@@ -177,7 +180,7 @@ impl Session {
         if let Some(owner) =
             values.get("owner").filter(|owner| **owner != Value::from(self.visitor))
         {
-            return Err(format!("the data of another visitor: {owner}"));
+            return Err(format!("data of another visitor: {owner}"));
         }
         if values.get("left") != values.get("right") {
             return Err(format!(
@@ -211,17 +214,17 @@ impl Session {
         Ok(lost)
     }
 
-    /// Judges one number.
+    /// Judges the value of one counter.
     pub fn judge_counter(&mut self, key: &str, number: i64, read: &Read<'_>) -> Verdict {
         self.counters.entry(key.to_owned()).or_default().judge(number, read)
     }
 
-    /// How many values it knows.
+    /// Returns the number of its values.
     pub fn size(&self) -> usize {
         self.registers.len() + self.counters.len()
     }
 
-    /// Whether it belongs to `principal`.
+    /// Returns whether it belongs to `principal`.
     pub fn belongs_to(&self, principal: &Value, read: &Read<'_>) -> Expected {
         let possible = || self.principal.values().filter(|write| write.is_possible(read));
         let is_named = |write: &&Write<Option<Value>>| write.value.as_ref() == Some(principal);
@@ -235,22 +238,22 @@ impl Session {
         }
     }
 
-    /// Whether the index of `principal`, which may be on another node, certainly names it.
+    /// Returns true if the index of `principal`, which may be on another node, certainly has it.
     pub fn is_indexed(&self, principal: &Value, past: &Past) -> bool {
         self.principal.values().any(|write| match write.state {
             State::Acknowledged(at) => {
-                write.value.as_ref() == Some(principal) && !past.loss_anywhere(write.begun, at)
+                write.value.as_ref() == Some(principal) && !past.loss_anywhere(write.started, at)
             }
             State::InFlight | State::Unknown(_) => false,
         })
     }
 
-    /// Settles what was open once it was found alive. Returns the cause if it is back after a
-    /// log-out that a failover has lost.
+    /// Settles changes of unknown fate once it was found alive. Returns the cause if it exists
+    /// because a failover lost its log-out.
     pub fn found_alive(&mut self, read: &Read<'_>) -> Option<&'static str> {
         let mut revived = None;
         self.destroys.retain(|destroy| match destroy.state {
-            State::Unknown(_) => !destroy.rests(read),
+            State::Unknown(_) => !destroy.is_settled(read),
             State::Acknowledged(_) if destroy.is_due(read) => {
                 revived = destroy.loss(read).or(revived);
                 destroy.loss(read).is_none()
@@ -259,18 +262,18 @@ impl Session {
         });
         self.lost |= revived.is_some();
         let unknown = matches!(self.creation.state, State::Unknown(_));
-        if unknown || (self.creation.rests(read) && self.creation.loss(read).is_some()) {
+        if unknown || (self.creation.is_settled(read) && self.creation.loss(read).is_some()) {
             settle(&mut self.creation, read);
         }
         revived
     }
 
-    /// Settles which rotations were done once a token of this generation opened it. Returns the
-    /// cause if one was lost by a failover.
+    /// Settles its rotations once a token of this generation opened it. Returns the cause if a
+    /// failover lost one.
     pub fn opened_by(&mut self, generation: u32, read: &Read<'_>) -> Option<&'static str> {
         let mut undone = None;
         self.rotations.retain_mut(|rotation| {
-            if !rotation.rests(read) {
+            if !rotation.is_settled(read) {
                 return true;
             }
             match rotation.value.granted {
@@ -278,7 +281,7 @@ impl Session {
                     settle(rotation, read);
                     true
                 }
-                // It was not done, or a failover has undone it.
+                // It did not happen, or a failover has undone it.
                 _ => {
                     undone = rotation.loss(read).or(undone);
                     false
@@ -289,9 +292,10 @@ impl Session {
         undone
     }
 
-    /// Settles what was open once it was found gone. Returns the cause if a failover has lost it.
-    pub fn found_gone(&mut self, read: &Read<'_>) -> Option<&'static str> {
-        if self.lost || self.lives(read) != Expected::Either {
+    /// Settles changes of unknown fate once it was found missing. Returns the cause if a failover
+    /// lost it.
+    pub fn found_missing(&mut self, read: &Read<'_>) -> Option<&'static str> {
+        if self.lost || self.is_alive(read) != Expected::Either {
             return None;
         }
         let creation = &self.creation;
@@ -300,13 +304,13 @@ impl Session {
             Some(destroy) => {
                 match destroy.state {
                     State::Unknown(_) => destroy.state = State::Acknowledged(read.received),
-                    State::Acknowledged(_) => destroy.value |= destroy.rests(read),
+                    State::Acknowledged(_) => destroy.value |= destroy.is_settled(read),
                     State::InFlight => {}
                 }
                 None
             }
             None => {
-                let cause = creation.loss(read).filter(|_| creation.rests(read));
+                let cause = creation.loss(read).filter(|_| creation.is_settled(read));
                 self.lost |= cause.is_some();
                 cause
             }
@@ -314,8 +318,8 @@ impl Session {
     }
 }
 
-/// Notes that a write is known to be there now, whatever failed over before.
+/// Records that a write is certainly present now, whatever failed over before.
 fn settle<V>(write: &mut Write<V>, read: &Read<'_>) {
-    write.begun = read.received;
+    write.started = read.received;
     write.state = State::Acknowledged(read.received);
 }

@@ -1,4 +1,4 @@
-//! A visitor: what the user of a browser does.
+//! Visitors: the actions of a user with a browser.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -8,41 +8,42 @@ use cloakroom::body::Body;
 use http::Request;
 use serde_json::Value;
 
-use super::balancer::{Answer, NoAnswer, Side};
-use super::oracle::Look;
-use super::order::{Change, Outcome, Step, Token};
+use super::balancer::{Answer, NoResponse, Side};
+use super::job::{Change, Outcome, Step, Token};
+use super::oracle::Observation;
 use super::random::Random;
 use super::site::{Site, principal_of};
 use crate::process::SERVICE_TOKEN;
 
-/// The session cookie's name.
+/// Name of the session cookie.
 pub const COOKIE: &str = "id";
 
 pub struct Visitor {
     pub number: usize,
     pub(super) site: Arc<Site>,
     pub(super) jar: Mutex<Option<Token>>,
-    /// Tokens that the jar had.
+    /// Tokens that the jar had, for replays.
     pub(super) stolen: Mutex<Vec<Token>>,
-    /// The number of the next value: no two writes are alike.
+    /// The number of the next value, so that no two writes are equal.
     next: AtomicU64,
-    /// Whether its latest page knew its session.
+    /// True if its latest page had a session.
     pub(super) known: AtomicBool,
 }
 
-/// How a browser makes a request.
+/// Kind of a browser's request, by its method and its Fetch Metadata headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum RequestKind {
     Navigate,
     Fetch,
-    /// A form, or a script's POST.
+    /// A form.
     Submit,
+    /// A POST of a script.
     Post,
 }
 
-/// Where a request goes.
+/// Instance that a request is sent to.
 #[derive(Clone, Copy)]
-pub(super) enum To {
+pub(super) enum Route {
     Any,
     One(usize),
 }
@@ -53,14 +54,14 @@ impl Visitor {
         Self { number, site, jar, stolen, next, known }
     }
 
-    /// Does one thing that visitors do. Returns how many requests it took.
+    /// Performs a random action. Returns the number of its requests.
     pub async fn act(self: &Arc<Self>, random: &mut Random) -> u64 {
         if !self.known.load(Ordering::Relaxed) {
-            return self.come(random).await;
+            return self.arrive(random).await;
         }
         let (header, number) = (random.below(2) == 0, random.index(20));
         match random.below(1000) {
-            0..300 => self.look(random).await,
+            0..300 => self.browse(random).await,
             300..520 => self.change(random, self.set(number % 6), header).await,
             520..640 => {
                 let patch = Change::increment(["visits", "clicks"][number % 2]);
@@ -91,36 +92,36 @@ impl Visitor {
             }
             905..915 => self.post(random, vec![Step::LogOutEverywhere], None).await,
             915..922 => self.post(random, vec![Step::LogOutOthers], None).await,
-            922..945 => self.get(Kind::Fetch, vec![Step::List]).await,
+            922..945 => self.get(RequestKind::Fetch, vec![Step::List]).await,
             945..970 => self.replay().await,
             _ => self.back_office(random).await,
         }
     }
 
-    /// A visitor without a session: logs in, begins to shop, or looks around.
-    async fn come(self: &Arc<Self>, random: &mut Random) -> u64 {
+    /// Performs an action without a session: logs in, starts to shop or browses.
+    async fn arrive(self: &Arc<Self>, random: &mut Random) -> u64 {
         match random.below(10) {
             0..6 => self.log_in(random).await,
             6..8 => {
                 let header = random.below(2) == 0;
                 self.change(random, self.set(0).owned_by(self.number), header).await
             }
-            _ => self.look(random).await,
+            _ => self.browse(random).await,
         }
     }
 
-    async fn look(self: &Arc<Self>, random: &mut Random) -> u64 {
-        let kind = if random.below(3) == 0 { Kind::Fetch } else { Kind::Navigate };
+    async fn browse(self: &Arc<Self>, random: &mut Random) -> u64 {
+        let kind = if random.below(3) == 0 { RequestKind::Fetch } else { RequestKind::Navigate };
         let steps = if random.below(2) == 0 { vec![Step::Read] } else { vec![] };
         self.get(kind, steps).await
     }
 
-    async fn get(self: &Arc<Self>, kind: Kind, steps: Vec<Step>) -> u64 {
-        self.ask(kind, self.token(), steps, None, To::Any).await;
+    async fn get(self: &Arc<Self>, kind: RequestKind, steps: Vec<Step>) -> u64 {
+        self.ask(kind, self.token(), steps, None, Route::Any).await;
         1
     }
 
-    /// Changes the session, by header exchange or by the API, and sometimes reads it at once.
+    /// Changes the session by header exchange or by the API, and sometimes reads it at once.
     async fn change(self: &Arc<Self>, random: &mut Random, change: Change, header: bool) -> u64 {
         if header {
             return self.post(random, vec![], Some(change)).await;
@@ -142,13 +143,13 @@ impl Visitor {
         steps: Vec<Step>,
         patch: Option<Change>,
     ) -> u64 {
-        let kind = if random.below(2) == 0 { Kind::Submit } else { Kind::Post };
-        self.ask(kind, self.token(), steps, patch, To::Any).await;
-        if kind == Kind::Post {
+        let kind = if random.below(2) == 0 { RequestKind::Submit } else { RequestKind::Post };
+        self.ask(kind, self.token(), steps, patch, Route::Any).await;
+        if kind == RequestKind::Post {
             return 1;
         }
-        // The site sends the browser on to a page.
-        1 + self.look(random).await
+        // The site redirects the browser to a page.
+        1 + self.browse(random).await
     }
 
     async fn log_in(self: &Arc<Self>, random: &mut Random) -> u64 {
@@ -158,38 +159,38 @@ impl Visitor {
         self.change(random, change, header).await
     }
 
-    /// Several tabs at once, each with a value of its own.
+    /// Loads several tabs at once; each writes another value.
     async fn tabs(self: &Arc<Self>, random: &mut Random) -> u64 {
         let count = 2 + random.index(3);
-        let orders = (0..count).map(|tab| match random.below(4) {
-            0 => (Kind::Navigate, vec![Step::Read], None),
-            1 => (Kind::Post, vec![], Some(self.set(10 + tab))),
-            _ => (Kind::Post, vec![Step::Patch(self.set(10 + tab))], None),
+        let jobs = (0..count).map(|tab| match random.below(4) {
+            0 => (RequestKind::Navigate, vec![Step::Read], None),
+            1 => (RequestKind::Post, vec![], Some(self.set(10 + tab))),
+            _ => (RequestKind::Post, vec![Step::Patch(self.set(10 + tab))], None),
         });
-        self.at_once(orders.collect()).await
+        self.at_once(jobs.collect()).await
     }
 
-    /// Twenty requests at once that count; one of them may log out.
+    /// Sends twenty concurrent requests that read and increment; one of them may log out.
     async fn storm(self: &Arc<Self>, random: &mut Random, logs_out: Option<usize>) -> u64 {
         let key = || "storm".to_owned();
-        let orders = (0..20).map(|number| match random.below(4) {
-            _ if logs_out == Some(number) => (Kind::Submit, vec![Step::LogOut], None),
-            0 => (Kind::Fetch, vec![Step::Read], None),
-            1 => (Kind::Post, vec![], Some(Change::increment(&key()))),
-            2 => (Kind::Post, vec![Step::Patch(Change::increment(&key()))], None),
-            _ => (Kind::Post, vec![Step::Increment(key())], None),
+        let jobs = (0..20).map(|number| match random.below(4) {
+            _ if logs_out == Some(number) => (RequestKind::Submit, vec![Step::LogOut], None),
+            0 => (RequestKind::Fetch, vec![Step::Read], None),
+            1 => (RequestKind::Post, vec![], Some(Change::increment(&key()))),
+            2 => (RequestKind::Post, vec![Step::Patch(Change::increment(&key()))], None),
+            _ => (RequestKind::Post, vec![Step::Increment(key())], None),
         });
-        self.at_once(orders.collect()).await
+        self.at_once(jobs.collect()).await
     }
 
-    async fn at_once(self: &Arc<Self>, orders: Vec<(Kind, Vec<Step>, Option<Change>)>) -> u64 {
-        let count = orders.len() as u64;
+    async fn at_once(self: &Arc<Self>, jobs: Vec<(RequestKind, Vec<Step>, Option<Change>)>) -> u64 {
+        let count = jobs.len() as u64;
         let mut running = tokio::task::JoinSet::new();
-        for (kind, steps, patch) in orders {
+        for (kind, steps, patch) in jobs {
             let visitor = Arc::clone(self);
             running.spawn(async move {
                 let token = visitor.token();
-                visitor.ask(kind, token, steps, patch, To::Any).await;
+                visitor.ask(kind, token, steps, patch, Route::Any).await;
             });
         }
         while let Some(done) = running.join_next().await {
@@ -198,36 +199,39 @@ impl Visitor {
         count
     }
 
-    /// A thief tries the tokens that are dead.
+    /// Replays the invalid tokens, as a thief would.
     pub async fn replay(self: &Arc<Self>) -> u64 {
         let mut tried = 0;
         let stolen = self.stolen.lock().unwrap().clone();
-        for token in stolen.into_iter().filter(|token| self.site.oracle.is_dead(token)) {
-            // Nothing that comes back reaches the visitor.
+        for token in stolen.into_iter().filter(|token| self.site.oracle.is_invalid(token)) {
+            // The responses do not reach the visitor's jar.
             let thief = Arc::new(Self::new(self.number, Arc::clone(&self.site)));
             *thief.jar.lock().unwrap() = Some(token.clone());
-            thief.ask(Kind::Fetch, Some(token), vec![Step::Read], None, To::Any).await;
+            thief.ask(RequestKind::Fetch, Some(token), vec![Step::Read], None, Route::Any).await;
             tried += 1;
         }
         tried
     }
 
-    /// The back office reads the visitor's session, changes it, or ends it.
+    /// Reads, changes or destroys the visitor's session with the service token.
     async fn back_office(self: &Arc<Self>, random: &mut Random) -> u64 {
         let Some(token) = self.token() else { return 0 };
         let id = token.id.as_str();
         match random.below(12) {
-            0 => self.serve(id, "DELETE", Change { destroy: true, ..Change::default() }).await,
-            1..5 => self.serve(id, "PATCH", self.set(20)).await,
+            0 => {
+                self.change_as_service(id, "DELETE", Change { destroy: true, ..Change::default() })
+                    .await
+            }
+            1..5 => self.change_as_service(id, "PATCH", self.set(20)).await,
             _ => drop(self.inspect(id, None).await),
         }
         1
     }
 
-    async fn serve(&self, id: &str, method: &str, change: Change) {
+    async fn change_as_service(&self, id: &str, method: &str, change: Change) {
         let body = if method == "PATCH" { change.json().to_string() } else { String::new() };
-        let order = self.site.enter(self.number, None, vec![], None);
-        let pending = self.site.oracle.begin(&order, Some(id), &change);
+        let job = self.site.register(self.number, None, vec![], None);
+        let pending = self.site.oracle.begin(&job, Some(id), &change);
         let answer = self.site.balancer.send(Side::Api, |_, _| service(id, method, &body)).await;
         let status = answer.as_ref().map(|answer| answer.response.status().as_u16());
         let text = format!("v{} back office {method} {id} {body} -> {status:?}", self.number);
@@ -235,26 +239,26 @@ impl Visitor {
         let outcome = match status {
             Ok(200..300) => Outcome::Applied,
             Ok(404) => {
-                let sent = answer.as_ref().map_or(pending.begun, |answer| answer.sent);
-                let look = Look { sent, received: Instant::now(), cached: true };
-                self.site.oracle.finish(&order, pending, Outcome::Refused, None, false);
-                self.site.oracle.read(self.number, id, None, None, look);
-                return self.site.leave(&order).await;
+                let sent = answer.as_ref().map_or(pending.started, |answer| answer.sent);
+                let observation = Observation { sent, received: Instant::now(), cached: true };
+                self.site.oracle.finish(&job, pending, Outcome::Refused, None, false);
+                self.site.oracle.read(self.number, id, None, None, observation);
+                return self.site.unregister(&job).await;
             }
-            Ok(503) | Err(NoAnswer::NotSent) => Outcome::Refused,
-            Ok(504) | Err(NoAnswer::Unknown) => Outcome::Unknown,
+            Ok(503) | Err(NoResponse::NotSent) => Outcome::Refused,
+            Ok(504) | Err(NoResponse::Unknown) => Outcome::Unknown,
             Ok(status) => {
-                self.site.oracle.wrong(self.number, &format!("the back office was told {status}"));
+                self.site.oracle.wrong(self.number, &format!("the back office received {status}"));
                 Outcome::Refused
             }
         };
-        // A destroy is a look first, which may be refused, and then an end.
-        self.site.oracle.finish(&order, pending, outcome, None, false);
-        self.site.leave(&order).await;
+        // A destroy first reads the session, which may fail, and then destroys it.
+        self.site.oracle.finish(&job, pending, outcome, None, false);
+        self.site.unregister(&job).await;
     }
 
-    /// Reads a session as the back office does, at any instance or at one. Returns whether it was
-    /// answered.
+    /// Reads a session with the service token, at any instance or at a given one. Returns false if
+    /// there was no usable response.
     pub async fn inspect(&self, id: &str, instance: Option<usize>) -> bool {
         let build = |_, _| service(id, "GET", "");
         let answer = match instance {
@@ -262,7 +266,7 @@ impl Visitor {
             None => self.site.balancer.send(Side::Api, build).await,
         };
         let Ok(Answer { response, sent, cached }) = answer else { return false };
-        let look = Look { sent, received: Instant::now(), cached };
+        let observation = Observation { sent, received: Instant::now(), cached };
         let body: Value = serde_json::from_slice(response.body()).unwrap_or_default();
         let status = response.status().as_u16();
         self.site
@@ -272,21 +276,21 @@ impl Visitor {
             200 => {
                 let principal = Some(&body["principal"]).filter(|name| !name.is_null());
                 let values = body["values"].as_object();
-                self.site.oracle.read(self.number, id, values, Some(principal), look);
+                self.site.oracle.read(self.number, id, values, Some(principal), observation);
             }
-            404 => self.site.oracle.read(self.number, id, None, None, look),
+            404 => self.site.oracle.read(self.number, id, None, None, observation),
             503 => return false,
             status => {
-                self.site.oracle.wrong(self.number, &format!("the back office was told {status}"));
+                self.site.oracle.wrong(self.number, &format!("the back office received {status}"));
             }
         }
         true
     }
 
-    /// Reads its whole session with its own jar at this instance. Returns whether it was served.
+    /// Reads its whole session with its own cookie at this instance. Returns true if it was served.
     pub async fn check(self: &Arc<Self>, instance: usize) -> bool {
-        let to = To::One(instance);
-        self.ask(Kind::Navigate, self.token(), vec![Step::Read], None, to).await
+        let to = Route::One(instance);
+        self.ask(RequestKind::Navigate, self.token(), vec![Step::Read], None, to).await
     }
 
     pub fn token(&self) -> Option<Token> {
@@ -302,7 +306,7 @@ impl Visitor {
     }
 }
 
-/// A call of the back office on a session.
+/// Builds a call with the service token on a session.
 fn service(id: &str, method: &str, body: &str) -> Request<Body> {
     Request::builder()
         .method(method)

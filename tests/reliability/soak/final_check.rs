@@ -1,4 +1,4 @@
-//! The last check, and what is reported.
+//! The final check of all sessions, and the row of the report.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -11,53 +11,54 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 use super::balancer::Side;
-use super::faults::Made;
+use super::faults::FaultCounts;
 use super::oracle::{Oracle, Tally};
 use super::site::Site;
 use super::visitor::Visitor;
 use crate::process::SERVICE_TOKEN;
-use crate::report::Counted;
+use crate::report::Measurement;
 
-/// After the last fault: longer than what is of unknown fate takes to settle.
+/// Time after the last fault: longer than changes of unknown fate take to settle.
 const SETTLE: Duration = Duration::from_secs(8);
 
-/// How long last reads are tried again that are not served, all together.
+/// Total time for which failed reads are retried.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-pub struct Told {
+/// Results of a soak. Pairs are the number of checked items and of all items.
+pub struct FinalCheck {
     tally: Tally,
-    made: Made,
+    faults: FaultCounts,
     panics: usize,
     visitors: (usize, usize),
     sessions: (usize, usize),
     values: usize,
     tokens: u64,
     listed: usize,
-    strange: usize,
+    unknown: usize,
     undecided: usize,
 }
 
-impl Told {
-    /// Reads everything that is in the model.
-    pub async fn check(
+impl FinalCheck {
+    /// Reads every session of the model at every instance.
+    pub async fn run(
         site: &Arc<Site>,
         visitors: &[Arc<Visitor>],
         oracle: &Oracle,
-        made: Made,
+        faults: FaultCounts,
         panics: usize,
     ) -> Self {
         sleep(SETTLE).await;
         let tally = oracle.tally();
-        let mut told = Self {
+        let mut check = Self {
             tally,
-            made,
+            faults,
             panics,
             visitors: (0, visitors.len()),
             sessions: (0, 0),
             values: 0,
             tokens: 0,
             listed: 0,
-            strange: 0,
+            unknown: 0,
             undecided: 0,
         };
         let instances = site.balancer.count();
@@ -65,31 +66,32 @@ impl Told {
         for visitor in visitors {
             let mut checked = true;
             for instance in 0..instances {
-                checked &= again(&mut patience, async || visitor.check(instance).await).await;
+                checked &= retry(&mut patience, async || visitor.check(instance).await).await;
             }
-            told.visitors.0 += usize::from(checked);
-            told.tokens += visitor.replay().await;
+            check.visitors.0 += usize::from(checked);
+            check.tokens += visitor.replay().await;
         }
         let sessions = oracle.sessions();
-        told.sessions.1 = sessions.len();
+        check.sessions.1 = sessions.len();
         for (id, owner) in &sessions {
             let mut checked = true;
             for instance in 0..instances {
-                checked &= again(&mut patience, async || {
+                checked &= retry(&mut patience, async || {
                     visitors[*owner].inspect(id, Some(instance)).await
                 })
                 .await;
             }
-            told.sessions.0 += usize::from(checked);
-            told.values += oracle.size(id);
+            check.sessions.0 += usize::from(checked);
+            check.values += oracle.size(id);
         }
-        told.list(site, oracle).await;
-        told.undecided = oracle.undecided();
-        told.tally = oracle.tally();
-        told
+        check.list(site, oracle).await;
+        check.undecided = oracle.undecided();
+        check.tally = oracle.tally();
+        check
     }
 
-    /// Looks for sessions that are not in the model: only changes of unknown fate make such.
+    /// Lists all sessions, and counts those that are not in the model: only changes of unknown fate
+    /// can have created them.
     async fn list(&mut self, site: &Site, oracle: &Oracle) {
         let mut cursor = String::new();
         let mut found = HashSet::new();
@@ -102,7 +104,7 @@ impl Told {
             };
             let answer = site.balancer.send(Side::Api, build).await.ok();
             let Some(answer) = answer.filter(|answer| answer.response.status() == 200) else {
-                return oracle.wrong(0, "the list of all sessions was not answered");
+                return oracle.wrong(0, "the list of all sessions was not served");
             };
             let page: Value = serde_json::from_slice(answer.response.body()).unwrap();
             let ids = page["sessions"].as_array().into_iter().flatten();
@@ -111,21 +113,22 @@ impl Told {
             cursor = format!("&cursor={next}");
         }
         self.listed = found.len();
-        self.strange = found.iter().filter(|id| !oracle.knows(id)).count();
+        self.unknown = found.iter().filter(|id| !oracle.knows(id)).count();
         let possible = oracle.tally().orphans;
-        if self.strange as u64 > possible {
-            let text = format!("{} sessions that nobody made; {possible} possible", self.strange);
+        if self.unknown as u64 > possible {
+            let text = format!("{} unexpected sessions; {possible} possible", self.unknown);
             oracle.wrong(0, &text);
         }
     }
 
-    /// The row of the report.
-    pub fn counted(&self, seed: u64, lasts: Duration) -> Counted {
+    /// Returns the figures for the report.
+    pub fn measurement(&self, seed: u64, duration: Duration) -> Measurement {
         let tally = &self.tally;
-        let (faults, made) = (self.made.values().sum::<u64>(), &self.made);
-        let kinds: Vec<_> = made.iter().map(|(kind, count)| format!("{count}× {kind}")).collect();
+        let faults = self.faults.values().sum::<u64>();
+        let kinds: Vec<_> =
+            self.faults.iter().map(|(kind, count)| format!("{count}× {kind}")).collect();
         let mut text = format!(
-            "{} wrong answers; {} requests, {} calls of the API, {} reads compared, {} cookies judged ({} of them open by cause); {} changes acknowledged ({} log-ins, {} log-outs, {} rotations asked for), {} of unknown fate; {} cookies renewed, {} lost with their answer; {} requests failed, {} of them in peace; {faults} faults: {}",
+            "{} wrong responses; {} requests, {} API calls, {} reads checked, {} cookies checked ({} of them undecidable); {} changes acknowledged ({} log-ins, {} log-outs, {} requested rotations), {} of unknown fate; {} cookies renewed, {} lost with their response; {} requests failed, {} of them after recovery; {faults} faults: {}",
             tally.wrong.len(),
             tally.pages,
             tally.calls,
@@ -140,7 +143,7 @@ impl Told {
             tally.renewals,
             tally.cookies_lost,
             tally.failed,
-            tally.failed_in_peace,
+            tally.failed_after_recovery,
             kinds.join(", "),
         );
         let lost: Vec<_> =
@@ -151,7 +154,7 @@ impl Told {
         };
         let _ = write!(
             text,
-            "; at the end {} of {} visitors and {} of {} sessions with {} values checked at both instances ({} of unknown fate until then remain so), {} dead tokens tried, {} sessions listed, {} of them made by changes of unknown fate; {} panics; seed {seed}",
+            "; at the end {} of {} visitors and {} of {} sessions with {} values checked at both instances ({} still of unknown fate), {} invalid tokens replayed, {} sessions listed, {} of them created by changes of unknown fate; {} panics; seed {seed}",
             self.visitors.0,
             self.visitors.1,
             self.sessions.0,
@@ -160,25 +163,26 @@ impl Told {
             self.undecided,
             self.tokens,
             self.listed,
-            self.strange,
+            self.unknown,
             self.panics
         );
         if let Some(first) = tally.wrong.first() {
             let _ = write!(text, "; first wrong: {first}");
         }
-        let minutes = lasts.as_secs() / 60;
+        let minutes = duration.as_secs() / 60;
         let enough = minutes < 30 || (tally.pages >= 100_000 && faults >= 50);
-        let held = tally.wrong.is_empty()
+        let passed = tally.wrong.is_empty()
             && enough
             && self.panics == 0
             && self.visitors.0 == self.visitors.1
             && self.sessions.0 == self.sessions.1
-            && tally.failed_in_peace * 1000 <= tally.pages;
-        Counted { text: text.replace('|', "/"), held }
+            && tally.failed_after_recovery * 1000 <= tally.pages;
+        Measurement { text: text.replace('|', "/"), passed }
     }
 }
 
-async fn again(patience: &mut Duration, mut check: impl AsyncFnMut() -> bool) -> bool {
+/// Repeats a check until it succeeds or `patience` is used up.
+async fn retry(patience: &mut Duration, mut check: impl AsyncFnMut() -> bool) -> bool {
     let pause = Duration::from_millis(500);
     while !check().await {
         let Some(left) = patience.checked_sub(pause) else { return false };

@@ -1,4 +1,4 @@
-//! What a visitor has the site do in one request, and what has become of it.
+//! Jobs: the work that the site does in one request of a visitor, and its progress.
 
 use std::sync::Mutex;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::history::State;
 
-/// A session cookie, and what it says: `id[16] ‖ generation[4] ‖ tag[16]` in base64url.
+/// A session cookie and its content: `id[16] ‖ generation[4] ‖ tag[16]` in base64url.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
     pub text: String,
@@ -48,24 +48,24 @@ impl Change {
         Self { increments: vec![key.to_owned()], ..Self::default() }
     }
 
-    /// Adds the name of its visitor, which tells whose data it is.
+    /// Adds the number of the visitor, so that data of another visitor is detected.
     pub fn owned_by(mut self, visitor: usize) -> Self {
         self.sets.push(("owner".to_owned(), Some(visitor.into())));
         self
     }
 
-    /// Whether every token of before is dead once it is done.
+    /// Returns true if it invalidates all earlier tokens.
     pub fn rotates(&self) -> bool {
         self.rotate || self.login.is_some()
     }
 
-    /// Whether it makes a session if there is none.
+    /// Returns true if it creates a session if there is none.
     pub fn creates(&self) -> bool {
         let keeps = self.sets.iter().any(|(_, value)| value.is_some());
         !self.destroy && (keeps || self.rotates() || !self.increments.is_empty())
     }
 
-    /// The patch that says it.
+    /// Returns the patch document.
     pub fn json(&self) -> Value {
         let mut patch = Map::new();
         if self.destroy {
@@ -96,11 +96,11 @@ impl Change {
 /// A call of the session API.
 #[derive(Clone, Debug)]
 pub enum Step {
-    /// The whole session.
+    /// Reads the whole session.
     Read,
     /// `PATCH`.
     Patch(Change),
-    /// `POST …/{key}/increment`, which answers the number alone.
+    /// `POST …/{key}/increment`, which returns the number only.
     Increment(String),
     /// `POST /rotate`.
     Rotate,
@@ -120,12 +120,12 @@ impl Step {
     }
 }
 
-/// A change whose answer is awaited.
+/// A change in flight.
 #[derive(Debug)]
 pub struct Pending {
     pub id: u64,
-    pub begun: Instant,
-    /// The session that it acts on; `None` if it makes one.
+    pub started: Instant,
+    /// The session that it changes; `None` if it creates one.
     pub target: Option<String>,
     pub change: Change,
 }
@@ -137,37 +137,37 @@ pub enum Outcome {
     Unknown,
 }
 
-/// One request of a visitor.
+/// The work of one request of a visitor.
 #[derive(Debug)]
-pub struct Order {
+pub struct Job {
     pub number: u64,
     pub visitor: usize,
     pub token: Option<Token>,
     pub steps: Vec<Step>,
-    /// What the site answers as `X-Session-Patch`.
+    /// The `X-Session-Patch` of the site's response.
     pub patch: Option<Change>,
     pub progress: Mutex<Progress>,
-    /// Notified when the site is done with it.
+    /// Notified when the site has finished it.
     pub done: Notify,
 }
 
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// The visitor has given up: the site no longer begins it.
+    /// True if the visitor has given up: the site no longer starts it.
     pub closed: bool,
     pub arrivals: usize,
     pub running: usize,
-    /// The header's change, from when the site answered.
+    /// The change by header, once the site has responded.
     pub pending: Option<Pending>,
-    /// Changes that made a session whose id was not answered.
-    pub made: Vec<(Change, State)>,
-    /// The site saw no session.
+    /// Changes that created a session whose id no response named.
+    pub created: Vec<(Change, State)>,
+    /// True if the site received no session.
     pub anonymous: bool,
-    /// The numbers of the rotations that it asked for.
+    /// The numbers of the rotations that it requested.
     pub rotations: Vec<u64>,
 }
 
-impl Order {
+impl Job {
     pub fn writes(&self) -> bool {
         self.patch.is_some() || self.steps.iter().any(Step::writes)
     }

@@ -1,5 +1,5 @@
-//! Very many connections: what each costs that is only there, beside other proxies, and what honest clients
-//! notice of those that are slow on purpose.
+//! Many connections: the memory of an idle one, compared with other proxies, and the effect of slow
+//! clients (slowloris attacks) on regular ones.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -16,39 +16,40 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
-use crate::cage::Cage;
+use crate::cpu_limit::CpuLimit;
 use crate::load::{Clients, Tally, quantile, start_site};
 use crate::process::{Addresses, Process};
-use crate::report::{Counted, Report};
+use crate::process_stats::{descriptors_of, resident_of};
+use crate::report::{Measurement, Report};
 use crate::stores::directory;
 use crate::support::frames::{END_STREAM, Frames, HEADERS, SETTINGS};
 use crate::support::{Authority, Flaw, Identity, PATIENCE, until};
-use crate::watch::{descriptors_of, resident_of};
 
 const IDLE: usize = 10_000;
 const SLOW: usize = 4_000;
 const HONEST: usize = 100;
-/// The aims for an idle connection, in KiB.
+/// Memory limits of an idle connection, in KiB.
 const PLAIN: f64 = 12.0;
 const WITH_TLS: f64 = 40.0;
-/// Connections whose streams all stall: fewer streams than a quarter of the connections that there may be, so that each
-/// keeps all of its time.
+/// Connections whose streams all stall. Their streams are fewer than a quarter of the connection
+/// limit: from there on timeouts are shortened.
 const STALLING: usize = 25;
-/// The aim for a stalled stream, in KiB.
+/// Memory limit of a stalled stream, in KiB.
 const STALLED: f64 = 4.0;
 
 pub async fn run(report: &mut Report, wanted: &str) {
-    for (name, tls, aim) in [("plain", false, PLAIN), ("tls", true, WITH_TLS)] {
+    for (name, tls, limit) in [("plain", false, PLAIN), ("tls", true, WITH_TLS)] {
         if name.contains(wanted) {
             let with = if tls { "with TLS" } else { "without TLS" };
-            let demanded =
-                format!("at most {aim} KiB of resident memory each; descriptors are given back");
+            let requirement = format!(
+                "at most {limit} KiB of resident memory each; file descriptors are released"
+            );
             report
                 .row(
-                    format!("{IDLE} kept connections {with} that have had one page and are idle"),
+                    format!("{IDLE} idle keep-alive connections {with}, each after one page"),
                     "once",
-                    &demanded,
-                    idle(tls, aim),
+                    &requirement,
+                    idle(tls, limit),
                 )
                 .await;
         }
@@ -56,7 +57,7 @@ pub async fn run(report: &mut Report, wanted: &str) {
     if "stalled".contains(wanted) {
         report
             .row(
-                format!("{STALLING} HTTP/2 connections of 100 streams each that take nothing of a response of two bytes"),
+                format!("{STALLING} HTTP/2 connections of 100 streams each that read nothing of a response of two bytes"),
                 "once",
                 &format!("at most {STALLED} KiB of resident memory for each stream"),
                 stalled(),
@@ -69,10 +70,10 @@ pub async fn run(report: &mut Report, wanted: &str) {
         if name.contains(wanted) {
             report
                 .row(
-                    format!("slowhttptest {} with {SLOW} connections, by a process with a fifth of a CPU, while {HONEST} clients ask for pages", mode[0]),
-                    "3 times 12 s without, 12 s with",
-                    "their p99 is within 2× of what it was in the middle one of the three, 0 requests fail",
-                    slowly(mode),
+                    format!("slowhttptest {} with {SLOW} connections, by a process with a fifth of a CPU, while {HONEST} clients request pages", mode[0]),
+                    "3 times 12 s without, 12 s with the attack",
+                    "their p99 at most doubles in the median round, 0 requests fail",
+                    slow_clients(mode),
                 )
                 .await;
         }
@@ -98,7 +99,7 @@ fn configure(
     std::fs::write(directory.join("cloakroom.toml"), text).unwrap();
 }
 
-/// Another proxy before the same site. Dropping it ends it.
+/// Another proxy in front of the same site. Dropping it stops it.
 struct Other {
     child: Child,
     public: SocketAddr,
@@ -106,7 +107,7 @@ struct Other {
 
 impl Drop for Other {
     fn drop(&mut self) {
-        // By a signal that it passes on to its children.
+        // SIGTERM, so that it stops its worker processes.
         let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
         let _ = self.child.wait();
     }
@@ -175,7 +176,7 @@ fn free() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-async fn idle(tls: bool, aim: f64) -> Counted {
+async fn idle(tls: bool, limit: f64) -> Measurement {
     let (tasks, directory, authority) = (Tasks::new(), directory(), Authority::new());
     let site = start_site(&tasks);
     let identity = tls.then(|| authority.server(Flaw::None));
@@ -192,32 +193,34 @@ async fn idle(tls: bool, aim: f64) -> Counted {
         (nginx.child.id(), nginx.public),
         (haproxy.child.id(), haproxy.public),
     ] {
-        // What a process takes once, it takes before.
-        drop(crowd(public, 100, trusting.as_ref()).await);
-        // And what it keeps for the next request, it keeps for 4 s.
+        // Warm up: one-time allocations do not count.
+        drop(open(public, 100, trusting.as_ref()).await);
+        // Idle connections to upstreams are kept for 4 s.
         sleep(Duration::from_secs(6)).await;
-        let (before, open) = (resident_of(process), descriptors_of(process));
-        let held = crowd(public, IDLE, trusting.as_ref()).await;
+        let (before, descriptors) = (resident_of(process), descriptors_of(process));
+        let open_connections = open(public, IDLE, trusting.as_ref()).await;
         sleep(Duration::from_secs(5)).await;
         #[expect(clippy::cast_precision_loss, reason = "KiB of one process")]
         each.push((resident_of(process) - before) as f64 / IDLE as f64);
-        assert_eq!(held.len(), IDLE, "all of them are served");
-        drop(held);
+        assert_eq!(open_connections.len(), IDLE, "every connection is served");
+        drop(open_connections);
         if process == ours.id() {
-            until("they are gone", || descriptors_of(process) <= open + 5).await;
-            returned = format!("descriptors {open} before, {} after", descriptors_of(process));
+            until("the connections are closed", || descriptors_of(process) <= descriptors + 5)
+                .await;
+            returned =
+                format!("descriptors {descriptors} before, {} after", descriptors_of(process));
         }
     }
     tasks.drain();
     let (own, nginx, haproxy) = (each[0], each[1], each[2]);
-    Counted {
+    Measurement {
         text: format!("{own:.1} KiB each; nginx {nginx:.1}, HAProxy {haproxy:.1}; {returned}"),
-        held: own <= aim,
+        passed: own <= limit,
     }
 }
 
-/// A client of HTTP/2 that gives no window.
-async fn stalled() -> Counted {
+/// Measures the memory of streams to HTTP/2 clients that grant no flow-control window.
+async fn stalled() -> Measurement {
     let (tasks, directory) = (Tasks::new(), directory());
     let site = start_site(&tasks);
     let addresses = Addresses::free();
@@ -237,14 +240,14 @@ async fn stalled() -> Counted {
             }
             let mut heads = 0;
             while heads < 100 {
-                let frame = client.next().await.expect("the connection lives on");
+                let frame = client.next().await.expect("the connection stays open");
                 heads += usize::from(frame.kind == HEADERS);
             }
             clients.push(client);
         }
         clients
     };
-    // What the process takes once, and for its first connections.
+    // Warm up: one-time allocations do not count.
     let first = open(5).await;
     let before = resident_of(ours.id());
     let rest = open(STALLING - 5).await;
@@ -253,7 +256,7 @@ async fn stalled() -> Counted {
     tasks.drain();
     #[expect(clippy::cast_precision_loss, reason = "KiB of one process")]
     let each = grown as f64 / ((STALLING - 5) * 100) as f64;
-    Counted { text: format!("{each:.1} KiB each"), held: each <= STALLED }
+    Measurement { text: format!("{each:.1} KiB each"), passed: each <= STALLED }
 }
 
 fn client_config(authority: &Authority) -> rustls::ClientConfig {
@@ -275,16 +278,16 @@ fn client_config(authority: &Authority) -> rustls::ClientConfig {
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// So many connections, each after its first page.
-async fn crowd(
+/// Opens `count` connections and requests one page on each.
+async fn open(
     address: SocketAddr,
     count: usize,
     tls: Option<&Arc<rustls::ClientConfig>>,
 ) -> Vec<Box<dyn Stream>> {
-    let mut held = Vec::with_capacity(count);
-    while held.len() < count {
+    let mut streams = Vec::with_capacity(count);
+    while streams.len() < count {
         let mut opening = JoinSet::new();
-        for _ in 0..50.min(count - held.len()) {
+        for _ in 0..50.min(count - streams.len()) {
             let tls = tls.map(Arc::clone);
             opening.spawn(timeout(PATIENCE, async move {
                 let stream = TcpStream::connect(address).await?;
@@ -304,28 +307,32 @@ async fn crowd(
             }));
         }
         while let Some(opened) = opening.join_next().await {
-            held.push(opened.unwrap().unwrap().unwrap());
+            streams.push(opened.unwrap().unwrap().unwrap());
         }
     }
-    held
+    streams
 }
 
-async fn slowly(mode: &[&str]) -> Counted {
+async fn slow_clients(mode: &[&str]) -> Measurement {
     let (tasks, directory, addresses) = (Tasks::new(), directory(), Addresses::free());
     let site = start_site(&tasks);
     configure(directory.path(), &addresses, site, None);
     let process = Process::start(directory.path(), &addresses).await;
     let before = descriptors_of(process.id());
     drop(measure(addresses.public, Duration::from_secs(3)).await);
-    let cage = Cage::open().unwrap_or_else(|error| panic!("a control group: {error}"));
+    let cpu_limit =
+        CpuLimit::open().unwrap_or_else(|error| panic!("cannot create a control group: {error}"));
     let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
         let (calm, without) = measure(addresses.public, SAMPLE).await;
-        let mut attack = Attack::start(&cage, mode, addresses.public);
+        let mut attack = Attack::start(&cpu_limit, mode, addresses.public);
         let at_once = settled(process.id()).await.saturating_sub(before);
         let (attacked, with) = measure(addresses.public, SAMPLE).await;
         attack.end();
-        until("all are gone", || descriptors_of(process.id()) <= before + HONEST + 5).await;
+        until("the attack's connections are closed", || {
+            descriptors_of(process.id()) <= before + HONEST + 5
+        })
+        .await;
         let [without, with] = [&without, &with].map(|took| quantile(took, 0.99).as_secs_f64());
         let served = Tally::of(&calm.whole) + Tally::of(&attacked.whole);
         let failed = calm.lost() + attacked.lost();
@@ -333,7 +340,7 @@ async fn slowly(mode: &[&str]) -> Counted {
     }
     tasks.drain();
     rounds.sort_by(|one, other| one.ratio.total_cmp(&other.ratio));
-    let told: Vec<String> = rounds
+    let figures: Vec<String> = rounds
         .iter()
         .map(|Round { ratio, without, with, .. }| {
             format!("{:.2} and {:.2} ms: {ratio:.2}×", without * 1000.0, with * 1000.0)
@@ -342,17 +349,17 @@ async fn slowly(mode: &[&str]) -> Counted {
     let all = |count: fn(&Round) -> usize| rounds.iter().map(count).sum::<usize>();
     let at_once = rounds.iter().map(|round| round.at_once).min().unwrap();
     let failed = all(|round| round.failed);
-    Counted {
+    Measurement {
         text: format!(
-            "p99 without and with {}; {} requests, {failed} failed; at least {at_once} descriptors more at the attack's height",
-            told.join(", "),
+            "p99 without and with the attack {}; {} requests, {failed} failed; at least {at_once} more file descriptors at the peak of the attack",
+            figures.join(", "),
             all(|round| round.served),
         ),
-        held: rounds[ROUNDS / 2].ratio <= 2.0 && failed == 0 && at_once > SLOW / 4,
+        passed: rounds[ROUNDS / 2].ratio <= 2.0 && failed == 0 && at_once > SLOW / 4,
     }
 }
 
-/// Without the attack and with it.
+/// One measurement without the attack and one with it; p99 in seconds.
 struct Round {
     ratio: f64,
     without: f64,
@@ -362,16 +369,16 @@ struct Round {
     at_once: usize,
 }
 
-/// What others do on the machine comes and goes: the middle one of so many rounds counts.
+/// Rounds of which the median one counts, since other load on the machine varies.
 const ROUNDS: usize = 3;
 const SAMPLE: Duration = Duration::from_secs(12);
 
 struct Attack(Child);
 
 impl Attack {
-    fn start(cage: &Cage, mode: &[&str], address: SocketAddr) -> Self {
+    fn start(cpu_limit: &CpuLimit, mode: &[&str], address: SocketAddr) -> Self {
         let (connections, url) = (SLOW.to_string(), format!("http://{address}/"));
-        let attack = cage
+        let attack = cpu_limit
             .command()
             .arg("slowhttptest")
             .args(mode)
@@ -393,14 +400,14 @@ impl Drop for Attack {
     }
 }
 
-/// Its descriptors, when there are more than before and no more come: all of the attack's connections are there,
-/// and those to the site that they cost.
+/// Waits until the number of file descriptors has stopped growing, and returns it: all connections
+/// of the attack are open, and those to the site that they cause.
 async fn settled(id: u32) -> usize {
     let mut last = 0;
     for _ in 0..30 {
         sleep(Duration::from_secs(1)).await;
         let now = descriptors_of(id);
-        // Those whose heads are slow are cut from the tenth second on.
+        // Slow heads time out from the tenth second on.
         if now > SLOW / 4 && now < last + SLOW / 100 {
             return now;
         }
@@ -409,8 +416,8 @@ async fn settled(id: u32) -> usize {
     last
 }
 
-async fn measure(address: SocketAddr, long: Duration) -> (Arc<Tally>, Vec<Duration>) {
+async fn measure(address: SocketAddr, duration: Duration) -> (Arc<Tally>, Vec<Duration>) {
     let clients = Clients::start(address, HONEST, &[Version::HTTP_11], Duration::from_millis(50));
-    sleep(long).await;
+    sleep(duration).await;
     clients.stop().await
 }

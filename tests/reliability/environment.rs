@@ -1,4 +1,5 @@
-//! What changes around a process that runs: the clock of its machine, and the names of its upstreams.
+//! Changes in the environment of a running process: the system clock and the addresses of
+//! upstreams.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -13,7 +14,7 @@ use hyper::body::Incoming;
 use tokio::time::sleep;
 
 use crate::process::{Addresses, Process};
-use crate::report::{Counted, Report};
+use crate::report::{Measurement, Report};
 use crate::stores::directory;
 use crate::support::raw::exchange;
 use crate::support::{Browser, Script, Upstream};
@@ -21,17 +22,17 @@ use crate::support::{Browser, Script, Upstream};
 pub async fn run(report: &mut Report) {
     report
         .row(
-            "the wall clock jumps by +1 day, −1 day, +10 years and back, under a process with sessions in SQLite (libfaketime)",
+            "the system clock jumps by +1 day, −1 day, +10 years and back, while a process has sessions in SQLite (libfaketime)",
             "once",
-            "pages go on; a session ends by +10 years alone, and does not come back; nothing panics",
+            "pages are served; the session expires at +10 years only, and does not come back; no panics",
             clock(),
         )
         .await;
     report
         .row(
-            "the address of an upstream's name changes, the name goes, and comes back (its own /etc/hosts)",
+            "the address of an upstream's host name changes, the name disappears and comes back (in an /etc/hosts of its own)",
             "once",
-            "the new address is used once kept connections are over (4 s), without an error; without a name 502, within the connect timeout; then pages again",
+            "the new address is used once idle connections have expired (4 s), without an error; 502 within the connect timeout while there is no name; then pages again",
             names(),
         )
         .await;
@@ -46,7 +47,7 @@ fn configure(directory: &Path, addresses: &Addresses, upstream: &str) {
     fs::write(directory.join("cloakroom.toml"), text).unwrap();
 }
 
-async fn clock() -> Counted {
+async fn clock() -> Measurement {
     let (upstream, directory, addresses) = (Upstream::start(), directory(), Addresses::free());
     configure(directory.path(), &addresses, &upstream.url());
     let now = directory.path().join("now");
@@ -62,8 +63,8 @@ async fn clock() -> Counted {
     let browser = Browser::to(addresses.public);
     let begin = Script::new().call("PUT", "/values/a", "1");
     assert_eq!(browser.navigate("/", &begin).await.status.as_u16(), 200);
-    let mut told = Vec::new();
-    for (offset, lives) in
+    let mut figures = Vec::new();
+    for (offset, is_alive) in
         [("+1d", true), ("-1d", true), ("+0", true), ("+3650d", false), ("+0", false)]
     {
         set(offset);
@@ -73,8 +74,8 @@ async fn clock() -> Counted {
             pages += usize::from(page.status == 200);
             with_session += usize::from(page.saw("x-session-id").is_some());
         }
-        let expected = if lives { 20 } else { 0 };
-        told.push((
+        let expected = if is_alive { 20 } else { 0 };
+        figures.push((
             format!("{offset}: {pages} of 20 pages, {with_session} with the session"),
             pages == 20 && with_session == expected,
         ));
@@ -82,12 +83,13 @@ async fn clock() -> Counted {
     let log = fs::read_to_string(directory.path().join("log")).unwrap();
     let panics = log.matches("panicked").count();
     drop(process);
-    let held = panics == 0 && told.iter().all(|(_, held)| *held);
-    let told: Vec<String> = told.into_iter().map(|(text, _)| text).collect();
-    Counted { text: format!("{}; {panics} panics", told.join("; ")), held }
+    let passed = panics == 0 && figures.iter().all(|(_, passed)| *passed);
+    let figures: Vec<String> = figures.into_iter().map(|(text, _)| text).collect();
+    Measurement { text: format!("{}; {panics} panics", figures.join("; ")), passed }
 }
 
-/// Has a command read its wall clock's offset from the file `now`. Its monotonic clock stays.
+/// Makes a command read the offset of its system clock from the file `now`. Its monotonic clock is
+/// unchanged.
 pub fn faketime(command: &mut Command, now: &Path) {
     command
         .env("LD_PRELOAD", library())
@@ -96,7 +98,7 @@ pub fn faketime(command: &mut Command, now: &Path) {
         .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
 }
 
-/// Debian keeps it below the machine's own directory of libraries.
+/// Finds libfaketime in Debian's directory of libraries for the machine's architecture.
 fn library() -> String {
     let found =
         Command::new("sh").args(["-c", "ls /usr/lib/*/faketime/libfaketimeMT.so.1"]).output();
@@ -104,7 +106,7 @@ fn library() -> String {
     found.lines().next().expect("faketime is installed").to_owned()
 }
 
-/// A site that says its name.
+/// Starts a site that responds with its name.
 fn start_site(address: SocketAddr, name: &'static str, tasks: &Tasks) {
     let listener = bind(&address.to_string().parse().unwrap(), None).unwrap();
     let page = move |_: Request<Incoming>, _: Peer| async move { Response::new(Body::full(name)) };
@@ -113,7 +115,7 @@ fn start_site(address: SocketAddr, name: &'static str, tasks: &Tasks) {
     tasks.run(serving).detach();
 }
 
-async fn names() -> Counted {
+async fn names() -> Measurement {
     let (tasks, directory, addresses) = (Tasks::new(), directory(), Addresses::free());
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     start_site(SocketAddr::from(([127, 0, 0, 1], port)), "one", &tasks);
@@ -121,7 +123,7 @@ async fn names() -> Counted {
     configure(directory.path(), &addresses, &format!("http://site.test:{port}"));
     let hosts = directory.path().join("hosts");
     fs::write(&hosts, "127.0.0.1 localhost site.test\n").unwrap();
-    // A mount namespace of its own, in which the file is another one.
+    // A private mount namespace in which another file is mounted at /etc/hosts.
     let mut command = Command::new("unshare");
     let mount = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
     command.args(["--mount", "--propagation", "private", "sh", "-c", mount]);
@@ -138,7 +140,7 @@ async fn names() -> Counted {
             _ => "other",
         }
     };
-    let mut held = ask().await == "one";
+    let mut passed = ask().await == "one";
     fs::write(&hosts, "127.0.0.1 localhost\n127.0.0.2 site.test\n").unwrap();
     let (began, mut changed, mut errors) = (Instant::now(), None, 0);
     while changed.is_none() && began.elapsed() < Duration::from_secs(20) {
@@ -147,7 +149,7 @@ async fn names() -> Counted {
             "one" => {}
             _ => errors += 1,
         }
-        // Rarer than connections are kept, so that one is over at last.
+        // Longer than idle connections are kept, so that each request opens a new one.
         sleep(Duration::from_millis(4500)).await;
     }
     fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
@@ -159,17 +161,17 @@ async fn names() -> Counted {
     let again = ask().await;
     drop(process);
     tasks.drain();
-    held &= changed.is_some()
+    passed &= changed.is_some()
         && errors == 0
         && unnamed == "502"
         && took < Duration::from_secs(3)
         && again == "one";
-    Counted {
+    Measurement {
         text: format!(
-            "the new address after {} ms, {errors} errors; without a name: {unnamed} after {} ms; then \"{again}\"",
+            "new address after {} ms, {errors} errors; without a name {unnamed} after {} ms; then \"{again}\"",
             changed.unwrap_or_default().as_millis(),
             took.as_millis()
         ),
-        held,
+        passed,
     }
 }

@@ -1,4 +1,4 @@
-//! What the visitors go on before: two instances of the program, and the Redis that they share.
+//! The deployment under test: two instances of the program, and the Redis that they share.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::environment::faketime;
 use crate::process::{Addresses, Process, SERVICE_TOKEN};
 use crate::support::{Cluster, Fault, FaultProxy, KEY, RedisServer, Sentinels};
-use crate::surroundings::faketime;
 
 use super::random::Random;
 use super::site::API;
 use super::visitor::COOKIE;
 
-/// The shape of the Redis.
+/// Topology of the Redis deployment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topology {
     Single,
@@ -36,13 +36,14 @@ impl Topology {
     }
 }
 
-/// One server is as far away as one in the next rack.
-pub const DISTANCE: Fault =
+/// Network delay to the single server, as to a machine in the next rack.
+pub const NETWORK_DELAY: Fault =
     Fault::Delay { fixed: Duration::from_micros(500), jitter: Duration::from_millis(2) };
 
 /// The shared store.
 pub enum Store {
-    /// One server that writes down what it acknowledges, and a relay between it and each instance.
+    /// A server that syncs each acknowledged write to disk, and a relay between it and each
+    /// instance.
     Single {
         server: RedisServer,
         relays: [FaultProxy; 2],
@@ -58,7 +59,7 @@ impl Store {
                 let server =
                     RedisServer::start(&["--appendonly", "yes", "--appendfsync", "always"]);
                 let relays = [(); 2].map(|()| FaultProxy::to(server.address()));
-                relays.iter().for_each(|relay| relay.set(DISTANCE));
+                relays.iter().for_each(|relay| relay.set(NETWORK_DELAY));
                 Self::Single { server, relays }
             }
             Topology::Sentinel => Self::Sentinel(Sentinels::start()),
@@ -77,12 +78,12 @@ impl Store {
         }
     }
 
-    /// A cluster's sessions cannot be cached.
+    /// Returns true if an instance has a cache; a cluster's sessions cannot be cached.
     pub fn caches(&self, instance: usize) -> bool {
         instance == 1 && !matches!(self, Self::Cluster(_))
     }
 
-    /// Waits until it is whole again.
+    /// Waits until all servers are up and replicate again.
     pub fn wait_until_whole(&self) {
         match self {
             Self::Single { .. } => {}
@@ -91,7 +92,7 @@ impl Store {
         }
     }
 
-    /// Removes all that is in it, as no fault may.
+    /// Removes all sessions, which no other fault does.
     pub fn flush(&self) {
         match self {
             Self::Single { server, .. } => drop(server.command(&["FLUSHALL"]).done()),
@@ -114,7 +115,7 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Configures one in `directory`; it does not run yet.
+    /// Configures an instance in `directory` without starting it.
     pub fn new(
         directory: &Path,
         number: usize,
@@ -144,14 +145,14 @@ impl Instance {
     }
 
     fn configure(&self) {
-        // Another one each time, so that there is something to reload.
+        // The configuration changes each time, so that there is something to reload.
         let text = format!("{}response_timeout = \"{}s\"\n", self.text, 40 + self.rounds % 10);
         let new = self.directory.join("cloakroom.new");
         fs::write(&new, text).unwrap();
         fs::rename(new, self.directory.join("cloakroom.toml")).unwrap();
     }
 
-    /// Starts it on the clock of [`Self::set_clock`], and waits until it is ready.
+    /// Starts it with the clock of [`Self::set_clock`], and waits until it is ready.
     pub async fn start(&mut self) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
         faketime(&mut command, &self.directory.join("clock"));
@@ -159,47 +160,48 @@ impl Instance {
             Some(Process::start_with_command(command, &self.directory, &self.addresses).await);
     }
 
-    /// Sets its clock that far from the machine's, e.g. `+30`.
+    /// Sets the offset of its clock in seconds, e.g. `+30`.
     pub fn set_clock(&self, offset: &str) {
         let new = self.directory.join("clock.new");
         fs::write(&new, format!("{offset}\n")).unwrap();
         fs::rename(new, self.directory.join("clock")).unwrap();
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub fn kill(&mut self) {
         self.process.take().unwrap().kill();
     }
 
-    /// SIGTERM. Returns whether it ended well.
+    /// Sends SIGTERM. Returns true if it exits with code 0.
     pub async fn terminate(&mut self) -> bool {
         let mut process = self.process.take().unwrap();
         process.terminate();
         process.ended().await.is_some_and(|status| status.success())
     }
 
-    /// SIGHUP, with another configuration.
+    /// Changes the configuration and sends SIGHUP.
     pub fn reload(&mut self) {
         self.rounds += 1;
         self.configure();
         self.process.as_ref().unwrap().reload();
     }
 
-    /// Whether it has ended by itself.
+    /// Returns its log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 }
 
-/// Addresses for so many instances, no two alike. Their ports are below those that outgoing
-/// connections take, so that a restart finds them free, and above those of the servers.
+/// Returns distinct addresses for `count` instances. Their ports are below the ephemeral range, so
+/// that no outgoing connection takes them during a restart, and above those of the Redis servers.
 pub fn free_addresses(count: usize, random: &mut Random) -> Vec<[SocketAddr; 3]> {
-    // All are held until the last is found.
-    let mut held = Vec::new();
-    while held.len() < 3 * count {
+    // All listeners stay open until the last port is found, so that no two are equal.
+    let mut listeners = Vec::new();
+    while listeners.len() < 3 * count {
         let port = 28_000 + u16::try_from(random.below(4_000)).unwrap();
-        held.extend(TcpListener::bind(("127.0.0.1", port)));
+        listeners.extend(TcpListener::bind(("127.0.0.1", port)));
     }
-    let addresses: Vec<_> = held.iter().map(|held| held.local_addr().unwrap()).collect();
+    let addresses: Vec<_> =
+        listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
     addresses.as_chunks().0.to_vec()
 }

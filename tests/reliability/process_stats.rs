@@ -1,4 +1,4 @@
-//! What the process itself does meanwhile: the store's lines in the log, and the memory that is in use.
+//! Statistics of processes: log lines of the stores, memory and file descriptors.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,22 +19,22 @@ impl<S: Subscriber> Layer<S> for Counter {
     }
 }
 
-/// Begins to count lines, from `info` on.
-pub fn begin() {
+/// Starts to count the log lines of this process at INFO and above.
+pub fn count_log_lines() {
     tracing_subscriber::registry().with(Counter.with_filter(LevelFilter::INFO)).init();
 }
 
-/// How many lines the stores have written to the log.
+/// Returns the number of log lines of the stores so far.
 pub fn lines() -> u64 {
     LINES.load(Ordering::Relaxed)
 }
 
-/// Resident memory of this process, in KiB.
+/// Returns the resident memory of this process in KiB.
 pub fn resident() -> i64 {
     resident_of(std::process::id())
 }
 
-/// That of another process and of its children, in KiB.
+/// Returns the resident memory of a process and its children in KiB.
 pub fn resident_of(process: u32) -> i64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -45,7 +45,7 @@ pub fn resident_of(process: u32) -> i64 {
     own + of_children.sum::<i64>()
 }
 
-/// How many descriptors a process has open.
+/// Returns the number of open file descriptors of a process.
 pub fn descriptors_of(process: u32) -> usize {
     std::fs::read_dir(format!("/proc/{process}/fd")).unwrap().count()
 }

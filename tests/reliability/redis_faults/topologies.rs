@@ -1,20 +1,21 @@
-//! What may happen to a primary and its replicas, and to a cluster.
+//! Faults of a primary with replicas and sentinels, and of a cluster.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::load::Load;
-use super::{Demand, Failures, Losses, Row, Window, ordeal, window};
-use crate::report::Counted;
+use super::{Failures, Losses, Requirement, Row, Window, run_fault, window};
+use crate::report::Measurement;
 use crate::support::{Cluster, Sentinels};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 pub fn rows() -> Vec<Row> {
-    let row = |done, lasts, demanded, run| Row { done, lasts, demanded, run };
+    let row =
+        |scenario, repetitions, requirement, run| Row { scenario, repetitions, requirement, run };
     vec![
         row(
-            "R6: failover by the sentinels' command",
+            "R6: failover by command to the sentinels",
             "once",
             "recovered within 3 s; no destroyed session is served",
             by_command,
@@ -26,72 +27,72 @@ pub fn rows() -> Vec<Row> {
             primary_killed,
         ),
         row(
-            "R6: the primary frozen, back as the old primary after 8 s",
+            "R6: the primary frozen (SIGSTOP), resumed as the old primary after 8 s",
             "8 s",
-            "recovered within 5 s of the freeze; no write goes to the old one",
+            "recovered within 5 s of the freeze; no write goes to the old primary",
             primary_frozen,
         ),
         row("R8: the slots of 12 sessions moved, step by step", "once", "0 failures", migrated),
         row(
             "R9: a cluster's primary frozen; node timeout 1.5 s",
             "10 s",
-            "its slots recovered within 4.5 s; all other slots served",
+            "its slots are served again within 4.5 s, all other slots always",
             node_frozen,
         ),
         row(
             "R9: a cluster's primary killed",
             "once",
-            "its slots recovered within 4.5 s; all other slots served",
+            "its slots are served again within 4.5 s, all other slots always",
             node_killed,
         ),
     ]
 }
 
-fn by_sentinels(sentinels: &Sentinels) -> String {
+fn sentinel_url(sentinels: &Sentinels) -> String {
     let addresses = sentinels.addresses().join(",");
     format!("url = \"redis+sentinel://{addresses}/{}\"", Sentinels::SERVICE)
 }
 
-fn failover(recovers: Duration) -> Demand {
-    Demand { recovers, losses: Losses::Counted, ..Demand::default() }
+fn failover(recovers: Duration) -> Requirement {
+    Requirement { recovers, losses: Losses::Allowed, ..Requirement::default() }
 }
 
-fn by_command() -> Counted {
+fn by_command() -> Measurement {
     let sentinels = Sentinels::start();
-    let demand = Demand { failures: Failures::Allowed, ..failover(3 * SECOND) };
-    ordeal(&by_sentinels(&sentinels), demand, |_| {
+    let requirement = Requirement { failures: Failures::Allowed, ..failover(3 * SECOND) };
+    run_fault(&sentinel_url(&sentinels), requirement, |_| {
         let began = Instant::now();
         sentinels.failover();
         Window { began, ended: Instant::now() }
     })
 }
 
-fn primary_killed() -> Counted {
+fn primary_killed() -> Measurement {
     let sentinels = Sentinels::start();
-    ordeal(&by_sentinels(&sentinels), failover(5 * SECOND), |_| {
+    run_fault(&sentinel_url(&sentinels), failover(5 * SECOND), |_| {
         let began = Instant::now();
         sentinels.primary().kill();
         Window { began, ended: Instant::now() }
     })
 }
 
-/// Recovery is counted from the freeze.
-fn primary_frozen() -> Counted {
+/// Measures recovery from the time of the freeze.
+fn primary_frozen() -> Measurement {
     let sentinels = Sentinels::start();
-    let store = by_sentinels(&sentinels);
-    ordeal(&store, failover(6 * SECOND), |_| {
+    let store = sentinel_url(&sentinels);
+    run_fault(&store, failover(6 * SECOND), |_| {
         let began = Instant::now();
         let frozen = sentinels.primary();
         frozen.stop();
         thread::sleep(8 * SECOND);
         frozen.cont();
-        // What it is told before it hears of its successor would be lost.
+        // Writes that it accepts before it learns of its successor would be lost.
         thread::sleep(2 * SECOND);
         Window { began, ended: began }
     })
 }
 
-fn in_cluster(cluster: &Cluster) -> String {
+fn cluster_url(cluster: &Cluster) -> String {
     format!("url = \"redis+cluster://{}\"", cluster.seeds().join(","))
 }
 
@@ -99,10 +100,10 @@ fn slot_of(cluster: &Cluster, id: &str) -> u16 {
     cluster.slot_of(&format!("cloakroom:s:{{{id}}}"))
 }
 
-fn migrated() -> Counted {
+fn migrated() -> Measurement {
     let cluster = Cluster::start();
-    let demand = Demand { failures: Failures::None, ..Demand::default() };
-    ordeal(&in_cluster(&cluster), demand, |load: &Load| {
+    let requirement = Requirement { failures: Failures::None, ..Requirement::default() };
+    run_fault(&cluster_url(&cluster), requirement, |load: &Load| {
         let began = Instant::now();
         for id in load.ids.iter().take(12) {
             let slot = slot_of(&cluster, id);
@@ -121,9 +122,9 @@ fn migrated() -> Counted {
     })
 }
 
-fn node_frozen() -> Counted {
+fn node_frozen() -> Measurement {
     let cluster = Cluster::start();
-    without_the_others(&cluster, |cluster| {
+    other_slots_are_served(&cluster, |cluster| {
         let began = Instant::now();
         cluster.nodes()[0].stop();
         thread::sleep(10 * SECOND);
@@ -132,17 +133,20 @@ fn node_frozen() -> Counted {
     })
 }
 
-fn node_killed() -> Counted {
+fn node_killed() -> Measurement {
     let cluster = Cluster::start();
-    without_the_others(&cluster, |cluster| {
+    other_slots_are_served(&cluster, |cluster| {
         window(|| cluster.nodes()[0].kill(), Duration::ZERO, || ())
     })
 }
 
-/// Whoever's session is on another node may notice nothing.
-fn without_the_others(cluster: &Cluster, inject: impl FnOnce(&Cluster) -> Window) -> Counted {
-    let demand = failover(4500 * SECOND / 1000);
-    let load = Load::begin(&in_cluster(cluster));
+/// Runs a fault of the first node; requests for sessions on other nodes must not fail.
+fn other_slots_are_served(
+    cluster: &Cluster,
+    inject: impl FnOnce(&Cluster) -> Window,
+) -> Measurement {
+    let requirement = failover(4500 * SECOND / 1000);
+    let load = Load::start(&cluster_url(cluster));
     load.settle(10 * SECOND);
     let port = cluster.nodes()[0].port();
     let on_it: Vec<bool> = load
@@ -152,14 +156,14 @@ fn without_the_others(cluster: &Cluster, inject: impl FnOnce(&Cluster) -> Window
         .collect();
     let window = inject(cluster);
     load.settle(15 * SECOND);
-    let told = load.end();
-    let others = told.samples.iter().filter(|sample| !on_it[sample.visitor]);
-    // A life has a session of its own, anywhere.
-    let others = others.filter(|sample| sample.asked != "a life");
+    let result = load.stop();
+    let others = result.samples.iter().filter(|sample| !on_it[sample.visitor]);
+    // A life cycle uses another session, on any node.
+    let others = others.filter(|sample| sample.request != "a life cycle");
     let failed = others.clone().filter(|sample| sample.outcome != super::Outcome::Served).count();
-    let Counted { text, held } = super::counted(&told, &window, demand);
-    Counted {
+    let Measurement { text, passed } = super::measurement(&result, &window, requirement);
+    Measurement {
         text: format!("{text}; of {} requests for other slots {failed} failed", others.count()),
-        held: held && failed == 0,
+        passed: passed && failed == 0,
     }
 }

@@ -1,4 +1,4 @@
-//! What may happen to one server, and on the way to it.
+//! Faults of a single server, and of the network path to it.
 
 use std::cell::RefCell;
 use std::fs;
@@ -6,37 +6,38 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::load::Load;
-use super::{Demand, Failures, Gone, Row, Window, ordeal, window};
-use crate::report::Counted;
+use super::{Failures, Missing, Requirement, Row, Window, run_fault, window};
+use crate::report::Measurement;
 use crate::support::{Authority, Direction, End, Fault, FaultProxy, Flaw, RedisServer};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 pub fn rows() -> Vec<Row> {
-    let row = |done, lasts, demanded, run| Row { done, lasts, demanded, run };
+    let row =
+        |scenario, repetitions, requirement, run| Row { scenario, repetitions, requirement, run };
     vec![
         row(
-            "R1: Redis killed, and started again with its data",
+            "R1: Redis killed, then restarted with its data",
             "10 s",
-            "503 within 100 ms, strangers pass, recovered within 2 s, nothing lost",
+            "503 within 100 ms; visitors without a cookie are served; recovered within 2 s; nothing lost",
             killed,
         ),
         row(
             "R2: Redis frozen (SIGSTOP)",
             "20 s",
-            "no answer above the budget; failures within 5 ms once the breaker is open; recovered within 2 s",
+            "no response above the budget; failures within 5 ms once the circuit breaker is open; recovered within 2 s",
             frozen,
         ),
         row(
-            "R3: every piece 30 to 60 ms late on its way, each way, one after the other",
+            "R3: each piece delayed by 30 to 60 ms in each direction, one after another",
             "5 s",
-            "all are served",
+            "every request is served",
             slow,
         ),
         row(
             "R3: CLIENT PAUSE ALL, 2 s at a time",
             "6 s",
-            "no answer above the budget; recovered within 2 s",
+            "no response above the budget; recovered within 2 s",
             paused,
         ),
         row(
@@ -46,7 +47,7 @@ pub fn rows() -> Vec<Row> {
             full,
         ),
         row(
-            "R5: saving fails (MISCONF)",
+            "R5: snapshots fail (MISCONF)",
             "3 s",
             "reads are served, changes get 503; recovered within 2 s",
             misconfigured,
@@ -58,78 +59,73 @@ pub fn rows() -> Vec<Row> {
             demoted,
         ),
         row(
-            "R10: the password changes, then the file of it",
+            "R10: the password changes, then the password file",
             "5 s",
-            "503; heals without a restart within 2 s; no storm of attempts (at most 4 a second for each worker)",
+            "503; recovered without a restart within 2 s; at most 4 connection attempts per second and worker",
             password,
         ),
+        row("R11: the ACL denies HSET", "3 s", "changes get 503; recovered at once", forbidden),
         row(
-            "R11: the access list forbids HSET",
-            "3 s",
-            "changes get 503; recovered at once",
-            forbidden,
-        ),
-        row(
-            "R12: the server's certificate expires and connections are ended; started again with a good one",
+            "R12: the server's certificate expires and connections are closed; restarted with a valid one",
             "4 s",
-            "refused, no plain text; recovered within 2 s",
+            "the connection is refused, no plain text is sent; recovered within 2 s",
             certificate,
         ),
         row(
-            "R13: the path goes dead without a word (established connections pass nothing more)",
+            "R13: the network path is blackholed (established connections transfer nothing more)",
             "once",
-            "replaced within three waves of deadlines; recovered within 5 s",
+            "connections are replaced after at most three rounds of timeouts; recovered within 5 s",
             dead_path,
         ),
         row(
-            "R13: nothing passes, either way",
+            "R13: no data passes in either direction",
             "5 s",
-            "no answer above the budget; recovered within 2 s",
+            "no response above the budget; recovered within 2 s",
             stalled,
         ),
         row(
             "R14: connections reset",
             "50 times in 5 s",
-            "recovered within 2 s; no crossed answer",
+            "recovered within 2 s; no response reaches another client",
             reset,
         ),
         row(
-            "R14: replies cut after 0, 6, 12 and so on to 234 bytes",
+            "R14: replies truncated after 0, 6, 12 and so on to 234 bytes",
             "40 times",
-            "recovered within 2 s; no crossed answer",
-            cut,
+            "recovered within 2 s; no response reaches another client",
+            truncated,
         ),
         row(
-            "R14: garbage before a reply, an answer to no question after one",
+            "R14: garbage before a reply, an unsolicited reply after one",
             "400 times",
-            "recovered within 2 s; no crossed answer",
+            "recovered within 2 s; no response reaches another client",
             garbage,
         ),
         row(
-            "R15: maxclients reached as connections are ended",
+            "R15: maxclients reached when connections are closed",
             "3 s",
             "503; recovered within 2 s",
             full_of_clients,
         ),
         row(
-            "R15: killed, and slow to load its data (LOADING)",
+            "R15: killed, then slow to load its data (LOADING)",
             "once",
-            "503; recovered within 2 s of the end of loading",
+            "503; recovered within 2 s after loading",
             loading,
         ),
+        row("R15: an endless script (BUSY), then killed", "4 s", "503; recovered within 2 s", busy),
         row(
-            "R15: a script that does not end (BUSY), then killed",
-            "4 s",
-            "503; recovered within 2 s",
-            busy,
-        ),
-        row(
-            "R16: a session deleted, one of another type, one with a spoilt field; the others go on",
+            "R16: one session deleted, one replaced by another type, one with a corrupt field; the others go on",
             "3 s",
-            "their visitors are strangers, never served in part; served again when mended",
-            spoilt,
+            "their visitors are anonymous, no session is served in part; served again when restored",
+            corrupt,
         ),
-        row("R16: FLUSHALL", "once", "everybody is a stranger and may begin anew", flushed),
+        row(
+            "R16: FLUSHALL",
+            "once",
+            "all visitors are anonymous and can start new sessions",
+            flushed,
+        ),
     ]
 }
 
@@ -137,37 +133,39 @@ fn durable() -> RedisServer {
     RedisServer::start(&["--appendonly", "yes", "--appendfsync", "always"])
 }
 
-fn at(server: &RedisServer) -> String {
+fn url_of(server: &RedisServer) -> String {
     format!("url = \"{}\"", server.url())
 }
 
-fn killed() -> Counted {
+fn killed() -> Measurement {
     let server = durable();
-    let demand = Demand { longest: Duration::from_millis(250), ..Demand::default() };
-    ordeal(&at(&server), demand, |_| window(|| server.kill(), 10 * SECOND, || server.restart()))
+    let requirement = Requirement { longest: Duration::from_millis(250), ..Requirement::default() };
+    run_fault(&url_of(&server), requirement, |_| {
+        window(|| server.kill(), 10 * SECOND, || server.restart())
+    })
 }
 
-fn frozen() -> Counted {
+fn frozen() -> Measurement {
     let server = durable();
-    ordeal(&at(&server), Demand::default(), |_| {
+    run_fault(&url_of(&server), Requirement::default(), |_| {
         window(|| server.stop(), 20 * SECOND, || server.cont())
     })
 }
 
-fn slow() -> Counted {
+fn slow() -> Measurement {
     let server = durable();
     let proxy = FaultProxy::to(server.address());
     let store = format!("url = \"redis://{}/\"", proxy.address());
-    let demand = Demand { failures: Failures::None, ..Demand::default() };
+    let requirement = Requirement { failures: Failures::None, ..Requirement::default() };
     let (fixed, jitter) = (Duration::from_millis(30), Duration::from_millis(30));
-    ordeal(&store, demand, |_| {
+    run_fault(&store, requirement, |_| {
         window(|| proxy.set(Fault::Delay { fixed, jitter }), 5 * SECOND, || proxy.set(Fault::None))
     })
 }
 
-fn paused() -> Counted {
+fn paused() -> Measurement {
     let server = durable();
-    ordeal(&at(&server), Demand::default(), |_| {
+    run_fault(&url_of(&server), Requirement::default(), |_| {
         let began = Instant::now();
         for _ in 0..3 {
             server.command(&["CLIENT", "PAUSE", "2000", "ALL"]).done();
@@ -177,10 +175,10 @@ fn paused() -> Counted {
     })
 }
 
-fn full() -> Counted {
+fn full() -> Measurement {
     let server = durable();
-    // A life begins with a change.
-    ordeal(&at(&server), Demand::default(), |_| {
+    // Failures are certain: every life cycle begins with a change.
+    run_fault(&url_of(&server), Requirement::default(), |_| {
         window(
             || drop(server.command(&["CONFIG", "SET", "maxmemory", "1"]).done()),
             3 * SECOND,
@@ -189,11 +187,11 @@ fn full() -> Counted {
     })
 }
 
-fn misconfigured() -> Counted {
+fn misconfigured() -> Measurement {
     let server = RedisServer::start(&["--enable-protected-configs", "yes"]);
     let here = server.command(&["CONFIG", "GET", "dir"]).list()[1].text();
     let set = |name, value: &str| drop(server.command(&["CONFIG", "SET", name, value]).done());
-    ordeal(&at(&server), Demand::default(), |_| {
+    run_fault(&url_of(&server), Requirement::default(), |_| {
         window(
             || {
                 set("save", "3600 1");
@@ -212,9 +210,9 @@ fn misconfigured() -> Counted {
     })
 }
 
-fn demoted() -> Counted {
+fn demoted() -> Measurement {
     let server = durable();
-    ordeal(&at(&server), Demand::default(), |_| {
+    run_fault(&url_of(&server), Requirement::default(), |_| {
         window(
             || drop(server.command(&["REPLICAOF", "127.0.0.1", "1"]).done()),
             5 * SECOND,
@@ -223,7 +221,7 @@ fn demoted() -> Counted {
     })
 }
 
-fn password() -> Counted {
+fn password() -> Measurement {
     let server = RedisServer::with_acl_file();
     let directory = crate::stores::directory();
     let file = directory.path().join("password");
@@ -235,7 +233,7 @@ fn password() -> Counted {
         file.display()
     );
     let mut attempts = 0;
-    let counted = ordeal(&store, Demand::default(), |_| {
+    let measured = run_fault(&store, Requirement::default(), |_| {
         let mut before = 0;
         let fault = window(
             || {
@@ -249,22 +247,22 @@ fn password() -> Counted {
         attempts = connections(&server) - before - 1;
         fault
     });
-    let text = format!("{}; {attempts} connections tried meanwhile", counted.text);
-    Counted { text, held: counted.held && attempts <= 40 }
+    let text = format!("{}; {attempts} connection attempts during the fault", measured.text);
+    Measurement { text, passed: measured.passed && attempts <= 40 }
 }
 
-/// How many connections a server has taken, with the one that asks.
+/// Returns the number of connections that a server has accepted, including the one of this query.
 fn connections(server: &RedisServer) -> i64 {
     let info = server.command(&["INFO", "stats"]).text();
     let line = info.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
     line.unwrap().trim().parse().unwrap()
 }
 
-fn forbidden() -> Counted {
+fn forbidden() -> Measurement {
     let server = RedisServer::with_acl_file();
     server.acl_user("app", "hunter2", "~* +@all");
     let store = format!("url = \"redis://app:hunter2@127.0.0.1:{}/\"", server.port());
-    ordeal(&store, Demand::default(), |_| {
+    run_fault(&store, Requirement::default(), |_| {
         window(
             || drop(server.command(&["ACL", "SETUSER", "app", "-hset"]).done()),
             3 * SECOND,
@@ -273,7 +271,7 @@ fn forbidden() -> Counted {
     })
 }
 
-fn certificate() -> Counted {
+fn certificate() -> Measurement {
     let authority = Authority::new();
     let (good, expired) = (authority.server(Flaw::None), authority.server(Flaw::Expired));
     let client = authority.client(Flaw::None);
@@ -286,7 +284,7 @@ fn certificate() -> Counted {
         client.certificate.display(),
         client.key.display()
     );
-    let show = |identity: &crate::support::Identity| {
+    let present = |identity: &crate::support::Identity| {
         let (certificate, key) = (identity.certificate.display(), identity.key.display());
         server
             .command(&[
@@ -300,10 +298,10 @@ fn certificate() -> Counted {
             .done();
         let _ = server.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
     };
-    ordeal(&store, Demand::default(), |_| {
-        // Started again it shows the certificate that it was started with first.
+    run_fault(&store, Requirement::default(), |_| {
+        // After a restart it presents the certificate from its command line.
         window(
-            || show(&expired),
+            || present(&expired),
             4 * SECOND,
             || {
                 server.kill();
@@ -317,29 +315,29 @@ fn through(proxy: &FaultProxy) -> String {
     format!("url = \"redis://{}/\"", proxy.address())
 }
 
-fn dead_path() -> Counted {
+fn dead_path() -> Measurement {
     let server = durable();
     let proxy = FaultProxy::to(server.address());
-    let demand = Demand { recovers: 5 * SECOND, ..Demand::default() };
-    ordeal(&through(&proxy), demand, |_| {
+    let requirement = Requirement { recovers: 5 * SECOND, ..Requirement::default() };
+    run_fault(&through(&proxy), requirement, |_| {
         let began = Instant::now();
         proxy.blackhole();
         Window { began, ended: Instant::now() }
     })
 }
 
-fn stalled() -> Counted {
+fn stalled() -> Measurement {
     let server = durable();
     let proxy = FaultProxy::to(server.address());
-    ordeal(&through(&proxy), Demand::default(), |_| {
+    run_fault(&through(&proxy), Requirement::default(), |_| {
         window(|| proxy.set(Fault::Stall(Direction::Both)), 5 * SECOND, || proxy.set(Fault::None))
     })
 }
 
-fn reset() -> Counted {
+fn reset() -> Measurement {
     let server = durable();
     let proxy = FaultProxy::to(server.address());
-    ordeal(&through(&proxy), Demand::default(), |_| {
+    run_fault(&through(&proxy), Requirement::default(), |_| {
         let began = Instant::now();
         for _ in 0..50 {
             proxy.end(End::Reset);
@@ -349,13 +347,13 @@ fn reset() -> Counted {
     })
 }
 
-fn cut() -> Counted {
+fn truncated() -> Measurement {
     let server = durable();
     let proxy = FaultProxy::to(server.address());
-    ordeal(&through(&proxy), Demand::default(), |_| {
+    run_fault(&through(&proxy), Requirement::default(), |_| {
         let began = Instant::now();
         for bytes in (0..240).step_by(6) {
-            // Each hits a connection, if only one that is being made: none waits behind another.
+            // Wait until the fault has hit a connection, so that no two faults are pending.
             let accepted = proxy.accepted();
             proxy.end_after(bytes, if bytes % 4 == 0 { End::Reset } else { End::Close });
             let patience = Instant::now() + 3 * SECOND;
@@ -368,10 +366,10 @@ fn cut() -> Counted {
     })
 }
 
-fn garbage() -> Counted {
+fn garbage() -> Measurement {
     let server = durable();
     let proxy = FaultProxy::to(server.address());
-    ordeal(&through(&proxy), Demand::default(), |_| {
+    run_fault(&through(&proxy), Requirement::default(), |_| {
         let began = Instant::now();
         for round in 0..400 {
             match round % 4 {
@@ -386,10 +384,10 @@ fn garbage() -> Counted {
     })
 }
 
-fn full_of_clients() -> Counted {
+fn full_of_clients() -> Measurement {
     let server = durable();
-    ordeal(&at(&server), Demand::default(), |_| {
-        // Another takes all the room that there is.
+    run_fault(&url_of(&server), Requirement::default(), |_| {
+        // This connection takes the only slot.
         let other = RefCell::new(server.connect().unwrap());
         let command = |words: &[&str]| drop(other.borrow_mut().command(words).unwrap().done());
         window(
@@ -403,7 +401,7 @@ fn full_of_clients() -> Counted {
     })
 }
 
-fn loading() -> Counted {
+fn loading() -> Measurement {
     let server = RedisServer::start(&[
         "--appendonly",
         "yes",
@@ -414,17 +412,21 @@ fn loading() -> Counted {
         "--loading-process-events-interval-bytes",
         "1024",
     ]);
-    ordeal(&at(&server), Demand { recovers: 4 * SECOND, ..Demand::default() }, |_| {
-        for number in 0..500 {
-            server.command(&["SET", &format!("filler:{number}"), &"x".repeat(2000)]).done();
-        }
-        window(|| server.kill(), SECOND, || server.restart())
-    })
+    run_fault(
+        &url_of(&server),
+        Requirement { recovers: 4 * SECOND, ..Requirement::default() },
+        |_| {
+            for number in 0..500 {
+                server.command(&["SET", &format!("filler:{number}"), &"x".repeat(2000)]).done();
+            }
+            window(|| server.kill(), SECOND, || server.restart())
+        },
+    )
 }
 
-fn busy() -> Counted {
+fn busy() -> Measurement {
     let server = durable();
-    ordeal(&at(&server), Demand::default(), |_| {
+    run_fault(&url_of(&server), Requirement::default(), |_| {
         let mut one = server.connect().unwrap();
         window(
             || {
@@ -437,41 +439,45 @@ fn busy() -> Counted {
     })
 }
 
-/// What cannot be read counts as gone: no value is shown, and nothing fails.
-fn spoilt() -> Counted {
+/// An unreadable session counts as missing: none of its values is served, and no request fails.
+fn corrupt() -> Measurement {
     let server = durable();
-    let demand = Demand { failures: Failures::None, gone: Gone::Allowed, ..Demand::default() };
-    ordeal(&at(&server), demand, |load: &Load| {
+    let requirement = Requirement {
+        failures: Failures::None,
+        missing: Missing::Allowed,
+        ..Requirement::default()
+    };
+    run_fault(&url_of(&server), requirement, |load: &Load| {
         let key = |at: usize| format!("cloakroom:s:{{{}}}", load.ids[at]);
-        let (deleted, typed, spoilt) = (key(0), key(1), key(2));
-        let kept = |key: &str| format!("kept:{key}");
-        let since = server.command(&["HGET", &spoilt, "gs"]).text();
+        let (deleted, typed, corrupt) = (key(0), key(1), key(2));
+        let backup = |key: &str| format!("backup:{key}");
+        let since = server.command(&["HGET", &corrupt, "gs"]).text();
         window(
             || {
-                server.command(&["RENAME", &deleted, &kept(&deleted)]).done();
-                server.command(&["RENAME", &typed, &kept(&typed)]).done();
+                server.command(&["RENAME", &deleted, &backup(&deleted)]).done();
+                server.command(&["RENAME", &typed, &backup(&typed)]).done();
                 server.command(&["LPUSH", &typed, "no session"]).done();
-                server.command(&["HSET", &spoilt, "gs", "yesterday"]).done();
+                server.command(&["HSET", &corrupt, "gs", "yesterday"]).done();
             },
             3 * SECOND,
             || {
-                server.command(&["RENAME", &kept(&deleted), &deleted]).done();
-                server.command(&["RENAME", &kept(&typed), &typed]).done();
-                server.command(&["HSET", &spoilt, "gs", &since]).done();
+                server.command(&["RENAME", &backup(&deleted), &deleted]).done();
+                server.command(&["RENAME", &backup(&typed), &typed]).done();
+                server.command(&["HSET", &corrupt, "gs", &since]).done();
             },
         )
     })
 }
 
-fn flushed() -> Counted {
+fn flushed() -> Measurement {
     let server = durable();
-    let demand = Demand {
+    let requirement = Requirement {
         failures: Failures::None,
-        gone: Gone::Allowed,
-        losses: super::Losses::Counted,
-        ..Demand::default()
+        missing: Missing::Allowed,
+        losses: super::Losses::Allowed,
+        ..Requirement::default()
     };
-    ordeal(&at(&server), demand, |_| {
+    run_fault(&url_of(&server), requirement, |_| {
         window(|| drop(server.command(&["FLUSHALL"]).done()), SECOND, || ())
     })
 }
