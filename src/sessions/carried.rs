@@ -18,14 +18,13 @@ use crate::metrics::Event;
 use crate::random;
 use crate::secret::Secret;
 use crate::session::id::Id;
-use crate::session::key_ring::Fingerprint;
 use crate::session::key_ring::{KeyRing, SignedBy};
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
-use crate::session::record::{Entry, Principal, Record};
+use crate::session::record::{Entry, Record};
 use crate::session::rotation::Verdict;
 use crate::session::sealed::Sealed;
-use crate::store::{Answer, Created, KnownKeys, Page, Store, Unproven, Want};
+use crate::store::{Answer, Backend, Created, Unproven, Want};
 use crate::time::Timestamp;
 
 /// How far the clock of the instance that sealed a cookie may be ahead of ours.
@@ -85,7 +84,7 @@ impl Carried {
     }
 }
 
-impl Store for Carried {
+impl Backend for Carried {
     fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>> {
         let entry = self.entries().get(&id).map(|entry| want.of(entry));
         Box::pin(ready(Ok(entry)))
@@ -136,38 +135,8 @@ impl Store for Carried {
         Box::pin(ready(Ok(live.then_some(Replicated::NotAsked))))
     }
 
-    /// Nobody sees all of them.
-    fn list<'a>(
-        &'a self,
-        _principal: Option<&'a Principal>,
-        _cursor: Option<&'a str>,
-        _limit: usize,
-    ) -> Answer<'a, Page> {
-        Box::pin(ready(Ok(Page::default())))
-    }
-
-    fn sweep(&self, _now: Timestamp) -> Answer<'_, u64> {
-        Box::pin(ready(Ok(0)))
-    }
-
-    fn exchange_keys<'a>(
-        &'a self,
-        _own: &'a [Fingerprint],
-        _now: Timestamp,
-    ) -> Answer<'a, KnownKeys> {
-        Box::pin(ready(Ok(KnownKeys::NotKept)))
-    }
-
     fn unproven(&self) -> Unproven {
         Unproven::None
-    }
-
-    fn ping(&self) -> Answer<'_, ()> {
-        Box::pin(ready(Ok(())))
-    }
-
-    fn probe(&self, _now: Timestamp) -> Answer<'_, ()> {
-        Box::pin(ready(Ok(())))
     }
 }
 

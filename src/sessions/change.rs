@@ -13,7 +13,7 @@ use crate::session::patch::{
     Applied, Change, Condition, Patch, Refusal, Remains, Replicated, Rotation, Through,
 };
 use crate::session::record::{Entry, Key, Meta, Record, Values};
-use crate::store::{Created, Error as StoreError, Store, Unproven, Want};
+use crate::store::{Backend, Created, Error as StoreError, Unproven, Want};
 
 /// A change that a request asks for.
 #[derive(Clone, Copy, Debug)]
@@ -253,7 +253,7 @@ impl Sessions {
     /// What a change of a session has become; one that cannot be read is gone.
     pub(super) async fn patched(
         &self,
-        store: &dyn Store,
+        store: &dyn Backend,
         id: Id,
         change: Change<'_>,
         want: Want<'_>,
@@ -363,7 +363,7 @@ impl Sessions {
     }
 
     /// Removes a record that was made a moment ago and that nobody knows.
-    async fn undo(&self, store: &dyn Store, id: Id) {
+    async fn undo(&self, store: &dyn Backend, id: Id) {
         if let Err(error) = self.timed(StoreOperation::Remove, store.remove(id)).await {
             limited!(warn, "orphaned", session = %id, %error, "failed to delete an orphaned session; it will expire");
         }

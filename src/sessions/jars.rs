@@ -6,6 +6,7 @@
 //! calls of one request at once ask of its session here.
 
 use std::collections::BTreeMap;
+use std::future::ready;
 
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
@@ -21,7 +22,7 @@ use crate::session::record::{Entry, Principal, Record};
 use crate::session::sealed::Sealed;
 use crate::store::conformance::{Fresh, suite};
 use crate::store::memory::Memory;
-use crate::store::{Answer, Created, KnownKeys, Page, Store, Unproven, Want};
+use crate::store::{Answer, Backend, Created, KnownKeys, Page, Store, Unproven, Want};
 use crate::time::Timestamp;
 
 const NAME: &str = "__Host-id";
@@ -33,7 +34,6 @@ mod one_request {
         parallel_increments_all_count
         parallel_patches_of_different_keys_all_hold
         create_overwrites_neither_a_session_nor_a_marker
-        it_answers_pings_and_probes
     );
 }
 
@@ -94,7 +94,7 @@ impl Jars {
     }
 }
 
-impl Store for Jars {
+impl Backend for Jars {
     fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>> {
         Box::pin(self.request(id, async move |carried| carried.load(id, want).await))
     }
@@ -125,6 +125,12 @@ impl Store for Jars {
         Box::pin(self.request(id, async move |carried| carried.remove(id).await))
     }
 
+    fn unproven(&self) -> Unproven {
+        Unproven::None
+    }
+}
+
+impl Store for Jars {
     /// Nobody but the histories can look into all jars.
     fn list<'a>(
         &'a self,
@@ -143,8 +149,8 @@ impl Store for Jars {
         })
     }
 
-    fn sweep(&self, now: Timestamp) -> Answer<'_, u64> {
-        Box::pin(async move { Carried::new(NAME, None).sweep(now).await })
+    fn sweep(&self, _now: Timestamp) -> Answer<'_, u64> {
+        Box::pin(ready(Ok(0)))
     }
 
     fn exchange_keys<'a>(
@@ -152,18 +158,46 @@ impl Store for Jars {
         _own: &'a [Fingerprint],
         _now: Timestamp,
     ) -> Answer<'a, KnownKeys> {
-        Box::pin(std::future::ready(Ok(KnownKeys::NotKept)))
-    }
-
-    fn unproven(&self) -> Unproven {
-        Unproven::None
+        Box::pin(ready(Ok(KnownKeys::NotKept)))
     }
 
     fn ping(&self) -> Answer<'_, ()> {
-        Box::pin(async { Carried::new(NAME, None).ping().await })
+        Box::pin(ready(Ok(())))
     }
 
-    fn probe(&self, now: Timestamp) -> Answer<'_, ()> {
-        Box::pin(async move { Carried::new(NAME, None).probe(now).await })
+    fn probe(&self, _now: Timestamp) -> Answer<'_, ()> {
+        Box::pin(ready(Ok(())))
+    }
+}
+
+/// A request's cookie as a store, so that the suite runs over it. It is in no list.
+impl Store for Carried {
+    fn list<'a>(
+        &'a self,
+        _principal: Option<&'a Principal>,
+        _cursor: Option<&'a str>,
+        _limit: usize,
+    ) -> Answer<'a, Page> {
+        Box::pin(ready(Ok(Page::default())))
+    }
+
+    fn sweep(&self, _now: Timestamp) -> Answer<'_, u64> {
+        Box::pin(ready(Ok(0)))
+    }
+
+    fn exchange_keys<'a>(
+        &'a self,
+        _own: &'a [Fingerprint],
+        _now: Timestamp,
+    ) -> Answer<'a, KnownKeys> {
+        Box::pin(ready(Ok(KnownKeys::NotKept)))
+    }
+
+    fn ping(&self) -> Answer<'_, ()> {
+        Box::pin(ready(Ok(())))
+    }
+
+    fn probe(&self, _now: Timestamp) -> Answer<'_, ()> {
+        Box::pin(ready(Ok(())))
     }
 }

@@ -39,7 +39,7 @@ use crate::session::patch::{Change, Condition, Patch, Refusal, Remains, Through}
 use crate::session::peer::Instance;
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Meta, Record};
-use crate::store::{Answer, Error as StoreError, Store, Want};
+use crate::store::{Answer, Backend, Error as StoreError, Store, Want};
 use crate::time::Clock;
 
 pub use change::{Changed, Requested};
@@ -177,7 +177,7 @@ impl Sessions {
 
     /// Where the session of a request is: with the request while that lasts, where it came in its
     /// cookie.
-    fn store_of<'a>(&'a self, exchange: &'a Exchange) -> Result<&'a dyn Store, Failure> {
+    fn store_of<'a>(&'a self, exchange: &'a Exchange) -> Result<&'a dyn Backend, Failure> {
         match (&self.home, &exchange.carried) {
             (Home::Store(store), _) => Ok(&**store),
             (Home::Cookies, Some(carried)) if exchange.over_since().is_none() => Ok(carried),
@@ -193,7 +193,7 @@ impl Sessions {
     /// that the session has ended.
     async fn load_cached(
         &self,
-        store: &dyn Store,
+        store: &dyn Backend,
         id: Id,
         want: Want<'_>,
         suffices: impl Fn(&Meta) -> bool,
@@ -210,7 +210,7 @@ impl Sessions {
     /// Returns the live entry under `id` as the store has it.
     async fn load(
         &self,
-        store: &dyn Store,
+        store: &dyn Backend,
         id: Id,
         want: Want<'_>,
     ) -> Result<Option<Entry>, StoreError> {
@@ -226,7 +226,7 @@ impl Sessions {
     /// Returns the live session under `id` as the store has it.
     async fn load_live(
         &self,
-        store: &dyn Store,
+        store: &dyn Backend,
         id: Id,
         want: Want<'_>,
     ) -> Result<Option<Record>, StoreError> {

@@ -22,7 +22,7 @@ use crate::session::record::{Client, Entry, Meta, Principal, Record, Values};
 use crate::session::rotation::Verdict;
 use crate::session::token::CookieToken;
 use crate::store::config::OnError;
-use crate::store::{Error as StoreError, Store, Want};
+use crate::store::{Backend, Error as StoreError, Want};
 
 /// What opening needs to know of a request.
 #[derive(Clone, Debug)]
@@ -131,7 +131,7 @@ impl Sessions {
     /// What the request's tokens are worth, as sessions.md has it: badly signed ones and those
     /// that name no session are passed over, of one session the best counts, and two different
     /// live sessions make the request ambiguous.
-    async fn look_up(&self, store: &dyn Store, arrival: &Arrival) -> Result<Found, StoreError> {
+    async fn look_up(&self, store: &dyn Backend, arrival: &Arrival) -> Result<Found, StoreError> {
         let tokens = self.verify(&arrival.cookies);
         if tokens.is_empty() {
             return Ok(Found::of(Presented::Nothing));
@@ -207,7 +207,7 @@ impl Sessions {
     /// generation, else a stale one. If there is none, a replaced one is a replay.
     async fn best(
         &self,
-        store: &dyn Store,
+        store: &dyn Backend,
         id: Id,
         tokens: &[(u32, SignedBy)],
         record: Record,
@@ -228,7 +228,7 @@ impl Sessions {
         }
     }
 
-    async fn replayed(&self, store: &dyn Store, id: Id) {
+    async fn replayed(&self, store: &dyn Backend, id: Id) {
         self.shared.metrics.event(Event::Replayed);
         limited!(warn, "replayed", session = %id, "token of a generation replaced long ago was presented");
         if self.shared.policy.on_replay == OnReplay::Revoke {

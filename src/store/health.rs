@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info};
 
-use super::{Answer, Created, Error, KnownKeys, Page, Store, Unproven, Want};
+use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want};
 use crate::metrics::{Metrics, StoreAccess};
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
@@ -187,7 +187,7 @@ impl Observed {
     }
 }
 
-impl Store for Observed {
+impl Backend for Observed {
     fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>> {
         self.reads(self.store.load(id, want))
     }
@@ -223,6 +223,12 @@ impl Store for Observed {
         self.writes(self.store.remove(id), |_| false)
     }
 
+    fn unproven(&self) -> Unproven {
+        self.store.unproven()
+    }
+}
+
+impl Store for Observed {
     fn list<'a>(
         &'a self,
         principal: Option<&'a Principal>,
@@ -242,10 +248,6 @@ impl Store for Observed {
         now: Timestamp,
     ) -> Answer<'a, KnownKeys> {
         self.writes(self.store.exchange_keys(own, now), |_| false)
-    }
-
-    fn unproven(&self) -> Unproven {
-        self.store.unproven()
     }
 
     fn ping(&self) -> Answer<'_, ()> {

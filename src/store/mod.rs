@@ -32,33 +32,31 @@ use crate::time::Timestamp;
 /// What a store answers, some time later.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
 
-/// A store of sessions.
+/// The place where the sessions of a request live: a [`Store`] of all sessions, or the request's own
+/// sealed cookie.
 ///
 /// * An [`Error`] is never "no session": only `None` is.
-/// * A store may hand out an entry whose time is over; [`Policy::is_alive`] decides. What it has
-///   removed already it does not hand out.
-/// * What was answered `Ok` is kept: a crash of this process loses none of it (the memory store
-///   excepted, which ends with it).
-/// * A dropped future leaves the store consistent; the change it carried may or may not be made.
-pub trait Store: fmt::Debug + Send + Sync {
-    /// Returns the entry under `id` as the store has it now, with those values that are wanted.
-    /// Never from a cache.
+/// * A backend may return an entry that has expired; [`Policy::is_alive`] decides. What it has
+///   removed already it does not return.
+/// * A dropped future leaves the backend consistent; its change may or may not be made.
+pub trait Backend: fmt::Debug + Send + Sync {
+    /// Returns the current entry under `id` with the values in `want`. Never from a cache.
     fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>>;
 
-    /// Returns the entry under `id` if a cache holds it; the store is not asked.
+    /// Returns the entry under `id` if a cache holds it, without a call to the store.
     ///
     /// It may be older than the store's by as long as a change takes to invalidate it. So it can
-    /// say that a token opens the session, and never that one does not, or that the session has
-    /// ended: for that, [`load`](Self::load) it.
+    /// show that a token opens the session, and never that a token does not, or that the session
+    /// has ended: for that, [`load`](Self::load) it.
     fn cached(&self, _id: Id, _want: Want<'_>) -> Option<Entry> {
         None
     }
 
-    /// Puts a new record under `id`, unless anything stands there already.
+    /// Puts a new record under `id`, unless the id is taken.
     fn create<'a>(&'a self, id: Id, record: &'a Record, policy: &'a Policy) -> Answer<'a, Created>;
 
-    /// Applies a change: [`Change::apply`], in one atomic step. With a record that lives on, the
-    /// answer carries those values that are wanted.
+    /// Applies a change ([`Change::apply`]) in one atomic step. With a record that lives on, the
+    /// result has the values in `want`.
     fn patch<'a>(
         &'a self,
         id: Id,
@@ -66,19 +64,31 @@ pub trait Store: fmt::Debug + Send + Sync {
         want: Want<'a>,
     ) -> Answer<'a, Result<Applied, Refusal>>;
 
-    /// Writes a use down, and answers what stands there then, without values. A session that is
-    /// not alive, and a marker, are left as they are.
+    /// Records a use, and returns the entry after it, without values. Leaves expired sessions and
+    /// markers as they are.
     fn record_use<'a>(&'a self, id: Id, used: Use, policy: &'a Policy)
     -> Answer<'a, Option<Entry>>;
 
-    /// Removes a session, whatever its state and whether or not it can be read; `None` if there was
-    /// none. Markers stay.
+    /// Removes a session, in any state and even if it cannot be read; `None` if there was none.
+    /// Markers stay.
     fn remove(&self, id: Id) -> Answer<'_, Option<Replicated>>;
 
-    /// A page of sessions, of one principal or of all; without values, in no particular order.
-    /// Some may be over, and one that changes meanwhile may come twice. At most `limit`, which is 1
-    /// or more, but a page may hold fewer and still have a next one. A record that cannot be read
-    /// breaks no list: it is among [`Page::unreadable`] if the store knows that it belongs there.
+    /// Returns what the backend does with the mark of unproven records.
+    fn unproven(&self) -> Unproven;
+}
+
+/// A store of all sessions.
+///
+/// A write that returned `Ok` is durable: a crash of this process loses none of it (except in the
+/// memory store, which ends with it).
+pub trait Store: Backend {
+    /// Returns a page of sessions, of one principal or of all, without values and in no particular
+    /// order.
+    ///
+    /// Some may have expired, and one that changes during the listing may be returned twice. A page
+    /// has at most `limit` sessions, which is 1 or more; it may hold fewer and still have a next
+    /// one. A record that cannot be read does not break the list: it is in [`Page::unreadable`] if
+    /// the store knows that it belongs there.
     fn list<'a>(
         &'a self,
         principal: Option<&'a Principal>,
@@ -86,22 +96,19 @@ pub trait Store: fmt::Debug + Send + Sync {
         limit: usize,
     ) -> Answer<'a, Page>;
 
-    /// Removes what is over at `now`; answers how many sessions that were.
+    /// Removes what has expired at `now`, and returns the number of sessions removed.
     fn sweep(&self, now: Timestamp) -> Answer<'_, u64>;
 
     /// Records which session keys this instance has, and returns what was recorded before. A key
-    /// that it does not have is no longer recorded.
+    /// that it no longer has is removed from the record.
     fn exchange_keys<'a>(&'a self, own: &'a [Fingerprint], now: Timestamp)
     -> Answer<'a, KnownKeys>;
 
-    /// What becomes of the mark of a new record that no browser has come back with.
-    fn unproven(&self) -> Unproven;
-
-    /// Whether the store can be read.
+    /// Succeeds if the store can be read.
     fn ping(&self) -> Answer<'_, ()>;
 
-    /// Whether the store can be written: changes what no list shows and no session is, and what a
-    /// crash leaves of it is gone within seconds or with the next opening.
+    /// Succeeds if the store can be written. The entry that it writes is no session and in no list,
+    /// and after a crash it is removed within seconds or with the next opening.
     fn probe(&self, now: Timestamp) -> Answer<'_, ()>;
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 pub use self::hot::Hot;
 pub use self::lease::{Coherence, Lease};
-use super::{Answer, Created, Error, KnownKeys, Page, Store, Unproven, Want};
+use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want};
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
@@ -95,7 +95,7 @@ impl Drop for Changing<'_> {
     }
 }
 
-impl Store for Cached {
+impl Backend for Cached {
     fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>> {
         Box::pin(self.load_entry(id, want))
     }
@@ -130,6 +130,12 @@ impl Store for Cached {
         self.changing(id, || self.store.remove(id))
     }
 
+    fn unproven(&self) -> Unproven {
+        self.store.unproven()
+    }
+}
+
+impl Store for Cached {
     fn list<'a>(
         &'a self,
         principal: Option<&'a Principal>,
@@ -150,10 +156,6 @@ impl Store for Cached {
         now: Timestamp,
     ) -> Answer<'a, KnownKeys> {
         self.store.exchange_keys(own, now)
-    }
-
-    fn unproven(&self) -> Unproven {
-        self.store.unproven()
     }
 
     fn ping(&self) -> Answer<'_, ()> {

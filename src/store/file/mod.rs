@@ -25,7 +25,7 @@ use self::format::Stored;
 use self::index::{Index, Over};
 use self::lane::{Duty, Lane};
 use super::owned::{OwnedChange, OwnedWant};
-use super::{Answer, Created, Error, KnownKeys, Page, Store, Unproven, Want, over_at};
+use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want, over_at};
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
@@ -211,7 +211,7 @@ impl Shared {
     }
 }
 
-impl Store for Files {
+impl Backend for Files {
     fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>> {
         let want = OwnedWant::from(want);
         Box::pin(
@@ -257,6 +257,12 @@ impl Store for Files {
         )
     }
 
+    fn unproven(&self) -> Unproven {
+        Unproven::Kept
+    }
+}
+
+impl Store for Files {
     fn list<'a>(
         &'a self,
         principal: Option<&'a Principal>,
@@ -297,10 +303,6 @@ impl Store for Files {
         _now: Timestamp,
     ) -> Answer<'a, KnownKeys> {
         Box::pin(std::future::ready(Ok(KnownKeys::NotKept)))
-    }
-
-    fn unproven(&self) -> Unproven {
-        Unproven::Kept
     }
 
     fn ping(&self) -> Answer<'_, ()> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use self::state::{State, Stored};
-use super::{Answer, Created, Error, KnownKeys, Page, Store, Unproven, Want, over_at};
+use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want, over_at};
 use crate::metrics::{Event, Metrics};
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
@@ -84,7 +84,7 @@ impl Held {
     }
 }
 
-impl Store for Memory {
+impl Backend for Memory {
     fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>> {
         let entry = self.held().state.get(id).map(|stored| stored.entry(want));
         Box::pin(ready(Ok(entry)))
@@ -149,6 +149,12 @@ impl Store for Memory {
         Box::pin(ready(removed.map(|()| live.then_some(Replicated::NotAsked))))
     }
 
+    fn unproven(&self) -> Unproven {
+        Unproven::Evicted
+    }
+}
+
+impl Store for Memory {
     fn list<'a>(
         &'a self,
         principal: Option<&'a Principal>,
@@ -177,10 +183,6 @@ impl Store for Memory {
         _now: Timestamp,
     ) -> Answer<'a, KnownKeys> {
         Box::pin(ready(Ok(KnownKeys::NotKept)))
-    }
-
-    fn unproven(&self) -> Unproven {
-        Unproven::Evicted
     }
 
     fn ping(&self) -> Answer<'_, ()> {

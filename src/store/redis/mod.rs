@@ -51,7 +51,7 @@ pub use self::survey::{Survey, SurveyError};
 pub use self::tracking::{LEASE, track};
 use self::trouble::{Trouble, whole};
 use super::config::DurableDestroy;
-use super::{Answer, Created, Error, KnownKeys, Page, Store, Unproven, Want, encode};
+use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want, encode};
 use crate::log::limited;
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
@@ -351,7 +351,7 @@ impl From<Unreadable> for Error {
     }
 }
 
-impl Store for Redis {
+impl Backend for Redis {
     fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>> {
         Box::pin(self.load_entry(id, want))
     }
@@ -382,6 +382,12 @@ impl Store for Redis {
         Box::pin(self.remove_session(id))
     }
 
+    fn unproven(&self) -> Unproven {
+        Unproven::Kept
+    }
+}
+
+impl Store for Redis {
     fn list<'a>(
         &'a self,
         principal: Option<&'a Principal>,
@@ -397,10 +403,6 @@ impl Store for Redis {
     /// Redis removes by itself what is over.
     fn sweep(&self, _now: Timestamp) -> Answer<'_, u64> {
         Box::pin(std::future::ready(Ok(0)))
-    }
-
-    fn unproven(&self) -> Unproven {
-        Unproven::Kept
     }
 
     fn exchange_keys<'a>(

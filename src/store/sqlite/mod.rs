@@ -26,7 +26,7 @@ use self::reader::Readers;
 pub use self::schema::OpenError;
 use self::writer::{Need, Writer};
 use super::owned::{OwnedChange, OwnedWant};
-use super::{Answer, Created, Error, KnownKeys, Page, Store, Unproven, Want, over_at};
+use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want, over_at};
 use crate::random;
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
@@ -95,7 +95,7 @@ impl Sqlite {
     }
 }
 
-impl Store for Sqlite {
+impl Backend for Sqlite {
     fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>> {
         let want = OwnedWant::from(want);
         Box::pin(self.read(move |connection| row::load(connection, id, want.borrow())))
@@ -151,6 +151,12 @@ impl Store for Sqlite {
         }))
     }
 
+    fn unproven(&self) -> Unproven {
+        Unproven::Kept
+    }
+}
+
+impl Store for Sqlite {
     fn list<'a>(
         &'a self,
         principal: Option<&'a Principal>,
@@ -186,10 +192,6 @@ impl Store for Sqlite {
         _now: Timestamp,
     ) -> Answer<'a, KnownKeys> {
         Box::pin(std::future::ready(Ok(KnownKeys::NotKept)))
-    }
-
-    fn unproven(&self) -> Unproven {
-        Unproven::Kept
     }
 
     /// The answer waits for the check for damage that follows an opening.
