@@ -15,7 +15,7 @@ use crate::session::json::Json;
 use crate::session::patch::{Condition, Op, Patch};
 use crate::session::record::Key;
 use crate::session::token::Bound;
-use crate::sessions::{Changed, Destroyed, Exchange, Failure, Remote, Requested, Sessions};
+use crate::sessions::{ChangeRequest, Destroyed, Exchange, Failure, Remote, Sessions, Snapshot};
 use crate::store::Want;
 use crate::wire::{self, View};
 
@@ -85,7 +85,7 @@ impl OnSession {
         }
     }
 
-    async fn load(&self, want: Want<'_>) -> Answered<Changed> {
+    async fn load(&self, want: Want<'_>) -> Answered<Snapshot> {
         Ok(match &self.target {
             Target::Request(exchange) => self.sessions.read(exchange, want).await?,
             Target::Remote(remote) => self.sessions.read_remote(*remote, want).await?,
@@ -98,8 +98,8 @@ impl OnSession {
         patch: &Patch,
         condition: Option<&Condition>,
         want: Want<'_>,
-    ) -> Answered<Changed> {
-        let requested = Requested { patch, condition, want };
+    ) -> Answered<Snapshot> {
+        let requested = ChangeRequest { patch, condition, want };
         Ok(match &self.target {
             Target::Request(exchange) => self.sessions.apply(exchange, requested).await?,
             Target::Remote(remote) => self.sessions.apply_remote(*remote, requested).await?,
@@ -119,13 +119,13 @@ impl OnSession {
         self.prefer == Preference::Minimal
     }
 
-    fn view<'a>(&'a self, changed: &'a Changed) -> View<'a> {
+    fn view<'a>(&'a self, changed: &'a Snapshot) -> View<'a> {
         let shared = self.sessions.shared();
         let session = changed.session.as_ref().map(|(id, record)| (*id, &record.meta));
         View { session, policy: &shared.policy, now: shared.clock.now() }
     }
 
-    fn show(&self, changed: &Changed) -> Response<Body> {
+    fn show(&self, changed: &Snapshot) -> Response<Body> {
         let response = if self.is_minimal() {
             answer::applied(answer::empty(), "return=minimal")
         } else {
@@ -238,7 +238,7 @@ impl OnSession {
             Target::Request(exchange) => {
                 return Ok(self.sessions.destroy_everywhere(exchange).await?);
             }
-            Target::Remote(_) => return Err(Failure::Elsewhere.into()),
+            Target::Remote(_) => return Err(Failure::OtherInstance.into()),
             Target::Id(id) => *id,
         };
         let found = self.sessions.find(id, Want::Meta).await?;
@@ -326,7 +326,7 @@ impl OnSession {
         Ok(if self.is_minimal() { self.show(&changed) } else { self.show_expiry(&changed) })
     }
 
-    fn show_expiry(&self, changed: &Changed) -> Response<Body> {
+    fn show_expiry(&self, changed: &Snapshot) -> Response<Body> {
         let response = answer::json(self.view(changed).expiry());
         match &changed.session {
             Some((_, record)) => answer::tagged_by_version(response, record.meta.version),

@@ -128,9 +128,9 @@ impl From<Failure> for Problem {
                 ..problem(503, "too_many_new_sessions", detail)
             },
             Failure::NoSuchSession => no_such_session(),
-            Failure::Elsewhere => problem(410, REQUEST_GONE, detail),
-            Failure::InCookies => problem(501, "not_supported", detail),
-            Failure::StoreWasAway => problem(503, "store_unavailable", detail),
+            Failure::OtherInstance => problem(410, REQUEST_GONE, detail),
+            Failure::NoStore => problem(501, "not_supported", detail),
+            Failure::NotLoaded => problem(503, "store_unavailable", detail),
             Failure::Store(error) => error.into(),
         }
     }

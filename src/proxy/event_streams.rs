@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use tracing::debug;
 
 use crate::body::{Body, Interrupt};
-use crate::sessions::{Sessions, Standing, Watched};
+use crate::sessions::{SessionStatus, Sessions, WatchedSession};
 use crate::tasks::Tasks;
 
 /// How often the session of an event stream is checked.
@@ -28,7 +28,7 @@ pub(super) fn is_one(headers: &HeaderMap) -> bool {
 /// Ends the response's body within two seconds of the end of its session.
 pub(super) fn follow(
     response: Response<Body>,
-    watched: Watched,
+    watched: WatchedSession,
     sessions: &Sessions,
     tasks: &Tasks,
 ) -> Response<Body> {
@@ -40,14 +40,14 @@ pub(super) fn follow(
 }
 
 /// Runs until the stream or its session is over; the drain bounds the stream.
-async fn watch(mut stream: Interrupt, watched: Watched, sessions: Sessions) {
+async fn watch(mut stream: Interrupt, watched: WatchedSession, sessions: Sessions) {
     loop {
         tokio::select! {
             () = stream.over() => return,
             () = sleep(LOOK) => {}
         }
         // Its client sends nothing that could count as use.
-        if sessions.look_at(watched, false).await == Standing::Over {
+        if sessions.check(watched, false).await == SessionStatus::Ended {
             debug!("event stream aborted: its session is over");
             return stream.end();
         }

@@ -11,7 +11,7 @@ use super::names;
 use super::response;
 use crate::session::patch::Patch;
 use crate::session::record::{Record, Values};
-use crate::sessions::{Head, Opened, Shared};
+use crate::sessions::{Opened, ResponseKind, Shared};
 use crate::wire::{self, Malformed};
 
 /// Adds the session's headers to a cleaned head.
@@ -71,10 +71,10 @@ fn inject_data(
 pub(super) fn patch_of(
     headers: &mut HeaderMap,
     is_taken: bool,
-    head: Head,
+    head: ResponseKind,
 ) -> Result<Option<Patch>, Malformed> {
     let lines = response::take_patches(headers);
-    if !is_taken || head == Head::Failed || lines.is_empty() {
+    if !is_taken || head == ResponseKind::Failed || lines.is_empty() {
         return Ok(None);
     }
     let patch = wire::patches(lines.iter().map(HeaderValue::as_bytes))?;

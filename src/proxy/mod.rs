@@ -46,7 +46,8 @@ use crate::session::navigation::Origin;
 use crate::session::patch::Patch;
 use crate::session::record::Client;
 use crate::sessions::{
-    Arrival, CookieLine, Failure, Head, Opened, Prolongs, Sessions, Tracked, Watched,
+    Arrival, CookieLine, Failure, Opened, ResponseKind, Sessions, TouchPolicy, Tracked,
+    WatchedSession,
 };
 use crate::store::Error as StoreError;
 use crate::store::config::OnError;
@@ -216,25 +217,18 @@ impl Proxy {
         origin: Origin,
         (address, user_agent): (Option<IpAddr>, Box<str>),
     ) -> Result<Option<Opened>, StoreError> {
-        let prolongs = match route.session() {
+        let touch = match route.session() {
             Session::Off => return Ok(None),
-            Session::On => Prolongs::Use,
-            Session::NoTouch => Prolongs::Nothing,
+            Session::On => TouchPolicy::OnUse,
+            Session::NoTouch => TouchPolicy::Never,
         };
         // Many clients share the address of a proxy that does not tell theirs.
         let of_client = address.filter(|address| !self.site.rules().trust.covers(*address));
         let client = Some(Client { address, user_agent });
         let wants_values = route.header_exchange().is_some();
         let on_error = route.on_error();
-        let arrival = Arrival {
-            origin,
-            cookies,
-            wants_values,
-            prolongs,
-            on_error,
-            address: of_client,
-            client,
-        };
+        let arrival =
+            Arrival { origin, cookies, wants_values, touch, on_error, address: of_client, client };
         self.sessions.open(arrival).await.map(Some)
     }
 
@@ -262,7 +256,7 @@ impl Proxy {
     }
 
     /// Returns the session with which what outlives the response's head ends, unless the route leaves it free.
-    async fn watched(&self, route: &Route, tracked: Option<&Tracked>) -> Option<Watched> {
+    async fn watched(&self, route: &Route, tracked: Option<&Tracked>) -> Option<WatchedSession> {
         match (tracked, route.tunnels()) {
             (Some(tracked), Tunnels::WithSession) => self.sessions.watch(tracked.exchange()).await,
             _ => None,
@@ -380,7 +374,7 @@ impl Proxy {
     async fn take_head(
         &self,
         tracked: &Tracked,
-        head: Head,
+        head: ResponseKind,
         patch: Option<&Patch>,
     ) -> (CookieLine, Result<(), Failure>) {
         let Some(patch) = patch.cloned() else {
@@ -396,7 +390,7 @@ impl Proxy {
 
     fn drops(&self, tracked: &Tracked, patch: &Patch, failure: &Failure, route: &Route) -> bool {
         let store_is_away =
-            matches!(failure, Failure::StoreWasAway | Failure::Store(StoreError::Unavailable(_)));
+            matches!(failure, Failure::NotLoaded | Failure::Store(StoreError::Unavailable(_)));
         (store_is_away && route.on_error() == OnError::Anonymous)
             || self.sessions.drops(tracked.exchange(), patch, failure)
     }
@@ -430,11 +424,11 @@ fn finish(
     response
 }
 
-fn head_of(response: &Response<Body>) -> Head {
+fn head_of(response: &Response<Body>) -> ResponseKind {
     match response.status() {
-        StatusCode::NOT_MODIFIED => Head::NotModified,
-        status if status.is_server_error() => Head::Failed,
-        _ => Head::Answer,
+        StatusCode::NOT_MODIFIED => ResponseKind::NotModified,
+        status if status.is_server_error() => ResponseKind::Failed,
+        _ => ResponseKind::Normal,
     }
 }
 

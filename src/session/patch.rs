@@ -127,15 +127,15 @@ pub struct Change<'a> {
     /// Under what condition on a value, beside `if_version`.
     pub condition: Option<&'a Condition>,
     /// On whose authority.
-    pub through: Through,
+    pub authority: Authority,
     /// Lifetimes and limits.
     pub policy: &'a Policy,
     /// The time of the change.
     pub now: Timestamp,
     /// Whether it prolongs the session.
-    pub prolongs: bool,
+    pub touches: bool,
     /// What a session that it ends leaves behind.
-    pub remains: Remains,
+    pub tombstone: Tombstone,
 }
 
 /// A condition on one value.
@@ -151,7 +151,7 @@ pub enum Condition {
 
 /// On whose authority a change is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Through {
+pub enum Authority {
     /// A request's, opened at this generation.
     Request(u32),
     /// A log-in's, whose token was stale, ended or rotated away: only into a session of the same
@@ -163,11 +163,11 @@ pub enum Through {
 
 /// What a session that ends leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Remains {
-    /// A marker for the grace, because its browser is being given another cookie.
-    Marker,
+pub enum Tombstone {
+    /// A tombstone for the grace period, because its browser is being given another cookie.
+    Leave,
     /// Nothing.
-    Nothing,
+    None,
 }
 
 /// What a change did.
@@ -280,10 +280,10 @@ impl Change<'_> {
         self.change_meta(&mut record.meta, rotation);
         let expiry_changed = record.meta.expiry != expiry_before;
         let ends = self.patch.only_destroys() || !self.policy.is_alive(&record.meta, self.now);
-        let entry = match self.remains {
+        let entry = match self.tombstone {
             _ if !ends => Some(Entry::Live(record.clone())),
-            Remains::Marker => Some(Entry::Ended { until: self.now + self.policy.rotation_grace }),
-            Remains::Nothing => None,
+            Tombstone::Leave => Some(Entry::Ended { until: self.now + self.policy.rotation_grace }),
+            Tombstone::None => None,
         };
         let replicated = Replicated::NotAsked;
         Ok(Applied { entry, record, rotation, expiry_changed, before, replicated })
@@ -319,15 +319,15 @@ impl Change<'_> {
 
     /// Whether the change may be made, and what it does to the token.
     fn admit(&self, meta: &Meta) -> Result<Rotation, Refusal> {
-        let away = match self.through {
-            Through::Request(generation) => meta.rotated_away(generation),
-            Through::LogIn => true,
-            Through::Service => false,
+        let away = match self.authority {
+            Authority::Request(generation) => meta.rotated_away(generation),
+            Authority::LogIn => true,
+            Authority::Service => false,
         };
         let rotation = match &self.patch.principal {
             Some(_) if !away => Rotation::Rotated,
             Some(principal) if meta.principal.as_ref() != Some(principal) => {
-                return Err(if self.through == Through::LogIn {
+                return Err(if self.authority == Authority::LogIn {
                     Refusal::OtherPrincipal
                 } else {
                     Refusal::Rotated
@@ -380,7 +380,7 @@ impl Change<'_> {
 
     fn change_meta(&self, meta: &mut Meta, rotation: Rotation) {
         meta.version = meta.version.wrapping_add(1);
-        if self.prolongs || meta.withheld {
+        if self.touches || meta.withheld {
             meta.last_seen_at = meta.last_seen_at.max(self.now);
         }
         match self.patch.expiry {
@@ -468,7 +468,7 @@ pub struct Use {
     /// record moves to it.
     pub generation: u32,
     /// Whether it prolongs the session.
-    pub prolongs: bool,
+    pub touches: bool,
     /// Whether the cookie is being set again, if the generation still stands.
     pub sets_cookie: bool,
     /// Whether the request presented a token of the session.
@@ -495,7 +495,7 @@ impl Use {
         meta.promote(self.generation, grace, self.now);
         let proves_anything = !meta.rotated_away(self.generation);
         meta.unproven &= !(self.proves && proves_anything);
-        if self.prolongs && proves_anything {
+        if self.touches && proves_anything {
             meta.last_seen_at = meta.last_seen_at.max(self.now);
         }
         if self.sets_cookie && meta.generation == self.generation {

@@ -172,7 +172,7 @@ mod tests {
             let mut meta = meta.clone();
             let used = crate::session::patch::Use {
                 generation,
-                prolongs: true,
+                touches: true,
                 sets_cookie: false,
                 proves: false,
                 now: at(30),

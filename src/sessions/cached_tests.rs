@@ -88,7 +88,7 @@ impl World {
     /// Makes a transition in the store, unseen by the cache.
     async fn make(&self, transition: Transition) {
         let destroyed = Patch { destroy: true, ..Patch::default() };
-        let (patch, remains) = match transition {
+        let (patch, tombstone) = match transition {
             Transition::Pass(seconds) => {
                 self.clock.advance(Duration::from_secs(seconds));
                 return;
@@ -99,7 +99,7 @@ impl World {
                 let now = self.clock.now();
                 let used = Use {
                     generation,
-                    prolongs: !is_promotion,
+                    touches: !is_promotion,
                     sets_cookie: false,
                     proves: false,
                     now,
@@ -108,24 +108,24 @@ impl World {
                 self.store.record_use(self.id, used, policy).await.expect("written");
                 return;
             }
-            Transition::Rotate => (Patch { rotate: true, ..Patch::default() }, Remains::Nothing),
+            Transition::Rotate => (Patch { rotate: true, ..Patch::default() }, Tombstone::None),
             Transition::LogIn => {
                 let principal = Principal::new("ada");
-                (Patch { principal, ..Patch::default() }, Remains::Nothing)
+                (Patch { principal, ..Patch::default() }, Tombstone::None)
             }
             Transition::Write => {
                 let op = Op::Increment(Key::new("n").expect("a key"), 1);
-                (Patch::of(op), Remains::Nothing)
+                (Patch::of(op), Tombstone::None)
             }
             Transition::Expiry(seconds) => {
                 let own = Expiry::Idle(Duration::from_secs(seconds));
                 let expiry = Some(ExpiryChange::Own(own));
-                (Patch { expiry, ..Patch::default() }, Remains::Nothing)
+                (Patch { expiry, ..Patch::default() }, Tombstone::None)
             }
-            Transition::Destroy(true) => (destroyed, Remains::Marker),
-            Transition::Destroy(false) => (destroyed, Remains::Nothing),
+            Transition::Destroy(true) => (destroyed, Tombstone::Leave),
+            Transition::Destroy(false) => (destroyed, Tombstone::None),
         };
-        let change = self.direct.change(&patch, None, Through::Service, true, remains);
+        let change = self.direct.change(&patch, None, Authority::Service, true, tombstone);
         let _ = self.store.patch(self.id, change, Want::Meta).await.expect("answered");
     }
 
@@ -139,7 +139,7 @@ impl World {
             origin: Origin { navigation: Navigation::Safe, withholds_cookie: false },
             cookies: vec![Secret::new(token.reveal().to_owned())],
             wants_values: false,
-            prolongs: Prolongs::Use,
+            touch: TouchPolicy::OnUse,
             on_error: OnError::Fail,
             address: None,
             client: None,
@@ -160,7 +160,7 @@ impl World {
             let older = self.older.as_ref().expect("the cache holds a record");
             let by_older = Verdict::of(generation, older, &shared.policy, now);
             assert!(by_older.is_valid(), "{generation}: {:?}, not {truth:?}", exchange.presented);
-            let Presented::Session { verdict, meta, .. } = &exchange.presented else {
+            let CookieOutcome::Session { verdict, meta, .. } = &exchange.presented else {
                 panic!("{generation}: {:?}, not {truth:?}", exchange.presented);
             };
             assert_eq!((*verdict, &**meta), (by_older, older));
@@ -171,22 +171,22 @@ impl World {
             assert_eq!(truth.map(drop).map_err(|truth| truth.to_string()), Err(error));
         }
         if let Some(watched) = self.cached.watch(exchange).await
-            && self.cached.look_at(watched, false).await == Standing::Over
+            && self.cached.check(watched, false).await == SessionStatus::Ended
         {
-            assert_eq!(self.direct.look_at(watched, false).await, Standing::Over);
+            assert_eq!(self.direct.check(watched, false).await, SessionStatus::Ended);
         }
-        let (cookie, _) = self.cached.commit(exchange, Head::Answer, None).await;
+        let (cookie, _) = self.cached.commit(exchange, ResponseKind::Normal, None).await;
         if let CookieLine::Line(line) = cookie {
             let line = line.to_str().expect("text");
             let value = line.split(['=', ';']).nth(1).expect("a value");
             if value.is_empty() {
-                assert_eq!(truth, Presented::Unknown, "the cookie of {generation} was deleted");
+                assert_eq!(truth, CookieOutcome::Unknown, "the cookie of {generation} was deleted");
             } else {
                 let set = self.open(&self.direct, &Secret::new(value.to_owned())).await;
                 let set = &set.tracked.exchange().presented;
                 let opens = matches!(
                     set,
-                    Presented::Session { verdict: Verdict::Current | Verdict::Next, .. }
+                    CookieOutcome::Session { verdict: Verdict::Current | Verdict::Next, .. }
                 );
                 assert!(opens, "the cookie that was set for {generation} is {set:?}");
             }

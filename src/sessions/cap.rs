@@ -3,7 +3,7 @@
 //! The number is looked at beside the log-in, not in one step with it: log-ins at the same moment
 //! may exceed it until the next one.
 
-use super::change::Changed;
+use super::change::Snapshot;
 use super::exchange::{Binding, State};
 use super::{Failure, Sessions};
 use crate::log::limited;
@@ -30,7 +30,7 @@ impl Sessions {
 
     /// Ends the sessions of a principal that logged in first, until there are as many as there may
     /// be; never the one that has just logged in. The log-in stands whatever becomes of this.
-    pub(super) async fn evict_beyond(&self, principal: &Principal, changed: &Changed) {
+    pub(super) async fn evict_beyond(&self, principal: &Principal, changed: &Snapshot) {
         let policy = &self.shared.policy;
         let (Some(max), AtMax::EvictOldest) =
             (policy.max_per_principal, policy.at_max_per_principal)

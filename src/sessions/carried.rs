@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Sessions;
-use super::exchange::Presented;
+use super::exchange::CookieOutcome;
 use super::open::Found;
 use crate::log::limited;
 use crate::metrics::Event;
@@ -144,7 +144,7 @@ impl Sessions {
     /// What a request's cookies carry: those that we have not sealed are passed over, of one session
     /// the latest counts, and two different ones make the request ambiguous.
     pub(super) fn unseal(&self, cookies: &[Secret]) -> Found {
-        let (shared, mut presented) = (&self.shared, Presented::Nothing);
+        let (shared, mut presented) = (&self.shared, CookieOutcome::None);
         let name = &shared.attributes.name;
         let mut found: BTreeMap<Id, (Sealed, SignedBy)> = BTreeMap::new();
         for text in cookies {
@@ -153,7 +153,7 @@ impl Sessions {
                 shared.metrics.event(Event::InvalidCookie);
                 continue;
             };
-            presented = Presented::Unknown;
+            presented = CookieOutcome::Unknown;
             let is_latest = |other: &Sealed| age(&sealed) >= age(other);
             if self.is_current(&sealed)
                 && found.get(&sealed.id).is_none_or(|(other, _)| is_latest(other))
@@ -163,7 +163,7 @@ impl Sessions {
         }
         if found.len() > 1 {
             self.ambiguous(found.keys());
-            presented = Presented::Ambiguous;
+            presented = CookieOutcome::Ambiguous;
             found.clear();
         }
         let Some((id, (sealed, signed_by))) = found.pop_first() else {
@@ -173,7 +173,7 @@ impl Sessions {
         let Record { meta, values } = sealed.record.clone();
         let carried = Some(Carried::new(name, Some((id, Entry::Live(sealed.record)))));
         let (generation, verdict, meta) = (meta.generation, Verdict::Current, Box::new(meta));
-        let presented = Presented::Session { id, generation, verdict, signed_by, meta };
+        let presented = CookieOutcome::Session { id, generation, verdict, signed_by, meta };
         Found { presented, values, carried }
     }
 

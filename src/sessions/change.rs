@@ -2,7 +2,7 @@
 
 use tracing::debug;
 
-use super::exchange::{Binding, Exchange, Prolongs, State};
+use super::exchange::{Binding, Exchange, State, TouchPolicy};
 use super::{Failure, Sessions, draw_id};
 use crate::log::limited;
 use crate::metrics::{Event, StoreOperation};
@@ -10,14 +10,14 @@ use crate::random;
 use crate::session::id::Id;
 use crate::session::json::Json;
 use crate::session::patch::{
-    Applied, Change, Condition, Patch, Refusal, Remains, Replicated, Rotation, Through,
+    Applied, Authority, Change, Condition, Patch, Refusal, Replicated, Rotation, Tombstone,
 };
 use crate::session::record::{Entry, Key, Meta, Record, Values};
 use crate::store::{Backend, Created, Error as StoreError, Unproven, Want};
 
 /// A change that a request asks for.
 #[derive(Clone, Copy, Debug)]
-pub struct Requested<'a> {
+pub struct ChangeRequest<'a> {
     /// What to change.
     pub patch: &'a Patch,
     /// Under what condition on a value.
@@ -28,7 +28,7 @@ pub struct Requested<'a> {
 
 /// A session after a change; or none, where there is none.
 #[derive(Clone, Debug, Default)]
-pub struct Changed {
+pub struct Snapshot {
     /// The session.
     pub session: Option<(Id, Record)>,
     /// The value before, of the key that was asked for.
@@ -48,7 +48,7 @@ pub(super) enum Counts {
 
 impl Sessions {
     /// The session of a request, as it is now. Reading creates nothing and prolongs nothing.
-    pub async fn read(&self, exchange: &Exchange, want: Want<'_>) -> Result<Changed, Failure> {
+    pub async fn read(&self, exchange: &Exchange, want: Want<'_>) -> Result<Snapshot, Failure> {
         let state = exchange.state.read().await;
         let (store, made) = (self.store_of(exchange)?, state.made);
         match state.binding {
@@ -58,14 +58,14 @@ impl Sessions {
                         Err(Refusal::Rotated.into())
                     }
                     Some(Entry::Live(record)) => {
-                        Ok(Changed { session: Some((id, record)), made, ..Changed::default() })
+                        Ok(Snapshot { session: Some((id, record)), made, ..Snapshot::default() })
                     }
                     Some(Entry::Ended { .. }) | None => Err(Refusal::Gone.into()),
                 }
             }
-            Binding::Unavailable => Err(Failure::StoreWasAway),
+            Binding::Unavailable => Err(Failure::NotLoaded),
             Binding::None(_) | Binding::Stale(_) | Binding::Ended | Binding::Ambiguous => {
-                Ok(Changed::default())
+                Ok(Snapshot::default())
             }
         }
     }
@@ -79,15 +79,15 @@ impl Sessions {
     pub async fn apply(
         &self,
         exchange: &Exchange,
-        requested: Requested<'_>,
-    ) -> Result<Changed, Failure> {
+        requested: ChangeRequest<'_>,
+    ) -> Result<Snapshot, Failure> {
         let patch = requested.patch;
         if !self.needs_cookie(patch) && !patch.destroy {
             // What binds nothing anew may run beside others of the same request.
             let state = exchange.state.read().await;
             if let Binding::Session { id, generation, .. } = state.binding {
                 let applied = self
-                    .patch(exchange, &state, id, Through::Request(generation), requested)
+                    .patch(exchange, &state, id, Authority::Request(generation), requested)
                     .await?;
                 return Ok(changed(id, applied, state.made));
             }
@@ -105,8 +105,8 @@ impl Sessions {
         &self,
         exchange: &Exchange,
         state: &mut State,
-        requested: Requested<'_>,
-    ) -> Result<Changed, Failure> {
+        requested: ChangeRequest<'_>,
+    ) -> Result<Snapshot, Failure> {
         if !exchange.takes_cookies(state) && self.needs_cookie(requested.patch) {
             return Err(Failure::ResponseCommitted);
         }
@@ -123,8 +123,8 @@ impl Sessions {
         &self,
         exchange: &Exchange,
         state: &mut State,
-        requested: Requested<'_>,
-    ) -> Result<Changed, Failure> {
+        requested: ChangeRequest<'_>,
+    ) -> Result<Snapshot, Failure> {
         let patch = requested.patch;
         let logs_in = patch.principal.is_some();
         match state.binding {
@@ -134,7 +134,7 @@ impl Sessions {
                 self.apply_bound(exchange, state, (id, generation), requested).await
             }
             Binding::Stale(id) if logs_in && !patch.destroy => {
-                match self.patch_bound(exchange, state, id, Through::LogIn, requested).await {
+                match self.patch_bound(exchange, state, id, Authority::LogIn, requested).await {
                     Err(Failure::Refused(
                         Refusal::Gone | Refusal::Ended | Refusal::OtherPrincipal,
                     )) => self.make(exchange, state, draw_id(), requested).await,
@@ -143,7 +143,7 @@ impl Sessions {
             }
             Binding::Ended if patch.only_destroys() => {
                 state.unbind();
-                Ok(Changed::default())
+                Ok(Snapshot::default())
             }
             Binding::Stale(_) | Binding::Ended if logs_in => {
                 self.make(exchange, state, draw_id(), requested).await
@@ -154,7 +154,7 @@ impl Sessions {
             Binding::Stale(_) => Err(Refusal::Rotated.into()),
             Binding::Ended => Err(Refusal::Gone.into()),
             Binding::Ambiguous => Err(Failure::AmbiguousCookie),
-            Binding::Unavailable => Err(Failure::StoreWasAway),
+            Binding::Unavailable => Err(Failure::NotLoaded),
         }
     }
 
@@ -165,17 +165,17 @@ impl Sessions {
         exchange: &Exchange,
         state: &mut State,
         (id, generation): (Id, u32),
-        requested: Requested<'_>,
-    ) -> Result<Changed, Failure> {
+        requested: ChangeRequest<'_>,
+    ) -> Result<Snapshot, Failure> {
         let patch = requested.patch;
         if patch.destroy && !patch.only_destroys() {
             return self.replace(exchange, state, (id, generation), requested).await;
         }
-        let through = Through::Request(generation);
-        match self.patch_bound(exchange, state, id, through, requested).await {
+        let authority = Authority::Request(generation);
+        match self.patch_bound(exchange, state, id, authority, requested).await {
             Err(Failure::Refused(Refusal::Gone | Refusal::Ended)) if patch.only_destroys() => {
                 state.unbind();
-                Ok(Changed::default())
+                Ok(Snapshot::default())
             }
             Err(Failure::Refused(Refusal::Gone | Refusal::Ended | Refusal::Rotated))
                 if patch.principal.is_some() =>
@@ -187,12 +187,12 @@ impl Sessions {
     }
 
     /// Where there is no session, taking something away changes nothing; its conditions count.
-    fn remove_nothing(&self, requested: Requested<'_>) -> Result<Changed, Failure> {
-        let Requested { patch, condition, .. } = requested;
+    fn remove_nothing(&self, requested: ChangeRequest<'_>) -> Result<Snapshot, Failure> {
+        let ChangeRequest { patch, condition, .. } = requested;
         requested.check_unversioned()?;
-        let change = self.change(patch, condition, Through::Service, false, Remains::Nothing);
+        let change = self.change(patch, condition, Authority::Service, false, Tombstone::None);
         change.begin(Meta::new(0, change.now))?;
-        Ok(Changed::default())
+        Ok(Snapshot::default())
     }
 
     /// Applies a patch to a session, and notes what that means for the request.
@@ -201,10 +201,10 @@ impl Sessions {
         exchange: &Exchange,
         state: &mut State,
         id: Id,
-        through: Through,
-        requested: Requested<'_>,
-    ) -> Result<Changed, Failure> {
-        let applied = self.patch(exchange, state, id, through, requested).await?;
+        authority: Authority,
+        requested: ChangeRequest<'_>,
+    ) -> Result<Snapshot, Failure> {
+        let applied = self.patch(exchange, state, id, authority, requested).await?;
         let metrics = &self.shared.metrics;
         let generation = applied.record.meta.generation;
         let own = matches!(state.binding, Binding::Session { own: true, .. });
@@ -213,7 +213,7 @@ impl Sessions {
             Rotation::Rotated => {
                 metrics.event(Event::Rotated);
                 state.binding =
-                    Binding::Session { id, generation, own: own || through == Through::LogIn };
+                    Binding::Session { id, generation, own: own || authority == Authority::LogIn };
                 state.owes_cookie = true;
             }
             Rotation::Joined => {
@@ -238,15 +238,15 @@ impl Sessions {
         exchange: &Exchange,
         state: &State,
         id: Id,
-        through: Through,
-        requested: Requested<'_>,
+        authority: Authority,
+        requested: ChangeRequest<'_>,
     ) -> Result<Applied, Failure> {
-        let Requested { patch, condition, want } = requested;
+        let ChangeRequest { patch, condition, want } = requested;
         let store = self.store_of(exchange)?;
-        let remains =
-            if exchange.takes_cookies(state) { Remains::Marker } else { Remains::Nothing };
-        let prolongs = exchange.prolongs == Prolongs::Use;
-        let change = self.change(patch, condition, through, prolongs, remains);
+        let tombstone =
+            if exchange.takes_cookies(state) { Tombstone::Leave } else { Tombstone::None };
+        let touches = exchange.touch == TouchPolicy::OnUse;
+        let change = self.change(patch, condition, authority, touches, tombstone);
         self.patched(store, id, change, want).await
     }
 
@@ -268,8 +268,8 @@ impl Sessions {
         exchange: &Exchange,
         state: &mut State,
         id: Id,
-        requested: Requested<'_>,
-    ) -> Result<Changed, Failure> {
+        requested: ChangeRequest<'_>,
+    ) -> Result<Snapshot, Failure> {
         if !exchange.takes_cookies(state) {
             return Err(Failure::ResponseCommitted);
         }
@@ -280,7 +280,7 @@ impl Sessions {
         state.bind_made(id, &record);
         let values = requested.want.select(record.values);
         let record = Record { meta: record.meta, values };
-        Ok(Changed { session: Some((id, record)), made: true, ..Changed::default() })
+        Ok(Snapshot { session: Some((id, record)), made: true, ..Snapshot::default() })
     }
 
     /// A new record in the store, under `id` or, where that is taken, another.
@@ -288,11 +288,11 @@ impl Sessions {
         &self,
         exchange: &Exchange,
         mut id: Id,
-        requested: Requested<'_>,
+        requested: ChangeRequest<'_>,
         counts: Counts,
     ) -> Result<(Id, Record), Failure> {
-        let Requested { patch, condition, .. } = requested;
-        let change = self.change(patch, condition, Through::Service, true, Remains::Nothing);
+        let ChangeRequest { patch, condition, .. } = requested;
+        let change = self.change(patch, condition, Authority::Service, true, Tombstone::None);
         let mut meta = Meta::new(first_version(), change.now);
         meta.client.clone_from(&exchange.client);
         meta.withheld = exchange.is_withheld();
@@ -331,14 +331,14 @@ impl Sessions {
         exchange: &Exchange,
         state: &mut State,
         (old, generation): (Id, u32),
-        requested: Requested<'_>,
-    ) -> Result<Changed, Failure> {
+        requested: ChangeRequest<'_>,
+    ) -> Result<Snapshot, Failure> {
         let patch = requested.patch;
         let (id, record) = self.create(exchange, draw_id(), requested, Counts::No).await?;
         let end = Patch { if_version: patch.if_version, destroy: true, ..Patch::default() };
-        let ended = Requested { patch: &end, condition: None, want: Want::Meta };
+        let ended = ChangeRequest { patch: &end, condition: None, want: Want::Meta };
         let ended =
-            self.patch_bound(exchange, state, old, Through::Request(generation), ended).await;
+            self.patch_bound(exchange, state, old, Authority::Request(generation), ended).await;
         let mut replicated = Replicated::NotAsked;
         let goes_on = match ended {
             Ok(ended) => {
@@ -359,7 +359,7 @@ impl Sessions {
         state.bind_made(id, &record);
         let values = requested.want.select(record.values);
         let record = Record { meta: record.meta, values };
-        Ok(Changed { session: Some((id, record)), before: None, made: true, replicated })
+        Ok(Snapshot { session: Some((id, record)), before: None, made: true, replicated })
     }
 
     /// Removes a record that was made a moment ago and that nobody knows.
@@ -370,7 +370,7 @@ impl Sessions {
     }
 }
 
-impl Requested<'_> {
+impl ChangeRequest<'_> {
     /// Where there is no session, there is no version that one could be at.
     fn check_unversioned(&self) -> Result<(), Failure> {
         match self.patch.if_version {
@@ -403,12 +403,12 @@ fn first_version() -> u64 {
     u64::from(u32::from_be_bytes(random::bytes()))
 }
 
-pub(super) fn changed(id: Id, applied: Applied, made: bool) -> Changed {
+pub(super) fn changed(id: Id, applied: Applied, made: bool) -> Snapshot {
     let Applied { record, before, replicated, .. } = applied;
-    Changed { session: Some((id, record)), before, made, replicated }
+    Snapshot { session: Some((id, record)), before, made, replicated }
 }
 
-impl Changed {
+impl Snapshot {
     /// The values that the answer carries.
     pub fn values(&self) -> Values {
         self.session.as_ref().map(|(_, record)| record.values.clone()).unwrap_or_default()

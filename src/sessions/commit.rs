@@ -3,8 +3,8 @@
 use http::HeaderValue;
 use tracing::debug;
 
-use super::change::{Counts, Requested};
-use super::exchange::{Binding, Exchange, Phase, Presented, Prolongs, State};
+use super::change::{ChangeRequest, Counts};
+use super::exchange::{Binding, CookieOutcome, Exchange, Phase, State, TouchPolicy};
 use super::{Failure, Sessions, Shared};
 use crate::metrics::{Event, StoreOperation};
 use crate::session::id::Id;
@@ -19,9 +19,9 @@ use crate::store::Want;
 
 /// What a commit needs to know of the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Head {
+pub enum ResponseKind {
     /// A page, a redirect, a refusal: what a browser takes as an answer.
-    Answer,
+    Normal,
     /// 304: it carries no renewal.
     NotModified,
     /// 5xx, the upstream's or ours: it makes no session by itself.
@@ -52,13 +52,13 @@ impl Sessions {
     pub async fn commit(
         &self,
         exchange: &Exchange,
-        head: Head,
+        head: ResponseKind,
         patch: Option<&Patch>,
     ) -> (CookieLine, Result<(), Failure>) {
         let mut state = exchange.state.write().await;
         let applied = match patch {
             Some(patch) => {
-                let requested = Requested { patch, condition: None, want: Want::Meta };
+                let requested = ChangeRequest { patch, condition: None, want: Want::Meta };
                 self.apply_to(exchange, &mut state, requested).await.map(drop)
             }
             None => Ok(()),
@@ -82,26 +82,38 @@ impl Sessions {
             )
     }
 
-    async fn create_at_navigation(&self, exchange: &Exchange, state: &mut State, head: Head) {
+    async fn create_at_navigation(
+        &self,
+        exchange: &Exchange,
+        state: &mut State,
+        head: ResponseKind,
+    ) {
         let at_navigation = self.shared.policy.create == Create::Navigation
             && exchange.origin.navigation != Navigation::None
-            && matches!(exchange.presented, Presented::Nothing | Presented::Unknown)
+            && matches!(exchange.presented, CookieOutcome::None | CookieOutcome::Unknown)
             && !exchange.is_withheld()
-            && head == Head::Answer;
+            && head == ResponseKind::Normal;
         let Binding::None(id) = state.binding else {
             return;
         };
         if !at_navigation || state.ended_own {
             return;
         }
-        let requested = Requested { patch: &Patch::default(), condition: None, want: Want::Meta };
+        let requested =
+            ChangeRequest { patch: &Patch::default(), condition: None, want: Want::Meta };
         match self.create(exchange, id, requested, Counts::Yes).await {
             Ok((id, record)) => state.bind_made(id, &record),
             Err(failure) => debug!(%failure, "a page goes out without a session of its own"),
         }
     }
 
-    async fn owed(&self, exchange: &Exchange, state: &State, head: Head, fresh: bool) -> Owed {
+    async fn owed(
+        &self,
+        exchange: &Exchange,
+        state: &State,
+        head: ResponseKind,
+        fresh: bool,
+    ) -> Owed {
         match state.binding {
             Binding::Session { id, generation, .. } if state.owes_cookie => {
                 self.prove_changed(exchange, (id, generation), state).await;
@@ -112,7 +124,7 @@ impl Sessions {
             }
             Binding::None(_) if state.ended_own => Owed::Delete,
             Binding::None(_)
-                if exchange.presented == Presented::Unknown
+                if exchange.presented == CookieOutcome::Unknown
                     && exchange.origin.navigation != Navigation::None =>
             {
                 Owed::Delete
@@ -166,7 +178,7 @@ impl Sessions {
             return;
         }
         let (policy, now) = (&self.shared.policy, self.shared.clock.now());
-        let used = Use { generation, prolongs: false, sets_cookie: false, proves: true, now };
+        let used = Use { generation, touches: false, sets_cookie: false, proves: true, now };
         if let Err(error) =
             self.timed(StoreOperation::RecordUse, store.record_use(id, used, policy)).await
         {
@@ -176,8 +188,14 @@ impl Sessions {
 
     /// Writes the use down where that is due, and renews the cookie where that is due and its
     /// generation still stands. A failure here is no failure of the request.
-    async fn renewal(&self, exchange: &Exchange, id: Id, generation: u32, head: Head) -> Owed {
-        let Presented::Session { id: presented, verdict, signed_by, meta, .. } =
+    async fn renewal(
+        &self,
+        exchange: &Exchange,
+        id: Id,
+        generation: u32,
+        head: ResponseKind,
+    ) -> Owed {
+        let CookieOutcome::Session { id: presented, verdict, signed_by, meta, .. } =
             &exchange.presented
         else {
             return Owed::Nothing;
@@ -187,8 +205,8 @@ impl Sessions {
         }
         let Ok(store) = self.store_of(exchange) else { return Owed::Nothing };
         let (policy, now) = (&self.shared.policy, self.shared.clock.now());
-        let renews = *verdict != Verdict::Previous && head != Head::NotModified;
-        let touches = exchange.prolongs == Prolongs::Use && policy.touch_is_due(meta, now);
+        let renews = *verdict != Verdict::Previous && head != ResponseKind::NotModified;
+        let touches = exchange.touch == TouchPolicy::OnUse && policy.touch_is_due(meta, now);
         // What a cookie carries cannot be rotated away, and is touched by setting it.
         let rotates = renews
             && *verdict == Verdict::Current
@@ -202,7 +220,7 @@ impl Sessions {
         // Whatever prolongs sessions here: this prolongs nothing.
         let proves = meta.unproven;
         let sets_cookie = slides && !rotates;
-        let used = Use { generation, prolongs: touches, sets_cookie, proves, now };
+        let used = Use { generation, touches, sets_cookie, proves, now };
         let entry = if touches || proves || *verdict == Verdict::Next {
             self.timed(StoreOperation::RecordUse, store.record_use(id, used, policy)).await
         } else if rotates {

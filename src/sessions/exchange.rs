@@ -21,11 +21,11 @@ pub struct Exchange {
     /// Its token, before it is signed.
     pub token: RequestToken,
     /// What its cookies were worth.
-    pub presented: Presented,
+    pub presented: CookieOutcome,
     /// How it came about.
     pub origin: Origin,
     /// Whether use prolongs the session on its route.
-    pub prolongs: Prolongs,
+    pub touch: TouchPolicy,
     /// Who sent it, where the policy keeps that.
     pub(super) client: Option<Client>,
     /// The address of its client, if it is known and is not a proxy's of ours.
@@ -41,9 +41,9 @@ pub struct Exchange {
 
 /// What a request's cookies were worth when it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Presented {
-    /// Nothing: no cookie that we signed.
-    Nothing,
+pub enum CookieOutcome {
+    /// No cookie that we signed.
+    None,
     /// Well signed, but there is no such session.
     Unknown,
     /// A session.
@@ -71,11 +71,11 @@ pub enum Presented {
 
 /// What prolongs a session on a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Prolongs {
-    /// Every request, as the policy has it.
-    Use,
-    /// Nothing: polling does not keep a visitor logged in.
-    Nothing,
+pub enum TouchPolicy {
+    /// Each request, if the policy touches on use.
+    OnUse,
+    /// No request: polling does not keep a visitor logged in.
+    Never,
 }
 
 /// Why a request that presented a cookie, or whose browser kept one back, has no session.
@@ -158,32 +158,32 @@ pub(super) enum Binding {
 impl Exchange {
     pub(super) fn new(
         number: u64,
-        presented: Presented,
+        presented: CookieOutcome,
         origin: Origin,
-        prolongs: Prolongs,
+        touch: TouchPolicy,
         client: Option<Client>,
         (now, next): (Timestamp, Id),
     ) -> Self {
         let binding = match &presented {
-            Presented::Nothing | Presented::Unknown => Binding::None(next),
-            Presented::Session { id, generation, .. } => {
+            CookieOutcome::None | CookieOutcome::Unknown => Binding::None(next),
+            CookieOutcome::Session { id, generation, .. } => {
                 Binding::Session { id: *id, generation: *generation, own: true }
             }
-            Presented::Stale(id) => Binding::Stale(*id),
-            Presented::Ended => Binding::Ended,
-            Presented::Ambiguous => Binding::Ambiguous,
-            Presented::Unavailable => Binding::Unavailable,
+            CookieOutcome::Stale(id) => Binding::Stale(*id),
+            CookieOutcome::Ended => Binding::Ended,
+            CookieOutcome::Ambiguous => Binding::Ambiguous,
+            CookieOutcome::Unavailable => Binding::Unavailable,
         };
         let bound = match binding {
             Binding::Session { id, generation, .. } => Bound::Session(id, generation),
             Binding::None(id) => Bound::None(id),
             _ => Bound::Refused,
         };
-        let prolongs_it = prolongs == Prolongs::Use;
-        let token = RequestToken { number, bound, prolongs: prolongs_it, forwarded_at: now };
+        let touches = touch == TouchPolicy::OnUse;
+        let token = RequestToken { number, bound, prolongs: touches, forwarded_at: now };
         let state = RwLock::new(State::new(Phase::Open, binding));
         let (over_at, address, carried) = (AtomicI64::new(0), None, None);
-        Self { token, presented, origin, prolongs, client, address, carried, over_at, state }
+        Self { token, presented, origin, touch, client, address, carried, over_at, state }
     }
 
     /// The same with its session itself.
@@ -199,12 +199,12 @@ impl Exchange {
     /// A request that is over, from its token and what was kept of it.
     pub(super) fn over(token: RequestToken, over: Over) -> Self {
         let state = State { made: over.made, ..State::new(Phase::Committed, over.binding) };
-        let prolongs = if token.prolongs { Prolongs::Use } else { Prolongs::Nothing };
+        let touch = if token.prolongs { TouchPolicy::OnUse } else { TouchPolicy::Never };
         Self {
             token,
-            presented: Presented::Nothing,
+            presented: CookieOutcome::None,
             origin: Origin { navigation: Navigation::None, withholds_cookie: false },
-            prolongs,
+            touch,
             client: None,
             address: None,
             carried: None,
@@ -241,7 +241,7 @@ impl Exchange {
     /// The session that the request came with.
     pub fn id(&self) -> Option<Id> {
         match &self.presented {
-            Presented::Session { id, .. } => Some(*id),
+            CookieOutcome::Session { id, .. } => Some(*id),
             _ => None,
         }
     }
@@ -249,14 +249,14 @@ impl Exchange {
     /// Why the request has no session, where there is something to say.
     pub fn error(&self) -> Option<SessionError> {
         match &self.presented {
-            Presented::Nothing if self.origin.withholds_cookie => {
+            CookieOutcome::None if self.origin.withholds_cookie => {
                 Some(SessionError::CookieWithheld)
             }
-            Presented::Nothing | Presented::Unknown | Presented::Session { .. } => None,
-            Presented::Stale(_) => Some(SessionError::SessionRotated),
-            Presented::Ended => Some(SessionError::SessionEnded),
-            Presented::Ambiguous => Some(SessionError::AmbiguousCookie),
-            Presented::Unavailable => Some(SessionError::StoreUnavailable),
+            CookieOutcome::None | CookieOutcome::Unknown | CookieOutcome::Session { .. } => None,
+            CookieOutcome::Stale(_) => Some(SessionError::SessionRotated),
+            CookieOutcome::Ended => Some(SessionError::SessionEnded),
+            CookieOutcome::Ambiguous => Some(SessionError::AmbiguousCookie),
+            CookieOutcome::Unavailable => Some(SessionError::StoreUnavailable),
         }
     }
 

@@ -118,7 +118,7 @@ impl World {
             origin: Origin { navigation, withholds_cookie: false },
             cookies: self.jar.iter().cloned().map(Secret::new).collect(),
             wants_values: false,
-            prolongs: Prolongs::Use,
+            touch: TouchPolicy::OnUse,
             on_error: OnError::Fail,
             address: None,
             client: None,
@@ -135,7 +135,7 @@ impl World {
         let Some(sent) = look(&self.requests, at) else { return };
         let exchange = Arc::clone(sent.tracked.exchange());
         let before = sent.tracked.session();
-        let requested = Requested { patch: &patch, condition: None, want: Want::Meta };
+        let requested = ChangeRequest { patch: &patch, condition: None, want: Want::Meta };
         let changed = self.sessions.apply(&exchange, requested).await;
         if patch.destroy && changed.is_ok_and(|changed| changed.session.is_some()) {
             self.destroyed.extend(before);
@@ -149,11 +149,11 @@ impl World {
         let before = sent.tracked.session();
         let principal = Principal::new(if alice { "alice" } else { "bob" });
         let patch = Patch { principal, destroy: flushes, ..Patch::default() };
-        let requested = Requested { patch: &patch, condition: None, want: Want::Meta };
+        let requested = ChangeRequest { patch: &patch, condition: None, want: Want::Meta };
         let changed =
             self.sessions.apply(&exchange, requested).await.expect("a log-in always succeeds");
         let (id, record) = changed.session.expect("a log-in leaves a session");
-        // Through a token that was rotated away it ends nothing.
+        // Authority a token that was rotated away it ends nothing.
         if let Some(before) = before.filter(|_| flushes)
             && !self.lives(before).await
         {
@@ -179,7 +179,8 @@ impl World {
 
     async fn respond(&mut self, at: usize) {
         let Some(sent) = pick(&mut self.requests, at) else { return };
-        let (cookie, _) = self.sessions.commit(sent.tracked.exchange(), Head::Answer, None).await;
+        let (cookie, _) =
+            self.sessions.commit(sent.tracked.exchange(), ResponseKind::Normal, None).await;
         self.check_cookie(&sent, &cookie);
         self.responses.push(Response { cookie, sent_at: self.clock.now() });
     }
@@ -196,7 +197,7 @@ impl World {
         let asked_itself =
             exchange.state.try_read().is_ok_and(|state| state.has_moved(exchange.token.bound));
         // A token that names no session any more begins again, whoever is beside it.
-        let unknown = sent.tracked.exchange().presented == Presented::Unknown;
+        let unknown = sent.tracked.exchange().presented == CookieOutcome::Unknown;
         if !concerned || asked_itself || unknown || self.clock.now() > at + GRACE {
             return;
         }
@@ -248,7 +249,7 @@ impl World {
     async fn is_in(&mut self) -> bool {
         self.send(Navigation::Safe).await;
         let sent = self.requests.pop().expect("just sent");
-        matches!(sent.tracked.exchange().presented, Presented::Session { .. })
+        matches!(sent.tracked.exchange().presented, CookieOutcome::Session { .. })
     }
 }
 

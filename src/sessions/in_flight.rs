@@ -292,7 +292,7 @@ mod tests {
     use super::*;
     use crate::session::id::Id;
     use crate::session::navigation::{Navigation, Origin};
-    use crate::sessions::exchange::{Binding, Presented, Prolongs};
+    use crate::sessions::exchange::{Binding, CookieOutcome, TouchPolicy};
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
@@ -304,7 +304,7 @@ mod tests {
         let drawn = (began, Id::from_bytes([1; 16]));
         let number = table.number();
         let exchange =
-            Exchange::new(number, Presented::Nothing, origin, Prolongs::Use, None, drawn);
+            Exchange::new(number, CookieOutcome::None, origin, TouchPolicy::OnUse, None, drawn);
         let exchange = Arc::new(exchange);
         table.insert(&exchange);
         let mut state = exchange.state.try_write().expect("nobody else has it");

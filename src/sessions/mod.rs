@@ -35,23 +35,23 @@ use crate::random;
 use crate::session::cookie::Attributes;
 use crate::session::id::Id;
 use crate::session::key_ring::KeyRing;
-use crate::session::patch::{Change, Condition, Patch, Refusal, Remains, Through};
+use crate::session::patch::{Authority, Change, Condition, Patch, Refusal, Tombstone};
 use crate::session::peer::Instance;
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Meta, Record};
 use crate::store::{Answer, Backend, Error as StoreError, Store, Want};
 use crate::time::Clock;
 
-pub use change::{Changed, Requested};
-pub use commit::{CookieLine, Head};
-pub use exchange::{Exchange, Presented, Prolongs, SessionError};
+pub use change::{ChangeRequest, Snapshot};
+pub use commit::{CookieLine, ResponseKind};
+pub use exchange::{CookieOutcome, Exchange, SessionError, TouchPolicy};
 pub use in_flight::{InFlight, Resumed, Tracked};
 pub use keys::KeyCheck;
 pub use new_sessions::NewSessions;
 pub use open::{Arrival, Opened};
 pub use remote::Remote;
 pub use service::{Destroyed, Listed};
-pub use watch::{Standing, Watched};
+pub use watch::{SessionStatus, WatchedSession};
 
 /// Sessions, as one worker reaches them: the way to them is the worker's, the rest is shared.
 #[derive(Clone, Debug)]
@@ -128,13 +128,13 @@ pub enum Failure {
     },
     /// The request could not load its session when it came.
     #[error("the store did not answer when the request came")]
-    StoreWasAway,
+    NotLoaded,
     /// The instance that forwarded the request has to do this.
     #[error("only the instance that forwarded the request can do this")]
-    Elsewhere,
+    OtherInstance,
     /// It needs sessions of which no request is here, and they live in cookies.
     #[error("sessions live in their clients' cookies; nobody can list them, or end another's")]
-    InCookies,
+    NoStore,
     /// The store did not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -171,7 +171,7 @@ impl Sessions {
     fn store(&self) -> Result<&dyn Store, Failure> {
         match &self.home {
             Home::Store(store) => Ok(&**store),
-            Home::Cookies => Err(Failure::InCookies),
+            Home::Cookies => Err(Failure::NoStore),
         }
     }
 
@@ -250,12 +250,12 @@ impl Sessions {
         &'a self,
         patch: &'a Patch,
         condition: Option<&'a Condition>,
-        through: Through,
-        prolongs: bool,
-        remains: Remains,
+        authority: Authority,
+        touches: bool,
+        tombstone: Tombstone,
     ) -> Change<'a> {
         let Shared { policy, clock, .. } = &*self.shared;
-        Change { patch, condition, through, policy, now: clock.now(), prolongs, remains }
+        Change { patch, condition, authority, policy, now: clock.now(), touches, tombstone }
     }
 
     /// Waits for the store, and notes how long it took.

@@ -7,7 +7,7 @@ use http::header::HeaderMap;
 use tracing::debug;
 
 use super::carried::Carried;
-use super::exchange::{Exchange, Presented, Prolongs};
+use super::exchange::{CookieOutcome, Exchange, TouchPolicy};
 use super::in_flight::Tracked;
 use super::{Home, Sessions, draw_id};
 use crate::log::limited;
@@ -34,7 +34,7 @@ pub struct Arrival {
     /// Which values its upstream is to be told.
     pub wants_values: bool,
     /// Whether use prolongs the session on its route.
-    pub prolongs: Prolongs,
+    pub touch: TouchPolicy,
     /// What becomes of it where the store does not answer.
     pub on_error: OnError,
     /// The address of its client, if it is known and is not a trusted proxy's.
@@ -61,14 +61,14 @@ impl Opened {
 
 /// What a request's cookies were worth, and what came with them.
 pub(super) struct Found {
-    pub(super) presented: Presented,
+    pub(super) presented: CookieOutcome,
     pub(super) values: Values,
     pub(super) carried: Option<Carried>,
 }
 
 impl Found {
     /// Nothing came with them.
-    pub(super) fn of(presented: Presented) -> Self {
+    pub(super) fn of(presented: CookieOutcome) -> Self {
         Self { presented, values: Values::new(), carried: None }
     }
 }
@@ -106,11 +106,11 @@ impl Sessions {
             Err(error) if arrival.on_error == OnError::Fail => return Err(error),
             Err(error) => {
                 debug!(%error, "a request goes on without its session");
-                Found::of(Presented::Unavailable)
+                Found::of(CookieOutcome::Unavailable)
             }
         };
         let record = match &presented {
-            Presented::Session { meta, signed_by, .. } => {
+            CookieOutcome::Session { meta, signed_by, .. } => {
                 self.shared.session_tokens.count(signed_by.position());
                 Some(Record { meta: (**meta).clone(), values })
             }
@@ -118,9 +118,9 @@ impl Sessions {
         };
         let number = self.shared.in_flight.number();
         let drawn = (self.shared.clock.now(), draw_id());
-        let Arrival { origin, prolongs, address, client, .. } = arrival;
+        let Arrival { origin, touch, address, client, .. } = arrival;
         let client = client.filter(|_| self.shared.policy.record_client);
-        let exchange = Exchange::new(number, presented, origin, prolongs, client, drawn);
+        let exchange = Exchange::new(number, presented, origin, touch, client, drawn);
         let exchange = exchange.at_address(address).carrying(carried);
         if exchange.is_withheld() {
             self.shared.metrics.event(Event::CookieWithheld);
@@ -134,11 +134,11 @@ impl Sessions {
     async fn look_up(&self, store: &dyn Backend, arrival: &Arrival) -> Result<Found, StoreError> {
         let tokens = self.verify(&arrival.cookies);
         if tokens.is_empty() {
-            return Ok(Found::of(Presented::Nothing));
+            return Ok(Found::of(CookieOutcome::None));
         }
         if tokens.len() > MAX_SESSIONS {
             self.ambiguous(tokens.keys());
-            return Ok(Found::of(Presented::Ambiguous));
+            return Ok(Found::of(CookieOutcome::Ambiguous));
         }
         let want = if arrival.wants_values { Want::Values } else { Want::Meta };
         let mut named = Vec::new();
@@ -158,22 +158,22 @@ impl Sessions {
         }
         if named.len() > 1 {
             self.ambiguous(named.iter().map(|(id, _)| id));
-            return Ok(Found::of(Presented::Ambiguous));
+            return Ok(Found::of(CookieOutcome::Ambiguous));
         }
         Ok(match named.pop() {
             Some((id, candidate)) if candidate.verdict.is_valid() => {
                 let Candidate { generation, signed_by, verdict, record } = candidate;
                 let Record { meta, values } = record;
                 let meta = Box::new(meta);
-                let presented = Presented::Session { id, generation, verdict, signed_by, meta };
+                let presented = CookieOutcome::Session { id, generation, verdict, signed_by, meta };
                 Found { values, ..Found::of(presented) }
             }
             Some((id, _)) => {
                 self.shared.metrics.event(Event::Stale);
-                Found::of(Presented::Stale(id))
+                Found::of(CookieOutcome::Stale(id))
             }
-            None if ended => Found::of(Presented::Ended),
-            None => Found::of(Presented::Unknown),
+            None if ended => Found::of(CookieOutcome::Ended),
+            None => Found::of(CookieOutcome::Unknown),
         })
     }
 

@@ -5,10 +5,10 @@
 //! rotates its session first. So what needs no cookie is done here, and the rest is the other
 //! instance's.
 
-use super::change::{Changed, Requested, changed};
+use super::change::{ChangeRequest, Snapshot, changed};
 use super::{Failure, Sessions};
 use crate::session::id::Id;
-use crate::session::patch::{Refusal, Remains, Through};
+use crate::session::patch::{Authority, Refusal, Tombstone};
 use crate::session::record::{Entry, Meta};
 use crate::store::Want;
 
@@ -24,14 +24,14 @@ pub struct Remote {
 
 impl Sessions {
     /// The session of a request of another instance, as it is now.
-    pub async fn read_remote(&self, remote: Remote, want: Want<'_>) -> Result<Changed, Failure> {
-        let (id, generation) = remote.session.ok_or(Failure::Elsewhere)?;
+    pub async fn read_remote(&self, remote: Remote, want: Want<'_>) -> Result<Snapshot, Failure> {
+        let (id, generation) = remote.session.ok_or(Failure::OtherInstance)?;
         let serves = |meta: &Meta| meta.serves(generation);
         match self.load_cached(self.store()?, id, want, serves).await? {
             Some(Entry::Live(record)) if !record.meta.rotated_away(generation) => {
-                Ok(Changed { session: Some((id, record)), ..Changed::default() })
+                Ok(Snapshot { session: Some((id, record)), ..Snapshot::default() })
             }
-            Some(Entry::Live(_) | Entry::Ended { .. }) | None => Err(Failure::Elsewhere),
+            Some(Entry::Live(_) | Entry::Ended { .. }) | None => Err(Failure::OtherInstance),
         }
     }
 
@@ -39,19 +39,19 @@ impl Sessions {
     pub async fn apply_remote(
         &self,
         remote: Remote,
-        requested: Requested<'_>,
-    ) -> Result<Changed, Failure> {
-        let Requested { patch, condition, want } = requested;
-        let (id, generation) = remote.session.ok_or(Failure::Elsewhere)?;
+        requested: ChangeRequest<'_>,
+    ) -> Result<Snapshot, Failure> {
+        let ChangeRequest { patch, condition, want } = requested;
+        let (id, generation) = remote.session.ok_or(Failure::OtherInstance)?;
         if patch.needs_cookie() || patch.destroy {
-            return Err(Failure::Elsewhere);
+            return Err(Failure::OtherInstance);
         }
-        let through = Through::Request(generation);
-        let change = self.change(patch, condition, through, remote.prolongs, Remains::Nothing);
+        let authority = Authority::Request(generation);
+        let change = self.change(patch, condition, authority, remote.prolongs, Tombstone::None);
         match self.patched(self.store()?, id, change, want).await {
             Ok(applied) => Ok(changed(id, applied, false)),
             Err(Failure::Refused(Refusal::Gone | Refusal::Ended | Refusal::Rotated)) => {
-                Err(Failure::Elsewhere)
+                Err(Failure::OtherInstance)
             }
             Err(failure) => Err(failure),
         }

@@ -3,13 +3,13 @@
 
 use tracing::info;
 
-use super::change::{Changed, Requested, changed};
+use super::change::{ChangeRequest, Snapshot, changed};
 use super::exchange::Exchange;
 use super::{Failure, Home, Sessions};
 use crate::log::limited;
 use crate::metrics::{Event, StoreOperation};
 use crate::session::id::Id;
-use crate::session::patch::{Patch, Refusal, Remains, Replicated, Through};
+use crate::session::patch::{Authority, Patch, Refusal, Replicated, Tombstone};
 use crate::session::record::{Entry, Meta, Principal};
 use crate::store::{Error as StoreError, Want};
 
@@ -38,16 +38,20 @@ const PAGE: usize = 500;
 
 impl Sessions {
     /// A session by its id.
-    pub async fn find(&self, id: Id, want: Want<'_>) -> Result<Changed, Failure> {
+    pub async fn find(&self, id: Id, want: Want<'_>) -> Result<Snapshot, Failure> {
         let entry = self.load_cached(self.store()?, id, want, |_| true).await?;
         let record = entry.and_then(Entry::into_live).ok_or(Failure::NoSuchSession)?;
-        Ok(Changed { session: Some((id, record)), ..Changed::default() })
+        Ok(Snapshot { session: Some((id, record)), ..Snapshot::default() })
     }
 
     /// Changes a session by its id; never makes one, never prolongs one.
-    pub async fn apply_by_id(&self, id: Id, requested: Requested<'_>) -> Result<Changed, Failure> {
-        let Requested { patch, condition, want } = requested;
-        let change = self.change(patch, condition, Through::Service, false, Remains::Nothing);
+    pub async fn apply_by_id(
+        &self,
+        id: Id,
+        requested: ChangeRequest<'_>,
+    ) -> Result<Snapshot, Failure> {
+        let ChangeRequest { patch, condition, want } = requested;
+        let change = self.change(patch, condition, Authority::Service, false, Tombstone::None);
         let applied = match self.patched(self.store()?, id, change, want).await {
             Err(Failure::Refused(Refusal::Gone | Refusal::Ended)) => {
                 return Err(Failure::NoSuchSession);
@@ -152,7 +156,7 @@ impl Sessions {
     /// Ends the session of a request.
     pub async fn destroy_own(&self, exchange: &Exchange) -> Result<Destroyed, Failure> {
         let patch = Patch { destroy: true, ..Patch::default() };
-        let requested = Requested { patch: &patch, condition: None, want: Want::Meta };
+        let requested = ChangeRequest { patch: &patch, condition: None, want: Want::Meta };
         Ok(Destroyed::by(&self.apply(exchange, requested).await?))
     }
 
@@ -168,7 +172,7 @@ impl Sessions {
 
 impl Destroyed {
     /// What a patch that destroys has ended.
-    pub fn by(changed: &Changed) -> Self {
+    pub fn by(changed: &Snapshot) -> Self {
         Self { count: u64::from(changed.session.is_some()), replicated: changed.replicated }
     }
 

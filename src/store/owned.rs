@@ -1,6 +1,6 @@
 //! What a call borrows, as its own: it goes to another thread, and may outlive the call.
 
-use crate::session::patch::{Change, Condition, Patch, Remains, Through};
+use crate::session::patch::{Authority, Change, Condition, Patch, Tombstone};
 use crate::session::policy::Policy;
 use crate::session::record::Key;
 use crate::store::Want;
@@ -11,11 +11,11 @@ use crate::time::Timestamp;
 pub(super) struct OwnedChange {
     patch: Patch,
     condition: Option<Condition>,
-    through: Through,
+    authority: Authority,
     policy: Policy,
     now: Timestamp,
-    prolongs: bool,
-    remains: Remains,
+    touches: bool,
+    tombstone: Tombstone,
 }
 
 impl From<Change<'_>> for OwnedChange {
@@ -23,11 +23,11 @@ impl From<Change<'_>> for OwnedChange {
         Self {
             patch: change.patch.clone(),
             condition: change.condition.cloned(),
-            through: change.through,
+            authority: change.authority,
             policy: change.policy.clone(),
             now: change.now,
-            prolongs: change.prolongs,
-            remains: change.remains,
+            touches: change.touches,
+            tombstone: change.tombstone,
         }
     }
 }
@@ -37,11 +37,11 @@ impl OwnedChange {
         Change {
             patch: &self.patch,
             condition: self.condition.as_ref(),
-            through: self.through,
+            authority: self.authority,
             policy: &self.policy,
             now: self.now,
-            prolongs: self.prolongs,
-            remains: self.remains,
+            touches: self.touches,
+            tombstone: self.tombstone,
         }
     }
 }

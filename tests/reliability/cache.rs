@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use cloakroom::server::Tasks;
 use cloakroom::session::id::Id;
-use cloakroom::session::patch::{Change, Op, Patch, Remains, Through};
+use cloakroom::session::patch::{Authority, Change, Op, Patch, Tombstone};
 use cloakroom::session::policy::Policy;
 use cloakroom::session::record::{Entry, Key, Meta, Record, Values};
 use cloakroom::store::cache::{Cached, Coherence, Hot};
@@ -304,11 +304,11 @@ fn change<'a>(patch: &'a Patch, policy: &'a Policy) -> Change<'a> {
     Change {
         patch,
         condition: None,
-        through: Through::Service,
+        authority: Authority::Service,
         policy,
         now: Clock::System.now(),
         prolongs: true,
-        remains: Remains::Marker,
+        tombstone: Tombstone::Leave,
     }
 }
 

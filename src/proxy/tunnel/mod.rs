@@ -20,7 +20,7 @@ use frames::Reason;
 use pipe::{Activity, Broken, Pipe};
 
 use crate::random;
-use crate::sessions::{Sessions, Standing, Tracked, Watched};
+use crate::sessions::{SessionStatus, Sessions, Tracked, WatchedSession};
 use crate::tasks::Tasks;
 
 pub(super) use handshake::{Asked, Handshake};
@@ -46,7 +46,7 @@ pub(super) struct Tunnel {
     /// Ends with the tunnel: until then the upstream may call the session API.
     pub(super) tracked: Option<Tracked>,
     /// What it lives by, where it does.
-    pub(super) watched: Option<Watched>,
+    pub(super) watched: Option<WatchedSession>,
     /// Ends it where nothing goes either way for so long.
     pub(super) idle_timeout: Duration,
 }
@@ -126,7 +126,7 @@ async fn close(up: &mut Pipe, down: &mut Pipe, reason: Reason) {
 /// What ends a tunnel beside those who speak.
 struct Ends {
     sessions: Sessions,
-    watched: Option<Watched>,
+    watched: Option<WatchedSession>,
     idle_timeout: Duration,
     activity: Arc<Activity>,
     tasks: Tasks,
@@ -144,7 +144,7 @@ impl Ends {
             }
             let Some(watched) = self.watched else { continue };
             let used = self.activity.client_has_sent();
-            if self.sessions.look_at(watched, used).await == Standing::Over {
+            if self.sessions.check(watched, used).await == SessionStatus::Ended {
                 return Reason::Policy;
             }
         }

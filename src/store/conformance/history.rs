@@ -10,13 +10,13 @@ use proptest::test_runner::{Config, TestCaseError, TestCaseResult, TestRunner};
 use super::model::Model;
 use super::named::{json, key, new_id, now, pages};
 use super::seed::{
-    ConditionSeed, ExpirySeed, KEYS, Kind, PatchSeed, RecordSeed, SLOTS, Step, ThroughSeed,
+    AuthoritySeed, ConditionSeed, ExpirySeed, KEYS, Kind, PatchSeed, RecordSeed, SLOTS, Step,
     UseSeed, WantSeed, any_policy, any_record, any_step,
 };
 use super::{Fresh, runtime};
 use crate::session::id::Id;
 use crate::session::patch::{
-    Applied, Change, Condition, ExpiryChange, Patch, Replicated, Through, Use, value_tag,
+    Applied, Authority, Change, Condition, ExpiryChange, Patch, Replicated, Use, value_tag,
 };
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Expiry, Key, Meta, Principal, Record, Values};
@@ -154,17 +154,17 @@ impl Play<'_> {
         let change = Change {
             patch: &patch,
             condition: condition.as_ref(),
-            through: match seed.through {
-                ThroughSeed::Request(away) => {
-                    Through::Request(away_from(found.meta.generation, away))
+            authority: match seed.authority {
+                AuthoritySeed::Request(away) => {
+                    Authority::Request(away_from(found.meta.generation, away))
                 }
-                ThroughSeed::LogIn => Through::LogIn,
-                ThroughSeed::Service => Through::Service,
+                AuthoritySeed::LogIn => Authority::LogIn,
+                AuthoritySeed::Service => Authority::Service,
             },
             policy: &policy,
             now: self.model.now,
-            prolongs: seed.prolongs,
-            remains: seed.remains,
+            touches: seed.touches,
+            tombstone: seed.tombstone,
         };
         let keys = self.keys.clone();
         let want = wanted(&keys, want);
@@ -178,13 +178,13 @@ impl Play<'_> {
     async fn record_use(
         &mut self,
         id: Id,
-        UseSeed { away, prolongs, sets_cookie, proves }: UseSeed,
+        UseSeed { away, touches, sets_cookie, proves }: UseSeed,
     ) -> TestCaseResult {
         let generation = match self.model.entries.get(&id) {
             Some(Entry::Live(record)) => away_from(record.meta.generation, away),
             _ => 1,
         };
-        let used = Use { generation, prolongs, sets_cookie, proves, now: self.model.now };
+        let used = Use { generation, touches, sets_cookie, proves, now: self.model.now };
         let answer = self.store.record_use(id, used, &self.model.policy).await?;
         same(&self.model.standing(answer), &self.model.record_use(id, used))
     }

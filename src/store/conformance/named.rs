@@ -10,7 +10,7 @@ use super::{Fresh, runtime};
 use crate::random;
 use crate::session::id::Id;
 use crate::session::json::Json;
-use crate::session::patch::{Applied, Change, Op, Patch, Refusal, Remains, Through};
+use crate::session::patch::{Applied, Authority, Change, Op, Patch, Refusal, Tombstone};
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Key, Meta, Principal, Record, Values};
 use crate::store::{Created, Error, Store, Want};
@@ -48,11 +48,11 @@ pub(crate) async fn patch(
     let change = Change {
         patch,
         condition: None,
-        through: Through::Service,
+        authority: Authority::Service,
         policy: &policy,
         now: now(),
-        prolongs: true,
-        remains: Remains::Marker,
+        touches: true,
+        tombstone: Tombstone::Leave,
     };
     store.patch(id, change, want).await
 }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::named::{json, key};
-use crate::session::patch::{Op, Remains};
+use crate::session::patch::{Op, Tombstone};
 use crate::session::policy::Policy;
 use crate::session::record::{Client, Key, Principal};
 
@@ -56,7 +56,7 @@ pub(super) enum Step {
 pub(super) struct UseSeed {
     /// So much away from the generation of the record.
     pub(super) away: i64,
-    pub(super) prolongs: bool,
+    pub(super) touches: bool,
     pub(super) sets_cookie: bool,
     pub(super) proves: bool,
 }
@@ -98,11 +98,11 @@ pub(super) enum ExpirySeed {
 pub(super) struct PatchSeed {
     pub(super) version: Option<u64>,
     pub(super) kind: Kind,
-    pub(super) through: ThroughSeed,
+    pub(super) authority: AuthoritySeed,
     pub(super) condition: Option<(usize, ConditionSeed)>,
     pub(super) limits: Option<(usize, usize)>,
-    pub(super) prolongs: bool,
-    pub(super) remains: Remains,
+    pub(super) touches: bool,
+    pub(super) tombstone: Tombstone,
 }
 
 #[derive(Clone, Debug)]
@@ -112,7 +112,7 @@ pub(super) enum Kind {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) enum ThroughSeed {
+pub(super) enum AuthoritySeed {
     /// A request's, so much away from the generation of the record.
     Request(i64),
     LogIn,
@@ -220,11 +220,11 @@ fn any_patch() -> impl Strategy<Value = PatchSeed> {
             principal,
             rotate,
         });
-    let through = prop_oneof![
-        6 => Just(ThroughSeed::Request(0)),
-        1 => (-3_i64..=1).prop_map(ThroughSeed::Request),
-        2 => Just(ThroughSeed::LogIn),
-        2 => Just(ThroughSeed::Service),
+    let authority = prop_oneof![
+        6 => Just(AuthoritySeed::Request(0)),
+        1 => (-3_i64..=1).prop_map(AuthoritySeed::Request),
+        2 => Just(AuthoritySeed::LogIn),
+        2 => Just(AuthoritySeed::Service),
     ];
     let condition = select(vec![
         ConditionSeed::Missing,
@@ -237,20 +237,14 @@ fn any_patch() -> impl Strategy<Value = PatchSeed> {
         // 0 is the right one.
         prop::option::weighted(0.15, 0_u64..2),
         prop_oneof![1 => Just(Kind::Destroy), 20 => change],
-        through,
+        authority,
         prop::option::weighted(0.15, (0..KEYS.len(), condition)),
         prop::option::weighted(0.15, (0_usize..4, 0_usize..60)),
         any::<bool>(),
-        select(vec![Remains::Marker, Remains::Nothing]),
+        select(vec![Tombstone::Leave, Tombstone::None]),
     )
-        .prop_map(|(version, kind, through, condition, limits, prolongs, remains)| PatchSeed {
-            version,
-            kind,
-            through,
-            condition,
-            limits,
-            prolongs,
-            remains,
+        .prop_map(|(version, kind, authority, condition, limits, touches, tombstone)| {
+            PatchSeed { version, kind, authority, condition, limits, touches, tombstone }
         })
 }
 
@@ -265,7 +259,7 @@ fn any_want() -> impl Strategy<Value = WantSeed> {
 
 fn any_use() -> impl Strategy<Value = UseSeed> {
     (-2_i64..=2, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-        |(away, prolongs, sets_cookie, proves)| UseSeed { away, prolongs, sets_cookie, proves },
+        |(away, touches, sets_cookie, proves)| UseSeed { away, touches, sets_cookie, proves },
     )
 }
 

@@ -49,7 +49,7 @@ fn a_full_store_evicts_the_oldest_unproven_record() {
         let first = create(&store, &of(older(30), 1000, true)).await.expect("room");
         // It comes back.
         let third = create(&store, &of(older(40), 1000, true)).await.expect("room");
-        let used = Use { generation: 1, prolongs: false, sets_cookie: false, proves: true, now };
+        let used = Use { generation: 1, touches: false, sets_cookie: false, proves: true, now };
         store.record_use(third, used, &Policy::default()).await.expect("used");
         assert_eq!(evicted(&store), 0);
         create(&store, &of(now, 1000, true)).await.expect("room is made");

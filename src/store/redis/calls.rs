@@ -7,8 +7,8 @@ use redis::{Cmd, Value};
 use super::fields::{Indexed, Unreadable, array, entry_of, instant, text};
 use crate::session::json::Json;
 use crate::session::patch::{
-    Applied, Change, Condition, ExpiryChange, Op, Patch, Refusal, Remains, Replicated, Rotation,
-    Through, Use,
+    Applied, Authority, Change, Condition, ExpiryChange, Op, Patch, Refusal, Replicated, Rotation,
+    Tombstone, Use,
 };
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Key, Principal};
@@ -50,7 +50,7 @@ pub(super) fn use_arguments(
     indexed: Option<&Indexed>,
 ) {
     common(command, used.now, policy, indexed);
-    command.arg(used.generation).arg(flag(used.prolongs)).arg(flag(used.sets_cookie));
+    command.arg(used.generation).arg(flag(used.touches)).arg(flag(used.sets_cookie));
     command.arg(flag(used.proves));
 }
 
@@ -63,10 +63,10 @@ pub(super) fn patch_arguments(
 ) {
     let Change { patch, policy, .. } = change;
     common(command, change.now, policy, indexed);
-    let (through, generation) = match change.through {
-        Through::Request(generation) => ("request", generation),
-        Through::LogIn => ("login", 0),
-        Through::Service => ("service", 0),
+    let (authority, generation) = match change.authority {
+        Authority::Request(generation) => ("request", generation),
+        Authority::LogIn => ("login", 0),
+        Authority::Service => ("service", 0),
     };
     let version = patch.if_version.map(|version| version.to_string());
     let expiry = match patch.expiry {
@@ -89,12 +89,12 @@ pub(super) fn patch_arguments(
     command
         .arg(policy.max_values)
         .arg(policy.max_bytes)
-        .arg(through)
+        .arg(authority)
         .arg(generation)
         .arg(version.unwrap_or_default())
         .arg(flag(patch.only_destroys()))
-        .arg(flag(change.prolongs))
-        .arg(flag(change.remains == Remains::Marker))
+        .arg(flag(change.touches))
+        .arg(flag(change.tombstone == Tombstone::Leave))
         .arg(flag(patch.rotate))
         .arg(patch.principal.as_ref().map_or("", Principal::as_str))
         .arg(expiry)

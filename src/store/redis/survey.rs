@@ -10,7 +10,7 @@ use super::trouble::{Trouble, is_denied, whole};
 use super::{Deployment, Redis};
 use crate::random;
 use crate::session::id::Id;
-use crate::session::patch::{Change, Op, Patch, Remains, Through, Use};
+use crate::session::patch::{Authority, Change, Op, Patch, Tombstone, Use};
 use crate::session::policy::Policy;
 use crate::session::record::{Expiry, Key, Meta, Principal, Record, Values};
 use crate::store::{Error, Want};
@@ -67,15 +67,15 @@ impl Redis {
         let change = Change {
             patch: &patch.unwrap_or_default(),
             condition: None,
-            through: Through::Service,
+            authority: Authority::Service,
             policy,
             now,
-            prolongs: true,
-            remains: Remains::Nothing,
+            touches: true,
+            tombstone: Tombstone::None,
         };
         // What it answers does not matter: another clock may take the session for over.
         let _ = self.change(id, change, Want::Values).await?;
-        let used = Use { generation: 1, prolongs: true, sets_cookie: false, proves: false, now };
+        let used = Use { generation: 1, touches: true, sets_cookie: false, proves: false, now };
         self.write_use(id, used, policy).await?;
         self.load_entry(id, Want::Values).await?;
         self.load_entry(id, Want::Meta).await?;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use self::kit::RedisServer;
 use super::*;
 use crate::secret::Secret;
-use crate::session::patch::{Op, Patch, Remains, Through};
+use crate::session::patch::{Authority, Op, Patch, Tombstone};
 use crate::session::record::Values;
 use crate::store::config::{self, Address, Password, Topology};
 use crate::store::conformance::{Fresh, json, key, new_id, now, patch, record, runtime, suite};
@@ -203,7 +203,7 @@ async fn scripts_sent(store: &Redis) -> String {
 }
 
 fn touch(at: Timestamp) -> Use {
-    Use { generation: 1, prolongs: true, sets_cookie: false, proves: false, now: at }
+    Use { generation: 1, touches: true, sets_cookie: false, proves: false, now: at }
 }
 
 /// Applies a patch that must be taken.
@@ -595,11 +595,11 @@ fn a_marker_goes_by_itself() {
         let change = Change {
             patch: &destroy,
             condition: None,
-            through: Through::Request(1),
+            authority: Authority::Request(1),
             policy: &POLICY,
             now: now(),
-            prolongs: true,
-            remains: Remains::Marker,
+            touches: true,
+            tombstone: Tombstone::Leave,
         };
         let applied = store.patch(id, change, Want::Meta).await.expect("answered");
         let Some(Entry::Ended { until }) = applied.expect("applied").entry else {

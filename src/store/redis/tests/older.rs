@@ -40,15 +40,15 @@ async fn older_use(store: &Redis, id: Id, used: Use) {
     older(store, id, USE, &arguments).await;
 }
 
-async fn older_patch(store: &Redis, id: Id, patch: &Patch, at: Timestamp, prolongs: bool) {
+async fn older_patch(store: &Redis, id: Id, patch: &Patch, at: Timestamp, touches: bool) {
     let change = Change {
         patch,
         condition: None,
-        through: Through::Service,
+        authority: Authority::Service,
         policy: &POLICY,
         now: at,
-        prolongs,
-        remains: Remains::Nothing,
+        touches,
+        tombstone: Tombstone::None,
     };
     let mut command = Cmd::new();
     calls::patch_arguments(&mut command, change, Want::Values, None);
@@ -86,7 +86,7 @@ fn what_an_older_instance_uses_is_proven() {
         let [touched, promoted, changed, cleared, kept] = ids[..] else { panic!("five") };
         let later = begin + Duration::from_mins(2);
         older_use(&store, touched, touch(later)).await;
-        let next = Use { generation: 2, prolongs: false, ..touch(later) };
+        let next = Use { generation: 2, touches: false, ..touch(later) };
         older_use(&store, promoted, next).await;
         older_patch(&store, changed, &set, later, true).await;
         older_patch(&store, cleared, &Patch::of(Op::Clear), later, false).await;
@@ -124,12 +124,12 @@ fn an_older_instance_reads_and_changes_an_unproven_session() {
         older_patch(&store, id, &Patch::of(Op::Increment(key("a"), 1)), begin, true).await;
         // In the same millisecond: the mark stands, and this version takes it away.
         assert!(unproven(&store, id).await);
-        let proves = Use { proves: true, prolongs: false, ..touch(begin) };
+        let proves = Use { proves: true, touches: false, ..touch(begin) };
         store.record_use(id, proves, &policy).await.expect("used");
         assert!(!unproven(&store, id).await);
         let values = store.load(id, Want::Values).await.expect("loaded");
         let Some(Entry::Live(found)) = values else { panic!("no session") };
         assert_eq!(found.values.get(&key("a")), Some(&json("2")));
-        assert_eq!(found.meta.last_seen_at, one.meta.last_seen_at, "it prolongs nothing");
+        assert_eq!(found.meta.last_seen_at, one.meta.last_seen_at, "it touches nothing");
     });
 }
