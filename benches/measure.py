@@ -1,8 +1,8 @@
-"""Measures what Cloakroom costs beside a bare upstream and nginx, and writes docs/benchmarks.md.
+"""Measures the cost of Cloakroom, compared with a bare upstream and nginx, and writes docs/benchmarks.md.
 
-The proxy is pinned to CPU 0; wrk, the upstream and Redis to CPU 1. Targets are sampled in turn, the order
-reversed in every other round, and ratios are taken within a round. CPU seconds are utime + stime of the
-proxy's process tree, from /proc. CPU that others used meanwhile is noted.
+The proxy is pinned to CPU 0; wrk, the upstream and Redis to CPU 1. Targets are sampled in turn, in reverse
+order in every other round, and ratios are computed within a round. CPU seconds are utime + stime of the
+proxy's process tree, from /proc. CPU time of unrelated processes is reported.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def get(port, path, headers=()):
 
 
 def tree(pid):
-    """A process and its descendants."""
+    """Returns the ids of a process and its descendants."""
     pids = [pid]
     for each in pids:
         try:
@@ -65,7 +65,7 @@ def tree(pid):
 
 
 def cpu(pid):
-    """CPU seconds of a process tree."""
+    """Returns the CPU seconds of a process tree."""
     total = 0
     for each in tree(pid):
         try:
@@ -78,7 +78,7 @@ def cpu(pid):
 
 
 def busy():
-    """CPU seconds that the whole machine was busy, waiting for others' machines (steal) included."""
+    """Returns the CPU seconds that the whole machine was busy, including steal time."""
     with open("/proc/stat") as stat:
         fields = list(map(int, stat.readline().split()[1:9]))
     return (sum(fields) - fields[3] - fields[4]) / TICK
@@ -93,14 +93,14 @@ def resident(pid):
 
 
 class Target:
-    """What is measured: a process, its port, and whether requests are to reach the upstream with a session."""
+    """A process under test, its port, and a cookie if requests must reach the upstream with a session."""
 
     def __init__(self, name, process, port, path="/", cookie=None):
         self.name, self.process, self.port, self.path, self.cookie = name, process, port, path, cookie
 
 
-class Ground:
-    """Everything that runs, in a directory that goes in the end."""
+class TestBed:
+    """All processes of the benchmark, and a directory that is removed at the end."""
 
     def __init__(self):
         self.directory = tempfile.mkdtemp(prefix="cloakroom-bench-")
@@ -150,7 +150,7 @@ class Ground:
         return Target("nginx, plain proxy", process, port)
 
     def cloakroom(self, name, store, path="/"):
-        """With the routes: / with a session, /off/ without, /data/ with its values by header."""
+        """Starts Cloakroom with the routes / (session), /off (no session) and /data (values by header)."""
         port, api, admin = free_port(), free_port(), free_port()
         state = os.path.join(self.directory, f"state-{port}")
         os.mkdir(state)
@@ -190,7 +190,7 @@ header_exchange = true
         response, _ = get(port, "/begin")
         cookie = (response.getheader("Set-Cookie") or "").split(";")[0]
         if not cookie:
-            raise SystemExit(f"{name}: no session was begun: {response.status}")
+            raise SystemExit(f"{name}: no session was created: status {response.status}")
         return Target(name, process, port, path, cookie)
 
     def counts(self):
@@ -232,24 +232,24 @@ def wrk(target, connections, seconds):
     return int(requests), float(took), latency(50), latency(99), errors, own
 
 
-def sample(ground, target, connections, seconds):
-    """One sample, after a warm-up."""
+def sample(bed, target, connections, seconds):
+    """Takes one sample after a warm-up."""
     wrk(target, connections, 1)
-    requests_before, sessions_before = ground.counts()
-    everything = [target.process.pid, ground.upstream.pid, ground.redis.pid]
+    requests_before, sessions_before = bed.counts()
+    everything = [target.process.pid, bed.upstream.pid, bed.redis.pid]
     everything = list(dict.fromkeys(everything))
     ours, machine = {pid: cpu(pid) for pid in everything}, busy()
     requests, took, p50, p99, errors, wrks = wrk(target, connections, seconds)
     machine = busy() - machine
     used = {pid: cpu(pid) - ours[pid] for pid in everything}
-    requests_after, sessions_after = ground.counts()
+    requests_after, sessions_after = bed.counts()
     arrived, with_session = requests_after - requests_before, sessions_after - sessions_before
-    wants = target.cookie is not None and not target.path.startswith("/off")
-    if with_session != (arrived if wants else 0) or arrived < requests:
-        raise SystemExit(f"{target.name}: {with_session} of {arrived} requests came with a session")
+    expects_session = target.cookie is not None and not target.path.startswith("/off")
+    if with_session != (arrived if expects_session else 0) or arrived < requests:
+        raise SystemExit(f"{target.name}: {with_session} of {arrived} requests arrived with a session")
     return {
         "rate": requests / took, "cpu": used[target.process.pid] / requests * 1e5, "p50": p50, "p99": p99,
-        "redis": used[ground.redis.pid] / requests * 1e5, "errors": errors, "rss": resident(target.process.pid),
+        "redis": used[bed.redis.pid] / requests * 1e5, "errors": errors, "rss": resident(target.process.pid),
         "foreign": max(0.0, machine - sum(used.values()) - wrks) / took,
     }
 
@@ -257,13 +257,13 @@ def sample(ground, target, connections, seconds):
 def spread(values, digits):
     if max(values) == 0:
         return "–"
-    middle = f"{statistics.median(values):.{digits}f}"
-    return f"{middle} ({min(values):.{digits}f}–{max(values):.{digits}f})" if len(values) > 1 else middle
+    median = f"{statistics.median(values):.{digits}f}"
+    return f"{median} ({min(values):.{digits}f}–{max(values):.{digits}f})" if len(values) > 1 else median
 
 
 def table(targets, samples, connections):
     lines = [f"\n## {connections} connection{'s' if connections > 1 else ''}\n",
-             "| | requests/s | to nginx | CPU s / 100,000 | to nginx | p50 ms | p99 ms | MiB |",
+             "| | requests/s | vs. nginx | CPU s / 100,000 | vs. nginx | p50 ms | p99 ms | MiB |",
              "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     nginx = samples["nginx, plain proxy", connections]
     for target in targets:
@@ -294,24 +294,24 @@ def head(samples, rounds, seconds):
     nginx = re.search(r"[\d.]+", subprocess.run(["nginx", "-v"], capture_output=True, text=True, env=path).stderr).group(0)
     return f"""# Benchmarks
 
-Written by `benches/run`; one run. A first figure, not a target.
+Written by `benches/run`. The figures are those of one run; they are no targets.
 
 Commit {commit}, {datetime.date.today()}; {os.cpu_count()} virtual cores ({model.group(1) if model else platform.machine()}),
-shared with other work; Linux {'.'.join(platform.release().split('.')[:2])}; nginx {nginx}, wrk {version(["wrk", "-v"])},
+shared with other workloads; Linux {'.'.join(platform.release().split('.')[:2])}; nginx {nginx}, wrk {version(["wrk", "-v"])},
 Redis {version(["redis-server", "--version"])}.
 
-HTTP/1.1 on loopback without TLS, kept connections, small requests, pages of 1 KiB. The proxy alone is on CPU 0; wrk,
-the upstream (`benches/upstream.rs`) and Redis are on CPU 1. Rounds: {rounds}, of {seconds} s a sample after a second to warm
-up, targets in turn, the order reversed in every other round: the median, and in brackets the least and the most. CPU is
-user and system time of the proxy's processes (of the bare upstream, its own); ratios are within a round. The ratio
-of CPU is the robust figure; requests per second also tell how busy CPU 1 was. With one connection, what counts is mostly
-how often the other CPU had to be woken. Redis's own CPU comes on top where it is the store:
+HTTP/1.1 on loopback without TLS, keep-alive connections, small requests, pages of 1 KiB. Only the proxy runs on CPU 0;
+wrk, the upstream (`benches/upstream.rs`) and Redis run on CPU 1. {rounds} rounds with samples of {seconds} s after one second
+of warm-up; targets in turn, in reverse order in every other round. The tables show the median, with minimum and maximum
+in brackets. CPU is user and system time of the proxy's processes (for the bare upstream, its own); ratios are computed
+within a round. The CPU ratio is the most robust figure: requests per second also depend on the load of CPU 1, and with
+one connection mostly on wake-ups of the other CPU. With Redis as the store, the CPU time of Redis comes on top:
 {spread([s["redis"] for s in samples["Cloakroom, session in Redis", 32]], 2)} s / 100,000 at 32 connections.
 
-With a session, the upstream is told its id (`X-Session-Id`) and can call the session API; *and its values by header*
-also hands it the session's values (189 bytes of JSON) with every request. That every request came with its session was
-counted at the upstream. The access log is off everywhere. Errors: {sum(one["errors"] for one in everything)}. CPU
-that others used meanwhile, of 2: {statistics.median(foreign):.2f} in the median, {max(foreign):.2f} at most."""
+With a session, the upstream receives its id (`X-Session-Id`) and can call the session API; *with its values by header*
+adds the session's values (189 bytes of JSON) to every request. The upstream verified that every request had its session.
+The access log is off everywhere. Errors: {sum(one["errors"] for one in everything)}. CPU time of unrelated processes,
+of 2 CPUs: {statistics.median(foreign):.2f} in the median, {max(foreign):.2f} at most."""
 
 
 def main():
@@ -319,28 +319,28 @@ def main():
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
     rounds, seconds = (1, 1) if quick else (3, 5)
-    ground = Ground()
+    bed = TestBed()
     try:
-        sqlite = ground.cloakroom("Cloakroom, session in SQLite", "sqlite:cloakroom.db")
-        memory = ground.cloakroom("Cloakroom, session in memory", "memory:")
-        redis = ground.cloakroom("Cloakroom, session in Redis", f"redis://127.0.0.1:{ground.redis_port}/")
+        sqlite = bed.cloakroom("Cloakroom, session in SQLite", "sqlite:cloakroom.db")
+        memory = bed.cloakroom("Cloakroom, session in memory", "memory:")
+        redis = bed.cloakroom("Cloakroom, session in Redis", f"redis://127.0.0.1:{bed.redis_port}/")
         targets = [
-            Target("bare upstream", ground.upstream, ground.upstream_port),
-            ground.nginx(),
+            Target("bare upstream", bed.upstream, bed.upstream_port),
+            bed.nginx(),
             Target("Cloakroom, session = \"off\"", memory.process, memory.port, "/off", memory.cookie),
             memory, sqlite, redis,
-            Target("the same, and its values by header", redis.process, redis.port, "/data", redis.cookie),
+            Target("the same, with its values by header", redis.process, redis.port, "/data", redis.cookie),
         ]
         samples = {}
         for connections in CONNECTIONS:
             for number in range(rounds):
                 for target in targets if number % 2 == 0 else targets[::-1]:
-                    one = sample(ground, target, connections, seconds)
+                    one = sample(bed, target, connections, seconds)
                     samples.setdefault((target.name, connections), []).append(one)
                     print(f"c={connections} {target.name}: {one['rate']:.0f}/s, {one['cpu']:.2f} CPU s/100k, "
                           f"foreign {one['foreign']:.2f}, errors {one['errors']}", file=sys.stderr)
     finally:
-        ground.end()
+        bed.end()
     tables = "\n".join(table(targets, samples, connections) for connections in CONNECTIONS)
     text = head(samples, rounds, seconds) + "\n" + tables + "\n"
     print(text)

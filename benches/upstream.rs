@@ -1,8 +1,8 @@
-//! The site of the benchmark: as little work as a site can be, on one thread.
+//! The upstream of the benchmark: a minimal site on one thread.
 //!
-//! `/` answers 1 KiB and counts the requests that brought a session. `/begin` begins one, by header
-//! exchange. `/counts` says how many requests came, and how many of them with a session.
-#![expect(clippy::print_stdout, reason = "it says where it listens")]
+//! `/` returns 1 KiB and counts the requests with a session. `/begin` creates a session by header
+//! exchange. `/counts` returns the number of requests so far, and of those with a session.
+#![expect(clippy::print_stdout, reason = "it prints its port")]
 
 use std::cell::Cell;
 use std::io;
@@ -12,10 +12,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
 
-/// Requests, and those with a session.
+/// Number of requests, and of those with a session.
 type Counts = Rc<(Cell<u64>, Cell<u64>)>;
 
-/// What a small shop keeps: 189 bytes of JSON.
+/// A session such as that of a small shop: 189 bytes of JSON.
 const PATCH: &str = concat!(
     r#"{"values":{"user_id":48213,"name":"Ada Example","roles":["customer","editor"],"#,
     r#""csrf":"0123456789abcdef0123456789abcdef","#,
@@ -36,10 +36,10 @@ fn main() -> io::Result<()> {
     })
 }
 
-/// Requests without bodies, one after the other, until the client goes.
+/// Serves requests without bodies, one after another, until the client closes the connection.
 async fn connection(mut stream: TcpStream, counts: Counts) -> io::Result<()> {
     let page = response("", &".".repeat(1024));
-    let begin = response(&format!("X-Session-Patch: {PATCH}\r\n"), "begun");
+    let begin = response(&format!("X-Session-Patch: {PATCH}\r\n"), "created");
     let mut request = Vec::with_capacity(16 * 1024);
     loop {
         request.clear();
@@ -56,13 +56,13 @@ async fn connection(mut stream: TcpStream, counts: Counts) -> io::Result<()> {
             stream.write_all(begin.as_bytes()).await?;
         } else {
             requests.set(requests.get() + 1);
-            with_session.set(with_session.get() + u64::from(brings_session(&request)));
+            with_session.set(with_session.get() + u64::from(has_session(&request)));
             stream.write_all(page.as_bytes()).await?;
         }
     }
 }
 
-fn brings_session(request: &[u8]) -> bool {
+fn has_session(request: &[u8]) -> bool {
     let name = b"\r\nx-session-id: ";
     request.windows(name.len()).any(|window| window == name)
 }

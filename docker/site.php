@@ -1,5 +1,5 @@
 <?php
-// A site without sessions: PHP's own are not used. Cloakroom tells each request where its session is.
+// A site without sessions of its own. Each request from Cloakroom has the URL and the token of its session.
 
 function session(string $method, string $path, ?array $body = null) {
     $context = stream_context_create(['http' => [
@@ -15,7 +15,7 @@ $path = parse_url($_SERVER['REQUEST_URI'], PHP_URL_PATH);
 $posted = $_SERVER['REQUEST_METHOD'] === 'POST';
 
 if ($path === '/login' && $posted) {
-    // A site would check a password here.
+    // A real site would check a password here.
     session('PATCH', '', ['principal' => $_POST['name'] ?: 'nobody']);
     header('Location: /', true, 303);
     exit;
@@ -27,7 +27,7 @@ if ($path === '/logout' && $posted) {
 }
 if ($path !== '/') {
     http_response_code(404);
-    exit('There is no such page.');
+    exit('Page not found.');
 }
 
 $visits = session('POST', '/values/visits/increment');

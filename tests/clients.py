@@ -1,9 +1,9 @@
-"""Visits a site through the proxy with the clients that people have, over TLS with HTTP/1.1 and HTTP/2.
+"""Visits a site through the proxy with common HTTP clients, over TLS with HTTP/1.1 and HTTP/2.
 
     target/venv/bin/python tests/clients.py --binary PATH
 
-Each has a session of its own, in which the site counts its visits, and trusts the test's own authority.
-It needs curl, h2load, Node, Chromium and openssl, and httpx and requests in its own Python.
+Each client has its own session, in which the site counts its visits, and trusts the certificate authority of the
+test. It needs curl, h2load, Node, Chromium and openssl, and a Python with httpx and requests.
 """
 
 import argparse
@@ -63,7 +63,7 @@ const visit = () => {
 visit();
 """
 
-# A page that says how it came.
+# A page that shows the protocol over which it was loaded.
 PAGE = """<!doctype html><meta charset="utf-8"><title>visit</title><p id="out"></p><script>
 const [entry] = performance.getEntriesByType('navigation');
 document.getElementById('out').textContent = `visit %d by ${entry.nextHopProtocol}`;
@@ -71,13 +71,13 @@ document.getElementById('out').textContent = `visit %d by ${entry.nextHopProtoco
 
 
 class Site(http.server.BaseHTTPRequestHandler):
-    """Counts visits by header exchange."""
+    """A site that counts visits by header exchange."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
         if self.path not in ["/", "/page"]:
-            # Chromium asks for an icon.
+            # Chromium requests a favicon.
             return self.send_error(404)
         visit = json.loads(self.headers["X-Session-Data"]).get("visits", 0) + 1
         page = PAGE % visit if self.path == "/page" else json.dumps({"visit": visit})
@@ -94,7 +94,7 @@ class Site(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    # Its usual five are fewer than h2load's requests at a time.
+    # The default backlog of 5 is too small for the concurrent requests of h2load.
     request_queue_size = 1024
 
 
@@ -106,7 +106,7 @@ def run(*command, **options):
 
 
 def identity(directory):
-    """An authority, and a certificate of it for localhost."""
+    """Creates a certificate authority, and a certificate for localhost."""
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     ca = ["-keyout", directory / "ca.key", "-out", directory / "ca.pem", "-subj", "/CN=Cloakroom's tests"]
     run("openssl", "req", "-x509", *key, *ca)
@@ -119,15 +119,15 @@ def identity(directory):
 def curl(directory, url, option):
     jar, seen = directory / f"jar{option}", []
     for _ in range(3):
-        told = ["--write-out", "\n%{http_version}", "--cookie", jar, "--cookie-jar", jar]
-        body, version = run("curl", "-s", option, "--cacert", directory / "ca.pem", *told, url).rsplit("\n", 1)
+        options = ["--write-out", "\n%{http_version}", "--cookie", jar, "--cookie-jar", jar]
+        body, version = run("curl", "-s", option, "--cacert", directory / "ca.pem", *options, url).rsplit("\n", 1)
         seen.append((json.loads(body)["visit"], version))
     return seen
 
 
 def by_requests(directory, url):
     with requests.Session() as session:
-        # Else a machine's own authorities would take the place of the test's.
+        # Otherwise the environment may override the test's certificate authority.
         session.trust_env = False
         session.verify = str(directory / "ca.pem")
         return [session.get(url, timeout=PATIENCE).json()["visit"] for _ in range(3)]
@@ -146,9 +146,9 @@ def by_node(directory, url, script):
 
 
 def by_h2load(url, *options):
-    said = run("h2load", "-n", "500", "-c", "8", *options, url)
-    protocol = re.search(r"Application protocol: (\S+)", said)[1]
-    return re.search(r"status codes: (.*)", said)[1], protocol
+    output = run("h2load", "-n", "500", "-c", "8", *options, url)
+    protocol = re.search(r"Application protocol: (\S+)", output)[1]
+    return re.search(r"status codes: (.*)", output)[1], protocol
 
 
 def by_chromium(directory, url):
@@ -169,9 +169,9 @@ def by_chromium(directory, url):
 
 
 def check(what, found, expected):
-    held = found == expected
-    print(f"{'ok    ' if held else 'FAILED'}  {what}{'' if held else f': {found}'}", flush=True)
-    return held
+    passed = found == expected
+    print(f"{'ok    ' if passed else 'FAILED'}  {what}{'' if passed else f': {found}'}", flush=True)
+    return passed
 
 
 def visit(directory, url):
@@ -214,12 +214,12 @@ def main():
             proxy = subprocess.Popen(command, env={"STATE_DIRECTORY": name}, stderr=log)
         try:
             wait_for(public, proxy)
-            held = all(visit(directory, f"https://localhost:{public}/"))
+            passed = all(visit(directory, f"https://localhost:{public}/"))
         finally:
             proxy.terminate()
             code = proxy.wait(timeout=PATIENCE)
-        held = check("SIGTERM ends it with exit code 0", code, 0) and held
-    sys.exit(0 if held else 1)
+        passed = check("SIGTERM: exit code 0", code, 0) and passed
+    sys.exit(0 if passed else 1)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Searches logs for secrets: cookie tokens, request tokens, keys, passwords, the service token.
+"""Searches logs for secrets: cookie tokens, request tokens, keys, passwords and the service token.
 
     python3 tests/leaks.py DIRECTORY
 
-Tokens are found by what they are, not by how they look: every run of base64url characters is tried
-at every place, and is a token where its tag verifies under the tests' key. First the search has to
-find what it plants itself.
+Tokens are found by verification, not by a pattern: every substring of base64url characters is tried, and is a
+token if its tag verifies with the key of the tests. First the search has to find secrets that it plants itself.
 """
 
 import base64
@@ -15,13 +14,13 @@ import re
 import sys
 import tempfile
 
-# What the tests configure: tests/it/support/cloakroom.rs.
+# As configured by tests/it/support/cloakroom.rs.
 KEY = "dGhlIGtleSB0aGF0IGFsbCB0aGVzZSB0ZXN0cyB1c2U"
 SERVICE_TOKEN = "the-service-token-of-the-tests"
 PASSWORDS = ["hunter2", "hunter3"]
 COOKIE_NAMES = ["__Host-id", "id"]
 
-# A request token ends with where its instance is reached, as "127.0.0.1:8081", or without it.
+# A request token may end with the address of its instance, e.g. "127.0.0.1:8081".
 REQUEST_BYTES = range(43 + 16, 43 + 16 + len("127.0.0.1:65535") + 1)
 
 RUN = re.compile(rb"[A-Za-z0-9_-]{48,}")
@@ -83,8 +82,8 @@ class Search:
         return found
 
 
-def planted(search, key):
-    """The search finds what it is for."""
+def finds_planted_secrets(search, key):
+    """Returns True if the search finds the secrets that this function plants."""
     cookie = b"\x07" * 16 + b"\0\0\0\x01"
     cookie += tag(search.token_keys[0], b"__Host-id\0" + cookie)
     requests = [b"\x07" * 43, b"\x07" * 43 + b"127.0.0.1:8081"]
@@ -100,17 +99,17 @@ def planted(search, key):
 def main():
     directory = pathlib.Path(sys.argv[1])
     keys = [decode(KEY.encode())]
-    # The keys that proxies under test have made for themselves.
+    # Keys that proxies under test have generated.
     keys += [decode(file.read_bytes().strip()) for file in directory.rglob("*session-key")]
-    if not planted(Search(keys), keys[0]):
-        print("the search does not find what it is for")
+    if not finds_planted_secrets(Search(keys), keys[0]):
+        print("the search does not find planted secrets")
         return 1
     search = Search(keys)
     found = [line for line in search.directory(directory) if not line.split(":")[0].endswith("session-key")]
     print(f"{search.lines} lines, {search.candidates} candidates, {len(found)} secrets")
     for line in found[:20]:
         print(line)
-    # Without a line there was nothing to search, and nothing was shown.
+    # Without lines nothing was searched, which proves nothing.
     return 1 if found or search.lines < 300 else 0
 
 

@@ -2,8 +2,8 @@
 
     python3 tests/schemathesis.py --binary PATH --schemathesis PATH
 
-An upstream holds one request open through the proxy, so that its request token stays good for as long
-as the checks take.
+An upstream keeps one request open through the proxy, so that its request token stays valid during the
+checks.
 """
 
 import argparse
@@ -34,14 +34,14 @@ def free_ports(count):
 
 
 class Holding(http.server.BaseHTTPRequestHandler):
-    """Tells the headers of the request, and answers when the checks are over."""
+    """Reports the headers of the request, and responds when the checks are done."""
 
-    told = queue.Queue()
-    over = threading.Event()
+    headers_received = queue.Queue()
+    done = threading.Event()
 
     def do_GET(self):
-        self.told.put(self.headers)
-        self.over.wait()
+        self.headers_received.put(self.headers)
+        self.done.wait()
         self.send_response(204)
         self.end_headers()
 
@@ -57,7 +57,7 @@ def wait_for(port, process):
             return
         except OSError:
             time.sleep(0.05)
-    raise SystemExit("the proxy does not start")
+    raise SystemExit("the proxy did not start")
 
 
 def check(schemathesis, api, headers, excluded):
@@ -106,21 +106,21 @@ response_timeout = "1h"
             wait_for(public, proxy)
             visit = threading.Thread(target=urllib.request.urlopen, args=[f"http://127.0.0.1:{public}/"], daemon=True)
             visit.start()
-            told = Holding.told.get(timeout=30)
+            received = Holding.headers_received.get(timeout=30)
             headers = {
-                "X-Session-Token": told["X-Session-Token"],
+                "X-Session-Token": received["X-Session-Token"],
                 "Authorization": f"Bearer {SERVICE_TOKEN}",
             }
-            # Whether good data is taken depends on the session (412, an increment of a text), and what
-            # a preference or a default looks like is no reason to refuse: these two checks know neither.
-            # The authority is given by the command line, which `ignored_auth` takes for none.
+            # Valid data may be rejected because of the state of the session (412, an increment of a text), and
+            # invalid preferences are ignored: the first two checks do not know that. `ignored_auth` does not see
+            # credentials from the command line.
             excluded = "positive_data_acceptance,negative_data_rejection,ignored_auth"
-            failed = check(arguments.schemathesis, told["X-Session-Url"], headers, excluded)
+            failed = check(arguments.schemathesis, received["X-Session-Url"], headers, excluded)
         finally:
-            Holding.over.set()
+            Holding.done.set()
             proxy.terminate()
             ended = proxy.wait(60)
-    print(f"schemathesis {'failed' if failed else 'found nothing'}; the proxy ended with {ended}")
+    print(f"schemathesis {'failed' if failed else 'found nothing'}; the proxy exited with code {ended}")
     return 1 if failed or ended else 0
 
 

@@ -173,14 +173,16 @@ async fn client(
         let reused = kept.is_some();
         let mut sender = match kept.take() {
             Some(sender) => sender,
-            None => match timeout(PATIENCE, Sender::connect(address, version)).await {
-                Ok(Some(sender)) => sender,
-                _ => {
+            None => {
+                if let Ok(Some(sender)) = timeout(PATIENCE, Sender::connect(address, version)).await
+                {
+                    sender
+                } else {
                     tally.add(|tally| &tally.refused);
                     sleep(Duration::from_millis(10)).await;
                     continue;
                 }
-            },
+            }
         };
         // The server has announced that it closes this connection.
         if reused && !sender.is_ready().await {

@@ -10,8 +10,11 @@
     clippy::disallowed_methods,
     clippy::print_stdout,
     clippy::unused_async,
+    clippy::too_many_lines,
+    clippy::needless_for_each,
     unreachable_pub,
-    reason = "a test fails by panicking, knows its environment, prints its progress, and exports nothing"
+    reason = "a test fails by panicking, knows its environment, prints its progress, reads from top to \
+              bottom, and exports nothing"
 )]
 
 mod cache;
@@ -38,7 +41,14 @@ mod stores;
 mod tunnels;
 
 #[path = "../it/support/mod.rs"]
-#[expect(dead_code, unused_imports, reason = "other tests share the kit")]
+#[expect(
+    dead_code,
+    unused_imports,
+    clippy::format_push_string,
+    clippy::format_collect,
+    clippy::needless_pass_by_value,
+    reason = "other tests share the kit, and have their own list"
+)]
 mod support;
 
 use std::fs::File;

@@ -70,9 +70,10 @@ async fn races(method: Method) -> Measurement {
     let (mut whole, mut errors) = (0, 0);
     let mut client = TcpStream::connect(proxy.public()).await.unwrap();
     for _ in 0..REQUESTS {
-        match ask(&mut client, &method, proxy.public()).await {
-            true => whole += 1,
-            false => errors += 1,
+        if ask(&mut client, &method, proxy.public()).await {
+            whole += 1;
+        } else {
+            errors += 1;
         }
         sleep(Duration::from_micros(300)).await;
     }

@@ -119,7 +119,7 @@ fn forged(number: usize) -> String {
     let bytes: [u8; 36] = cloakroom::random::bytes();
     let text = URL_SAFE_NO_PAD.encode(bytes);
     match number % 8 {
-        0 => text[..47].to_owned(),
+        0 => text.chars().take(47).collect(),
         1 => format!("{text}="),
         2 => text.replacen(|_| true, "%41", 1),
         3 => format!("{text}; __Host-id={text}; __Host-id={}", URL_SAFE_NO_PAD.encode([0; 36])),

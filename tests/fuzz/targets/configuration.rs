@@ -1,4 +1,4 @@
-//! A configuration file: it is taken, and says itself again as what it means, or every mistake has its place.
+//! A configuration file is accepted and can be printed, or is rejected with an error message.
 #![no_main]
 
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
 });
 
 fuzz_target!(|data: &[u8]| {
-    // Files that it names would be read; none is there, and none is to be looked for.
+    // The configuration may name files to read; keep it away from devices and /proc.
     if data.contains(&b'/') && data.windows(4).any(|part| part == b"/dev" || part == b"/pro") {
         return;
     }
@@ -21,7 +21,7 @@ fuzz_target!(|data: &[u8]| {
     let read = |path| load(Some(path), &environment, &Overrides::default());
     match read(FILE.as_path()) {
         Ok(loaded) => {
-            // Secrets are hidden in it; all else is as it was.
+            // The effective configuration, with its secrets redacted.
             let shown = loaded.config.to_toml();
             assert!(!shown.is_empty());
         }

@@ -1,4 +1,5 @@
-//! Forwarded and X-Forwarded-*: whatever comes, the upstream gets one of each, and they can be sent.
+//! Forwarded and X-Forwarded-*: for any input, the upstream receives at most one valid header of
+//! each name.
 #![no_main]
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,7 +20,7 @@ const NAMES: [HeaderName; 6] = [
 ];
 
 fuzz_target!(|data: &[u8]| {
-    // Each line is a field, its first byte its name.
+    // Each line is a header; its first byte selects the name.
     let mut headers = HeaderMap::new();
     for line in data.split(|byte| *byte == b'\n') {
         let Some((first, value)) = line.split_first() else { continue };
@@ -42,7 +43,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(headers.get_all("x-forwarded-proto").iter().count() == 1);
         assert!(headers.get_all("x-real-ip").iter().count() <= 1);
         if !is_trusted {
-            assert_eq!(client.address, address, "a stranger says nothing");
+            assert_eq!(client.address, address, "an untrusted peer's headers are ignored");
             assert_eq!(headers.get_all("x-forwarded-for").iter().count(), 1);
         }
     }

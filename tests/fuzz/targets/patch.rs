@@ -1,4 +1,4 @@
-//! The JSON of a patch, of values, and of what else the session API takes.
+//! The JSON documents that the session API accepts: patches, values and others.
 #![no_main]
 
 use cloakroom::wire;
@@ -14,7 +14,8 @@ fuzz_target!(|data: &[u8]| {
         wire::expiry(data).is_ok(),
         wire::patches(data.split(|byte| *byte == b'\n')).is_ok(),
     ];
-    // One reading of JSON: what another parser refuses is not taken here. An increment without a body is one by 1.
+    // Whatever another JSON parser rejects is rejected here too. An empty body of an increment
+    // means 1.
     if read.iter().take(6).any(|read| *read) && !data.trim_ascii().is_empty() {
         assert!(serde_json::from_slice::<serde::de::IgnoredAny>(data).is_ok(), "{read:?}");
     }

@@ -1,4 +1,4 @@
-//! Tokens and sealed cookies that nobody has signed open nothing.
+//! Unsigned tokens and sealed cookies are rejected.
 #![no_main]
 
 use std::sync::LazyLock;

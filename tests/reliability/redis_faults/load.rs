@@ -163,7 +163,7 @@ impl Shared {
     async fn visit(&self, number: usize, browser: &Browser, newcomer: Browser) {
         let began = Instant::now();
         let (request, outcome) = match random(20) {
-            0 => ("without a session", judge_anonymous(newcomer.fetch("/", &Script::new()).await)),
+            0 => ("without a session", judge_anonymous(&newcomer.fetch("/", &Script::new()).await)),
             1 => ("a life cycle", self.create_and_destroy(newcomer).await),
             2..7 => ("an increment", self.increment(number, browser).await),
             _ => {
@@ -283,7 +283,7 @@ fn judge(page: &Page, served: impl Fn(&Page) -> Outcome) -> Outcome {
 }
 
 /// Judges the response to a visitor without a cookie, who must always be served.
-fn judge_anonymous(page: Page) -> Outcome {
+fn judge_anonymous(page: &Page) -> Outcome {
     if page.status == 200 && page.set_cookies().is_empty() {
         Outcome::Served
     } else {

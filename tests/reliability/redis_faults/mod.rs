@@ -8,7 +8,7 @@ mod topologies;
 
 use std::time::{Duration, Instant};
 
-use self::load::{Load, LoadResult, Outcome};
+use self::load::{Load, LoadResult, Outcome, Sample};
 use crate::process_stats;
 use crate::report::{Measurement, Report};
 
@@ -134,78 +134,115 @@ pub fn window(begin: impl FnOnce(), lasts: Duration, end: impl FnOnce()) -> Wind
     Window { began, ended: Instant::now() }
 }
 
-fn measurement(result: &LoadResult, window: &Window, requirement: Requirement) -> Measurement {
-    let samples = &result.samples;
-    let missing = samples.iter().filter(|sample| sample.outcome == Outcome::Missing).count();
-    let wrong: Vec<_> = samples
-        .iter()
-        .filter_map(|sample| match &sample.outcome {
-            Outcome::Wrong(what) => {
-                Some(format!("{what} ({}, {})", sample.request, sample.visitor))
+/// The samples of a load, sorted by their outcome.
+struct Samples<'a> {
+    wrong: Vec<String>,
+    failed: Vec<&'a Sample>,
+    missing: usize,
+    longest: Duration,
+}
+
+/// Returns true for a single request; a life cycle is several requests and pauses.
+fn is_single(sample: &Sample) -> bool {
+    sample.request != "a life cycle"
+}
+
+impl<'a> Samples<'a> {
+    fn of(result: &'a LoadResult) -> Self {
+        let mut samples =
+            Self { wrong: Vec::new(), failed: Vec::new(), missing: 0, longest: Duration::ZERO };
+        for sample in &result.samples {
+            match &sample.outcome {
+                Outcome::Served => {}
+                Outcome::Missing => samples.missing += 1,
+                Outcome::Failed(..) => samples.failed.push(sample),
+                Outcome::Wrong(text) => {
+                    samples.wrong.push(format!("{text} ({}, {})", sample.request, sample.visitor));
+                }
             }
-            Outcome::Served | Outcome::Missing | Outcome::Failed(..) => None,
-        })
-        .collect();
-    let failed: Vec<_> =
-        samples.iter().filter(|sample| matches!(sample.outcome, Outcome::Failed(..))).collect();
-    // A life cycle is several requests and pauses.
-    let single = |request: &str| request != "a life cycle";
-    let longest = samples.iter().filter(|sample| single(sample.request)).map(|sample| sample.took);
-    let longest = longest.max().unwrap_or_default();
-    let late = failed.iter().map(|sample| sample.began + sample.took).max();
-    let recovered =
-        late.map_or(Duration::ZERO, |late| late.saturating_duration_since(window.ended));
-    let before = failed.iter().filter(|sample| sample.began + sample.took < window.began).count();
-    // The circuit breaker is open by then.
-    let opened = window.began + Duration::from_millis(2500);
-    let mut fast: Vec<_> = failed
-        .iter()
-        .filter(|sample| sample.began > opened && sample.began + sample.took < window.ended)
-        .filter(|sample| single(sample.request))
-        .map(|sample| sample.took)
-        .collect();
-    fast.sort();
-    let mut text = format!(
-        "{} requests, {} wrong responses, {} failed; the longest took {} ms; all served again after {} ms",
-        samples.len(),
-        wrong.len(),
-        failed.len(),
-        longest.as_millis(),
-        recovered.as_millis(),
-    );
-    if let (Some(median), Some(p99)) = (fast.get(fast.len() / 2), fast.get(fast.len() * 99 / 100)) {
-        text += &format!(
-            "; failures from 2.5 s on took {:.1} ms (median), {:.1} ms (p99)",
-            median.as_secs_f64() * 1000.0,
-            p99.as_secs_f64() * 1000.0
-        );
+            if is_single(sample) {
+                samples.longest = samples.longest.max(sample.took);
+            }
+        }
+        samples
     }
-    text +=
-        &format!("; {} destroyed, {} of them served again", result.destroyed, result.resurrected);
-    if requirement.losses == Losses::Allowed {
-        text += &format!("; {} acknowledged increments lost by the failover", result.lost);
-    } else if result.lost > 0 {
-        text += &format!("; {} acknowledged increments lost", result.lost);
+
+    /// Returns the time from the end of the fault to the last failure.
+    fn recovery(&self, window: &Window) -> Duration {
+        let last = self.failed.iter().map(|sample| sample.began + sample.took).max();
+        last.map_or(Duration::ZERO, |last| last.saturating_duration_since(window.ended))
     }
-    if let Some(first) = wrong.first() {
-        text += &format!("; first wrong: {first}");
+
+    /// Returns the sorted durations of failures during the fault, once the circuit breaker is open.
+    fn fast_failures(&self, window: &Window) -> Vec<Duration> {
+        let opened = window.began + Duration::from_millis(2500);
+        let mut durations: Vec<_> = self
+            .failed
+            .iter()
+            .filter(|sample| sample.began > opened && sample.began + sample.took < window.ended)
+            .filter(|sample| is_single(sample))
+            .map(|sample| sample.took)
+            .collect();
+        durations.sort();
+        durations
     }
-    if missing > 0 {
-        text += &format!("; {missing} requests of visitors whose session was missing");
-    }
-    let missing_fits = (missing > 0) == (requirement.missing == Missing::Allowed);
+}
+
+fn measurement(result: &LoadResult, window: &Window, requirement: Requirement) -> Measurement {
+    let samples = Samples::of(result);
+    let recovery = samples.recovery(window);
+    let text = summary(result, &samples, window, requirement);
+    let failed = &samples.failed;
+    let before = failed.iter().any(|sample| sample.began + sample.took < window.began);
+    let missing_fits = (samples.missing > 0) == (requirement.missing == Missing::Allowed);
     let failures_fit = match requirement.failures {
         Failures::None => failed.is_empty(),
         Failures::Allowed => true,
         Failures::Required => !failed.is_empty(),
     };
-    let passed = wrong.is_empty()
+    let passed = samples.wrong.is_empty()
         && result.resurrected == 0
-        && before == 0
+        && !before
         && failures_fit
         && missing_fits
-        && longest <= requirement.longest
-        && recovered <= requirement.recovers
+        && samples.longest <= requirement.longest
+        && recovery <= requirement.recovers
         && (requirement.losses == Losses::Allowed || result.lost == 0);
     Measurement { text, passed }
+}
+
+fn summary(
+    result: &LoadResult,
+    samples: &Samples<'_>,
+    window: &Window,
+    requirement: Requirement,
+) -> String {
+    let mut parts = vec![
+        format!("{} requests, {} wrong responses", result.samples.len(), samples.wrong.len()),
+        format!("{} failed", samples.failed.len()),
+        format!("the longest took {} ms", samples.longest.as_millis()),
+        format!("all served again after {} ms", samples.recovery(window).as_millis()),
+    ];
+    let fast = samples.fast_failures(window);
+    if let (Some(median), Some(p99)) = (fast.get(fast.len() / 2), fast.get(fast.len() * 99 / 100)) {
+        parts.push(format!(
+            "failures from 2.5 s on took {:.1} ms (median), {:.1} ms (p99)",
+            median.as_secs_f64() * 1000.0,
+            p99.as_secs_f64() * 1000.0
+        ));
+    }
+    let LoadResult { destroyed, resurrected, lost, .. } = result;
+    parts.push(format!("{destroyed} destroyed, {resurrected} of them served again"));
+    if requirement.losses == Losses::Allowed {
+        parts.push(format!("{lost} acknowledged increments lost by the failover"));
+    } else if *lost > 0 {
+        parts.push(format!("{lost} acknowledged increments lost"));
+    }
+    if let Some(first) = samples.wrong.first() {
+        parts.push(format!("first wrong response: {first}"));
+    }
+    if samples.missing > 0 {
+        parts.push(format!("{} requests of visitors whose session was missing", samples.missing));
+    }
+    parts.join("; ")
 }

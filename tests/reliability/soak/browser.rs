@@ -42,7 +42,8 @@ impl Visitor {
         let served = status == Ok(200);
         oracle.trace(&format!("v{} #{} {kind:?} -> {status:?}", self.number, job.number));
         // A patch by header is rejected with 502 if its session is missing.
-        let failed = !served && !(status == Ok(502) && oracle.may_be_rejected(&job, began));
+        let rejected = status == Ok(502) && oracle.may_be_rejected(&job, began);
+        let failed = !served && !rejected;
         let after_recovery = failed && oracle.is_quiet(RECOVERY);
         oracle.count(|tally| {
             tally.pages += 1;
@@ -111,7 +112,7 @@ impl Visitor {
             503 if job.token.is_none() && job.patch.is_none() => {
                 "a visitor without a cookie was rejected".to_owned()
             }
-            502 | 503 | 504 => return,
+            502..=504 => return,
             status => format!("a page with status {status}: {code}"),
         };
         self.site.oracle.wrong(self.number, &wrong);
@@ -121,7 +122,7 @@ impl Visitor {
     fn keep(&self, job: &Job, response: &Response<Bytes>, sent: Instant) {
         for cookie in cookies(response) {
             self.site.oracle.trace(&format!("v{} #{} {cookie}", self.number, job.number));
-            if cookie.max_age().is_some_and(|age| age.is_zero()) {
+            if cookie.max_age().is_some_and(time::SignedDuration::is_zero) {
                 self.site.oracle.cookie_deleted(job, sent);
                 *self.jar.lock().unwrap() = None;
                 self.known.store(false, Ordering::Relaxed);

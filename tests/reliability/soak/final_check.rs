@@ -148,9 +148,10 @@ impl FinalCheck {
         );
         let lost: Vec<_> =
             tally.lost.iter().map(|(what, count)| format!("{count} {what}")).collect();
-        let _ = match lost.is_empty() {
-            true => write!(text, "; nothing lost"),
-            false => write!(text, "; lost by failovers: {}", lost.join(", ")),
+        let _ = if lost.is_empty() {
+            write!(text, "; nothing lost")
+        } else {
+            write!(text, "; lost by failovers: {}", lost.join(", "))
         };
         let _ = write!(
             text,

@@ -123,7 +123,7 @@ impl Oracle {
         visitor: usize,
         id: &str,
         values: Option<&Map<String, Value>>,
-        principal: Option<Option<&Value>>,
+        principal: Option<&Value>,
         observation: Observation,
     ) {
         let mut wrong = None;
@@ -172,7 +172,7 @@ impl Oracle {
                 add_losses(&mut self.model().tally, count, "changes of values", cause);
             }
             Verdict::Wrong(text) => {
-                self.wrong_of(id, visitor, &format!("increment of {key}: {text}"))
+                self.wrong_of(id, visitor, &format!("increment of {key}: {text}"));
             }
         }
     }
@@ -254,7 +254,7 @@ impl Oracle {
 fn judge(
     session: &mut Session,
     values: &Map<String, Value>,
-    principal: Option<Option<&Value>>,
+    principal: Option<&Value>,
     read: &Read<'_>,
     tally: &mut Tally,
 ) -> Result<(), String> {
@@ -264,10 +264,10 @@ fn judge(
     for (count, cause) in session.judge(values, read)? {
         add_losses(tally, count, "changes of values", cause);
     }
-    match principal.map(|principal| session.principal.judge(principal, read)) {
-        None | Some(Verdict::Right) => {}
-        Some(Verdict::Lost(count, cause)) => add_losses(tally, count, "log-ins", cause),
-        Some(Verdict::Wrong(text)) => return Err(format!("principal: {text}")),
+    match session.principal.judge(principal, read) {
+        Verdict::Right => {}
+        Verdict::Lost(count, cause) => add_losses(tally, count, "log-ins", cause),
+        Verdict::Wrong(text) => return Err(format!("principal: {text}")),
     }
     Ok(())
 }

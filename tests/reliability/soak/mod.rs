@@ -253,8 +253,8 @@ async fn run_visitors(
             let mut requests = 1;
             while Instant::now() < end {
                 // Between 50 % and 150 % of the interval that its share of the rate gives.
-                let pause = share * u32::try_from(requests).unwrap();
-                let pause = pause.mul_f64(0.5 + random.below(1000) as f64 / 1000.0);
+                let permille = u32::try_from(500 + random.below(1000)).unwrap();
+                let pause = share * u32::try_from(requests).unwrap() * permille / 1000;
                 tokio::time::sleep(pause.min(end.saturating_duration_since(Instant::now()))).await;
                 requests = visitor.act(&mut random).await.max(1);
             }

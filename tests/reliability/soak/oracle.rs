@@ -75,7 +75,7 @@ pub struct Observation {
 }
 
 impl Observation {
-    pub(super) fn read<'a>(self, shard: usize, past: &'a Past) -> Read<'a> {
+    pub(super) fn read(self, shard: usize, past: &Past) -> Read<'_> {
         let staleness = if self.cached { CACHE_BOUND } else { Duration::ZERO };
         Read { sent: self.sent, received: self.received, staleness, shard, past }
     }
@@ -229,12 +229,12 @@ impl Oracle {
         if elsewhere && let Some(id) = answered {
             drop(model);
             self.created_another(job, id, &pending, State::Acknowledged(now));
-        } else if let (None, Some(state)) = (&pending.target, state) {
-            if pending.change.creates() {
-                model.tally.orphans += 1;
-                drop(model);
-                job.progress.lock().unwrap().created.push((pending.change, state));
-            }
+        } else if let (None, Some(state)) = (&pending.target, state)
+            && pending.change.creates()
+        {
+            model.tally.orphans += 1;
+            drop(model);
+            job.progress.lock().unwrap().created.push((pending.change, state));
         }
     }
 
@@ -269,8 +269,9 @@ impl Oracle {
                 return;
             }
         }
-        let state =
-            changes.first().map_or(State::Acknowledged(Instant::now()), |(_, state)| *state);
+        let state = changes
+            .first()
+            .map_or_else(|| State::Acknowledged(Instant::now()), |(_, state)| *state);
         let log_outs = model.log_outs.clone();
         let session = model.sessions.entry(id.to_owned()).or_insert_with(|| {
             let creation = Write::new(number, started, state, ());

@@ -99,21 +99,18 @@ impl Session {
         self.registers.values_mut().for_each(|register| register.finish(id, state));
         self.counters.values_mut().for_each(|counter| counter.finish(id, state));
         self.principal.finish(id, state);
-        match state {
-            Some(state) => {
-                for destroy in self.destroys.iter_mut().filter(|destroy| destroy.id == id) {
-                    destroy.state = state;
-                    destroy.value = durable;
-                }
-                let rotations = self.rotations.iter_mut();
-                rotations
-                    .filter(|rotation| rotation.id == id)
-                    .for_each(|rotation| rotation.state = state);
+        if let Some(state) = state {
+            for destroy in self.destroys.iter_mut().filter(|destroy| destroy.id == id) {
+                destroy.state = state;
+                destroy.value = durable;
             }
-            None => {
-                self.destroys.retain(|destroy| destroy.id != id);
-                self.rotations.retain(|rotation| rotation.id != id);
-            }
+            let rotations = self.rotations.iter_mut();
+            rotations
+                .filter(|rotation| rotation.id == id)
+                .for_each(|rotation| rotation.state = state);
+        } else {
+            self.destroys.retain(|destroy| destroy.id != id);
+            self.rotations.retain(|rotation| rotation.id != id);
         }
     }
 
@@ -177,9 +174,8 @@ impl Session {
         values: &Map<String, Value>,
         read: &Read<'_>,
     ) -> Result<Vec<(u64, &'static str)>, String> {
-        if let Some(owner) =
-            values.get("owner").filter(|owner| **owner != Value::from(self.visitor))
-        {
+        let owner = values.get("owner").filter(|owner| owner.as_u64() != Some(self.visitor as u64));
+        if let Some(owner) = owner {
             return Err(format!("data of another visitor: {owner}"));
         }
         if values.get("left") != values.get("right") {
@@ -300,20 +296,17 @@ impl Session {
         }
         let creation = &self.creation;
         let mut destroys = self.destroys.iter_mut().rev();
-        match destroys.find(|destroy| destroy.is_possible(read)) {
-            Some(destroy) => {
-                match destroy.state {
-                    State::Unknown(_) => destroy.state = State::Acknowledged(read.received),
-                    State::Acknowledged(_) => destroy.value |= destroy.is_settled(read),
-                    State::InFlight => {}
-                }
-                None
+        if let Some(destroy) = destroys.find(|destroy| destroy.is_possible(read)) {
+            match destroy.state {
+                State::Unknown(_) => destroy.state = State::Acknowledged(read.received),
+                State::Acknowledged(_) => destroy.value |= destroy.is_settled(read),
+                State::InFlight => {}
             }
-            None => {
-                let cause = creation.loss(read).filter(|_| creation.is_settled(read));
-                self.lost |= cause.is_some();
-                cause
-            }
+            None
+        } else {
+            let cause = creation.loss(read).filter(|_| creation.is_settled(read));
+            self.lost |= cause.is_some();
+            cause
         }
     }
 }

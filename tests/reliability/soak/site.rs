@@ -106,7 +106,7 @@ impl Site {
                 return;
             }
             // Calls have a deadline, so the site finishes within this time.
-            if tokio::time::timeout(Duration::from_secs(60), done).await.is_err() {
+            if tokio::time::timeout(Duration::from_mins(1), done).await.is_err() {
                 self.oracle.wrong(job.visitor, "the site never finished a request");
                 return;
             }
@@ -149,7 +149,7 @@ impl Site {
         if let (Some(id), Some(data)) = (&session, header("x-session-data")) {
             let values: Map<String, Value> = serde_json::from_str(data).unwrap();
             let principal = header("x-session-principal").map(Value::from);
-            self.oracle.read(job.visitor, id, Some(&values), Some(principal.as_ref()), observation);
+            self.oracle.read(job.visitor, id, Some(&values), principal.as_ref(), observation);
         }
         if header("x-session-url") != Some(API) {
             self.oracle.wrong(job.visitor, "X-Session-Url is not the configured one");
@@ -221,7 +221,7 @@ impl Site {
                 }
                 let values = called.body["values"].as_object();
                 let principal = Some(&called.body["principal"]).filter(|name| !name.is_null());
-                self.oracle.read(job.visitor, id, values, Some(principal), called.observation);
+                self.oracle.read(job.visitor, id, values, principal, called.observation);
             }
             (200, None) if called.body["id"].is_null() => {}
             (200, None) => self.oracle.wrong(job.visitor, "an anonymous read returned a session"),
@@ -347,7 +347,9 @@ impl Site {
     fn judge_error(&self, job: &Job, target: Option<&str>, called: &ApiResponse) {
         let code = called.body["code"].as_str().unwrap_or_default();
         match (called.status, code) {
-            (503, "store_unavailable" | "store_full") | (504, _) | (410, "request_gone") => {}
+            (503, "store_unavailable" | "store_full") | (504, _) | (410, "request_gone")
+            // The visitor has closed the connection, or the proxy with the request has exited.
+            | (409, "response_committed") => {}
             (409, "session_gone" | "session_rotated") | (404, "no_such_session") => {
                 if let Some(target) = target {
                     self.oracle.rejected_as_missing(job, target, code, called.observation);
@@ -355,8 +357,6 @@ impl Site {
                     self.oracle.wrong(job.visitor, &format!("a log-in was rejected: {code}"));
                 }
             }
-            // The visitor has closed the connection, or the proxy with the request has exited.
-            (409, "response_committed") => {}
             (status, code) => {
                 let text = format!("the API responded {status} {code}: {}", called.body);
                 self.oracle.wrong(job.visitor, &text);

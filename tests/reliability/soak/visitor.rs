@@ -220,7 +220,7 @@ impl Visitor {
         match random.below(12) {
             0 => {
                 self.change_as_service(id, "DELETE", Change { destroy: true, ..Change::default() })
-                    .await
+                    .await;
             }
             1..5 => self.change_as_service(id, "PATCH", self.set(20)).await,
             _ => drop(self.inspect(id, None).await),
@@ -276,7 +276,7 @@ impl Visitor {
             200 => {
                 let principal = Some(&body["principal"]).filter(|name| !name.is_null());
                 let values = body["values"].as_object();
-                self.site.oracle.read(self.number, id, values, Some(principal), observation);
+                self.site.oracle.read(self.number, id, values, principal, observation);
             }
             404 => self.site.oracle.read(self.number, id, None, None, observation),
             503 => return false,
