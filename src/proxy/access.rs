@@ -1,4 +1,5 @@
-//! The access log: one event for each request, when its response is over; the count of requests, and their spans.
+//! The access log: one event per request, written at the end of its response, together with its metrics
+//! and its span.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,16 +19,16 @@ use crate::server::Peer;
 use crate::session::id::Id;
 use crate::telemetry::{Ended, Recorded, Span, Trace, Tracer};
 
-/// What is told of a request. Never its query, its cookies or a token.
+/// What is logged about a request. Never its query, its cookies or a token.
 #[derive(Debug)]
 pub(super) struct Access {
-    line: Option<Line>,
+    entry: Option<Entry>,
     failure: Option<Outcome>,
 }
 
 #[derive(Debug)]
-struct Line {
-    began: Instant,
+struct Entry {
+    started: Instant,
     method: Method,
     path: String,
     client: Option<IpAddr>,
@@ -38,22 +39,22 @@ struct Line {
     status: u16,
 }
 
-/// What a span tells beside the access log's line.
+/// What a span records in addition to the access log entry.
 #[derive(Debug)]
 pub(super) struct Recording {
     pub(super) tracer: Arc<Tracer>,
     pub(super) place: Recorded,
     /// Nanoseconds since the UNIX epoch.
-    pub(super) began: u64,
+    pub(super) started: u64,
     pub(super) version: Version,
     pub(super) scheme: Scheme,
     pub(super) host: Option<HeaderValue>,
 }
 
 impl Access {
-    pub(super) fn of<B>(request: &Request<B>, peer: &Peer) -> Self {
-        let line = Line {
-            began: Instant::now(),
+    pub(super) fn new<B>(request: &Request<B>, peer: &Peer) -> Self {
+        let entry = Entry {
+            started: Instant::now(),
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
             client: peer.address.map(|address| address.ip()),
@@ -63,36 +64,36 @@ impl Access {
             recording: None,
             status: 0,
         };
-        Self { line: Some(line), failure: None }
+        Self { entry: Some(entry), failure: None }
     }
 
-    pub(super) fn comes_from(&mut self, client: &Client) {
-        if let Some(line) = &mut self.line {
-            line.client = client.address;
+    pub(super) fn set_client(&mut self, client: &Client) {
+        if let Some(entry) = &mut self.entry {
+            entry.client = client.address;
         }
     }
 
-    pub(super) fn is_of(&mut self, trace: Trace, recording: Option<Recording>) {
-        if let Some(line) = &mut self.line {
-            line.trace = Some(trace);
-            line.recording = recording;
+    pub(super) fn set_trace(&mut self, trace: Trace, recording: Option<Recording>) {
+        if let Some(entry) = &mut self.entry {
+            entry.trace = Some(trace);
+            entry.recording = recording;
         }
     }
 
     pub(super) fn set_route(&mut self, route: &Arc<str>) {
-        if let Some(line) = &mut self.line {
-            line.route = Some(Arc::clone(route));
+        if let Some(entry) = &mut self.entry {
+            entry.route = Some(Arc::clone(route));
         }
     }
 
-    pub(super) fn belongs_to(&mut self, session: Option<Id>) {
-        if let Some(line) = &mut self.line {
-            line.session = session;
+    pub(super) fn set_session(&mut self, session: Option<Id>) {
+        if let Some(entry) = &mut self.entry {
+            entry.session = session;
         }
     }
 
-    /// Returns the response in place of one that failed, and logs why; the request still counts as failed.
-    pub(super) fn failed(&mut self, error: &Error, accepts: Accepts) -> Response<Body> {
+    /// Logs an error and returns the response for it. The request counts as failed.
+    pub(super) fn error_response(&mut self, error: &Error, accepts: Accepts) -> Response<Body> {
         self.failure = Some(error.outcome());
         match error.outcome() {
             Outcome::ClientError | Outcome::Forwarded | Outcome::Redirected => {
@@ -105,18 +106,18 @@ impl Access {
         error.response(accepts)
     }
 
-    /// Logs a warning with what is known of the request; at most one a second for each `cause`.
+    /// Logs a warning with the fields of the request, at most one per second for each `cause`.
     pub(super) fn warn(&self, cause: &'static str, error: Option<&Error>, message: &str) {
-        let (Some(Permit { left_out }), Some(line)) = (log::permit(cause), &self.line) else {
+        let (Some(Permit { left_out }), Some(entry)) = (log::permit(cause), &self.entry) else {
             return;
         };
         warn!(
-            method = %line.method,
-            path = ?line.path,
-            route = line.route.as_deref(),
+            method = %entry.method,
+            path = ?entry.path,
+            route = entry.route.as_deref(),
             upstream = error.and_then(Error::upstream).map(tracing::field::display),
-            session = line.session.map(tracing::field::display),
-            trace = line.trace.as_ref().map(tracing::field::display),
+            session = entry.session.map(tracing::field::display),
+            trace = entry.trace.as_ref().map(tracing::field::display),
             error = error.map(tracing::field::display),
             cause = error.map(|error| causes(error)).filter(|causes| !causes.is_empty()),
             left_out,
@@ -124,38 +125,38 @@ impl Access {
         );
     }
 
-    /// Counts the request, and has its line written when the response's body is over.
+    /// Counts the request, and writes its entry at the end of the response body.
     pub(super) fn finish(
         mut self,
         response: Response<Body>,
         outcome: Outcome,
         metrics: &Metrics,
     ) -> Response<Body> {
-        let Some(mut line) = self.line.take() else { return response };
-        line.status = response.status().as_u16();
-        metrics.request(self.failure.unwrap_or(outcome), line.status, line.began.elapsed());
+        let Some(mut entry) = self.entry.take() else { return response };
+        entry.status = response.status().as_u16();
+        metrics.request(self.failure.unwrap_or(outcome), entry.status, entry.started.elapsed());
         let metrics = metrics.clone();
         response.map(|body| {
             body.with_guard(move |end| {
                 metrics.response(end.reason());
-                line.write(end);
+                entry.write(end);
             })
         })
     }
 }
 
-/// A request whose client hung up before there was a response.
+/// Logs a request whose client disconnected before the response.
 impl Drop for Access {
     fn drop(&mut self) {
-        if let Some(line) = self.line.take() {
-            line.write(End::Dropped);
+        if let Some(entry) = self.entry.take() {
+            entry.write(End::Dropped);
         }
     }
 }
 
-impl Line {
+impl Entry {
     fn write(self, end: End) {
-        let Self { began, method, path, client, session, trace, recording, status, .. } = self;
+        let Self { started, method, path, client, session, trace, recording, status, .. } = self;
         info!(
             target: ACCESS,
             %method,
@@ -164,16 +165,18 @@ impl Line {
             client = client.map(tracing::field::display),
             session = session.map(tracing::field::display),
             trace = trace.map(tracing::field::display),
-            milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             end = end.reason().as_str(),
         );
-        let Some(Recording { tracer, place, began: at, version, scheme, host }) = recording else {
+        let Some(Recording { tracer, place, started: started_at, version, scheme, host }) =
+            recording
+        else {
             return;
         };
         let status = (status != 0).then_some(status);
         tracer.record(Span {
             place,
-            began: at,
+            began: started_at,
             method,
             path,
             host: host
@@ -182,7 +185,7 @@ impl Line {
             version,
             client,
             session: session.map(|session| session.to_string()),
-            ended: Ended { took: began.elapsed(), status, end },
+            ended: Ended { took: started.elapsed(), status, end },
         });
     }
 }

@@ -1,4 +1,5 @@
-//! What shared caches may keep of a response (RFC 9111): nobody gets another's session from one.
+//! Protection of responses against shared caches (RFC 9111), so that no client receives another's
+//! session from one.
 
 use http::header::{
     CACHE_CONTROL, EXPIRES, HeaderMap, HeaderName, HeaderValue, MaxSizeReached, PRAGMA, VARY,
@@ -9,40 +10,43 @@ use super::{
     names::{self, EDGE_CONTROL, SURROGATE_CONTROL, X_ACCEL_EXPIRES},
 };
 
-/// How much of the session a response on a route with sessions has in it.
+/// The protection that a response on a route with sessions needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Protection {
-    /// No session was opened; with a cookie, the same request might have had one.
+pub(crate) enum Protection {
+    /// No session was opened, but the same request with a cookie might have had one.
     Vary,
-    /// A session was opened, were it only to see that it exists.
+    /// A session was opened, so the response may depend on it.
     Private,
-    /// The response carries our Set-Cookie.
+    /// The response sets the session cookie.
     NoStore,
 }
 
-/// Restricts what caches do with a response, never less than the upstream did.
-pub fn protect(headers: &mut HeaderMap, protection: Protection) -> Result<(), MaxSizeReached> {
+/// Restricts caching of a response, never less than the upstream did.
+pub(crate) fn protect(
+    headers: &mut HeaderMap,
+    protection: Protection,
+) -> Result<(), MaxSizeReached> {
     match protection {
         Protection::Vary => {}
         Protection::Private => add_private(headers)?,
         Protection::NoStore => {
-            // RFC 6265 8.7, RFC 9111 7.3: caches do store responses with Set-Cookie. Some of these
-            // fields go before Cache-Control where they are known.
-            names::remove_where(headers, is_cache_field);
+            // RFC 9111, section 7.3: caches do store responses with Set-Cookie. Some of the removed
+            // fields take precedence over Cache-Control in the caches that support them.
+            names::remove_matching(headers, is_cache_field);
             headers.try_insert(CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
         }
     }
     add_vary(headers)
 }
 
-/// Adds `private`, unless the upstream has decided.
+/// Adds `private`, unless the upstream has decided about shared caches.
 ///
-/// `public` and `s-maxage` are its word that the page is the same for all. Fields for CDNs alone
-/// (CDN-Cache-Control, RFC 9213, and its older kin) are such a word too, to the caches that read
-/// them, and stay; caches that read Cache-Control alone are still told `private`.
+/// With `public` or `s-maxage`, it states that the response is the same for all clients. Fields for
+/// CDNs only (CDN-Cache-Control, RFC 9213, and its predecessors) state the same to the caches that read
+/// them, and are kept; caches that read Cache-Control only still receive `private`.
 fn add_private(headers: &mut HeaderMap) -> Result<(), MaxSizeReached> {
     let Some(directives) = list::quoted_members(headers, &CACHE_CONTROL) else {
-        // What can't be read allows nothing.
+        // Allow nothing if the directives cannot be parsed.
         headers.try_insert(CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
         return Ok(());
     };
@@ -52,7 +56,8 @@ fn add_private(headers: &mut HeaderMap) -> Result<(), MaxSizeReached> {
     append_member(headers, CACHE_CONTROL, "private")
 }
 
-/// `private="field"` speaks of that field alone (RFC 9111 5.2.2.7), so it decides nothing.
+/// Returns whether a directive decides about shared caches. `private="field"` does not: it applies to
+/// that field only (RFC 9111, section 5.2.2.7).
 fn is_decision(directive: &[u8]) -> bool {
     let (name, has_argument) = match list::split_once(directive, b'=') {
         Some((name, _)) => (name, true),
@@ -63,9 +68,9 @@ fn is_decision(directive: &[u8]) -> bool {
 }
 
 fn add_vary(headers: &mut HeaderMap) -> Result<(), MaxSizeReached> {
-    let is_there = list::members(headers, &VARY)
+    let is_present = list::members(headers, &VARY)
         .any(|member| member == b"*" || member.eq_ignore_ascii_case(b"cookie"));
-    if is_there { Ok(()) } else { append_member(headers, VARY, "Cookie") }
+    if is_present { Ok(()) } else { append_member(headers, VARY, "Cookie") }
 }
 
 fn append_member(
@@ -109,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_with_our_cookie_is_not_stored() {
+    fn responses_with_the_cookie_are_not_stored() {
         check(
             Protection::NoStore,
             &[
@@ -128,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn every_response_varies_by_cookie_once() {
+    fn vary_lists_cookie_once() {
         for (before, after) in [
             (&[][..], &["Cookie"][..]),
             (&["Accept"], &["Accept, Cookie"]),
@@ -145,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_with_a_session_is_private_unless_the_upstream_decided() {
+    fn adds_private_unless_the_upstream_decided() {
         for (before, after) in [
             (&[][..], &["private"][..]),
             (&["max-age=60", "no-cache"], &["max-age=60, no-cache, private"]),
@@ -170,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_upstream_tells_its_cdn_stays_where_no_cookie_is_set() {
+    fn keeps_cdn_fields_without_set_cookie() {
         check(
             Protection::Private,
             &[("cdn-cache-control", "max-age=60"), ("surrogate-control", "max-age=60")],

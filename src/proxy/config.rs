@@ -1,4 +1,4 @@
-//! What the public proxy is told.
+//! Settings of the public proxy.
 
 use std::time::Duration;
 
@@ -10,120 +10,120 @@ use super::route::HostPattern;
 use crate::client::{Check, Speaks, Target, TlsConfig};
 use crate::store::config::OnError;
 
-/// What the public proxy is told.
+/// Settings of the public proxy.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Whose Forwarded and X-Forwarded-* are believed; a single address is a network of one.
+    /// Networks of the proxies whose Forwarded and X-Forwarded-* fields are trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// Further request headers that only trusted proxies may send, in any spelling.
+    /// Additional request headers that only trusted proxies may send, in any spelling.
     pub strip_request_headers: Vec<HeaderName>,
-    /// Request headers that clients may send although they look as a proxy's own
-    /// ([`super::names::is_forwarding`]); none that we write.
+    /// Request headers that clients may send although their names resemble those of proxies; none that
+    /// the proxy writes.
     pub keep_request_headers: Vec<HeaderName>,
-    /// At least one, where there is a site to serve; no two have the same host and path.
+    /// The routes: at least one if there is a site to serve, and no two with the same host and path.
     pub routes: Vec<RouteConfig>,
 }
 
-/// A route: which requests, and what becomes of them.
+/// A route: the requests that it matches, and their handling.
 #[derive(Clone, Debug)]
 pub struct RouteConfig {
-    /// The hosts; `None` is every one.
+    /// The hosts; `None` matches every host.
     pub host: Option<HostPattern>,
-    /// Where paths begin, in whole segments: a plain path that begins with a slash and, save for the
-    /// root, ends with none.
+    /// Path prefix, in whole segments: a plain path that begins with a slash and, except for the root,
+    /// does not end with one.
     pub path: String,
-    /// Where requests go: at least one.
+    /// The upstreams: at least one.
     pub upstreams: Vec<Target>,
-    /// How they are asked how they are; of no meaning where there is one.
+    /// Health checks; no effect with a single upstream.
     pub health: Option<Check>,
-    /// What is spoken to them: with TLS, HTTP/1.1 or what they choose; without, HTTP/1.1 or HTTP/2.
+    /// Protocol to the upstreams: HTTP/1.1, HTTP/2, or negotiated with TLS.
     pub upstream_protocol: Speaks,
-    /// How TLS to them is; of no meaning where none has it.
+    /// TLS to the upstreams; no effect without HTTPS upstreams.
     pub upstream_tls: TlsConfig,
-    /// What sessions are to it.
+    /// Sessions of the requests.
     pub session: Session,
-    /// The most bytes of `X-Session-Data`, name and value; `None` where there is no header exchange.
+    /// Maximum size of `X-Session-Data`, name and value, in bytes; `None` disables header exchange.
     pub header_exchange: Option<usize>,
-    /// A second header for the principal; taken from clients on every route.
+    /// An additional header with the principal; removed from client requests on every route.
     pub principal_header: Option<PrincipalHeader>,
-    /// Where those are sent who are not logged in; `None` lets everybody in.
+    /// Login page for clients without a principal; `None` if the route does not require one.
     pub require_principal: Option<LoginPage>,
-    /// What each request is given on its way; the values are marked sensitive.
+    /// Headers that are added to each request; their values are marked sensitive.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
-    /// What becomes of requests while the store is away.
+    /// Handling of requests while the store is unavailable.
     pub on_error: OnError,
-    /// The largest body of a request, in bytes; `None` takes any.
+    /// Maximum size of a request body, in bytes; `None` is unlimited.
     pub max_body: Option<u64>,
-    /// Minimum rate of a request's body, in bytes per second, averaged over the idle timeout of bodies; it applies
-    /// until the response's head has arrived. `None` demands none.
+    /// Minimum rate of a request body, in bytes per second, averaged over the body idle timeout. It
+    /// applies until the response head has arrived. `None` disables it.
     pub min_body_rate: Option<u64>,
-    /// How many requests each upstream has at a time; `None` is any number.
+    /// Maximum number of concurrent requests per upstream; `None` is unlimited.
     pub upstream_requests: Option<usize>,
-    /// For a connection to the upstream, and for a turn where it has as many as it may have.
+    /// Timeout for connecting to an upstream, and for waiting if it has the maximum of requests.
     pub connect_timeout: Duration,
-    /// From the end of the request to the head of the response.
+    /// Timeout from the end of the request to the head of the response.
     pub response_timeout: Duration,
-    /// How long nothing may come in either direction while a response's body is on its way.
+    /// Idle timeout of a response body, for both directions.
     pub stream_idle_timeout: Duration,
-    /// What ends a WebSocket or an event stream.
+    /// Lifetime of WebSockets and event streams.
     pub tunnels: Tunnels,
-    /// How long one lasts on which nothing comes, either way.
+    /// Idle timeout of a WebSocket, for both directions.
     pub tunnel_idle_timeout: Duration,
-    /// How long a connection to the upstream is kept for the next request; zero keeps none.
+    /// Time that an idle connection to an upstream is kept for reuse; zero disables reuse.
     pub upstream_idle_timeout: Duration,
 }
 
-/// A second header for the principal.
+/// An additional header with the principal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrincipalHeader {
-    /// Its name.
+    /// The name of the header.
     pub name: HeaderName,
-    /// How the principal is written in it.
+    /// The encoding of the principal.
     pub encoding: Encoding,
 }
 
-/// How text outside ASCII is written in a header.
+/// The encoding of text in a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
-    /// In ASCII: `%`, and every byte outside 0x21 to 0x7E, as `%` and two digits.
+    /// Percent-encoding of `%` and every byte outside 0x21 to 0x7E.
     Percent,
-    /// As it is, in UTF-8.
+    /// Raw UTF-8.
     Utf8,
 }
 
-/// What sessions are to a route.
+/// The sessions of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Session {
-    /// Its requests have one, and use prolongs it.
+    /// Requests have a session, and extend its idle lifetime.
     On,
-    /// Its requests have one, and use does not prolong it.
+    /// Requests have a session, but do not extend its idle lifetime.
     NoTouch,
-    /// Its requests have none.
+    /// Requests have no session.
     Off,
 }
 
-/// What ends a WebSocket or an event stream, other than its client and its upstream.
+/// The lifetime of a WebSocket or an event stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tunnels {
-    /// The end of its session.
+    /// It ends with its session.
     WithSession,
-    /// Nothing.
+    /// It is independent of its session.
     Free,
 }
 
 impl RouteConfig {
-    /// How often upstreams are asked how they are, where nobody says otherwise.
+    /// Default interval between health checks.
     pub const DEFAULT_HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 
-    /// How long a tunnel lasts on which nothing comes, where nobody says otherwise.
+    /// Default idle timeout of a WebSocket.
     pub const DEFAULT_TUNNEL_IDLE_TIMEOUT: Duration = Duration::from_hours(1);
 
-    /// How long a response's body may be silent by default.
+    /// Default idle timeout of a response body.
     pub const DEFAULT_STREAM_IDLE_TIMEOUT: Duration = Duration::from_hours(1);
 
-    /// Minimum rate of a request's body by default, in bytes per second.
+    /// Default minimum rate of a request body, in bytes per second.
     pub const DEFAULT_MIN_BODY_RATE: u64 = 500;
 
-    /// The bytes of `X-Session-Data` where nobody says otherwise.
+    /// Default maximum size of `X-Session-Data`.
     pub const DEFAULT_HEADER_EXCHANGE_MAX_BYTES: usize = 3 * 1024;
 }

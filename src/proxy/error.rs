@@ -1,4 +1,4 @@
-//! What can go wrong with a request, whom to blame, and the one place that makes a response of it.
+//! Request errors: their outcome in logs and metrics, and the one place that turns them into responses.
 
 use std::time::Duration;
 
@@ -18,40 +18,40 @@ use crate::sessions::Failure;
 use crate::store::Error as StoreError;
 use crate::wire::Problem;
 
-/// Why a request was not answered by its upstream.
+/// The reason why the response is not that of the upstream.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    #[error("the request was refused: {}", .0.reason)]
+    #[error("request rejected: {}", .0.reason)]
     Rejected(#[from] Rejected),
-    #[error("ambiguous path: it matches different routes, depending on how a server reads it")]
+    #[error("ambiguous path: it matches different routes depending on decoding")]
     AmbiguousPath,
-    #[error("no route has this host and path")]
+    #[error("no route matches this host and path")]
     NoRoute,
-    /// The path is the session API's. With its URL, for clients on this machine.
-    #[error("the session API is not on a public listener")]
+    /// The path is that of the session API. With its URL, for clients on the same machine.
+    #[error("the session API is not served on public listeners")]
     ApiPath(Option<String>),
-    /// The connection was opened for another host, which is served here.
+    /// The connection was opened for another host.
     #[error("the host is not served on this connection")]
     Misdirected,
-    /// It says so before it is sent.
-    #[error("the request's body is larger than it may be")]
+    /// The declared length of the body exceeds the limit.
+    #[error("request body too large")]
     TooLarge,
-    /// Where to log in, for those who ask for a page.
-    #[error("the route is for those who are logged in")]
+    /// With the URL of the login page, for clients that request a page.
+    #[error("the route requires a logged-in user")]
     NotLoggedIn(Option<HeaderValue>),
-    #[error("the upstream did not answer")]
+    #[error("upstream request failed")]
     Upstream(#[from] client::Error),
-    #[error("the upstream switched to another protocol than was asked for")]
+    #[error("upstream switched to a protocol that was not requested")]
     Switched,
-    #[error("the session could not be opened")]
+    #[error("failed to open the session")]
     Store(#[from] StoreError),
-    /// The text is for the log alone.
-    #[error("the upstream's X-Session-Patch was not applied: {0}")]
+    /// With a description for the log only.
+    #[error("failed to apply X-Session-Patch: {0}")]
     Patch(String),
-    /// How long until another may be created.
-    #[error("the client's address has created too many sessions")]
+    /// With the time until another session may be created.
+    #[error("too many new sessions from the client's address")]
     TooManyNewSessions(Duration),
-    #[error("a value does not fit a header")]
+    #[error("invalid header value")]
     Header(#[source] InvalidHeaderValue),
 }
 
@@ -67,22 +67,22 @@ impl From<ViaError> for Error {
     }
 }
 
-/// What is told of a body that is larger than the route takes.
-const TOO_LARGE: (&str, &str) = ("body_too_large", "What was sent is larger than this site takes.");
+/// The code and message for a body that exceeds the limit of its route.
+const TOO_LARGE: (&str, &str) = ("body_too_large", "The request is larger than this site accepts.");
 
-/// Which form of an error page a client asks for.
+/// The media type of error responses that a client prefers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Accepts {
-    /// It names text/html.
+    /// `text/html` is listed.
     Html,
-    /// It names JSON, and no HTML.
+    /// JSON is listed, and HTML is not.
     Json,
-    /// It names neither.
+    /// Neither is listed.
     Anything,
 }
 
 impl Accepts {
-    pub(super) fn of(headers: &HeaderMap) -> Self {
+    pub(super) fn from_headers(headers: &HeaderMap) -> Self {
         let mut json = false;
         for media in navigation::accepted(headers).map(str::to_ascii_lowercase) {
             if media == "text/html" {
@@ -95,14 +95,15 @@ impl Accepts {
 }
 
 impl Error {
-    /// Why a patch by header was not applied.
-    pub(super) fn of_patch(failure: &Failure) -> Self {
+    /// Returns the error for a patch by header that could not be applied.
+    pub(super) fn from_patch_failure(failure: &Failure) -> Self {
         match failure {
             Failure::TooManyNewSessions { retry_after } => Self::TooManyNewSessions(*retry_after),
             failure => Self::Patch(failure.to_string()),
         }
     }
 
+    /// Returns the outcome that the request is counted under.
     pub(super) fn outcome(&self) -> Outcome {
         match self {
             Self::Rejected(_)
@@ -120,15 +121,15 @@ impl Error {
         }
     }
 
-    /// What its lines in the log are limited by: one a second for each.
+    /// Returns the key of the log's rate limit: one line per second for each cause.
     pub(super) fn cause(&self) -> &'static str {
         match self {
             Self::Upstream(error) => error.kind().as_str(),
-            _ => self.told().0,
+            _ => self.public_message().0,
         }
     }
 
-    /// The upstream that was asked, if the request got as far.
+    /// Returns the upstream, if one was selected.
     pub(super) fn upstream(&self) -> Option<&Target> {
         match self {
             Self::Upstream(error) => error.upstream(),
@@ -159,51 +160,51 @@ impl Error {
         }
     }
 
-    /// The code, and what a stranger is told: nothing of hosts, addresses or versions.
-    fn told(&self) -> (&'static str, &'static str) {
+    /// Returns the code and a message that is safe to show to clients: it reveals no hosts, addresses or
+    /// versions.
+    fn public_message(&self) -> (&'static str, &'static str) {
         match self {
             Self::Rejected(_) | Self::AmbiguousPath => {
-                ("request_rejected", "The request is not one that this site takes.")
+                ("request_rejected", "This site does not accept the request.")
             }
-            Self::NoRoute | Self::ApiPath(_) => ("not_found", "There is no such page here."),
+            Self::NoRoute | Self::ApiPath(_) => ("not_found", "This page does not exist."),
             Self::Misdirected => {
-                ("misdirected_request", "That host is not served on this connection.")
+                ("misdirected_request", "This connection does not serve the requested host.")
             }
-            Self::NotLoggedIn(_) => ("not_logged_in", "You need to log in to see this."),
+            Self::NotLoggedIn(_) => ("not_logged_in", "You need to log in to see this page."),
             Self::TooLarge => TOO_LARGE,
             Self::Upstream(error) if error.kind() == Kind::RequestBodyTooLarge => TOO_LARGE,
             Self::Upstream(error) if error.kind() == Kind::Busy => {
-                ("upstream_busy", "The site has too much to do. Please try again in a moment.")
+                ("upstream_busy", "The site is overloaded. Please try again in a moment.")
             }
             Self::Upstream(error) if error.is_request_body() => {
-                ("request_incomplete", "The request broke off.")
+                ("request_incomplete", "The request was incomplete.")
             }
             Self::Upstream(error) if error.is_timeout() => (
                 "upstream_timeout",
-                "The site took too long to answer. Please try again in a moment.",
+                "The site took too long to respond. Please try again in a moment.",
             ),
             Self::Upstream(_) | Self::Switched => {
-                ("upstream_unavailable", "The site did not answer. Please try again in a moment.")
+                ("upstream_unavailable", "The site did not respond. Please try again in a moment.")
             }
             Self::Patch(_) => {
-                ("session_patch_failed", "What the site wanted to remember could not be kept.")
+                ("session_patch_failed", "The site's changes to your session could not be saved.")
             }
             Self::TooManyNewSessions(_) => (
                 "too_many_new_sessions",
                 "There are too many new visitors from your network. Please try again in a minute.",
             ),
-            Self::Store(_) => (
-                "store_unavailable",
-                "Your session cannot be reached. Please try again in a moment.",
-            ),
-            Self::Header(_) => ("internal_error", "Something went wrong here."),
+            Self::Store(_) => {
+                ("store_unavailable", "Your session is unavailable. Please try again in a moment.")
+            }
+            Self::Header(_) => ("internal_error", "Internal error."),
         }
     }
 
-    /// The response: a small page, or a problem for those that ask for JSON. A patch's refusal is
-    /// for the site's developer, and so a problem unless a browser asks.
+    /// Returns the response: a short HTML page, or a problem (RFC 9457) for clients that prefer JSON.
+    /// Errors that the site's developer must fix are problems unless the client prefers HTML.
     pub(super) fn response(&self, accepts: Accepts) -> Response<Body> {
-        let (code, detail) = self.told();
+        let (code, detail) = self.public_message();
         let detail = match self {
             Self::ApiPath(Some(url)) => format!(
                 "The session API is not on this listener. It is at {url}, for requests with an X-Session-Token."
@@ -241,14 +242,14 @@ impl Error {
             _ => {}
         }
         match self {
-            // Whoever sent this may have meant what follows to be read otherwise.
+            // The peer may disagree about where this request ends, so what follows is not read.
             Self::Rejected(_) => {
                 drop(headers.insert(CONNECTION, HeaderValue::from_static("close")));
             }
             Self::NotLoggedIn(Some(location)) => {
                 drop(headers.insert(LOCATION, location.clone()));
             }
-            // RFC 9110, section 15.5.2, wants a scheme; that of cookies has no registered one.
+            // RFC 9110, section 15.5.2, requires a scheme. None is registered for cookies.
             Self::NotLoggedIn(None) => {
                 drop(headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Cookie")));
             }
@@ -258,7 +259,7 @@ impl Error {
     }
 }
 
-/// The causes of an error, outermost first.
+/// Joins the causes of an error, outermost first.
 pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let chain = std::iter::successors(error.source(), |cause| cause.source());
     chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")

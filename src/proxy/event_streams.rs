@@ -1,4 +1,4 @@
-//! Event streams: responses that last as long as their client listens, and end with their session as WebSockets do.
+//! Event streams: responses without an end of their own. Like WebSockets, they end with their session.
 
 use std::time::Duration;
 
@@ -11,21 +11,21 @@ use crate::body::{Body, Interrupt};
 use crate::sessions::{SessionStatus, Sessions, WatchedSession};
 use crate::tasks::Tasks;
 
-/// How often the session of an event stream is checked.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval between checks of the session of an event stream.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Media types of responses that do not end by themselves: server-sent events (WHATWG HTML, section 9.2), and parts
-/// that replace each other.
+/// Media types of responses that do not end by themselves: server-sent events (WHATWG HTML, section
+/// 9.2), and parts that replace each other.
 const MEDIA_TYPES: [&str; 2] = ["text/event-stream", "multipart/x-mixed-replace"];
 
 /// Returns whether a response's head announces an event stream.
-pub(super) fn is_one(headers: &HeaderMap) -> bool {
+pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
     let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = value.split(';').next().unwrap_or_default().trim();
     MEDIA_TYPES.iter().any(|known| media_type.eq_ignore_ascii_case(known))
 }
 
-/// Ends the response's body within two seconds of the end of its session.
+/// Ends the body of a response within two seconds after the end of its session.
 pub(super) fn follow(
     response: Response<Body>,
     watched: WatchedSession,
@@ -39,16 +39,16 @@ pub(super) fn follow(
     })
 }
 
-/// Runs until the stream or its session is over; the drain bounds the stream.
+/// Runs until the stream or its session ends. The drain deadline bounds the stream.
 async fn watch(mut stream: Interrupt, watched: WatchedSession, sessions: Sessions) {
     loop {
         tokio::select! {
             () = stream.over() => return,
-            () = sleep(LOOK) => {}
+            () = sleep(CHECK_INTERVAL) => {}
         }
-        // Its client sends nothing that could count as use.
+        // The client sends nothing after the request, so the stream does not extend the session.
         if sessions.check(watched, false).await == SessionStatus::Ended {
-            debug!("event stream aborted: its session is over");
+            debug!("event stream closed: its session ended");
             return stream.end();
         }
     }
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn event_streams_are_known_by_type() {
+    fn recognizes_event_streams_by_media_type() {
         for (value, expected) in [
             ("text/event-stream", true),
             ("Text/Event-Stream ; charset=utf-8", true),
@@ -71,8 +71,8 @@ mod tests {
             ("", false),
         ] {
             let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(value))]);
-            assert_eq!(is_one(&headers), expected, "{value}");
+            assert_eq!(is_event_stream(&headers), expected, "{value}");
         }
-        assert!(!is_one(&HeaderMap::new()));
+        assert!(!is_event_stream(&HeaderMap::new()));
     }
 }

@@ -1,4 +1,4 @@
-//! The session in headers: what the upstream is told of it, and what it answers.
+//! Header exchange: the session's headers in requests, and patches in responses.
 
 use std::borrow::Cow;
 
@@ -14,7 +14,7 @@ use crate::session::record::{Record, Values};
 use crate::sessions::{Opened, ResponseKind, Shared};
 use crate::wire::{self, Malformed};
 
-/// Adds the session's headers to a cleaned head.
+/// Adds the session's headers to a cleaned request head.
 pub(super) fn inject(
     headers: &mut HeaderMap,
     opened: &Opened,
@@ -33,9 +33,9 @@ pub(super) fn inject(
         opened.record.as_ref().and_then(|record| record.meta.principal.as_ref())
     {
         if let Some(header) = &route.principal_header {
-            headers.try_insert(&header.name, encoded(principal.as_str(), header.encoding)?)?;
+            headers.try_insert(&header.name, encode(principal.as_str(), header.encoding)?)?;
         }
-        let principal = encoded(principal.as_str(), Encoding::Percent)?;
+        let principal = encode(principal.as_str(), Encoding::Percent)?;
         headers.try_insert(names::X_SESSION_PRINCIPAL, principal)?;
     }
     if let Some(error) = exchange.error() {
@@ -47,7 +47,7 @@ pub(super) fn inject(
     }
 }
 
-/// The values, where they fit: truncated they would be worse than absent.
+/// Adds the values if they fit into `max_bytes`. Truncated values would be worse than none.
 fn inject_data(
     headers: &mut HeaderMap,
     record: Option<&Record>,
@@ -66,24 +66,24 @@ fn inject_data(
     Ok(())
 }
 
-/// Takes the upstream's patch out of its response, where the route takes one and the upstream has
-/// not failed. Without a word in it there is none.
-pub(super) fn patch_of(
+/// Removes the upstream's patch from its response. Returns it unless the route does not allow patches,
+/// the upstream has failed, or the patch is empty.
+pub(super) fn take_patch(
     headers: &mut HeaderMap,
-    is_taken: bool,
+    is_allowed: bool,
     head: ResponseKind,
 ) -> Result<Option<Patch>, Malformed> {
     let lines = response::take_patches(headers);
-    if !is_taken || head == ResponseKind::Failed || lines.is_empty() {
+    if !is_allowed || head == ResponseKind::Failed || lines.is_empty() {
         return Ok(None);
     }
     let patch = wire::patches(lines.iter().map(HeaderValue::as_bytes))?;
     Ok((patch != Patch::default()).then_some(patch))
 }
 
-/// A principal as a header's value; there are no control characters in it.
-fn encoded(principal: &str, encoding: Encoding) -> Result<HeaderValue, Error> {
-    /// Servers read other bytes as Latin-1, as UTF-8 or not at all (RFC 9110 5.5).
+/// Encodes a principal, which has no control characters, as a header value.
+fn encode(principal: &str, encoding: Encoding) -> Result<HeaderValue, Error> {
+    /// Recipients may read other bytes as Latin-1, as UTF-8, or reject them (RFC 9110, section 5.5).
     const NOT_VISIBLE: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
     match encoding {
         Encoding::Percent => {
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_principal_is_ascii_unless_utf_8_is_asked_for() {
+    fn encodes_principals_as_configured() {
         for (principal, percent) in [
             ("ada", "ada"),
             ("ada@example.org", "ada@example.org"),
@@ -120,8 +120,8 @@ mod tests {
             ("\u{738b}", "%E7%8E%8B"),
             ("~!\"#$&'()*+,/:;<=>?[]^_`{|}", "~!\"#$&'()*+,/:;<=>?[]^_`{|}"),
         ] {
-            assert_eq!(encoded(principal, Encoding::Percent).expect("a value"), percent);
-            let raw = encoded(principal, Encoding::Utf8).expect("a value");
+            assert_eq!(encode(principal, Encoding::Percent).expect("a value"), percent);
+            let raw = encode(principal, Encoding::Utf8).expect("a value");
             assert_eq!(raw.as_bytes(), principal.as_bytes());
         }
     }

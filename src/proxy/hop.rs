@@ -1,5 +1,4 @@
-//! Hop-by-hop fields (RFC 9110 7.6.1): they are meant for the next recipient, which is us, and never
-//! go on.
+//! Hop-by-hop fields (RFC 9110, section 7.6.1): meant for the next recipient only, and not forwarded.
 
 use http::header::{
     CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
@@ -10,20 +9,20 @@ use super::{
     names::{self, HTTP2_SETTINGS, KEEP_ALIVE, PROXY_CONNECTION},
 };
 
-/// Those that are hop-by-hop whether or not a Connection line names them.
+/// Fields that are hop-by-hop even if no Connection field lists them.
 const FIXED: [HeaderName; 7] =
     [CONNECTION, PROXY_CONNECTION, KEEP_ALIVE, TE, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS];
 
-/// The options of a message's Connection lines that may name fields: of its head, and of its trailers.
+/// The Connection options of a message. They name fields of its head and of its trailers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Options {
+pub(crate) struct Options {
     lines: Vec<HeaderValue>,
 }
 
-/// Removes the hop-by-hop fields of a head. The options that are returned apply to the trailers too
+/// Removes the hop-by-hop fields of a head. The returned options apply to the trailers too
 /// ([`super::trailers::clean`]).
-pub fn remove(headers: &mut HeaderMap) -> Options {
-    let lines = headers.get_all(CONNECTION).iter().filter(|line| !is_everyday(line.as_bytes()));
+pub(crate) fn remove(headers: &mut HeaderMap) -> Options {
+    let lines = headers.get_all(CONNECTION).iter().filter(|line| !is_common(line.as_bytes()));
     let options = Options { lines: lines.cloned().collect() };
     for name in &FIXED {
         headers.remove(name);
@@ -35,26 +34,26 @@ pub fn remove(headers: &mut HeaderMap) -> Options {
 impl Options {
     /// Removes the fields that the options name.
     ///
-    /// A line has room for thousands of options. An option that names no field of `fields`, or one that
-    /// it has removed or spared before, costs a look-up at most: no name is made of it.
+    /// A head can hold thousands of options. An option that names no present field, or one that was
+    /// removed or kept before, costs at most a lookup and no allocation.
     pub(super) fn remove_named(&self, fields: &mut HeaderMap) {
         if self.lines.is_empty() || fields.is_empty() {
             return;
         }
         let lengths = fields.keys().fold(0, |lengths, name| lengths | length_bit(name.as_str()));
-        let mut spared = HeaderMap::<()>::with_capacity(0);
+        let mut kept = HeaderMap::<()>::with_capacity(0);
         let options =
             self.lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
         for option in options.map(list::trim).filter_map(|option| str::from_utf8(option).ok()) {
             if lengths & length_bit(option) == 0
                 || !fields.contains_key(option)
-                || spared.contains_key(option)
+                || kept.contains_key(option)
             {
                 continue;
             }
             let Ok(name) = HeaderName::from_bytes(option.as_bytes()) else { continue };
             if is_end_to_end(&name) {
-                spared.insert(name, ());
+                kept.insert(name, ());
             } else {
                 fields.remove(name);
             }
@@ -62,23 +61,23 @@ impl Options {
     }
 }
 
-/// One bit for a name's length, to pass over most options that name nothing.
+/// Returns one bit for the length of a name. A set of them rules out most options without a lookup.
 fn length_bit(name: &str) -> u64 {
     1 << name.len().min(63)
 }
 
-fn is_everyday(line: &[u8]) -> bool {
+fn is_common(line: &[u8]) -> bool {
     line.eq_ignore_ascii_case(b"close") || line.eq_ignore_ascii_case(b"keep-alive")
 }
 
-/// Whether a name is hop-by-hop by itself.
-pub(super) fn is_fixed(name: &HeaderName) -> bool {
+/// Returns whether a name is hop-by-hop even if no Connection option lists it.
+pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
     FIXED.contains(name)
 }
 
-/// Fields that a Connection line can't take away: with them a client would strip what a proxy before
-/// us said (CVE-2024-45410, CVE-2022-31813), or the framing. RFC 9110 7.6.1 forbids to name fields
-/// that are for all recipients; such an option is ignored.
+/// Returns whether a field is end-to-end even if a Connection option lists it. Otherwise a client could
+/// strip what a trusted proxy has added (CVE-2024-45410, CVE-2022-31813), or the framing. RFC 9110,
+/// section 7.6.1, forbids options that name such fields; they are ignored.
 fn is_end_to_end(name: &HeaderName) -> bool {
     const STARTS: [&str; 5] = ["content-", "if-", "sec-", "access-control-", "x-session-"];
     const WHOLE: [&str; 24] = [
@@ -120,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_connection_line_is_honoured_and_end_to_end_fields_stay() {
+    fn removes_listed_fields_except_end_to_end() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("connection", ""),
@@ -162,9 +161,9 @@ mod tests {
     }
 
     proptest! {
-        /// What is left is what a look at every option by itself leaves.
+        /// Compares with a naive implementation that checks every option on its own.
         #[test]
-        fn options_remove_what_each_of_them_names(
+        fn agrees_with_naive_removal(
             lines in proptest::collection::vec("([aAbBx-]{0,3}|cookie|Via|x-a|é|[ \t,]){0,12}", 0..4),
             names in proptest::collection::vec("[abx-]{1,3}|cookie|via|te", 0..8),
         ) {
@@ -175,7 +174,7 @@ mod tests {
             let mut expected: Vec<HeaderName> = headers.keys().filter(|name| {
                 let named = lines.iter().flat_map(|line| line.split(','))
                     .any(|option| option.trim_matches([' ', '\t']).eq_ignore_ascii_case(name.as_str()));
-                !is_fixed(name) && (!named || is_end_to_end(name))
+                !is_hop_by_hop(name) && (!named || is_end_to_end(name))
             }).cloned().collect();
             for line in &lines {
                 headers.append(CONNECTION, HeaderValue::from_bytes(line.as_bytes()).unwrap());

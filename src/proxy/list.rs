@@ -1,9 +1,9 @@
-//! List-valued header fields (RFC 9110 5.6.1): several lines, each with several elements.
+//! List-valued header fields (RFC 9110, section 5.6.1): several lines, each with several elements.
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-/// The elements of a field over all its lines, split at every comma, without white space and
-/// without empty ones. For fields whose elements are tokens.
+/// Returns the elements of a field from all its lines, split at every comma, trimmed, without empty
+/// ones. For fields whose elements are tokens.
 pub(super) fn members<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,
@@ -16,8 +16,9 @@ pub(super) fn members<'a>(
         .filter(|member| !member.is_empty())
 }
 
-/// The elements of a field over all its lines, quoted strings whole (RFC 9110 5.6.4). `None` where
-/// a quoted string does not end in its line: what follows it could be read in two ways.
+/// Returns the elements of a field from all its lines, with quoted strings kept whole (RFC 9110,
+/// section 5.6.4). Returns `None` if a quoted string is not closed in its line: what follows would be
+/// ambiguous.
 pub(super) fn quoted_members<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,
@@ -32,7 +33,7 @@ pub(super) fn quoted_members<'a>(
     Some(members)
 }
 
-/// Splits at a delimiter, not within quoted strings; without white space and empty parts.
+/// Splits at a delimiter outside quoted strings; parts are trimmed, and empty ones omitted.
 pub(super) fn quoted_split(text: &[u8], delimiter: u8) -> impl Iterator<Item = &[u8]> {
     let mut quotes = Quotes::Outside;
     text.split(move |byte| {
@@ -43,9 +44,10 @@ pub(super) fn quoted_split(text: &[u8], delimiter: u8) -> impl Iterator<Item = &
     .filter(|part| !part.is_empty())
 }
 
-/// Makes one line of a field's lines, with `last` as its last element.
+/// Joins the lines of a field into one, and appends `last` as an element.
 ///
-/// One line, because there are readers that look at one alone; the same by RFC 9110 5.3.
+/// A single line, because some recipients read only the first. By RFC 9110, section 5.3, the meaning
+/// is the same.
 pub(super) fn joined(headers: &HeaderMap, name: &HeaderName, last: &[u8]) -> Option<HeaderValue> {
     let mut line = Vec::new();
     for part in headers.get_all(name).iter().map(|part| trim(part.as_bytes())).chain([last]) {
@@ -60,7 +62,7 @@ pub(super) fn joined(headers: &HeaderMap, name: &HeaderName, last: &[u8]) -> Opt
     HeaderValue::from_maybe_shared(bytes::Bytes::from(line)).ok()
 }
 
-/// Without the white space that a header field may have around a part: SP and HTAB, nothing else.
+/// Trims optional whitespace (RFC 9110, section 5.6.3): SP and HTAB only.
 pub(super) fn trim(mut text: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = text {
         text = rest;
@@ -68,7 +70,7 @@ pub(super) fn trim(mut text: &[u8]) -> &[u8] {
     text
 }
 
-/// The part before the first `delimiter` and the part after it.
+/// Splits at the first `delimiter`.
 pub(super) fn split_once(text: &[u8], delimiter: u8) -> Option<(&[u8], &[u8])> {
     let at = text.iter().position(|byte| *byte == delimiter)?;
     let (before, [_, after @ ..]) = text.split_at_checked(at)? else {
@@ -77,7 +79,7 @@ pub(super) fn split_once(text: &[u8], delimiter: u8) -> Option<(&[u8], &[u8])> {
     Some((before, after))
 }
 
-/// Whether a byte may stand in a token (RFC 9110 5.6.2).
+/// Returns whether a byte is allowed in a token (RFC 9110, section 5.6.2).
 pub(super) fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -109,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commas_in_quoted_strings_do_not_split() {
+    fn does_not_split_quoted_strings() {
         let parts: Vec<_> = quoted_split(br#"a="x, \", y" , b,,c"#, b',').collect();
         assert_eq!(parts, [&br#"a="x, \", y""#[..], b"b", b"c"]);
         assert!(!is_closed(br#"a="x"#));
@@ -118,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn only_spaces_and_tabs_are_trimmed() {
+    fn trims_only_spaces_and_tabs() {
         assert_eq!(trim(b" \ta b\t "), b"a b");
         assert_eq!(trim("\u{a0}a\u{85}".as_bytes()), "\u{a0}a\u{85}".as_bytes());
         assert_eq!(trim(b" "), b"");

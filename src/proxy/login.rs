@@ -1,4 +1,4 @@
-//! Routes for those who are logged in: others are sent to the login page.
+//! Routes that require a principal: other clients are redirected to the login page.
 
 use http::HeaderValue;
 use http::request::Parts;
@@ -8,23 +8,23 @@ use super::error::{Accepts, Error};
 use crate::session::navigation;
 use crate::session::record::Principal;
 
-/// Where those are sent who are not logged in.
+/// The login page of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoginPage {
-    /// What stands before the path that was asked for.
+    /// The part before the requested path.
     before: String,
-    /// What stands after it; `None` where it is not wanted.
+    /// The part after it; `None` if there is no placeholder.
     after: Option<String>,
 }
 
-/// What stands for the path that was asked for.
-const PATH: &str = "{path}";
+/// The placeholder for the requested path.
+const PLACEHOLDER: &str = "{path}";
 
 impl LoginPage {
-    /// Reads a path of the site, or an URL, in which `{path}` may stand for what was asked for; `None`
-    /// for another text.
+    /// Parses a path of the site, or an absolute URL, with an optional placeholder `{path}` for the
+    /// requested path and query. Returns `None` if the text is invalid.
     pub fn parse(text: &str) -> Option<Self> {
-        let (before, after) = match text.split_once(PATH) {
+        let (before, after) = match text.split_once(PLACEHOLDER) {
             Some((before, after)) => (before, Some(after)),
             None => (text, None),
         };
@@ -32,35 +32,35 @@ impl LoginPage {
         let is_plain = |text: &str| {
             text.bytes().all(|byte| byte.is_ascii_graphic() && !b"<>\"\\^`{|}".contains(&byte))
         };
-        // `//host` would be another site's.
+        // A browser would resolve `//host` to another site.
         let fits = begins && !text.starts_with("//") && is_plain(before);
         (fits && after.is_none_or(is_plain))
             .then(|| Self { before: before.to_owned(), after: after.map(str::to_owned) })
     }
 
-    /// As it was read.
+    /// Returns the text that was parsed.
     pub fn text(&self) -> String {
         match &self.after {
-            Some(after) => format!("{}{PATH}{after}", self.before),
+            Some(after) => format!("{}{PLACEHOLDER}{after}", self.before),
             None => self.before.clone(),
         }
     }
 
-    /// Whether a request may go on. The login page itself is for everybody, and so are CORS preflights:
-    /// browsers send those without cookies.
+    /// Admits a request if it has a principal. The login page itself is open to all, and so are CORS
+    /// preflights, which browsers send without cookies.
     ///
     /// # Errors
-    /// [`Error::NotLoggedIn`], with a place to log in for pages alone: to a script, the login page would
-    /// look like what it asked for.
+    /// [`Error::NotLoggedIn`], with the login page only if the client requested a page: a script would
+    /// mistake the login page for the requested resource.
     pub(super) fn admit(
         &self,
         parts: &Parts,
         principal: Option<&Principal>,
         accepts: Accepts,
     ) -> Result<(), Error> {
-        let (own, _query) = self.before.split_once('?').unwrap_or((&self.before, ""));
+        let (login_path, _query) = self.before.split_once('?').unwrap_or((&self.before, ""));
         if principal.is_some()
-            || parts.uri.path() == own
+            || parts.uri.path() == login_path
             || navigation::is_preflight(&parts.method, &parts.headers)
         {
             return Ok(());
@@ -71,8 +71,8 @@ impl LoginPage {
         Err(Error::NotLoggedIn(location))
     }
 
-    /// The path has one leading slash, however many slashes and backslashes it came with: with two it
-    /// would be another site's to the browser that is sent back to it.
+    /// Returns the URL to redirect to. Leading slashes and backslashes of the requested path are reduced
+    /// to one slash: with two, a browser that is sent back there would go to another site.
     fn location(&self, wanted: &str) -> Result<HeaderValue, Error> {
         let location = match &self.after {
             Some(after) => {
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_path_that_was_asked_for_is_one_parameter() {
+    fn encodes_the_path_as_one_parameter() {
         let page = LoginPage::parse("/login?next={path}&x=1").expect("a page");
         assert_eq!(
             page.location("/a?b=c&d#").expect("a header"),
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_page_is_refused() {
+    fn rejects_invalid_pages() {
         for text in [
             "",
             "login",

@@ -1,31 +1,31 @@
-//! The public proxy: a request comes in, its session is opened, it goes to its upstream cleaned, and
-//! the response comes back cleaned, with the one cookie that it may carry.
+//! The public proxy: it opens the session of a request, forwards the cleaned request to an upstream, and
+//! returns the cleaned response with the session cookie.
 //!
-//! [`Proxy::handle`] is the way of one request, read from top to bottom. The header rules are pure
-//! functions over a head, in the modules beside it: [`request`], [`forwarded`], [`via`], [`response`],
-//! [`caching`] and their parts. It does not know the session API.
+//! `Proxy::serve` reads from top to bottom as the life of a request. The header rules are pure functions
+//! over a message head, in the modules `request`, [`forwarded`], `via`, `response` and `caching`. The
+//! proxy does not know the session API.
 
 mod access;
-pub mod caching;
+mod caching;
 pub mod config;
 mod error;
 mod event_streams;
 mod exchange_headers;
 pub mod forwarded;
-pub mod hop;
+mod hop;
 mod list;
 pub mod login;
-pub mod names;
-pub mod path;
+pub(crate) mod names;
+mod path;
 mod readings;
 mod redirect;
-pub mod request;
-pub mod response;
+mod request;
+mod response;
 pub mod route;
 mod site;
-pub mod trailers;
+mod trailers;
 mod tunnel;
-pub mod via;
+mod via;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -57,18 +57,18 @@ use access::{Access, Recording};
 use caching::Protection;
 use config::{Session, Tunnels};
 use error::{Accepts, Error};
-use request::Hop;
+use request::Recipient;
 use site::Route;
-use tunnel::{Asked, Handshake, Tunnel};
+use tunnel::{Handshake, Tunnel, UpgradeRequest};
 
 pub use redirect::Redirect;
 pub use site::{Site, SiteError};
 
-/// The public proxy, as one worker serves it.
+/// The public proxy of one worker.
 #[derive(Debug)]
 pub struct Proxy {
     site: Arc<Site>,
-    /// The upstreams of each route, in the routes' order.
+    /// The upstreams of each route, in the order of the routes.
     upstreams: Vec<Balancer>,
     sessions: Sessions,
     tasks: Tasks,
@@ -77,12 +77,12 @@ pub struct Proxy {
 
 impl Handler for Proxy {
     async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
-        let accepts = Accepts::of(request.headers());
-        let mut access = Access::of(&request, &peer);
+        let accepts = Accepts::from_headers(request.headers());
+        let mut access = Access::new(&request, &peer);
         match self.serve(request, &peer, accepts, &mut access).await {
             Ok(response) => access.finish(response, Outcome::Forwarded, self.metrics()),
             Err(error) => {
-                let response = access.failed(&error, accepts);
+                let response = access.error_response(&error, accepts);
                 access.finish(response, error.outcome(), self.metrics())
             }
         }
@@ -90,7 +90,7 @@ impl Handler for Proxy {
 }
 
 impl Proxy {
-    /// A proxy for `site`, with connections of its own.
+    /// Creates a proxy for `site`, with upstream connections of its own.
     pub fn new(
         site: Arc<Site>,
         sessions: Sessions,
@@ -107,7 +107,8 @@ impl Proxy {
         &self.sessions.shared().metrics
     }
 
-    /// Route, open the session, clean the head, forward, commit, respond.
+    /// Serves a request: routes it, opens its session, cleans its head, forwards it, and commits the
+    /// session.
     async fn serve(
         &self,
         mut request: Request<Incoming>,
@@ -115,37 +116,37 @@ impl Proxy {
         accepts: Accepts,
         access: &mut Access,
     ) -> Result<Response<Body>, Error> {
-        let asked = Asked::of(&mut request);
+        let upgrade = UpgradeRequest::from_request(&mut request);
         let (mut parts, body) = request.into_parts();
         request::check(&parts)?;
-        request::settle_target(&mut parts)?;
+        request::normalize_target(&mut parts)?;
         let (index, route) = self.site.find(&parts, peer)?;
         access.set_route(route.name());
         self.site.via().append(&mut parts.headers, parts.version)?;
-        if request::count_hop(&parts.method, &mut parts.headers) == Hop::Last {
-            return Ok(options_of_ours());
+        if request::decrement_max_forwards(&parts.method, &mut parts.headers) == Recipient::Proxy {
+            return Ok(options_response());
         }
         let origin = self.origin(&parts, peer);
         let cookies = self.sessions.take_cookies(&mut parts.headers);
         request::join_cookies(&mut parts)?;
-        let cleaned = request::clean(&mut parts.headers, self.site.ours());
+        let cleaned = request::clean(&mut parts.headers, self.site.injected());
         self.site.log_dropped(&cleaned.dropped);
         let client = self.rewrite_forwarded(&mut parts.headers, peer)?;
-        access.comes_from(&client);
-        self.trace(&mut parts, peer, &client, access)?;
+        access.set_client(&client);
+        self.start_trace(&mut parts, peer, &client, access)?;
 
         let from = (client.address, user_agent(&parts.headers));
         let opened = self.open(route, cookies, origin, from).await?;
-        access.belongs_to(opened.as_ref().and_then(|opened| opened.tracked.session()));
+        access.set_session(opened.as_ref().and_then(|opened| opened.tracked.session()));
         self.site.inject(&mut parts.headers, route, opened.as_ref(), self.sessions.shared())?;
-        asked.write(&mut parts.headers)?;
+        upgrade.write_headers(&mut parts.headers)?;
 
         let principal = opened.as_ref().and_then(Opened::principal);
         let response = match route.admit(&parts, principal, accepts) {
             Ok(()) => self.forward(index, parts, body, (route, cleaned.options)).await,
             Err(error) => Err(error),
         };
-        let response = response.and_then(|response| asked.judge(response));
+        let response = response.and_then(|response| upgrade.validate_response(response));
         let (response, tracked) = match opened {
             None => (self.clean(response?, access), None),
             Some(opened) => {
@@ -153,26 +154,28 @@ impl Proxy {
                 (response, Some(opened.tracked))
             }
         };
-        match asked {
-            Asked::WebSocket(handshake) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                self.begin_tunnel(handshake, response, route, tracked).await
+        match upgrade {
+            UpgradeRequest::WebSocket(handshake)
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS =>
+            {
+                self.start_tunnel(handshake, response, route, tracked).await
             }
             _ => {
                 let response = self.follow_session(response, route, tracked.as_ref()).await;
-                // The request lasts until its response's body is over.
+                // The request stays in flight until the end of the response body.
                 Ok(response.map(|body| body.with_guard(move |_end| drop(tracked))))
             }
         }
     }
 
-    /// How a request came about, as its headers say before they are changed.
+    /// Determines the origin of a request, before its headers are changed.
     fn origin(&self, parts: &Parts, peer: &Peer) -> Origin {
         let same_site = self.sessions.shared().attributes.same_site;
         let host = || forwarded::host(&parts.headers, self.site.rules(), peer_of(peer));
         Origin::of(&parts.method, &parts.headers, same_site, host)
     }
 
-    /// Rewrites the forwarding fields, and logs what was not believed.
+    /// Rewrites the forwarding fields, and logs what was removed or overwritten.
     fn rewrite_forwarded(
         &self,
         headers: &mut HeaderMap,
@@ -186,30 +189,30 @@ impl Proxy {
         Ok(rewritten.client)
     }
 
-    /// Gives a request its place in its trace, and has it recorded where that is wanted.
-    fn trace(
+    /// Continues or starts the trace of a request, and records a span if the trace is sampled.
+    fn start_trace(
         &self,
         parts: &mut Parts,
         peer: &Peer,
         client: &forwarded::Client,
         access: &mut Access,
     ) -> Result<(), Error> {
-        let believed = self.site.rules().believes(peer_of(peer));
-        let trace = Trace::of(&mut parts.headers, self.tracer.as_deref(), believed)?;
+        let is_trusted = self.site.rules().trusts(peer_of(peer));
+        let trace = Trace::of(&mut parts.headers, self.tracer.as_deref(), is_trusted)?;
         let recording =
             self.tracer.as_ref().zip(trace.recorded()).map(|(tracer, place)| Recording {
                 tracer: Arc::clone(tracer),
                 place,
-                began: self.sessions.shared().clock.nanoseconds(),
+                started: self.sessions.shared().clock.nanoseconds(),
                 version: parts.version,
                 scheme: client.scheme,
                 host: client.host.clone(),
             });
-        access.is_of(trace, recording);
+        access.set_trace(trace, recording);
         Ok(())
     }
 
-    /// Opens the session of a request, where its route has any.
+    /// Opens the session of a request, if its route has sessions.
     async fn open(
         &self,
         route: &Route,
@@ -222,18 +225,26 @@ impl Proxy {
             Session::On => TouchPolicy::OnUse,
             Session::NoTouch => TouchPolicy::Never,
         };
-        // Many clients share the address of a proxy that does not tell theirs.
-        let of_client = address.filter(|address| !self.site.rules().trust.covers(*address));
+        // The limit on new sessions does not apply to the address of a trusted proxy, which all its
+        // clients share.
+        let limited_address = address.filter(|address| !self.site.rules().trust.covers(*address));
         let client = Some(Client { address, user_agent });
         let wants_values = route.header_exchange().is_some();
         let on_error = route.on_error();
-        let arrival =
-            Arrival { origin, cookies, wants_values, touch, on_error, address: of_client, client };
+        let arrival = Arrival {
+            origin,
+            cookies,
+            wants_values,
+            touch,
+            on_error,
+            address: limited_address,
+            client,
+        };
         self.sessions.open(arrival).await.map(Some)
     }
 
-    /// Leaves HTTP as soon as the client has its response, which this is.
-    async fn begin_tunnel(
+    /// Starts a tunnel, which begins once the client has received the returned response.
+    async fn start_tunnel(
         &self,
         handshake: Handshake,
         mut response: Response<Body>,
@@ -241,7 +252,7 @@ impl Proxy {
         tracked: Option<Tracked>,
     ) -> Result<Response<Body>, Error> {
         let upstream = hyper::upgrade::on(&mut response);
-        let client = handshake.agree(&mut response)?;
+        let client = handshake.accept(&mut response)?;
         let watched = self.watched(route, tracked.as_ref()).await;
         let tunnel = Tunnel {
             client,
@@ -255,7 +266,7 @@ impl Proxy {
         Ok(response)
     }
 
-    /// Returns the session with which what outlives the response's head ends, unless the route leaves it free.
+    /// Returns the session that a tunnel or an event stream ends with, unless the route disables that.
     async fn watched(&self, route: &Route, tracked: Option<&Tracked>) -> Option<WatchedSession> {
         match (tracked, route.tunnels()) {
             (Some(tracked), Tunnels::WithSession) => self.sessions.watch(tracked.exchange()).await,
@@ -263,14 +274,14 @@ impl Proxy {
         }
     }
 
-    /// Has an event stream end with its session.
+    /// Ends an event stream with its session.
     async fn follow_session(
         &self,
         response: Response<Body>,
         route: &Route,
         tracked: Option<&Tracked>,
     ) -> Response<Body> {
-        if !event_streams::is_one(response.headers()) || response.body().is_end_stream() {
+        if !event_streams::is_event_stream(response.headers()) || response.body().is_end_stream() {
             return response;
         }
         match self.watched(route, tracked).await {
@@ -279,7 +290,7 @@ impl Proxy {
         }
     }
 
-    /// Sends the request on.
+    /// Forwards a request to an upstream.
     async fn forward(
         &self,
         index: usize,
@@ -288,14 +299,14 @@ impl Proxy {
         (route, options): (&Route, hop::Options),
     ) -> Result<Response<Body>, Error> {
         let version = std::mem::replace(&mut parts.version, Version::HTTP_11);
-        let ours = Arc::clone(self.site.ours());
+        let injected = Arc::clone(self.site.injected());
         let mut body = Body::streaming(body, Some(self.site.body_idle_timeout()))
-            .with_trailers(move |trailers| trailers::clean(trailers, &ours, &options));
+            .with_trailers(move |trailers| trailers::clean(trailers, &injected, &options));
         if let Some(rate) = route.min_body_rate() {
             body = body.with_rate(rate);
         }
         if version == Version::HTTP_2 {
-            body = body.with_rest(self.read_on());
+            body = body.with_rest(self.discard_rest());
         }
         if let Some(limit) = route.max_body() {
             if body.size_hint().lower() > limit {
@@ -307,23 +318,22 @@ impl Proxy {
         Ok(upstreams.send(Request::from_parts(parts, body), &self.tasks).await?)
     }
 
-    /// Reads on what a client sends of a request that is answered already. In HTTP/1 its connection does that.
-    fn read_on(&self) -> impl FnOnce(Incoming) + Send + 'static {
+    /// Discards the rest of a request body after its response. For HTTP/1, the connection does that.
+    fn discard_rest(&self) -> impl FnOnce(Incoming) + Send + 'static {
         let tasks = self.tasks.clone();
         move |rest| {
             let draining = tasks.clone();
-            let read = async move {
+            let discard = async move {
                 tokio::select! {
                     () = body::discard(rest) => {}
                     () = draining.draining() => {}
                 }
             };
-            tasks.run(read).detach();
+            tasks.run(discard).detach();
         }
     }
 
-    /// Applies what the upstream asked for by header, takes the response's head, and gives it its
-    /// cookie.
+    /// Applies the upstream's patch, commits the session, and sets its cookie.
     async fn commit(
         &self,
         response: Result<Response<Body>, Error>,
@@ -332,36 +342,37 @@ impl Proxy {
         accepts: Accepts,
         access: &mut Access,
     ) -> Response<Body> {
-        let mut response = response.unwrap_or_else(|error| access.failed(&error, accepts));
+        let mut response = response.unwrap_or_else(|error| access.error_response(&error, accepts));
         let head = head_of(&response);
-        let takes_patches = route.header_exchange().is_some();
-        let patch = match exchange_headers::patch_of(response.headers_mut(), takes_patches, head) {
+        let allows_patches = route.header_exchange().is_some();
+        let patch = match exchange_headers::take_patch(response.headers_mut(), allows_patches, head)
+        {
             Ok(patch) => patch,
             Err(malformed) => {
-                response = access.failed(&Error::Patch(malformed.to_string()), accepts);
+                response = access.error_response(&Error::Patch(malformed.to_string()), accepts);
                 None
             }
         };
         let head = head_of(&response);
-        let (cookie, applied) = self.take_head(tracked, head, patch.as_ref()).await;
+        let (cookie, applied) = self.commit_patch(tracked, head, patch.as_ref()).await;
         if let (Some(patch), Err(failure)) = (&patch, applied) {
-            if self.drops(tracked, patch, &failure, route) {
+            if self.should_drop_patch(tracked, patch, &failure, route) {
                 self.metrics().event(Event::PatchDropped);
-                debug!(%failure, "a patch was dropped");
+                debug!(%failure, "dropped a patch");
             } else {
-                response = access.failed(&Error::of_patch(&failure), accepts);
+                response = access.error_response(&Error::from_patch_failure(&failure), accepts);
             }
         }
         let response = self.clean(response, access);
         finish(response, cookie, record.is_some(), tracked, access)
     }
 
-    /// Takes out of a response what is not for the client.
+    /// Removes what must not reach the client from a response.
     fn clean(&self, mut response: Response<Body>, access: &Access) -> Response<Body> {
         let cleaned =
             response::clean(response.headers_mut(), &self.sessions.shared().attributes.name);
-        if cleaned.own_cookies > 0 {
-            let dropped = "dropped a cookie of the session's name that the upstream set";
+        if cleaned.session_cookies > 0 {
+            let dropped = "dropped an upstream cookie with the name of the session cookie";
             access.warn("own_cookie", None, dropped);
         }
         let options = cleaned.options;
@@ -370,8 +381,9 @@ impl Proxy {
         })
     }
 
-    /// A patch that was taken is applied though the client hangs up now: it runs as a task.
-    async fn take_head(
+    /// Commits the session. With a patch, this runs as a task, so that it completes even if the client
+    /// disconnects.
+    async fn commit_patch(
         &self,
         tracked: &Tracked,
         head: ResponseKind,
@@ -388,15 +400,22 @@ impl Proxy {
         })
     }
 
-    fn drops(&self, tracked: &Tracked, patch: &Patch, failure: &Failure, route: &Route) -> bool {
-        let store_is_away =
+    /// Returns whether a patch that failed is dropped without an error response.
+    fn should_drop_patch(
+        &self,
+        tracked: &Tracked,
+        patch: &Patch,
+        failure: &Failure,
+        route: &Route,
+    ) -> bool {
+        let is_unavailable =
             matches!(failure, Failure::NotLoaded | Failure::Store(StoreError::Unavailable(_)));
-        (store_is_away && route.on_error() == OnError::Anonymous)
+        (is_unavailable && route.on_error() == OnError::Anonymous)
             || self.sessions.drops(tracked.exchange(), patch, failure)
     }
 }
 
-/// Protects the head from caches, and sets the cookie.
+/// Protects the response from caches, and sets the session cookie.
 fn finish(
     mut response: Response<Body>,
     cookie: CookieLine,
@@ -405,7 +424,7 @@ fn finish(
     access: &mut Access,
 ) -> Response<Body> {
     let session = tracked.session();
-    access.belongs_to(session);
+    access.set_session(session);
     let protection = match &cookie {
         CookieLine::Line(_) => Protection::NoStore,
         CookieLine::None if had_session || session.is_some() => Protection::Private,
@@ -418,7 +437,7 @@ fn finish(
         CookieLine::None => Ok(()),
     };
     if protected.and(set).is_err() {
-        let full = "response has as many header fields as a head can hold; ours were left out";
+        let full = "response head is full; session headers were omitted";
         access.warn("head_full", None, full);
     }
     response
@@ -440,7 +459,7 @@ fn peer_of(peer: &Peer) -> forwarded::Peer {
     }
 }
 
-/// As much of the user agent as a session keeps.
+/// Returns the user agent, truncated to the length that a session stores.
 fn user_agent(headers: &HeaderMap) -> Box<str> {
     let agent = headers.get(USER_AGENT).map(HeaderValue::as_bytes).unwrap_or_default();
     let text = String::from_utf8_lossy(agent);
@@ -451,8 +470,8 @@ fn user_agent(headers: &HeaderMap) -> Box<str> {
     text.get(..end).unwrap_or_default().into()
 }
 
-/// The answer to an OPTIONS request that was to go no further (RFC 9110, section 7.6.2).
-fn options_of_ours() -> Response<Body> {
+/// Returns the response to an OPTIONS request with Max-Forwards 0 (RFC 9110, section 7.6.2).
+fn options_response() -> Response<Body> {
     let mut response = Response::new(Body::empty());
     response.headers_mut().insert(http::header::ALLOW, HeaderValue::from_static(request::ALLOW));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

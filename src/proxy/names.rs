@@ -1,8 +1,8 @@
-//! The names of header fields that are ours or that we treat, and how names are compared.
+//! Names of the header fields that the proxy sets, rewrites or removes, and their comparison.
 //!
-//! CGI and its heirs (WSGI, PHP, Rack) turn every `-` of a name into `_`, and some turn every byte
-//! that is no letter or digit. So `X_Session_Token` reaches such an upstream as `X-Session-Token`,
-//! and names that matter are compared in their canonical form: lower case, every other byte a `-`.
+//! CGI and its successors (WSGI, PHP, Rack) replace every `-` of a name by `_`, and some replace every
+//! byte that is not alphanumeric. `X_Session_Token` reaches such an upstream as `X-Session-Token`.
+//! Names are therefore compared in canonical form: lower case, every other byte replaced by `-`.
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER,
@@ -10,71 +10,63 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName};
 
-/// Absolute URL of the session API.
-pub const X_SESSION_URL: HeaderName = HeaderName::from_static("x-session-url");
-/// The request token.
-pub const X_SESSION_TOKEN: HeaderName = HeaderName::from_static("x-session-token");
-/// The session id.
-pub const X_SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
-/// The session's principal.
-pub const X_SESSION_PRINCIPAL: HeaderName = HeaderName::from_static("x-session-principal");
-/// Header exchange: the session's values.
-pub const X_SESSION_DATA: HeaderName = HeaderName::from_static("x-session-data");
-/// Header exchange: the session's version.
-pub const X_SESSION_VERSION: HeaderName = HeaderName::from_static("x-session-version");
-/// Header exchange: why the values are not there.
-pub const X_SESSION_DATA_OMITTED: HeaderName = HeaderName::from_static("x-session-data-omitted");
-/// Why there is no session.
-pub const X_SESSION_ERROR: HeaderName = HeaderName::from_static("x-session-error");
-/// Header exchange: the change that an upstream asks for.
-pub const X_SESSION_PATCH: HeaderName = HeaderName::from_static("x-session-patch");
+pub(crate) const X_SESSION_URL: HeaderName = HeaderName::from_static("x-session-url");
+pub(crate) const X_SESSION_TOKEN: HeaderName = HeaderName::from_static("x-session-token");
+pub(crate) const X_SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
+pub(crate) const X_SESSION_PRINCIPAL: HeaderName = HeaderName::from_static("x-session-principal");
+/// Header exchange: the values of the session.
+pub(crate) const X_SESSION_DATA: HeaderName = HeaderName::from_static("x-session-data");
+/// Header exchange: the version of the session.
+pub(crate) const X_SESSION_VERSION: HeaderName = HeaderName::from_static("x-session-version");
+/// Header exchange: the reason why the values are missing.
+pub(crate) const X_SESSION_DATA_OMITTED: HeaderName =
+    HeaderName::from_static("x-session-data-omitted");
+/// The reason why there is no session.
+pub(crate) const X_SESSION_ERROR: HeaderName = HeaderName::from_static("x-session-error");
+/// Header exchange: the changes that an upstream requests.
+pub(crate) const X_SESSION_PATCH: HeaderName = HeaderName::from_static("x-session-patch");
 
-/// RFC 7239.
-pub const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
-/// The addresses that a request came through.
-pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-/// Only read: it passes from trusted proxies.
-pub const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-/// The scheme as the browser sees it.
-pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-/// The host as the browser sees it.
-pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-/// The client's address alone.
-pub const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+pub(crate) const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// Never written, but passed through from trusted proxies.
+pub(crate) const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(crate) const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
-/// CGI upstreams take it for `HTTP_PROXY` ("httpoxy").
-pub const PROXY: HeaderName = HeaderName::from_static("proxy");
-/// RFC 2068's; obsolete, and still sent.
-pub const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-/// Never standardised, and still sent.
-pub const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-/// RFC 7540 3.2.1; goes with an Upgrade to h2c.
-pub const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
-/// What caches in front of the site obey instead of Cache-Control.
-pub const SURROGATE_CONTROL: HeaderName = HeaderName::from_static("surrogate-control");
-/// nginx's cache obeys it before Cache-Control.
-pub const X_ACCEL_EXPIRES: HeaderName = HeaderName::from_static("x-accel-expires");
-/// Akamai's cache obeys it before Cache-Control.
-pub const EDGE_CONTROL: HeaderName = HeaderName::from_static("edge-control");
+/// CGI upstreams read it as the variable `HTTP_PROXY` ("httpoxy", CVE-2016-5385).
+pub(crate) const PROXY: HeaderName = HeaderName::from_static("proxy");
+/// Obsolete since RFC 2616, but still sent.
+pub(crate) const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+/// Never standardized, but still sent.
+pub(crate) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// Accompanies an upgrade to h2c (RFC 7540, section 3.2.1).
+pub(crate) const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// Takes precedence over Cache-Control in surrogate caches.
+pub(crate) const SURROGATE_CONTROL: HeaderName = HeaderName::from_static("surrogate-control");
+/// Takes precedence over Cache-Control in the cache of nginx.
+pub(crate) const X_ACCEL_EXPIRES: HeaderName = HeaderName::from_static("x-accel-expires");
+/// Takes precedence over Cache-Control in the cache of Akamai.
+pub(crate) const EDGE_CONTROL: HeaderName = HeaderName::from_static("edge-control");
 
-/// Where the names begin that are ours in both directions.
+/// Prefix of the names that are reserved for the proxy in both directions.
 const RESERVED: &[u8] = b"x-session-";
 
-/// Whether a name is ours, in any spelling: canonically `x-session-*`.
-pub fn is_reserved(name: &HeaderName) -> bool {
+/// Returns whether a name in any spelling is reserved: canonically `x-session-*`.
+pub(crate) fn is_reserved(name: &HeaderName) -> bool {
     canonical_starts(name, RESERVED)
 }
 
-/// Whether two names are one in canonical form.
-pub fn is_same(one: &HeaderName, other: &HeaderName) -> bool {
+/// Returns whether two names have the same canonical form.
+pub(crate) fn is_same(one: &HeaderName, other: &HeaderName) -> bool {
     one.as_str().len() == other.as_str().len() && canonical(one).eq(canonical(other))
 }
 
-/// Whether a field tells an upstream, in any spelling, where a request came from or what it asked for
-/// before it was rewritten: as X-Forwarded-For, CF-Connecting-IP or X-Original-URL do. A stranger can
-/// send anything in it. Upstreams read many such names, so they are matched by the words in them.
-pub fn is_forwarding(name: &HeaderName) -> bool {
-    /// Words of which one begins at the name's beginning or after a dash.
+/// Returns whether a field, in any spelling, describes the origin of a request or its target before a
+/// rewrite, e.g. X-Forwarded-For, CF-Connecting-IP or X-Original-URL. Any client can send such a field
+/// with any content. Upstreams read many such names, so they are matched by the words in them.
+pub(crate) fn is_forwarding(name: &HeaderName) -> bool {
+    /// Parts of a name, at its beginning or after a dash.
     const PARTS: [&[u8]; 19] = [
         b"forward",
         b"original-",
@@ -101,11 +93,11 @@ pub fn is_forwarding(name: &HeaderName) -> bool {
         || WHOLE.iter().any(|whole| canonical_is(name, whole))
 }
 
-/// Whether a name is another spelling of a field that frames or routes a request, or is hop-by-hop.
-/// Upstreams that make one of both (Werkzeug before 2.1 reads `Transfer_Encoding`) would see a request
-/// that we did not.
-pub fn is_respelled(name: &HeaderName) -> bool {
-    const MATTER: [HeaderName; 14] = [
+/// Returns whether a name is another spelling of a field that frames or routes a request, or that is
+/// hop-by-hop. Upstreams that treat both spellings as the same field (Werkzeug before 2.1 reads
+/// `Transfer_Encoding`) would see a different request than the proxy: request smuggling.
+pub(crate) fn is_respelled(name: &HeaderName) -> bool {
+    const CRITICAL: [HeaderName; 14] = [
         CONNECTION,
         CONTENT_LENGTH,
         COOKIE,
@@ -123,11 +115,11 @@ pub fn is_respelled(name: &HeaderName) -> bool {
     ];
     let bytes = name.as_str().as_bytes();
     bytes.iter().any(|byte| *byte != b'-' && !byte.is_ascii_alphanumeric())
-        && MATTER.iter().any(|matters| is_same(name, matters))
+        && CRITICAL.iter().any(|critical| is_same(name, critical))
 }
 
-/// Whether the canonical form of a name has `part`, which is in canonical form, at its beginning or
-/// after a dash.
+/// Returns whether the canonical form of a name has `part`, itself canonical, at its beginning or after
+/// a dash.
 fn has_part(name: &HeaderName, part: &[u8]) -> bool {
     let bytes = name.as_str().as_bytes();
     let matches = |at: usize| {
@@ -138,33 +130,34 @@ fn has_part(name: &HeaderName, part: &[u8]) -> bool {
     matches(0) || after_dash.into_iter().any(|(at, _)| matches(at + 1))
 }
 
-/// Whether the canonical form of a name is `whole`, which is in canonical form.
+/// Returns whether the canonical form of a name is `whole`, itself canonical.
 pub(super) fn canonical_is(name: &HeaderName, whole: &[u8]) -> bool {
     name.as_str().len() == whole.len() && canonical_starts(name, whole)
 }
 
-/// Whether the canonical form of a name begins with `start`, which is in canonical form.
+/// Returns whether the canonical form of a name begins with `start`, itself canonical.
 pub(super) fn canonical_starts(name: &HeaderName, start: &[u8]) -> bool {
     name.as_str().len() >= start.len() && canonical(name).zip(start).all(|(a, b)| a == *b)
 }
 
-/// Removes every field whose name `is_doomed`, and returns their names; allocates only if there is one.
-pub(super) fn remove_where(
+/// Removes every field whose name matches, and returns the removed names. Allocates only if there are
+/// any.
+pub(super) fn remove_matching(
     headers: &mut HeaderMap,
-    is_doomed: impl Fn(&HeaderName) -> bool,
+    matches: impl Fn(&HeaderName) -> bool,
 ) -> Vec<HeaderName> {
-    let doomed: Vec<HeaderName> = headers.keys().filter(|name| is_doomed(name)).cloned().collect();
-    for name in &doomed {
+    let removed: Vec<HeaderName> = headers.keys().filter(|name| matches(name)).cloned().collect();
+    for name in &removed {
         headers.remove(name);
     }
-    doomed
+    removed
 }
 
 fn canonical(name: &HeaderName) -> impl Iterator<Item = u8> + '_ {
     name.as_str().bytes().map(canonical_byte)
 }
 
-/// A `HeaderName` is in lower case already.
+/// Returns the canonical form of a byte of a `HeaderName`, which is in lower case already.
 fn canonical_byte(byte: u8) -> u8 {
     if byte.is_ascii_alphanumeric() { byte } else { b'-' }
 }
@@ -178,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn our_names_are_reserved_in_every_spelling() {
+    fn reserves_our_names_in_every_spelling() {
         for ours in [
             "X-Session-Token",
             "x_session_token",
@@ -198,14 +191,14 @@ mod tests {
     }
 
     #[test]
-    fn names_are_one_whatever_stands_for_the_dash() {
+    fn names_match_with_other_separators() {
         assert!(is_same(&name("X-Remote-User"), &name("x_remote.user")));
         assert!(!is_same(&name("X-Remote-User"), &name("x-remote-users")));
         assert!(!is_same(&name("X-Remote-User"), &name("x-remote-usex")));
     }
 
     #[test]
-    fn forwarding_names_are_known_in_every_spelling() {
+    fn recognizes_forwarding_names_in_every_spelling() {
         for spoof in [
             "Forwarded",
             "X-Forwarded-For",
@@ -255,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_frame_have_one_spelling() {
+    fn recognizes_respelled_framing_fields() {
         for other in [
             "Transfer_Encoding",
             "content_length",

@@ -1,24 +1,24 @@
-//! How a path may be read. Servers differ: some decode twice, merge slashes, or drop parameters.
+//! Two normalizations of a request path, strict and lenient, to recognize the session API's prefix.
 //!
-//! A path is forwarded byte for byte (RFC 9110 7.7), so what we decide by it must hold for every
-//! upstream's reading.
+//! Servers differ: some decode twice, merge slashes, or drop parameters. A path is forwarded byte for
+//! byte (RFC 9110, section 7.7), so a decision based on it must hold for every upstream's reading.
 
 use std::borrow::Cow;
 
-/// Whether a path lies, in either reading, at or under the session API: the prefix itself, or the
-/// prefix and `s`. The prefix begins with a slash and has a segment.
-pub fn names_api(path: &str, prefix: &str) -> bool {
+/// Returns whether a path, in either normalization, is at or below the session API: the prefix itself,
+/// or the prefix followed by `s`. The prefix begins with a slash and has at least one segment.
+pub(crate) fn is_api_path(path: &str, prefix: &str) -> bool {
     let prefix = prefix.trim_end_matches('/').as_bytes();
-    let lies_under = |path: &[u8]| {
+    let is_at_or_below = |path: &[u8]| {
         path.strip_prefix(prefix).is_some_and(|rest| {
             ends_segment(rest) || rest.strip_prefix(b"s").is_some_and(ends_segment)
         })
     };
-    lies_under(&strict(path)) || lies_under(&loose(path))
+    is_at_or_below(&strict(path)) || is_at_or_below(&lenient(path))
 }
 
-/// The path as RFC 3986 reads it: dot segments removed (5.2.4), also encoded ones (6.2.2.2), and
-/// otherwise as it came, its last slash excepted.
+/// Normalizes a path by RFC 3986: unreserved characters decoded (section 6.2.2.2), then dot segments
+/// removed (section 5.2.4).
 fn strict(path: &str) -> Cow<'_, [u8]> {
     if is_plain(path) {
         return Cow::Borrowed(path.as_bytes());
@@ -56,9 +56,9 @@ fn strict(path: &str) -> Cow<'_, [u8]> {
     Cow::Owned(rooted(&kept))
 }
 
-/// The path as the most generous server reads it: decoded until nothing is left to decode,
-/// backslashes as slashes, slashes merged, parameters dropped, dot segments removed.
-fn loose(path: &str) -> Cow<'_, [u8]> {
+/// Normalizes a path as the most lenient server does: decoded until nothing is left to decode,
+/// backslashes read as slashes, slashes merged, parameters dropped, dot segments removed.
+fn lenient(path: &str) -> Cow<'_, [u8]> {
     if is_plain(path) {
         return Cow::Borrowed(path.as_bytes());
     }
@@ -76,12 +76,12 @@ fn loose(path: &str) -> Cow<'_, [u8]> {
     Cow::Owned(rooted(&kept))
 }
 
-/// Whether what follows a prefix begins no longer segment.
+/// Returns whether a prefix ends at a segment boundary, given what follows it.
 pub(super) fn ends_segment(rest: &[u8]) -> bool {
     matches!(rest, [] | [b'/', ..])
 }
 
-/// Whether there is one reading only, letter case apart: most paths.
+/// Returns whether every server reads the path alike, apart from letter case. Most paths are plain.
 pub(super) fn is_plain(path: &str) -> bool {
     let mut after_slash = false;
     path.starts_with('/')
@@ -109,7 +109,7 @@ fn rooted(segments: &[&[u8]]) -> Vec<u8> {
 }
 
 /// Decodes until nothing is left to decode, in one pass: an escape that decoding completes ends in
-/// the byte that was just written, so that only the end needs to be looked at again.
+/// the byte that was just written, so only the end needs to be checked again.
 fn decode(path: &[u8]) -> Vec<u8> {
     let mut decoded: Vec<u8> = Vec::with_capacity(path.len());
     for byte in path {
@@ -124,11 +124,13 @@ fn decode(path: &[u8]) -> Vec<u8> {
     decoded
 }
 
-/// RFC 3986 2.3. Bytes beyond ASCII have no other meaning either; only configuration writes them bare.
+/// Returns whether a byte is unreserved (RFC 3986, section 2.3), or not ASCII: such a byte has no
+/// other meaning either, and only appears unencoded in configured paths.
 pub(super) fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || !byte.is_ascii()
 }
 
+/// Decodes the two hexadecimal digits of an escape.
 pub(super) fn escape(high: u8, low: u8) -> Option<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     Some(digit(high)? << 4 | digit(low)?)
@@ -141,12 +143,12 @@ mod tests {
     use super::*;
 
     fn check(path: &str, expected: bool) {
-        assert_eq!(names_api(path, "/_session"), expected, "{path}");
-        assert_eq!(names_api(path, "/_session/"), expected, "{path}");
+        assert_eq!(is_api_path(path, "/_session"), expected, "{path}");
+        assert_eq!(is_api_path(path, "/_session/"), expected, "{path}");
     }
 
     #[test]
-    fn the_api_is_known_in_every_spelling() {
+    fn recognizes_the_api_in_every_spelling() {
         for path in [
             "/_session",
             "/_sessions",
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn other_paths_are_the_upstreams() {
+    fn leaves_other_paths_to_the_upstream() {
         for path in [
             "/",
             "*",
@@ -206,25 +208,25 @@ mod tests {
         ] {
             check(path, false);
         }
-        assert!(names_api("/a//b/x", "/a/b"));
-        assert!(!names_api("/a", "/a/b"));
+        assert!(is_api_path("/a//b/x", "/a/b"));
+        assert!(!is_api_path("/a", "/a/b"));
     }
 
     #[test]
     fn plain_paths_are_not_copied() {
-        assert!(matches!(loose("/a/b.c/d_e"), Cow::Borrowed(_)));
+        assert!(matches!(lenient("/a/b.c/d_e"), Cow::Borrowed(_)));
         assert!(matches!(strict("/a/"), Cow::Borrowed(_)));
     }
 
     proptest! {
         #[test]
-        fn decoding_again_changes_nothing(path in "[/%25cfF.;\\\\e]{0,40}") {
+        fn decoding_is_idempotent(path in "[/%25cfF.;\\\\e]{0,40}") {
             let once = decode(path.as_bytes());
             prop_assert_eq!(&decode(&once), &once);
         }
 
         #[test]
-        fn a_prefix_survives_any_encoding(depth in 1_usize..6, at in 0_usize..8) {
+        fn recognizes_the_prefix_in_any_encoding(depth in 1_usize..6, at in 0_usize..8) {
             let (before, rest) = "_session".split_at(at);
             let (byte, after) = rest.split_at(1);
             let mut encoded = format!("%{:02x}", byte.as_bytes()[0]);
@@ -232,12 +234,12 @@ mod tests {
                 encoded = encoded.replace('%', "%25");
             }
             let path = format!("/{before}{encoded}{after}/x");
-            prop_assert!(names_api(&path, "/_session"), "{}", path);
+            prop_assert!(is_api_path(&path, "/_session"), "{}", path);
         }
 
         #[test]
-        fn any_path_can_be_read(path in ".{0,40}") {
-            let _ = (strict(&path), loose(&path));
+        fn normalizes_any_path_without_panicking(path in ".{0,40}") {
+            let _ = (strict(&path), lenient(&path));
         }
     }
 }

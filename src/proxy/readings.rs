@@ -1,42 +1,41 @@
-//! The readings of a path: every text that a server may take it for before it looks for a page.
+//! The readings of a path: every path that a server may derive from it before it selects a resource.
 //!
-//! Servers decode once, twice or never, resolve dot segments or keep them, merge slashes, take a
-//! backslash for a slash, cut `;parameters` off, or take a leading `//name` for an authority. Such
-//! steps are applied in any order and any number of times here, so that a server which is built of
-//! them reads a path in one of these ways. Decoding alone is bounded: at most [`DECODINGS`] times.
+//! Servers decode once, twice or never, resolve dot segments or keep them, merge slashes, read a
+//! backslash as a slash, strip `;parameters`, or read a leading `//name` as an authority. These steps
+//! are applied here in any order and any number of times, so that one of the readings is that of any
+//! server which combines them. Only decoding is bounded, to [`DECODINGS`] times.
 
 use std::collections::HashSet;
 
 use super::path::{escape, is_unreserved};
 
-/// How often a path is decoded by the servers, frameworks and proxies behind one another that we
-/// reckon with.
+/// Most times that a path is decoded by a chain of proxies, servers and frameworks.
 const DECODINGS: usize = 3;
 
-/// Bounds the work for one path: this many readings, and this many bytes of them together. Real paths
-/// have a few.
+/// Bounds the work for one path, by the number of readings and by their total size. Real paths have a
+/// few readings.
 const MAX_READINGS: usize = 128;
 const MAX_BYTES: usize = 128 * 1024;
 
-/// What became of comparing the readings.
+/// The result of comparing the readings of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Compared {
-    /// All of them passed.
+pub(super) enum Comparison {
+    /// All readings passed.
     All,
-    /// One of them did not.
+    /// At least one reading did not pass.
     Differs,
-    /// A fourth decoding would give another one, or there are too many to compare.
+    /// There are too many readings to compare, or another decoding would add one.
     Unbounded,
 }
 
-/// A step of a server; `None` if it changes nothing.
+/// A normalization step of some server; returns `None` if it changes nothing.
 type Step = fn(&[u8]) -> Option<Vec<u8>>;
 
 /// The steps that do not count as a decoding.
 const STEPS: [Step; 9] = [
     |path| replaced(path, b'\\', b'/'),
     merge_slashes,
-    cut_parameters,
+    strip_parameters,
     truncate,
     |path| resolve_dots(path, false),
     |path| resolve_dots(path, true),
@@ -45,14 +44,14 @@ const STEPS: [Step; 9] = [
     |path| decode(path, is_unreserved),
 ];
 
-/// Some servers keep an encoded slash encoded.
+/// Decodings of a path. Some servers keep an encoded slash encoded.
 const DECODERS: [Step; 2] =
     [|path| decode(path, |_| true), |path| decode(path, |byte| !matches!(byte, b'/' | b'\\'))];
 
-/// Gives every reading of a path to `passes`, the path itself first, until one does not pass.
-pub(super) fn compare(path: &[u8], mut passes: impl FnMut(&[u8]) -> bool) -> Compared {
-    if is_deeper(path) {
-        return Compared::Unbounded;
+/// Passes every reading of a path to `passes`, the path itself first, until one does not pass.
+pub(super) fn compare(path: &[u8], mut passes: impl FnMut(&[u8]) -> bool) -> Comparison {
+    if exceeds_decodings(path) {
+        return Comparison::Unbounded;
     }
     let mut seen = Seen::default();
     let mut level = Vec::from_iter(seen.take(path.to_vec()));
@@ -60,7 +59,7 @@ pub(super) fn compare(path: &[u8], mut passes: impl FnMut(&[u8]) -> bool) -> Com
         let mut next = 0;
         while let Some(reading) = level.get(next) {
             if !passes(reading) {
-                return Compared::Differs;
+                return Comparison::Differs;
             }
             let further: Vec<_> = STEPS
                 .iter()
@@ -70,19 +69,19 @@ pub(super) fn compare(path: &[u8], mut passes: impl FnMut(&[u8]) -> bool) -> Com
             level.extend(further);
             next += 1;
             if seen.is_full() {
-                return Compared::Unbounded;
+                return Comparison::Unbounded;
             }
         }
         let decoded = level.iter().flat_map(|reading| DECODERS.map(|decoder| decoder(reading)));
         level = decoded.flatten().filter_map(|reading| seen.take(reading)).collect();
         if seen.is_full() {
-            return Compared::Unbounded;
+            return Comparison::Unbounded;
         }
     }
-    Compared::All
+    Comparison::All
 }
 
-/// The readings so far.
+/// The distinct readings found so far.
 #[derive(Default)]
 struct Seen {
     readings: HashSet<Vec<u8>>,
@@ -90,7 +89,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// Returns a reading that is new.
+    /// Returns the reading if it is new and within the bounds.
     fn take(&mut self, reading: Vec<u8>) -> Option<Vec<u8>> {
         if self.is_full() || !self.readings.insert(reading.clone()) {
             return None;
@@ -104,7 +103,8 @@ impl Seen {
     }
 }
 
-fn is_deeper(path: &[u8]) -> bool {
+/// Returns whether a path is still encoded after [`DECODINGS`] decodings.
+fn exceeds_decodings(path: &[u8]) -> bool {
     let all = |path: &[u8]| decode(path, |_| true);
     let mut decoded = all(path);
     for _ in 0..DECODINGS {
@@ -143,8 +143,8 @@ fn merge_slashes(path: &[u8]) -> Option<Vec<u8>> {
     (merged.len() != path.len()).then_some(merged)
 }
 
-/// Of each segment what stands before a `;`.
-fn cut_parameters(path: &[u8]) -> Option<Vec<u8>> {
+/// Strips the parameters of each segment: a `;` and what follows it.
+fn strip_parameters(path: &[u8]) -> Option<Vec<u8>> {
     let mut in_parameters = false;
     let kept = path.iter().copied().filter(|byte| {
         in_parameters = *byte != b'/' && (in_parameters || *byte == b';');
@@ -153,14 +153,14 @@ fn cut_parameters(path: &[u8]) -> Option<Vec<u8>> {
     path.contains(&b';').then(|| kept.collect())
 }
 
-/// To a parser after a decoding, a query, a fragment or the end of a C string begins here.
+/// Truncates at a byte that, once decoded, begins a query or a fragment, or ends a C string.
 fn truncate(path: &[u8]) -> Option<Vec<u8>> {
     let end = path.iter().position(|byte| matches!(byte, b'?' | b'#' | 0))?;
     path.get(..end).map(<[u8]>::to_vec)
 }
 
-/// RFC 3986 5.2.4. Browsers and Node take `%2e` for a dot here, and decode nothing else
-/// (URL Standard 4.1, "single-dot URL path segment").
+/// Removes dot segments (RFC 3986, section 5.2.4). Browsers and Node read `%2e` as a dot here, and
+/// decode nothing else (URL Standard, section 4.1, "single-dot URL path segment").
 fn resolve_dots(path: &[u8], also_encoded: bool) -> Option<Vec<u8>> {
     let mut changed = false;
     let mut kept: Vec<&[u8]> = Vec::new();
@@ -177,7 +177,7 @@ fn resolve_dots(path: &[u8], also_encoded: bool) -> Option<Vec<u8>> {
     changed.then(|| [b"/", kept.join(&b'/').as_slice()].concat())
 }
 
-/// How many dots a segment is made of; `None` if of anything else.
+/// Counts the dots of a segment; `None` if it has other characters.
 fn dots(segment: &[u8], also_encoded: bool) -> Option<usize> {
     let mut count = 0;
     let mut rest = segment;
@@ -195,8 +195,9 @@ fn dots(segment: &[u8], also_encoded: bool) -> Option<usize> {
     }
 }
 
-/// Without a leading `//authority` or `/\authority` (RFC 3986 3.2). Browsers and Node take any number
-/// of slashes before it (URL Standard 4.4, "special authority ignore slashes state").
+/// Removes a leading `//authority` or `/\authority` (RFC 3986, section 3.2). Browsers and Node allow
+/// any number of slashes before it (URL Standard, section 4.4, "special authority ignore slashes
+/// state").
 fn drop_authority(path: &[u8], any_slashes: bool) -> Option<Vec<u8>> {
     let [b'/', rest @ ..] = path else { return None };
     let is_slash = |byte: &u8| matches!(byte, b'/' | b'\\');
@@ -222,16 +223,16 @@ mod tests {
 
     fn readings(path: &str) -> Vec<String> {
         let mut readings = Vec::new();
-        let compared = compare(path.as_bytes(), |reading| {
+        let comparison = compare(path.as_bytes(), |reading| {
             readings.push(String::from_utf8_lossy(reading).into_owned());
             true
         });
-        assert_eq!(compared, Compared::All, "{path}");
+        assert_eq!(comparison, Comparison::All, "{path}");
         readings
     }
 
     #[test]
-    fn each_step_gives_its_reading() {
+    fn each_step_adds_its_reading() {
         for (path, reading) in [
             ("/%61dmin", "/admin"),
             ("/%2561dmin", "/admin"),
@@ -268,24 +269,24 @@ mod tests {
     }
 
     #[test]
-    fn the_work_is_bounded() {
+    fn bounds_the_work_for_one_path() {
         let deep = "/%2525252f";
         let many = "/;%252e%5c/..//%2f%3f".repeat(100);
         let long = format!("/{}%20", "a/../".repeat(50_000));
         for path in [deep, &many, &long] {
-            assert_eq!(compare(path.as_bytes(), |_| true), Compared::Unbounded);
+            assert_eq!(compare(path.as_bytes(), |_| true), Comparison::Unbounded);
         }
         let long = format!("/a%20{}", "b".repeat(30_000));
-        assert_eq!(compare(long.as_bytes(), |_| true), Compared::All);
+        assert_eq!(compare(long.as_bytes(), |_| true), Comparison::All);
     }
 
     #[test]
-    fn comparing_stops_at_the_first_that_differs() {
+    fn stops_at_the_first_difference() {
         let mut calls = 0;
-        let compared = compare(b"//a/../b;c", |_| {
+        let comparison = compare(b"//a/../b;c", |_| {
             calls += 1;
             calls < 2
         });
-        assert_eq!((compared, calls), (Compared::Differs, 2));
+        assert_eq!((comparison, calls), (Comparison::Differs, 2));
     }
 }

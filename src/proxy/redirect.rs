@@ -1,4 +1,4 @@
-//! A listener in the clear that only sends clients to the one with TLS.
+//! The plain HTTP listener that redirects clients to the TLS listener.
 
 use http::header::{CACHE_CONTROL, LOCATION};
 use http::{HeaderValue, Request, Response, StatusCode};
@@ -13,7 +13,7 @@ use crate::net::host;
 use crate::net::scheme::Scheme;
 use crate::server::{Handler, Peer};
 
-/// Sends every request to the same host and path with https.
+/// Redirects every request to the same host and path over HTTPS.
 #[derive(Clone, Debug)]
 pub struct Redirect {
     port: u16,
@@ -21,20 +21,20 @@ pub struct Redirect {
 }
 
 impl Redirect {
-    /// To the listener with TLS at `port`.
+    /// Creates a redirect to the TLS listener at `port`.
     pub fn new(port: u16, metrics: Metrics) -> Self {
         Self { port, metrics }
     }
 
-    /// A request that the proxy would not take is not sent there either.
+    /// Returns the URL to redirect to. Requests that the proxy would reject are not redirected.
     fn location<B>(&self, request: Request<B>) -> Result<HeaderValue, Error> {
         let (mut parts, _body) = request.into_parts();
         request::check(&parts)?;
-        request::settle_target(&mut parts)?;
+        request::normalize_target(&mut parts)?;
         let host = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
         let name = host::without_port(host.unwrap_or_default());
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-        // OPTIONS of the server as a whole has no path.
+        // The target of an OPTIONS request may be `*`, which has no path.
         let path = path.strip_prefix('*').unwrap_or(path);
         if name.is_empty() {
             return Err(Error::NoRoute);
@@ -49,20 +49,20 @@ impl Redirect {
 
 impl Handler for Redirect {
     async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
-        let accepts = Accepts::of(request.headers());
-        let mut access = Access::of(&request, &peer);
+        let accepts = Accepts::from_headers(request.headers());
+        let mut access = Access::new(&request, &peer);
         match self.location(request) {
             Ok(location) => access.finish(redirect(location), Outcome::Redirected, &self.metrics),
             Err(error) => {
-                let response = access.failed(&error, accepts);
+                let response = access.error_response(&error, accepts);
                 access.finish(response, error.outcome(), &self.metrics)
             }
         }
     }
 }
 
-/// 308 (RFC 9110, section 15.4.9) keeps the method. It is not to be kept itself: the site may go
-/// back.
+/// Returns a 308 (RFC 9110, section 15.4.9), which preserves the method. It is not cacheable, because
+/// the site may go back to plain HTTP.
 fn redirect(location: HeaderValue) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_host_and_path_with_https() {
+    fn redirects_to_the_same_host_and_path() {
         check(443, "/a?b=c", "shop.example.org", Some("https://shop.example.org/a?b=c"));
         check(443, "/", "shop.example.org:80", Some("https://shop.example.org/"));
         check(8443, "/%2F//x", "[::1]:8080", Some("https://[::1]:8443/%2F//x"));
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_sent_where_the_request_is_malformed() {
+    fn malformed_requests_are_not_redirected() {
         for host in ["", "a/b", "me@a", "a b"] {
             check(443, "/", host, None);
         }

@@ -1,4 +1,4 @@
-//! Responses: what of an upstream's head goes on to the client.
+//! Cleaning of response heads.
 
 use http::header::{HeaderMap, HeaderValue, SET_COOKIE};
 
@@ -8,18 +8,18 @@ use super::{
 };
 use crate::session::cookie;
 
-/// What [`clean`] found, for the trailers and the log.
+/// The result of [`clean`], for the trailers and the log.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Cleaned {
-    /// The options of the Connection lines: they apply to the trailers too.
-    pub options: hop::Options,
-    /// How many Set-Cookie lines set our cookie, and were dropped.
-    pub own_cookies: usize,
+pub(crate) struct Cleaned {
+    /// Connection options; they apply to the trailers too.
+    pub(crate) options: hop::Options,
+    /// Number of dropped Set-Cookie fields with the name of the session cookie.
+    pub(crate) session_cookies: usize,
 }
 
-/// Takes the patches that an upstream sent, one per line, in their order. Other spellings of the
-/// name are no patches; [`clean`] drops them.
-pub fn take_patches(headers: &mut HeaderMap) -> Vec<HeaderValue> {
+/// Removes and returns the patches of an upstream, one per field, in order. Other spellings of the
+/// name are not patches; [`clean`] drops them.
+pub(crate) fn take_patches(headers: &mut HeaderMap) -> Vec<HeaderValue> {
     if !headers.contains_key(X_SESSION_PATCH) {
         return Vec::new();
     }
@@ -28,15 +28,16 @@ pub fn take_patches(headers: &mut HeaderMap) -> Vec<HeaderValue> {
     patches
 }
 
-/// Removes what must not reach a client: our names in any spelling, the hop-by-hop fields, and
-/// Set-Cookie lines of our own cookie, which the proxy alone sets.
-pub fn clean(headers: &mut HeaderMap, cookie_name: &str) -> Cleaned {
+/// Removes what must not reach a client: reserved names in any spelling, hop-by-hop fields, and
+/// Set-Cookie fields with the name of the session cookie, which only the proxy sets.
+pub(crate) fn clean(headers: &mut HeaderMap, cookie_name: &str) -> Cleaned {
     let options = hop::remove(headers);
-    names::remove_where(headers, names::is_reserved);
-    Cleaned { options, own_cookies: drop_cookie(headers, cookie_name) }
+    names::remove_matching(headers, names::is_reserved);
+    Cleaned { options, session_cookies: drop_cookie(headers, cookie_name) }
 }
 
-/// The other lines keep their order and are never joined (RFC 9110 5.3, RFC 6265 3).
+/// Removes the Set-Cookie fields of a cookie, and returns their number. The others keep their order and
+/// are never joined (RFC 9110, section 5.3, and RFC 6265, section 3).
 fn drop_cookie(headers: &mut HeaderMap, name: &str) -> usize {
     let lines = headers.get_all(SET_COOKIE);
     let sets_it = |line: &HeaderValue| cookie::is_sent_as(line.as_bytes(), name);
@@ -45,7 +46,7 @@ fn drop_cookie(headers: &mut HeaderMap, name: &str) -> usize {
         let others: Vec<_> = lines.iter().filter(|line| !sets_it(line)).cloned().collect();
         headers.remove(SET_COOKIE);
         for line in others {
-            // There were more of them a moment ago, so there is room.
+            // This cannot fail: more fields than these have just been removed.
             let _ = headers.try_append(SET_COOKIE, line);
         }
     }
@@ -73,7 +74,7 @@ mod tests {
     fn check_cookie(line: &str, passes: bool) {
         let mut headers =
             response(&[("set-cookie", "z=1"), ("set-cookie", line), ("set-cookie", "a=2, b")]);
-        let own = clean(&mut headers, "__Host-id").own_cookies;
+        let own = clean(&mut headers, "__Host-id").session_cookies;
         let left: Vec<_> = headers.get_all(SET_COOKIE).iter().map(HeaderValue::as_bytes).collect();
         if passes {
             assert_eq!(left, [b"z=1", line.as_bytes(), b"a=2, b"]);
@@ -84,13 +85,13 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_does_not_set_our_cookie() {
+    fn drops_the_session_cookie_of_upstreams() {
         for own in [
             "__Host-id=x",
             " __Host-id\t=x; Path=/",
             "__Host-id=",
             "__Host-id==;a",
-            // Browsers send these without the first "=".
+            // Browsers send these back without the leading "=".
             "=__Host-id=x",
             " \t= \t__Host-id=x; Path=/; Secure",
             "=__Host-id =x",
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_sets_any_other_cookie() {
+    fn keeps_other_cookies_of_upstreams() {
         for other in [
             "__host-id=x",
             "__Host-idx=x",
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn patches_are_taken_by_their_exact_name_and_variants_dropped() {
+    fn takes_patches_by_exact_name() {
         let mut headers = response(&[
             ("X-Session-Patch", "{\"a\":1}"),
             ("X_Session_Patch", "{\"b\":1}"),
@@ -142,7 +143,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_reserved_and_no_cookie_of_ours_is_left(
+        fn removes_all_reserved_names_and_cookies(
             names in proptest::collection::vec(
                 "[Xx][-_.!]session[-_.~][a-z]{0,8}|set-cookie|connection|[a-z_.-]{1,9}",
                 0..30,

@@ -1,23 +1,24 @@
-//! Which route a request takes: first by host, then by the longest path.
+//! Route matching: by host first, then by the longest path prefix.
 
 use std::cmp::Reverse;
 use std::fmt;
 
 use super::path;
-use super::readings::{self, Compared};
+use super::readings::{self, Comparison};
 use crate::net::host;
 
-/// The hosts of a route.
+/// The host or hosts of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostPattern {
-    /// This host.
+    /// A single host.
     Exact(String),
-    /// Every host below this one, at any depth; kept with the dot before it.
+    /// Every subdomain of a host, at any depth; stored with the leading dot.
     Below(String),
 }
 
 impl HostPattern {
-    /// Reads `shop.example.org` or `*.example.org`. `None` for anything else; a port is not part of it.
+    /// Parses `shop.example.org` or `*.example.org`. Returns `None` for anything else, such as a host
+    /// with a port.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.strip_suffix('.').unwrap_or(text);
         let (name, below) = match text.strip_prefix('*') {
@@ -46,7 +47,7 @@ impl HostPattern {
         }
     }
 
-    /// Exact before wildcard, longer wildcards before shorter.
+    /// Orders exact hosts before wildcards, and longer wildcards before shorter ones.
     fn rank(pattern: Option<&Self>) -> (u8, Reverse<usize>) {
         match pattern {
             Some(Self::Exact(_)) => (0, Reverse(0)),
@@ -65,21 +66,21 @@ impl fmt::Display for HostPattern {
     }
 }
 
-/// Where a request goes.
+/// The result of matching a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// To the route of this index.
+pub enum RouteMatch {
+    /// The index of the matching route.
     Route(usize),
-    /// To none: 404.
+    /// No route matches: 404.
     None,
-    /// Servers may read the path as one of different routes: 400. Otherwise a visitor could pick a
-    /// route by its weaker rules and still have the upstream serve another route's page.
+    /// Servers may read the path as that of different routes: 400. Otherwise a client could choose a
+    /// route with weaker rules and still reach a resource of another route.
     Ambiguous,
 }
 
 /// The routes, in the order in which they are tried.
 ///
-/// If a host has routes of its own and none fits the path, those of a wildcard and then those without
+/// If a host has routes of its own but none matches the path, wildcard routes and then routes without
 /// a host are tried.
 #[derive(Clone, Debug, Default)]
 pub struct Matcher {
@@ -89,7 +90,7 @@ pub struct Matcher {
 #[derive(Clone, Debug)]
 struct Entry {
     host: Option<HostPattern>,
-    /// Without a slash at its end; so that of the root is empty.
+    /// Without a trailing slash, so the root is empty.
     path: Vec<u8>,
     index: usize,
 }
@@ -99,8 +100,8 @@ impl Entry {
         self.path.is_empty()
     }
 
-    /// Whether a path begins with its segments, ignoring ASCII case.
-    fn covers(&self, path: &[u8]) -> bool {
+    /// Returns whether a path begins with the entry's segments, ignoring ASCII case.
+    fn matches(&self, path: &[u8]) -> bool {
         self.is_root()
             || path.split_at_checked(self.path.len()).is_some_and(|(start, rest)| {
                 start.eq_ignore_ascii_case(&self.path) && path::ends_segment(rest)
@@ -108,19 +109,19 @@ impl Entry {
     }
 }
 
-/// The letter case decides which route a path belongs to, and some servers ignore it.
+/// The path matches a route only if letter case is ignored. Some servers ignore it, others do not.
 #[derive(Debug, PartialEq, Eq)]
-struct CaseDecides;
+struct CaseMismatch;
 
 impl Matcher {
-    /// Returns whether any route takes requests for this host, given with or without a port.
+    /// Returns whether any route matches this host, given with or without a port.
     pub fn serves(&self, host: &str) -> bool {
         let host = host::name(host);
         self.entries.iter().any(|entry| entry.host.as_ref().is_none_or(|ours| ours.matches(host)))
     }
 
-    /// Creates a matcher from each route's host and path, in the order of their indices. A path is
-    /// plain, as `config` requires; of two routes that are equal the first is taken.
+    /// Creates a matcher from each route's host and path, in the order of their indices. Paths must be
+    /// plain ([`crate::config`] ensures it); the first of two equal routes wins.
     pub fn new(routes: impl IntoIterator<Item = (Option<HostPattern>, String)>) -> Self {
         let mut entries: Vec<Entry> = routes
             .into_iter()
@@ -136,39 +137,41 @@ impl Matcher {
         Self { entries }
     }
 
-    /// Finds the route for a Host, with or without a port, and a target's path. `*` is below `/` alone.
+    /// Finds the route for a Host, with or without a port, and the path of a request target. The target
+    /// `*` matches root routes only.
     ///
-    /// Every reading of the path, with and without regard to ASCII case, must lead to the same route. If
-    /// only one route can take the host's requests, there is nothing that a reading could bypass.
-    pub fn find(&self, host: &str, path: &str) -> Found {
+    /// Every reading of the path must match the same route, with and without regard to ASCII case. If
+    /// only one route matches the host, there are no rules that a different reading could bypass.
+    pub fn find(&self, host: &str, path: &str) -> RouteMatch {
         let host = host::name(host);
         if path == "*" {
-            let root = self.of_host(host).find(|entry| entry.is_root());
-            return root.map_or(Found::None, |root| Found::Route(root.index));
+            let root = self.matching_host(host).find(|entry| entry.is_root());
+            return root.map_or(RouteMatch::None, |root| RouteMatch::Route(root.index));
         }
         if path::is_plain(path) {
-            return match first(self.of_host(host), path.as_bytes()) {
+            return match first(self.matching_host(host), path.as_bytes()) {
                 Ok(found) => found,
-                Err(CaseDecides) => self.undecided(host),
+                Err(CaseMismatch) => self.ambiguous(host),
             };
         }
-        let entries: Vec<&Entry> = self.of_host(host).collect();
+        let entries: Vec<&Entry> = self.matching_host(host).collect();
         if let [only] = entries.as_slice()
             && only.is_root()
         {
-            return Found::Route(only.index);
+            return RouteMatch::Route(only.index);
         }
         let of = |reading: &[u8]| first(entries.iter().copied(), reading);
-        let Ok(found) = of(path.as_bytes()) else { return self.undecided(host) };
+        let Ok(found) = of(path.as_bytes()) else { return self.ambiguous(host) };
         match readings::compare(path.as_bytes(), |reading| of(reading) == Ok(found)) {
-            Compared::All => found,
-            Compared::Unbounded if entries.len() < 2 => found,
-            Compared::Differs | Compared::Unbounded => self.undecided(host),
+            Comparison::All => found,
+            Comparison::Unbounded if entries.len() < 2 => found,
+            Comparison::Differs | Comparison::Unbounded => self.ambiguous(host),
         }
     }
 
-    /// The entries that can take a request for a host, in their order: none comes after a root.
-    fn of_host<'a>(&'a self, host: &'a str) -> impl Iterator<Item = &'a Entry> {
+    /// Returns the entries that match a host, in order. A root entry matches every path, so it is the
+    /// last.
+    fn matching_host<'a>(&'a self, host: &'a str) -> impl Iterator<Item = &'a Entry> {
         let mut has_root = false;
         self.entries
             .iter()
@@ -180,21 +183,26 @@ impl Matcher {
             })
     }
 
-    /// Between a route and none at all there is no other whose rules could be bypassed.
-    fn undecided(&self, host: &str) -> Found {
-        if self.of_host(host).nth(1).is_some() { Found::Ambiguous } else { Found::None }
+    /// Returns the result for a path whose readings differ. With a single route, no rules of another
+    /// could be bypassed.
+    fn ambiguous(&self, host: &str) -> RouteMatch {
+        if self.matching_host(host).nth(1).is_some() {
+            RouteMatch::Ambiguous
+        } else {
+            RouteMatch::None
+        }
     }
 }
 
-/// The first entry that covers a reading, which it also does with regard to case.
+/// Finds the first entry that matches a reading, and requires that it match in case too.
 fn first<'a>(
     mut entries: impl Iterator<Item = &'a Entry>,
     reading: &[u8],
-) -> Result<Found, CaseDecides> {
-    match entries.find(|entry| entry.covers(reading)) {
-        None => Ok(Found::None),
-        Some(entry) if reading.starts_with(&entry.path) => Ok(Found::Route(entry.index)),
-        Some(_) => Err(CaseDecides),
+) -> Result<RouteMatch, CaseMismatch> {
+    match entries.find(|entry| entry.matches(reading)) {
+        None => Ok(RouteMatch::None),
+        Some(entry) if reading.starts_with(&entry.path) => Ok(RouteMatch::Route(entry.index)),
+        Some(_) => Err(CaseMismatch),
     }
 }
 
@@ -222,7 +230,7 @@ mod tests {
         )
     }
 
-    fn check(host: &str, path: &str, expected: Found) {
+    fn check(host: &str, path: &str, expected: RouteMatch) {
         assert_eq!(matcher().find(host, path), expected, "{host} {path}");
     }
 
@@ -241,12 +249,12 @@ mod tests {
             ("A.Shop.EXAMPLE.org.:8080", 4),
             ("[::1]:80", 7),
         ] {
-            check(host, "/", Found::Route(route));
+            check(host, "/", RouteMatch::Route(route));
         }
     }
 
     #[test]
-    fn then_the_longest_path_in_whole_segments() {
+    fn the_longest_path_prefix_wins() {
         for (host, path, route) in [
             ("x", "/foo", 1),
             ("x", "/foo/", 1),
@@ -260,15 +268,15 @@ mod tests {
             ("only.example.net", "/admin/x", 6),
             ("only.example.net", "/foo/x", 1),
         ] {
-            check(host, path, Found::Route(route));
+            check(host, path, RouteMatch::Route(route));
         }
         let one = Matcher::new([(None, "/a".to_owned())]);
-        assert_eq!(one.find("x", "/b"), Found::None);
-        assert_eq!(one.find("x", "*"), Found::None);
+        assert_eq!(one.find("x", "/b"), RouteMatch::None);
+        assert_eq!(one.find("x", "*"), RouteMatch::None);
     }
 
     #[test]
-    fn a_path_that_every_server_reads_alike_has_a_route() {
+    fn unambiguous_encoded_paths_match() {
         for (path, route) in [
             ("/x/%66oo/y", 0),
             ("/x/../y", 0),
@@ -281,12 +289,12 @@ mod tests {
             ("/https%3A%2F%2Fother.example%2Ffoo", 0),
             ("/foo/%2525", 1),
         ] {
-            check("x", path, Found::Route(route));
+            check("x", path, RouteMatch::Route(route));
         }
     }
 
     #[test]
-    fn a_path_of_two_routes_is_ambiguous() {
+    fn paths_of_two_routes_are_ambiguous() {
         for path in [
             "/Foo",
             "/FOO/x",
@@ -309,37 +317,37 @@ mod tests {
             "/foo/../FOO/x",
             "/x\\..\\foo",
             "/foo%3fx",
-            // Deeper than anybody decodes.
+            // Encoded more often than any server decodes.
             "/foo/%25252541",
         ] {
-            check("x", path, Found::Ambiguous);
+            check("x", path, RouteMatch::Ambiguous);
         }
     }
 
     #[test]
-    fn with_one_route_nothing_is_refused() {
+    fn a_single_route_takes_every_path() {
         let strange =
             ["/A", "//x/a", "/%2525252525", "/..%2f..", "/;/\\", "/a/../b", &"/%2f..;".repeat(900)];
         for path in strange {
-            check("b.example.org", path, Found::Route(2));
+            check("b.example.org", path, RouteMatch::Route(2));
             let one = Matcher::new([(None, "/".to_owned())]);
-            assert_eq!(one.find("x", path), Found::Route(0), "{path}");
+            assert_eq!(one.find("x", path), RouteMatch::Route(0), "{path}");
         }
-        // Below a path of its own it is that route or none.
+        // A single route with a path: that route or none.
         let one = Matcher::new([(None, "/a".to_owned())]);
         for (path, found) in [
-            ("/a/%2525252525", Found::Route(0)),
-            ("/a/../a/b", Found::Route(0)),
-            ("/a;x/a", Found::None),
-            ("/A", Found::None),
-            ("/a/b%2f..%2fc", Found::Route(0)),
+            ("/a/%2525252525", RouteMatch::Route(0)),
+            ("/a/../a/b", RouteMatch::Route(0)),
+            ("/a;x/a", RouteMatch::None),
+            ("/A", RouteMatch::None),
+            ("/a/b%2f..%2fc", RouteMatch::Route(0)),
         ] {
             assert_eq!(one.find("x", path), found, "{path}");
         }
     }
 
     #[test]
-    fn patterns_are_hosts_or_a_star_and_a_host() {
+    fn parses_hosts_and_wildcards() {
         assert_eq!(HostPattern::parse("A.b."), Some(HostPattern::Exact("a.b".to_owned())));
         assert_eq!(HostPattern::parse("*.B"), Some(HostPattern::Below(".b".to_owned())));
         for bad in ["", "*", "*.", "*b", "a.*", "a.*.b", "*.*.b", "a:80", "a/b", "*.a b", "."] {
@@ -349,36 +357,36 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_request_finds_something(host in ".{0,20}", path in ".{0,20}") {
+        fn matches_any_input_without_panicking(host in ".{0,20}", path in ".{0,20}") {
             let _ = matcher().find(&host, &path);
         }
 
         #[test]
-        fn the_fast_path_finds_what_the_slow_one_does(
+        fn fast_path_agrees_with_full_comparison(
             host in "x|a\\.shop\\.example\\.org|only\\.example\\.net",
             path in "/((foo|bar|FOO|Foo|x|foobar|admin|\\.a|a\\.)/){0,3}(foo|x)?",
         ) {
             prop_assume!(path::is_plain(&path));
             let matcher = matcher();
-            let entries: Vec<&Entry> = matcher.of_host(&host).collect();
+            let entries: Vec<&Entry> = matcher.matching_host(&host).collect();
             let of = |reading: &[u8]| first(entries.iter().copied(), reading);
             let expected = of(path.as_bytes()).ok().filter(|found| {
                 readings::compare(path.as_bytes(), |reading| of(reading) == Ok(*found))
-                    == Compared::All
+                    == Comparison::All
             });
-            let expected = expected.unwrap_or_else(|| matcher.undecided(&host));
+            let expected = expected.unwrap_or_else(|| matcher.ambiguous(&host));
             prop_assert_eq!(matcher.find(&host, &path), expected);
         }
 
         #[test]
-        fn every_reading_of_a_path_has_its_route(path in "/[/.;%2efFoO\\\\x]{0,24}") {
+        fn every_reading_matches_the_same_route(path in "/[/.;%2efFoO\\\\x]{0,24}") {
             let matcher = matcher();
-            if let Found::Route(index) = matcher.find("x", &path) {
+            if let RouteMatch::Route(index) = matcher.find("x", &path) {
                 let path = path.as_bytes();
                 let covered = |reading: &[u8]| {
-                    first(matcher.of_host("x"), reading) == Ok(Found::Route(index))
+                    first(matcher.matching_host("x"), reading) == Ok(RouteMatch::Route(index))
                 };
-                prop_assert_eq!(readings::compare(path, covered), Compared::All);
+                prop_assert_eq!(readings::compare(path, covered), Comparison::All);
             }
         }
     }

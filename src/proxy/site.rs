@@ -1,4 +1,4 @@
-//! What the workers' proxies share: the routes, what they add to requests, and whom they believe.
+//! The state that the proxies of all workers share: routes, trust rules and upstream limits.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Once};
@@ -14,8 +14,8 @@ use super::error::{Accepts, Error};
 use super::exchange_headers;
 use super::forwarded::Rules;
 use super::names;
-use super::path::names_api;
-use super::route::{Found, Matcher};
+use super::path::is_api_path;
+use super::route::{Matcher, RouteMatch};
 use super::via::Via;
 use crate::client::{self, Balancer, Health, Pool, Target, Tls, TlsError};
 use crate::log::Seen;
@@ -29,13 +29,13 @@ use crate::session::record::Principal;
 use crate::sessions::{Opened, Shared};
 use crate::store::config::OnError;
 
-/// A site: its routes, and the rules of its heads.
+/// A site: its routes, and the rules for message heads.
 #[derive(Debug)]
 pub struct Site {
     matcher: Matcher,
     routes: Vec<Route>,
-    /// The names that only we may send to upstreams: what any route gives its requests.
-    ours: Arc<[HeaderName]>,
+    /// Names of the headers that any route adds to requests; only the proxy may set them.
+    injected: Arc<[HeaderName]>,
     rules: Rules,
     dropped: Seen,
     lost_https: Once,
@@ -45,41 +45,41 @@ pub struct Site {
     body_idle_timeout: Duration,
 }
 
-/// A route, with all that can be known of it before its first request.
+/// A route, with everything that can be prepared before its first request.
 #[derive(Debug)]
 pub(super) struct Route {
-    /// Its host, if it has one, and its path, as configured; for the log.
+    /// The configured host, if any, and path; for the log.
     name: Arc<str>,
     config: RouteConfig,
     tls: Option<Arc<Tls>>,
-    /// Of each upstream, where that has a bound; the workers share it.
-    rooms: Vec<Option<Arc<Semaphore>>>,
-    /// Of each upstream; the workers share it.
+    /// Request limits of the upstreams, if configured; shared by the workers.
+    request_limits: Vec<Option<Arc<Semaphore>>>,
+    /// Health of the upstreams; shared by the workers.
     health: Vec<Arc<Health>>,
 }
 
-/// Why a site cannot be served.
+/// The reason why a site cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum SiteError {
-    /// The API's URL cannot be told in a header.
-    #[error("the API's URL does not fit a header")]
+    /// The URL of the session API is not a valid header value.
+    #[error("the URL of the session API is not a valid header value")]
     Url(#[from] http::header::InvalidHeaderValue),
-    /// There is no TLS to an upstream.
-    #[error("TLS to {upstream} cannot be set up")]
+    /// TLS to an upstream cannot be configured.
+    #[error("failed to configure TLS to {upstream}")]
     Tls {
-        /// Which.
+        /// The upstream.
         upstream: Target,
-        /// Why not.
+        /// The cause.
         source: TlsError,
     },
 }
 
 impl Site {
-    /// A site as configured; `api_prefix` and `api_url` are the session API's. The health of its
-    /// upstreams is shown in `metrics`.
+    /// Creates a site. `api_prefix` and `api_url` are those of the session API. The health of the upstreams
+    /// is exported to `metrics`.
     ///
     /// # Panics
-    /// Where the operating system has no random bytes.
+    /// If the operating system provides no random bytes.
     pub fn new(
         config: Config,
         api_prefix: &str,
@@ -90,15 +90,15 @@ impl Site {
         let matcher = Matcher::new(
             config.routes.iter().map(|route| (route.host.clone(), route.path.clone())),
         );
-        let ours = config.routes.iter().flat_map(|route| {
+        let injected = config.routes.iter().flat_map(|route| {
             let principal = route.principal_header.iter().map(|header| &header.name);
             principal.chain(route.request_headers.iter().map(|(name, _)| name)).cloned()
         });
-        let ours = ours.collect();
+        let injected = injected.collect();
         let route = |config: RouteConfig| {
             let tls = tls(&config)?.map(Arc::new);
-            let room = |_| config.upstream_requests.map(|limit| Arc::new(Semaphore::new(limit)));
-            let rooms = config.upstreams.iter().map(room).collect();
+            let limit = |_| config.upstream_requests.map(|limit| Arc::new(Semaphore::new(limit)));
+            let request_limits = config.upstreams.iter().map(limit).collect();
             let health = config.upstreams.iter().map(|upstream| {
                 let counts = metrics.upstream(&upstream.to_string());
                 Arc::new(Health::new(upstream.clone(), &counts))
@@ -106,9 +106,10 @@ impl Site {
             let health = health.collect();
             let host = config.host.as_ref().map(ToString::to_string).unwrap_or_default();
             let name = format!("{host}{}", config.path);
-            Ok(Route { name: name.into(), config, tls, rooms, health })
+            Ok(Route { name: name.into(), config, tls, request_limits, health })
         };
-        // Unique, so that two instances in a row are no loop; and it says nothing of us.
+        // Random, so that two instances in a chain are not detected as a loop, and that it reveals
+        // nothing about this one.
         let pseudonym = format!("{:016x}", u64::from_be_bytes(random::bytes()));
         let via = Via::new(&pseudonym).expect("hexadecimal digits are a token");
         Ok(Self {
@@ -120,7 +121,7 @@ impl Site {
             },
             dropped: Seen::default(),
             lost_https: Once::new(),
-            ours,
+            injected,
             routes: config.routes.into_iter().map(route).collect::<Result<_, SiteError>>()?,
             via,
             api_prefix: api_prefix.to_owned(),
@@ -137,29 +138,29 @@ impl Site {
         &self.rules
     }
 
-    pub(super) fn ours(&self) -> &Arc<[HeaderName]> {
-        &self.ours
+    pub(super) fn injected(&self) -> &Arc<[HeaderName]> {
+        &self.injected
     }
 
-    /// Logs each name of dropped fields once.
+    /// Logs the names of dropped fields, each once.
     pub(super) fn log_dropped(&self, names: &[HeaderName]) {
         for name in names.iter().filter(|name| self.dropped.is_first(name.as_str())) {
             info!(
                 header = name.as_str(),
                 keys = "limits.trusted_proxies, limits.keep_request_headers",
-                "dropped a request header that clients may not send; it is not logged again"
+                "dropped a request header that clients may not send (logged once per name)"
             );
         }
     }
 
-    /// Logs once that https, as a peer reported it, was overwritten.
+    /// Logs once that the scheme reported by an untrusted peer was overwritten.
     pub(super) fn log_lost_https(&self, peer: Option<IpAddr>) {
         self.lost_https.call_once(|| {
             let peer = peer.map(tracing::field::display);
             warn!(
                 peer,
                 key = "limits.trusted_proxies",
-                "overwrote X-Forwarded-Proto: https of an untrusted peer; if it is a proxy of yours, add it to trusted_proxies"
+                "overwrote X-Forwarded-Proto: https of an untrusted peer; if the peer is your proxy, add it to limits.trusted_proxies"
             );
         });
     }
@@ -172,7 +173,7 @@ impl Site {
         self.body_idle_timeout
     }
 
-    /// The route of a request, and its index. What names the session API has none.
+    /// Finds the route of a request, and its index. Paths of the session API have no route.
     pub(super) fn find(&self, parts: &Parts, peer: &Peer) -> Result<(usize, &Route), Error> {
         let host = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
         let host = host.unwrap_or_default();
@@ -180,21 +181,21 @@ impl Site {
             return Err(Error::Misdirected);
         }
         let path = parts.uri.path();
-        if names_api(path, &self.api_prefix) {
-            return Err(Error::ApiPath(self.api_for(parts, peer)));
+        if is_api_path(path, &self.api_prefix) {
+            return Err(Error::ApiPath(self.api_hint(parts, peer)));
         }
         match self.matcher.find(host, path) {
-            Found::Route(index) => {
+            RouteMatch::Route(index) => {
                 self.routes.get(index).map(|route| (index, route)).ok_or(Error::NoRoute)
             }
-            Found::None => Err(Error::NoRoute),
-            Found::Ambiguous => Err(Error::AmbiguousPath),
+            RouteMatch::None => Err(Error::NoRoute),
+            RouteMatch::Ambiguous => Err(Error::AmbiguousPath),
         }
     }
 
-    /// Returns whether an HTTP/2 client sent a request on a connection for another host that its
-    /// certificate covers too, and we would answer it only on a connection of its own (RFC 9110,
-    /// section 15.5.20). It tries again on one.
+    /// Returns whether a request must be repeated on a connection of its own (RFC 9110, section 15.5.20).
+    /// An HTTP/2 client may reuse a connection for any host that its certificate covers, even if that
+    /// host has another certificate or no route here.
     fn is_misdirected(&self, parts: &Parts, peer: &Peer, host: &str) -> bool {
         let Some(server_name) = &peer.server_name else { return false };
         let name = host::name(host);
@@ -203,9 +204,9 @@ impl Site {
             && (server_name.is_served_elsewhere(name) || !self.matcher.serves(host))
     }
 
-    /// The API's URL for a developer who looks for it on this machine: both are on loopback, and the
-    /// request names that and did not come through a proxy.
-    fn api_for(&self, parts: &Parts, peer: &Peer) -> Option<String> {
+    /// Returns the URL of the session API as a hint for a developer on this machine: only if the peer, the
+    /// Host and the API are on loopback, and the request did not pass a proxy.
+    fn api_hint(&self, parts: &Parts, peer: &Peer) -> Option<String> {
         let is_loopback = |host: &str| {
             let bare = host.trim_start_matches('[').trim_end_matches(']');
             host.eq_ignore_ascii_case("localhost")
@@ -215,15 +216,15 @@ impl Site {
         let host = headers.get(http::header::HOST)?.to_str().ok()?;
         let url = self.api_url.to_str().ok()?;
         let api = url.parse::<http::Uri>().ok()?;
-        let is_here = peer.address.is_some_and(|address| address.ip().is_loopback())
+        let is_local = peer.address.is_some_and(|address| address.ip().is_loopback())
             && is_loopback(host::name(host))
             && is_loopback(api.host()?)
             && !headers.contains_key(http::header::VIA)
             && !headers.keys().any(names::is_forwarding);
-        is_here.then(|| url.to_owned())
+        is_local.then(|| url.to_owned())
     }
 
-    /// Adds what is ours to a cleaned head: what the route gives every request, and the session.
+    /// Adds the route's headers and the session's headers to a cleaned request head.
     pub(super) fn inject(
         &self,
         headers: &mut http::HeaderMap,
@@ -260,7 +261,7 @@ impl Route {
         self.config.header_exchange
     }
 
-    /// Whether a request may go to the upstream: where that takes somebody who is logged in, he is.
+    /// Admits a request if it has a principal or the route requires none.
     pub(super) fn admit(
         &self,
         parts: &Parts,
@@ -291,7 +292,7 @@ impl Route {
         self.config.on_error
     }
 
-    /// Its upstreams, each with connections of its own, counted in `metrics`.
+    /// Creates a balancer over the upstreams, with connections of its own, counted in `metrics`.
     pub(super) fn balancer(&self, metrics: &Metrics) -> Balancer {
         let config = client::Config {
             connect_timeout: self.config.connect_timeout,
@@ -302,12 +303,12 @@ impl Route {
             speaks: self.config.upstream_protocol,
             ..client::Config::default()
         };
-        let pool = |(upstream, room): (&Target, &Option<Arc<Semaphore>>)| {
+        let pool = |(upstream, limit): (&Target, &Option<Arc<Semaphore>>)| {
             let counts = metrics.upstream(&upstream.to_string());
-            let config = client::Config { room: room.clone(), counts, ..config.clone() };
+            let config = client::Config { room: limit.clone(), counts, ..config.clone() };
             Pool::new(upstream.clone(), config)
         };
-        let pools = self.config.upstreams.iter().zip(&self.rooms).map(pool);
+        let pools = self.config.upstreams.iter().zip(&self.request_limits).map(pool);
         let upstreams = pools.zip(self.health.iter().cloned()).collect();
         Balancer::new(upstreams, self.config.health.clone())
     }

@@ -1,17 +1,18 @@
-//! Trailer fields, of requests and of responses.
+//! Cleaning of trailer fields, of requests and responses.
 //!
-//! RFC 9110 6.5.1: a field that routes, frames, authenticates or controls may not come after the
-//! content, and some recipients merge trailers into the head. What passes is the rest: digests,
-//! timings, gRPC's status.
+//! Fields that are needed for framing, routing, authentication or control are not allowed in trailers
+//! (RFC 9110, section 6.5.1), and some recipients merge trailers into the head. Others pass, such as
+//! digests, timings, and the gRPC status.
 
 use http::header::{HeaderMap, HeaderName};
 
 use super::{hop, names};
 
-/// In canonical form.
-const STARTS: [&[u8]; 6] = [b"content-", b"if-", b"sec-", b"access-control-", b"proxy-", b"cookie"];
-/// In canonical form.
-const WHOLE: [&[u8]; 31] = [
+/// Prefixes of refused names, in canonical form.
+const PREFIXES: [&[u8]; 6] =
+    [b"content-", b"if-", b"sec-", b"access-control-", b"proxy-", b"cookie"];
+/// Refused names, in canonical form.
+const NAMES: [&[u8]; 31] = [
     b"accept",
     b"accept-encoding",
     b"age",
@@ -45,27 +46,27 @@ const WHOLE: [&[u8]; 31] = [
     b"www-authenticate",
 ];
 
-/// Removes from a trailer section what may not stand in one, in any spelling.
+/// Removes fields that are not allowed in trailers, in any spelling.
 ///
-/// `ours` are the configured names that only we may set, `options` what [`hop::remove`] returned of
-/// the same message's head.
-pub fn clean(trailers: &mut HeaderMap, ours: &[HeaderName], options: &hop::Options) {
-    names::remove_where(trailers, |name| {
-        is_refused(name) || ours.iter().any(|our| names::is_same(our, name))
+/// `injected` are the configured names that only the proxy may set; `options` is the result of
+/// [`hop::remove`] for the head of the same message.
+pub(crate) fn clean(trailers: &mut HeaderMap, injected: &[HeaderName], options: &hop::Options) {
+    names::remove_matching(trailers, |name| {
+        is_refused(name) || injected.iter().any(|injected| names::is_same(injected, name))
     });
     options.remove_named(trailers);
 }
 
 fn is_refused(name: &HeaderName) -> bool {
-    // RFC 9530 6.3: a digest is known only when all content has been seen.
+    // A digest is often known only after the content (RFC 9530, section 6.3).
     if name == "content-digest" {
         return false;
     }
-    hop::is_fixed(name)
+    hop::is_hop_by_hop(name)
         || names::is_reserved(name)
         || names::is_forwarding(name)
-        || STARTS.iter().any(|start| names::canonical_starts(name, start))
-        || WHOLE.iter().any(|whole| names::canonical_is(name, whole))
+        || PREFIXES.iter().any(|prefix| names::canonical_starts(name, prefix))
+        || NAMES.iter().any(|refused| names::canonical_is(name, refused))
 }
 
 #[cfg(test)]
@@ -80,15 +81,15 @@ mod tests {
         let mut trailers = HeaderMap::new();
         trailers.append(&name, HeaderValue::from_static("1"));
         trailers.append(&name, HeaderValue::from_static("2"));
-        let ours = [HeaderName::from_static("x-remote-user")];
+        let injected = [HeaderName::from_static("x-remote-user")];
         let mut head = HeaderMap::new();
         head.insert(http::header::CONNECTION, HeaderValue::from_static("close, X-Foo"));
-        clean(&mut trailers, &ours, &hop::remove(&mut head));
+        clean(&mut trailers, &injected, &hop::remove(&mut head));
         assert_eq!(trailers.len(), if passes { 2 } else { 0 }, "{name}");
     }
 
     #[test]
-    fn what_routes_frames_or_authenticates_is_dropped() {
+    fn drops_routing_framing_and_authentication_fields() {
         for name in [
             "X-Session-Token",
             "X_Session_Patch",
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_passes() {
+    fn keeps_other_fields() {
         for name in
             ["Content-Digest", "Digest", "ETag", "Server-Timing", "grpc-status", "X-Checksum"]
         {
@@ -126,7 +127,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_reserved_is_left(
+        fn removes_all_reserved_names(
             found in proptest::collection::vec("[Xx][-_.]session[-_.~][a-z]{0,8}|[a-z-]{1,9}", 0..20),
         ) {
             let mut trailers = HeaderMap::new();

@@ -1,27 +1,27 @@
-//! Via (RFC 9110 7.6.3): says that we were here, and by that finds loops.
+//! The Via field (RFC 9110, section 7.6.3), and loop detection by it.
 
 use http::header::{HeaderMap, HeaderValue, MaxSizeReached, VIA};
 use http::{StatusCode, Version};
 
 use super::{list, request::Rejected};
 
-/// Our name in Via. It must be this instance's own: two instances of one name, one behind the other,
-/// are taken for a loop.
+/// The Via fields of this instance. Its pseudonym must be unique: two instances in a chain with the same
+/// pseudonym would be detected as a loop.
 #[derive(Clone, Debug)]
-pub struct Via {
+pub(crate) struct Via {
     pseudonym: String,
     http_10: HeaderValue,
     http_11: HeaderValue,
     http_2: HeaderValue,
 }
 
-/// Why a request did not get our Via.
+/// The reason why Via cannot be appended.
 #[derive(Debug, thiserror::Error)]
-pub enum ViaError {
-    /// It has been here before.
-    #[error("the request came back to us")]
+pub(crate) enum ViaError {
+    /// The request has already passed this instance.
+    #[error("proxy loop detected")]
     Loop,
-    /// Its head is full.
+    /// The head is full.
     #[error("too many header fields")]
     Full(#[from] MaxSizeReached),
 }
@@ -30,7 +30,7 @@ impl From<ViaError> for Rejected {
     fn from(error: ViaError) -> Self {
         match error {
             ViaError::Loop => {
-                Self { status: StatusCode::LOOP_DETECTED, reason: "the request came back to us" }
+                Self { status: StatusCode::LOOP_DETECTED, reason: "proxy loop detected" }
             }
             ViaError::Full(full) => full.into(),
         }
@@ -38,8 +38,8 @@ impl From<ViaError> for Rejected {
 }
 
 impl Via {
-    /// `None` where the pseudonym is no token.
-    pub fn new(pseudonym: &str) -> Option<Self> {
+    /// Returns `None` if the pseudonym is not a token.
+    pub(crate) fn new(pseudonym: &str) -> Option<Self> {
         if pseudonym.is_empty() || !pseudonym.bytes().all(list::is_token_byte) {
             return None;
         }
@@ -52,8 +52,9 @@ impl Via {
         })
     }
 
-    /// Adds our line to a request that came in the given version, unless one of ours is there.
-    pub fn append(&self, headers: &mut HeaderMap, version: Version) -> Result<(), ViaError> {
+    /// Appends Via to a request that was received with the given version, unless it has passed this
+    /// instance before.
+    pub(crate) fn append(&self, headers: &mut HeaderMap, version: Version) -> Result<(), ViaError> {
         if list::members(headers, &VIA).any(|member| self.wrote(member)) {
             return Err(ViaError::Loop);
         }
@@ -66,7 +67,8 @@ impl Via {
         Ok(())
     }
 
-    /// Comments are not skipped: one that is never closed could hide our name behind it.
+    /// Returns whether this instance wrote a member. Comments are not skipped: one that is never closed
+    /// could hide the pseudonym behind it.
     fn wrote(&self, member: &[u8]) -> bool {
         let mut words =
             member.split(|byte| matches!(byte, b' ' | b'\t')).filter(|word| !word.is_empty());
@@ -91,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn our_line_comes_last() {
+    fn appends_after_other_proxies() {
         check(&[], false);
         check(&["1.0 fred, HTTP/1.1 p.example.net (Apache)"], false);
         check(&["1.1 cloakroom-x2", "1.1 cloakroom"], false);
@@ -99,13 +101,13 @@ mod tests {
     }
 
     #[test]
-    fn our_name_in_any_line_is_a_loop() {
+    fn detects_loops_in_any_field() {
         check(&["1.1 cloakroom-x1"], true);
         check(&["1.1 a", "1.0 b (c), HTTP/1.1\t Cloakroom-X1 (v1)"], true);
     }
 
     #[test]
-    fn a_pseudonym_is_a_token() {
+    fn requires_a_token_as_pseudonym() {
         for name in ["", "a b", "a,b", "a(b)", "a\nb", "é"] {
             assert!(Via::new(name).is_none(), "{name:?}");
         }

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use cloakroom::proxy::route::{Found, Matcher};
+use cloakroom::proxy::route::{Matcher, RouteMatch};
 
 use crate::support::raw::{exchange, read_until};
 use crate::support::{Cloakroom, Echo, Upstream, socket};
@@ -211,17 +211,17 @@ fn real_servers_agree_on_the_route() {
     models.extend(readings("php", &["-n", "paths.php"], &paths));
     models.extend(readings("python3", &["paths.py"], &paths));
     assert_eq!(models.len(), 19);
-    let found: Vec<Found> = paths.iter().map(|path| matcher.find("x", path)).collect();
+    let found: Vec<RouteMatch> = paths.iter().map(|path| matcher.find("x", path)).collect();
     let mut compared = 0;
     for (model, readings) in &models {
         assert_eq!(readings.len(), paths.len(), "{model}");
         for ((path, found), reading) in paths.iter().zip(&found).zip(readings) {
-            let (Found::Route(route), Some(reading)) = (found, reading) else { continue };
+            let (RouteMatch::Route(route), Some(reading)) = (found, reading) else { continue };
             assert_eq!(route_of(reading), *route, "{model}: {path} -> {reading}");
             compared += 1;
         }
     }
-    let forwarded = found.iter().filter(|found| matches!(found, Found::Route(_))).count();
+    let forwarded = found.iter().filter(|found| matches!(found, RouteMatch::Route(_))).count();
     assert!((1000..paths.len() - 1000).contains(&forwarded), "{forwarded} of {}", paths.len());
     assert!(compared > 15_000, "{compared}");
 }

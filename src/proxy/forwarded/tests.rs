@@ -1,4 +1,4 @@
-//! Who is believed, and what the upstream is told.
+//! Tests of trust, of rewriting, and of the agreement of both families.
 
 use proptest::prelude::*;
 
@@ -23,8 +23,8 @@ fn fields_of(fields: &[(&str, &str)]) -> HeaderMap {
     fields.iter().map(of).collect()
 }
 
-/// The client and the fields of a request to shop.example:8080 that came from `from`, trusting
-/// 10.0.0.0/8.
+/// Returns the client and the fields of a request to shop.example:8080 from `from`, with 10.0.0.0/8
+/// trusted.
 fn rewritten(from: &str, fields: &[(&str, &str)]) -> (Client, HeaderMap) {
     let mut headers = HeaderMap::new();
     headers.insert(HOST, HeaderValue::from_static("shop.example:8080"));
@@ -39,7 +39,8 @@ fn rewritten(from: &str, fields: &[(&str, &str)]) -> (Client, HeaderMap) {
     (client, headers)
 }
 
-/// `seen` is the client's address, the scheme and the host; `lists` X-Forwarded-For and Forwarded.
+/// Checks a rewrite: `seen` is the address, the scheme and the host of the client; `lists` are
+/// X-Forwarded-For and Forwarded.
 fn check(from: &str, fields: &[(&str, &str)], seen: (&str, &str, &str), lists: (&str, &str)) {
     let (client, headers) = rewritten(from, fields);
     let address = client.address.map(|address| address.to_string()).unwrap_or_default();
@@ -56,7 +57,7 @@ fn check(from: &str, fields: &[(&str, &str)], seen: (&str, &str, &str), lists: (
 const HOST_HERE: &str = "shop.example:8080";
 
 #[test]
-fn a_stranger_is_not_believed() {
+fn ignores_untrusted_peers() {
     let fields = [
         ("X-Forwarded-For", "1.1.1.1"),
         ("X_Forwarded_For", "1.1.1.1"),
@@ -76,7 +77,7 @@ fn a_stranger_is_not_believed() {
 }
 
 #[test]
-fn an_ipv6_client_is_quoted_and_a_mapped_one_is_ipv4() {
+fn quotes_ipv6_and_unmaps_ipv4() {
     let v6 = r#"for="[2001:db8::1]";host="shop.example:8080";proto=http"#;
     check("2001:db8::1", &[], ("2001:db8::1", "http", HOST_HERE), ("2001:db8::1", v6));
     let v4 = r#"for=203.0.113.7;host="shop.example:8080";proto=http"#;
@@ -87,7 +88,7 @@ fn an_ipv6_client_is_quoted_and_a_mapped_one_is_ipv4() {
 }
 
 #[test]
-fn a_trusted_proxy_is_believed_and_appended_to() {
+fn appends_to_fields_of_trusted_proxies() {
     check(
         PROXY,
         &[
@@ -106,7 +107,7 @@ fn a_trusted_proxy_is_believed_and_appended_to() {
 }
 
 #[test]
-fn a_trusted_proxy_may_speak_rfc_7239() {
+fn accepts_forwarded_from_trusted_proxies() {
     check(
         PROXY,
         &[
@@ -126,7 +127,7 @@ fn a_trusted_proxy_may_speak_rfc_7239() {
 }
 
 #[test]
-fn forwarded_is_a_strangers_where_x_forwarded_is_there() {
+fn x_forwarded_takes_precedence_over_forwarded() {
     check(
         PROXY,
         &[("forwarded", "for=1.1.1.1;proto=https"), ("x-forwarded-for", CLIENT)],
@@ -139,7 +140,7 @@ fn forwarded_is_a_strangers_where_x_forwarded_is_there() {
 }
 
 #[test]
-fn what_cannot_be_read_ends_the_walk() {
+fn invalid_hops_end_the_walk() {
     for (list, client) in [
         ("203.0.113.7, garbage", PROXY),
         ("203.0.113.7, unknown, 10.0.0.3", "10.0.0.3"),
@@ -162,7 +163,7 @@ fn what_cannot_be_read_ends_the_walk() {
 }
 
 #[test]
-fn scheme_and_host_are_those_of_the_clients_own_hop() {
+fn uses_scheme_and_host_of_the_client_hop() {
     for (hops, schemes, scheme) in [
         (CLIENT, "http, https", "https"),
         (CLIENT, "https, http", "http"),
@@ -179,7 +180,7 @@ fn scheme_and_host_are_those_of_the_clients_own_hop() {
 }
 
 #[test]
-fn a_unix_peer_is_trusted_as_loopback_is() {
+fn unix_peers_are_trusted_like_loopback() {
     for (networks, seen) in [
         (&["127.0.0.0/8"][..], Some(CLIENT)),
         (&["::1/128"], Some(CLIENT)),
@@ -200,10 +201,10 @@ fn a_unix_peer_is_trusted_as_loopback_is() {
     }
 }
 
-/// The values that Symfony's `Request::getTrustedValues` takes from either family of fields, for the
-/// client's addresses, the scheme, the host and the port; it answers 400 if they differ. From the
-/// outside: the peer in front of the site is this proxy.
-fn stories(headers: &HeaderMap) -> Vec<(Vec<String>, Vec<String>)> {
+/// Returns the values that Symfony's `Request::getTrustedValues` reads from both families of fields, for
+/// the addresses, the scheme, the host and the port of the client. Symfony responds with 400 if they
+/// differ.
+fn symfony_values(headers: &HeaderMap) -> Vec<(Vec<String>, Vec<String>)> {
     let listed = |name: &HeaderName| -> Vec<String> {
         let members = list::members(headers, name);
         members.map(|member| String::from_utf8_lossy(member).into_owned()).collect()
@@ -238,14 +239,14 @@ fn stories(headers: &HeaderMap) -> Vec<(Vec<String>, Vec<String>)> {
 }
 
 fn check_agreement(fields: &[(&str, &str)], headers: &HeaderMap) {
-    for (x_forwarded, forwarded) in stories(headers) {
+    for (x_forwarded, forwarded) in symfony_values(headers) {
         let is_silent = x_forwarded.is_empty() || forwarded.is_empty();
         assert!(is_silent || x_forwarded == forwarded, "{fields:?}: {headers:?}");
     }
 }
 
 #[test]
-fn both_families_agree_behind_a_tls_terminator() {
+fn families_agree_behind_a_tls_terminator() {
     for fields in [
         &[("x-forwarded-proto", "https")][..],
         &[("x-forwarded-proto", "https"), ("x-forwarded-for", "1.1.1.1, 203.0.113.7")],
@@ -264,7 +265,7 @@ fn both_families_agree_behind_a_tls_terminator() {
 }
 
 #[test]
-fn a_port_that_the_host_does_not_have_is_not_contradicted() {
+fn omits_host_if_the_port_differs() {
     for (port, host, says_host) in [
         ("443", "www.example", true),
         ("8443", "www.example:8443", true),
@@ -289,7 +290,7 @@ fn a_port_that_the_host_does_not_have_is_not_contradicted() {
 }
 
 #[test]
-fn a_client_that_a_trusted_proxy_does_not_know_is_a_stranger() {
+fn unknown_clients_are_not_trusted() {
     let mut headers = fields_of(&[("x-forwarded-for", "1.1.1.1"), ("x-forwarded-host", "evil")]);
     let unknown = Peer { is_unknown: true, ..peer(PROXY) };
     let rules = rules(&["10.0.0.0/8"]);
@@ -303,7 +304,7 @@ fn a_client_that_a_trusted_proxy_does_not_know_is_a_stranger() {
 }
 
 #[test]
-fn names_are_stripped_and_kept_as_configured() {
+fn strips_and_keeps_configured_names() {
     let name = HeaderName::from_static;
     let rules = Rules {
         strip: vec![name("x-ssl-verify")],
@@ -320,7 +321,7 @@ fn names_are_stripped_and_kept_as_configured() {
 }
 
 #[test]
-fn https_that_a_stranger_reports_is_noticed() {
+fn detects_https_lost_from_untrusted_peers() {
     for (from, field, scheme, lost) in [
         (CLIENT, ("x-forwarded-proto", "https"), Scheme::Http, true),
         (CLIENT, ("x-forwarded-proto", "http, HTTPS"), Scheme::Http, true),
@@ -337,7 +338,7 @@ fn https_that_a_stranger_reports_is_noticed() {
 
 proptest! {
     #[test]
-    fn any_fields_are_rewritten(
+    fn rewrites_any_fields_consistently(
         lines in proptest::collection::vec(
             (
                 "forwarded|x-forwarded-(for|proto|host)|x_real_ip",

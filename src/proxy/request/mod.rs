@@ -1,4 +1,4 @@
-//! Requests: which ones are taken, and what of their heads goes on to the upstream.
+//! Validation and cleaning of request heads.
 
 #[cfg(test)]
 mod tests;
@@ -17,19 +17,19 @@ use super::{
 };
 use crate::net::host;
 
-/// For the Allow of our own answers: to [`StatusCode::METHOD_NOT_ALLOWED`] (RFC 9110 15.5.6) and to
-/// OPTIONS. Other methods are forwarded; whether the upstream has them only it knows.
-pub const ALLOW: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+/// The Allow field of the proxy's own responses: 405 (RFC 9110, section 15.5.6) and OPTIONS. Other
+/// methods are forwarded too; only the upstream knows whether it supports them.
+pub(crate) const ALLOW: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
-/// A request that is not forwarded. The connection closes after the answer: where the next request
-/// would begin is not certain for all of them (RFC 9112 6.3).
+/// The reason why a request is not forwarded. The connection is closed after the response, because the
+/// start of the next request may be uncertain (RFC 9112, section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
-pub struct Rejected {
-    /// What to answer with.
-    pub status: StatusCode,
-    /// For the log, and harmless to show.
-    pub reason: &'static str,
+pub(crate) struct Rejected {
+    /// The status of the response.
+    pub(crate) status: StatusCode,
+    /// A description for the log, safe to show to clients.
+    pub(crate) reason: &'static str,
 }
 
 impl Rejected {
@@ -48,24 +48,25 @@ impl From<MaxSizeReached> for Rejected {
     }
 }
 
-/// Who answers an OPTIONS that counts its hops.
+/// The recipient of a request, according to its Max-Forwards field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hop {
-    /// Somebody behind us: forward it.
-    Onward,
-    /// We: 200 with [`ALLOW`].
-    Last,
+pub(crate) enum Recipient {
+    /// The request is forwarded.
+    Upstream,
+    /// The proxy itself responds: 200 with [`ALLOW`].
+    Proxy,
 }
 
-/// Whether a request can be forwarded: what hyper leaves to its user.
-pub fn check(parts: &Parts) -> Result<(), Rejected> {
+/// Checks what hyper leaves to its user: version, method, target, Host, framing and expectations.
+pub(crate) fn check(parts: &Parts) -> Result<(), Rejected> {
     if !matches!(parts.version, Version::HTTP_10 | Version::HTTP_11 | Version::HTTP_2) {
         return Err(Rejected::new(
             StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-            "version of HTTP not supported",
+            "HTTP version not supported",
         ));
     }
-    // TRACE would show our own fields to scripts (RFC 9110 9.3.8); CONNECT is for forward proxies.
+    // TRACE would reveal the session headers to scripts (RFC 9110, section 9.3.8); CONNECT is for
+    // forward proxies.
     if matches!(parts.method, Method::TRACE | Method::CONNECT) {
         return Err(Rejected::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"));
     }
@@ -75,9 +76,10 @@ pub fn check(parts: &Parts) -> Result<(), Rejected> {
     check_expect(&parts.headers)
 }
 
-/// Makes an absolute-form target an origin-form one, its authority the Host (RFC 9112 3.2.2). A
-/// request of HTTP/1.0 without a Host gets an empty one (RFC 9112 3.2), since it goes on as HTTP/1.1.
-pub fn settle_target(parts: &mut Parts) -> Result<(), Rejected> {
+/// Converts an absolute-form target to origin-form, and its authority to the Host field (RFC 9112,
+/// section 3.2.2). An HTTP/1.0 request without a Host gets an empty one (section 3.2), because it is
+/// forwarded as HTTP/1.1.
+pub(crate) fn normalize_target(parts: &mut Parts) -> Result<(), Rejected> {
     if let Some(authority) = parts.uri.authority() {
         let host = HeaderValue::from_str(authority.as_str())
             .ok()
@@ -91,9 +93,9 @@ pub fn settle_target(parts: &mut Parts) -> Result<(), Rejected> {
     Ok(())
 }
 
-/// Joins the crumbs into which HTTP/2 may cut the cookies, for an upstream that does not speak it
-/// (RFC 9113 8.2.3).
-pub fn join_cookies(parts: &mut Parts) -> Result<(), Rejected> {
+/// Joins Cookie fields that HTTP/2 may have split, because an HTTP/1 upstream expects a single one
+/// (RFC 9113, section 8.2.3).
+pub(crate) fn join_cookies(parts: &mut Parts) -> Result<(), Rejected> {
     let lines: Vec<&[u8]> =
         parts.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
     if parts.version != Version::HTTP_2 || lines.len() < 2 {
@@ -106,73 +108,73 @@ pub fn join_cookies(parts: &mut Parts) -> Result<(), Rejected> {
     Ok(())
 }
 
-/// Counts this hop on an OPTIONS with Max-Forwards (RFC 9110 7.6.2). A value that is no number, or
-/// comes twice, is none.
-pub fn count_hop(method: &Method, headers: &mut HeaderMap) -> Hop {
+/// Decrements the Max-Forwards field of an OPTIONS request (RFC 9110, section 7.6.2). A field that is
+/// repeated or not a number is ignored.
+pub(crate) fn decrement_max_forwards(method: &Method, headers: &mut HeaderMap) -> Recipient {
     if method != Method::OPTIONS {
-        return Hop::Onward;
+        return Recipient::Upstream;
     }
     let mut lines = headers.get_all(MAX_FORWARDS).iter();
     let (Some(line), None) = (lines.next(), lines.next()) else {
-        return Hop::Onward;
+        return Recipient::Upstream;
     };
     let digits = line.as_bytes();
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return Hop::Onward;
+        return Recipient::Upstream;
     }
-    // More hops than we can count are brought down to what we can count, as the RFC wants.
+    // The RFC lets a recipient replace a larger value by its own maximum.
     let hops = line.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(u32::MAX);
     let Some(left) = hops.checked_sub(1) else {
-        return Hop::Last;
+        return Recipient::Proxy;
     };
     if let Some(value) = headers.get_mut(MAX_FORWARDS) {
         *value = HeaderValue::from(left);
     }
-    Hop::Onward
+    Recipient::Upstream
 }
 
-/// What [`clean`] found.
+/// The result of [`clean`].
 #[derive(Debug)]
-pub struct Cleaned {
-    /// The options of the Connection lines, for the trailers of the same request
-    /// ([`super::trailers::clean`]).
-    pub options: hop::Options,
-    /// The names of the fields that were dropped because they may not come from a client.
-    pub dropped: Vec<HeaderName>,
+pub(crate) struct Cleaned {
+    /// Connection options, for the trailers of the same request ([`super::trailers::clean`]).
+    pub(crate) options: hop::Options,
+    /// Names of removed fields that clients may not send.
+    pub(crate) dropped: Vec<HeaderName>,
 }
 
-/// Removes what must not reach an upstream: our own names in any spelling, `Proxy`, Expect (hyper
-/// answers it), the hop-by-hop fields, save `TE: trailers`, and other spellings of what frames a
-/// request.
+/// Removes what must not reach an upstream: reserved names in any spelling, `Proxy`, Expect (hyper
+/// handles it), hop-by-hop fields except `TE: trailers`, and respelled framing fields.
 ///
-/// `ours` are the configured names that only we may set: the principal headers and the request headers
-/// of all routes.
-pub fn clean(headers: &mut HeaderMap, ours: &[HeaderName]) -> Cleaned {
+/// `injected` are the configured names that only the proxy may set: the principal headers and request
+/// headers of all routes.
+pub(crate) fn clean(headers: &mut HeaderMap, injected: &[HeaderName]) -> Cleaned {
     let takes_trailers =
         list::members(headers, &TE).any(|member| member.eq_ignore_ascii_case(b"trailers"));
     let options = hop::remove(headers);
     headers.remove(EXPECT);
-    let dropped = names::remove_where(headers, |name| {
+    let dropped = names::remove_matching(headers, |name| {
         *name == PROXY
             || names::is_reserved(name)
             || names::is_respelled(name)
-            || ours.iter().any(|our| names::is_same(our, name))
+            || injected.iter().any(|injected| names::is_same(injected, name))
     });
-    // RFC 9110 10.1.4: whoever sends TE names it in Connection. If there is no room, neither goes.
+    // RFC 9110, section 10.1.4: a sender of TE must list it in Connection. If the head is full, neither
+    // is sent.
     if takes_trailers && headers.try_insert(CONNECTION, HeaderValue::from_static("te")).is_ok() {
         let _ = headers.try_insert(TE, HeaderValue::from_static("trailers"));
     }
     Cleaned { options, dropped }
 }
 
-/// RFC 9112 3.2: origin-form, absolute-form, or `*` for OPTIONS; authority-form is CONNECT's.
+/// Checks the form of a target (RFC 9112, section 3.2): origin-form, absolute-form, or `*` for OPTIONS.
+/// Authority-form is for CONNECT only.
 fn check_target(method: &Method, uri: &Uri) -> Result<(), Rejected> {
     match (uri.scheme_str(), uri.authority()) {
         (Some(scheme), Some(authority)) => {
             if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
                 return Err(Rejected::malformed("scheme not supported"));
             }
-            // User information in it is an error (RFC 9110 4.2.4), and no valid host.
+            // This also rejects user information (RFC 9110, section 4.2.4).
             if !host::is_valid(authority.as_str()) {
                 return Err(Rejected::malformed("invalid authority"));
             }
@@ -191,17 +193,17 @@ fn check_path(method: &Method, uri: &Uri) -> Result<(), Rejected> {
     }
 }
 
-/// RFC 9112 3.2: 400 for an HTTP/1.1 request without a Host, also in absolute-form, and for any
-/// with several or an invalid one. In HTTP/2 the authority stands for it (RFC 9113 8.3.1).
+/// Rejects an HTTP/1.1 request without a Host, even in absolute-form, and any request with several or
+/// an invalid one (RFC 9112, section 3.2). HTTP/2 has the authority instead (RFC 9113, section 8.3.1).
 fn check_host(parts: &Parts) -> Result<(), Rejected> {
     let mut lines = parts.headers.get_all(HOST).iter();
     let authority = parts.uri.authority();
     let line = match (lines.next(), lines.next()) {
-        (_, Some(_)) => return Err(Rejected::malformed("several Host fields")),
+        (_, Some(_)) => return Err(Rejected::malformed("multiple Host fields")),
         (Some(line), None) => line,
         (None, None) if parts.version == Version::HTTP_10 => return Ok(()),
         (None, None) if parts.version == Version::HTTP_2 && authority.is_some() => return Ok(()),
-        (None, None) => return Err(Rejected::malformed("no Host")),
+        (None, None) => return Err(Rejected::malformed("missing Host")),
     };
     let valid = line.to_str().is_ok_and(host::is_valid);
     let differs = parts.version == Version::HTTP_2
@@ -214,18 +216,19 @@ fn check_host(parts: &Parts) -> Result<(), Rejected> {
     Ok(())
 }
 
-/// hyper takes `chunked` twice and `gzip, chunked`; the upstream might frame them otherwise.
+/// Rejects transfer codings other than a single `chunked`. hyper accepts `chunked` twice and `gzip,
+/// chunked`, which the upstream might frame differently.
 fn check_transfer_encoding(parts: &Parts) -> Result<(), Rejected> {
     let mut lines = parts.headers.get_all(TRANSFER_ENCODING).iter();
     let line = match (lines.next(), lines.next()) {
         (None, _) => return Ok(()),
         (Some(line), None) if parts.version == Version::HTTP_11 => line.as_bytes(),
-        // RFC 9112 6.1 for HTTP/1.0, RFC 9113 8.2.2 for HTTP/2.
+        // RFC 9112, section 6.1, for HTTP/1.0; RFC 9113, section 8.2.2, for HTTP/2.
         _ => return Err(Rejected::malformed("invalid Transfer-Encoding")),
     };
     let is_chunked = |coding: &&[u8]| list::trim(coding).eq_ignore_ascii_case(b"chunked");
     let mut codings = line.rsplit(|byte| *byte == b',');
-    // RFC 9112 6.3: without chunked as the last coding, nobody knows where the body ends.
+    // RFC 9112, section 6.3: the end of the body is unknown unless the last coding is chunked.
     if !codings.next().as_ref().is_some_and(is_chunked) {
         return Err(Rejected::malformed("invalid Transfer-Encoding"));
     }
@@ -234,17 +237,17 @@ fn check_transfer_encoding(parts: &Parts) -> Result<(), Rejected> {
         return Err(Rejected::malformed("invalid Transfer-Encoding"));
     }
     if !others.is_empty() {
-        // RFC 9112 6.1.
-        return Err(Rejected::new(StatusCode::NOT_IMPLEMENTED, "unknown transfer coding"));
+        // RFC 9112, section 6.1: 501 for an unknown coding.
+        return Err(Rejected::new(StatusCode::NOT_IMPLEMENTED, "unsupported transfer coding"));
     }
     Ok(())
 }
 
-/// RFC 9110 10.1.1: the one expectation that there is.
+/// Rejects expectations other than 100-continue, the only one defined (RFC 9110, section 10.1.1).
 fn check_expect(headers: &HeaderMap) -> Result<(), Rejected> {
     if list::members(headers, &EXPECT).all(|member| member.eq_ignore_ascii_case(b"100-continue")) {
         Ok(())
     } else {
-        Err(Rejected::new(StatusCode::EXPECTATION_FAILED, "unknown expectation"))
+        Err(Rejected::new(StatusCode::EXPECTATION_FAILED, "unsupported expectation"))
     }
 }

@@ -1,11 +1,11 @@
-//! Heads that are taken or refused, and what is left of them.
+//! Tests of accepted, rejected and cleaned heads.
 
 use http::Request;
 use proptest::prelude::*;
 
 use super::*;
 
-/// A head from `METHOD TARGET VERSION` and its fields.
+/// Returns a head, given `METHOD TARGET VERSION` and its fields.
 fn head(line: &str, fields: &[(&str, &str)]) -> Parts {
     let mut words = line.split(' ');
     let mut request = Request::builder().method(words.next().unwrap()).uri(words.next().unwrap());
@@ -21,14 +21,14 @@ fn head(line: &str, fields: &[(&str, &str)]) -> Parts {
     request.body(()).unwrap().into_parts().0
 }
 
-/// `status` is 200 where the request is taken.
+/// Checks the status of a rejection; 200 if the request is accepted.
 fn check_status(line: &str, fields: &[(&str, &str)], status: u16) {
     let answer = check(&head(line, fields)).map_or_else(|no| no.status.as_u16(), |()| 200);
     assert_eq!(answer, status, "{line} {fields:?}");
 }
 
 #[test]
-fn there_is_one_valid_host() {
+fn requires_one_valid_host() {
     check_status("GET /", &[("host", "a:80")], 200);
     check_status("GET /", &[], 400);
     check_status("GET /", &[("host", "")], 400);
@@ -52,7 +52,7 @@ fn there_is_one_valid_host() {
 }
 
 #[test]
-fn targets_have_the_form_of_their_method() {
+fn checks_target_form_by_method() {
     let host = &[("host", "a")];
     check_status("OPTIONS *", host, 200);
     check_status("GET *", host, 400);
@@ -66,7 +66,7 @@ fn targets_have_the_form_of_their_method() {
 }
 
 #[test]
-fn transfer_encoding_is_one_line_of_chunked() {
+fn accepts_only_chunked_transfer_encoding() {
     for (lines, status) in [
         (&["chunked"][..], 200),
         (&["Chunked"], 200),
@@ -90,7 +90,7 @@ fn transfer_encoding_is_one_line_of_chunked() {
 }
 
 #[test]
-fn only_continue_may_be_expected() {
+fn accepts_only_100_continue() {
     check_status("PUT /", &[("host", "a"), ("expect", "100-Continue")], 200);
     check_status("PUT /", &[("host", "a"), ("expect", "y")], 417);
     check_status("PUT /", &[("host", "a"), ("expect", "100-continue, x")], 417);
@@ -98,7 +98,7 @@ fn only_continue_may_be_expected() {
 }
 
 #[test]
-fn an_absolute_target_becomes_path_and_host() {
+fn normalizes_absolute_form_targets() {
     for (target, path, host) in [
         ("http://b:8080/x?y", "/x?y", "b:8080"),
         ("http://b?y", "/?y", "b"),
@@ -107,36 +107,36 @@ fn an_absolute_target_becomes_path_and_host() {
         ("*", "*", "a"),
     ] {
         let mut parts = head(&format!("OPTIONS {target}"), &[("host", "a")]);
-        settle_target(&mut parts).unwrap();
+        normalize_target(&mut parts).unwrap();
         assert_eq!(parts.uri.to_string(), path);
         assert_eq!(parts.headers.get_all(HOST).iter().collect::<Vec<_>>(), [host]);
     }
     let mut parts = head("GET / 1.0", &[]);
-    settle_target(&mut parts).unwrap();
+    normalize_target(&mut parts).unwrap();
     assert_eq!(parts.headers[HOST], "");
 }
 
 #[test]
-fn options_counts_its_hops() {
-    for (value, hop, left) in [
-        ("0", Hop::Last, "0"),
-        ("00", Hop::Last, "00"),
-        ("1", Hop::Onward, "0"),
-        ("10", Hop::Onward, "9"),
-        ("99999999999999999999", Hop::Onward, "4294967294"),
-        ("-1", Hop::Onward, "-1"),
-        ("+1", Hop::Onward, "+1"),
-        ("", Hop::Onward, ""),
+fn decrements_max_forwards() {
+    for (value, recipient, left) in [
+        ("0", Recipient::Proxy, "0"),
+        ("00", Recipient::Proxy, "00"),
+        ("1", Recipient::Upstream, "0"),
+        ("10", Recipient::Upstream, "9"),
+        ("99999999999999999999", Recipient::Upstream, "4294967294"),
+        ("-1", Recipient::Upstream, "-1"),
+        ("+1", Recipient::Upstream, "+1"),
+        ("", Recipient::Upstream, ""),
     ] {
         let mut headers = head("OPTIONS *", &[("max-forwards", value)]).headers;
-        assert_eq!(count_hop(&Method::GET, &mut headers), Hop::Onward);
-        assert_eq!(count_hop(&Method::OPTIONS, &mut headers), hop, "{value}");
+        assert_eq!(decrement_max_forwards(&Method::GET, &mut headers), Recipient::Upstream);
+        assert_eq!(decrement_max_forwards(&Method::OPTIONS, &mut headers), recipient, "{value}");
         assert_eq!(headers[MAX_FORWARDS], left, "{value}");
     }
 }
 
 #[test]
-fn a_cleaned_request_has_the_clients_own_fields_alone() {
+fn removes_fields_that_clients_may_not_send() {
     let fields = [
         ("X-Session-Token", "a"),
         ("x_session_token", "a"),
@@ -158,8 +158,9 @@ fn a_cleaned_request_has_the_clients_own_fields_alone() {
         ("Host", "a"),
     ];
     let mut headers = head("GET /", &fields).headers;
-    let ours = [HeaderName::from_static("x-remote-user"), HeaderName::from_static("x-from-proxy")];
-    let cleaned = clean(&mut headers, &ours);
+    let injected =
+        [HeaderName::from_static("x-remote-user"), HeaderName::from_static("x-from-proxy")];
+    let cleaned = clean(&mut headers, &injected);
     assert!(cleaned.dropped.iter().any(|name| name == "transfer_encoding"), "{cleaned:?}");
     let mut left: Vec<_> =
         headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
@@ -179,7 +180,7 @@ fn a_cleaned_request_has_the_clients_own_fields_alone() {
 
 proptest! {
     #[test]
-    fn any_head_is_judged_and_nothing_reserved_is_left(
+    fn any_accepted_head_normalizes_and_cleans(
         names in proptest::collection::vec(
             "[Xx][-_.!]session[-_.~][a-z]{0,8}|host|te|connection|expect\
              |transfer-encoding|max-forwards|[a-z_.-]{1,9}",
@@ -198,11 +199,11 @@ proptest! {
             let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) else { continue };
             parts.headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value);
         }
-        let taken = check(&parts).is_ok();
-        let settled = settle_target(&mut parts);
-        prop_assert!(!taken || settled.is_ok());
-        prop_assert!(!taken || parts.uri.path().starts_with(['/', '*']));
-        count_hop(&Method::OPTIONS, &mut parts.headers);
+        let accepted = check(&parts).is_ok();
+        let normalized = normalize_target(&mut parts);
+        prop_assert!(!accepted || normalized.is_ok());
+        prop_assert!(!accepted || parts.uri.path().starts_with(['/', '*']));
+        decrement_max_forwards(&Method::OPTIONS, &mut parts.headers);
         clean(&mut parts.headers, &[]);
         prop_assert!(!parts.headers.keys().any(names::is_reserved));
     }

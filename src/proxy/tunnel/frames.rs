@@ -1,70 +1,69 @@
-//! Where the frames of a WebSocket begin and end (RFC 6455, section 5.2), as bytes pass.
+//! Frame boundaries of a WebSocket (RFC 6455, section 5.2), and close frames.
 //!
-//! Nothing of a frame is read but its length: what goes through is the business of those who speak.
+//! Only the lengths of frames are parsed; payloads pass unread.
 
-/// The longest head of a frame: two bytes, eight of length, four of the mask.
-const LONGEST: usize = 14;
+/// Longest frame header: two bytes, eight of extended length, four of the masking key.
+const MAX_HEADER: usize = 14;
 
-/// One direction of a WebSocket.
+/// The frame boundaries of one direction of a WebSocket, tracked as its bytes pass.
 #[derive(Clone, Debug)]
-pub(super) struct Frames {
-    head: [u8; LONGEST],
-    /// How much of the head is there.
-    known: usize,
-    /// How much of the payload is still to come.
+pub(super) struct FrameTracker {
+    header: [u8; MAX_HEADER],
+    /// Number of header bytes received.
+    received: usize,
+    /// Number of payload bytes still to come.
     payload: u64,
 }
 
-impl Frames {
+impl FrameTracker {
     pub(super) fn new() -> Self {
-        Self { head: [0; LONGEST], known: 0, payload: 0 }
+        Self { header: [0; MAX_HEADER], received: 0, payload: 0 }
     }
 
-    /// Whether the next byte begins a frame.
-    pub(super) fn is_between(&self) -> bool {
-        self.known == 0 && self.payload == 0
+    /// Returns whether the next byte begins a frame.
+    pub(super) fn is_at_boundary(&self) -> bool {
+        self.received == 0 && self.payload == 0
     }
 
-    /// Takes note of bytes that have passed.
-    pub(super) fn pass(&mut self, bytes: &[u8]) {
+    /// Advances by bytes that have passed.
+    pub(super) fn advance(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while !rest.is_empty() {
-            rest = self.pass_some(rest);
+            rest = self.advance_part(rest);
         }
     }
 
-    /// How many of these bytes, which come next, end the frame that has begun; all of them where it
-    /// does not end in them.
-    pub(super) fn left_of_frame(&self, bytes: &[u8]) -> usize {
+    /// Returns how many of the next bytes belong to the current frame.
+    pub(super) fn rest_of_frame(&self, bytes: &[u8]) -> usize {
         let (mut frames, mut rest) = (self.clone(), bytes);
-        while !frames.is_between() && !rest.is_empty() {
-            rest = frames.pass_some(rest);
+        while !frames.is_at_boundary() && !rest.is_empty() {
+            rest = frames.advance_part(rest);
         }
         bytes.len() - rest.len()
     }
 
-    /// Goes as far as the end of a head or of a payload.
-    fn pass_some<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+    /// Advances by one header byte, or up to the end of the payload. Returns the remaining bytes.
+    fn advance_part<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
         if self.payload > 0 {
-            let here = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len());
-            self.payload -= here as u64;
-            return bytes.get(here..).unwrap_or_default();
+            let passed = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len());
+            self.payload -= passed as u64;
+            return bytes.get(passed..).unwrap_or_default();
         }
         let Some((&byte, rest)) = bytes.split_first() else { return bytes };
-        if let Some(place) = self.head.get_mut(self.known) {
+        if let Some(place) = self.header.get_mut(self.received) {
             *place = byte;
         }
-        self.known += 1;
-        if self.known == self.length_of_head() {
-            self.payload = self.length_of_payload();
-            self.known = 0;
+        self.received += 1;
+        if self.received == self.header_length() {
+            self.payload = self.payload_length();
+            self.received = 0;
         }
         rest
     }
 
-    fn length_of_head(&self) -> usize {
-        let [_, second, ..] = self.head;
-        if self.known < 2 {
+    fn header_length(&self) -> usize {
+        let [_, second, ..] = self.header;
+        if self.received < 2 {
             return 2;
         }
         let mask = if second & 0x80 == 0 { 0 } else { 4 };
@@ -75,8 +74,8 @@ impl Frames {
         }
     }
 
-    fn length_of_payload(&self) -> u64 {
-        let [_, second, extended @ ..] = self.head;
+    fn payload_length(&self) -> u64 {
+        let [_, second, extended @ ..] = self.header;
         let big_endian = |bytes: usize| {
             extended.iter().take(bytes).fold(0, |sum, byte| (sum << 8) | u64::from(*byte))
         };
@@ -88,16 +87,16 @@ impl Frames {
     }
 }
 
-/// Why we close a WebSocket (RFC 6455, section 7.4.1).
+/// The reason for closing a WebSocket (RFC 6455, section 7.4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reason {
-    /// We end: 1001.
+pub(super) enum CloseReason {
+    /// The proxy shuts down, or the tunnel is idle: 1001.
     GoingAway,
-    /// Its session is over: 1008.
+    /// The session has ended: 1008.
     Policy,
 }
 
-impl Reason {
+impl CloseReason {
     fn code(self) -> u16 {
         match self {
             Self::GoingAway => 1001,
@@ -105,13 +104,13 @@ impl Reason {
         }
     }
 
-    /// The frame that says so to a client.
+    /// Returns the close frame for a client.
     pub(super) fn to_client(self) -> [u8; 4] {
         let [high, low] = self.code().to_be_bytes();
         [0x88, 2, high, low]
     }
 
-    /// The frame that says so to an upstream, which takes masked ones alone (section 5.1).
+    /// Returns the close frame for an upstream, which accepts only masked frames (section 5.1).
     pub(super) fn to_upstream(self, mask: [u8; 4]) -> [u8; 8] {
         let [high, low] = self.code().to_be_bytes();
         let [a, b, c, d] = mask;
@@ -126,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    /// A frame with a payload of so many bytes, masked or not.
+    /// Returns a frame with a payload of `length` bytes.
     fn frame(length: usize, masked: bool) -> Vec<u8> {
         let mask = if masked { 0x80 } else { 0 };
         let mut bytes = vec![0x82];
@@ -148,21 +147,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_end_where_they_end(
+        fn tracks_frames_of_any_length(
             lengths in vec((prop_oneof![0..130_usize, 65_530..65_540_usize], any::<bool>()), 1..5),
             piece in 1..70_000_usize,
         ) {
-            let mut frames = Frames::new();
+            let mut frames = FrameTracker::new();
             for (length, masked) in lengths {
                 let bytes = frame(length, masked);
-                prop_assert!(frames.is_between());
+                prop_assert!(frames.is_at_boundary());
                 let mut rest = bytes.as_slice();
                 while !rest.is_empty() {
                     let (now, later) = rest.split_at(piece.min(rest.len()));
-                    frames.pass(now);
-                    prop_assert_eq!(frames.is_between(), later.is_empty());
+                    frames.advance(now);
+                    prop_assert_eq!(frames.is_at_boundary(), later.is_empty());
                     let with_more = [later, &[0x81, 0]].concat();
-                    prop_assert_eq!(frames.left_of_frame(&with_more), later.len());
+                    prop_assert_eq!(frames.rest_of_frame(&with_more), later.len());
                     rest = later;
                 }
             }
@@ -170,13 +169,16 @@ mod tests {
     }
 
     #[test]
-    fn a_close_is_a_whole_frame() {
-        let mut frames = Frames::new();
-        frames.pass(&Reason::Policy.to_client());
-        assert!(frames.is_between());
-        frames.pass(&Reason::GoingAway.to_upstream([1, 2, 3, 4]));
-        assert!(frames.is_between());
-        assert_eq!(Reason::Policy.to_client(), [0x88, 2, 0x03, 0xf0]);
-        assert_eq!(Reason::Policy.to_upstream([1, 2, 3, 4]), [0x88, 0x82, 1, 2, 3, 4, 2, 0xf2]);
+    fn close_frames_are_complete() {
+        let mut frames = FrameTracker::new();
+        frames.advance(&CloseReason::Policy.to_client());
+        assert!(frames.is_at_boundary());
+        frames.advance(&CloseReason::GoingAway.to_upstream([1, 2, 3, 4]));
+        assert!(frames.is_at_boundary());
+        assert_eq!(CloseReason::Policy.to_client(), [0x88, 2, 0x03, 0xf0]);
+        assert_eq!(
+            CloseReason::Policy.to_upstream([1, 2, 3, 4]),
+            [0x88, 0x82, 1, 2, 3, 4, 2, 0xf2]
+        );
     }
 }

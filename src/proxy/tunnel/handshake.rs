@@ -1,8 +1,7 @@
-//! The handshake of a tunnel: what the client asks for, what the upstream is asked for instead, and
-//! what each is told.
+//! The WebSocket handshake: the client's request, the request to the upstream, and both responses.
 //!
-//! Upstreams are always asked by HTTP/1.1. A client of HTTP/2 has no key in its request (RFC 8441,
-//! section 5), so we make one, and check what the upstream makes of it.
+//! The request to an upstream is always HTTP/1.1. An HTTP/2 client sends no key (RFC 8441, section 5),
+//! so the proxy generates one and verifies the upstream's response to it.
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::Engine;
@@ -20,33 +19,32 @@ use super::super::list;
 use crate::body::Body;
 use crate::random;
 
-/// What RFC 6455, section 1.3, joins to a key.
+/// The GUID that is appended to a key before hashing (RFC 6455, section 1.3).
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
-/// What a request asks for beside its answer.
+/// The protocol upgrade that a request asks for.
 #[derive(Debug)]
-pub(crate) enum Asked {
-    /// Nothing.
-    Nothing,
-    /// A WebSocket.
+pub(crate) enum UpgradeRequest {
+    None,
     WebSocket(Handshake),
 }
 
-/// A client's wish for a WebSocket.
+/// The handshake of a client that requests a WebSocket.
 #[derive(Debug)]
 pub(crate) struct Handshake {
-    /// The client's connection, once it has its answer.
+    /// The client's connection, available once the response is sent.
     client: OnUpgrade,
-    /// What the upstream's answer must prove that it knows; `None` where the client asks for it.
+    /// The expected Sec-WebSocket-Accept; `None` if the client verifies it itself.
     accept: Option<HeaderValue>,
+    /// The generated key, for an HTTP/2 client.
     key: Option<HeaderValue>,
 }
 
-impl Asked {
-    /// What a request asks for. One by extended CONNECT becomes the GET that it stands for.
-    pub(crate) fn of<B>(request: &mut Request<B>) -> Self {
+impl UpgradeRequest {
+    /// Determines the upgrade that a request asks for. An extended CONNECT becomes the equivalent GET.
+    pub(crate) fn from_request<B>(request: &mut Request<B>) -> Self {
         let handshake = match request.version() {
             Version::HTTP_11 if is_upgrade(request) => {
                 Handshake { client: hyper::upgrade::on(request), accept: None, key: None }
@@ -55,28 +53,31 @@ impl Asked {
                 *request.method_mut() = Method::GET;
                 let key = STANDARD.encode(random::bytes::<16>());
                 let client = hyper::upgrade::on(request);
-                Handshake { client, accept: accept(&key), key: HeaderValue::try_from(key).ok() }
+                Handshake { client, accept: accept_for(&key), key: HeaderValue::try_from(key).ok() }
             }
-            _ => return Self::Nothing,
+            _ => return Self::None,
         };
         Self::WebSocket(handshake)
     }
 
-    /// An upstream's answer, unless it switches to something else than was asked for.
-    pub(crate) fn judge(&self, response: Response<Body>) -> Result<Response<Body>, Error> {
+    /// Returns the upstream's response, unless it switches to a protocol that was not requested.
+    pub(crate) fn validate_response(
+        &self,
+        response: Response<Body>,
+    ) -> Result<Response<Body>, Error> {
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
         match self {
-            Self::WebSocket(handshake) if handshake.is_answered_by(response.headers()) => {
+            Self::WebSocket(handshake) if handshake.is_accepted_by(response.headers()) => {
                 Ok(response)
             }
-            Self::WebSocket(_) | Self::Nothing => Err(Error::Switched),
+            Self::WebSocket(_) | Self::None => Err(Error::Switched),
         }
     }
 
-    /// Asks the upstream for the same, in a head from which everything of the hop was taken.
-    pub(crate) fn write(&self, headers: &mut HeaderMap) -> Result<(), MaxSizeReached> {
+    /// Adds the upgrade to a request whose hop-by-hop fields have been removed.
+    pub(crate) fn write_headers(&self, headers: &mut HeaderMap) -> Result<(), MaxSizeReached> {
         let Self::WebSocket(handshake) = self else { return Ok(()) };
         headers.try_insert(CONNECTION, HeaderValue::from_static("upgrade"))?;
         headers.try_insert(UPGRADE, WEBSOCKET)?;
@@ -89,15 +90,16 @@ impl Asked {
 }
 
 impl Handshake {
-    /// Whether an answer that switches protocols does what was asked for.
-    fn is_answered_by(&self, headers: &HeaderMap) -> bool {
-        let to = headers.get(UPGRADE);
-        to.is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(WEBSOCKET.as_bytes()))
+    /// Returns whether the head of a 101 response accepts this handshake.
+    fn is_accepted_by(&self, headers: &HeaderMap) -> bool {
+        let upgrade = headers.get(UPGRADE);
+        upgrade.is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(WEBSOCKET.as_bytes()))
             && self.accept.as_ref().is_none_or(|key| headers.get(SEC_WEBSOCKET_ACCEPT) == Some(key))
     }
 
-    /// Makes of the upstream's answer, cleaned, the client's; and gives its connection.
-    pub(crate) fn agree(self, response: &mut Response<Body>) -> Result<OnUpgrade, MaxSizeReached> {
+    /// Converts the upstream's cleaned response to that for the client, and returns the client's
+    /// connection.
+    pub(crate) fn accept(self, response: &mut Response<Body>) -> Result<OnUpgrade, MaxSizeReached> {
         if self.accept.is_some() {
             *response.status_mut() = StatusCode::OK;
             response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
@@ -125,7 +127,8 @@ fn is_extended_connect<B>(request: &Request<B>) -> bool {
         && protocol.is_some_and(|protocol| protocol.as_str().eq_ignore_ascii_case("websocket"))
 }
 
-fn accept(key: &str) -> Option<HeaderValue> {
+/// Computes Sec-WebSocket-Accept for a key (RFC 6455, section 4.2.2).
+fn accept_for(key: &str) -> Option<HeaderValue> {
     let digest = digest(&SHA1_FOR_LEGACY_USE_ONLY, format!("{key}{GUID}").as_bytes());
     HeaderValue::try_from(STANDARD.encode(digest)).ok()
 }
@@ -135,8 +138,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_key_of_the_rfc_is_accepted_as_it_says() {
-        let accepted = accept("dGhlIHNhbXBsZSBub25jZQ==").expect("a header");
+    fn computes_the_accept_key_of_the_rfc() {
+        let accepted = accept_for("dGhlIHNhbXBsZSBub25jZQ==").expect("a header");
         assert_eq!(accepted, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 }

@@ -1,8 +1,8 @@
-//! Tunnels: a client and an upstream that have left HTTP for WebSocket (RFC 6455), over HTTP/1.1 or
-//! over HTTP/2 (RFC 8441), with the session that was opened at the handshake.
+//! Tunnels: WebSocket connections (RFC 6455) between a client and an upstream, over HTTP/1.1 or HTTP/2
+//! (RFC 8441), with the session that was opened at the handshake.
 //!
-//! What goes through is not read, but for where frames begin, so that a close of ours does not fall
-//! into one.
+//! Payloads are not read. Only frame boundaries are tracked, so that the proxy can insert a close frame
+//! between two frames.
 
 mod frames;
 mod handshake;
@@ -16,55 +16,55 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
-use frames::Reason;
-use pipe::{Activity, Broken, Pipe};
+use frames::CloseReason;
+use pipe::{Activity, Pipe, PipeError};
 
 use crate::random;
 use crate::sessions::{SessionStatus, Sessions, Tracked, WatchedSession};
 use crate::tasks::Tasks;
 
-pub(super) use handshake::{Asked, Handshake};
+pub(super) use handshake::{Handshake, UpgradeRequest};
 
-/// How often the session of a tunnel is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval between checks of the session of a tunnel.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a close of ours may wait for the frame that it would fall into; with [`LOOK`], less than
-/// the two seconds in which a tunnel follows its session.
-const FRAME: Duration = Duration::from_millis(900);
+/// Timeout for the current frame to end before a close frame is sent. Together with [`CHECK_INTERVAL`],
+/// it keeps a tunnel within two seconds of the end of its session.
+const FRAME_TIMEOUT: Duration = Duration::from_millis(900);
 
-/// How long both sides have to close, after one of them has or we have.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// Timeout for the closing handshake.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the switch of protocols may take, its responses sent.
-const SWITCH: Duration = Duration::from_secs(10);
+/// Timeout for both connections to switch protocols after the response.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A tunnel that is about to begin.
+/// A tunnel whose connections are about to switch protocols.
 pub(super) struct Tunnel {
     pub(super) client: OnUpgrade,
     pub(super) upstream: OnUpgrade,
     pub(super) sessions: Sessions,
-    /// Ends with the tunnel: until then the upstream may call the session API.
+    /// Keeps the request in flight, so that the upstream can call the session API during the tunnel.
     pub(super) tracked: Option<Tracked>,
-    /// What it lives by, where it does.
+    /// The session that the tunnel ends with, if any.
     pub(super) watched: Option<WatchedSession>,
-    /// Ends it where nothing goes either way for so long.
+    /// Closes the tunnel after this time without activity in either direction.
     pub(super) idle_timeout: Duration,
 }
 
 impl Tunnel {
-    /// Passes what comes until one side closes, the session is over, nothing comes for long, or the
-    /// drain begins.
+    /// Copies in both directions until one side closes, the session ends, the tunnel is idle for too
+    /// long, or the drain begins.
     pub(super) async fn run(self, tasks: Tasks) {
         let gauge = self.sessions.shared().metrics.tunnel_opened();
-        let switched = async { tokio::try_join!(self.client, self.upstream) };
-        let (client, upstream) = match timeout(SWITCH, switched).await {
+        let upgrades = async { tokio::try_join!(self.client, self.upstream) };
+        let (client, upstream) = match timeout(UPGRADE_TIMEOUT, upgrades).await {
             Ok(Ok(both)) => both,
-            Ok(Err(error)) => return debug!(%error, "a tunnel did not begin"),
-            Err(_elapsed) => return debug!("a tunnel did not begin in time"),
+            Ok(Err(error)) => return debug!(%error, "failed to switch protocols for a tunnel"),
+            Err(_elapsed) => return debug!("timed out while switching protocols for a tunnel"),
         };
         let activity = Arc::new(Activity::new());
         let (mut up, mut down) = pipes(client, upstream, &activity);
-        let ends = Ends {
+        let monitor = Monitor {
             sessions: self.sessions,
             watched: self.watched,
             idle_timeout: self.idle_timeout,
@@ -72,11 +72,11 @@ impl Tunnel {
             tasks,
         };
         let reason = tokio::select! {
-            () = pass(&mut up, &mut down) => None,
-            reason = ends.reason() => Some(reason),
+            () = copy(&mut up, &mut down) => None,
+            reason = monitor.close_reason() => Some(reason),
         };
         if let Some(reason) = reason {
-            debug!(?reason, "a tunnel is closed");
+            debug!(?reason, "closing a tunnel");
             close(&mut up, &mut down, reason).await;
         }
         drop((gauge, self.tracked));
@@ -86,45 +86,46 @@ impl Tunnel {
 fn pipes(client: Upgraded, upstream: Upgraded, activity: &Arc<Activity>) -> (Pipe, Pipe) {
     let (from_client, to_client) = tokio::io::split(TokioIo::new(client));
     let (from_upstream, to_upstream) = tokio::io::split(TokioIo::new(upstream));
-    let up = Pipe::new(from_client, to_upstream, Arc::clone(activity).of_client());
-    let down = Pipe::new(from_upstream, to_client, Arc::clone(activity).of_upstream());
+    let up = Pipe::new(from_client, to_upstream, Arc::clone(activity).client_recorder());
+    let down = Pipe::new(from_upstream, to_client, Arc::clone(activity).upstream_recorder());
     (up, down)
 }
 
-/// Passes both ways until one side has closed and the other had its time to, or one is broken: then the tunnel ends at
-/// once.
-async fn pass(up: &mut Pipe, down: &mut Pipe) {
+/// Copies in both directions until one side has closed and the other has closed too or timed out. A
+/// failed read ends the tunnel at once.
+async fn copy(up: &mut Pipe, down: &mut Pipe) {
     let (ended, other) = tokio::select! {
-        ended = up.pass() => (ended, down),
-        ended = down.pass() => (ended, up),
+        ended = up.copy() => (ended, down),
+        ended = down.copy() => (ended, up),
     };
     match ended {
-        Err(error @ Broken::Sender(_)) => debug!(error = %causes(&error), "tunnel aborted"),
-        // What the broken side has sent before ends without a wait.
-        Err(Broken::Receiver(_)) | Ok(()) => {
-            if let Ok(Err(error)) = timeout(GOODBYE, other.pass()).await {
+        Err(error @ PipeError::Read(_)) => debug!(error = %causes(&error), "tunnel aborted"),
+        // The side that cannot be written to may have sent data before. If it failed, reading ends at
+        // once.
+        Err(PipeError::Write(_)) | Ok(()) => {
+            if let Ok(Err(error)) = timeout(CLOSE_TIMEOUT, other.copy()).await {
                 debug!(error = %causes(&error), "tunnel aborted");
             }
         }
     }
 }
 
-fn causes(error: &Broken) -> String {
-    let (Broken::Sender(cause) | Broken::Receiver(cause)) = error;
+fn causes(error: &PipeError) -> String {
+    let (PipeError::Read(cause) | PipeError::Write(cause)) = error;
     format!("{error}: {cause}")
 }
 
-/// Says to both sides that it is over, between two frames of theirs, and lets them close. Where a
-/// frame does not end in time, the connection is cut.
-async fn close(up: &mut Pipe, down: &mut Pipe, reason: Reason) {
+/// Sends close frames to both sides at their frame boundaries, and waits for both to close. If a frame
+/// does not end in time, the connections are closed without.
+async fn close(up: &mut Pipe, down: &mut Pipe, reason: CloseReason) {
     let (to_client, to_upstream) = (reason.to_client(), reason.to_upstream(random::bytes()));
-    let said = async { tokio::join!(down.close(&to_client), up.close(&to_upstream)) };
-    let Ok((Ok(()), Ok(()))) = timeout(FRAME, said).await else { return };
-    let _ = timeout(GOODBYE, async { tokio::join!(up.ignore(), down.ignore()) }).await;
+    let sent = async { tokio::join!(down.send_close(&to_client), up.send_close(&to_upstream)) };
+    let Ok((Ok(()), Ok(()))) = timeout(FRAME_TIMEOUT, sent).await else { return };
+    let _ = timeout(CLOSE_TIMEOUT, async { tokio::join!(up.discard(), down.discard()) }).await;
 }
 
-/// What ends a tunnel beside those who speak.
-struct Ends {
+/// The conditions under which the proxy closes a tunnel.
+struct Monitor {
     sessions: Sessions,
     watched: Option<WatchedSession>,
     idle_timeout: Duration,
@@ -132,20 +133,21 @@ struct Ends {
     tasks: Tasks,
 }
 
-impl Ends {
-    async fn reason(&self) -> Reason {
+impl Monitor {
+    /// Waits until the tunnel must be closed, and returns the reason.
+    async fn close_reason(&self) -> CloseReason {
         loop {
             tokio::select! {
-                () = self.tasks.draining() => return Reason::GoingAway,
-                () = sleep(LOOK) => {}
+                () = self.tasks.draining() => return CloseReason::GoingAway,
+                () = sleep(CHECK_INTERVAL) => {}
             }
-            if self.activity.idle() >= self.idle_timeout {
-                return Reason::GoingAway;
+            if self.activity.idle_time() >= self.idle_timeout {
+                return CloseReason::GoingAway;
             }
             let Some(watched) = self.watched else { continue };
-            let used = self.activity.client_has_sent();
+            let used = self.activity.take_client_activity();
             if self.sessions.check(watched, used).await == SessionStatus::Ended {
-                return Reason::Policy;
+                return CloseReason::Policy;
             }
         }
     }

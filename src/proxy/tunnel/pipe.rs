@@ -11,27 +11,28 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
-use super::frames::Frames;
+use super::frames::FrameTracker;
 
-/// What a direction holds of bytes that were read and not written.
+/// Size of the buffer of one direction, in bytes.
 const BUFFER: usize = 8 * 1024;
 
-/// Which side of a direction failed.
+/// The side of a pipe that failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Broken {
-    #[error("reading failed")]
-    Sender(#[source] io::Error),
-    #[error("writing failed")]
-    Receiver(#[source] io::Error),
+pub(super) enum PipeError {
+    #[error("failed to read")]
+    Read(#[source] io::Error),
+    #[error("failed to write")]
+    Write(#[source] io::Error),
 }
 
-/// One direction of a tunnel. A call that is dropped loses nothing: the next goes on.
+/// One direction of a tunnel. Its methods are cancel safe: the next call continues where a dropped one
+/// stopped.
 pub(super) struct Pipe {
     from: ReadHalf<TokioIo<Upgraded>>,
     to: WriteHalf<TokioIo<Upgraded>>,
-    activity: Side,
-    /// Of what was written.
-    frames: Frames,
+    activity: ActivityRecorder,
+    /// Frame boundaries of the written bytes.
+    frames: FrameTracker,
     buffer: Box<[u8]>,
     unwritten: Range<usize>,
 }
@@ -40,58 +41,58 @@ impl Pipe {
     pub(super) fn new(
         from: ReadHalf<TokioIo<Upgraded>>,
         to: WriteHalf<TokioIo<Upgraded>>,
-        activity: Side,
+        activity: ActivityRecorder,
     ) -> Self {
         let buffer = vec![0; BUFFER].into();
-        Self { from, to, activity, frames: Frames::new(), buffer, unwritten: 0..0 }
+        Self { from, to, activity, frames: FrameTracker::new(), buffer, unwritten: 0..0 }
     }
 
-    /// Passes everything until the sender closes; then the other side is closed too.
-    pub(super) async fn pass(&mut self) -> Result<(), Broken> {
-        while self.fill().await.map_err(Broken::Sender)? {
-            self.write(usize::MAX).await.map_err(Broken::Receiver)?;
+    /// Copies everything until the sender closes, then closes the receiver.
+    pub(super) async fn copy(&mut self) -> Result<(), PipeError> {
+        while self.fill().await.map_err(PipeError::Read)? {
+            self.write(usize::MAX).await.map_err(PipeError::Write)?;
         }
-        self.to.shutdown().await.map_err(Broken::Receiver)
+        self.to.shutdown().await.map_err(PipeError::Write)
     }
 
-    /// Passes the rest of the frame that has begun, then `frame`.
-    pub(super) async fn close(&mut self, frame: &[u8]) -> io::Result<()> {
-        while !self.frames.is_between() {
+    /// Copies the rest of the current frame, then writes `frame`.
+    pub(super) async fn send_close(&mut self, frame: &[u8]) -> io::Result<()> {
+        while !self.frames.is_at_boundary() {
             if !self.fill().await? {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             let unwritten = self.buffer.get(self.unwritten.clone()).unwrap_or_default();
-            self.write(self.frames.left_of_frame(unwritten)).await?;
+            self.write(self.frames.rest_of_frame(unwritten)).await?;
         }
         self.to.write_all(frame).await?;
         self.to.flush().await
     }
 
-    /// Reads what still comes, until the sender closes.
-    pub(super) async fn ignore(&mut self) -> io::Result<()> {
+    /// Reads and discards until the sender closes.
+    pub(super) async fn discard(&mut self) -> io::Result<()> {
         while self.from.read(&mut self.buffer).await? > 0 {}
         Ok(())
     }
 
-    /// Reads where nothing waits to be written; `false` where the sender has closed.
+    /// Reads if the buffer is empty. Returns `false` if the sender has closed.
     async fn fill(&mut self) -> io::Result<bool> {
         if self.unwritten.is_empty() {
             let read = self.from.read(&mut self.buffer).await?;
             self.unwritten = 0..read;
-            self.activity.note();
+            self.activity.record();
         }
         Ok(!self.unwritten.is_empty())
     }
 
-    /// Writes some of what waits, at most `most` bytes of it.
-    async fn write(&mut self, most: usize) -> io::Result<()> {
-        let waiting = self.buffer.get(self.unwritten.clone()).unwrap_or_default();
-        let waiting = waiting.get(..most.min(waiting.len())).unwrap_or_default();
-        let written = self.to.write(waiting).await?;
+    /// Writes a part of the buffer, at most `limit` bytes.
+    async fn write(&mut self, limit: usize) -> io::Result<()> {
+        let pending = self.buffer.get(self.unwritten.clone()).unwrap_or_default();
+        let pending = pending.get(..limit.min(pending.len())).unwrap_or_default();
+        let written = self.to.write(pending).await?;
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
-        self.frames.pass(waiting.get(..written).unwrap_or_default());
+        self.frames.advance(pending.get(..written).unwrap_or_default());
         self.unwritten.start += written;
         if self.unwritten.is_empty() {
             self.to.flush().await?;
@@ -100,17 +101,18 @@ impl Pipe {
     }
 }
 
-/// What has come through a tunnel, and when.
+/// The recent activity of a tunnel.
 #[derive(Debug)]
 pub(super) struct Activity {
     start: Instant,
-    /// Milliseconds after the start.
+    /// Time of the last activity, in milliseconds after the start.
     last: AtomicU64,
+    /// Whether the client has sent something since the last check.
     client: AtomicBool,
 }
 
-/// Whose bytes a pipe reads.
-pub(super) struct Side {
+/// Records the activity of the side that a pipe reads from.
+pub(super) struct ActivityRecorder {
     activity: Arc<Activity>,
     is_client: bool,
 }
@@ -120,28 +122,28 @@ impl Activity {
         Self { start: Instant::now(), last: AtomicU64::new(0), client: AtomicBool::new(false) }
     }
 
-    pub(super) fn of_client(self: Arc<Self>) -> Side {
-        Side { activity: self, is_client: true }
+    pub(super) fn client_recorder(self: Arc<Self>) -> ActivityRecorder {
+        ActivityRecorder { activity: self, is_client: true }
     }
 
-    pub(super) fn of_upstream(self: Arc<Self>) -> Side {
-        Side { activity: self, is_client: false }
+    pub(super) fn upstream_recorder(self: Arc<Self>) -> ActivityRecorder {
+        ActivityRecorder { activity: self, is_client: false }
     }
 
-    /// How long nothing has come, either way.
-    pub(super) fn idle(&self) -> Duration {
+    /// Returns the time since the last activity in either direction.
+    pub(super) fn idle_time(&self) -> Duration {
         let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
         self.start.elapsed().saturating_sub(last)
     }
 
-    /// Whether the client has sent something since this was asked.
-    pub(super) fn client_has_sent(&self) -> bool {
+    /// Returns whether the client has sent something since the last call.
+    pub(super) fn take_client_activity(&self) -> bool {
         self.client.swap(false, Ordering::Relaxed)
     }
 }
 
-impl Side {
-    fn note(&self) {
+impl ActivityRecorder {
+    fn record(&self) {
         let now = u64::try_from(self.activity.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.activity.last.store(now, Ordering::Relaxed);
         if self.is_client {

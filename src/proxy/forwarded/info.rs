@@ -1,4 +1,4 @@
-//! What trusted proxies say of a request that they passed on.
+//! Parsing of forwarding fields: what trusted proxies report about a request.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,39 +12,40 @@ use crate::net::host;
 use crate::net::scheme::Scheme;
 use crate::net::trust::Trust;
 
-/// Which fields a trusted proxy spoke by.
+/// The family of fields that a trusted proxy used.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
-    Nothing,
+pub(super) enum Family {
+    None,
     XForwarded,
     Forwarded,
 }
 
-/// What the fields that are left say.
-pub(super) struct Told {
-    pub(super) source: Source,
-    /// The hops that the believed list names, in its order: the nearest last.
+/// The content of the forwarding fields, after the removal of those that are not trusted.
+pub(super) struct ForwardedInfo {
+    pub(super) family: Family,
+    /// The hops of the trusted list, in its order: the nearest last.
     pub(super) hops: Vec<Hop>,
-    /// The index of the client among the hops; `None` if the client is the peer.
+    /// The index of the client in `hops`; `None` if the client is the peer.
     pub(super) client: Option<usize>,
     pub(super) address: Option<IpAddr>,
     pub(super) scheme: Option<Scheme>,
     pub(super) host: Option<HeaderValue>,
 }
 
-/// A hop as a list names it.
+/// A hop as a list describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Hop {
-    /// With the port, if the list has one.
+    /// An address, with its port if the list has one.
     Address(IpAddr, Option<u16>),
     /// An obfuscated identifier (RFC 7239, section 6.3), with its underscore.
     Obfuscated(String),
-    /// `unknown`, or a text without meaning.
+    /// `unknown`, or invalid text.
     Unknown,
 }
 
 impl Hop {
-    /// Parses an address with or without a port (IPv6 with or without brackets), or a name for none.
+    /// Parses an address with or without a port (IPv6 with or without brackets), or an obfuscated
+    /// identifier. Never fails: anything else is [`Self::Unknown`].
     fn parse(text: &[u8]) -> Self {
         let Ok(text) = str::from_utf8(text) else { return Self::Unknown };
         let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
@@ -73,7 +74,7 @@ impl Hop {
     }
 }
 
-impl Told {
+impl ForwardedInfo {
     pub(super) fn read(headers: &HeaderMap, trust: &Trust, peer: Option<IpAddr>) -> Self {
         if [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST]
             .iter()
@@ -81,11 +82,11 @@ impl Told {
         {
             return Self::x_forwarded(headers, trust, peer);
         }
-        // A list that can't be read is as good as none, and ours is not appended to it.
+        // A list that cannot be parsed is discarded rather than appended to.
         match list::quoted_members(headers, &FORWARDED) {
             Some(elements) if !elements.is_empty() => Self::forwarded(&elements, trust, peer),
             _ => Self {
-                source: Source::Nothing,
+                family: Family::None,
                 hops: Vec::new(),
                 client: None,
                 address: peer,
@@ -97,39 +98,39 @@ impl Told {
 
     fn x_forwarded(headers: &HeaderMap, trust: &Trust, peer: Option<IpAddr>) -> Self {
         let hops: Vec<_> = list::members(headers, &X_FORWARDED_FOR).map(Hop::parse).collect();
-        let walked = walk(hops.iter().rev().map(Hop::address), trust);
-        // Few proxies append to these two, so a list may be shorter; what is left of the client's
-        // own entry a stranger wrote.
+        let walk = walk(hops.iter().rev().map(Hop::address), trust);
+        // Few proxies append to these two fields, so their lists may be shorter than that of the hops.
+        // Entries to the left of the client's own are not trusted.
         let at_client = |name: &HeaderName| {
             let members: Vec<_> = list::members(headers, name).collect();
-            members.iter().rev().nth(walked.last).or_else(|| members.first()).copied()
+            members.iter().rev().nth(walk.last).or_else(|| members.first()).copied()
         };
         let (scheme, host) = (at_client(&X_FORWARDED_PROTO), at_client(&X_FORWARDED_HOST));
         let (scheme, host) = (scheme.and_then(self::scheme), host.and_then(valid_host));
-        Self::walked(Source::XForwarded, hops, &walked, peer).with(scheme, host)
+        Self::with_hops(Family::XForwarded, hops, &walk, peer).with(scheme, host)
     }
 
     fn forwarded(elements: &[&[u8]], trust: &Trust, peer: Option<IpAddr>) -> Self {
         let nodes = elements.iter().map(|element| Some(Hop::parse(&parameter(element, "for")?)));
         let nodes: Vec<Option<Hop>> = nodes.collect();
         let addresses = nodes.iter().rev().map(|node| node.as_ref().and_then(Hop::address));
-        let walked = walk(addresses, trust);
-        // The element of the client's own hop, or the next one towards us that says it.
+        let walk = walk(addresses, trust);
+        // The parameter of the client's hop, or of the nearest hop after it that has the parameter.
         let at_client = |name: &str| {
-            let mut nearer = elements.iter().rev().take(walked.last + 1).rev();
+            let mut nearer = elements.iter().rev().take(walk.last + 1).rev();
             nearer.find_map(|element| parameter(element, name))
         };
         let scheme = at_client("proto").and_then(|text| scheme(&text));
         let host = at_client("host").and_then(|text| valid_host(&text));
-        // An element without `for` ends the walk, so none stands between the client and us.
+        // An element without `for` ends the walk, so the hops after the client are complete.
         let hops = nodes.into_iter().flatten().collect();
-        Self::walked(Source::Forwarded, hops, &walked, peer).with(scheme, host)
+        Self::with_hops(Family::Forwarded, hops, &walk, peer).with(scheme, host)
     }
 
-    fn walked(source: Source, hops: Vec<Hop>, walked: &Walked, peer: Option<IpAddr>) -> Self {
-        let client = walked.client.and_then(|depth| hops.len().checked_sub(depth + 1));
+    fn with_hops(family: Family, hops: Vec<Hop>, walk: &Walk, peer: Option<IpAddr>) -> Self {
+        let client = walk.client.and_then(|depth| hops.len().checked_sub(depth + 1));
         let address = client.and_then(|index| hops.get(index)).map_or(peer, Hop::address);
-        Self { source, hops, client, address, scheme: None, host: None }
+        Self { family, hops, client, address, scheme: None, host: None }
     }
 
     fn with(self, scheme: Option<Scheme>, host: Option<HeaderValue>) -> Self {
@@ -137,7 +138,7 @@ impl Told {
     }
 }
 
-/// Some proxies write the schemes of WebSocket.
+/// Parses a scheme. Some proxies report those of WebSocket.
 fn scheme(text: &[u8]) -> Option<Scheme> {
     let is = |scheme: &str| text.eq_ignore_ascii_case(scheme.as_bytes());
     if is("https") || is("wss") {
@@ -149,29 +150,29 @@ fn scheme(text: &[u8]) -> Option<Scheme> {
     }
 }
 
-/// How far a walk through the hops went.
-struct Walked {
-    /// How far from the right the client is; `None` if it is the peer.
+/// The result of a walk through the hops.
+struct Walk {
+    /// Distance of the client from the right; `None` if the client is the peer.
     client: Option<usize>,
-    /// How far from the right the walk ended: at the client, or at what is no address.
+    /// Distance from the right of the last visited hop: the client, or a hop without an address.
     last: usize,
 }
 
-/// Goes through the hops, the nearest first, as long as they are trusted proxies.
+/// Walks the hops, the nearest first, as long as they are trusted proxies.
 ///
-/// A hop that is no address ("unknown", an obfuscated name, garbage) ends the walk at the one that
-/// named it.
-fn walk(hops: impl Iterator<Item = Option<IpAddr>>, trust: &Trust) -> Walked {
-    let mut walked = Walked { client: None, last: 0 };
+/// A hop without an address ("unknown", an obfuscated identifier, invalid text) ends the walk: the hop
+/// that reported it is the client.
+fn walk(hops: impl Iterator<Item = Option<IpAddr>>, trust: &Trust) -> Walk {
+    let mut walk = Walk { client: None, last: 0 };
     for (depth, hop) in hops.enumerate() {
-        walked.last = depth;
+        walk.last = depth;
         let Some(address) = hop else { break };
-        walked.client = Some(depth);
+        walk.client = Some(depth);
         if !trust.covers(address) {
             break;
         }
     }
-    walked
+    walk
 }
 
 fn valid_host(text: &[u8]) -> Option<HeaderValue> {
@@ -179,8 +180,8 @@ fn valid_host(text: &[u8]) -> Option<HeaderValue> {
     HeaderValue::from_str(text).ok()
 }
 
-/// A parameter of a Forwarded element, unquoted. None where it is missing, or comes twice, which RFC
-/// 7239 4 forbids.
+/// Returns a parameter of a Forwarded element, unquoted. Returns `None` if it is missing or repeated,
+/// which RFC 7239, section 4, forbids.
 fn parameter(element: &[u8], name: &str) -> Option<Vec<u8>> {
     let mut values = list::quoted_split(element, b';')
         .filter_map(|pair| list::split_once(pair, b'='))
@@ -193,7 +194,7 @@ fn parameter(element: &[u8], name: &str) -> Option<Vec<u8>> {
     }
 }
 
-/// RFC 9110 5.6.4: a backslash stands before a byte that is meant literally.
+/// Resolves quoted pairs (RFC 9110, section 5.6.4): a backslash and the byte that it escapes.
 fn unescaped(inner: &[u8]) -> Vec<u8> {
     let mut text = Vec::with_capacity(inner.len());
     let mut rest = inner;
