@@ -1,4 +1,4 @@
-//! What the session API is told.
+//! Settings of the session API, and the URLs at which it is reached.
 
 use std::net::IpAddr;
 
@@ -10,49 +10,49 @@ use crate::secret::Secret;
 use crate::server::{Address, TlsConfig};
 use crate::session::peer::Instance;
 
-/// What the session API is told.
+/// Settings of the session API.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where upstreams and back offices reach it.
+    /// The address of its listener.
     pub address: Address,
-    /// Where it has TLS, how.
+    /// TLS of its listener, if it has TLS.
     pub tls: Option<Tls>,
-    /// What upstreams are told: absolute, with the prefix, without a trailing slash. Where nobody
-    /// gave one it is [`url_at`] the address; for port 0 that is to be asked again once it is bound.
+    /// The URL that upstreams receive: absolute, with the prefix, without a trailing slash. By default it is
+    /// [`url_at`] the address; with port 0, it has to be computed again once the listener is bound.
     pub url: String,
-    /// Where other instances reach it; where nobody said so, see [`instance_of`].
+    /// The URL for other instances; by default that of [`instance_of`].
     pub instance_url: Option<Target>,
-    /// Names that it answers to over TCP, besides IP addresses, `localhost` and the hosts of `url` and
+    /// Host names at which it is served over TCP, besides IP addresses, `localhost` and the hosts of `url` and
     /// `instance_url`.
     pub hosts: Vec<String>,
-    /// The path of the session of a request; that of any session is this and an `s`. It begins with
-    /// a slash, has one segment or more, and no slash at its end.
+    /// The path of the session of a request; with an `s` appended, that of any session. It begins with a slash, has
+    /// one segment or more, and does not end with a slash.
     pub prefix: String,
-    /// Opens any session by its id; without one there is no such access.
+    /// The token for access to any session; without one there is no such access.
     pub service_token: Option<Secret>,
 }
 
 /// TLS of the session API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
-    /// Who it is, and whose clients it takes.
+    /// Certificates of the listener, and the authorities of its clients.
     pub listener: TlsConfig,
-    /// How it speaks to other instances, which have TLS as it does.
+    /// TLS of connections to other instances, which have TLS as this one does.
     pub instances: client::TlsConfig,
 }
 
 impl Config {
-    /// What the API speaks.
+    /// Returns the scheme of the API's URL.
     pub fn scheme(&self) -> Scheme {
         if self.tls.is_some() { Scheme::Https } else { Scheme::Http }
     }
 
-    /// The prefix where nobody gave one.
+    /// The default prefix.
     pub const DEFAULT_PREFIX: &str = "/_session";
 }
 
-/// The URL of the API at `address`; `None` for a wildcard address, which nobody can dial. For a Unix
-/// socket it is `http+unix://` and the percent-encoded path.
+/// Returns the URL of the API at `address`; `None` for a wildcard address, which cannot be dialled. For a Unix socket it
+/// is `http+unix://` and the percent-encoded path.
 pub fn url_at(address: &Address, scheme: Scheme, prefix: &str) -> Option<String> {
     match address {
         Address::Tcp(address) if address.ip().is_unspecified() => None,
@@ -64,16 +64,16 @@ pub fn url_at(address: &Address, scheme: Scheme, prefix: &str) -> Option<String>
     }
 }
 
-/// Where other instances, which come from other hosts, reach the API that upstreams reach at `url`: `None`
-/// where that says another scheme than the API's own, and so leads elsewhere.
+/// Returns where other instances, on other hosts, reach the API that upstreams reach at `url`. `None` if the URL has
+/// another scheme than the API, since it then leads to a proxy.
 pub fn instance_of(url: &str, scheme: Scheme) -> Option<Target> {
-    let (said, rest) = url.split_once("://")?;
+    let (its_scheme, rest) = url.split_once("://")?;
     let (authority, _prefix) = rest.split_once('/')?;
-    let target = format!("{said}://{authority}").parse().ok()?;
-    (said == scheme.as_str() && can_be_dialled(&target)).then_some(target)
+    let target = format!("{its_scheme}://{authority}").parse().ok()?;
+    (its_scheme == scheme.as_str() && can_be_dialled(&target)).then_some(target)
 }
 
-/// Whether a request token can name this place, and another host dial it.
+/// Returns whether a request token has room for this target, and another host can dial it.
 pub fn can_be_dialled(target: &Target) -> bool {
     match target {
         Target::Http { host, .. } => {
@@ -84,7 +84,7 @@ pub fn can_be_dialled(target: &Target) -> bool {
     }
 }
 
-/// All but the unreserved characters (RFC 3986, section 2.3).
+/// All characters except the unreserved ones (RFC 3986, section 2.3).
 const NOT_UNRESERVED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -94,7 +94,7 @@ mod tests {
     use crate::net::scheme::Scheme;
 
     #[test]
-    fn upstreams_are_told_where_the_api_listens() {
+    fn url_is_that_of_the_listener() {
         for (address, url) in [
             ("127.0.0.1:8081", Some("http://127.0.0.1:8081/_session")),
             ("[::1]:80", Some("http://[::1]:80/_session")),
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn other_instances_dial_where_upstreams_do() {
+    fn instances_dial_the_url_of_upstreams() {
         for (url, target) in [
             ("http://127.0.0.1:8081/_session", Some("http://127.0.0.1:8081")),
             ("http://api/site/_session", Some("http://api")),

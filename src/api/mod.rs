@@ -1,21 +1,23 @@
-//! The session API: how an upstream reads and writes the session of the request that it handles,
-//! and a back office any session.
+//! The session API: an upstream reads and writes the session of the request that it handles, and a back office any
+//! session.
 //!
-//! Served on its own listener. A call is found in the table of `routes`, authorised by its
-//! token, read, and answered through [`Sessions`] alone, or by the instance that forwarded the
-//! request. It does not know the proxy.
+//! It has a listener of its own. A call is found in the tables of `routes`, authorised by its token, parsed, and handled
+//! by [`Sessions`], or forwarded to the instance that holds the request. The API does not know the proxy.
+//!
+//! An operation is one row of `routes` and one function in `session`, `principal` or `service`.
 
-mod answer;
 pub mod config;
-mod input;
-mod many;
-mod one;
 mod openapi;
 mod peer;
+mod principal;
 mod problem;
+mod request;
+mod response;
 mod routes;
+mod service;
+mod session;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,15 +32,18 @@ use crate::client::Tls;
 use crate::net::host::OwnNames;
 use crate::secret::Secret;
 use crate::server::{Address, Handler, Peer, Tasks};
+use crate::session::peer::Instance;
 use crate::session::token::RequestToken;
-use crate::sessions::{Exchange, Remote, Resumed, Sessions};
+use crate::sessions::{Resumed, Sessions};
 use crate::wire::Problem;
 
-use many::{OfAll, OfPrincipal};
-use one::{OnSession, Target};
-use peer::{Caller, Errand};
-use problem::Answered;
-use routes::{Authority, Call, Matched};
+use peer::{Caller, ForwardedCall, Peers};
+use principal::PrincipalCall;
+use problem::ApiResult;
+use request::Query;
+use routes::{Effect, Matched, MethodNotAllowed, Operation, RequestHeader, RouteMatch, Spec};
+use service::ServiceCall;
+use session::{SessionCall, Target};
 
 /// The session API, as one worker serves it.
 #[derive(Clone, Debug)]
@@ -48,229 +53,310 @@ pub struct Api {
     settings: Arc<Settings>,
 }
 
-/// What the workers share.
+/// The settings of the API, which workers share.
 #[derive(Debug)]
-struct Settings {
+pub struct Settings {
     prefix: String,
     service_token: Option<Secret>,
-    openapi: Bytes,
     body_idle_timeout: Duration,
     peers: Option<Arc<Tls>>,
-    own_names: Arc<OwnNames>,
+    own_names: OwnNames,
+    openapi: OnceLock<Bytes>,
 }
 
-/// How long a call's body may take, in all.
+/// How long the body of a call may take in all.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-impl Api {
-    /// An API under `prefix`; without a service token, it serves requests' own sessions alone. With `peers`,
-    /// other instances are called over TLS. Over TCP it answers to `own_names`.
+/// Why a call was refused.
+enum Refusal {
+    Problem(Problem),
+    MethodNotAllowed(MethodNotAllowed),
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+impl From<MethodNotAllowed> for Refusal {
+    fn from(allowed: MethodNotAllowed) -> Self {
+        Self::MethodNotAllowed(allowed)
+    }
+}
+
+/// A call with a valid request token.
+struct TokenCall {
+    body: Bytes,
+    token: HeaderValue,
+    /// The instance that issued the token.
+    issuer: Instance,
+    caller: Caller,
+    /// The request, unless it is gone.
+    resumed: Option<Resumed>,
+}
+
+impl Settings {
+    /// Creates settings. Without a service token of its `config` the API serves the sessions of requests alone. With
+    /// `peers`, other instances are called over TLS. Over TCP the API is served at `own_names`.
     pub fn new(
-        sessions: Sessions,
-        tasks: Tasks,
-        (prefix, own_names): (&str, Arc<OwnNames>),
-        service_token: Option<Secret>,
+        config: &config::Config,
         body_idle_timeout: Duration,
         peers: Option<Arc<Tls>>,
+        own_names: OwnNames,
     ) -> Self {
-        let openapi = openapi::document(prefix).into();
-        let prefix = prefix.to_owned();
-        let settings =
-            Settings { prefix, service_token, openapi, body_idle_timeout, peers, own_names };
-        Self { sessions, tasks, settings: Arc::new(settings) }
+        let config::Config { prefix, service_token, .. } = config.clone();
+        let openapi = OnceLock::new();
+        Self { prefix, service_token, body_idle_timeout, peers, own_names, openapi }
     }
 
-    async fn answer(&self, parts: &Parts, body: Body) -> Response<Body> {
-        let Some(matched) = routes::find(&self.settings.prefix, parts.uri.path()) else {
-            return answer::problem(&problem::not_found());
-        };
-        if matches!(matched.authority, Authority::Service(_))
-            && self.settings.service_token.is_none()
-        {
-            return answer::problem(&problem::not_found());
-        }
-        let Some(call) = matched.route.call(&parts.method) else {
-            return answer::not_allowed(&problem::method_not_allowed(), &matched.route.allow());
-        };
-        let answered = self.call(parts, body, &matched, call).await;
-        answered.unwrap_or_else(|refusal| refused(&refusal))
+    fn openapi(&self) -> Bytes {
+        self.openapi.get_or_init(|| openapi::document(&self.prefix).into()).clone()
+    }
+}
+
+impl Api {
+    /// Creates the API of one worker.
+    pub fn new(sessions: Sessions, tasks: Tasks, settings: Arc<Settings>) -> Self {
+        Self { sessions, tasks, settings }
     }
 
-    async fn call(
-        &self,
-        parts: &Parts,
-        body: Body,
-        matched: &Matched<'_>,
-        call: Call,
-    ) -> Answered<Response<Body>> {
-        match &matched.authority {
-            Authority::Public => Ok(self.contract()),
-            Authority::Request => self.of_request(parts, body, (matched, call)).await,
-            Authority::Service(Some(id)) => {
-                self.check_service(parts)?;
-                let body = self.body(parts, body, call).await?;
-                let on_session = self.on_session(parts, body, Target::Id(*id), (matched, call))?;
-                self.finish(call, on_session.answer(call)).await
-            }
-            Authority::Service(None) => {
-                self.check_service(parts)?;
-                let query = input::Query::read(parts, many::parameters(call))?;
-                self.finish(call, OfAll { sessions: self.sessions.clone(), query }.answer(call))
-                    .await
-            }
+    async fn respond(&self, parts: &Parts, body: Body) -> Response<Body> {
+        match self.call(parts, body).await {
+            Ok(response) => response,
+            Err(Refusal::Problem(problem)) => refuse(&problem),
+            Err(Refusal::MethodNotAllowed(allowed)) => response::method_not_allowed(&allowed),
         }
     }
 
-    /// A call on the session of a request, which this instance forwarded or another.
-    async fn of_request(
+    async fn call(&self, parts: &Parts, body: Body) -> Result<Response<Body>, Refusal> {
+        let matched = routes::find(&self.settings.prefix, parts.uri.path());
+        match matched.ok_or_else(problem::not_found)? {
+            Matched::Document(route) => {
+                let operation = route.operation(&parts.method)?;
+                Ok(self.run(operation, self.settings.openapi()).await?)
+            }
+            Matched::OwnSession(route) => {
+                let operation = route.operation(&parts.method)?;
+                let call = self.authorize_request(parts, body, operation.spec.effect).await?;
+                let caller = call.caller;
+                let result = self.own_session(parts, call, &route, operation).await;
+                Ok(self.sign_for(caller, result)?)
+            }
+            Matched::Principal(route) => {
+                let operation = route.operation(&parts.method)?;
+                let call = self.authorize_request(parts, body, operation.spec.effect).await?;
+                let caller = call.caller;
+                let result = self.own_principal(parts, call, &route, operation).await;
+                Ok(self.sign_for(caller, result)?)
+            }
+            // Without a service token these paths do not exist.
+            Matched::SessionById(..) | Matched::Service(_)
+                if self.settings.service_token.is_none() =>
+            {
+                Err(problem::not_found().into())
+            }
+            Matched::SessionById(id, route) => {
+                let operation = route.operation(&parts.method)?;
+                self.authorize_service(parts)?;
+                let body = self.body(parts, body, operation.spec.effect).await?;
+                let call =
+                    self.session_call(parts, body, Target::Id(id), &route, &operation.spec)?;
+                Ok(self.run(operation, call).await?)
+            }
+            Matched::Service(route) => {
+                let operation = route.operation(&parts.method)?;
+                self.authorize_service(parts)?;
+                let query = Query::parse(parts, operation.spec.query)?;
+                let call = ServiceCall { sessions: self.sessions.clone(), query };
+                Ok(self.run(operation, call).await?)
+            }
+        }
+    }
+
+    /// Verifies the request token of a call and finds its request.
+    async fn authorize_request(
         &self,
         parts: &Parts,
         body: Body,
-        (matched, call): (&Matched<'_>, Call),
-    ) -> Answered<Response<Body>> {
+        effect: Effect,
+    ) -> ApiResult<TokenCall> {
         let shared = self.sessions.shared();
-        let line = token_line(parts)?;
-        let (token, instance) = RequestToken::verify(&shared.ring, line.as_bytes())
+        let token = request_token(parts)?;
+        let (parsed, issuer) = RequestToken::verify(&shared.ring, token.as_bytes())
             .ok_or_else(problem::request_token_unknown)?;
-        let body = self.body(parts, body, call).await?;
-        let caller = peer::caller(parts, line, &body, shared)?;
-        let answered = match (self.sessions.resume(token, &instance), caller) {
+        let body = self.body(parts, body, effect).await?;
+        let caller = peer::identify_caller(parts, token, &body, shared)?;
+        let resumed = self.sessions.resume(parsed, &issuer);
+        Ok(TokenCall { body, token: token.clone(), issuer, caller, resumed })
+    }
+
+    /// Handles a call on the session of a request. This instance does what it can for a request of another one, and
+    /// forwards the rest: only the other one knows whether the request still lasts.
+    async fn own_session(
+        &self,
+        parts: &Parts,
+        call: TokenCall,
+        route: &RouteMatch<'_, SessionCall>,
+        operation: &Operation<SessionCall>,
+    ) -> ApiResult<Response<Body>> {
+        match (&call.resumed, call.caller) {
             (Some(Resumed::Here(exchange)), _) => {
-                self.here(parts, body, exchange, (matched, call)).await
+                let target = Target::Request(Arc::clone(exchange));
+                let call = self.session_call(parts, call.body, target, route, &operation.spec)?;
+                self.run(operation, call).await
             }
             (Some(Resumed::Elsewhere(remote)), Caller::Upstream) => {
-                let errand = Errand::new(
-                    (self.sessions.clone(), self.tasks.clone()),
-                    (instance, self.settings.peers.clone()),
-                    call,
-                    parts,
-                    (line, body.clone()),
-                    self.answer_limit(),
-                );
-                self.elsewhere(parts, body, (remote, errand), (matched, call)).await
+                let (target, body) = (Target::Remote(*remote), call.body.clone());
+                let here = self.session_call(parts, body, target, route, &operation.spec)?;
+                let here = (operation.handler)(here);
+                let elsewhere = self.forward(parts, call, operation.spec.effect);
+                let result = async move {
+                    match here.await {
+                        Err(problem) if problem.code == problem::REQUEST_GONE => elsewhere.await,
+                        result => result,
+                    }
+                };
+                self.finish(operation.spec.effect, result).await
             }
-            (Some(Resumed::Elsewhere(_)) | None, _) => Err(problem::request_gone()),
-        };
-        match caller {
-            Caller::Upstream => answered,
-            Caller::Peer(voucher) => {
-                let response = answered.unwrap_or_else(|refusal| refused(&refusal));
-                Ok(peer::receipted(response, voucher, shared))
+            (Some(Resumed::Elsewhere(_)), Caller::Peer(_)) | (None, _) => {
+                Err(problem::request_gone())
             }
         }
     }
 
-    async fn here(
+    /// Handles a call on the sessions of a principal. Whose they are is known by the instance that holds the request.
+    async fn own_principal(
         &self,
         parts: &Parts,
-        body: Bytes,
-        exchange: Arc<Exchange>,
-        (matched, call): (&Matched<'_>, Call),
-    ) -> Answered<Response<Body>> {
-        if !is_of_principal(matched) {
-            let target = Target::Request(exchange);
-            let on_session = self.on_session(parts, body, target, (matched, call))?;
-            return self.finish(call, on_session.answer(call)).await;
-        }
-        Self::no_query(parts)?;
-        let sessions = self.sessions.clone();
-        let id = matched.parameter.map(|id| routes::id_of(id).ok_or_else(problem::no_such_session));
-        let id = id.transpose()?;
-        let prefer = input::preference(&parts.headers);
-        self.finish(call, OfPrincipal { sessions, exchange, id, prefer }.answer(call)).await
-    }
-
-    /// Does here what can be done here for a request of another instance, and leaves the rest to
-    /// that one. Whether a request still lasts it alone knows, and with it whose principal's
-    /// sessions the token still opens.
-    async fn elsewhere(
-        &self,
-        parts: &Parts,
-        body: Bytes,
-        (remote, errand): (Remote, Errand),
-        (matched, call): (&Matched<'_>, Call),
-    ) -> Answered<Response<Body>> {
-        if is_of_principal(matched) {
-            return self.finish(call, errand.run()).await;
-        }
-        let on_session = self.on_session(parts, body, Target::Remote(remote), (matched, call))?;
-        let answered = async move {
-            match on_session.answer(call).await {
-                Err(refusal) if refusal.code == problem::REQUEST_GONE => errand.run().await,
-                answered => answered,
+        call: TokenCall,
+        route: &RouteMatch<'_, PrincipalCall>,
+        operation: &Operation<PrincipalCall>,
+    ) -> ApiResult<Response<Body>> {
+        match (&call.resumed, call.caller) {
+            (Some(Resumed::Here(exchange)), _) => {
+                Query::parse(parts, operation.spec.query)?;
+                let id = route
+                    .parameter
+                    .map(|id| routes::parse_id(id).ok_or_else(problem::no_such_session));
+                let call = PrincipalCall {
+                    sessions: self.sessions.clone(),
+                    exchange: Arc::clone(exchange),
+                    id: id.transpose()?,
+                    prefer: request::preference(&parts.headers),
+                };
+                self.run(operation, call).await
             }
-        };
-        self.finish(call, answered).await
+            (Some(Resumed::Elsewhere(_)), Caller::Upstream) => {
+                let effect = operation.spec.effect;
+                self.finish(effect, self.forward(parts, call, effect)).await
+            }
+            (Some(Resumed::Elsewhere(_)), Caller::Peer(_)) | (None, _) => {
+                Err(problem::request_gone())
+            }
+        }
     }
 
-    fn on_session(
+    fn session_call(
         &self,
         parts: &Parts,
         body: Bytes,
         target: Target,
-        (matched, call): (&Matched<'_>, Call),
-    ) -> Answered<OnSession> {
+        route: &RouteMatch<'_, SessionCall>,
+        spec: &Spec,
+    ) -> ApiResult<SessionCall> {
         let headers = &parts.headers;
-        Ok(OnSession {
+        Ok(SessionCall {
             sessions: self.sessions.clone(),
             target,
-            key: matched.parameter.map(input::key).transpose()?,
-            query: input::Query::read(parts, one::parameters(call))?,
-            if_match: input::if_match(headers)?,
-            if_missing: call == Call::SetValue && input::if_none_match_any(headers)?,
-            prefer: input::preference(headers),
+            key: route.parameter.map(request::key).transpose()?,
+            query: Query::parse(parts, spec.query)?,
+            if_match: request::if_match(headers)?,
+            if_missing: spec.headers.contains(&RequestHeader::IfNoneMatch)
+                && request::if_none_match_any(headers)?,
+            prefer: request::preference(headers),
             body,
         })
     }
 
-    /// The body of a call that writes; others have none.
-    async fn body(&self, parts: &Parts, body: Body, call: Call) -> Answered<Bytes> {
-        if !call.writes() {
-            return Ok(Bytes::new());
-        }
-        input::body(&parts.headers, body, self.body_limit(), BODY_TIMEOUT).await
+    /// Forwards a call to the instance that issued its token.
+    fn forward(
+        &self,
+        parts: &Parts,
+        call: TokenCall,
+        effect: Effect,
+    ) -> impl Future<Output = ApiResult<Response<Body>>> + Send + use<> {
+        let peers = Peers {
+            sessions: self.sessions.clone(),
+            tasks: self.tasks.clone(),
+            tls: self.settings.peers.clone(),
+            response_limit: self.response_limit(),
+        };
+        let TokenCall { body, token, issuer, .. } = call;
+        let call = ForwardedCall::new(issuer, effect, parts, token, body);
+        // Few calls are forwarded, and the future of a connection is large.
+        async move { Box::pin(peers.forward(call)).await }
     }
 
-    /// A body may be a whole session, with white space and a patch around it.
+    /// Signs a result if a peer has forwarded the call. Problems are signed too: the peer has to know whose they are.
+    fn sign_for(
+        &self,
+        caller: Caller,
+        result: ApiResult<Response<Body>>,
+    ) -> ApiResult<Response<Body>> {
+        match caller {
+            Caller::Upstream => result,
+            Caller::Peer(signature) => {
+                let response = result.unwrap_or_else(|problem| refuse(&problem));
+                Ok(peer::sign_response(response, signature, self.sessions.shared()))
+            }
+        }
+    }
+
+    /// Reads the body of a call that writes; others have none.
+    async fn body(&self, parts: &Parts, body: Body, effect: Effect) -> ApiResult<Bytes> {
+        match effect {
+            Effect::Reads => Ok(Bytes::new()),
+            Effect::Writes => {
+                request::body(&parts.headers, body, self.body_limit(), BODY_TIMEOUT).await
+            }
+        }
+    }
+
+    /// Returns the most bytes of a body: a whole session, with white space and a patch around it.
     fn body_limit(&self) -> usize {
         self.sessions.shared().policy.max_bytes.saturating_mul(2).saturating_add(64 * 1024)
     }
 
-    /// An answer may be a session whose keys grow sixfold as JSON.
-    fn answer_limit(&self) -> usize {
+    /// Returns the most bytes of a response: a session whose keys grow sixfold as JSON (`\u0000`).
+    fn response_limit(&self) -> usize {
         self.sessions.shared().policy.max_bytes.saturating_mul(6).saturating_add(64 * 1024)
     }
 
-    /// Answers a call. One that writes runs as a task: what it began it ends, though its caller
-    /// hangs up.
+    async fn run<C>(&self, operation: &Operation<C>, call: C) -> ApiResult<Response<Body>> {
+        self.finish(operation.spec.effect, (operation.handler)(call)).await
+    }
+
+    /// Awaits the result of a call. One that writes runs as a task, so that a change is completed although its caller hangs
+    /// up.
     async fn finish(
         &self,
-        call: Call,
-        answered: impl Future<Output = Answered<Response<Body>>> + Send + 'static,
-    ) -> Answered<Response<Body>> {
-        if !call.writes() {
-            return answered.await;
+        effect: Effect,
+        result: impl Future<Output = ApiResult<Response<Body>>> + Send + 'static,
+    ) -> ApiResult<Response<Body>> {
+        match effect {
+            Effect::Reads => result.await,
+            Effect::Writes => self.tasks.run(result).await.unwrap_or_else(|panic| {
+                error!(%panic, "session API call panicked");
+                Err(problem::internal())
+            }),
         }
-        self.tasks.run(answered).await.unwrap_or_else(|lost| {
-            error!(%lost, "a call of the session API");
-            Err(problem::internal())
-        })
     }
 
-    fn contract(&self) -> Response<Body> {
-        let mut response = answer::json(String::new());
-        *response.body_mut() = Body::full(self.settings.openapi.clone());
-        response
-    }
-
-    fn no_query(parts: &Parts) -> Answered<()> {
-        input::Query::read(parts, &[]).map(drop)
-    }
-
-    fn check_service(&self, parts: &Parts) -> Answered<()> {
+    fn authorize_service(&self, parts: &Parts) -> ApiResult<()> {
         let mut lines = parts.headers.get_all(AUTHORIZATION).iter();
         let bearer = match (lines.next(), lines.next()) {
-            (Some(line), None) => line.as_bytes().split_at_checked(7),
+            (Some(line), None) => line.as_bytes().split_at_checked("Bearer ".len()),
             _ => None,
         };
         let given = bearer
@@ -283,13 +369,13 @@ impl Api {
     }
 }
 
-fn refused(refusal: &Problem) -> Response<Body> {
-    debug!(status = refusal.status.as_u16(), code = refusal.code, "a call was refused");
-    answer::problem(refusal)
+fn refuse(problem: &Problem) -> Response<Body> {
+    debug!(status = problem.status.as_u16(), code = problem.code, "session API call refused");
+    response::problem(problem)
 }
 
-/// The request token, as the call has it.
-fn token_line(parts: &Parts) -> Answered<&HeaderValue> {
+/// Returns the request token of a call. Two tokens are an error, since they could be of two requests.
+fn request_token(parts: &Parts) -> ApiResult<&HeaderValue> {
     let mut lines = parts.headers.get_all("x-session-token").iter();
     match (lines.next(), lines.next()) {
         (Some(line), None) => Ok(line),
@@ -297,19 +383,17 @@ fn token_line(parts: &Parts) -> Answered<&HeaderValue> {
     }
 }
 
-fn is_of_principal(matched: &Matched<'_>) -> bool {
-    matched.route.path.starts_with("/principal")
-}
-
 impl Handler for Api {
     async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let (parts, body) = request.into_parts();
+        // A page in a browser can reach the API by a name that it has resolve to this address (DNS rebinding). A Unix
+        // socket is out of its reach.
         let is_tcp = matches!(*peer.listener, Address::Tcp(_));
         let response = if is_tcp && !self.settings.own_names.admit(&parts.uri, &parts.headers) {
-            answer::problem(&problem::misdirected())
+            response::problem(&problem::misdirected())
         } else {
             let body = Body::streaming(body, Some(self.settings.body_idle_timeout));
-            self.answer(&parts, body).await
+            self.respond(&parts, body).await
         };
         self.sessions.shared().metrics.api_request(response.status().as_u16());
         response

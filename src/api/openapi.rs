@@ -1,17 +1,14 @@
-//! The contract as an OpenAPI 3.1 document, made from the table of routes.
+//! The contract as an OpenAPI 3.1 document, generated from the tables of routes.
 
 use serde_json::{Map, Value, json};
 
-use super::routes::{Call, ROUTES, Route, Scope};
+use super::routes::{
+    DOCUMENT, PRINCIPAL, QueryParameter, RequestBody, RequestHeader, Route, SERVICE, SESSIONS,
+    Spec, Success, TEST_COOKIE,
+};
 
-/// The document of an API under `prefix`.
+/// Generates the document of an API under `prefix`.
 pub(super) fn document(prefix: &str) -> String {
-    let mut paths = Map::new();
-    for route in ROUTES {
-        for base in bases(prefix, route.scope) {
-            paths.insert(format!("{base}{}", route.path), path_item(route, &base));
-        }
-    }
     let document = json!({
         "openapi": "3.1.0",
         "info": {
@@ -20,7 +17,7 @@ pub(super) fn document(prefix: &str) -> String {
             "description": "How an upstream reads and writes the session of the request that it is handling, \
                 and a back office any session."
         },
-        "paths": paths,
+        "paths": paths(prefix),
         "components": {
             "securitySchemes": {
                 "request_token": {"type": "apiKey", "in": "header", "name": "X-Session-Token"},
@@ -32,97 +29,86 @@ pub(super) fn document(prefix: &str) -> String {
     document.to_string()
 }
 
-fn bases(prefix: &str, scope: Scope) -> Vec<String> {
-    match scope {
-        Scope::Public | Scope::Request => vec![prefix.to_owned()],
-        Scope::Session => vec![prefix.to_owned(), format!("{prefix}s/{{id}}")],
-        Scope::Service => vec![format!("{prefix}s")],
+/// What a call has to present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Security {
+    None,
+    RequestToken,
+    ServiceToken,
+}
+
+/// A path under which a table of routes is served.
+struct Base {
+    path: String,
+    security: Security,
+    /// Appended to operation ids, which must be unique.
+    suffix: &'static str,
+}
+
+fn paths(prefix: &str) -> Map<String, Value> {
+    let base = |path, security| Base { path, security, suffix: "" };
+    let own = base(prefix.to_owned(), Security::RequestToken);
+    let by_id =
+        Base { suffix: "ById", ..base(format!("{prefix}s/{{id}}"), Security::ServiceToken) };
+    let mut paths = Map::new();
+    add_paths(&mut paths, &base(prefix.to_owned(), Security::None), DOCUMENT);
+    add_paths(&mut paths, &own, SESSIONS);
+    add_paths(&mut paths, &by_id, SESSIONS);
+    add_paths(&mut paths, &own, TEST_COOKIE);
+    add_paths(&mut paths, &own, PRINCIPAL);
+    add_paths(&mut paths, &base(format!("{prefix}s"), Security::ServiceToken), SERVICE);
+    paths
+}
+
+fn add_paths<C>(paths: &mut Map<String, Value>, base: &Base, routes: &[Route<C>]) {
+    for route in routes {
+        let path = format!("{}{}", base.path, route.path);
+        let item = paths.entry(path.clone()).or_insert_with(|| json!({}));
+        for described in route.operations {
+            let method = described.method.as_str().to_ascii_lowercase();
+            item[method] = operation(&described.spec, &path, base);
+        }
     }
 }
 
-fn path_item(route: &Route, base: &str) -> Value {
-    let mut item = Map::new();
-    for (method, call) in route.calls {
-        item.insert(method.as_str().to_ascii_lowercase(), operation(*call, route, base));
-    }
-    Value::Object(item)
-}
-
-fn operation(call: Call, route: &Route, base: &str) -> Value {
-    let by_id = base.ends_with("{id}");
-    let (summary, success) = described(call);
+fn operation(spec: &Spec, path: &str, base: &Base) -> Value {
     let mut operation = json!({
-        "operationId": format!("{call:?}{}", if by_id { "ById" } else { "" }),
-        "summary": summary,
-        "parameters": parameters(call, route, by_id),
-        "responses": responses(success, route.scope),
-        "security": match route.scope {
-            Scope::Public => json!([]),
-            Scope::Request | Scope::Session if !by_id => json!([{"request_token": []}]),
-            _ => json!([{"service_token": []}]),
+        "operationId": format!("{}{}", spec.id, base.suffix),
+        "summary": spec.summary,
+        "parameters": parameters(spec, path),
+        "responses": responses(spec.success, base.security),
+        "security": match base.security {
+            Security::None => json!([]),
+            Security::RequestToken => json!([{"request_token": []}]),
+            Security::ServiceToken => json!([{"service_token": []}]),
         }
     });
-    if let (Some(body), Some(members)) = (body(call), operation.as_object_mut()) {
+    if let (Some(body), Some(members)) = (body(spec.body), operation.as_object_mut()) {
         members.insert("requestBody".to_owned(), body);
     }
     operation
 }
 
-/// What a call does, and what it answers: a status, and the schema of its body.
-fn described(call: Call) -> (&'static str, &'static [(u16, Option<&'static str>)]) {
-    const SESSION: &[(u16, Option<&str>)] = &[(200, Some("Session")), (204, None)];
-    const VALUE: &[(u16, Option<&str>)] = &[(200, Some("Value"))];
-    const EXPIRY: &[(u16, Option<&str>)] = &[(200, Some("ExpiryObject")), (204, None)];
-    const DESTROYED: &[(u16, Option<&str>)] = &[(200, Some("Destroyed"))];
-    const ENDED: &[(u16, Option<&str>)] = &[(200, Some("Destroyed")), (204, None)];
-    const DONE: &[(u16, Option<&str>)] = &[(204, None)];
-    match call {
-        Call::OpenApi => ("This contract", &[(200, Some("Object"))]),
-        Call::Read => ("The whole session; reading creates nothing", &[(200, Some("Session"))]),
-        Call::Patch => ("Apply a patch; creates the session where there is none", SESSION),
-        Call::Destroy => ("Destroy it", ENDED),
-        Call::Rotate => ("New token, same session", SESSION),
-        Call::ReadValues => ("The values alone", &[(200, Some("Object"))]),
-        Call::ReplaceValues => ("Replace all values", SESSION),
-        Call::ReadValue => ("One value", VALUE),
-        Call::SetValue => ("Set it to any JSON", SESSION),
-        Call::RemoveValue => ("Remove it and say what it was", VALUE),
-        Call::Increment => ("Add to an integer", &[(200, Some("Integer"))]),
-        Call::Append => ("Add to the end of an array", SESSION),
-        Call::ReadExpiry => {
-            ("Its lifetime; asking never prolongs it", &[(200, Some("ExpiryObject"))])
-        }
-        Call::SetExpiry => ("Give it a lifetime of its own, or null for the policy", EXPIRY),
-        Call::SetTestCookie => ("Set the test cookie", DONE),
-        Call::ReadTestCookie => ("Did it come back?", &[(200, Some("TestCookie"))]),
-        Call::RemoveTestCookie => ("Delete it", DONE),
-        Call::ListOwn => {
-            ("The sessions of this session's principal", &[(200, Some("SessionList"))])
-        }
-        Call::DestroyOthers => ("Log out all but this one", DESTROYED),
-        Call::DestroyOne => ("Log one of them out", ENDED),
-        Call::List => ("List sessions", &[(200, Some("SessionPage"))]),
-        Call::DestroyAll => ("Log a user out everywhere", DESTROYED),
-        Call::ClearExpired => ("Remove what has expired", &[(200, Some("Removed"))]),
-    }
-}
-
-fn responses(success: &[(u16, Option<&str>)], scope: Scope) -> Value {
+fn responses(success: &[Success], security: Security) -> Value {
     let mut responses = Map::new();
-    for (status, schema) in success {
-        let response = match schema {
-            None => json!({"description": "Done"}),
-            Some("Value") => json!({"description": "Done", "content": {
-                "application/json": {"schema": reference("Value")},
-                "text/plain": {"schema": {"type": "string"}}
-            }}),
-            Some(name) => {
-                json!({"description": "Done", "content": {"application/json": {"schema": reference(name)}}})
-            }
+    for success in success {
+        let (status, response) = match success {
+            Success::Empty => ("204", json!({"description": "Done"})),
+            Success::Value => (
+                "200",
+                json!({"description": "Done", "content": {
+                    "application/json": {"schema": reference("Value")},
+                    "text/plain": {"schema": {"type": "string"}}
+                }}),
+            ),
+            Success::Json(name) => (
+                "200",
+                json!({"description": "Done", "content": {"application/json": {"schema": reference(name)}}}),
+            ),
         };
-        responses.insert(status.to_string(), response);
+        responses.insert(status.to_owned(), response);
     }
-    if scope == Scope::Public {
+    if security == Security::None {
         return Value::Object(responses);
     }
     let refusals = [
@@ -153,72 +139,61 @@ fn responses(success: &[(u16, Option<&str>)], scope: Scope) -> Value {
     Value::Object(responses)
 }
 
-fn parameters(call: Call, route: &Route, by_id: bool) -> Value {
+fn parameters(spec: &Spec, path: &str) -> Value {
+    let parameter = |name: &str, place: &str, required: bool, schema: Value| json!({"name": name, "in": place, "required": required, "schema": schema});
     let mut parameters = Vec::new();
-    let mut add = |name: &str, place: &str, schema: Value| {
-        // A user is logged out everywhere by name; nobody logs out all users by leaving it out.
-        let required = place == "path" || (call == Call::DestroyAll && name == "principal");
-        parameters.push(json!({"name": name, "in": place, "required": required, "schema": schema}));
-    };
-    if by_id || route.path.contains("{id}") {
-        add("id", "path", json!({"type": "string", "pattern": "^[A-Za-z0-9_-]{22}$"}));
+    if path.contains("{id}") {
+        let schema = json!({"type": "string", "pattern": "^[A-Za-z0-9_-]{22}$"});
+        parameters.push(parameter("id", "path", true, schema));
     }
-    if route.path.contains("{key}") {
-        add("key", "path", json!({"type": "string", "minLength": 1, "maxLength": 256}));
+    if path.contains("{key}") {
+        let schema = json!({"type": "string", "minLength": 1, "maxLength": 256});
+        parameters.push(parameter("key", "path", true, schema));
     }
-    let names = match route.scope {
-        Scope::Service => super::many::parameters(call),
-        _ => super::one::parameters(call),
-    };
-    for name in names {
-        add(
-            name,
-            "query",
-            match *name {
-                "default" => {
-                    json!({"type": "string", "contentMediaType": "application/json", "pattern": "^(null|true|false|0|\"[a-z]*\")$"})
-                }
-                "text" | "everywhere" => json!({"type": "boolean"}),
-                "limit" => {
-                    json!({"type": "integer", "minimum": 1, "maximum": 1000, "default": 100})
-                }
-                "principal" => {
-                    json!({"type": "string", "minLength": 1, "maxLength": 256, "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f]+$"})
-                }
-                _ => json!({"type": "string"}),
-            },
-        );
+    for query in spec.query {
+        let schema = match query {
+            QueryParameter::Default => {
+                json!({"type": "string", "contentMediaType": "application/json", "pattern": "^(null|true|false|0|\"[a-z]*\")$"})
+            }
+            QueryParameter::Text | QueryParameter::Everywhere => json!({"type": "boolean"}),
+            QueryParameter::Limit => {
+                json!({"type": "integer", "minimum": 1, "maximum": 1000, "default": 100})
+            }
+            QueryParameter::Principal | QueryParameter::RequiredPrincipal => {
+                json!({"type": "string", "minLength": 1, "maxLength": 256, "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f]+$"})
+            }
+            QueryParameter::Cursor => json!({"type": "string"}),
+        };
+        let required = *query == QueryParameter::RequiredPrincipal;
+        parameters.push(parameter(query.name(), "query", required, schema));
     }
-    if matches!(call, Call::Destroy | Call::DestroyOne)
-        || call.writes() && route.scope == Scope::Session
-    {
-        add(
-            "Prefer",
-            "header",
-            json!({"type": "string", "enum": ["return=minimal", "return=representation"]}),
-        );
-    }
-    if call.writes() && route.scope == Scope::Session {
-        add("If-Match", "header", json!({"type": "string", "pattern": "^\"[0-9a-f]{1,40}\"$"}));
-    }
-    if call == Call::SetValue {
-        add("If-None-Match", "header", json!({"type": "string", "enum": ["*"]}));
+    for header in spec.headers {
+        let (name, schema) = match header {
+            RequestHeader::Prefer => (
+                "Prefer",
+                json!({"type": "string", "enum": ["return=minimal", "return=representation"]}),
+            ),
+            RequestHeader::IfMatch => {
+                ("If-Match", json!({"type": "string", "pattern": "^\"[0-9a-f]{1,40}\"$"}))
+            }
+            RequestHeader::IfNoneMatch => {
+                ("If-None-Match", json!({"type": "string", "enum": ["*"]}))
+            }
+        };
+        parameters.push(parameter(name, "header", false, schema));
     }
     Value::Array(parameters)
 }
 
-fn body(call: Call) -> Option<Value> {
-    let schema = match call {
-        Call::Patch => reference("Patch"),
-        Call::ReplaceValues => reference("Object"),
-        Call::SetValue | Call::Append => reference("Value"),
-        Call::Increment => {
-            json!({"type": "object", "properties": {"by": reference("Integer")}, "additionalProperties": false})
-        }
-        Call::SetExpiry => reference("Expiry"),
-        _ => return None,
+fn body(body: RequestBody) -> Option<Value> {
+    let (required, schema) = match body {
+        RequestBody::None => return None,
+        RequestBody::Json(name) => (true, reference(name)),
+        RequestBody::Increment => (
+            false,
+            json!({"type": "object", "properties": {"by": reference("Integer")}, "additionalProperties": false}),
+        ),
     };
-    let required = call != Call::Increment;
     Some(json!({"required": required, "content": {"application/json": {"schema": schema}}}))
 }
 
@@ -264,7 +239,7 @@ fn schemas() -> Value {
     })
 }
 
-/// The members that say how long a session lives.
+/// The members of the lifetime of a session.
 const LIFETIME: [&str; 4] = ["expires_at", "expires_in", "expires_at_browser_close", "expiry"];
 
 fn lifetime() -> Map<String, Value> {
@@ -345,21 +320,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_call_of_the_table_is_in_the_contract() {
+    fn operation_ids_are_unique() {
         let document: Value = serde_json::from_str(&document("/_session")).expect("JSON");
-        for route in ROUTES {
-            for base in bases("/_session", route.scope) {
-                let item = &document["paths"][format!("{base}{}", route.path)];
-                for (method, call) in route.calls {
-                    let operation = &item[method.as_str().to_ascii_lowercase()];
-                    assert!(operation["summary"].is_string(), "{call:?} at {base}{}", route.path);
-                }
-            }
-        }
+        let paths = document["paths"].as_object().expect("an object").values();
+        let mut ids: Vec<&str> = paths
+            .flat_map(|item| item.as_object().expect("an object").values())
+            .map(|operation| operation["operationId"].as_str().expect("an id"))
+            .collect();
+        let count = ids.len();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!((ids.len(), count), (36, 36));
     }
 
     #[test]
-    fn no_reference_leads_nowhere() {
+    fn references_resolve() {
         let text = document("/_session");
         let document: Value = serde_json::from_str(&text).expect("JSON");
         for reference in text.split("#/components/schemas/").skip(1) {

@@ -1,7 +1,7 @@
-//! Calls between instances: those that go to the instance that forwarded the request, and those
-//! that come from another.
+//! Calls between instances that share a store: those that are forwarded to the instance that holds the request, and
+//! those that come from another.
 //!
-//! A call that came from another instance is never passed on, so none goes round in circles.
+//! A call that was forwarded is never forwarded again, so there are no loops.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,24 +16,25 @@ use http::uri::PathAndQuery;
 use http::{Method, Request, Response};
 use tracing::debug;
 
-use super::problem::{self, Answered};
-use super::routes::Call;
+use super::problem::{self, ApiResult};
+use super::routes::Effect;
 use crate::body::Body;
 use crate::client::{self, Pool, Target, Tls};
 use crate::log::limited;
 use crate::net::scheme::Scheme;
 use crate::server::Tasks;
-use crate::session::peer::{Instance, PassedCall, Voucher};
+use crate::session::peer::{Instance, PeerCall, PeerSignature};
 use crate::sessions::{Sessions, Shared};
+use crate::wire::Problem;
 
-/// A passed call carries what vouches for it, and its answer the receipt.
+/// The signature of a forwarded call, and of its response.
 const X_SESSION_PEER: HeaderName = HeaderName::from_static("x-session-peer");
 
-/// What goes with a passed call beside its token.
+/// The headers that a forwarded call keeps, besides its token.
 const REQUEST_HEADERS: [HeaderName; 5] =
     [ACCEPT, CONTENT_TYPE, IF_MATCH, IF_NONE_MATCH, HeaderName::from_static("prefer")];
 
-/// What comes back with its answer: all that the API's answers have.
+/// The headers that its response keeps: all that responses of the API have.
 const RESPONSE_HEADERS: [HeaderName; 6] = [
     CACHE_CONTROL,
     CONTENT_TYPE,
@@ -43,75 +44,79 @@ const RESPONSE_HEADERS: [HeaderName; 6] = [
     HeaderName::from_static("x-content-type-options"),
 ];
 
-/// For the whole of a passed call; in it, for the connection.
+/// For the whole of a forwarded call, its connection included.
 const DEADLINE: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Who makes a call.
+/// The sender of a call.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Caller {
-    /// An upstream.
     Upstream,
-    /// Another instance.
-    Peer(Voucher),
+    /// Another instance, which has forwarded it.
+    Peer(PeerSignature),
 }
 
-/// Who makes a call of this token and body.
-pub(super) fn caller(
+/// Identifies the sender of a call with this token and body.
+pub(super) fn identify_caller(
     parts: &Parts,
     token: &HeaderValue,
     body: &[u8],
     shared: &Shared,
-) -> Answered<Caller> {
+) -> ApiResult<Caller> {
     let mut lines = parts.headers.get_all(X_SESSION_PEER).iter();
-    let voucher = match (lines.next(), lines.next()) {
+    let signature = match (lines.next(), lines.next()) {
         (None, _) => return Ok(Caller::Upstream),
         (Some(line), None) => line.as_bytes(),
-        (Some(_), Some(_)) => return Err(problem::peer_unknown()),
+        (Some(_), Some(_)) => return Err(problem::invalid_peer_signature()),
     };
     let (method, target) = (parts.method.as_str(), target(parts));
-    let call = PassedCall { token: token.as_bytes(), method, target: target.as_str(), body };
-    let voucher = call.verify(&shared.ring, voucher, shared.clock.now());
-    voucher.map(Caller::Peer).ok_or_else(problem::peer_unknown)
+    let call = PeerCall { token: token.as_bytes(), method, target: target.as_str(), body };
+    let signature = call.verify(&shared.ring, signature, shared.clock.now());
+    signature.map(Caller::Peer).ok_or_else(problem::invalid_peer_signature)
 }
 
-/// The answer to another instance's call.
-pub(super) fn receipted(
+/// Signs the response to another instance's call.
+pub(super) fn sign_response(
     mut response: Response<Body>,
-    voucher: Voucher,
+    signature: PeerSignature,
     shared: &Shared,
 ) -> Response<Body> {
-    if let Ok(receipt) = HeaderValue::from_str(voucher.receipt(&shared.ring).reveal()) {
-        response.headers_mut().insert(X_SESSION_PEER, receipt);
+    if let Ok(line) = HeaderValue::from_str(signature.sign_response(&shared.ring).reveal()) {
+        response.headers_mut().insert(X_SESSION_PEER, line);
     }
     response
 }
 
-/// A call on its way to the instance that forwarded its request.
+/// The means of forwarding calls.
 #[derive(Debug)]
-pub(super) struct Errand {
-    sessions: Sessions,
-    tasks: Tasks,
-    peers: Option<Arc<Tls>>,
+pub(super) struct Peers {
+    pub(super) sessions: Sessions,
+    pub(super) tasks: Tasks,
+    /// TLS to other instances, if they have it.
+    pub(super) tls: Option<Arc<Tls>>,
+    /// Most bytes of a response.
+    pub(super) response_limit: usize,
+}
+
+/// A call that the instance which holds its request has to handle.
+#[derive(Debug)]
+pub(super) struct ForwardedCall {
     owner: Instance,
-    call: Call,
+    effect: Effect,
     method: Method,
     target: PathAndQuery,
     headers: HeaderMap,
     token: HeaderValue,
     body: Bytes,
-    limit: usize,
 }
 
-impl Errand {
-    /// The same call, on the same authority. Its answer has at most `limit` bytes.
+impl ForwardedCall {
     pub(super) fn new(
-        (sessions, tasks): (Sessions, Tasks),
-        (owner, peers): (Instance, Option<Arc<Tls>>),
-        call: Call,
+        owner: Instance,
+        effect: Effect,
         parts: &Parts,
-        (token, body): (&HeaderValue, Bytes),
-        limit: usize,
+        token: HeaderValue,
+        body: Bytes,
     ) -> Self {
         let mut headers = HeaderMap::new();
         for name in REQUEST_HEADERS {
@@ -119,82 +124,84 @@ impl Errand {
                 headers.append(&name, line.clone());
             }
         }
-        let (token, target) = (token.clone(), target(parts));
-        // What HEAD leaves out, this instance leaves out itself.
-        let method = if call.writes() { parts.method.clone() } else { Method::GET };
-        Self { sessions, tasks, peers, owner, call, method, target, headers, token, body, limit }
-    }
-
-    /// Passes the call, and answers what the owner answers.
-    pub(super) async fn run(self) -> Answered<Response<Body>> {
-        let shared = self.sessions.shared();
-        let Some(owner) = self.owner_target() else {
-            return Err(problem::instance_gone());
+        let method = match effect {
+            Effect::Writes => parts.method.clone(),
+            // Our own server leaves the body out of the response to HEAD.
+            Effect::Reads => Method::GET,
         };
-        let (request, voucher) = self.request()?;
-        let config = client::Config {
-            connect_timeout: CONNECT_TIMEOUT,
-            response_timeout: DEADLINE,
-            max_idle: 0,
-            tls: self.peers.clone(),
-            ..client::Config::default()
-        };
-        // A connection of its own: none that is kept may have been closed meanwhile.
-        let pool = Pool::new(owner.clone(), config);
-        match pool.fetch(request, &self.tasks, self.limit, DEADLINE).await {
-            Ok(answer) if is_received(&answer, voucher, shared) => Ok(passed_back(answer)),
-            Ok(answer) => {
-                let status = answer.status();
-                // Another program there, or an instance with other keys, another time or prefix.
-                limited!(warn, "peer", %owner, status = status.as_u16(), "unexpected response from peer (not a Cloakroom instance, or different keys)");
-                Err(self.unanswered(status.is_server_error()))
-            }
-            Err(error) => {
-                let cause = &error as &dyn std::error::Error;
-                debug!(%owner, error = cause, "an instance did not answer");
-                Err(self.unanswered(!error.is_connect()))
-            }
-        }
+        Self { owner, effect, method, target: target(parts), headers, token, body }
     }
 
-    /// Where the owner is, if it can be another than this one.
-    fn owner_target(&self) -> Option<Target> {
-        let authority = &self.owner.authority;
-        let is_other =
-            !authority.is_empty() && *authority != self.sessions.shared().instance.authority;
-        // Those that share a store are configured alike.
-        let scheme = if self.peers.is_some() { Scheme::Https } else { Scheme::Http };
-        is_other.then(|| format!("{}://{authority}", scheme.as_str()).parse().ok()).flatten()
-    }
-
-    fn request(&self) -> Answered<(Request<Body>, Voucher)> {
-        let shared = self.sessions.shared();
-        let call = PassedCall {
+    fn request(&self, shared: &Shared) -> ApiResult<(Request<Body>, PeerSignature)> {
+        let call = PeerCall {
             token: self.token.as_bytes(),
             method: self.method.as_str(),
             target: self.target.as_str(),
             body: &self.body,
         };
-        let voucher = call.sign(&shared.ring, shared.clock.now());
-        let mut vouched = HeaderValue::from_str(voucher.text().reveal())
+        let signature = call.sign(&shared.ring, shared.clock.now());
+        let mut line = HeaderValue::from_str(signature.text().reveal())
             .map_err(|_invalid| problem::internal())?;
-        vouched.set_sensitive(true);
+        line.set_sensitive(true);
         let mut request = Request::new(Body::full(self.body.clone()));
         self.method.clone_into(request.method_mut());
         *request.uri_mut() = self.target.clone().into();
         self.headers.clone_into(request.headers_mut());
         request.headers_mut().insert("x-session-token", self.token.clone());
-        request.headers_mut().insert(X_SESSION_PEER, vouched);
-        Ok((request, voucher))
+        request.headers_mut().insert(X_SESSION_PEER, line);
+        Ok((request, signature))
     }
 
-    /// Where nobody of ours answered: a change may have been made nevertheless if it was sent.
-    fn unanswered(&self, may_be_done: bool) -> crate::wire::Problem {
-        if may_be_done && self.call.writes() {
-            problem::instance_silent()
-        } else {
-            problem::instance_gone()
+    /// Returns the problem if no response of ours came. If the call was sent, it may have made its change.
+    fn failed(&self, was_sent: bool) -> Problem {
+        match self.effect {
+            Effect::Writes if was_sent => problem::instance_did_not_respond(),
+            Effect::Writes | Effect::Reads => problem::instance_unreachable(),
         }
+    }
+}
+
+impl Peers {
+    /// Forwards a call and returns the owner's response.
+    pub(super) async fn forward(self, call: ForwardedCall) -> ApiResult<Response<Body>> {
+        let shared = self.sessions.shared();
+        let Some(owner) = self.target_of(&call.owner) else {
+            return Err(problem::instance_unreachable());
+        };
+        let (request, signature) = call.request(shared)?;
+        let config = client::Config {
+            connect_timeout: CONNECT_TIMEOUT,
+            response_timeout: DEADLINE,
+            max_idle: 0,
+            tls: self.tls.clone(),
+            ..client::Config::default()
+        };
+        // A connection of its own: an idle one may have been closed, and a change cannot be sent twice.
+        let pool = Pool::new(owner.clone(), config);
+        match pool.fetch(request, &self.tasks, self.response_limit, DEADLINE).await {
+            Ok(response) if is_signed(&response, signature, shared) => Ok(relay(response)),
+            Ok(response) => {
+                let status = response.status();
+                limited!(warn, "peer", %owner, status = status.as_u16(), "unexpected response from peer (not a Cloakroom instance, or different keys)");
+                // A proxy in front of the owner may have sent it after the owner handled the call.
+                Err(call.failed(status.is_server_error()))
+            }
+            Err(error) => {
+                let cause = &error as &dyn std::error::Error;
+                debug!(%owner, error = cause, "failed to forward a call to a peer");
+                Err(call.failed(!error.is_connect()))
+            }
+        }
+    }
+
+    /// Returns where an instance is, if it can be another than this one.
+    fn target_of(&self, owner: &Instance) -> Option<Target> {
+        let authority = &owner.authority;
+        let is_other =
+            !authority.is_empty() && *authority != self.sessions.shared().instance.authority;
+        // Instances that share a store have the same configuration.
+        let scheme = if self.tls.is_some() { Scheme::Https } else { Scheme::Http };
+        is_other.then(|| format!("{}://{authority}", scheme.as_str()).parse().ok()).flatten()
     }
 }
 
@@ -203,14 +210,14 @@ fn target(parts: &Parts) -> PathAndQuery {
     target.unwrap_or_else(|| PathAndQuery::from_static("/"))
 }
 
-fn is_received(answer: &Response<Bytes>, voucher: Voucher, shared: &Shared) -> bool {
-    let receipt = answer.headers().get(X_SESSION_PEER);
-    receipt.is_some_and(|receipt| voucher.is_received(&shared.ring, receipt.as_bytes()))
+fn is_signed(response: &Response<Bytes>, signature: PeerSignature, shared: &Shared) -> bool {
+    let line = response.headers().get(X_SESSION_PEER);
+    line.is_some_and(|line| signature.verify_response(&shared.ring, line.as_bytes()))
 }
 
-/// The owner's answer, as this instance's.
-fn passed_back(answer: Response<Bytes>) -> Response<Body> {
-    let (parts, body) = answer.into_parts();
+/// Returns the owner's response as that of this instance.
+fn relay(response: Response<Bytes>) -> Response<Body> {
+    let (parts, body) = response.into_parts();
     let mut response = Response::new(Body::full(body));
     *response.status_mut() = parts.status;
     for name in RESPONSE_HEADERS {

@@ -1,4 +1,4 @@
-//! The API's refusals: the one place that turns what went wrong into a problem with its code.
+//! The problems of the API: the one place where errors become problem details (RFC 9457) with a stable code.
 
 use http::StatusCode;
 
@@ -7,8 +7,8 @@ use crate::sessions::Failure;
 use crate::store::Error as StoreError;
 use crate::wire::{Malformed, Problem};
 
-/// An answer, or the problem in its place.
-pub(super) type Answered<T> = Result<T, Problem>;
+/// A result whose error is the response to the caller.
+pub(super) type ApiResult<T> = Result<T, Problem>;
 
 fn problem(status: u16, code: &'static str, detail: impl Into<String>) -> Problem {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -20,27 +20,38 @@ pub(super) fn malformed_request(detail: String) -> Problem {
 }
 
 pub(super) fn request_token_missing() -> Problem {
-    problem(401, "request_token_missing", "a call carries the request's X-Session-Token, once")
+    problem(
+        401,
+        "request_token_missing",
+        "a call needs one X-Session-Token header, with the token of the request",
+    )
 }
 
 pub(super) fn request_token_unknown() -> Problem {
-    problem(401, "request_token_unknown", "the X-Session-Token is none of ours")
+    problem(401, "request_token_unknown", "the X-Session-Token is not valid here")
 }
 
-pub(super) fn peer_unknown() -> Problem {
-    problem(401, "peer_unknown", "the X-Session-Peer is of no instance of ours, or of another time")
+pub(super) fn invalid_peer_signature() -> Problem {
+    problem(
+        401,
+        "peer_unknown",
+        "the X-Session-Peer is not signed by an instance with our keys, or has expired",
+    )
 }
 
 pub(super) fn service_token_wrong() -> Problem {
     problem(
         401,
         "service_token_wrong",
-        "a call on any session carries Authorization: Bearer SERVICE_TOKEN",
+        "a call on any session needs Authorization: Bearer SERVICE_TOKEN",
     )
 }
 
+/// The code if there is no value with a key.
+pub(super) const NO_SUCH_VALUE: &str = "no_such_value";
+
 pub(super) fn no_such_value() -> Problem {
-    problem(404, "no_such_value", "there is no value of this key")
+    problem(404, NO_SUCH_VALUE, "there is no value with this key")
 }
 
 pub(super) fn no_such_session() -> Problem {
@@ -52,37 +63,37 @@ pub(super) fn not_found() -> Problem {
 }
 
 pub(super) fn method_not_allowed() -> Problem {
-    problem(405, "method_not_allowed", "see Allow")
+    problem(405, "method_not_allowed", "the header Allow has the methods of this path")
 }
 
-/// What is answered where the request, or the instance that forwarded it, is no more.
+/// The code if the request has ended, or the instance that forwarded it is gone.
 pub(super) const REQUEST_GONE: &str = "request_gone";
 
 pub(super) fn request_gone() -> Problem {
-    problem(410, REQUEST_GONE, "the request that this token was made for is over")
+    problem(410, REQUEST_GONE, "the request of this token has ended")
 }
 
-pub(super) fn instance_gone() -> Problem {
-    let detail = "the instance that forwarded the request is not there; nothing has changed";
+pub(super) fn instance_unreachable() -> Problem {
+    let detail = "the instance that forwarded the request is unreachable; nothing has changed";
     problem(410, REQUEST_GONE, detail)
 }
 
-pub(super) fn instance_silent() -> Problem {
-    let detail = "the instance that forwarded the request took the call and did not answer";
+pub(super) fn instance_did_not_respond() -> Problem {
+    let detail = "the instance that forwarded the request received the call and did not respond";
     problem(504, "outcome_unknown", detail)
 }
 
 pub(super) fn misdirected() -> Problem {
-    let detail = "this listener does not answer to the host name of the request; see [api] hosts";
+    let detail = "the host name of the request is not one of this listener; see [api] hosts";
     problem(421, "misdirected_request", detail)
 }
 
 pub(super) fn body_too_large(limit: usize) -> Problem {
-    problem(413, "body_too_large", format!("a body has at most {limit} bytes"))
+    problem(413, "body_too_large", format!("the body must not exceed {limit} bytes"))
 }
 
 pub(super) fn not_json() -> Problem {
-    problem(415, "not_json", "a body is JSON, and not encoded")
+    problem(415, "not_json", "the body must be JSON without Content-Encoding")
 }
 
 pub(super) fn invalid_patch(detail: &str) -> Problem {
@@ -90,7 +101,7 @@ pub(super) fn invalid_patch(detail: &str) -> Problem {
 }
 
 pub(super) fn invalid_key() -> Problem {
-    problem(422, "invalid_key", format!("{}; in a path neither . nor ..", Malformed::Key))
+    problem(422, "invalid_key", format!("{}; in a path, neither . nor ..", Malformed::Key))
 }
 
 pub(super) fn invalid_principal() -> Problem {
@@ -98,7 +109,7 @@ pub(super) fn invalid_principal() -> Problem {
 }
 
 pub(super) fn internal() -> Problem {
-    problem(500, "internal_error", "the fault is ours; see the log")
+    problem(500, "internal_error", "internal error; see the log")
 }
 
 impl From<Malformed> for Problem {

@@ -1,212 +1,453 @@
-//! The one table of the API's routes: it feeds the matcher, `Allow` and the OpenAPI document.
+//! The tables of the API's routes: they feed the matcher, `Allow` and the OpenAPI document.
+//!
+//! A call is one row: what it is called, what it takes, what it responds, and the function that handles it. There is a
+//! table for each kind of call, so that a row can only name a function that gets what its path provides.
 
-use http::Method;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use http::{Method, Response};
 use percent_encoding::percent_decode_str;
 
+use super::principal::PrincipalCall;
+use super::problem::ApiResult;
+use super::response;
+use super::service::ServiceCall;
+use super::session::SessionCall;
+use crate::body::Body;
 use crate::session::id::Id;
 
-/// What a path names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scope {
-    /// The contract itself; it needs no authority.
-    Public,
-    /// The session of a request, by its request token.
-    Request,
-    /// The session of a request, or any by its id.
-    Session,
-    /// All sessions, by the service token.
-    Service,
+/// A response that is being computed.
+pub(super) type Reply = Pin<Box<dyn Future<Output = ApiResult<Response<Body>>> + Send>>;
+
+/// A path, and the operations at it. `C` is what its handlers get.
+#[derive(Debug)]
+pub(super) struct Route<C: 'static> {
+    /// The path after the base. A segment in braces is its parameter.
+    pub(super) path: &'static str,
+    pub(super) operations: &'static [Operation<C>],
 }
 
-/// What a call does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Call {
-    OpenApi,
-    Read,
-    Patch,
-    Destroy,
-    Rotate,
-    ReadValues,
-    ReplaceValues,
-    ReadValue,
-    SetValue,
-    RemoveValue,
-    Increment,
-    Append,
-    ReadExpiry,
-    SetExpiry,
-    SetTestCookie,
-    ReadTestCookie,
-    RemoveTestCookie,
-    ListOwn,
-    DestroyOthers,
-    DestroyOne,
-    List,
-    DestroyAll,
-    ClearExpired,
+/// A method at a path.
+#[derive(Debug)]
+pub(super) struct Operation<C: 'static> {
+    pub(super) method: Method,
+    pub(super) spec: Spec,
+    pub(super) handler: fn(C) -> Reply,
 }
 
-impl Call {
-    /// Whether it may write, and so runs as a task that outlives its caller.
-    pub(super) fn writes(self) -> bool {
-        !matches!(
-            self,
-            Self::OpenApi
-                | Self::Read
-                | Self::ReadValues
-                | Self::ReadValue
-                | Self::ReadExpiry
-                | Self::ReadTestCookie
-                | Self::ListOwn
-                | Self::List
-        )
+/// What the contract says of an operation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spec {
+    /// The `operationId`.
+    pub(super) id: &'static str,
+    pub(super) summary: &'static str,
+    pub(super) effect: Effect,
+    pub(super) query: &'static [QueryParameter],
+    pub(super) headers: &'static [RequestHeader],
+    pub(super) body: RequestBody,
+    pub(super) success: &'static [Success],
+}
+
+/// Whether an operation may write. One that does runs as a task that outlives its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    Reads,
+    Writes,
+}
+
+/// A parameter of the query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum QueryParameter {
+    Cursor,
+    Default,
+    Everywhere,
+    Limit,
+    Principal,
+    /// A user is logged out everywhere by name: leaving the name out must not log out all users.
+    RequiredPrincipal,
+    Text,
+}
+
+impl QueryParameter {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Cursor => "cursor",
+            Self::Default => "default",
+            Self::Everywhere => "everywhere",
+            Self::Limit => "limit",
+            Self::Principal | Self::RequiredPrincipal => "principal",
+            Self::Text => "text",
+        }
     }
 }
 
-/// A path under its base, and what its methods do.
-#[derive(Debug)]
-pub(super) struct Route {
-    pub(super) scope: Scope,
-    /// The path after the base: the prefix, with an `s` where it names all sessions.
-    pub(super) path: &'static str,
-    pub(super) calls: &'static [(Method, Call)],
+/// A header of a request, besides its token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RequestHeader {
+    Prefer,
+    IfMatch,
+    IfNoneMatch,
 }
 
-/// The routes. A literal segment is listed before a parameter in its place.
-pub(super) const ROUTES: &[Route] = &[
-    Route { scope: Scope::Public, path: "/openapi.json", calls: &[(Method::GET, Call::OpenApi)] },
+/// The body of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RequestBody {
+    None,
+    /// JSON of this schema.
+    Json(&'static str),
+    /// The amount of an increment; without it, 1.
+    Increment,
+}
+
+/// A status of success, and the schema of the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Success {
+    /// 200 with JSON.
+    Json(&'static str),
+    /// 200 with a value, as JSON or as plain text.
+    Value,
+    /// 204.
+    Empty,
+}
+
+use QueryParameter::{Cursor, Default, Everywhere, Limit, Principal, RequiredPrincipal, Text};
+use RequestHeader::{IfMatch, IfNoneMatch, Prefer};
+
+const SESSION: &[Success] = &[Success::Json("Session"), Success::Empty];
+const EXPIRY: &[Success] = &[Success::Json("ExpiryObject"), Success::Empty];
+const DESTROYED: &[Success] = &[Success::Json("Destroyed"), Success::Empty];
+const CHANGE: &[RequestHeader] = &[Prefer, IfMatch];
+
+/// An operation that reads, without parameters: a row adds what it takes.
+const fn reads(id: &'static str, summary: &'static str, success: &'static [Success]) -> Spec {
+    let effect = Effect::Reads;
+    Spec { id, summary, effect, query: &[], headers: &[], body: RequestBody::None, success }
+}
+
+/// An operation that writes, likewise.
+const fn writes(id: &'static str, summary: &'static str, success: &'static [Success]) -> Spec {
+    Spec { effect: Effect::Writes, ..reads(id, summary, success) }
+}
+
+/// An operation that changes a session under the conditions and preferences of its headers.
+const fn changes(id: &'static str, summary: &'static str, success: &'static [Success]) -> Spec {
+    Spec { headers: CHANGE, ..writes(id, summary, success) }
+}
+
+/// Calls without authority: the contract itself.
+pub(super) const DOCUMENT: &[Route<Bytes>] = &[Route {
+    path: "/openapi.json",
+    operations: &[Operation {
+        method: Method::GET,
+        spec: reads("OpenApi", "This contract", &[Success::Json("Object")]),
+        handler: |document| Box::pin(std::future::ready(Ok(response::json_bytes(document)))),
+    }],
+}];
+
+/// Calls on the session of a request, or on any by its id.
+pub(super) const SESSIONS: &[Route<SessionCall>] = &[
     Route {
-        scope: Scope::Session,
         path: "",
-        calls: &[
-            (Method::GET, Call::Read),
-            (Method::PATCH, Call::Patch),
-            (Method::DELETE, Call::Destroy),
+        operations: &[
+            Operation {
+                method: Method::GET,
+                spec: reads(
+                    "Read",
+                    "The whole session; reading creates nothing",
+                    &[Success::Json("Session")],
+                ),
+                handler: |call| Box::pin(call.read()),
+            },
+            Operation {
+                method: Method::PATCH,
+                spec: Spec {
+                    body: RequestBody::Json("Patch"),
+                    ..changes(
+                        "Patch",
+                        "Apply a patch; creates the session where there is none",
+                        SESSION,
+                    )
+                },
+                handler: |call| Box::pin(call.patch()),
+            },
+            Operation {
+                method: Method::DELETE,
+                spec: Spec { query: &[Everywhere], ..changes("Destroy", "Destroy it", DESTROYED) },
+                handler: |call| Box::pin(call.destroy()),
+            },
         ],
     },
-    Route { scope: Scope::Session, path: "/rotate", calls: &[(Method::POST, Call::Rotate)] },
     Route {
-        scope: Scope::Session,
+        path: "/rotate",
+        operations: &[Operation {
+            method: Method::POST,
+            spec: changes("Rotate", "New token, same session", SESSION),
+            handler: |call| Box::pin(call.rotate()),
+        }],
+    },
+    Route {
         path: "/values",
-        calls: &[(Method::GET, Call::ReadValues), (Method::PUT, Call::ReplaceValues)],
+        operations: &[
+            Operation {
+                method: Method::GET,
+                spec: reads("ReadValues", "The values alone", &[Success::Json("Object")]),
+                handler: |call| Box::pin(call.read_values()),
+            },
+            Operation {
+                method: Method::PUT,
+                spec: Spec {
+                    body: RequestBody::Json("Object"),
+                    ..changes("ReplaceValues", "Replace all values", SESSION)
+                },
+                handler: |call| Box::pin(call.replace_values()),
+            },
+        ],
     },
     Route {
-        scope: Scope::Session,
         path: "/values/{key}",
-        calls: &[
-            (Method::GET, Call::ReadValue),
-            (Method::PUT, Call::SetValue),
-            (Method::DELETE, Call::RemoveValue),
+        operations: &[
+            Operation {
+                method: Method::GET,
+                spec: Spec {
+                    query: &[Default, Text],
+                    ..reads("ReadValue", "One value", &[Success::Value])
+                },
+                handler: |call| Box::pin(call.read_value()),
+            },
+            Operation {
+                method: Method::PUT,
+                spec: Spec {
+                    query: &[Text],
+                    headers: &[Prefer, IfMatch, IfNoneMatch],
+                    body: RequestBody::Json("Value"),
+                    ..writes("SetValue", "Set it to any JSON", SESSION)
+                },
+                handler: |call| Box::pin(call.set_value()),
+            },
+            Operation {
+                method: Method::DELETE,
+                spec: Spec {
+                    query: &[Default, Text],
+                    ..changes("RemoveValue", "Remove it and say what it was", &[Success::Value])
+                },
+                handler: |call| Box::pin(call.remove_value()),
+            },
         ],
     },
     Route {
-        scope: Scope::Session,
         path: "/values/{key}/increment",
-        calls: &[(Method::POST, Call::Increment)],
+        operations: &[Operation {
+            method: Method::POST,
+            spec: Spec {
+                body: RequestBody::Increment,
+                ..changes("Increment", "Add to an integer", &[Success::Json("Integer")])
+            },
+            handler: |call| Box::pin(call.increment()),
+        }],
     },
     Route {
-        scope: Scope::Session,
         path: "/values/{key}/append",
-        calls: &[(Method::POST, Call::Append)],
+        operations: &[Operation {
+            method: Method::POST,
+            spec: Spec {
+                query: &[Text],
+                body: RequestBody::Json("Value"),
+                ..changes("Append", "Add to the end of an array", SESSION)
+            },
+            handler: |call| Box::pin(call.append()),
+        }],
     },
     Route {
-        scope: Scope::Session,
         path: "/expiry",
-        calls: &[(Method::GET, Call::ReadExpiry), (Method::PUT, Call::SetExpiry)],
-    },
-    Route {
-        scope: Scope::Request,
-        path: "/test-cookie",
-        calls: &[
-            (Method::GET, Call::ReadTestCookie),
-            (Method::PUT, Call::SetTestCookie),
-            (Method::DELETE, Call::RemoveTestCookie),
+        operations: &[
+            Operation {
+                method: Method::GET,
+                spec: reads(
+                    "ReadExpiry",
+                    "Its lifetime; asking never prolongs it",
+                    &[Success::Json("ExpiryObject")],
+                ),
+                handler: |call| Box::pin(call.read_expiry()),
+            },
+            Operation {
+                method: Method::PUT,
+                spec: Spec {
+                    body: RequestBody::Json("Expiry"),
+                    ..changes(
+                        "SetExpiry",
+                        "Give it a lifetime of its own, or null for the policy",
+                        EXPIRY,
+                    )
+                },
+                handler: |call| Box::pin(call.set_expiry()),
+            },
         ],
-    },
-    Route {
-        scope: Scope::Request,
-        path: "/principal/sessions",
-        calls: &[(Method::GET, Call::ListOwn), (Method::DELETE, Call::DestroyOthers)],
-    },
-    Route {
-        scope: Scope::Request,
-        path: "/principal/sessions/{id}",
-        calls: &[(Method::DELETE, Call::DestroyOne)],
-    },
-    Route {
-        scope: Scope::Service,
-        path: "",
-        calls: &[(Method::GET, Call::List), (Method::DELETE, Call::DestroyAll)],
-    },
-    Route {
-        scope: Scope::Service,
-        path: "/clear-expired",
-        calls: &[(Method::POST, Call::ClearExpired)],
     },
 ];
 
-/// Whose authority a matched path asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Authority {
-    Public,
-    Request,
-    /// The service token's; for this session, or for all.
-    Service(Option<Id>),
+/// Calls on the session of a request that need what its client sent.
+pub(super) const TEST_COOKIE: &[Route<SessionCall>] = &[Route {
+    path: "/test-cookie",
+    operations: &[
+        Operation {
+            method: Method::GET,
+            spec: reads("ReadTestCookie", "Did it come back?", &[Success::Json("TestCookie")]),
+            handler: |call| Box::pin(call.read_test_cookie()),
+        },
+        Operation {
+            method: Method::PUT,
+            spec: writes("SetTestCookie", "Set the test cookie", &[Success::Empty]),
+            handler: |call| Box::pin(call.set_test_cookie()),
+        },
+        Operation {
+            method: Method::DELETE,
+            spec: writes("RemoveTestCookie", "Delete it", &[Success::Empty]),
+            handler: |call| Box::pin(call.remove_test_cookie()),
+        },
+    ],
+}];
+
+/// Calls on the sessions of the principal of a request's session.
+pub(super) const PRINCIPAL: &[Route<PrincipalCall>] = &[
+    Route {
+        path: "/principal/sessions",
+        operations: &[
+            Operation {
+                method: Method::GET,
+                spec: reads(
+                    "ListOwn",
+                    "The sessions of this session's principal",
+                    &[Success::Json("SessionList")],
+                ),
+                handler: |call| Box::pin(call.list()),
+            },
+            Operation {
+                method: Method::DELETE,
+                spec: writes(
+                    "DestroyOthers",
+                    "Log out all but this one",
+                    &[Success::Json("Destroyed")],
+                ),
+                handler: |call| Box::pin(call.destroy_others()),
+            },
+        ],
+    },
+    Route {
+        path: "/principal/sessions/{id}",
+        operations: &[Operation {
+            method: Method::DELETE,
+            spec: Spec {
+                headers: &[Prefer],
+                ..writes("DestroyOne", "Log one of them out", DESTROYED)
+            },
+            handler: |call| Box::pin(call.destroy_one()),
+        }],
+    },
+];
+
+/// Calls on all sessions, by the service token.
+pub(super) const SERVICE: &[Route<ServiceCall>] = &[
+    Route {
+        path: "",
+        operations: &[
+            Operation {
+                method: Method::GET,
+                spec: Spec {
+                    query: &[Principal, Limit, Cursor],
+                    ..reads("List", "List sessions", &[Success::Json("SessionPage")])
+                },
+                handler: |call| Box::pin(call.list()),
+            },
+            Operation {
+                method: Method::DELETE,
+                spec: Spec {
+                    query: &[RequiredPrincipal],
+                    ..writes(
+                        "DestroyAll",
+                        "Log a user out everywhere",
+                        &[Success::Json("Destroyed")],
+                    )
+                },
+                handler: |call| Box::pin(call.destroy_all()),
+            },
+        ],
+    },
+    Route {
+        path: "/clear-expired",
+        operations: &[Operation {
+            method: Method::POST,
+            spec: writes("ClearExpired", "Remove what has expired", &[Success::Json("Removed")]),
+            handler: |call| Box::pin(call.clear_expired()),
+        }],
+    },
+];
+
+/// A path of a table, and what it names.
+#[derive(Debug)]
+pub(super) enum Matched<'a> {
+    Document(RouteMatch<'a, Bytes>),
+    /// The session of a request, by its request token.
+    OwnSession(RouteMatch<'a, SessionCall>),
+    /// The sessions of the principal of that session.
+    Principal(RouteMatch<'a, PrincipalCall>),
+    /// Any session, by the service token.
+    SessionById(Id, RouteMatch<'a, SessionCall>),
+    /// All sessions, by the service token.
+    Service(RouteMatch<'a, ServiceCall>),
 }
 
-/// A path that the table has.
+/// A route that a path matches.
 #[derive(Debug)]
-pub(super) struct Matched<'a> {
-    pub(super) route: &'static Route,
-    pub(super) authority: Authority,
-    /// What stands in the place of the path's parameter, as it was sent.
+pub(super) struct RouteMatch<'a, C: 'static> {
+    route: &'static Route<C>,
+    /// The segment in place of the path's parameter, as it was sent.
     pub(super) parameter: Option<&'a str>,
 }
 
-/// Finds a path in the table. `prefix` is the API's, `/_session` by default.
+/// The methods of a path, for `Allow` (RFC 9110, section 10.2.1).
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct MethodNotAllowed {
+    pub(super) allow: String,
+}
+
+/// Finds a path in the tables. `prefix` is the API's, by default `/_session`.
 pub(super) fn find<'a>(prefix: &str, path: &'a str) -> Option<Matched<'a>> {
     let rest = path.strip_prefix(prefix)?;
     let Some(rest) = rest.strip_prefix('s') else {
-        return match_under(&[Scope::Public, Scope::Request, Scope::Session], rest, |scope| {
-            match scope {
-                Scope::Public => Authority::Public,
-                _ => Authority::Request,
-            }
-        });
+        return match_routes(DOCUMENT, rest)
+            .map(Matched::Document)
+            .or_else(|| match_routes(PRINCIPAL, rest).map(Matched::Principal))
+            .or_else(|| match_routes(SESSIONS, rest).map(Matched::OwnSession))
+            .or_else(|| match_routes(TEST_COOKIE, rest).map(Matched::OwnSession));
     };
-    if let Some(matched) = match_under(&[Scope::Service], rest, |_| Authority::Service(None)) {
-        return Some(matched);
+    if let Some(matched) = match_routes(SERVICE, rest) {
+        return Some(Matched::Service(matched));
     }
     let rest = rest.strip_prefix('/')?;
     let (id, rest) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let id = id_of(id)?;
-    match_under(&[Scope::Session], rest, |_| Authority::Service(Some(id)))
+    let id = parse_id(id)?;
+    match_routes(SESSIONS, rest).map(|matched| Matched::SessionById(id, matched))
 }
 
-/// The id in a path. Clients may encode any character of it.
-pub(super) fn id_of(segment: &str) -> Option<Id> {
+/// Parses the id in a path. Clients may encode any character of it.
+pub(super) fn parse_id(segment: &str) -> Option<Id> {
     Id::parse(&percent_decode_str(segment).decode_utf8().ok()?)
 }
 
-fn match_under<'a>(
-    scopes: &[Scope],
-    path: &'a str,
-    authority: impl Fn(Scope) -> Authority,
-) -> Option<Matched<'a>> {
-    ROUTES.iter().filter(|route| scopes.contains(&route.scope)).find_map(|route| {
+fn match_routes<'a, C>(routes: &'static [Route<C>], path: &'a str) -> Option<RouteMatch<'a, C>> {
+    routes.iter().find_map(|route| {
         let parameter = match_path(route.path, path)?;
-        let parameter = (!parameter.is_empty()).then_some(parameter);
-        Some(Matched { route, authority: authority(route.scope), parameter })
+        Some(RouteMatch { route, parameter: (!parameter.is_empty()).then_some(parameter) })
     })
 }
 
-/// What stands in the place of a form's parameter, if a path is of that form; empty where it has
-/// none.
-fn match_path<'a>(form: &str, path: &'a str) -> Option<&'a str> {
-    let (mut form, mut path) = (form.split('/'), path.split('/'));
+/// Returns the segment in place of the template's parameter if a path matches; it is empty if the template has none.
+fn match_path<'a>(template: &str, path: &'a str) -> Option<&'a str> {
+    let (mut template, mut path) = (template.split('/'), path.split('/'));
     let mut parameter = "";
     loop {
-        match (form.next(), path.next()) {
+        match (template.next(), path.next()) {
             (None, None) => return Some(parameter),
             (Some(name), Some(segment)) if name.starts_with('{') && !segment.is_empty() => {
                 parameter = segment;
@@ -217,22 +458,24 @@ fn match_path<'a>(form: &str, path: &'a str) -> Option<&'a str> {
     }
 }
 
-impl Route {
-    /// What a method does here. HEAD works where GET does.
-    pub(super) fn call(&self, method: &Method) -> Option<Call> {
+impl<C> RouteMatch<'_, C> {
+    /// Returns the operation of a method. HEAD works where GET does (RFC 9110, section 9.3.2).
+    pub(super) fn operation(
+        &self,
+        method: &Method,
+    ) -> Result<&'static Operation<C>, MethodNotAllowed> {
         let wanted = if method == Method::HEAD { &Method::GET } else { method };
-        self.calls.iter().find_map(|(method, call)| (method == wanted).then_some(*call))
+        let mut operations = self.route.operations.iter();
+        let found = operations.find(|operation| operation.method == *wanted);
+        found.ok_or_else(|| MethodNotAllowed { allow: self.route.allow() })
     }
+}
 
-    /// The methods that work here, for `Allow` (RFC 9110, section 10.2.1).
-    pub(super) fn allow(&self) -> String {
-        let head = self.calls.iter().any(|(method, _)| method == Method::GET).then_some("HEAD");
-        self.calls
-            .iter()
-            .map(|(method, _)| method.as_str())
-            .chain(head)
-            .collect::<Vec<_>>()
-            .join(", ")
+impl<C> Route<C> {
+    fn allow(&self) -> String {
+        let methods = self.operations.iter().map(|operation| operation.method.as_str());
+        let reads = self.operations.iter().any(|operation| operation.method == Method::GET);
+        methods.chain(reads.then_some("HEAD")).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -240,49 +483,52 @@ impl Route {
 mod tests {
     use super::*;
 
-    fn check(path: &str) -> Option<(&'static str, Authority, Option<&str>)> {
-        find("/_session", path)
-            .map(|matched| (matched.route.path, matched.authority, matched.parameter))
+    /// What a path names: the kind of call, the template, and the parameter.
+    type Named = (&'static str, Option<Id>, &'static str, Option<String>);
+
+    fn check(path: &str) -> Option<Named> {
+        fn named<C>(kind: &'static str, id: Option<Id>, matched: &RouteMatch<'_, C>) -> Named {
+            (kind, id, matched.route.path, matched.parameter.map(str::to_owned))
+        }
+        Some(match find("/_session", path)? {
+            Matched::Document(matched) => named("document", None, &matched),
+            Matched::OwnSession(matched) => named("own", None, &matched),
+            Matched::Principal(matched) => named("principal", None, &matched),
+            Matched::SessionById(id, matched) => named("by id", Some(id), &matched),
+            Matched::Service(matched) => named("service", None, &matched),
+        })
     }
 
     #[test]
-    fn a_path_names_one_route() {
+    fn paths_match_one_route() {
         let id = Id::from_bytes([0; 16]);
-        assert_eq!(check("/_session"), Some(("", Authority::Request, None)));
-        assert_eq!(
-            check("/_session/values/a%2Fb"),
-            Some(("/values/{key}", Authority::Request, Some("a%2Fb")))
-        );
-        assert_eq!(
-            check("/_session/values/a/increment"),
-            Some(("/values/{key}/increment", Authority::Request, Some("a")))
-        );
-        assert_eq!(
-            check("/_session/openapi.json"),
-            Some(("/openapi.json", Authority::Public, None))
-        );
-        assert_eq!(check("/_sessions"), Some(("", Authority::Service(None), None)));
-        assert_eq!(
-            check("/_sessions/clear-expired"),
-            Some(("/clear-expired", Authority::Service(None), None))
-        );
-        assert_eq!(
-            check("/_sessions/AAAAAAAAAAAAAAAAAAAAAA"),
-            Some(("", Authority::Service(Some(id)), None))
-        );
         let dashes = Id::from_bytes([0xff; 16]);
-        assert_eq!(
-            check("/_sessions/%5F%5f___________________w"),
-            Some(("", Authority::Service(Some(dashes)), None))
-        );
-        assert_eq!(
-            check("/_sessions/AAAAAAAAAAAAAAAAAAAAAA/values/k"),
-            Some(("/values/{key}", Authority::Service(Some(id)), Some("k")))
-        );
+        for (path, kind, id, template, parameter) in [
+            ("/_session", "own", None, "", None),
+            ("/_session/values/a%2Fb", "own", None, "/values/{key}", Some("a%2Fb")),
+            ("/_session/values/a/increment", "own", None, "/values/{key}/increment", Some("a")),
+            ("/_session/test-cookie", "own", None, "/test-cookie", None),
+            ("/_session/principal/sessions", "principal", None, "/principal/sessions", None),
+            ("/_session/openapi.json", "document", None, "/openapi.json", None),
+            ("/_sessions", "service", None, "", None),
+            ("/_sessions/clear-expired", "service", None, "/clear-expired", None),
+            ("/_sessions/AAAAAAAAAAAAAAAAAAAAAA", "by id", Some(id), "", None),
+            ("/_sessions/%5F%5f___________________w", "by id", Some(dashes), "", None),
+            (
+                "/_sessions/AAAAAAAAAAAAAAAAAAAAAA/values/k",
+                "by id",
+                Some(id),
+                "/values/{key}",
+                Some("k"),
+            ),
+        ] {
+            let expected = (kind, id, template, parameter.map(str::to_owned));
+            assert_eq!(check(path), Some(expected), "{path}");
+        }
     }
 
     #[test]
-    fn what_is_not_in_the_table_is_not_found() {
+    fn other_paths_match_none() {
         for path in [
             "/",
             "/_sessio",
@@ -296,6 +542,7 @@ mod tests {
             "/_sessions/AAAAAAAAAAAAAAAAAAAAAA/",
             "/_session/nothing",
             "/_sessions/AAAAAAAAAAAAAAAAAAAAAA/principal/sessions",
+            "/_sessions/AAAAAAAAAAAAAAAAAAAAAA/test-cookie",
             "/_sessions/openapi.json",
         ] {
             assert_eq!(check(path), None, "{path}");
@@ -303,10 +550,13 @@ mod tests {
     }
 
     #[test]
-    fn allow_lists_the_methods_and_head_where_get_works() {
-        let route = find("/_session", "/_session").expect("a route").route;
-        assert_eq!(route.allow(), "GET, PATCH, DELETE, HEAD");
-        assert_eq!(route.call(&Method::HEAD), Some(Call::Read));
-        assert_eq!(route.call(&Method::PUT), None);
+    fn allow_lists_methods_and_head_with_get() {
+        let Some(Matched::OwnSession(matched)) = find("/_session", "/_session") else {
+            panic!("no route");
+        };
+        let allow = "GET, PATCH, DELETE, HEAD".to_owned();
+        assert_eq!(matched.operation(&Method::PUT).err(), Some(MethodNotAllowed { allow }));
+        let operation = matched.operation(&Method::HEAD).expect("an operation");
+        assert_eq!(operation.spec.id, "Read");
     }
 }

@@ -23,7 +23,10 @@ use self::listeners::{Doors, Listeners};
 use self::stores::{Caching, Stores};
 use self::worker::{Crew, Floors, Made, Worker, workers};
 use crate::admin::Readiness;
-use crate::api::config::{instance_of, url_at};
+use crate::api::{
+    self,
+    config::{instance_of, url_at},
+};
 use crate::client::{self, Target};
 use crate::config::{Config, PrepareError};
 use crate::metrics::{Metrics, SessionTokens};
@@ -190,11 +193,10 @@ impl App {
         let instance = instance(dialled_at(&config, &api_url));
         let shared = share(&config, ring, clock, metrics, instance);
         let site = site(&config, &api_url, &shared.metrics)?;
-        let peers = peers(&config)?;
+        let api = api_settings(&config, &api_url)?;
         let tracer = tracer(&config, &shared.metrics)?;
         let config = Arc::new(config);
-        let api_names = api_names(&config, &api_url);
-        let made = Made { config, site, shared: Arc::clone(&shared), peers, api_names, tracer };
+        let made = Made { config, site, shared: Arc::clone(&shared), api, tracer };
         let (rings, of_reloads) = watch::channel(Arc::clone(&shared));
         let crew = Arc::new(Crew {
             rings: of_reloads,
@@ -246,7 +248,7 @@ impl App {
         };
         let site = site(&config, &self.api_url, &running.metrics)?;
         let certificates = self.doors.read_certificates(&config)?;
-        let peers = peers(&config)?;
+        let api = api_settings(&config, &self.api_url)?;
         self.shared = Arc::new(Shared {
             session_tokens: session_tokens(&running.metrics, &ring),
             ring,
@@ -260,8 +262,7 @@ impl App {
         });
         let shared = Arc::clone(&self.shared);
         let (config, tracer) = (Arc::new(config), self.made.tracer.clone());
-        let api_names = api_names(&config, &self.api_url);
-        self.made = Made { config, site, shared, peers, api_names, tracer };
+        self.made = Made { config, site, shared, api, tracer };
         self.readiness.require_store(needs_store(&self.made.config));
         Doors::show(certificates);
         let certificates = self.doors.certificates(&self.public, &self.api);
@@ -374,9 +375,11 @@ fn told_names(config: &Config, api_url: &str) -> impl Iterator<Item = String> {
     host::of_url(api_url).map(str::to_owned).into_iter().chain(instance)
 }
 
-fn api_names(config: &Config, api_url: &str) -> Arc<OwnNames> {
+fn api_settings(config: &Config, api_url: &str) -> Result<Arc<api::Settings>, StartError> {
     let names = config.api.hosts.iter().cloned().chain(told_names(config, api_url));
-    Arc::new(OwnNames::new(names, "api.hosts"))
+    let names = OwnNames::new(names, "api.hosts");
+    let body_idle_timeout = config.limits.body_idle_timeout;
+    Ok(Arc::new(api::Settings::new(&config.api, body_idle_timeout, peers(config)?, names)))
 }
 
 fn admin_names(config: &Config, api_url: &str) -> Vec<String> {

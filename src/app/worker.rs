@@ -13,8 +13,7 @@ use super::keys::watch_keys;
 use super::listeners::{Doors, Listeners, Serves};
 use super::stores::Stores;
 use crate::admin::{Admin, Readiness};
-use crate::api::Api;
-use crate::client;
+use crate::api::{self, Api};
 use crate::config::Config;
 use crate::net::host::OwnNames;
 use crate::proxy::{Proxy, Redirect, Site};
@@ -61,10 +60,7 @@ pub(super) struct Made {
     pub(super) config: Arc<Config>,
     pub(super) site: Arc<Site>,
     pub(super) shared: Arc<Shared>,
-    /// TLS to other instances, where they have it.
-    pub(super) peers: Option<Arc<client::Tls>>,
-    /// The names that the API answers to.
-    pub(super) api_names: Arc<OwnNames>,
+    pub(super) api: Arc<api::Settings>,
     /// What takes the spans of requests, where they are recorded.
     pub(super) tracer: Option<Arc<Tracer>>,
 }
@@ -88,15 +84,7 @@ impl Services {
 
 fn services(made: &Made, home: &Home, tasks: &Floors) -> (Proxy, Api) {
     let sessions = Sessions::new(home.clone(), Arc::clone(&made.shared));
-    let config = &made.config;
-    let api = Api::new(
-        sessions.clone(),
-        tasks.inner.clone(),
-        (&config.api.prefix, Arc::clone(&made.api_names)),
-        config.api.service_token.clone(),
-        config.limits.body_idle_timeout,
-        made.peers.clone(),
-    );
+    let api = Api::new(sessions.clone(), tasks.inner.clone(), Arc::clone(&made.api));
     let (site, tracer) = (Arc::clone(&made.site), made.tracer.clone());
     (Proxy::new(site, sessions, tasks.public.clone(), tracer), api)
 }

@@ -1,5 +1,5 @@
-//! Instances that share a store: how a request token names the one that made it, and what vouches
-//! for a call that one passes to another.
+//! Instances that share a store: how a request token identifies the one that issued it, and the signature of a call
+//! that one forwards to another.
 
 use std::time::Duration;
 
@@ -11,96 +11,96 @@ use super::key_ring::{KeyRing, Purpose, TAG_BYTES};
 use crate::secret::Secret;
 use crate::time::Timestamp;
 
-/// A process that forwards requests, as its request tokens name it.
+/// A process that forwards requests, as its request tokens identify it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
-    /// Drawn at its start, so that one that was started anew is another.
+    /// Random at each start, so that a restarted process is another instance.
     pub number: u64,
-    /// Host and port at which others reach its session API; empty where none can.
+    /// Host and port of its session API for other instances; empty if they cannot reach it.
     pub authority: String,
 }
 
 impl Instance {
-    /// Bytes of an authority, at most: a request token has to stay a header's size.
+    /// Most bytes of an authority: the request token has to fit a header.
     pub const MAX_AUTHORITY: usize = 255;
 }
 
-/// A call of the session API that one instance passes to another.
+/// The parts of a call that one instance forwards to another, as they are signed.
 #[derive(Clone, Copy, Debug)]
-pub struct PassedCall<'a> {
-    /// The request token, as the call has it.
+pub struct PeerCall<'a> {
+    /// The request token, as text.
     pub token: &'a [u8],
     /// The method.
     pub method: &'a str,
-    /// The path, and the query where there is one.
+    /// The path and query.
     pub target: &'a str,
     /// The body.
     pub body: &'a [u8],
 }
 
-/// What vouches for one passed call: when it was passed, and a tag over it all.
+/// The signature of one forwarded call: a time, and a tag over the call and the time.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Voucher {
-    passed_at: [u8; 8],
+pub struct PeerSignature {
+    signed_at: [u8; 8],
     tag: [u8; TAG_BYTES],
 }
 
-/// How far the clocks of two instances may be apart, and how long a voucher is good.
+/// The largest difference between the clocks of two instances, and the lifetime of a signature.
 const ALLOWANCE: Duration = Duration::from_mins(1);
 
-impl PassedCall<'_> {
-    /// Vouches for the call.
-    pub fn sign(&self, ring: &KeyRing, now: Timestamp) -> Voucher {
-        let passed_at = now.as_millis().to_be_bytes();
+impl PeerCall<'_> {
+    /// Signs the call.
+    pub fn sign(&self, ring: &KeyRing, now: Timestamp) -> PeerSignature {
+        let signed_at = now.as_millis().to_be_bytes();
         let digest = digest(&SHA256, self.body);
-        let tag = ring.tag(Purpose::Peer, &self.parts(digest.as_ref(), &passed_at));
-        Voucher { passed_at, tag }
+        let tag = ring.tag(Purpose::Peer, &self.parts(digest.as_ref(), &signed_at));
+        PeerSignature { signed_at, tag }
     }
 
-    /// Reads what vouches for this call and no other, at this time and at no other.
-    pub fn verify(&self, ring: &KeyRing, text: &[u8], now: Timestamp) -> Option<Voucher> {
+    /// Parses and verifies a signature of this call. It is valid for a minute.
+    pub fn verify(&self, ring: &KeyRing, text: &[u8], now: Timestamp) -> Option<PeerSignature> {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-        let (passed_at, tag) = bytes.split_first_chunk::<8>()?;
+        let (signed_at, tag) = bytes.split_first_chunk::<8>()?;
         let tag: [u8; TAG_BYTES] = tag.try_into().ok()?;
         let digest = digest(&SHA256, self.body);
-        ring.verify(Purpose::Peer, &self.parts(digest.as_ref(), passed_at), &tag)?;
-        let at = Timestamp::from_millis(i64::from_be_bytes(*passed_at));
+        ring.verify(Purpose::Peer, &self.parts(digest.as_ref(), signed_at), &tag)?;
+        let at = Timestamp::from_millis(i64::from_be_bytes(*signed_at));
         let is_fresh = now <= at + ALLOWANCE && at <= now + ALLOWANCE;
-        is_fresh.then_some(Voucher { passed_at: *passed_at, tag })
+        is_fresh.then_some(PeerSignature { signed_at: *signed_at, tag })
     }
 
-    /// Neither token, method nor target has a zero byte, so no two calls have the same parts.
-    fn parts<'a>(&'a self, digest: &'a [u8], passed_at: &'a [u8]) -> [&'a [u8]; 8] {
+    /// Separates the parts by zero bytes, which neither token, method nor target has: no two calls have the same parts.
+    fn parts<'a>(&'a self, digest: &'a [u8], signed_at: &'a [u8]) -> [&'a [u8]; 8] {
         let (method, target) = (self.method.as_bytes(), self.target.as_bytes());
-        [self.token, &[0], method, &[0], target, &[0], digest, passed_at]
+        [self.token, &[0], method, &[0], target, &[0], digest, signed_at]
     }
 }
 
-impl Voucher {
-    /// As the call carries it.
+impl PeerSignature {
+    /// Returns the value of the call's header.
     pub fn text(&self) -> Secret {
-        Secret::new(URL_SAFE_NO_PAD.encode([self.passed_at.as_slice(), &self.tag].concat()))
+        Secret::new(URL_SAFE_NO_PAD.encode([self.signed_at.as_slice(), &self.tag].concat()))
     }
 
-    /// What the answer to the call carries: proof that an instance with the same keys took it.
-    pub fn receipt(&self, ring: &KeyRing) -> Secret {
-        Secret::new(URL_SAFE_NO_PAD.encode(ring.tag(Purpose::Peer, &self.received())))
+    /// Returns the value of the response's header: proof that an instance with the same keys handled the call.
+    pub fn sign_response(&self, ring: &KeyRing) -> Secret {
+        Secret::new(URL_SAFE_NO_PAD.encode(ring.tag(Purpose::Peer, &self.response_parts())))
     }
 
-    /// Whether this is the receipt for the call.
-    pub fn is_received(&self, ring: &KeyRing, receipt: &[u8]) -> bool {
-        let tag = URL_SAFE_NO_PAD.decode(receipt).ok();
-        tag.and_then(|tag| ring.verify(Purpose::Peer, &self.received(), &tag)).is_some()
+    /// Returns whether this is the header of the response to the call.
+    pub fn verify_response(&self, ring: &KeyRing, header: &[u8]) -> bool {
+        let tag = URL_SAFE_NO_PAD.decode(header).ok();
+        tag.and_then(|tag| ring.verify(Purpose::Peer, &self.response_parts(), &tag)).is_some()
     }
 
-    fn received(&self) -> [&[u8]; 3] {
-        [b"received\0", &self.passed_at, &self.tag]
+    fn response_parts(&self) -> [&[u8]; 3] {
+        [b"received\0", &self.signed_at, &self.tag]
     }
 }
 
-impl std::fmt::Debug for Voucher {
+impl std::fmt::Debug for PeerSignature {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Voucher(..)")
+        f.write_str("PeerSignature(..)")
     }
 }
 
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
     use crate::session::tests::at;
 
-    const CALL: PassedCall<'_> = PassedCall {
+    const CALL: PeerCall<'_> = PeerCall {
         token: b"dG9rZW4",
         method: "PATCH",
         target: "/_session?x",
@@ -123,21 +123,21 @@ mod tests {
         KeyRing::new(&key(first), &older.iter().copied().map(key).collect::<Vec<_>>())
     }
 
-    fn check(ring: &KeyRing, call: PassedCall<'_>, now: Timestamp) -> bool {
-        let voucher = CALL.sign(&self::ring(1, &[]), at(1000)).text();
-        call.verify(ring, voucher.reveal().as_bytes(), now).is_some()
+    fn check(ring: &KeyRing, call: PeerCall<'_>, now: Timestamp) -> bool {
+        let signature = CALL.sign(&self::ring(1, &[]), at(1000)).text();
+        call.verify(ring, signature.reveal().as_bytes(), now).is_some()
     }
 
     #[test]
-    fn a_voucher_is_for_one_call() {
+    fn signature_is_valid_for_one_call() {
         let ring = ring(1, &[]);
         assert!(check(&ring, CALL, at(1000)));
         for other in [
-            PassedCall { token: b"dG9rZW5", ..CALL },
-            PassedCall { method: "PUT", ..CALL },
-            PassedCall { target: "/_session", ..CALL },
-            PassedCall { body: b"{}", ..CALL },
-            PassedCall { token: b"dG9rZW4\0PATCH", method: "/_session?x", target: "", ..CALL },
+            PeerCall { token: b"dG9rZW5", ..CALL },
+            PeerCall { method: "PUT", ..CALL },
+            PeerCall { target: "/_session", ..CALL },
+            PeerCall { body: b"{}", ..CALL },
+            PeerCall { token: b"dG9rZW4\0PATCH", method: "/_session?x", target: "", ..CALL },
         ] {
             assert!(!check(&ring, other, at(1000)), "{other:?}");
         }
@@ -155,21 +155,27 @@ mod tests {
     }
 
     #[test]
-    fn any_key_of_the_ring_vouches() {
+    fn any_key_of_the_ring_verifies() {
         assert!(check(&ring(2, &[1]), CALL, at(1000)));
         assert!(!check(&ring(2, &[]), CALL, at(1000)));
     }
 
     #[test]
-    fn a_receipt_is_for_one_call_and_needs_a_key() {
+    fn response_signature_is_valid_for_one_call_and_key() {
         let (ours, theirs) = (ring(1, &[]), ring(2, &[1]));
-        let voucher = CALL.sign(&ours, at(1000));
-        let other = PassedCall { body: b"", ..CALL }.sign(&ours, at(1000));
-        assert!(voucher.is_received(&ours, voucher.receipt(&ours).reveal().as_bytes()));
-        assert!(voucher.is_received(&theirs, voucher.receipt(&ours).reveal().as_bytes()));
-        for wrong in [other.receipt(&ours), voucher.receipt(&theirs), voucher.text()] {
-            assert!(!voucher.is_received(&ours, wrong.reveal().as_bytes()));
+        let signature = CALL.sign(&ours, at(1000));
+        let other = PeerCall { body: b"", ..CALL }.sign(&ours, at(1000));
+        assert!(
+            signature.verify_response(&ours, signature.sign_response(&ours).reveal().as_bytes())
+        );
+        assert!(
+            signature.verify_response(&theirs, signature.sign_response(&ours).reveal().as_bytes())
+        );
+        for wrong in
+            [other.sign_response(&ours), signature.sign_response(&theirs), signature.text()]
+        {
+            assert!(!signature.verify_response(&ours, wrong.reveal().as_bytes()));
         }
-        assert!(!voucher.is_received(&ours, b""));
+        assert!(!signature.verify_response(&ours, b""));
     }
 }

@@ -26,7 +26,7 @@ fn exposed(text: &str) -> Families {
                 _ => "",
             };
             current = format!("{name}{suffix}");
-            families.entry(current.clone()).or_default().kind = kind.to_owned();
+            kind.clone_into(&mut families.entry(current.clone()).or_default().kind);
         } else if !line.starts_with('#') {
             let (_, rest) = line.split_once('{').unwrap_or((line, "}"));
             let (labels, _) = rest.rsplit_once('}').unwrap();

@@ -1,4 +1,4 @@
-//! What a call brings beside its path: query, preconditions, preferences, body.
+//! The parts of a request besides its path: query, preconditions, preferences, body.
 
 use std::time::Duration;
 
@@ -7,82 +7,82 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, IF_MATCH, IF_NONE_
 use http::request::Parts;
 use percent_encoding::percent_decode_str;
 
-use super::problem::{self, Answered};
+use super::problem::{self, ApiResult};
+use super::routes::QueryParameter;
 use crate::body::{Body, CollectError, collect};
 use crate::session::record::{Key, Principal};
 
-/// The query of a call. Which parameters a call takes, it says itself; another is an error, since
-/// a misspelt `default` would lose what it says.
+/// The query of a call.
 #[derive(Debug, Default)]
 pub(super) struct Query {
-    parameters: Vec<(String, String)>,
+    parameters: Vec<(QueryParameter, String)>,
 }
 
 impl Query {
-    pub(super) fn read(parts: &Parts, allowed: &[&str]) -> Answered<Self> {
-        let mut parameters: Vec<(String, String)> = Vec::new();
+    /// Parses a query. Other parameters than the allowed ones are an error: a misspelt `default` would be lost silently.
+    pub(super) fn parse(parts: &Parts, allowed: &[QueryParameter]) -> ApiResult<Self> {
+        let mut parameters: Vec<(QueryParameter, String)> = Vec::new();
         let pairs =
             parts.uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
         for pair in pairs {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (name, value) = (decode(name)?, decode(value)?);
-            if !allowed.contains(&name.as_str()) {
-                return Err(problem::malformed_request(format!(
-                    "there is no parameter {name:?} here"
-                )));
+            let Some(parameter) = allowed.iter().copied().find(|known| known.name() == name) else {
+                return Err(problem::malformed_request(format!("unknown parameter {name:?}")));
+            };
+            if parameters.iter().any(|(known, _)| *known == parameter) {
+                return Err(problem::malformed_request(format!("duplicate parameter {name:?}")));
             }
-            if parameters.iter().any(|(known, _)| *known == name) {
-                return Err(problem::malformed_request(format!(
-                    "the parameter {name:?} stands there twice"
-                )));
-            }
-            parameters.push((name, value));
+            parameters.push((parameter, value));
         }
         Ok(Self { parameters })
     }
 
-    pub(super) fn text(&self, name: &str) -> Option<&str> {
-        self.parameters.iter().find_map(|(known, value)| (known == name).then_some(value.as_str()))
+    pub(super) fn get(&self, parameter: QueryParameter) -> Option<&str> {
+        let mut parameters = self.parameters.iter();
+        parameters.find_map(|(known, value)| (*known == parameter).then_some(value.as_str()))
     }
 
-    /// A parameter that is there or not: `?text`, `?text=true`.
-    pub(super) fn flag(&self, name: &str) -> Answered<bool> {
-        match self.text(name) {
+    /// Returns whether a flag is set: `?text` and `?text=true`.
+    pub(super) fn flag(&self, parameter: QueryParameter) -> ApiResult<bool> {
+        match self.get(parameter) {
             None | Some("false") => Ok(false),
             Some("" | "true") => Ok(true),
             Some(_) => {
-                Err(problem::malformed_request(format!("the parameter {name:?} is true or false")))
+                let name = parameter.name();
+                Err(problem::malformed_request(format!("{name:?} must be true or false")))
             }
         }
     }
 
-    pub(super) fn principal(&self) -> Answered<Option<Principal>> {
-        self.text("principal")
+    pub(super) fn principal(&self) -> ApiResult<Option<Principal>> {
+        self.get(QueryParameter::Principal)
+            .or_else(|| self.get(QueryParameter::RequiredPrincipal))
             .map(|name| Principal::from_caller(name).ok_or_else(problem::invalid_principal))
             .transpose()
     }
 
-    /// From 1 to 1,000; 100 where it is not said.
-    pub(super) fn limit(&self) -> Answered<usize> {
-        let Some(text) = self.text("limit") else { return Ok(100) };
+    /// Returns the length of a page, from 1 to 1,000; 100 by default.
+    pub(super) fn limit(&self) -> ApiResult<usize> {
+        let Some(text) = self.get(QueryParameter::Limit) else { return Ok(100) };
         let limit = text.parse().ok().filter(|limit| (1..=1000).contains(limit));
         limit.ok_or_else(|| {
-            problem::malformed_request("limit is a number from 1 to 1000".to_owned())
+            problem::malformed_request("limit must be a number from 1 to 1000".to_owned())
         })
     }
 }
 
-/// Decodes a part of a query, as forms write it: `+` is a space.
-fn decode(text: &str) -> Answered<String> {
+/// Decodes a part of a query (`application/x-www-form-urlencoded`): `+` is a space.
+fn decode(text: &str) -> ApiResult<String> {
     let text = text.replace('+', " ");
     let decoded = percent_decode_str(&text).decode_utf8();
     decoded
         .map(std::borrow::Cow::into_owned)
-        .map_err(|_not_utf8| problem::malformed_request("the query is not UTF-8".to_owned()))
+        .map_err(|_not_utf8| problem::malformed_request("the query must be UTF-8".to_owned()))
 }
 
-/// The key in a path. `.` and `..` are refused, since clients resolve them.
-pub(super) fn key(segment: &str) -> Answered<Key> {
+/// Parses the key in a path. `.` and `..` are not allowed, since clients resolve them (RFC 3986, section 5.2.4).
+pub(super) fn key(segment: &str) -> ApiResult<Key> {
     let text =
         percent_decode_str(segment).decode_utf8().map_err(|_not_utf8| problem::invalid_key())?;
     if matches!(&*text, "." | "..") {
@@ -91,51 +91,51 @@ pub(super) fn key(segment: &str) -> Answered<Key> {
     Key::new(&text).ok_or_else(problem::invalid_key)
 }
 
-/// An entity tag that a request is conditional on (RFC 9110, section 13.1.1).
+/// The If-Match of a request (RFC 9110, section 13.1.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Match {
-    /// `*`: whatever is there.
+pub(super) enum IfMatch {
+    /// `*`: any current representation.
     Any,
-    /// This one. A weak tag never matches, and so is kept with what makes it none of ours.
+    /// One entity tag. A weak one never matches, so it keeps its `W/`, which no tag of ours has.
     Tag(String),
 }
 
-pub(super) fn if_match(headers: &HeaderMap) -> Answered<Option<Match>> {
-    let one_tag = || problem::malformed_request("If-Match names one ETag, or *".to_owned());
+pub(super) fn if_match(headers: &HeaderMap) -> ApiResult<Option<IfMatch>> {
+    let one_tag = || problem::malformed_request("If-Match must be one ETag, or *".to_owned());
     let mut lines = headers.get_all(IF_MATCH).iter();
     let (Some(line), None) = (lines.next(), lines.next()) else {
         return if headers.contains_key(IF_MATCH) { Err(one_tag()) } else { Ok(None) };
     };
     let text = line.to_str().map_err(|_not_ascii| one_tag())?.trim();
     if text == "*" {
-        return Ok(Some(Match::Any));
+        return Ok(Some(IfMatch::Any));
     }
     if text.starts_with("W/") {
-        return Ok(Some(Match::Tag(text.to_owned())));
+        return Ok(Some(IfMatch::Tag(text.to_owned())));
     }
     let tag = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).ok_or_else(one_tag)?;
-    if tag.contains('"') { Err(one_tag()) } else { Ok(Some(Match::Tag(tag.to_owned()))) }
+    if tag.contains('"') { Err(one_tag()) } else { Ok(Some(IfMatch::Tag(tag.to_owned()))) }
 }
 
-/// Whether the call is to be done only where nothing is there yet.
-pub(super) fn if_none_match_any(headers: &HeaderMap) -> Answered<bool> {
+/// Returns whether If-None-Match is `*`: the call applies only if there is no value yet (RFC 9110, section 13.1.2).
+pub(super) fn if_none_match_any(headers: &HeaderMap) -> ApiResult<bool> {
     match headers.get(IF_NONE_MATCH).map(|value| value.as_bytes().trim_ascii()) {
         None => Ok(false),
         Some(b"*") => Ok(true),
-        Some(_) => Err(problem::malformed_request("If-None-Match is * here".to_owned())),
+        Some(_) => Err(problem::malformed_request("If-None-Match must be * here".to_owned())),
     }
 }
 
-/// What the caller wants to be told of a change (RFC 7240, section 4.2).
+/// How much of the result the caller wants in the response to a change (RFC 7240, section 4.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Preference {
-    /// What the call answers by itself.
+    /// The default of the operation.
     None,
     Minimal,
     Representation,
 }
 
-/// The first preference that says so.
+/// Returns the first `return` preference.
 pub(super) fn preference(headers: &HeaderMap) -> Preference {
     let lines = headers.get_all("prefer").iter().filter_map(|line| line.to_str().ok());
     let mut preferences = lines.flat_map(|line| line.split(',')).filter_map(|preference| {
@@ -149,13 +149,13 @@ pub(super) fn preference(headers: &HeaderMap) -> Preference {
     preferences.next().unwrap_or(Preference::None)
 }
 
-/// Reads a call's body, whatever its Content-Type says, save one that is certainly something else.
+/// Reads the body of a call. Its Content-Type is not checked, except for multipart forms: clients send JSON with any type.
 pub(super) async fn body(
     headers: &HeaderMap,
     body: Body,
     limit: usize,
     deadline: Duration,
-) -> Answered<Bytes> {
+) -> ApiResult<Bytes> {
     let multipart = headers.get(CONTENT_TYPE).is_some_and(|media| {
         media.as_bytes().to_ascii_lowercase().trim_ascii_start().starts_with(b"multipart/")
     });
@@ -173,7 +173,7 @@ pub(super) async fn body(
             Err(problem::malformed_request("the body took too long".to_owned()))
         }
         Err(CollectError::Broken(_)) => {
-            Err(problem::malformed_request("the body was cut short".to_owned()))
+            Err(problem::malformed_request("the body is incomplete".to_owned()))
         }
     }
 }
@@ -184,25 +184,26 @@ mod tests {
 
     use super::*;
 
-    fn query(text: &str, allowed: &[&str]) -> Answered<Query> {
+    fn query(text: &str, allowed: &[QueryParameter]) -> ApiResult<Query> {
         let (parts, ()) =
             Request::get(format!("/_session?{text}")).body(()).expect("a request").into_parts();
-        Query::read(&parts, allowed)
+        Query::parse(&parts, allowed)
     }
 
     #[test]
-    fn a_query_is_read_as_forms_write_it() {
-        let read = query("default=%7B%22a%22%3A+1%7D&text", &["default", "text"]).expect("a query");
-        assert_eq!(read.text("default"), Some("{\"a\": 1}"));
-        assert_eq!(read.flag("text").ok(), Some(true));
-        assert!(query("defualt=1", &["default"]).is_err());
-        assert!(query("text&text", &["text"]).is_err());
-        assert!(query("text=%ff", &["text"]).is_err());
-        assert!(query("limit=0", &["limit"]).expect("a query").limit().is_err());
+    fn query_is_decoded_like_a_form() {
+        use QueryParameter::{Default, Limit, Text};
+        let read = query("default=%7B%22a%22%3A+1%7D&text", &[Default, Text]).expect("a query");
+        assert_eq!(read.get(Default), Some("{\"a\": 1}"));
+        assert_eq!(read.flag(Text).ok(), Some(true));
+        assert!(query("defualt=1", &[Default]).is_err());
+        assert!(query("text&text", &[Text]).is_err());
+        assert!(query("text=%ff", &[Text]).is_err());
+        assert!(query("limit=0", &[Limit]).expect("a query").limit().is_err());
     }
 
     #[test]
-    fn a_key_is_decoded_once_and_never_resolved() {
+    fn key_is_decoded_once_and_never_resolved() {
         assert_eq!(key("a%2Fb%20c").ok(), Key::new("a/b c"));
         assert_eq!(key("%252e").ok(), Key::new("%2e"));
         for segment in [".", "..", "%2e", "%2E%2e", "%ff", &"k".repeat(257)] {
@@ -211,21 +212,21 @@ mod tests {
     }
 
     #[test]
-    fn preconditions_name_one_tag() {
+    fn if_match_has_one_tag() {
         let read = |text: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(IF_MATCH, HeaderValue::from_static(text));
             if_match(&headers).ok().flatten()
         };
-        assert_eq!(read("\"7\""), Some(Match::Tag("7".to_owned())));
-        assert_eq!(read("*"), Some(Match::Any));
-        assert_eq!(read("W/\"7\""), Some(Match::Tag("W/\"7\"".to_owned())));
+        assert_eq!(read("\"7\""), Some(IfMatch::Tag("7".to_owned())));
+        assert_eq!(read("*"), Some(IfMatch::Any));
+        assert_eq!(read("W/\"7\""), Some(IfMatch::Tag("W/\"7\"".to_owned())));
         assert_eq!(read("\"7\", \"8\""), None);
         assert_eq!(read("7"), None);
     }
 
     #[test]
-    fn minimal_answers_are_asked_for_among_others() {
+    fn return_preference_is_found_among_others() {
         let mut headers = HeaderMap::new();
         headers.insert("prefer", HeaderValue::from_static("wait=5, Return=Minimal; x=y"));
         assert_eq!(preference(&headers), Preference::Minimal);
