@@ -17,7 +17,7 @@ use cloakroom::session::record::{Entry, Key, Meta, Record, Values};
 use cloakroom::store::cache::{Cached, Coherence, Hot};
 use cloakroom::store::config::{Address, DurableDestroy, Redis as Config, Topology};
 use cloakroom::store::redis::{Deployment, LEASE, Redis, track};
-use cloakroom::store::{Store, Want};
+use cloakroom::store::{Backend as _, Store, Want};
 use cloakroom::time::Clock;
 
 use crate::report::{Measurement, Report};
@@ -307,7 +307,7 @@ fn change<'a>(patch: &'a Patch, policy: &'a Policy) -> Change<'a> {
         authority: Authority::Service,
         policy,
         now: Clock::System.now(),
-        prolongs: true,
+        touches: true,
         tombstone: Tombstone::Leave,
     }
 }
