@@ -33,12 +33,12 @@ pub struct Tasks {
 /// A task that runs, whether this is awaited or dropped.
 #[derive(Debug)]
 #[must_use = "drop it with `.detach()` where nobody waits for the task"]
-pub struct Running<T>(JoinHandle<Result<T, Lost>>);
+pub struct TaskHandle<T>(JoinHandle<Result<T, TaskFailed>>);
 
 /// A task ended without a result: it panicked, was aborted, or its runtime ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a task ended without a result")]
-pub struct Lost;
+pub struct TaskFailed;
 
 impl Tasks {
     /// No tasks yet.
@@ -51,20 +51,20 @@ impl Tasks {
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub fn run<F>(&self, future: F) -> Running<F::Output>
+    pub fn run<F>(&self, future: F) -> TaskHandle<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,
     {
-        Running(self.tracker.spawn(catch(future)))
+        TaskHandle(self.tracker.spawn(catch(future)))
     }
 
     /// Says that the drain will begin soon: whoever can go elsewhere should.
-    pub fn leave(&self) {
+    pub fn announce_shutdown(&self) {
         self.leave.cancel();
     }
 
     /// Whether the drain will begin soon, or has begun.
-    pub fn is_leaving(&self) -> bool {
+    pub fn is_shutdown_announced(&self) -> bool {
         self.leave.is_cancelled()
     }
 
@@ -85,7 +85,7 @@ impl Tasks {
     }
 
     /// Says that the drain's time was over for a task before that had come to its end.
-    pub fn cut(&self) {
+    pub fn record_aborted(&self) {
         self.cut.store(true, Ordering::Relaxed);
     }
 
@@ -107,7 +107,7 @@ impl Tasks {
     }
 }
 
-impl<T> Running<T> {
+impl<T> TaskHandle<T> {
     /// Lets the task run on its own.
     pub fn detach(self) {
         drop(self);
@@ -119,11 +119,11 @@ impl<T> Running<T> {
     }
 }
 
-impl<T> Future for Running<T> {
-    type Output = Result<T, Lost>;
+impl<T> Future for TaskHandle<T> {
+    type Output = Result<T, TaskFailed>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(cx).map(|joined| joined.unwrap_or(Err(Lost)))
+        Pin::new(&mut self.0).poll(cx).map(|joined| joined.unwrap_or(Err(TaskFailed)))
     }
 }
 
@@ -137,17 +137,17 @@ where
     }
 }
 
-/// Completes as `future` does, or with [`Lost`] where it panics; the panic is logged.
+/// Completes as `future` does, or with [`TaskFailed`] where it panics; the panic is logged.
 ///
 /// Nothing of a future that panicked is used again but its destructor.
-pub(crate) async fn catch<F: Future>(future: F) -> Result<F::Output, Lost> {
+pub(crate) async fn catch<F: Future>(future: F) -> Result<F::Output, TaskFailed> {
     let mut future = pin!(future);
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
         Ok(polled) => polled.map(Ok),
         Err(panic) => {
             PANICS.fetch_add(1, Ordering::Relaxed);
             tracing::error!(panic = message(&*panic), "a task panicked");
-            Poll::Ready(Err(Lost))
+            Poll::Ready(Err(TaskFailed))
         }
     })
     .await
@@ -167,12 +167,15 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 mod tests {
     use std::time::Duration;
 
-    use super::{Lost, Tasks};
+    use super::{TaskFailed, Tasks};
 
     #[tokio::test]
     async fn a_panic_ends_its_own_task_only() {
         let tasks = Tasks::new();
-        assert_eq!(tasks.run(async { panic!("expected by the test") }).await, Err::<(), _>(Lost));
+        assert_eq!(
+            tasks.run(async { panic!("expected by the test") }).await,
+            Err::<(), _>(TaskFailed)
+        );
         assert_eq!(tasks.run(async { 1 }).await, Ok(1));
     }
 
@@ -193,7 +196,7 @@ mod tests {
         tasks
             .run(async move {
                 follower.draining().await;
-                follower.cut();
+                follower.record_aborted();
             })
             .detach();
         assert!(!tasks.drained(Duration::from_secs(1)).await);

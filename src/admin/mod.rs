@@ -48,7 +48,7 @@ impl Admin {
     }
 
     async fn ready(&self, query: Option<&str>) -> Response<Body> {
-        if self.tasks.is_leaving() {
+        if self.tasks.is_shutdown_announced() {
             return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n");
         }
         let asks_store = |query: &str| query.split('&').any(|part| part == "store");

@@ -126,7 +126,7 @@ impl Doors {
             Serves::Site(Protocol::Tls(tls)) => Some(Arc::clone(tls)),
             Serves::Site(_) | Serves::RedirectTo(_) => None,
         });
-        Tls::introduce(&with_tls.collect::<Vec<_>>());
+        Tls::link_listeners(&with_tls.collect::<Vec<_>>());
         let doors = Self { public, api };
         metrics.set_certificates(doors.certificates(&listeners.public(), listeners.api()));
         Ok(doors)
@@ -164,13 +164,13 @@ impl Doors {
     ) -> Result<Vec<(Arc<Tls>, Certificates)>, TlsError> {
         let mut read = Vec::new();
         if let (Protocol::Tls(tls), Some(wanted)) = (&self.api, &config.api.tls) {
-            read.push((Arc::clone(tls), tls.read(&wanted.listener)?));
+            read.push((Arc::clone(tls), tls.load(&wanted.listener)?));
         }
         for (door, listen) in self.public.iter().zip(&config.listen) {
             if let (Serves::Site(Protocol::Tls(tls)), Role::Tls(wanted)) =
                 (&door.serves, &listen.role)
             {
-                read.push((Arc::clone(tls), tls.read(wanted)?));
+                read.push((Arc::clone(tls), tls.load(wanted)?));
             }
         }
         Ok(read)
@@ -179,7 +179,7 @@ impl Doors {
     /// Shows them, from the next handshake on.
     pub(super) fn show(certificates: Vec<(Arc<Tls>, Certificates)>) {
         for (tls, certificates) in certificates {
-            tls.show(certificates);
+            tls.install(certificates);
         }
     }
 }

@@ -34,7 +34,7 @@ use crate::net::host::{self, OwnNames};
 use crate::net::trust::Trust;
 use crate::proxy::{self, Site, SiteError};
 use crate::random;
-use crate::server::{Address, Inherited, Room, Tasks, TlsError};
+use crate::server::{Address, ConnectionLimit, Inherited, Tasks, TlsError};
 use crate::session::key_ring::KeyRing;
 use crate::session::peer::Instance;
 use crate::sessions::{InFlight, Sessions, Shared};
@@ -205,8 +205,8 @@ impl App {
             doors: doors.clone(),
             limits: made.config.limits.clone(),
             admin_names: admin_names(&made.config, &api_url),
-            public_room: public_room(&made.config),
-            api_room: Room::new(made.config.limits.connections),
+            public_limit: public_limit(&made.config),
+            api_limit: ConnectionLimit::new(made.config.limits.connections),
         });
         let workers = (0..workers())
             .map(|index| crew.start_worker(index, &made, &listeners, &tasks))
@@ -278,7 +278,7 @@ impl App {
     /// begins the drain, of the public side first, waits for what is in flight, no longer than the
     /// drain's deadline, and ends the workers. Whether all of it ended in time.
     pub async fn stop(self) -> bool {
-        self.tasks.public.leave();
+        self.tasks.public.announce_shutdown();
         tokio::time::sleep(self.predrain).await;
         let drained = self.tasks.drained(self.drain_timeout).await;
         if !drained {
@@ -339,12 +339,13 @@ fn needs_store(config: &Config) -> bool {
     config.proxy.routes.iter().any(fails)
 }
 
-/// Room for clients; the proxies that are believed are many behind one address.
-fn public_room(config: &Config) -> Room {
-    let room = Room::new(config.limits.connections);
+/// Returns the connection limit of the public listeners. Trusted proxies are exempt from the limit per address, since
+/// many clients share theirs.
+fn public_limit(config: &Config) -> ConnectionLimit {
+    let limit = ConnectionLimit::new(config.limits.connections);
     match config.limits.connections_per_address {
-        None => room,
-        Some(limit) => room.with_limit_by_address(limit, trusted(config)),
+        None => limit,
+        Some(per_address) => limit.with_per_address_limit(per_address, trusted(config)),
     }
 }
 

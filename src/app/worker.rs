@@ -17,7 +17,9 @@ use crate::api::{self, Api};
 use crate::config::Config;
 use crate::net::host::OwnNames;
 use crate::proxy::{Proxy, Redirect, Site};
-use crate::server::{self, BoundListener, Current, Limits, Protocol, Room, Settings, Tasks};
+use crate::server::{
+    self, BoundListener, ConnectionLimit, Limits, Protocol, Reloadable, Settings, Tasks,
+};
 use crate::sessions::{Home, Sessions, Shared};
 use crate::telemetry::Tracer;
 
@@ -70,14 +72,14 @@ pub(super) struct Made {
 struct Services {
     home: Home,
     tasks: Floors,
-    proxy: Arc<Current<Proxy>>,
-    api: Arc<Current<Api>>,
+    proxy: Arc<Reloadable<Proxy>>,
+    api: Arc<Reloadable<Api>>,
 }
 
 impl Services {
     fn new(made: &Made, home: Home, tasks: Floors) -> Self {
         let (proxy, api) = services(made, &home, &tasks);
-        let (proxy, api) = (Arc::new(Current::new(proxy)), Arc::new(Current::new(api)));
+        let (proxy, api) = (Arc::new(Reloadable::new(proxy)), Arc::new(Reloadable::new(api)));
         Self { home, tasks, proxy, api }
     }
 }
@@ -121,8 +123,8 @@ pub(super) struct Crew {
     pub(super) limits: Limits,
     /// The names that the admin listener answers to.
     pub(super) admin_names: Vec<String>,
-    pub(super) public_room: Room,
-    pub(super) api_room: Room,
+    pub(super) public_limit: ConnectionLimit,
+    pub(super) api_limit: ConnectionLimit,
 }
 
 impl Crew {
@@ -174,10 +176,10 @@ impl Crew {
             proxy_header_from: None,
             leaves_descriptors: false,
             limits: self.limits.clone(),
-            counts: metrics.listener(&listener.local_address().to_string()),
+            metrics: metrics.listener(&listener.local_address().to_string()),
         };
         for (listener, door) in doors.into_iter().zip(self.doors.public()) {
-            let room = self.public_room.clone();
+            let limit = self.public_limit.clone();
             let public_settings = |protocol| Settings {
                 proxy_header_from: door.proxy_header_from.clone(),
                 leaves_descriptors: true,
@@ -186,19 +188,19 @@ impl Crew {
             match door.serves.clone() {
                 Serves::Site(protocol) => {
                     let settings = public_settings(protocol);
-                    accept(listener, settings, room, Arc::clone(&proxy), &public);
+                    accept(listener, settings, limit, Arc::clone(&proxy), &public);
                 }
                 Serves::RedirectTo(port) => {
                     let redirect = Redirect::new(port, sessions.shared().metrics.clone());
                     let redirect = Arc::new(redirect);
                     let settings = public_settings(Protocol::Http1);
-                    accept(listener, settings, room, redirect, &public);
+                    accept(listener, settings, limit, redirect, &public);
                 }
             }
         }
-        let room = self.api_room.clone();
+        let limit = self.api_limit.clone();
         let of_api = settings(&api_listener, self.doors.api.clone());
-        accept(api_listener, of_api, room, api, &inner);
+        accept(api_listener, of_api, limit, api, &inner);
         if index == 0 {
             self.stores.begin_following(&inner);
             self.stores.begin_tracking(&inner);
@@ -206,9 +208,9 @@ impl Crew {
             let names = OwnNames::new(self.admin_names.iter().cloned(), "admin.hosts");
             let admin =
                 Arc::new(Admin::new(sessions.clone(), Arc::clone(&self.readiness), public, names));
-            let room = Room::new(ADMIN_CONNECTIONS);
+            let limit = ConnectionLimit::new(ADMIN_CONNECTIONS);
             let of_admin = settings(&admin_listener, Protocol::Http1);
-            accept(admin_listener, of_admin, room, admin, &inner);
+            accept(admin_listener, of_admin, limit, admin, &inner);
             inner.run(sweep_requests(sessions.clone(), inner.clone())).detach();
             sweep(&sessions, &inner).await;
         } else {
@@ -226,12 +228,12 @@ const SWEEP_EVERY: Duration = Duration::from_mins(1);
 fn accept<H: server::Handler>(
     listener: BoundListener,
     settings: Settings,
-    room: Room,
+    limit: ConnectionLimit,
     handler: Arc<H>,
     tasks: &Tasks,
 ) {
     let address = listener.local_address().to_string();
-    let serve = server::serve(listener, settings, room, handler, tasks.clone());
+    let serve = server::serve(listener, settings, limit, handler, tasks.clone());
     tasks
         .run(async move {
             if let Err(error) = serve.await {

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use http::{Request, Response};
 
-use super::error::{Error, Kind};
-use super::health::{Check, Health, watch};
+use super::error::{Error, ErrorKind};
+use super::health::{Health, HealthCheck, watch};
 use super::pool::{Copies, Failed, Pool};
 use crate::body::Body;
 use crate::tasks::Tasks;
@@ -21,7 +21,7 @@ use crate::tasks::Tasks;
 pub struct Balancer {
     members: Vec<Member>,
     drawn: AtomicU64,
-    check: Option<Check>,
+    check: Option<HealthCheck>,
 }
 
 #[derive(Debug)]
@@ -34,13 +34,13 @@ struct Member {
 impl Balancer {
     /// Over these, at least one, each with the health that the workers share. From the first request on,
     /// they are health-checked as `check` says, by one of the workers.
-    pub fn new(upstreams: Vec<(Pool, Arc<Health>)>, check: Option<Check>) -> Self {
+    pub fn new(upstreams: Vec<(Pool, Arc<Health>)>, check: Option<HealthCheck>) -> Self {
         let member = |(pool, health)| Member { pool, in_flight: Arc::default(), health };
         let members = upstreams.into_iter().map(member).collect();
         Self { members, drawn: AtomicU64::new(0), check }
     }
 
-    fn watch(&self, check: &Check, tasks: &Tasks) {
+    fn watch(&self, check: &HealthCheck, tasks: &Tasks) {
         for member in self.members.iter().filter(|member| member.health.starts_checks()) {
             let (health, pool) = (Arc::downgrade(&member.health), member.pool.clone());
             tasks.run(watch(health, pool, check.clone(), tasks.sibling())).detach();
@@ -56,7 +56,7 @@ impl Balancer {
         tasks: &Tasks,
     ) -> Result<Response<Body>, Error> {
         let [first, ..] = self.members.as_slice() else {
-            return Err(Error::with(Kind::Connect, "there is no upstream"));
+            return Err(Error::with(ErrorKind::Connect, "there is no upstream"));
         };
         if self.members.len() == 1 {
             return first.pool.send(request, tasks).await;

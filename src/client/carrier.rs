@@ -10,7 +10,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::task::AbortHandle;
 
 use super::connection::{Outgoing, RESPONSE_HEAD_BYTES, drive};
-use super::error::{Error, Kind};
+use super::error::{Error, ErrorKind};
 use crate::net::scheme::Scheme;
 use crate::net::socket::Socket;
 use crate::tasks::Tasks;
@@ -42,7 +42,7 @@ impl Carrier {
             .keep_alive_timeout(PING)
             .handshake(TokioIo::new(socket))
             .await
-            .map_err(|error| Error::with(Kind::Connect, error))?;
+            .map_err(|error| Error::with(ErrorKind::Connect, error))?;
         let task = tasks.run(drive(connection, tasks.sibling(), drain));
         Ok(Self { sender, scheme, task: task.abort_handle() })
     }

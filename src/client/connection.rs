@@ -21,9 +21,9 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
 use super::carrier::{Carrier, as_prepared};
-use super::error::{Error, Kind};
+use super::error::{Error, ErrorKind};
 use super::target::Target;
-use super::tls::{Agreed, Speaks, Tls};
+use super::tls::{Agreed, Tls, UpstreamProtocol};
 use crate::body::{Body, BodyError, Traffic};
 use crate::metrics::UpstreamMetrics;
 use crate::net::descriptors::{self, Use};
@@ -63,15 +63,15 @@ pub(super) struct Http1 {
 pub(super) struct Dialled<'a> {
     pub(super) target: &'a Target,
     pub(super) tls: Option<&'a Tls>,
-    pub(super) counts: &'a UpstreamMetrics,
+    pub(super) metrics: &'a UpstreamMetrics,
 }
 
 impl Connection {
     /// Dials `target` within `deadline`, the handshake of TLS with it. When the drain begins, the
     /// connection's task calls `drain` once.
     pub(super) async fn open(
-        Dialled { target, tls, counts }: Dialled<'_>,
-        speaks: Speaks,
+        Dialled { target, tls, metrics }: Dialled<'_>,
+        speaks: UpstreamProtocol,
         deadline: Duration,
         tasks: &Tasks,
         drain: impl FnOnce() + Send + 'static,
@@ -79,13 +79,13 @@ impl Connection {
         let secured = secured(target, tls, speaks, deadline);
         let (socket, agreed) = match timeout(deadline, secured).await {
             Ok(dialled) => dialled.map_err(|error| match error.kind() {
-                io::ErrorKind::TimedOut => Error::with(Kind::ConnectTimeout, error),
-                io::ErrorKind::QuotaExceeded => Error::with(Kind::Busy, error),
-                _ => Error::with(Kind::Connect, error),
+                io::ErrorKind::TimedOut => Error::with(ErrorKind::ConnectTimeout, error),
+                io::ErrorKind::QuotaExceeded => Error::with(ErrorKind::Busy, error),
+                _ => Error::with(ErrorKind::Connect, error),
             })?,
-            Err(elapsed) => return Err(Error::with(Kind::ConnectTimeout, elapsed)),
+            Err(elapsed) => return Err(Error::with(ErrorKind::ConnectTimeout, elapsed)),
         };
-        let open = counts.connection_opened();
+        let open = metrics.connection_opened();
         // The connection's task has this until it ends, or the drain begins.
         let drain = move || {
             drop(open);
@@ -96,7 +96,7 @@ impl Connection {
             Agreed::Http2 => {
                 let carrier = Carrier::begin(socket, target.scheme(), tasks, drain);
                 let carrier = timeout(deadline, carrier).await;
-                let late = |elapsed| Error::with(Kind::ConnectTimeout, elapsed);
+                let late = |elapsed| Error::with(ErrorKind::ConnectTimeout, elapsed);
                 Self::Http2(Arc::new(carrier.map_err(late)??))
             }
         })
@@ -173,7 +173,7 @@ impl Http1 {
             .allow_spaces_after_header_name_in_responses(true)
             .handshake(io)
             .await
-            .map_err(|error| Error::with(Kind::Connect, error))?;
+            .map_err(|error| Error::with(ErrorKind::Connect, error))?;
         let task = tasks.run(drive(connection.with_upgrades(), tasks.sibling(), drain));
         Ok(Self { sender, received, task: Some(task.abort_handle()) })
     }
@@ -226,7 +226,7 @@ pub(super) async fn drive(
 async fn secured(
     target: &Target,
     tls: Option<&Tls>,
-    speaks: Speaks,
+    speaks: UpstreamProtocol,
     deadline: Duration,
 ) -> io::Result<(Socket, Agreed)> {
     let socket = dial(target, deadline).await?;
@@ -244,8 +244,8 @@ async fn secured(
         (Target::Http { scheme: Scheme::Http, .. } | Target::Unix(_), _) => Ok((
             socket,
             match speaks {
-                Speaks::Http1 => Agreed::Http1,
-                Speaks::Http2 | Speaks::Either => Agreed::Http2,
+                UpstreamProtocol::Http1 => Agreed::Http1,
+                UpstreamProtocol::Http2 | UpstreamProtocol::Alpn => Agreed::Http2,
             },
         )),
     }

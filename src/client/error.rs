@@ -9,14 +9,14 @@ use crate::body::BodyError;
 /// Why a request had no answer, with its cause.
 #[derive(Debug)]
 pub struct Error {
-    kind: Kind,
+    kind: ErrorKind,
     upstream: Option<Box<Target>>,
     cause: Box<dyn StdError + Send + Sync>,
 }
 
 /// What went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ErrorKind {
     /// No connection could be made; nothing was sent.
     Connect,
     /// None could be made in time; nothing was sent.
@@ -38,7 +38,7 @@ pub enum Kind {
 }
 
 impl Error {
-    pub(super) fn with(kind: Kind, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    pub(super) fn with(kind: ErrorKind, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self { kind, upstream: None, cause: cause.into() }
     }
 
@@ -58,43 +58,43 @@ impl Error {
         while let Some(inner) = cause {
             if let Some(body) = inner.downcast_ref() {
                 let kind = match body {
-                    BodyError::TooLarge => Kind::RequestBodyTooLarge,
+                    BodyError::TooLarge => ErrorKind::RequestBodyTooLarge,
                     BodyError::Idle | BodyError::Interrupted | BodyError::Broken(_) => {
-                        Kind::RequestBody
+                        ErrorKind::RequestBody
                     }
                 };
                 return Self::with(kind, error);
             }
             cause = inner.source();
         }
-        Self::with(Kind::Response, error)
+        Self::with(ErrorKind::Response, error)
     }
 
     /// What went wrong.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
     /// Whether nothing of the request can have reached the upstream.
     pub fn is_connect(&self) -> bool {
-        matches!(self.kind, Kind::Connect | Kind::ConnectTimeout)
+        matches!(self.kind, ErrorKind::Connect | ErrorKind::ConnectTimeout)
     }
 
     /// Whether a deadline passed that the upstream had.
     pub fn is_timeout(&self) -> bool {
         matches!(
             self.kind,
-            Kind::ConnectTimeout | Kind::ResponseTimeout | Kind::ResponseBodyTimeout
+            ErrorKind::ConnectTimeout | ErrorKind::ResponseTimeout | ErrorKind::ResponseBodyTimeout
         )
     }
 
     /// Whether it was the request's own body that failed.
     pub fn is_request_body(&self) -> bool {
-        matches!(self.kind, Kind::RequestBody | Kind::RequestBodyTooLarge)
+        matches!(self.kind, ErrorKind::RequestBody | ErrorKind::RequestBodyTooLarge)
     }
 }
 
-impl Kind {
+impl ErrorKind {
     /// The same in words, for the log.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -9,7 +9,7 @@ use http::{Request, Uri};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use super::error::{Error, Kind};
+use super::error::{Error, ErrorKind};
 use super::pool::Pool;
 use super::target::Target;
 use crate::body::Body;
@@ -25,7 +25,7 @@ const LONGEST_REST: Duration = Duration::from_secs(30);
 
 /// How upstreams are asked how they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
+pub struct HealthCheck {
     /// What is got: one that answers with a status below 400 is well.
     pub path: PathAndQuery,
     /// How long after an answer it is asked again; it has as long to answer.
@@ -36,7 +36,7 @@ pub struct Check {
 const ANSWER_BYTES: usize = 64 * 1024;
 
 /// Checks an upstream through `pool` at each interval, until its health is dropped or the drain begins.
-pub(super) async fn watch(health: Weak<Health>, pool: Pool, check: Check, tasks: Tasks) {
+pub(super) async fn watch(health: Weak<Health>, pool: Pool, check: HealthCheck, tasks: Tasks) {
     loop {
         let Some(health) = health.upgrade() else { return };
         let asked = async {
@@ -54,12 +54,12 @@ pub(super) async fn watch(health: Weak<Health>, pool: Pool, check: Check, tasks:
 }
 
 /// Sends one health check. `None` if the upstream has so much to do that it was not checked.
-async fn ask(pool: &Pool, check: &Check, tasks: &Tasks) -> Option<bool> {
+async fn ask(pool: &Pool, check: &HealthCheck, tasks: &Tasks) -> Option<bool> {
     let mut request = Request::new(Body::empty());
     *request.uri_mut() = Uri::from(check.path.clone());
     match pool.fetch(request, tasks, ANSWER_BYTES, check.interval).await {
         Ok(response) => Some(response.status().as_u16() < 400),
-        Err(error) if error.kind() == Kind::Busy => None,
+        Err(error) if error.kind() == ErrorKind::Busy => None,
         Err(_) => Some(false),
     }
 }
@@ -83,10 +83,10 @@ pub struct Health {
 }
 
 impl Health {
-    /// Starts as healthy, and shows its state in `counts`.
-    pub fn new(target: Target, counts: &UpstreamMetrics) -> Self {
+    /// Starts as healthy, and shows its state in `metrics`.
+    pub fn new(target: Target, metrics: &UpstreamMetrics) -> Self {
         let (failures, rests, until, ill, watched) = Default::default();
-        let (shown, start) = (counts.health(), Instant::now());
+        let (shown, start) = (metrics.health(), Instant::now());
         Self { target, shown, start, failures, rests, until, ill, watched }
     }
 
@@ -115,7 +115,7 @@ impl Health {
     /// One that cannot be connected to is left alone at once, and so is one that has not answered
     /// since it was left alone.
     pub(super) fn failed(&self, error: &Error) {
-        if error.is_request_body() || error.kind() == Kind::Busy || !self.is_well() {
+        if error.is_request_body() || error.kind() == ErrorKind::Busy || !self.is_well() {
             return;
         }
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
@@ -156,8 +156,10 @@ mod tests {
     async fn one_that_fails_is_left_alone_for_longer_and_longer() {
         let target: Target = "http://127.0.0.1:1".parse().expect("a target");
         let health = Health::new(target, &UpstreamMetrics::default());
-        let (connect, response) =
-            (Error::with(Kind::Connect, "refused"), Error::with(Kind::Response, "closed"));
+        let (connect, response) = (
+            Error::with(ErrorKind::Connect, "refused"),
+            Error::with(ErrorKind::Response, "closed"),
+        );
         health.failed(&response);
         health.failed(&response);
         assert!(health.is_well());

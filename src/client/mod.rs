@@ -26,11 +26,11 @@ use crate::body::Body;
 use crate::tasks::Tasks;
 
 pub use balancer::Balancer;
-pub use error::{Error, Kind};
-pub use health::{Check, Health};
+pub use error::{Error, ErrorKind};
+pub use health::{Health, HealthCheck};
 pub use pool::{Config, Pool};
 pub use target::{InvalidTarget, Target};
-pub use tls::{Speaks, Tls, TlsConfig, TlsError, Trust};
+pub use tls::{ServerTrust, Tls, TlsConfig, TlsError, UpstreamProtocol};
 
 /// One GET on a connection of its own: the whole response, of at most `limit` bytes, within `deadline`.
 pub async fn get(

@@ -18,10 +18,10 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::carrier::Carrier;
 use super::connection::{Connection, Dialled, NotSent, Outgoing, Progress};
-use super::error::{Error, Kind};
+use super::error::{Error, ErrorKind};
 use super::framing;
 use super::target::Target;
-use super::tls::{Speaks, Tls};
+use super::tls::{Tls, UpstreamProtocol};
 use crate::body::{self, Body, CollectError, End};
 use crate::metrics::{UpstreamMetrics, UpstreamOutcome};
 use crate::tasks::Tasks;
@@ -46,11 +46,11 @@ pub struct Config {
     /// For a target with TLS.
     pub tls: Option<Arc<Tls>>,
     /// Room for requests at a time, shared with other pools of the same upstream; `None` is any number.
-    pub room: Option<Arc<Semaphore>>,
+    pub request_limit: Option<Arc<Semaphore>>,
     /// Where its requests and connections are counted.
-    pub counts: UpstreamMetrics,
+    pub metrics: UpstreamMetrics,
     /// The protocol; a request that asks for another one, as WebSocket is, goes by HTTP/1.1.
-    pub speaks: Speaks,
+    pub protocol: UpstreamProtocol,
 }
 
 impl Default for Config {
@@ -62,9 +62,9 @@ impl Default for Config {
             idle_timeout: Duration::from_secs(4),
             max_idle: 256,
             tls: None,
-            room: None,
-            counts: UpstreamMetrics::default(),
-            speaks: Speaks::Http1,
+            request_limit: None,
+            metrics: UpstreamMetrics::default(),
+            protocol: UpstreamProtocol::Http1,
         }
     }
 }
@@ -124,7 +124,7 @@ pub(super) struct Failed {
 
 impl Failed {
     fn unsent(
-        kind: Kind,
+        kind: ErrorKind,
         cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
         request: Request<Outgoing>,
     ) -> Self {
@@ -186,16 +186,16 @@ impl Pool {
         copies: Copies,
         tasks: &Tasks,
     ) -> Result<Response<Body>, Failed> {
-        let Config { room, counts, .. } = &self.0.config;
-        let (started, in_flight) = (Instant::now(), counts.request_started());
-        let sent = self.send_in_turn(room.as_ref(), request, copies, tasks).await;
+        let Config { request_limit, metrics, .. } = &self.0.config;
+        let (started, in_flight) = (Instant::now(), metrics.request_started());
+        let sent = self.send_in_turn(request_limit.as_ref(), request, copies, tasks).await;
         let outcome = match &sent {
             Ok(_) => UpstreamOutcome::Responded,
-            Err(failed) if failed.error.kind() == Kind::Busy => UpstreamOutcome::Busy,
+            Err(failed) if failed.error.kind() == ErrorKind::Busy => UpstreamOutcome::Busy,
             Err(failed) if failed.error.is_timeout() => UpstreamOutcome::TimedOut,
             Err(_) => UpstreamOutcome::Failed,
         };
-        counts.request_finished(outcome, started.elapsed());
+        metrics.request_finished(outcome, started.elapsed());
         sent.map(|response| response.map(|body| body.with_guard(move |_end| drop(in_flight))))
             .map_err(|failed| Failed { error: failed.error.at(self.target()), ..failed })
     }
@@ -213,8 +213,8 @@ impl Pool {
         let permit = Arc::clone(room).acquire_owned();
         let permit = match timeout(self.0.config.connect_timeout, permit).await {
             Ok(Ok(permit)) => permit,
-            Ok(Err(closed)) => return Err(Failed::unsent(Kind::Busy, closed, request)),
-            Err(elapsed) => return Err(Failed::unsent(Kind::Busy, elapsed, request)),
+            Ok(Err(closed)) => return Err(Failed::unsent(ErrorKind::Busy, closed, request)),
+            Err(elapsed) => return Err(Failed::unsent(ErrorKind::Busy, elapsed, request)),
         };
         let response = self.send_now(request, copies, tasks).await?;
         Ok(response.map(|body| body.with_guard(move |_end| drop(permit))))
@@ -227,8 +227,8 @@ impl Pool {
         tasks: &Tasks,
     ) -> Result<Response<Body>, Failed> {
         let speaks = match Upgrades::of(request.headers()) {
-            Upgrades::Asked => Speaks::Http1,
-            Upgrades::Not => self.0.config.speaks,
+            Upgrades::Asked => UpstreamProtocol::Http1,
+            Upgrades::Not => self.0.config.protocol,
         };
         while let Some(connection) = self.take(speaks) {
             let copy = repeatable(&request).then(|| copy(&request));
@@ -253,7 +253,7 @@ impl Pool {
         match self.attempt(connection, request).await {
             Attempt::Answered(response) => Ok(response),
             Attempt::Unsent(request, error) => {
-                let error = Error::with(Kind::Response, error);
+                let error = Error::with(ErrorKind::Response, error);
                 Err(Failed { error, request: Some(request) })
             }
             Attempt::Unanswered(error) => Err(Failed { error, request: copy }),
@@ -271,13 +271,14 @@ impl Pool {
     ) -> Result<Response<Bytes>, Error> {
         let end = Instant::now() + deadline;
         let sent = timeout_at(end, self.send(request, tasks)).await;
-        let response = sent.map_err(|elapsed| Error::with(Kind::ResponseTimeout, elapsed))??;
+        let response =
+            sent.map_err(|elapsed| Error::with(ErrorKind::ResponseTimeout, elapsed))??;
         let (parts, body) = response.into_parts();
         let left = end.saturating_duration_since(Instant::now());
         let bytes = body::collect(body, limit, left).await.map_err(|error| {
             let kind = match error {
-                CollectError::TimedOut => Kind::ResponseBodyTimeout,
-                CollectError::TooLarge | CollectError::Broken(_) => Kind::ResponseBody,
+                CollectError::TimedOut => ErrorKind::ResponseBodyTimeout,
+                CollectError::TooLarge | CollectError::Broken(_) => ErrorKind::ResponseBody,
             };
             Error::with(kind, error)
         })?;
@@ -306,15 +307,15 @@ impl Pool {
         Request::from_parts(parts, Outgoing::new(body))
     }
 
-    async fn open(&self, speaks: Speaks, tasks: &Tasks) -> Result<Connection, Error> {
+    async fn open(&self, speaks: UpstreamProtocol, tasks: &Tasks) -> Result<Connection, Error> {
         let pool = Arc::downgrade(&self.0);
         let drain = move || {
             if let Some(pool) = pool.upgrade() {
                 pool.drain();
             }
         };
-        let Config { connect_timeout, tls, counts, .. } = &self.0.config;
-        let to = Dialled { target: &self.0.target, tls: tls.as_deref(), counts };
+        let Config { connect_timeout, tls, metrics, .. } = &self.0.config;
+        let to = Dialled { target: &self.0.target, tls: tls.as_deref(), metrics };
         let connection = Connection::open(to, speaks, *connect_timeout, tasks, drain).await?;
         if let Connection::Http2(carrier) = &connection {
             self.0.share(carrier);
@@ -359,7 +360,7 @@ impl Pool {
                 None => now,
             };
             if deadline <= now {
-                return Err(Error::with(Kind::ResponseTimeout, elapsed));
+                return Err(Error::with(ErrorKind::ResponseTimeout, elapsed));
             }
         }
     }
@@ -373,7 +374,7 @@ impl Pool {
         progress: Option<&Progress>,
     ) -> Attempt {
         if let Err(error) = framing::settle(response.headers_mut()) {
-            return Attempt::Failed(Error::with(Kind::Response, error));
+            return Attempt::Failed(Error::with(ErrorKind::Response, error));
         }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             if upgrades == Upgrades::Asked {
@@ -381,7 +382,7 @@ impl Pool {
                 return Attempt::Answered(response.map(|_nothing| Body::empty()));
             }
             let cause = "the upstream switched protocols, which nobody asked for";
-            return Attempt::Failed(Error::with(Kind::Response, cause));
+            return Attempt::Failed(Error::with(ErrorKind::Response, cause));
         }
         let pool = Arc::clone(&self.0);
         let mut response = response.map(|incoming| {
@@ -404,8 +405,8 @@ impl Pool {
 
     /// The connection that was used last, so that few are kept busy and the others expire; or the one
     /// that carries all.
-    fn take(&self, speaks: Speaks) -> Option<Connection> {
-        if speaks != Speaks::Http1
+    fn take(&self, speaks: UpstreamProtocol) -> Option<Connection> {
+        if speaks != UpstreamProtocol::Http1
             && let Some(carrier) = self.0.shared()
         {
             return Some(Connection::Http2(carrier));
@@ -506,7 +507,7 @@ impl Shared {
 
 fn failed(connection: &Connection, error: hyper::Error) -> Attempt {
     let error = Error::of_exchange(error);
-    if error.kind() == Kind::Response && !connection.has_received() {
+    if error.kind() == ErrorKind::Response && !connection.has_received() {
         Attempt::Unanswered(error)
     } else {
         Attempt::Failed(error)

@@ -8,7 +8,7 @@ use http_body::Body as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
-use super::{Config, Error, Kind, Pool, Target, get};
+use super::{Config, Error, ErrorKind, Pool, Target, get};
 use crate::body::{Body, CollectError, collect};
 use crate::tasks::Tasks;
 
@@ -206,7 +206,7 @@ async fn what_may_have_had_effect_is_never_sent_twice() {
             drop(old);
         };
         let (sent, ()) = tokio::join!(stage.send(method, Body::full(body)), upstream);
-        assert_eq!(sent.unwrap_err().kind(), Kind::Response);
+        assert_eq!(sent.unwrap_err().kind(), ErrorKind::Response);
         let again = tokio::time::timeout(SHORT, stage.accept()).await;
         assert!(again.is_err(), "a second connection was made");
     }
@@ -217,7 +217,7 @@ async fn a_new_connection_that_closes_is_an_error_at_once() {
     let stage = Stage::new(Config::default()).await;
     let upstream = async { drop(stage.accept().await) };
     let (sent, ()) = tokio::join!(stage.send(Method::GET, Body::empty()), upstream);
-    assert_eq!(sent.unwrap_err().kind(), Kind::Response);
+    assert_eq!(sent.unwrap_err().kind(), ErrorKind::Response);
 }
 
 #[tokio::test]
@@ -282,7 +282,7 @@ async fn the_responses_clock_starts_when_the_request_is_sent() {
         upload
     };
     let (sent, upload) = tokio::join!(stage.send(Method::PUT, body), upstream);
-    assert_eq!(sent.unwrap_err().kind(), Kind::ResponseTimeout);
+    assert_eq!(sent.unwrap_err().kind(), ErrorKind::ResponseTimeout);
     assert_eq!(upload, "5\r\nfirst\r\n0\r\n\r\n");
 }
 
@@ -290,7 +290,7 @@ async fn the_responses_clock_starts_when_the_request_is_sent() {
 async fn an_upstream_that_takes_nothing_runs_out_of_time() {
     let stage = Stage::new(Config { response_timeout: SHORT, ..Config::default() }).await;
     let sent = stage.send(Method::PUT, Body::full(vec![0; 64 << 20])).await;
-    assert_eq!(sent.unwrap_err().kind(), Kind::ResponseTimeout);
+    assert_eq!(sent.unwrap_err().kind(), ErrorKind::ResponseTimeout);
 }
 
 #[tokio::test]
@@ -309,7 +309,7 @@ async fn what_is_not_http_is_an_error() {
             stream
         };
         let (sent, _) = tokio::join!(stage.send(Method::GET, Body::empty()), upstream);
-        assert_eq!(sent.unwrap_err().kind(), Kind::Response);
+        assert_eq!(sent.unwrap_err().kind(), ErrorKind::Response);
     }
 }
 
@@ -405,9 +405,9 @@ async fn bounds_of_a_fetch() {
         stream
     };
     let fetched = stage.pool.fetch(request(), &stage.tasks, 4, LONG);
-    assert_eq!(tokio::join!(fetched, upstream).0.unwrap_err().kind(), Kind::ResponseBody);
+    assert_eq!(tokio::join!(fetched, upstream).0.unwrap_err().kind(), ErrorKind::ResponseBody);
     let fetched = stage.pool.fetch(request(), &stage.tasks, 4, SHORT).await;
-    assert_eq!(fetched.unwrap_err().kind(), Kind::ResponseTimeout);
+    assert_eq!(fetched.unwrap_err().kind(), ErrorKind::ResponseTimeout);
 }
 
 #[tokio::test]

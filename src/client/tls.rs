@@ -21,7 +21,7 @@ use crate::net::socket::Socket;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsConfig {
     /// Whom we believe.
-    pub trust: Trust,
+    pub trust: ServerTrust,
     /// The name that its certificate must have, and that we ask for; `None` is its host.
     pub name: Option<String>,
     /// Who we are, where it asks.
@@ -30,14 +30,14 @@ pub struct TlsConfig {
 
 /// Whose word counts for who an upstream is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Trust {
+pub enum ServerTrust {
     /// The authorities of this machine.
     #[default]
     System,
     /// Those of this file, and no other.
     File(PathBuf),
     /// Its own: whoever stands between us reads and writes all.
-    Anybody,
+    Insecure,
 }
 
 /// Why there is no TLS to an upstream.
@@ -62,14 +62,14 @@ pub enum TlsError {
 
 /// Which protocol is spoken to an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Speaks {
+pub enum UpstreamProtocol {
     /// HTTP/1.1.
     #[default]
     Http1,
     /// HTTP/2, also in the clear (RFC 9113, section 3.3).
     Http2,
     /// With TLS, what the upstream chooses.
-    Either,
+    Alpn,
 }
 
 /// Which one it is.
@@ -119,22 +119,24 @@ impl Tls {
         &self,
         host: &str,
         socket: Socket,
-        speaks: Speaks,
+        speaks: UpstreamProtocol,
     ) -> io::Result<(Socket, Agreed)> {
         let name = match &self.name {
             Some(name) => name.clone(),
             None => server_name(host).map_err(io::Error::other)?,
         };
         let connector = match speaks {
-            Speaks::Http1 => &self.http1,
-            Speaks::Http2 => &self.http2,
-            Speaks::Either => &self.either,
+            UpstreamProtocol::Http1 => &self.http1,
+            UpstreamProtocol::Http2 => &self.http2,
+            UpstreamProtocol::Alpn => &self.either,
         };
         let stream = connector.connect(name, socket).await?;
         let agreed = match (speaks, stream.get_ref().1.alpn_protocol()) {
             (_, Some(HTTP2)) => Agreed::Http2,
-            (Speaks::Http1 | Speaks::Either, _) => Agreed::Http1,
-            (Speaks::Http2, _) => return Err(io::Error::other("the upstream speaks no HTTP/2")),
+            (UpstreamProtocol::Http1 | UpstreamProtocol::Alpn, _) => Agreed::Http1,
+            (UpstreamProtocol::Http2, _) => {
+                return Err(io::Error::other("the upstream speaks no HTTP/2"));
+            }
         };
         Ok((Socket::Tls(Box::new(stream.into())), agreed))
     }
@@ -153,13 +155,13 @@ fn server_name(text: &str) -> Result<ServerName<'static>, TlsError> {
 }
 
 fn verifier(
-    trust: &Trust,
+    trust: &ServerTrust,
     provider: Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
     let roots = match trust {
-        Trust::Anybody => return Ok(Arc::new(Anybody(provider))),
-        Trust::File(path) => pem::authorities(path)?,
-        Trust::System => {
+        ServerTrust::Insecure => return Ok(Arc::new(Insecure(provider))),
+        ServerTrust::File(path) => pem::authorities(path)?,
+        ServerTrust::System => {
             let mut roots = RootCertStore::empty();
             // One that cannot be read is not believed; the others are.
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -174,9 +176,9 @@ fn verifier(
 
 /// Takes every certificate; that the upstream has its key is checked all the same.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct Insecure(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for Insecure {
     fn verify_server_cert(
         &self,
         _certificate: &CertificateDer<'_>,

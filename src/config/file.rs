@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use super::field::{Field, List, Named, Perhaps, Several, Table, Tables, section};
 use super::secret::Source;
 use super::value::{Mode, PrincipalHeader, Ratio, Size, Timeout, Upstreams};
-use crate::client::Speaks;
+use crate::client::UpstreamProtocol;
 use crate::log::Format;
 use crate::proxy::config::{Session as RouteSession, Tunnels};
 use crate::server::Address;
@@ -295,7 +295,7 @@ section! {
         /// Where requests go.
         upstream: Field<Upstreams>,
         /// What is spoken to it.
-        upstream_protocol: Field<Speaks>,
+        upstream_protocol: Field<UpstreamProtocol>,
         /// Whom we believe that it is the upstream, and who we are.
         upstream_tls: Perhaps<ClientTls>,
         /// What upstreams are asked to learn how they are.

@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue};
 
 use super::value::{Word, write_duration, write_size};
 use super::{Config, Keys, Role};
-use crate::client::{TlsConfig, Trust};
+use crate::client::{ServerTrust, TlsConfig};
 use crate::proxy::config::{Encoding, PrincipalHeader, RouteConfig};
 use crate::proxy::route::HostPattern;
 use crate::server;
@@ -321,8 +321,8 @@ fn client_tls(page: &mut Page, key: &str, tls: &TlsConfig) {
     let path = |path: &Path| quoted(&path.display().to_string());
     let identity = tls.identity.as_ref();
     let parts = [
-        ("ca", if let Trust::File(ca) = &tls.trust { Some(path(ca)) } else { None }),
-        ("verify", (tls.trust == Trust::Anybody).then(|| "false".to_owned())),
+        ("ca", if let ServerTrust::File(ca) = &tls.trust { Some(path(ca)) } else { None }),
+        ("verify", (tls.trust == ServerTrust::Insecure).then(|| "false".to_owned())),
         ("name", tls.name.as_deref().map(quoted)),
         ("certificate", identity.map(|identity| path(&identity.certificate))),
         ("key", identity.map(|identity| path(&identity.key))),

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use toml::de::DeValue;
 use tracing::level_filters::LevelFilter;
 
-use crate::client::{InvalidTarget, Speaks, Target};
+use crate::client::{InvalidTarget, Target, UpstreamProtocol};
 use crate::log::Format;
 use crate::proxy::config::{Encoding, Session, Tunnels};
 use crate::server::Address;
@@ -380,7 +380,7 @@ words! {
     Encoding { "percent" => Percent, "utf-8" => Utf8, }
     OnError { "fail" => Fail, "anonymous" => Anonymous, }
     Format { "text" => Text, "json" => Json, }
-    Speaks { "http1" => Http1, "h2c" => Http2, "alpn" => Either, }
+    UpstreamProtocol { "http1" => Http1, "h2c" => Http2, "alpn" => Alpn, }
     Tunnels { "with-session" => WithSession, "free" => Free, }
     Session { "on" => On, "no-touch" => NoTouch, "off" => Off, }
     LevelFilter {

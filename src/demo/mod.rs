@@ -21,7 +21,7 @@ use std::time::Duration;
 use crate::app::{App, StartError};
 use crate::config::{self, Config, ConfigError, Environment, Overrides};
 use crate::proxy::config::RouteConfig;
-use crate::server::{self, Address, Limits, Protocol, Room, Settings, Tasks};
+use crate::server::{self, Address, ConnectionLimit, Limits, Protocol, Settings, Tasks};
 use crate::store::config::Backend;
 use crate::time::Clock;
 
@@ -158,9 +158,9 @@ fn start_site(tasks: &Tasks) -> io::Result<Address> {
     let address = listener.local_address().clone();
     let limits = Limits { drain_timeout: DRAIN_TIMEOUT, ..Limits::default() };
     let settings = Settings { protocol: Protocol::Http1, limits, ..Settings::default() };
-    let room = Room::new(SITE_CONNECTIONS);
+    let limit = ConnectionLimit::new(SITE_CONNECTIONS);
     let site = Arc::new(Site { tasks: tasks.clone(), clock: Clock::System });
-    let serving = server::serve(listener, settings, room, site, tasks.clone());
+    let serving = server::serve(listener, settings, limit, site, tasks.clone());
     tasks
         .run(async move {
             if let Err(error) = serving.await {

@@ -27,17 +27,20 @@ impl Trust {
 
     /// Whether an address is trusted. An IPv4 address within IPv6 (a dual-stack socket's) is the IPv4
     /// address.
-    pub fn covers(&self, address: IpAddr) -> bool {
+    pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|network| network.contains(&address))
     }
 
     /// Whether a peer is. One without an address came through a Unix socket, so it is a process on this
     /// machine, and as trusted as the loopback addresses are.
-    pub fn believes(&self, peer: Option<IpAddr>) -> bool {
+    pub fn trusts_peer(&self, peer: Option<IpAddr>) -> bool {
         peer.map_or_else(
-            || self.covers(Ipv4Addr::LOCALHOST.into()) || self.covers(Ipv6Addr::LOCALHOST.into()),
-            |address| self.covers(address),
+            || {
+                self.contains(Ipv4Addr::LOCALHOST.into())
+                    || self.contains(Ipv6Addr::LOCALHOST.into())
+            },
+            |address| self.contains(address),
         )
     }
 }

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::login::LoginPage;
 use super::route::HostPattern;
-use crate::client::{Check, Speaks, Target, TlsConfig};
+use crate::client::{HealthCheck, Target, TlsConfig, UpstreamProtocol};
 use crate::store::config::OnError;
 
 /// Settings of the public proxy.
@@ -35,9 +35,9 @@ pub struct RouteConfig {
     /// The upstreams: at least one.
     pub upstreams: Vec<Target>,
     /// Health checks; no effect with a single upstream.
-    pub health: Option<Check>,
+    pub health: Option<HealthCheck>,
     /// Protocol to the upstreams: HTTP/1.1, HTTP/2, or negotiated with TLS.
-    pub upstream_protocol: Speaks,
+    pub upstream_protocol: UpstreamProtocol,
     /// TLS to the upstreams; no effect without HTTPS upstreams.
     pub upstream_tls: TlsConfig,
     /// Sessions of the requests.

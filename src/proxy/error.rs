@@ -11,7 +11,7 @@ use http::{Response, StatusCode};
 use super::request::{self, Rejected};
 use super::via::ViaError;
 use crate::body::Body;
-use crate::client::{self, Kind, Target};
+use crate::client::{self, ErrorKind, Target};
 use crate::metrics::Outcome;
 use crate::session::navigation;
 use crate::sessions::Failure;
@@ -146,10 +146,12 @@ impl Error {
             Self::NotLoggedIn(Some(_)) => StatusCode::SEE_OTHER,
             Self::NotLoggedIn(None) => StatusCode::UNAUTHORIZED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Upstream(error) if error.kind() == Kind::RequestBodyTooLarge => {
+            Self::Upstream(error) if error.kind() == ErrorKind::RequestBodyTooLarge => {
                 StatusCode::PAYLOAD_TOO_LARGE
             }
-            Self::Upstream(error) if error.kind() == Kind::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Upstream(error) if error.kind() == ErrorKind::Busy => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Upstream(error) if error.is_request_body() => StatusCode::BAD_REQUEST,
             Self::Upstream(error) if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
             Self::Upstream(_) | Self::Switched | Self::Patch(_) => StatusCode::BAD_GATEWAY,
@@ -173,8 +175,8 @@ impl Error {
             }
             Self::NotLoggedIn(_) => ("not_logged_in", "You need to log in to see this page."),
             Self::TooLarge => TOO_LARGE,
-            Self::Upstream(error) if error.kind() == Kind::RequestBodyTooLarge => TOO_LARGE,
-            Self::Upstream(error) if error.kind() == Kind::Busy => {
+            Self::Upstream(error) if error.kind() == ErrorKind::RequestBodyTooLarge => TOO_LARGE,
+            Self::Upstream(error) if error.kind() == ErrorKind::Busy => {
                 ("upstream_busy", "The site is overloaded. Please try again in a moment.")
             }
             Self::Upstream(error) if error.is_request_body() => {

@@ -227,7 +227,7 @@ impl Proxy {
         };
         // The limit on new sessions does not apply to the address of a trusted proxy, which all its
         // clients share.
-        let limited_address = address.filter(|address| !self.site.rules().trust.covers(*address));
+        let limited_address = address.filter(|address| !self.site.rules().trust.contains(*address));
         let client = Some(Client { address, user_agent });
         let wants_values = route.header_exchange().is_some();
         let on_error = route.on_error();

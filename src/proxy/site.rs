@@ -100,8 +100,8 @@ impl Site {
             let limit = |_| config.upstream_requests.map(|limit| Arc::new(Semaphore::new(limit)));
             let request_limits = config.upstreams.iter().map(limit).collect();
             let health = config.upstreams.iter().map(|upstream| {
-                let counts = metrics.upstream(&upstream.to_string());
-                Arc::new(Health::new(upstream.clone(), &counts))
+                let metrics = metrics.upstream(&upstream.to_string());
+                Arc::new(Health::new(upstream.clone(), &metrics))
             });
             let health = health.collect();
             let host = config.host.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -300,12 +300,12 @@ impl Route {
             stream_idle_timeout: Some(self.config.stream_idle_timeout),
             idle_timeout: self.config.upstream_idle_timeout,
             tls: self.tls.clone(),
-            speaks: self.config.upstream_protocol,
+            protocol: self.config.upstream_protocol,
             ..client::Config::default()
         };
         let pool = |(upstream, limit): (&Target, &Option<Arc<Semaphore>>)| {
-            let counts = metrics.upstream(&upstream.to_string());
-            let config = client::Config { room: limit.clone(), counts, ..config.clone() };
+            let metrics = metrics.upstream(&upstream.to_string());
+            let config = client::Config { request_limit: limit.clone(), metrics, ..config.clone() };
             Pool::new(upstream.clone(), config)
         };
         let pools = self.config.upstreams.iter().zip(&self.request_limits).map(pool);

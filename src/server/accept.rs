@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::Server;
-use super::{Address, BoundListener, Handler, Peer, Room, Settings};
+use super::{Address, BoundListener, ConnectionLimit, Handler, Peer, Settings};
 use crate::net::descriptors::{self, Use};
 use crate::net::socket::Socket;
 use crate::tasks::Tasks;
@@ -25,7 +25,7 @@ const REST: Duration = Duration::from_millis(100);
 pub async fn serve<H: Handler>(
     listener: BoundListener,
     settings: Settings,
-    room: Room,
+    room: ConnectionLimit,
     handler: Arc<H>,
     tasks: Tasks,
 ) -> io::Result<()> {
@@ -52,7 +52,7 @@ pub async fn serve<H: Handler>(
                 let (server, room) = (Arc::clone(&server), room.clone());
                 tasks
                     .run(async move {
-                        let _open = server.counts().connection_opened();
+                        let _open = server.metrics().connection_opened();
                         let (mut socket, mut peer) = (socket, peer);
                         if !server.learn_of_client(&mut socket, &mut peer).await {
                             return;
@@ -99,7 +99,7 @@ enum Listener {
 /// costs the process nothing.
 async fn accept(
     listener: &Listener,
-    room: &Room,
+    room: &ConnectionLimit,
 ) -> io::Result<(Socket, Option<SocketAddr>, OwnedSemaphorePermit)> {
     let permit = room.permit().await.map_err(io::Error::other)?;
     match listener {

@@ -21,10 +21,10 @@ use tokio::time::{sleep, timeout};
 use super::clocks::{Clocks, Expired};
 use super::io::{Io, Pressure};
 use super::proxy_header::{self, Proxied};
+use super::response_body::{InFlight, Tail};
 use super::streams::{Stall, Streams};
-use super::tail::{InFlight, Tail};
 use super::tls::{Agreed, Handshake, Tls};
-use super::{Handler, Limits, Peer, Protocol, Room, Settings};
+use super::{ConnectionLimit, Handler, Limits, Peer, Protocol, Settings};
 use crate::body::{Body, End};
 use crate::log::ACCESS;
 use crate::metrics::{AbortReason, ListenerMetrics};
@@ -75,10 +75,15 @@ pub(super) struct Server<H> {
 }
 
 impl<H: Handler> Server<H> {
-    pub(super) fn new(settings: Settings, handler: Arc<H>, tasks: Tasks, room: &Room) -> Self {
+    pub(super) fn new(
+        settings: Settings,
+        handler: Arc<H>,
+        tasks: Tasks,
+        room: &ConnectionLimit,
+    ) -> Self {
         let http1 = http1(&settings.limits);
-        let (patience, counts) = (settings.limits.body_idle_timeout, settings.counts.clone());
-        let streams = Streams::new(tasks.clone(), patience, room.stalled(), counts);
+        let (patience, metrics) = (settings.limits.body_idle_timeout, settings.metrics.clone());
+        let streams = Streams::new(tasks.clone(), patience, room.stalled(), metrics);
         let http2 = http2(&settings.limits, streams);
         let pressure = Pressure::new(room.clone(), tasks.clone());
         Self { settings, handler, tasks, pressure, http1, http2 }
@@ -88,15 +93,15 @@ impl<H: Handler> Server<H> {
         self.settings.leaves_descriptors
     }
 
-    pub(super) fn counts(&self) -> &ListenerMetrics {
-        &self.settings.counts
+    pub(super) fn metrics(&self) -> &ListenerMetrics {
+        &self.settings.metrics
     }
 
     /// Asks the proxy that passes a connection on whose it is, where there is one; whether that is known.
     pub(super) async fn learn_of_client(&self, socket: &mut Socket, peer: &mut Peer) -> bool {
         let proxy = peer.address.map(|proxy| proxy.ip());
         match &self.settings.proxy_header_from {
-            Some(trust) if trust.believes(proxy) => {}
+            Some(trust) if trust.trusts_peer(proxy) => {}
             _ => return true,
         }
         let read = tokio::select! {
@@ -115,11 +120,11 @@ impl<H: Handler> Server<H> {
             }
             Ok(Err(error)) => {
                 tracing::info!(%error, ?proxy, "a proxy did not say whose a connection is");
-                self.counts().connection_aborted(AbortReason::ProxyHeader);
+                self.metrics().connection_aborted(AbortReason::ProxyHeader);
                 false
             }
             Err(_elapsed) => {
-                self.counts().connection_aborted(AbortReason::HeaderTimeout);
+                self.metrics().connection_aborted(AbortReason::HeaderTimeout);
                 false
             }
         }
@@ -129,7 +134,7 @@ impl<H: Handler> Server<H> {
     pub(super) fn turn_away(&self, socket: &Socket, peer: &Peer) {
         let client = peer.address;
         tracing::debug!(?client, "an address has as many connections as it may have");
-        self.counts().connection_aborted(AbortReason::AddressLimit);
+        self.metrics().connection_aborted(AbortReason::AddressLimit);
         socket.reset_on_drop();
     }
 
@@ -167,16 +172,16 @@ impl<H: Handler> Server<H> {
         };
         match accepted {
             Ok(Ok((socket, handshake))) => {
-                self.counts().tls_handshake(handshake.version, handshake.resumed);
+                self.metrics().tls_handshake(handshake.version, handshake.resumed);
                 return Some((socket, handshake));
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a handshake failed");
-                self.counts().connection_aborted(AbortReason::TlsHandshake);
+                self.metrics().connection_aborted(AbortReason::TlsHandshake);
             }
             Err(_elapsed) => {
                 tracing::debug!("a handshake took too long");
-                self.counts().connection_aborted(AbortReason::HeaderTimeout);
+                self.metrics().connection_aborted(AbortReason::HeaderTimeout);
             }
         }
         None
@@ -278,7 +283,7 @@ impl<H: Handler> Server<H> {
         async move {
             let answered = tasks::catch(handled).await;
             let mut response = answered.unwrap_or_else(|_lost| failure());
-            if leaves.is_leaving() && version <= Version::HTTP_11 {
+            if leaves.is_shutdown_announced() && version <= Version::HTTP_11 {
                 let close = HeaderValue::from_static("close");
                 // Without room it hears of the end when that comes.
                 let _ = response.headers_mut().try_insert(header::CONNECTION, close);
@@ -337,9 +342,9 @@ impl<H: Handler> Server<H> {
             expired = clocks.expired(&goodbye) => self.ran_out(expired, clocks),
             () = wait(left) => {
                 tracing::warn!("a connection was cut at the drain's deadline");
-                self.counts().connection_aborted(AbortReason::Drain);
+                self.metrics().connection_aborted(AbortReason::Drain);
                 clocks.cut(End::Drained);
-                self.tasks.cut();
+                self.tasks.record_aborted();
             }
         }
         Drove::ToItsEnd
@@ -348,9 +353,9 @@ impl<H: Handler> Server<H> {
     fn ran_out(&self, expired: Expired, clocks: &Clocks) {
         tracing::debug!(?expired, "a connection ran out of time");
         match expired {
-            Expired::Head => self.counts().connection_aborted(AbortReason::HeaderTimeout),
+            Expired::Head => self.metrics().connection_aborted(AbortReason::HeaderTimeout),
             Expired::Write => {
-                self.counts().connection_aborted(AbortReason::WriteTimeout);
+                self.metrics().connection_aborted(AbortReason::WriteTimeout);
                 clocks.cut(End::Stalled);
             }
             // As long as that, and no longer, was agreed.
@@ -378,7 +383,7 @@ impl<H: Handler> Server<H> {
         } else {
             return Drove::ToItsEnd;
         };
-        self.counts().connection_aborted(cut);
+        self.metrics().connection_aborted(cut);
         let client = client.map(|client| tracing::field::display(client.ip()));
         tracing::info!(target: ACCESS, client, reason = cut.as_str(), error = source, "refused");
         Drove::ToItsEnd

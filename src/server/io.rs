@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::Room;
+use super::ConnectionLimit;
 use super::clocks::{Clocks, Phase};
 use crate::body::READ_ON;
 use crate::net::socket::Socket;
@@ -39,12 +39,12 @@ pub(super) struct Io {
 /// What shortens the time that a closed connection is read from: few free connections, or the drain.
 #[derive(Clone, Debug)]
 pub(super) struct Pressure {
-    room: Room,
+    room: ConnectionLimit,
     tasks: Tasks,
 }
 
 impl Pressure {
-    pub(super) fn new(room: Room, tasks: Tasks) -> Self {
+    pub(super) fn new(room: ConnectionLimit, tasks: Tasks) -> Self {
         Self { room, tasks }
     }
 

@@ -6,13 +6,13 @@ mod accept;
 mod address;
 mod clocks;
 mod connection;
-mod current;
+mod connection_limit;
 mod io;
 mod listener;
 mod proxy_header;
-mod room;
+mod reloadable;
+mod response_body;
 mod streams;
-mod tail;
 mod tls;
 
 #[cfg(test)]
@@ -30,12 +30,12 @@ use crate::metrics::ListenerMetrics;
 use crate::net::scheme::Scheme;
 use crate::net::trust::Trust;
 
-pub use crate::tasks::{Lost, Running, Tasks};
+pub use crate::tasks::{TaskFailed, TaskHandle, Tasks};
 pub use accept::serve;
 pub use address::{Address, InvalidAddress};
-pub use current::Current;
+pub use connection_limit::ConnectionLimit;
 pub use listener::{BoundListener, Inherited, bind};
-pub use room::Room;
+pub use reloadable::Reloadable;
 pub use tls::{Certificates, ServerName, Tls, TlsConfig, TlsError};
 
 /// What answers the requests of a listener.
@@ -121,13 +121,13 @@ pub struct Settings {
     /// Whether it leaves the last descriptors of the process to other listeners, and to the store.
     pub leaves_descriptors: bool,
     /// Where its connections are counted.
-    pub counts: ListenerMetrics,
+    pub metrics: ListenerMetrics,
 }
 
 /// What connections may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Open connections, over all workers. The caller makes the [`Room`] of this size that [`serve`] takes.
+    /// Open connections, over all workers. The caller makes the [`ConnectionLimit`] of this size that [`serve`] takes.
     pub connections: usize,
     /// Open connections from one address; `None` is any number.
     pub connections_per_address: Option<usize>,

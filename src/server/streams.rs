@@ -61,7 +61,7 @@ struct Shared {
     tasks: Tasks,
     patience: Duration,
     stalled: Stalled,
-    counts: ListenerMetrics,
+    metrics: ListenerMetrics,
 }
 
 impl Streams {
@@ -70,9 +70,9 @@ impl Streams {
         tasks: Tasks,
         patience: Duration,
         stalled: Stalled,
-        counts: ListenerMetrics,
+        metrics: ListenerMetrics,
     ) -> Self {
-        Self(Arc::new(Shared { tasks, patience, stalled, counts }))
+        Self(Arc::new(Shared { tasks, patience, stalled, metrics }))
     }
 }
 
@@ -130,7 +130,7 @@ impl Stall {
         let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(NEVER - 1);
         if self.since.swap(now, ORDERING) == NEVER {
             self.among.stalled.count.fetch_add(1, ORDERING);
-            self.among.counts.stalled_streams().inc();
+            self.among.metrics.stalled_streams().inc();
         }
     }
 
@@ -138,7 +138,7 @@ impl Stall {
     pub(super) fn end(&self) {
         if self.since.swap(NEVER, ORDERING) != NEVER {
             self.among.stalled.count.fetch_sub(1, ORDERING);
-            self.among.counts.stalled_streams().dec();
+            self.among.metrics.stalled_streams().dec();
         }
     }
 

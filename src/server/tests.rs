@@ -13,7 +13,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    Address, BoundListener, Handler, Limits, Peer, Protocol, Room, Settings, Tasks, bind, serve,
+    Address, BoundListener, ConnectionLimit, Handler, Limits, Peer, Protocol, Settings, Tasks,
+    bind, serve,
 };
 use crate::body::{Body, End, collect};
 use crate::metrics::Metrics;
@@ -47,7 +48,7 @@ impl Served {
 
 fn start(listener: BoundListener, settings: Settings, handler: impl Handler) -> Tasks {
     let tasks = Tasks::new();
-    let room = Room::new(settings.limits.connections);
+    let room = ConnectionLimit::new(settings.limits.connections);
     let serving = serve(listener, settings, room, Arc::new(handler), tasks.clone());
     tasks.run(serving).detach();
     tasks
@@ -239,11 +240,11 @@ async fn a_client_still_sending_after_its_answer_is_not_reset() {
 async fn reads_on(connections: usize, request: &str, every: Option<u64>, drains: bool) -> u64 {
     let metrics = Metrics::new();
     let limits = Limits { connections, ..Limits::default() };
-    let counts = metrics.listener("x");
+    let listener_metrics = metrics.listener("x");
     // What is written to a Unix socket is there at once, whatever the clock says.
     let directory = tempfile::tempdir().unwrap();
     let address = Address::Unix(directory.path().join("x.sock"));
-    let settings = Settings { limits, counts, ..Settings::default() };
+    let settings = Settings { limits, metrics: listener_metrics, ..Settings::default() };
     let tasks = start(bind(&address, None).unwrap(), settings, hello);
     let mut stream = UnixStream::connect(directory.path().join("x.sock")).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();

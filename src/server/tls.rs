@@ -129,7 +129,7 @@ impl Tls {
     }
 
     /// Introduces the listeners of one site to each other, once. See [`ServerName::is_served_elsewhere`].
-    pub fn introduce(listeners: &[Arc<Self>]) {
+    pub fn link_listeners(listeners: &[Arc<Self>]) {
         for listener in listeners {
             let others = listeners.iter().filter(|other| !Arc::ptr_eq(other, listener));
             let _ = listener.others.set(others.map(Arc::downgrade).collect());
@@ -141,12 +141,12 @@ impl Tls {
     }
 
     /// Reads the files of another configuration, which may have the same names.
-    pub fn read(&self, config: &TlsConfig) -> Result<Certificates, TlsError> {
+    pub fn load(&self, config: &TlsConfig) -> Result<Certificates, TlsError> {
         certificates(config, &self.provider, &self.ticketer)
     }
 
     /// Shows these from the next handshake on; connections go on.
-    pub fn show(&self, certificates: Certificates) {
+    pub fn install(&self, certificates: Certificates) {
         self.current.store(Arc::new(certificates));
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cloakroom::body::Body;
 use cloakroom::client::{Config, Pool, Target};
-use cloakroom::server::{Address, Peer, Protocol, Room, Settings, Tasks, bind, serve};
+use cloakroom::server::{Address, ConnectionLimit, Peer, Protocol, Settings, Tasks, bind, serve};
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -179,8 +179,8 @@ fn start_site(tasks: &Tasks) -> SocketAddr {
     let handler =
         move |request: Request<Incoming>, _: Peer| page(request.headers().clone(), own.clone());
     let settings = Settings { protocol: Protocol::Http1, ..Settings::default() };
-    let room = Room::new(10_000);
-    tasks.run(serve(listener, settings, room, Arc::new(handler), tasks.clone())).detach();
+    let limit = ConnectionLimit::new(10_000);
+    tasks.run(serve(listener, settings, limit, Arc::new(handler), tasks.clone())).detach();
     address
 }
 

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use cloakroom::body::Body;
-use cloakroom::server::{Peer, Room, Settings, Tasks, bind, serve};
+use cloakroom::server::{ConnectionLimit, Peer, Settings, Tasks, bind, serve};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::time::sleep;
@@ -111,7 +111,8 @@ fn start_site(address: SocketAddr, name: &'static str, tasks: &Tasks) {
     let listener = bind(&address.to_string().parse().unwrap(), None).unwrap();
     let page = move |_: Request<Incoming>, _: Peer| async move { Response::new(Body::full(name)) };
     let handler = std::sync::Arc::new(page);
-    let serving = serve(listener, Settings::default(), Room::new(1000), handler, tasks.clone());
+    let serving =
+        serve(listener, Settings::default(), ConnectionLimit::new(1000), handler, tasks.clone());
     tasks.run(serving).detach();
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cloakroom::body::Body;
-use cloakroom::server::{Address, Peer, Protocol, Room, Settings, Tasks, bind, serve};
+use cloakroom::server::{Address, ConnectionLimit, Peer, Protocol, Settings, Tasks, bind, serve};
 use http::{Request, Response, Version};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
@@ -36,8 +36,8 @@ pub fn start_site(tasks: &Tasks) -> SocketAddr {
     let tasks = tasks.clone();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let room = Room::new(20_000);
-        runtime.block_on(serve(listener, settings, room, Arc::new(page), tasks)).unwrap();
+        let limit = ConnectionLimit::new(20_000);
+        runtime.block_on(serve(listener, settings, limit, Arc::new(page), tasks)).unwrap();
     });
     address
 }

@@ -12,7 +12,7 @@ use super::super::value::{self, Size, Upstreams};
 use super::context::{Context, Site, TRANSPORT};
 use super::listeners::reaches;
 use super::{headers, tls};
-use crate::client::{self, Check, Speaks, Target, TlsConfig};
+use crate::client::{self, HealthCheck, Target, TlsConfig, UpstreamProtocol};
 use crate::net::scheme::Scheme;
 use crate::proxy::config::{PrincipalHeader, RouteConfig, Session, Tunnels};
 use crate::proxy::login::LoginPage;
@@ -130,7 +130,11 @@ fn min_body_rate(field: &Field<Size>) -> Option<u64> {
     (bytes > 0).then_some(bytes)
 }
 
-fn health(table: &file::Route, upstreams: &[Target], context: &mut Context<'_>) -> Option<Check> {
+fn health(
+    table: &file::Route,
+    upstreams: &[Target],
+    context: &mut Context<'_>,
+) -> Option<HealthCheck> {
     let interval =
         context.duration(&table.health_interval, RouteConfig::DEFAULT_HEALTH_INTERVAL, &TRANSPORT);
     let Some((path, origin)) = table.health_path.found() else {
@@ -143,7 +147,7 @@ fn health(table: &file::Route, upstreams: &[Target], context: &mut Context<'_>) 
         context.warn(origin, "there is no other upstream that could have its requests");
     }
     match PathAndQuery::try_from(path.as_str()) {
-        Ok(path) if path.as_str().starts_with('/') => Some(Check { path, interval }),
+        Ok(path) if path.as_str().starts_with('/') => Some(HealthCheck { path, interval }),
         _ => {
             context
                 .error(origin, "is no path; write one that begins with a slash, as \"/healthz\"");
@@ -222,16 +226,18 @@ fn upstream_protocol(
     table: &file::Route,
     upstreams: &[Target],
     context: &mut Context<'_>,
-) -> Speaks {
-    let Some((speaks, origin)) = table.upstream_protocol.found() else { return Speaks::Http1 };
+) -> UpstreamProtocol {
+    let Some((speaks, origin)) = table.upstream_protocol.found() else {
+        return UpstreamProtocol::Http1;
+    };
     match speaks {
-        Speaks::Http2 if upstreams.iter().any(has_tls) => {
+        UpstreamProtocol::Http2 if upstreams.iter().any(has_tls) => {
             context.error(origin, "is HTTP/2 in the clear; with https:// write \"alpn\"");
         }
-        Speaks::Either if !upstreams.iter().all(has_tls) => {
+        UpstreamProtocol::Alpn if !upstreams.iter().all(has_tls) => {
             context.error(origin, "is agreed upon with TLS; without write \"h2c\"");
         }
-        Speaks::Http1 | Speaks::Http2 | Speaks::Either => {}
+        UpstreamProtocol::Http1 | UpstreamProtocol::Http2 | UpstreamProtocol::Alpn => {}
     }
     *speaks
 }

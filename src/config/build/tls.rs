@@ -6,7 +6,7 @@ use super::super::field::{Field, Several};
 use super::super::file;
 use super::super::problem::Origin;
 use super::context::{Context, with_causes};
-use crate::client::{self, Trust};
+use crate::client::{self, ServerTrust};
 use crate::net::pem::Identity;
 use crate::server;
 
@@ -76,18 +76,18 @@ pub(super) fn client(
     config
 }
 
-fn trust(tls: &file::ClientTls, context: &mut Context<'_>) -> Trust {
+fn trust(tls: &file::ClientTls, context: &mut Context<'_>) -> ServerTrust {
     match (tls.ca.found(), tls.verify.found()) {
         (Some((_, origin)), Some((false, _))) => {
             context.error(origin, "counts for nothing with verify = false; leave one of them out");
-            Trust::Anybody
+            ServerTrust::Insecure
         }
         (None, Some((false, origin))) => {
             let message = "whoever stands between here and there can read and change all";
             context.warn(origin, message);
-            Trust::Anybody
+            ServerTrust::Insecure
         }
-        (Some((ca, _)), _) => Trust::File(context.beside_file(Path::new(ca))),
-        (None, _) => Trust::System,
+        (Some((ca, _)), _) => ServerTrust::File(context.beside_file(Path::new(ca))),
+        (None, _) => ServerTrust::System,
     }
 }

@@ -168,7 +168,7 @@ fn walk(hops: impl Iterator<Item = Option<IpAddr>>, trust: &Trust) -> Walk {
         walk.last = depth;
         let Some(address) = hop else { break };
         walk.client = Some(depth);
-        if !trust.covers(address) {
+        if !trust.contains(address) {
             break;
         }
     }

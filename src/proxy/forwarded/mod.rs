@@ -61,7 +61,7 @@ pub struct Rules {
 impl Rules {
     /// Returns whether the forwarding fields of a peer are trusted.
     pub fn trusts(&self, peer: Peer) -> bool {
-        !peer.is_unknown && self.trust.believes(peer.address)
+        !peer.is_unknown && self.trust.trusts_peer(peer.address)
     }
 
     fn is_stripped(&self, name: &HeaderName) -> bool {
@@ -110,7 +110,7 @@ pub fn rewrite(
     let peer = Peer { address: peer.address.map(|address| address.to_canonical()), ..peer };
     let trust = &rules.trust;
     let is_trusted = rules.trusts(peer);
-    let lost_https = !trust.believes(peer.address)
+    let lost_https = !trust.trusts_peer(peer.address)
         && peer.scheme == Scheme::Http
         && list::members(headers, &X_FORWARDED_PROTO).any(|s| s.eq_ignore_ascii_case(b"https"));
     let dropped = names::remove_matching(headers, |name| {

@@ -35,7 +35,7 @@ fuzz_target!(|data: &[u8]| {
         (Trust::new(vec!["0.0.0.0/0".parse().unwrap()]), None),
     ] {
         let mut headers = headers.clone();
-        let is_trusted = trust.believes(address);
+        let is_trusted = trust.trusts_peer(address);
         let peer = Peer { address, scheme: Scheme::Http, is_unknown: false };
         let rules = Rules { trust, ..Rules::default() };
         let Ok(rewritten) = rewrite(&mut headers, &rules, peer) else { continue };

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use cloakroom::body::{Body, collect};
 use cloakroom::client::{Pool, Target};
-use cloakroom::server::{Address, Limits, Peer, Protocol, Room, Settings, Tasks, bind, serve};
+use cloakroom::server::{
+    Address, ConnectionLimit, Limits, Peer, Protocol, Settings, Tasks, bind, serve,
+};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
@@ -81,8 +83,13 @@ impl Upstream {
         };
         let limits = Limits { header_bytes: 256 * 1024, headers: 1000, ..Limits::default() };
         let settings = Settings { protocol: Protocol::Http1AndH2c, limits, ..Settings::default() };
-        let serving =
-            serve(listener, settings, Room::new(10_000), Arc::new(handler), tasks.clone());
+        let serving = serve(
+            listener,
+            settings,
+            ConnectionLimit::new(10_000),
+            Arc::new(handler),
+            tasks.clone(),
+        );
         tasks.run(serving).detach();
         Self { address, state, tasks }
     }

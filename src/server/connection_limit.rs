@@ -11,7 +11,7 @@ use crate::net::trust::{Trust, customer};
 
 /// Room for connections, of all listeners that share it. A clone is the same room.
 #[derive(Clone, Debug)]
-pub struct Room {
+pub struct ConnectionLimit {
     all: Arc<Semaphore>,
     connections: usize,
     stalled: Stalled,
@@ -39,7 +39,7 @@ struct Counted {
     among: Arc<ByAddress>,
 }
 
-impl Room {
+impl ConnectionLimit {
     /// For so many, from anywhere. It allows as many HTTP/2 streams to stall.
     pub fn new(connections: usize) -> Self {
         let (all, stalled) = (Arc::new(Semaphore::new(connections)), Stalled::new(connections));
@@ -49,7 +49,7 @@ impl Room {
     /// For so many from one address, or from one /64 of IPv6, which is one customer's; those of
     /// `exempt` are not counted.
     #[must_use]
-    pub fn with_limit_by_address(self, limit: usize, exempt: Trust) -> Self {
+    pub fn with_per_address_limit(self, limit: usize, exempt: Trust) -> Self {
         let by_address = ByAddress { limit, exempt, open: Mutex::default() };
         Self { by_address: Some(Arc::new(by_address)), ..self }
     }
@@ -87,7 +87,7 @@ impl ByAddress {
     /// `None` where there is no room, and within where it is not counted.
     #[expect(clippy::option_option, reason = "whether it may stay, and what that is")]
     fn count(self: &Arc<Self>, address: IpAddr) -> Option<Option<Counted>> {
-        if self.exempt.covers(address) {
+        if self.exempt.contains(address) {
             return Some(None);
         }
         let address = customer(address);
@@ -126,7 +126,7 @@ mod tests {
     #[tokio::test]
     async fn an_address_has_so_many_and_a_proxy_any_number() {
         let exempt = Trust::new(vec!["10.0.0.0/8".parse().expect("a network")]);
-        let room = Room::new(100).with_limit_by_address(2, exempt);
+        let room = ConnectionLimit::new(100).with_per_address_limit(2, exempt);
         let seat = async |address: &str| {
             let permit = room.permit().await.expect("room");
             room.seat(permit, Some(address.parse().expect("an address")))

@@ -10,9 +10,9 @@ use super::{Handler, Peer};
 use crate::body::Body;
 
 /// The service that stands now. A request that has begun goes on with the one that it began with.
-pub struct Current<H>(ArcSwap<H>);
+pub struct Reloadable<H>(ArcSwap<H>);
 
-impl<H> Current<H> {
+impl<H> Reloadable<H> {
     /// This one, until it is replaced.
     pub fn new(handler: H) -> Self {
         Self(ArcSwap::from_pointee(handler))
@@ -24,15 +24,15 @@ impl<H> Current<H> {
     }
 }
 
-impl<H: Handler> Handler for Current<H> {
+impl<H: Handler> Handler for Reloadable<H> {
     async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let handler = self.0.load_full();
         handler.handle(request, peer).await
     }
 }
 
-impl<H> fmt::Debug for Current<H> {
+impl<H> fmt::Debug for Reloadable<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Current")
+        f.write_str("Reloadable")
     }
 }
