@@ -59,7 +59,7 @@ enum Command {
         #[command(flatten)]
         overrides: OverrideArguments,
     },
-    /// Say what is wrong with a configuration, or print what it comes to
+    /// Validate a configuration and print the effective settings
     ///
     /// Reads the files of secrets too, and changes nothing. Secrets are hidden. The environment
     /// counts, as it does for `run`.
@@ -67,6 +67,8 @@ enum Command {
         #[command(flatten)]
         file: FileArgument,
     },
+    /// Print the JSON Schema of the configuration, for editors
+    Schema,
     /// Print a new session key
     ///
     /// Instances that share a store need the same key: keep it in a file that only they can read, and
@@ -222,6 +224,7 @@ fn dispatch(arguments: Arguments, environment: &Environment) -> Result<(), Failu
             Some(path) => check(path, environment),
             None => Err(Failure::Usage("name the file to check: cloakroom check FILE".to_owned())),
         },
+        Some(Command::Schema) => answer(&config::schema()),
         Some(Command::GenerateKey) => answer(config::generate_key().reveal()),
         Some(Command::ClearExpired { file }) => {
             let loaded = config::load_without_site(file.path(), environment)?;
@@ -280,7 +283,7 @@ fn check(path: &Path, environment: &Environment) -> Result<(), Failure> {
     for warning in &loaded.warnings {
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
-    answer(loaded.config.to_toml().trim_end())
+    answer(loaded.to_toml().trim_end())
 }
 
 fn answer(text: &str) -> Result<(), Failure> {

@@ -12,6 +12,8 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName, UnixTime};
 use rustls::server::VerifierBuilderError;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio_rustls::TlsConnector;
 
 use crate::net::pem::{self, Identity, PemError};
@@ -61,14 +63,17 @@ pub enum TlsError {
 }
 
 /// Which protocol is spoken to an upstream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum UpstreamProtocol {
     /// HTTP/1.1.
     #[default]
+    #[serde(rename = "http1")]
     Http1,
     /// HTTP/2, also in the clear (RFC 9113, section 3.3).
+    #[serde(rename = "h2c")]
     Http2,
     /// With TLS, what the upstream chooses.
+    #[serde(rename = "alpn")]
     Alpn,
 }
 

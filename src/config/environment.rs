@@ -1,33 +1,34 @@
-//! The environment: every scalar of the file as `CLOAKROOM_<SECTION>_<KEY>`.
+//! The environment: every key of the file but tables, as `CLOAKROOM_<SECTION>_<KEY>`.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, SocketAddr};
 
-use super::field::Section as _;
-use super::file::File;
-use super::problem::{Origin, Place, Problem, Problems, nearest};
+use serde_json::Value as Json;
 
-/// The variables of a process, passed in so that tests need none.
+use super::problem::{Place, Problem, Problems, nearest};
+use super::read::{self, Assignment, SCHEMA, array_of_tables, section};
+
+/// The variables of a process, passed in so that tests set none.
 #[derive(Clone, Default)]
 pub struct Environment(BTreeMap<String, OsString>);
 
-/// What the names of our variables begin with.
+/// The prefix of our variables.
 const PREFIX: &str = "CLOAKROOM_";
 
 impl Environment {
-    /// The variables of this process. Those whose name is not UTF-8 are nobody's here.
+    /// Reads the variables of this process; those whose name is not UTF-8 are ignored.
     pub fn of_process() -> Self {
         let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value));
         Self(std::env::vars_os().filter_map(text).collect())
     }
 
-    /// A variable as it is; an empty one is none.
+    /// Returns a variable that is not empty.
     pub fn raw(&self, name: &str) -> Option<&OsStr> {
         self.0.get(name).map(OsString::as_os_str).filter(|value| !value.is_empty())
     }
 
-    /// A variable as text; the error is one that is not UTF-8.
+    /// Returns a variable as text; the error is a value that is not UTF-8.
     pub fn text(&self, name: &str) -> Option<Result<&str, &OsStr>> {
         self.0.get(name).map(|value| value.to_str().ok_or(value.as_os_str()))
     }
@@ -39,53 +40,84 @@ impl<const N: usize> From<[(&str, &str); N]> for Environment {
     }
 }
 
-/// It may hold secrets.
+/// Values may be secrets.
 impl std::fmt::Debug for Environment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
     }
 }
 
-/// Puts the variables over what the file says. Answers those of ours that set no key: they are errors
-/// unless a secret names them.
-pub(super) fn apply(
+/// Returns what the variables set, and the problems of those that begin with our prefix and set no key:
+/// they are errors unless a secret refers to them.
+pub(super) fn assignments(
     environment: &Environment,
-    file: &mut File,
     problems: &mut Problems,
-) -> Vec<Problem> {
-    let mut unknown = Vec::new();
+) -> (Vec<Assignment>, Vec<Problem>) {
+    let (mut assignments, mut unknown) = (Vec::new(), Vec::new());
     for (name, value) in &environment.0 {
         let Some(written) = name.strip_prefix(PREFIX) else { continue };
         let place = Place::Variable(name.clone());
         let Some((section, key)) = key_of(written) else {
-            if is_service_link(name, value) {
-                continue;
+            if !is_service_link(name, value) {
+                unknown.push(Problem::new("", place, suggestion(written)));
             }
-            let origin = Origin { key: String::new(), place };
-            unknown.push(Problem { origin, message: suggestion(written) });
             continue;
         };
-        let origin = Origin { key: format!("{section}.{key}"), place };
-        match environment.text(name) {
-            Some(Ok(text)) => set(file, section, key, text, origin, problems),
-            _ => problems.error(&origin, "is not UTF-8"),
+        let assigned = match environment.text(name) {
+            Some(Ok(text)) => assignment(section, key, text, place.clone()),
+            _ => Err("is not UTF-8".to_owned()),
+        };
+        match assigned {
+            Ok(assigned) => assignments.push(assigned),
+            Err(message) => {
+                problems.error(Problem::new(&format!("{section}.{key}"), place, message));
+            }
         }
     }
-    unknown
+    (assignments, unknown)
 }
 
-/// Sets a key of a section from text.
-pub(super) fn set(
-    file: &mut File,
+/// Writes text as a TOML value of the key's type. An array has commas between its elements.
+pub(super) fn assignment(
     section: &str,
     key: &str,
     text: &str,
-    origin: Origin,
-    problems: &mut Problems,
-) {
-    if let Some(slot) = file.slot(section) {
-        slot.set_within(key, text, origin, problems);
-    }
+    place: Place,
+) -> Result<Assignment, String> {
+    let schema = read::key_of(section, key).ok_or_else(|| "unknown key".to_owned())?;
+    let quoted = |text: &str| toml::Value::from(text).to_string();
+    let number = text.parse::<f64>().ok().filter(|number| number.is_finite());
+    let is_list = elements(schema).is_some_and(|elements| accepts(elements, "string"));
+    let value = if is_list && (text.contains(',') || !accepts(schema, "string")) {
+        let elements = text.split(',').map(str::trim).filter(|element| !element.is_empty());
+        format!("[{}]", elements.map(quoted).collect::<Vec<_>>().join(", "))
+    } else if accepts(schema, "boolean") && text.parse::<bool>().is_ok()
+        || accepts(schema, "integer") && text.parse::<i64>().is_ok()
+    {
+        text.to_owned()
+    } else if let Some(number) = number.filter(|_| accepts(schema, "number")) {
+        format!("{number:?}")
+    } else if ["string", "boolean", "integer", "number"].iter().any(|kind| accepts(schema, kind)) {
+        quoted(text)
+    } else {
+        return Err("is a table; set it in the file".to_owned());
+    };
+    Ok(Assignment { section: section.to_owned(), key: key.to_owned(), value, place })
+}
+
+/// The schema of the elements, if an array may be right.
+fn elements(schema: &Json) -> Option<&Json> {
+    let mut several = schema.get("anyOf").and_then(Json::as_array).into_iter().flatten();
+    read::items(schema).or_else(|| several.find_map(elements))
+}
+
+/// Returns whether a value of this JSON type may be right.
+fn accepts(schema: &Json, kind: &str) -> bool {
+    let list = |key: &str| schema.get(key).and_then(Json::as_array).into_iter().flatten();
+    schema.get("type").is_some_and(|found| found == kind)
+        || list("type").any(|found| found == kind)
+        || kind == "string" && (schema.get("const").is_some() || schema.get("enum").is_some())
+        || list("anyOf").chain(list("oneOf")).any(|one| accepts(one, kind))
 }
 
 /// Returns whether a variable is one of those that Kubernetes sets in every pod for each service of the
@@ -122,35 +154,32 @@ fn is_service_link(name: &str, value: &OsStr) -> bool {
     }
 }
 
-/// Section and key of a variable, its prefix cut off.
+/// Returns section and key of a variable without its prefix.
 fn key_of(written: &str) -> Option<(&'static str, &'static str)> {
     if written == "UPSTREAM" {
         return Some(("route", "upstream"));
     }
-    keys().into_iter().find(|(section, key)| {
+    keys().find(|(section, key)| {
         let rest = written.strip_prefix(section.to_uppercase().as_str());
         rest.and_then(|rest| rest.strip_prefix('_')) == Some(key.to_uppercase().as_str())
     })
 }
 
-/// Every key of every section.
-fn keys() -> Vec<(&'static str, &'static str)> {
-    let mut file = File::default();
-    File::KEYS
-        .iter()
-        .filter_map(|section| Some((*section, file.slot(section)?.keys())))
-        .flat_map(|(section, keys)| keys.iter().map(move |key| (section, *key)))
-        .collect()
+/// Lists every key of every section.
+fn keys() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let sections = section(&SCHEMA).into_iter().flatten();
+    sections.flat_map(|(name, schema)| {
+        let keys = section(array_of_tables(schema).unwrap_or(schema)).into_iter().flatten();
+        keys.map(move |(key, _)| (name.as_str(), key.as_str()))
+    })
 }
 
 fn suggestion(written: &str) -> String {
-    let mut known: Vec<String> =
-        keys().iter().map(|(section, key)| format!("{section}_{key}").to_uppercase()).collect();
-    known.push("UPSTREAM".to_owned());
+    let known = keys().map(|(section, key)| format!("{section}_{key}").to_uppercase());
+    let known: Vec<String> = known.chain(["UPSTREAM".to_owned()]).collect();
     match nearest(written, known.iter().map(String::as_str)) {
-        Some(near) => format!("is no key; did you mean {PREFIX}{near}?"),
-        None => {
-            "is no key; its name is CLOAKROOM_<SECTION>_<KEY>, as CLOAKROOM_STORE_URL".to_owned()
-        }
+        Some(near) => format!("unknown variable; did you mean {PREFIX}{near}?"),
+        None => "unknown variable; expected CLOAKROOM_<SECTION>_<KEY>, e.g. CLOAKROOM_STORE_URL"
+            .to_owned(),
     }
 }

@@ -1,4 +1,4 @@
-//! Session keys: as text, and as a file that an embedded store keeps beside its data.
+//! Session keys: as text, and as a file next to the data of an embedded store.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -15,14 +15,14 @@ use crate::random;
 use crate::secret::Secret;
 use crate::session::key_ring::{Key, KeyRing};
 
-/// Where the key ring comes from.
+/// The source of the key ring.
 #[derive(Clone, Debug)]
 pub enum Keys {
-    /// The configuration gave it.
+    /// From the configuration.
     Given(Arc<KeyRing>),
-    /// One key in this file, which is made where it is missing.
+    /// One key in this file, which is created if it is missing.
     BesideData(PathBuf),
-    /// One key, made for as long as this process runs.
+    /// One key that is generated for the life of this process.
     InMemory,
 }
 
@@ -43,8 +43,8 @@ impl fmt::Display for KeyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path.display();
         match &self.cause {
-            Cause::File(_) => write!(f, "the session key {path} can be neither read nor made"),
-            Cause::Malformed => write!(f, "{path} holds no session key; {RIGHT}"),
+            Cause::File(_) => write!(f, "the session key {path} can be neither read nor created"),
+            Cause::Malformed => write!(f, "{path} is not a session key; {RIGHT}"),
         }
     }
 }
@@ -58,23 +58,24 @@ impl std::error::Error for KeyError {
     }
 }
 
-/// What a session key is.
+/// Describes a session key.
 pub(super) const RIGHT: &str = "it is the 43 characters that `cloakroom generate-key` prints";
 
 impl Keys {
-    /// Whether they end with the process.
+    /// Returns whether they are lost with the process.
     pub fn is_for_this_process(&self) -> bool {
         matches!(self, Self::InMemory)
     }
 
-    /// The ring; makes the key where there is none yet. Several processes that do so at once agree.
+    /// Returns the key ring, and creates the key if it is missing. Of several processes that do so at once, all
+    /// get the same key.
     pub fn open(&self) -> Result<Arc<KeyRing>, KeyError> {
         match self {
             Self::Given(ring) => Ok(Arc::clone(ring)),
             Self::InMemory => Ok(Arc::new(KeyRing::new(&Zeroizing::new(random::bytes()), &[]))),
             Self::BesideData(path) => {
                 let failed = |cause| KeyError { path: path.clone(), cause };
-                let text = read_or_make(path).map_err(|error| failed(Cause::File(error)))?;
+                let text = read_or_create(path).map_err(|error| failed(Cause::File(error)))?;
                 let key = parse(&text).ok_or_else(|| failed(Cause::Malformed))?;
                 Ok(Arc::new(KeyRing::new(&key, &[])))
             }
@@ -82,22 +83,22 @@ impl Keys {
     }
 }
 
-/// A new key as text: 32 random bytes in base64url, 43 characters.
+/// Generates a key as text: 32 random bytes in base64url, 43 characters.
 pub fn generate() -> Secret {
     let bytes: Key = Zeroizing::new(random::bytes());
     Secret::new(URL_SAFE_NO_PAD.encode(bytes.as_slice()))
 }
 
-/// The key that a text is; `None` for anything else.
+/// Decodes a key; `None` for any other text.
 pub(super) fn parse(text: &Secret) -> Option<Key> {
     let bytes = Zeroizing::new(URL_SAFE_NO_PAD.decode(text.reveal()).ok()?);
     bytes.as_slice().try_into().ok().map(Zeroizing::new)
 }
 
-fn read_or_make(path: &Path) -> io::Result<Secret> {
+fn read_or_create(path: &Path) -> io::Result<Secret> {
     match read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make(path)?;
+            create(path)?;
             read(path)
         }
         read => read,
@@ -109,9 +110,9 @@ fn read(path: &Path) -> io::Result<Secret> {
     Ok(Secret::new(text.reveal().trim_end().to_owned()))
 }
 
-/// Writes a key under a name of its own, and links it to `path`: nobody reads half a key, and of two
-/// processes one links first and the other takes its key.
-fn make(path: &Path) -> io::Result<()> {
+/// Writes a key under a name of its own and links it to `path`: no process reads half a key, and of two processes
+/// one links first and the other uses its key.
+fn create(path: &Path) -> io::Result<()> {
     let mut draft = path.as_os_str().to_owned();
     draft.push(format!(".{:016x}", u64::from_ne_bytes(random::bytes())));
     let draft = PathBuf::from(draft);
@@ -119,7 +120,7 @@ fn make(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         linked => linked,
     });
-    // What is left of the draft is of no use; why it could not be made is told already.
+    // A draft that cannot be removed does no harm, and the cause was reported.
     let _ = fs::remove_file(&draft);
     made?;
     match path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
@@ -160,7 +161,7 @@ mod tests {
         let texts: Vec<String> = std::thread::scope(|scope| {
             let start = || {
                 barrier.wait();
-                read_or_make(&path).unwrap().reveal().to_owned()
+                read_or_create(&path).unwrap().reveal().to_owned()
             };
             let starts: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
             starts.into_iter().map(|start| start.join().unwrap()).collect()

@@ -1,62 +1,58 @@
-//! What is wrong with a configuration, and where it stands.
+//! Problems of a configuration, and the places where they are.
 //!
-//! No message repeats a value or a line of the source, which may hold a secret.
+//! No message repeats a line of the source, or a value that may be a secret.
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What is wrong, or doubtful, and where.
+/// An error or a warning about a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The key, and where it is set.
-    pub origin: Origin,
-    /// What is wrong; what would be right.
+    /// The key, e.g. `session.idle_timeout`; empty if the problem is not about one.
+    pub key: String,
+    /// Where the key is set.
+    pub place: Place,
+    /// What is wrong, and what would be right.
     pub message: String,
 }
 
-/// `FILE:LINE:COLUMN: key: what is wrong; what would be right`.
+impl Problem {
+    /// `path` may have indexes, as in `route[1].upstream`, which the place makes needless.
+    pub(super) fn new(path: &str, place: Place, message: impl Into<String>) -> Self {
+        let key = path.split('[').enumerate().map(|(index, part)| match part.split_once(']') {
+            Some((_, after)) if index > 0 => after,
+            _ => part,
+        });
+        Self { key: key.collect(), place, message: message.into() }
+    }
+}
+
+/// `FILE:LINE:COLUMN: key: what is wrong; what would be right`
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Origin { key, place } = &self.origin;
-        match place {
+        match &self.place {
             Place::Default => {}
             Place::File { name, line: 0, .. } => write!(f, "{name}: ")?,
             Place::File { name, line, column } => write!(f, "{name}:{line}:{column}: ")?,
             Place::Variable(name) => write!(f, "{name}: ")?,
             Place::Argument(name) => write!(f, "{name}: ")?,
         }
-        if !key.is_empty() {
-            write!(f, "{key}: ")?;
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
         }
         f.write_str(&self.message)
-    }
-}
-
-/// A key, and where it is set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// As `session.idle_timeout`; empty for what has none.
-    pub key: String,
-    /// Where it is set.
-    pub place: Place,
-}
-
-impl Origin {
-    /// A key that nobody set.
-    pub(super) fn unset(key: &str) -> Self {
-        Self { key: key.to_owned(), place: Place::Default }
     }
 }
 
 /// Where a key is set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Nowhere: its default applies.
+    /// Nowhere: the default applies.
     Default,
     /// In the file.
     File {
-        /// The file, as it was given.
+        /// The file, as given.
         name: Arc<str>,
         /// From 1; 0 is the file as a whole.
         line: usize,
@@ -70,7 +66,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// What a person reads first: the file from its head on, then the rest.
+    /// The order of a report: the file from its start, then the rest.
     pub(super) fn order(&self) -> (usize, usize) {
         match self {
             Self::File { line, column, .. } => (*line, *column),
@@ -78,7 +74,7 @@ impl Place {
         }
     }
 
-    /// As another place of the same configuration is pointed at in a sentence.
+    /// How a message about another key refers to this place.
     pub(super) fn mention(&self) -> String {
         match self {
             Self::Default => "the default".to_owned(),
@@ -89,7 +85,7 @@ impl Place {
     }
 }
 
-/// A file's text, by which places in it are found.
+/// A file's text, to find places in it.
 #[derive(Debug)]
 pub(super) struct Source<'a> {
     name: Arc<str>,
@@ -119,26 +115,26 @@ impl<'a> Source<'a> {
     }
 }
 
-/// What was found so far.
+/// The problems found so far.
 #[derive(Debug, Default)]
 pub(super) struct Problems {
-    /// What stops the start.
+    /// Problems that prevent the start.
     pub(super) errors: Vec<Problem>,
-    /// What does not.
+    /// Problems that do not.
     pub(super) warnings: Vec<Problem>,
 }
 
 impl Problems {
-    pub(super) fn error(&mut self, origin: &Origin, message: impl Into<String>) {
-        self.errors.push(Problem { origin: origin.clone(), message: message.into() });
+    pub(super) fn error(&mut self, problem: Problem) {
+        self.errors.push(problem);
     }
 
-    pub(super) fn warn(&mut self, origin: &Origin, message: impl Into<String>) {
-        self.warnings.push(Problem { origin: origin.clone(), message: message.into() });
+    pub(super) fn warn(&mut self, problem: Problem) {
+        self.warnings.push(problem);
     }
 }
 
-/// The one of `known` that is nearest to what was written, if any is near.
+/// Returns the one of `known` that is closest to what was written, if any is close.
 pub(super) fn nearest<'k>(
     written: &str,
     known: impl IntoIterator<Item = &'k str>,
@@ -146,25 +142,10 @@ pub(super) fn nearest<'k>(
     let limit = (written.len() / 3).max(1);
     known
         .into_iter()
-        .map(|word| (distance(written, word), word))
+        .map(|word| (strsim::levenshtein(written, word), word))
         .filter(|(distance, _)| *distance <= limit)
         .min()
         .map(|(_, word)| word)
-}
-
-/// Edits of one character that turn one word into the other (Levenshtein).
-fn distance(one: &str, other: &str) -> usize {
-    let mut row: Vec<usize> = (0..=other.chars().count()).collect();
-    for (deleted, a) in one.chars().enumerate() {
-        let mut next = vec![deleted + 1];
-        for ((above, diagonal), b) in row.iter().skip(1).zip(&row).zip(other.chars()) {
-            let left = next.last().copied().unwrap_or_default();
-            let replaced = diagonal + usize::from(a != b);
-            next.push(replaced.min(left + 1).min(above + 1));
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -172,7 +153,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_count_lines_and_characters_from_one() {
+    fn keys_have_no_index() {
+        for (path, key) in [("a", "a"), ("route[1].upstream", "route.upstream"), ("a.b[0]", "a.b")]
+        {
+            assert_eq!(Problem::new(path, Place::Default, "").key, key);
+        }
+    }
+
+    #[test]
+    fn places_count_from_one() {
         let source = Source::new("a.toml", "é = 1\n\nkey = 2");
         for (offset, line, column) in
             [(0, 1, 1), (3, 1, 3), (6, 2, 1), (7, 2, 1), (8, 3, 1), (14, 3, 7)]
@@ -187,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_word_is_near() {
+    fn suggests_close_words() {
         let words = ["idle_timeout", "absolute_timeout", "touch"];
         assert_eq!(nearest("idle_timeot", words), Some("idle_timeout"));
         assert_eq!(nearest("idletimeout", words), Some("idle_timeout"));

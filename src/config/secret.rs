@@ -1,72 +1,64 @@
-//! Where secrets come from: a file, an environment variable, or, with a warning, the configuration
-//! itself.
+//! Sources of secrets: a file, an environment variable, or, with a warning, the configuration file.
 
 use std::path::{Path, PathBuf};
 
-use toml::de::DeValue;
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::environment::Environment;
-use super::value::{Value, article};
 use crate::secret::Secret;
 
-/// Where a secret comes from.
-#[derive(Clone, Debug)]
+/// Printed in place of a secret.
+const HIDDEN: &str = "[hidden]";
+
+/// The source of a secret. No message repeats the value: a number may be a password without quotes.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    deny_unknown_fields,
+    expecting = "invalid secret; expected { file = \"…\" } or { env = \"NAME\" }"
+)]
+#[schemars(title = "secret")]
 pub(super) enum Source {
-    /// `{ file = "…" }`
-    File(PathBuf),
-    /// `{ env = "NAME" }`
-    Variable(String),
-    /// It stands in the file.
-    Literal(Secret),
-    /// It came by the variable of its key.
-    Given(Secret),
+    /// Path of a file with the secret.
+    File { file: PathBuf },
+    /// Name of an environment variable with the secret.
+    Variable { env: String },
+    /// The secret itself, in the file or in the variable of its key.
+    Literal(#[schemars(with = "String")] Literal),
 }
 
-impl Value for Source {
-    const NOUN: &'static str = "secret";
-    const RIGHT: &'static str = "{ file = \"…\" } or { env = \"NAME\" }";
+/// A secret as text.
+#[derive(Clone, Debug)]
+pub(super) struct Literal(pub(super) Secret);
 
-    fn parse(text: &str) -> Option<Self> {
-        Some(Self::Given(Secret::new(text.to_owned())))
+impl<'de> Deserialize<'de> for Literal {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Self(Secret::new(text)))
     }
+}
 
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, String> {
-        let table = match value {
-            DeValue::String(text) => return Ok(Self::Literal(Secret::new(text.to_string()))),
-            DeValue::Table(table) => table,
-            other => return Err(Self::wrong_type(other)),
-        };
-        let mut entries =
-            table.iter().map(|(key, value)| (key.get_ref().as_ref(), value.get_ref()));
-        match (entries.next(), entries.next()) {
-            (Some(("file", DeValue::String(path))), None) if !path.is_empty() => {
-                Ok(Self::File(PathBuf::from(path.as_ref())))
-            }
-            (Some(("env", DeValue::String(name))), None) if !name.is_empty() => {
-                Ok(Self::Variable(name.to_string()))
-            }
-            (Some(("file" | "env", other)), None) => {
-                Err(format!("{} names nothing; write {}", article(other), Self::RIGHT))
-            }
-            _ => Err(format!("a secret has one source; write {}", Self::RIGHT)),
-        }
+impl Serialize for Source {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(HIDDEN)
     }
 }
 
 impl Source {
-    /// The secret, which is not empty; an error says what is wrong. A relative file lies in `base`.
+    /// Returns the secret, which is not empty; an error says what is wrong. A relative file is looked up
+    /// in `base`.
     pub(super) fn secret(&self, base: &Path, environment: &Environment) -> Result<Secret, String> {
         let secret = match self {
-            Self::File(path) => Secret::read(&base.join(path))?,
-            Self::Variable(name) => match environment.text(name) {
+            Self::File { file } => Secret::read(&base.join(file))?,
+            Self::Variable { env: name } => match environment.text(name) {
                 Some(Ok(text)) => Secret::new(text.to_owned()),
                 Some(Err(_)) => return Err(format!("the variable {name} is not UTF-8")),
-                None => return Err(format!("the variable {name} is not set; set it")),
+                None => return Err(format!("the variable {name} is not set")),
             },
-            Self::Literal(secret) | Self::Given(secret) => secret.clone(),
+            Self::Literal(Literal(secret)) => secret.clone(),
         };
         if secret.reveal().is_empty() {
-            return Err("the secret is empty; give it a value or leave the key out".to_owned());
+            return Err("the secret is empty; set it or remove the key".to_owned());
         }
         Ok(secret)
     }
@@ -79,20 +71,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_newline_at_the_end_of_a_file_is_not_part_of_the_secret() {
+    fn drops_one_final_newline_of_a_file() {
         let directory = tempfile::tempdir().unwrap();
         for (written, secret) in
             [("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a ", "a "), ("a", "a")]
         {
             fs::write(directory.path().join("secret"), written).unwrap();
-            let source = Source::File("secret".into());
+            let source = Source::File { file: "secret".into() };
             let read = source.secret(directory.path(), &Environment::default()).unwrap();
             assert_eq!(read.reveal(), secret, "{written:?}");
         }
     }
 
     #[test]
-    fn what_is_missing_or_empty_is_an_error() {
+    fn missing_and_empty_secrets_are_errors() {
         let environment = Environment::from([("EMPTY", ""), ("FULL", "x")]);
         let check = |source: Source, expected: Result<&str, &str>| {
             let secret = source.secret(Path::new("/nowhere"), &environment);
@@ -102,9 +94,9 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         };
-        check(Source::Variable("FULL".to_owned()), Ok("x"));
-        check(Source::Variable("EMPTY".to_owned()), Err("is empty"));
-        check(Source::Variable("NONE".to_owned()), Err("NONE is not set"));
-        check(Source::File("secret".into()), Err("/nowhere/secret cannot be read"));
+        check(Source::Variable { env: "FULL".to_owned() }, Ok("x"));
+        check(Source::Variable { env: "EMPTY".to_owned() }, Err("is empty"));
+        check(Source::Variable { env: "NONE".to_owned() }, Err("NONE is not set"));
+        check(Source::File { file: "secret".into() }, Err("/nowhere/secret cannot be read"));
     }
 }

@@ -1,4 +1,4 @@
-//! The state directory: where databases and keys lie whose paths are relative.
+//! The state directory: the place of databases and generated keys with relative paths.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::environment::Environment;
 
-/// The state directory, which need not be there: the first of systemd's `$STATE_DIRECTORY`, else
-/// `$XDG_STATE_HOME/cloakroom`, else `~/.local/state/cloakroom`. `None` where none of them is set to
-/// an absolute path.
+/// Returns the state directory, which need not exist: the first of systemd's `$STATE_DIRECTORY`, else
+/// `$XDG_STATE_HOME/cloakroom`, else `~/.local/state/cloakroom`; `None` if none of them is an absolute path.
 pub(super) fn directory(environment: &Environment) -> Option<PathBuf> {
     let absolute = |path: &Path| path.is_absolute().then(|| path.to_owned());
     let variable = |name| environment.raw(name).map(Path::new);
@@ -22,8 +21,8 @@ pub(super) fn directory(environment: &Environment) -> Option<PathBuf> {
         .or_else(|| Some(absolute(variable("HOME")?)?.join(".local/state/cloakroom")))
 }
 
-/// Makes it, and what is missing above it, for its owner alone. One that is there stays as it is.
-pub(super) fn make(directory: &Path) -> io::Result<()> {
+/// Creates it and its missing parents for the owner only. An existing one stays as it is.
+pub(super) fn create(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
@@ -34,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_that_is_set_is_taken() {
+    fn takes_the_first_that_is_set() {
         let home = ("HOME", "/home/me");
         for (variables, expected) in [
             ([("STATE_DIRECTORY", "/var/lib/a:/var/lib/b"), home], Some("/var/lib/a")),
@@ -50,11 +49,11 @@ mod tests {
     }
 
     #[test]
-    fn it_is_made_for_its_owner_alone() {
+    fn is_created_for_its_owner_only() {
         let parent = tempfile::tempdir().unwrap();
         let state = parent.path().join("a/cloakroom");
-        make(&state).unwrap();
-        make(&state).unwrap();
+        create(&state).unwrap();
+        create(&state).unwrap();
         assert_eq!(state.metadata().unwrap().permissions().mode() & 0o777, 0o700);
     }
 }

@@ -182,7 +182,7 @@ fn configuration(site: &Address, directory: &Path) -> Result<Config, Error> {
     config.limits.drain_timeout = DRAIN_TIMEOUT;
     let exchange = config.proxy.routes.first().map(|route| RouteConfig {
         path: Page::Exchange.path().to_owned(),
-        header_exchange: Some(RouteConfig::DEFAULT_HEADER_EXCHANGE_MAX_BYTES),
+        header_exchange: Some(3 * 1024),
         ..route.clone()
     });
     config.proxy.routes.extend(exchange);

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::login::LoginPage;
 use super::route::HostPattern;
@@ -83,16 +85,19 @@ pub struct PrincipalHeader {
 }
 
 /// The encoding of text in a header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Encoding {
     /// Percent-encoding of `%` and every byte outside 0x21 to 0x7E.
     Percent,
     /// Raw UTF-8.
+    #[serde(rename = "utf-8")]
     Utf8,
 }
 
 /// The sessions of a route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Session {
     /// Requests have a session, and extend its idle lifetime.
     On,
@@ -103,7 +108,8 @@ pub enum Session {
 }
 
 /// The lifetime of a WebSocket or an event stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Tunnels {
     /// It ends with its session.
     WithSession,
@@ -112,18 +118,6 @@ pub enum Tunnels {
 }
 
 impl RouteConfig {
-    /// Default interval between health checks.
-    pub const DEFAULT_HEALTH_INTERVAL: Duration = Duration::from_secs(5);
-
-    /// Default idle timeout of a WebSocket.
-    pub const DEFAULT_TUNNEL_IDLE_TIMEOUT: Duration = Duration::from_hours(1);
-
-    /// Default idle timeout of a response body.
-    pub const DEFAULT_STREAM_IDLE_TIMEOUT: Duration = Duration::from_hours(1);
-
-    /// Default minimum rate of a request body, in bytes per second.
-    pub const DEFAULT_MIN_BODY_RATE: u64 = 500;
-
-    /// Default maximum size of `X-Session-Data`.
-    pub const DEFAULT_HEADER_EXCHANGE_MAX_BYTES: usize = 3 * 1024;
+    /// Default interval of health checks.
+    pub const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 }

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use http::header::{COOKIE, HeaderMap, HeaderValue};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::secret::Secret;
 
@@ -26,7 +28,7 @@ pub struct Attributes {
 }
 
 /// What requests from other sites carry the cookie (RFC 6265bis, section 5.6.7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum SameSite {
     /// None.
     Strict,

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use super::record::{Expiry, Meta};
 use crate::time::Timestamp;
 
@@ -49,7 +52,8 @@ pub struct Policy {
 }
 
 /// What a token of a generation that was over long ago does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum OnReplay {
     /// It names no session.
     Ignore,
@@ -58,7 +62,8 @@ pub enum OnReplay {
 }
 
 /// What a log-in does where its principal has as many sessions as it may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum AtMax {
     /// It ends those that logged in first.
     EvictOldest,
@@ -67,7 +72,8 @@ pub enum AtMax {
 }
 
 /// When a visitor gets a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Create {
     /// At the first write.
     OnWrite,
@@ -76,7 +82,8 @@ pub enum Create {
 }
 
 /// What prolongs a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Touch {
     /// Every request that presents it.
     Request,

@@ -15,6 +15,7 @@ pub mod memory;
 mod owned;
 pub mod redis;
 pub mod sqlite;
+pub(crate) mod url;
 
 use std::fmt;
 use std::future::Future;

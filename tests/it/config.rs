@@ -1,7 +1,7 @@
 //! The command line and the configuration, by the binary itself.
 //!
-//! A file of `tests/config/invalid` begins with what `cloakroom check` says of it, one `#= ` line for
-//! each; one of `tests/config/valid` with its warnings, and then `#> ` lines of what it comes to.
+//! A file of `tests/config/invalid` begins with the errors of `cloakroom check`, in `#= ` lines; one of
+//! `tests/config/valid` with its warnings, and with some lines of the effective configuration, in `#> ` lines.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,12 +21,12 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// What comes after `mark` in the lines that begin with it.
+/// The rest of the lines that begin with `mark`.
 fn marked(file: &str, mark: &str) -> Vec<String> {
     file.lines().filter_map(|line| line.strip_prefix(mark)).map(str::to_owned).collect()
 }
 
-/// The files of a directory, as path and text.
+/// The files of a directory, with their text.
 fn files(directory: &str) -> Vec<(PathBuf, String)> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config").join(directory);
     let files: Vec<_> = fs::read_dir(directory)
@@ -44,17 +44,17 @@ fn check(path: &Path) -> Output {
     cloakroom(&["check", name]).current_dir(path.parent().unwrap()).output().unwrap()
 }
 
-/// What was said of a file, without its name.
-fn said(output: &Output, path: &Path) -> Vec<String> {
+/// The problems that were reported for a file, without its name.
+fn reported(output: &Output, path: &Path) -> Vec<String> {
     let name = path.file_name().unwrap().to_str().unwrap();
     text(&output.stderr).lines().map(|line| line.replacen(&format!("{name}:"), "", 1)).collect()
 }
 
 #[test]
-fn every_invalid_file_says_what_is_wrong_and_where() {
+fn invalid_files_are_reported_by_place() {
     for (path, file) in files("invalid") {
         let output = check(&path);
-        assert_eq!(said(&output, &path), marked(&file, "#= "), "{}", path.display());
+        assert_eq!(reported(&output, &path), marked(&file, "#= "), "{}", path.display());
         assert_eq!(output.status.code(), Some(2), "{}", path.display());
         assert_eq!(text(&output.stdout), "");
         assert!(!text(&output.stderr).contains("hunter2"), "{}", path.display());
@@ -62,11 +62,11 @@ fn every_invalid_file_says_what_is_wrong_and_where() {
 }
 
 #[test]
-fn every_valid_file_comes_to_what_it_says() {
+fn valid_files_are_shown_as_they_apply() {
     for (path, file) in files("valid") {
         let output = check(&path);
         let shown = text(&output.stdout);
-        assert_eq!(said(&output, &path), marked(&file, "#= "), "{}", path.display());
+        assert_eq!(reported(&output, &path), marked(&file, "#= "), "{}", path.display());
         assert_eq!(output.status.code(), Some(0), "{}", path.display());
         for line in marked(&file, "#> ") {
             assert!(
@@ -80,7 +80,7 @@ fn every_valid_file_comes_to_what_it_says() {
 }
 
 #[test]
-fn the_example_is_valid() {
+fn example_is_valid() {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config.example.toml");
     let output = check(&example);
     assert_eq!(text(&output.stderr), "");
@@ -88,7 +88,7 @@ fn the_example_is_valid() {
 }
 
 #[test]
-fn the_readmes_configurations_are_valid() {
+fn configurations_of_the_readme_are_valid() {
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let readme = fs::read_to_string(readme).unwrap();
     let mut blocks = 0;
@@ -113,7 +113,7 @@ fn the_readmes_configurations_are_valid() {
 }
 
 #[test]
-fn what_check_prints_can_be_checked() {
+fn output_of_check_is_valid() {
     let directory = tempfile::tempdir().unwrap();
     let shown = cloakroom(&["check", "config.example.toml"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -128,7 +128,7 @@ fn what_check_prints_can_be_checked() {
 }
 
 #[test]
-fn generate_key_prints_a_key_that_a_shared_store_takes() {
+fn generated_keys_are_accepted() {
     let output = cloakroom(&["generate-key"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     let key = text(&output.stdout);
@@ -148,7 +148,7 @@ fn generate_key_prints_a_key_that_a_shared_store_takes() {
 }
 
 #[test]
-fn check_takes_the_file_either_way() {
+fn check_accepts_both_forms_of_file() {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config.example.toml");
     let example = example.to_str().unwrap();
     let [one, other] = [&["check", example][..], &["check", "--config", example]]
@@ -158,7 +158,7 @@ fn check_takes_the_file_either_way() {
 }
 
 #[test]
-fn wrong_usage_and_configuration_are_exit_code_2() {
+fn wrong_usage_is_exit_code_2() {
     for (arguments, expected) in [
         (&[][..], "--upstream"),
         (&["run"], "--upstream"),
@@ -170,8 +170,11 @@ fn wrong_usage_and_configuration_are_exit_code_2() {
         (&["run", "/nowhere/config.toml"], "/nowhere/config.toml: cannot be read"),
         (&["check", "/nowhere/config.toml"], "/nowhere/config.toml: cannot be read"),
         (&["run", "--config", "/nowhere/config.toml"], "cannot be read"),
-        (&["--upstream", "app"], "--upstream: route.upstream: is no upstream; write"),
-        (&["--upstream", "http://a", "--listen", "80"], "--listen: listen.address: is no address"),
+        (&["--upstream", "app"], "--upstream: route.upstream: invalid upstream; expected"),
+        (
+            &["--upstream", "http://a", "--listen", "80"],
+            "--listen: listen.address: invalid address",
+        ),
         (&["--upstream", "http://127.0.0.1:8080"], "is this proxy itself (listen.address)"),
         (&["health", "--url", "127.0.0.1"], "--url: an upstream is"),
         (&["health", "--url", "http://a", "--config", "b"], "cannot be used with"),
@@ -186,8 +189,8 @@ fn wrong_usage_and_configuration_are_exit_code_2() {
 }
 
 #[test]
-fn every_command_has_a_help() {
-    for command in ["run", "check", "generate-key", "clear-expired", "health", "demo"] {
+fn every_command_has_help() {
+    for command in ["run", "check", "schema", "generate-key", "clear-expired", "health", "demo"] {
         let output = cloakroom(&[command, "--help"]).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{command}");
         assert!(text(&output.stdout).contains("Usage: cloakroom"), "{command}");

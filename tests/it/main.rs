@@ -56,6 +56,7 @@ mod proxy_protocol;
 mod proxy_streams;
 mod redis;
 mod redis_kit;
+mod reference;
 mod reload;
 mod rotation;
 mod routes;

@@ -1,16 +1,17 @@
-//! Header fields that are set by configuration.
+//! Header fields that the configuration names.
+
+use std::collections::BTreeMap;
 
 use http::{HeaderName, HeaderValue};
 
-use super::super::field::{List, Named};
 use super::super::file::Limits;
-use super::super::problem::Origin;
 use super::super::secret::Source;
+use super::super::value::Text;
 use super::context::Context;
 use crate::proxy::forwarded::is_written;
 use crate::proxy::names::{is_reserved, is_same};
 
-/// Fields by which a message is framed, routed or given to its session.
+/// Fields that frame or route a message, or that give it a session.
 const NEVER: [&str; 15] = [
     "connection",
     "content-encoding",
@@ -29,56 +30,67 @@ const NEVER: [&str; 15] = [
     "via",
 ];
 
-/// The name of a field of a request that may be set by configuration.
-pub(super) fn name(name: &str, origin: &Origin, context: &mut Context<'_>) -> Option<HeaderName> {
+/// Reads the name of a request header that the configuration may set.
+pub(super) fn name(key: &str, name: &str, context: &mut Context<'_>) -> Option<HeaderName> {
     let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
-        context.error(origin, "is no header's name; write letters, digits and dashes");
+        context.error(key, "invalid header name; expected letters, digits and dashes");
         return None;
     };
-    let written_by_us = is_reserved(&name)
+    let is_ours = is_reserved(&name)
         || is_written(&name)
         || NEVER.iter().any(|never| is_same(&name, &HeaderName::from_static(never)));
-    if written_by_us {
-        context.error(origin, "is a header that this proxy writes or keeps; choose another name");
+    if is_ours {
+        context.error(key, "is a header that this proxy writes or keeps; choose another name");
         return None;
     }
     Some(name)
 }
 
-/// Names of fields that clients send.
-fn names(list: &List<String>, context: &mut Context<'_>) -> Vec<HeaderName> {
-    list.values().iter().filter_map(|(text, origin)| name(text, origin, context)).collect()
+/// Reads a list of names, which are lower case afterwards.
+fn names(key: &str, list: &mut [Text], context: &mut Context<'_>) -> Vec<HeaderName> {
+    let named = |(index, text): (usize, &mut Text)| {
+        let name = name(&format!("{key}[{index}]"), text, context)?;
+        *text = name.as_str().into();
+        Some(name)
+    };
+    list.iter_mut().enumerate().filter_map(named).collect()
 }
 
-/// Fields that are taken from untrusted peers, and fields of theirs that pass; none is both.
+/// Reads the fields that are removed from untrusted peers' requests, and those that are kept; none is both.
 pub(super) fn stripped_and_kept(
-    limits: &Limits,
+    limits: &mut Limits,
     context: &mut Context<'_>,
 ) -> (Vec<HeaderName>, Vec<HeaderName>) {
-    let stripped = names(&limits.strip_request_headers, context);
-    let kept = names(&limits.keep_request_headers, context);
-    for (text, origin) in limits.keep_request_headers.values() {
+    let stripped =
+        names("limits.strip_request_headers", &mut limits.strip_request_headers, context);
+    let kept = names("limits.keep_request_headers", &mut limits.keep_request_headers, context);
+    for (index, text) in limits.keep_request_headers.iter().enumerate() {
         let name = HeaderName::from_bytes(text.as_bytes());
         if name.is_ok_and(|name| stripped.iter().any(|other| is_same(other, &name))) {
-            context.error(origin, "is in limits.strip_request_headers too; remove one");
+            let key = format!("limits.keep_request_headers[{index}]");
+            context.error(&key, "is in limits.strip_request_headers too; remove one");
         }
     }
     (stripped, kept)
 }
 
-/// Fields whose values are secrets. None of them has the name that is `taken`.
+/// Reads fields whose values are secrets; none of them has the name that is `taken`. `key` is the path of the
+/// table.
 pub(super) fn secrets(
-    table: &Named<Source>,
+    key: &str,
+    table: &mut BTreeMap<String, Source>,
     taken: Option<&HeaderName>,
     context: &mut Context<'_>,
 ) -> Vec<(HeaderName, HeaderValue)> {
     let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::new();
-    for (text, source, origin) in table.values() {
-        let name = name(text, origin, context);
-        let value = context.secret(source, origin).and_then(|secret| {
+    let mut effective = BTreeMap::new();
+    for (text, source) in std::mem::take(table) {
+        let key = format!("{key}.{text}");
+        let name = name(&key, &text, context);
+        let value = context.secret(&key, &source).and_then(|secret| {
             let value = HeaderValue::from_str(secret.reveal()).ok();
             if value.is_none() {
-                context.error(origin, "no header can carry it; write visible ASCII in one line");
+                context.error(&key, "invalid header value; expected visible ASCII in one line");
             }
             value
         });
@@ -86,11 +98,13 @@ pub(super) fn secrets(
             continue;
         };
         if headers.iter().map(|(other, _)| other).chain(taken).any(|other| is_same(&name, other)) {
-            context.error(origin, "is set twice, whatever stands for the dash; leave one out");
+            context.error(&key, "is set twice (- and _ are the same here); remove one");
             continue;
         }
         value.set_sensitive(true);
+        effective.insert(name.to_string(), source);
         headers.push((name, value));
     }
+    *table = effective;
     headers
 }

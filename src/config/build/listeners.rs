@@ -1,15 +1,11 @@
-//! The listeners, and what connections to them may take.
+//! The listeners, and the limits of connections to them.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::IpNet;
-
-use super::super::field::{Field, List, Tables};
 use super::super::file::{self, File};
-use super::super::problem::Origin;
+use super::super::value::Text;
 use super::super::{Listen, Role};
-use super::context::{Context, TRANSPORT};
+use super::context::Context;
 use super::tls;
 use crate::admin;
 use crate::api::config::{self as api_config, can_be_dialled, url_at};
@@ -19,191 +15,181 @@ use crate::net::scheme::Scheme;
 use crate::secret::Secret;
 use crate::server::{Address, Limits};
 
-const PUBLIC: SocketAddr = loopback(8080);
-const API: SocketAddr = loopback(8081);
-const ADMIN: SocketAddr = loopback(8082);
-
-const fn loopback(port: u16) -> SocketAddr {
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+/// A listener of this process.
+#[derive(Debug)]
+pub(super) struct Own {
+    /// The key of its address, e.g. `listen[0].address`.
+    path: String,
+    /// The same without index, for messages.
+    pub(super) key: &'static str,
+    pub(super) address: Address,
 }
 
-/// The public listeners: at least one.
-pub(super) fn listen(
-    tables: &Tables<file::Listen>,
-    limits: &file::Limits,
-    context: &mut Context<'_>,
-) -> Vec<Listen> {
-    if tables.sections().is_empty() {
-        return vec![Listen {
-            address: Address::Tcp(PUBLIC),
-            socket_mode: None,
-            proxy_protocol: false,
-            role: Role::Http1,
-        }];
+/// Builds the public listeners: at least one.
+pub(super) fn listen(file: &mut File, context: &mut Context<'_>) -> Vec<Listen> {
+    if file.listen.is_empty() {
+        file.listen.push(file::Listen::default());
     }
-    let listener = |(table, _): &(file::Listen, Origin)| {
-        let address = address(&table.address, PUBLIC, context);
-        if let (Address::Tcp(_), Some((_, origin))) = (&address, table.socket_mode.found()) {
-            let message = "an IP address has no socket file; leave it out, or listen at unix:PATH";
-            context.error(origin, message);
-        }
-        let socket_mode = table.socket_mode.value().map(|mode| mode.0);
-        let proxy_protocol = table.proxy_protocol.found();
-        if let Some((true, origin)) = proxy_protocol
-            && limits.trusted_proxies.values().is_empty()
-        {
-            let message =
-                "nobody is trusted to say whose a connection is; set limits.trusted_proxies";
-            context.error(origin, message);
-        }
-        let proxy_protocol = proxy_protocol.is_some_and(|(wanted, _)| *wanted);
-        Listen { address, socket_mode, proxy_protocol, role: role(table, context) }
-    };
-    let listeners: Vec<Listen> = tables.sections().iter().map(listener).collect();
+    let trusts = !file.limits.trusted_proxies.is_empty();
+    let listeners = file.listen.iter_mut().enumerate();
+    let listeners: Vec<Listen> = listeners
+        .map(|(index, listen)| {
+            let key = format!("listen[{index}]");
+            locate(&mut listen.address, context);
+            if matches!(listen.address, Address::Tcp(_)) && listen.socket_mode.is_some() {
+                let message = "an IP address has no socket file; remove it, or use unix:PATH";
+                context.error(&format!("{key}.socket_mode"), message);
+            }
+            if listen.proxy_protocol && !trusts && !context.is_set("limits.trusted_proxies[0]") {
+                let message = "has no effect without trusted proxies; set limits.trusted_proxies";
+                context.error(&format!("{key}.proxy_protocol"), message);
+            }
+            Listen {
+                address: listen.address.clone(),
+                socket_mode: listen.socket_mode.map(|mode| mode.0),
+                proxy_protocol: listen.proxy_protocol,
+                role: role(&key, listen, context),
+            }
+        })
+        .collect();
     let is_target = |listen: &Listen| {
         matches!((&listen.role, &listen.address), (Role::Tls(_), Address::Tcp(_)))
     };
     if !listeners.iter().any(is_target) {
-        for (table, _) in tables.sections() {
-            if let Some((true, origin)) = table.redirect_to_https.found() {
-                let message = "there is no listener with tls at a port to send clients to";
-                context.error(origin, message);
+        for index in 0..file.listen.len() {
+            if file.listen.get(index).is_some_and(|listen| listen.redirect_to_https) {
+                let key = format!("listen[{index}].redirect_to_https");
+                context.error(&key, "no listener has tls on a port to redirect to");
             }
         }
     }
     listeners
 }
 
-fn role(table: &file::Listen, context: &mut Context<'_>) -> Role {
-    let redirects = table.redirect_to_https.found().filter(|(redirects, _)| **redirects);
-    let h2c = table.h2c.found().filter(|(h2c, _)| **h2c);
-    let tls = tls::server(&table.tls, &Field::Unset, context);
-    match (tls, redirects, h2c) {
-        (None, None, None) => Role::Http1,
-        (None, None, Some(_)) => Role::Http1AndH2c,
-        (None, Some(_), None) => Role::RedirectToHttps,
-        (Some(tls), None, None) => Role::Tls(tls),
-        (Some(tls), Some((_, origin)), _) => {
-            context.error(origin, "this listener has tls itself; leave one of them out");
+fn role(key: &str, listen: &mut file::Listen, context: &mut Context<'_>) -> Role {
+    let tls = tls::server(&format!("{key}.tls"), listen.tls.as_mut(), None, context);
+    let h2c = format!("{key}.h2c");
+    match (tls, listen.redirect_to_https, listen.h2c) {
+        (None, false, false) => Role::Http1,
+        (None, false, true) => Role::Http1AndH2c,
+        (None, true, false) => Role::RedirectToHttps,
+        (Some(tls), false, false) => Role::Tls(tls),
+        (Some(tls), true, _) => {
+            let key = format!("{key}.redirect_to_https");
+            context.error(&key, "this listener has tls itself; remove one of them");
             Role::Tls(tls)
         }
-        (Some(tls), None, Some((_, origin))) => {
-            context.error(origin, "with tls a client has HTTP/2 if it asks; leave it out");
+        (Some(tls), false, true) => {
+            context
+                .error(&h2c, "has no effect with tls, where clients negotiate HTTP/2; remove it");
             Role::Tls(tls)
         }
-        (None, Some(_), Some((_, origin))) => {
-            context.error(origin, "nobody is served here; leave it out");
+        (None, true, true) => {
+            context.error(&h2c, "has no effect on a redirect listener; remove it");
             Role::RedirectToHttps
         }
     }
 }
 
-fn address(field: &Field<Address>, default: SocketAddr, context: &Context<'_>) -> Address {
-    match field.value() {
-        None => Address::Tcp(default),
-        Some(Address::Unix(path)) => Address::Unix(context.beside_file(path)),
-        Some(address) => address.clone(),
+/// Makes the path of a socket absolute.
+fn locate(address: &mut Address, context: &Context<'_>) {
+    match address {
+        Address::Unix(path) => context.locate(path),
+        Address::Tcp(_) => {}
     }
 }
 
-/// The admin listener.
-pub(super) fn admin(table: &file::Admin, context: &mut Context<'_>) -> admin::config::Config {
-    let address = address(&table.address, ADMIN, context);
-    admin::config::Config { address, hosts: hosts(&table.hosts, context) }
+/// Builds the admin listener.
+pub(super) fn admin(admin: &mut file::Admin, context: &mut Context<'_>) -> admin::config::Config {
+    locate(&mut admin.address, context);
+    let hosts = hosts("admin.hosts", &admin.hosts, context);
+    admin::config::Config { address: admin.address.clone(), hosts }
 }
 
-/// Names that a listener answers to.
-fn hosts(list: &List<String>, context: &mut Context<'_>) -> Vec<String> {
-    for (name, origin) in list.values() {
+/// Checks the host names that a listener accepts.
+fn hosts(key: &str, hosts: &[Text], context: &mut Context<'_>) -> Vec<String> {
+    for (index, name) in hosts.iter().enumerate() {
         if !host::is_valid_name(name) || name.contains('*') {
             let message =
-                "is not a host name; write one without a port, e.g. \"sessions.internal\"";
-            context.error(origin, message);
+                "invalid host name; expected one without port, e.g. \"sessions.internal\"";
+            context.error(&format!("{key}[{index}]"), message);
         }
     }
-    list.values().iter().map(|(name, _)| name.clone()).collect()
+    hosts.iter().map(|name| name.0.clone()).collect()
 }
 
-/// The session API.
-pub(super) fn api(table: &file::Api, context: &mut Context<'_>) -> api_config::Config {
-    let address = address(&table.address, API, context);
-    let prefix = prefix(&table.prefix, context);
-    let tls = api_tls(table, context);
+/// Builds the session API.
+pub(super) fn api(api: &mut file::Api, context: &mut Context<'_>) -> api_config::Config {
+    locate(&mut api.address, context);
+    check_prefix(&mut api.prefix, context);
+    let tls = api_tls(api, context);
     let scheme = if tls.is_some() { Scheme::Https } else { Scheme::Http };
-    let url = url(table, (&address, scheme), &prefix, context);
-    let token = table.service_token.found();
-    let service_token = token.and_then(|(source, origin)| {
-        let secret = context.secret(source, origin)?;
-        check_token(&secret, origin, context);
-        Some(secret)
+    let url = url(api, scheme, context);
+    let service_token = api.service_token.as_ref().and_then(|source| {
+        let token = context.secret("api.service_token", source)?;
+        check_token(&token, context);
+        Some(token)
     });
-    let instance_url = instance_url(&table.instance_url, scheme, context);
-    let hosts = hosts(&table.hosts, context);
-    api_config::Config { address, tls, url, instance_url, hosts, prefix, service_token }
+    let instance_url = instance_url(api, scheme, context);
+    api.instance_url = instance_url.as_ref().map(|url| Text(url.to_string()));
+    api_config::Config {
+        address: api.address.clone(),
+        tls,
+        url,
+        instance_url,
+        hosts: hosts("api.hosts", &api.hosts, context),
+        prefix: api.prefix.0.clone(),
+        service_token,
+    }
 }
 
-fn api_tls(table: &file::Api, context: &mut Context<'_>) -> Option<api_config::Tls> {
-    let listener = tls::server(&table.tls, &table.client_ca, context);
-    if listener.is_none() && table.tls.sections().is_empty() {
-        let keys = [
-            table.client_ca.found().map(|(_, origin)| origin),
-            table.instance_tls.found().map(|(_, origin)| origin),
-        ];
-        for origin in keys.into_iter().flatten() {
-            context.error(origin, "there is no TLS on the API; set api.tls too, or leave it out");
-        }
+fn api_tls(api: &mut file::Api, context: &mut Context<'_>) -> Option<api_config::Tls> {
+    let listener = tls::server("api.tls", api.tls.as_mut(), api.client_ca.as_mut(), context);
+    if !context.is_set("api.tls") {
+        let message = "has no effect without TLS on the API; set api.tls too, or remove it";
+        context.refuse(&["api.client_ca", "api.instance_tls"], message);
     }
-    let instances = table.instance_tls.found();
-    let instances = instances.map(|(tls, origin)| tls::client(tls, origin, context));
+    let instances = api.instance_tls.as_mut();
+    let instances = instances.map(|tls| tls::client("api.instance_tls", tls, context));
     Some(api_config::Tls { listener: listener?, instances: instances.unwrap_or_default() })
 }
 
-/// It comes in a header, and stands between a stranger and all sessions.
-fn check_token(token: &Secret, origin: &Origin, context: &mut Context<'_>) {
+/// The token is sent in a header, and gives access to all sessions.
+fn check_token(token: &Secret, context: &mut Context<'_>) {
+    let key = "api.service_token";
     if !token.reveal().bytes().all(|byte| byte.is_ascii_graphic()) {
-        let message = "no header can carry it; write letters, digits and signs without spaces, \
-                       as `cloakroom generate-key` prints";
-        context.error(origin, message);
+        let message = "invalid token; expected letters, digits and signs without spaces, as \
+                       `cloakroom generate-key` prints";
+        context.error(key, message);
     } else if token.reveal().len() < 16 {
         let message = "is short enough to be guessed; `cloakroom generate-key` prints a better one";
-        context.warn(origin, message);
+        context.warn(key, message);
     }
 }
 
-fn prefix(field: &Field<String>, context: &mut Context<'_>) -> String {
-    let default = || api_config::Config::DEFAULT_PREFIX.to_owned();
-    let Some((prefix, origin)) = field.found() else {
-        return default();
-    };
+fn check_prefix(prefix: &mut Text, context: &mut Context<'_>) {
     let is_plain = |segment: &str| {
         !matches!(segment, "" | "." | "..")
             && segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
     };
-    match prefix.strip_prefix('/') {
-        Some(segments) if segments.split('/').all(is_plain) => prefix.clone(),
-        _ => {
-            let message = "is no prefix; write a slash and one segment or more of letters, digits, \
-                           -, ., _ and ~, without a slash at the end, as \"/_session\"";
-            context.error(origin, message);
-            default()
-        }
+    if !prefix.strip_prefix('/').is_some_and(|segments| segments.split('/').all(is_plain)) {
+        let message = "invalid prefix; expected a slash and segments of letters, digits, -, ., _ and ~, \
+                       without a slash at the end, e.g. \"/_session\"";
+        context.error("api.prefix", message);
+        *prefix = api_config::Config::DEFAULT_PREFIX.into();
     }
 }
 
-fn url(
-    table: &file::Api,
-    (address, scheme): (&Address, Scheme),
-    prefix: &str,
-    context: &mut Context<'_>,
-) -> String {
-    let Some((url, origin)) = table.url.found() else {
-        return url_at(address, scheme, prefix).unwrap_or_else(|| {
-            let origin = table.address.origin("api.address");
-            let message = "upstreams cannot be told a wildcard address; set api.url to where they \
-                           reach this listener, as \"http://10.0.0.7:8081/_session\"";
-            context.error(&origin, message);
+fn url(api: &mut file::Api, scheme: Scheme, context: &mut Context<'_>) -> String {
+    let Some(Text(url)) = &api.url else {
+        let url = url_at(&api.address, scheme, &api.prefix).unwrap_or_else(|| {
+            let message = "upstreams cannot connect to a wildcard address; set api.url to where they \
+                           reach this listener, e.g. \"http://10.0.0.7:8081/_session\"";
+            context.error("api.address", message);
             String::new()
         });
+        api.url = Some(Text(url.clone()));
+        return url;
     };
     let schemes = ["http://", "https://", "http+unix://"];
     let rest = schemes.iter().find_map(|scheme| url.strip_prefix(scheme));
@@ -213,72 +199,74 @@ fn url(
             && rest.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#@\"<>\\".contains(&byte))
     };
     if !rest.is_some_and(is_plain) {
-        let message = "is no URL that upstreams can be told; write \"http://HOST:PORT/_session\", \
-                       without user, query or fragment";
-        context.error(origin, message);
+        let message = "invalid URL for upstreams; expected \"http://HOST:PORT/_session\", without \
+                       user, query or fragment";
+        context.error("api.url", message);
     }
-    let url = url.trim_end_matches('/');
-    if !url.ends_with(prefix) {
-        let message =
-            format!("does not end with the API's prefix; mostly it is to end with {prefix}");
-        context.warn(origin, message);
+    let url = url.trim_end_matches('/').to_owned();
+    if !url.ends_with(&*api.prefix) {
+        let prefix = &*api.prefix;
+        context.warn("api.url", format!("does not end with the API's prefix, {prefix}"));
     }
-    url.to_owned()
+    api.url = Some(Text(url.clone()));
+    url
 }
 
-fn instance_url(
-    field: &Field<String>,
-    speaks: Scheme,
-    context: &mut Context<'_>,
-) -> Option<Target> {
-    let (url, origin) = field.found()?;
+fn instance_url(api: &file::Api, scheme: Scheme, context: &mut Context<'_>) -> Option<Target> {
+    let url = api.instance_url.as_ref()?;
     let wrong = match url.parse() {
-        Ok(Target::Http { scheme: Scheme::Https, .. }) if speaks == Scheme::Http => {
-            "asks for TLS, which the API has with api.tls alone"
+        Ok(Target::Http { scheme: Scheme::Https, .. }) if scheme == Scheme::Http => {
+            "is https, which the API needs api.tls for"
         }
-        Ok(Target::Http { scheme: Scheme::Http, .. }) if speaks == Scheme::Https => {
-            "is in the clear, and the API has TLS"
+        Ok(Target::Http { scheme: Scheme::Http, .. }) if scheme == Scheme::Https => {
+            "is http, and the API has TLS"
         }
         Ok(target) if can_be_dialled(&target) => return Some(target),
         Ok(Target::Http { .. }) => "is a wildcard address, or too long",
         Err(InvalidTarget::Path) => "has more than a host and a port",
         Err(InvalidTarget::User) => "has a user or a password",
-        Ok(Target::Unix(_)) | Err(InvalidTarget::Malformed) => "is no URL of another host's",
+        Ok(Target::Unix(_)) | Err(InvalidTarget::Malformed) => "invalid URL for other hosts",
     };
-    let right = "write where other instances reach this one, as \"http://10.0.0.7:8081\"";
-    context.error(origin, format!("{wrong}; {right}"));
+    let right = "expected where other instances reach this one, e.g. \"http://10.0.0.7:8081\"";
+    context.error("api.instance_url", format!("{wrong}; {right}"));
     None
 }
 
-/// Every address that this process listens at, and where it is set.
+/// Lists every address that this process listens at.
 pub(super) fn own(
-    file: &File,
     listen: &[Listen],
     api: &api_config::Config,
     admin: &admin::config::Config,
-) -> Vec<(Origin, Address)> {
-    let set =
-        file.listen.sections().iter().map(|(table, _)| table.address.origin("listen.address"));
-    let origins = set.chain(std::iter::repeat(Origin::unset("listen.address")));
-    let public = listen.iter().map(|listen| listen.address.clone());
-    let mut own: Vec<_> = origins.zip(public).collect();
-    own.push((file.api.0.address.origin("api.address"), api.address.clone()));
-    own.push((file.admin.0.address.origin("admin.address"), admin.address.clone()));
-    own
+) -> Vec<Own> {
+    let public = listen.iter().enumerate().map(|(index, listen)| Own {
+        path: format!("listen[{index}].address"),
+        key: "listen.address",
+        address: listen.address.clone(),
+    });
+    let other = |key: &'static str, address: &Address| Own {
+        path: key.to_owned(),
+        key,
+        address: address.clone(),
+    };
+    public
+        .chain([other("api.address", &api.address), other("admin.address", &admin.address)])
+        .collect()
 }
 
-/// No two listeners have one address.
-pub(super) fn check_apart(own: &[(Origin, Address)], context: &mut Context<'_>) {
-    for (index, (origin, address)) in own.iter().enumerate() {
-        let earlier = own.iter().take(index).find(|(_, other)| overlap(address, other));
-        if let Some((other, _)) = earlier {
-            let whose = format!("{} ({})", other.key, other.place.mention());
-            context.error(origin, format!("is taken by {whose}; write another port or path"));
+/// Checks that no two listeners have one address.
+pub(super) fn check_distinct(own: &[Own], context: &mut Context<'_>) {
+    for (index, listener) in own.iter().enumerate() {
+        let mut earlier = own.iter().take(index);
+        if let Some(other) = earlier.find(|other| overlap(&listener.address, &other.address)) {
+            let place = context.place(&other.path).mention();
+            let message =
+                format!("is taken by {} ({place}); choose another port or path", other.key);
+            context.error(&listener.path, message);
         }
     }
 }
 
-/// Whether the system refuses to bind both; port 0 is another one each time.
+/// Returns whether the system refuses to bind both; port 0 is another one each time.
 fn overlap(one: &Address, other: &Address) -> bool {
     match (one, other) {
         (Address::Tcp(one), Address::Tcp(other)) => {
@@ -294,7 +282,7 @@ fn overlap(one: &Address, other: &Address) -> bool {
     }
 }
 
-/// Whether a connection to `target` comes to a listener at `address`, as far as its text tells.
+/// Returns whether a connection to `target` would reach a listener at `address`, without resolving names.
 pub(super) fn reaches(target: &Target, address: &Address) -> bool {
     match (target, address) {
         (Target::Unix(path), Address::Unix(own)) => path == own,
@@ -312,37 +300,19 @@ pub(super) fn reaches(target: &Target, address: &Address) -> bool {
     }
 }
 
-/// What a client's connection may take.
-pub(super) fn limits(table: &file::Limits, context: &mut Context<'_>) -> Limits {
-    let default = Limits::default();
-    let to_drain = Duration::ZERO..=*TRANSPORT.end();
+/// Builds the limits of client connections.
+pub(super) fn limits(limits: &file::Limits) -> Limits {
     Limits {
-        connections: context.count(&table.connections, default.connections, &(1..=1_000_000)),
-        connections_per_address: table
-            .connections_per_address
-            .found()
-            .map(|_| context.count(&table.connections_per_address, 1, &(1..=1_000_000))),
-        header_timeout: context.duration(&table.header_timeout, default.header_timeout, &TRANSPORT),
-        header_bytes: context.size(
-            &table.header_bytes,
-            default.header_bytes,
-            &(1024..=1024 * 1024),
-        ),
-        headers: context.count(&table.headers, default.headers, &(8..=10_000)),
-        body_idle_timeout: context.duration(
-            &table.body_idle_timeout,
-            default.body_idle_timeout,
-            &TRANSPORT,
-        ),
-        idle_timeout: context.duration(&table.idle_timeout, default.idle_timeout, &TRANSPORT),
-        predrain: context.duration(&table.predrain, default.predrain, &to_drain),
-        drain_timeout: context.duration(&table.drain_timeout, default.drain_timeout, &to_drain),
+        connections: limits.connections.0,
+        connections_per_address: limits.connections_per_address.map(|count| count.0),
+        header_timeout: limits.header_timeout.0,
+        header_bytes: limits.header_bytes.0,
+        headers: limits.headers.0,
+        body_idle_timeout: limits.body_idle_timeout.0,
+        idle_timeout: limits.idle_timeout.0,
+        predrain: limits.predrain.0,
+        drain_timeout: limits.drain_timeout.0,
     }
-}
-
-/// Whose forwarding headers are believed.
-pub(super) fn trusted_proxies(table: &file::Limits) -> Vec<IpNet> {
-    table.trusted_proxies.values().iter().map(|(network, _)| *network).collect()
 }
 
 #[cfg(test)]
@@ -350,7 +320,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wildcard_takes_the_port_of_every_address() {
+    fn wildcards_overlap_every_address() {
         for (one, other, expected) in [
             ("127.0.0.1:80", "127.0.0.1:80", true),
             ("127.0.0.1:80", "127.0.0.1:81", false),
@@ -371,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_that_is_a_listener_of_ours_is_seen() {
+    fn own_listeners_are_recognised_as_upstreams() {
         for (target, address, expected) in [
             ("http://127.0.0.1:80", "127.0.0.1:80", true),
             ("http://localhost", "127.0.0.1:80", true),

@@ -1,53 +1,52 @@
-//! From the file's keys to what each module consumes: defaults, bounds, and rules between keys.
+//! From the keys to what each module consumes: relative paths become absolute, keys that depend on others
+//! get their default, and contradictions are reported.
 //!
-//! A key that is wrong is told and its default goes on, so that one start tells everything.
+//! The file is completed in place, so that it is the effective configuration afterwards.
 
 mod context;
 mod cookie;
 mod headers;
 mod listeners;
-mod redis_url;
 mod routes;
 mod session;
 mod store;
-mod store_url;
 mod telemetry;
 mod tls;
 
 use super::Config;
 use super::file::File;
-use crate::log;
-use crate::proxy;
+use crate::{log, proxy};
 
 pub(super) use context::{Context, Site};
 
-/// The whole configuration.
-pub(super) fn config(file: &File, context: &mut Context<'_>) -> Config {
-    let listen = listeners::listen(&file.listen, &file.limits.0, context);
-    let api = listeners::api(&file.api.0, context);
-    let admin = listeners::admin(&file.admin.0, context);
-    let own = listeners::own(file, &listen, &api, &admin);
-    listeners::check_apart(&own, context);
+/// Builds the whole configuration. A key that is wrong is reported and its default used, so that one run
+/// reports all problems.
+pub(super) fn config(file: &mut File, context: &mut Context<'_>) -> Config {
+    let listen = listeners::listen(file, context);
+    let api = listeners::api(&mut file.api, context);
+    let admin = listeners::admin(&mut file.admin, context);
+    let own = listeners::own(&listen, &api, &admin);
+    listeners::check_distinct(&own, context);
     let (store, keys) = store::store(file, context);
     let (strip_request_headers, keep_request_headers) =
-        headers::stripped_and_kept(&file.limits.0, context);
+        headers::stripped_and_kept(&mut file.limits, context);
     let proxy = proxy::config::Config {
-        trusted_proxies: listeners::trusted_proxies(&file.limits.0),
+        trusted_proxies: file.limits.trusted_proxies.iter().map(|network| network.0).collect(),
         strip_request_headers,
         keep_request_headers,
-        routes: routes::routes(&file.route, store.on_error, &own, context),
+        routes: routes::routes(file, &own, context),
     };
     Config {
-        limits: listeners::limits(&file.limits.0, context),
+        limits: listeners::limits(&file.limits),
         policy: session::policy(file, context),
-        cookie: cookie::attributes(&file.cookie.0, context),
+        cookie: cookie::attributes(&mut file.cookie, context),
         log: log::Config {
-            format: file.log.0.format.or(log::Config::default().format),
-            level: file.log.0.level.or(log::Config::default().level),
-            access: file.log.0.access.or(log::Config::default().access),
+            format: file.log.format,
+            level: file.log.level.into(),
+            access: file.log.access,
         },
-        telemetry: telemetry::telemetry(&file.telemetry.0, &own, context),
-        state_directory: context.used_state_directory(),
+        telemetry: telemetry::telemetry(&mut file.telemetry, &own, context),
+        state_directory: context.state_directory.clone(),
         listen,
         api,
         admin,

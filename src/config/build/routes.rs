@@ -1,291 +1,272 @@
-//! Which requests go where.
+//! The routes.
 
-use std::time::Duration;
-
+use http::HeaderName;
 use http::uri::PathAndQuery;
-use http::{HeaderName, HeaderValue};
 
-use super::super::field::{Field, Tables};
-use super::super::file;
-use super::super::problem::Origin;
-use super::super::value::{self, Size, Upstreams};
-use super::context::{Context, Site, TRANSPORT};
-use super::listeners::reaches;
+use super::super::file::{File, Route};
+use super::super::value::{OneOrMany, PrincipalHeader as PrincipalHeaderKey, Span, Text};
+use super::context::{Context, Site};
+use super::listeners::{Own, reaches};
 use super::{headers, tls};
-use crate::client::{self, HealthCheck, Target, TlsConfig, UpstreamProtocol};
+use crate::client::{HealthCheck, Target, TlsConfig, UpstreamProtocol};
 use crate::net::scheme::Scheme;
-use crate::proxy::config::{PrincipalHeader, RouteConfig, Session, Tunnels};
+use crate::proxy::config::{Encoding, PrincipalHeader, RouteConfig, Session};
 use crate::proxy::login::LoginPage;
 use crate::proxy::route::HostPattern;
-use crate::server::Address;
 use crate::store::config::OnError;
 
-/// The most bytes of values in a header: from room for a few to more than any server takes.
-const EXCHANGE: std::ops::RangeInclusive<usize> = 64..=64 * 1024;
-
-/// The routes. `own` is where this process listens.
-pub(super) fn routes(
-    tables: &Tables<file::Route>,
-    on_error: OnError,
-    own: &[(Origin, Address)],
-    context: &mut Context<'_>,
-) -> Vec<RouteConfig> {
-    if tables.is_unset() && context.site == Site::Needed {
-        let message = "there is none; say where the site is: --upstream http://127.0.0.1:3000, \
+/// Builds the routes. `own` is where this process listens.
+pub(super) fn routes(file: &mut File, own: &[Own], context: &mut Context<'_>) -> Vec<RouteConfig> {
+    if !context.is_set("route") && context.site == Site::Needed {
+        let message = "no upstream is set; use --upstream http://127.0.0.1:3000, \
                        CLOAKROOM_UPSTREAM, or upstream in a [[route]] of the file";
         context.missing("route", message);
     }
-    let mut routes: Vec<RouteConfig> = Vec::new();
-    let mut seen: Vec<(Option<HostPattern>, String, Origin)> = Vec::new();
-    for (table, origin) in tables.sections() {
-        let host = host(table, context);
-        let path = path(table, context);
-        match seen.iter().find(|(h, p, _)| *h == host && p.eq_ignore_ascii_case(&path)) {
-            Some((_, other_path, other)) => {
-                let origin = match (table.path.found(), table.host.found()) {
-                    (Some((_, origin)), _) | (None, Some((_, origin))) => origin,
-                    (None, None) => origin,
-                };
-                let at = other.place.mention();
-                let message = if *other_path == path {
-                    format!("the route at {at} has the same host and path; change one")
-                } else {
-                    format!(
-                        "the route at {at} differs in letter case alone, which some servers ignore; \
-                         change one"
-                    )
-                };
-                context.error(origin, message);
-            }
-            None => seen.push((host.clone(), path.clone(), origin.clone())),
+    let on_error = file.store.on_error;
+    let mut seen = Vec::new();
+    let mut routes = Vec::new();
+    for (index, table) in file.route.iter_mut().enumerate() {
+        let key = format!("route[{index}]");
+        let host = host(&key, table, context);
+        check_path(&key, table, context);
+        check_distinct(&key, host.as_ref(), &table.path, &mut seen, context);
+        if let Some(upstreams) = upstreams(&key, table, own, context) {
+            routes.push(route(&key, table, host, upstreams, on_error, context));
         }
-        let upstreams = upstreams(table, origin, own, context);
-        routes.extend(upstreams.map(|to| route(table, (host, path, to), on_error, context)));
     }
     routes
 }
 
+/// The host, path and key of a route.
+type Seen = (Option<HostPattern>, String, String);
+
+fn check_distinct(
+    key: &str,
+    host: Option<&HostPattern>,
+    path: &str,
+    seen: &mut Vec<Seen>,
+    context: &mut Context<'_>,
+) {
+    let same = seen.iter().find(|(other_host, other_path, _)| {
+        other_host.as_ref() == host && other_path.eq_ignore_ascii_case(path)
+    });
+    let Some((_, other_path, other)) = same else {
+        seen.push((host.cloned(), path.to_owned(), key.to_owned()));
+        return;
+    };
+    let keys = [format!("{key}.path"), format!("{key}.host")];
+    let set = keys.iter().find(|key| context.is_set(key)).map_or(key, String::as_str);
+    let at = context.place(other).mention();
+    let message = if other_path == path {
+        format!("the route at {at} has the same host and path; change one")
+    } else {
+        format!(
+            "differs from the route at {at} in letter case only, which some servers ignore; change one"
+        )
+    };
+    context.error(set, message);
+}
+
 fn route(
-    table: &file::Route,
-    (host, path, upstreams): (Option<HostPattern>, String, Vec<Target>),
+    key: &str,
+    table: &mut Route,
+    host: Option<HostPattern>,
+    upstreams: Vec<Target>,
     on_error: OnError,
     context: &mut Context<'_>,
 ) -> RouteConfig {
-    let default = client::Config::default();
-    let upstream_tls = upstream_tls(table, &upstreams, context);
-    let health = health(table, &upstreams, context);
-    let to_keep = Duration::ZERO..=*TRANSPORT.end();
+    check_protocol(key, table, &upstreams, context);
+    let principal_header = principal_header(key, table, context);
+    let taken = principal_header.as_ref().map(|header| &header.name);
+    let request_headers = format!("{key}.request_headers");
     RouteConfig {
         host,
-        path,
-        upstream_protocol: upstream_protocol(table, &upstreams, context),
+        path: table.path.0.clone(),
+        upstream_protocol: table.upstream_protocol,
+        health: health(key, table, &upstreams, context),
+        upstream_tls: upstream_tls(key, table, &upstreams, context),
         upstreams,
-        health,
-        upstream_tls,
-        session: table.session.or(Session::On),
-        header_exchange: header_exchange(table, context),
-        require_principal: require_principal(table, context),
-        principal_header: principal_header(&table.principal_header, context),
-        request_headers: request_headers(table, context),
-        on_error: table.on_error.or(on_error),
-        max_body: table.max_body.value().map(|Size(bytes)| *bytes as u64),
-        min_body_rate: min_body_rate(&table.min_body_rate),
-        upstream_requests: table
-            .upstream_requests
-            .found()
-            .map(|_| context.count(&table.upstream_requests, 1, &(1..=1_000_000))),
-        connect_timeout: context.duration(
-            &table.connect_timeout,
-            default.connect_timeout,
-            &TRANSPORT,
+        session: table.session,
+        header_exchange: table.header_exchange.then_some(table.header_exchange_max_bytes.0),
+        require_principal: require_principal(key, table, context),
+        request_headers: headers::secrets(
+            &request_headers,
+            &mut table.request_headers,
+            taken,
+            context,
         ),
-        response_timeout: context.duration(
-            &table.response_timeout,
-            default.response_timeout,
-            &TRANSPORT,
-        ),
-        stream_idle_timeout: context.duration(
-            &table.stream_idle_timeout,
-            RouteConfig::DEFAULT_STREAM_IDLE_TIMEOUT,
-            &TRANSPORT,
-        ),
-        tunnels: table.tunnels.or(Tunnels::WithSession),
-        tunnel_idle_timeout: context.duration(
-            &table.tunnel_idle_timeout,
-            RouteConfig::DEFAULT_TUNNEL_IDLE_TIMEOUT,
-            &TRANSPORT,
-        ),
-        upstream_idle_timeout: context.duration(
-            &table.upstream_idle_timeout,
-            default.idle_timeout,
-            &to_keep,
-        ),
+        principal_header,
+        on_error: *table.on_error.get_or_insert(on_error),
+        max_body: table.max_body.map(|size| size.0 as u64),
+        min_body_rate: Some(table.min_body_rate.0 as u64).filter(|rate| *rate > 0),
+        upstream_requests: table.upstream_requests.map(|count| count.0),
+        connect_timeout: table.connect_timeout.0,
+        response_timeout: table.response_timeout.0,
+        stream_idle_timeout: table.stream_idle_timeout.0,
+        tunnels: table.tunnels,
+        tunnel_idle_timeout: table.tunnel_idle_timeout.0,
+        upstream_idle_timeout: table.upstream_idle_timeout.0,
     }
 }
 
-/// Returns the minimum rate in bytes per second; zero turns it off.
-fn min_body_rate(field: &Field<Size>) -> Option<u64> {
-    let bytes =
-        field.value().map_or(RouteConfig::DEFAULT_MIN_BODY_RATE, |Size(bytes)| *bytes as u64);
-    (bytes > 0).then_some(bytes)
-}
-
 fn health(
-    table: &file::Route,
+    key: &str,
+    table: &mut Route,
     upstreams: &[Target],
     context: &mut Context<'_>,
 ) -> Option<HealthCheck> {
-    let interval =
-        context.duration(&table.health_interval, RouteConfig::DEFAULT_HEALTH_INTERVAL, &TRANSPORT);
-    let Some((path, origin)) = table.health_path.found() else {
-        if let Some((_, origin)) = table.health_interval.found() {
-            context.error(origin, "nobody is asked; set health_path too, as \"/healthz\"");
+    let path_key = format!("{key}.health_path");
+    let Some(path) = &table.health_path else {
+        if !context.is_set(&path_key) {
+            let message = "has no effect without health_path; set it too, e.g. \"/healthz\"";
+            context.refuse(&[&format!("{key}.health_interval")], message);
         }
         return None;
     };
     if upstreams.len() == 1 {
-        context.warn(origin, "there is no other upstream that could have its requests");
+        context.warn(&path_key, "has no effect with a single upstream");
     }
-    match PathAndQuery::try_from(path.as_str()) {
-        Ok(path) if path.as_str().starts_with('/') => Some(HealthCheck { path, interval }),
+    let interval = table.health_interval.get_or_insert(Span(RouteConfig::HEALTH_INTERVAL));
+    match PathAndQuery::try_from(&**path) {
+        Ok(path) if path.as_str().starts_with('/') => {
+            Some(HealthCheck { path, interval: interval.0 })
+        }
         _ => {
-            context
-                .error(origin, "is no path; write one that begins with a slash, as \"/healthz\"");
+            let message = "invalid path; expected one that begins with a slash, e.g. \"/healthz\"";
+            context.error(&path_key, message);
             None
         }
     }
 }
 
-fn host(table: &file::Route, context: &mut Context<'_>) -> Option<HostPattern> {
-    let (host, origin) = table.host.found()?;
-    let pattern = HostPattern::parse(host);
+fn host(key: &str, table: &mut Route, context: &mut Context<'_>) -> Option<HostPattern> {
+    let pattern = HostPattern::parse(table.host.as_deref()?);
     if pattern.is_none() {
-        let message = "is no host; write one without a port, as \"shop.example.org\" or \
+        let message = "invalid host; expected one without port, e.g. \"shop.example.org\" or \
                        \"*.example.org\"";
-        context.error(origin, message);
+        context.error(&format!("{key}.host"), message);
     }
+    table.host = pattern.as_ref().map(|pattern| {
+        Text(match pattern {
+            HostPattern::Exact(host) => host.clone(),
+            HostPattern::Below(host) => format!("*{host}"),
+        })
+    });
     pattern
 }
 
-/// A path that every server reads alike; else no request would be known to be below it.
-fn path(table: &file::Route, context: &mut Context<'_>) -> String {
-    let Some((path, origin)) = table.path.found() else {
-        return "/".to_owned();
-    };
+/// A path has to mean the same to every server; otherwise no request would be known to be below it.
+fn check_path(key: &str, table: &mut Route, context: &mut Context<'_>) {
+    let path = &*table.path;
     let without_end = path.strip_suffix('/').unwrap_or(path);
     let is_plain = |segment: &str| {
         !matches!(segment, "" | "." | "..")
             && segment.bytes().all(|byte| byte.is_ascii_graphic() && !b"%\\;?#".contains(&byte))
     };
+    let key = format!("{key}.path");
     if !path.starts_with('/') {
-        context.error(origin, "is no path; write one that begins with a slash, as \"/shop\"");
+        let message = "invalid path; expected one that begins with a slash, e.g. \"/shop\"";
+        context.error(&key, message);
     } else if !without_end.split('/').skip(1).all(is_plain) {
-        let message = "is no plain path; write segments in ASCII, none of them empty or dots, \
+        let message = "ambiguous path; expected segments in ASCII, none of them empty or dots, \
                        without any of % \\ ; ? #";
-        context.error(origin, message);
+        context.error(&key, message);
     }
-    match without_end {
-        "" => "/".to_owned(),
-        path => path.to_owned(),
-    }
+    table.path = if without_end.is_empty() { "/".into() } else { without_end.into() };
 }
 
 fn upstreams(
-    table: &file::Route,
-    route: &Origin,
-    own: &[(Origin, Address)],
+    key: &str,
+    table: &mut Route,
+    own: &[Own],
     context: &mut Context<'_>,
 ) -> Option<Vec<Target>> {
-    let Some((Upstreams(targets), origin)) = table.upstream.found() else {
-        let origin = Origin { key: "route.upstream".to_owned(), ..route.clone() };
-        let message = "is missing; say where the site is, as upstream = \"http://127.0.0.1:3000\"";
-        if context.site == Site::Needed && matches!(table.upstream, Field::Unset) {
-            context.error(&origin, message);
+    let upstream = format!("{key}.upstream");
+    let Some(OneOrMany(targets)) = &mut table.upstream else {
+        if context.site == Site::Needed && !context.is_set(&upstream) {
+            context.places.insert(upstream.clone(), context.place(key));
+            let message = "missing upstream; expected e.g. upstream = \"http://127.0.0.1:3000\"";
+            context.error(&upstream, message);
         }
         return None;
     };
-    let upstream = |target: &Target| {
-        let target = match target {
-            Target::Unix(path) => Target::Unix(context.beside_file(path)),
-            http @ Target::Http { .. } => http.clone(),
-        };
-        if let Some((ours, _)) = own.iter().find(|(_, address)| reaches(&target, address)) {
-            let message = format!("is this proxy itself ({}); write where the site is", ours.key);
-            context.error(origin, message);
+    for target in targets.iter_mut() {
+        if let Target::Unix(path) = target {
+            context.locate(path);
         }
-        target
-    };
-    Some(targets.iter().map(upstream).collect())
+        if let Some(ours) = own.iter().find(|own| reaches(target, &own.address)) {
+            let message =
+                format!("is this proxy itself ({}); expected the site's address", ours.key);
+            context.error(&upstream, message);
+        }
+    }
+    Some(targets.clone())
 }
 
 fn has_tls(target: &Target) -> bool {
     matches!(target, Target::Http { scheme: Scheme::Https, .. })
 }
 
-fn upstream_protocol(
-    table: &file::Route,
-    upstreams: &[Target],
-    context: &mut Context<'_>,
-) -> UpstreamProtocol {
-    let Some((speaks, origin)) = table.upstream_protocol.found() else {
-        return UpstreamProtocol::Http1;
-    };
-    match speaks {
+fn check_protocol(key: &str, table: &Route, upstreams: &[Target], context: &mut Context<'_>) {
+    let key = format!("{key}.upstream_protocol");
+    match table.upstream_protocol {
         UpstreamProtocol::Http2 if upstreams.iter().any(has_tls) => {
-            context.error(origin, "is HTTP/2 in the clear; with https:// write \"alpn\"");
+            context.error(&key, "\"h2c\" is HTTP/2 without TLS; use \"alpn\" for https upstreams");
         }
         UpstreamProtocol::Alpn if !upstreams.iter().all(has_tls) => {
-            context.error(origin, "is agreed upon with TLS; without write \"h2c\"");
+            context.error(&key, "\"alpn\" requires https upstreams; use \"h2c\" for plain HTTP");
         }
         UpstreamProtocol::Http1 | UpstreamProtocol::Http2 | UpstreamProtocol::Alpn => {}
     }
-    *speaks
 }
 
-fn upstream_tls(table: &file::Route, upstreams: &[Target], context: &mut Context<'_>) -> TlsConfig {
-    let Some((tls, origin)) = table.upstream_tls.found() else { return TlsConfig::default() };
+fn upstream_tls(
+    key: &str,
+    table: &mut Route,
+    upstreams: &[Target],
+    context: &mut Context<'_>,
+) -> TlsConfig {
+    let key = format!("{key}.upstream_tls");
+    let Some(tls) = &mut table.upstream_tls else { return TlsConfig::default() };
     if !upstreams.iter().any(has_tls) {
-        context.error(origin, "the upstream has no TLS; leave it out, or write https://");
+        context.error(&key, "the upstream has no TLS; remove it, or use https://");
         return TlsConfig::default();
     }
-    tls::client(tls, origin, context)
+    tls::client(&key, tls, context)
 }
 
-fn header_exchange(table: &file::Route, context: &mut Context<'_>) -> Option<usize> {
-    let default = RouteConfig::DEFAULT_HEADER_EXCHANGE_MAX_BYTES;
-    let max_bytes = context.size(&table.header_exchange_max_bytes, default, &EXCHANGE);
-    table.header_exchange.or(false).then_some(max_bytes)
-}
-
-fn require_principal(table: &file::Route, context: &mut Context<'_>) -> Option<LoginPage> {
-    let (text, origin) = table.require_principal.found()?;
-    if table.session.or(Session::On) == Session::Off {
-        context.error(origin, "nobody is logged in where there is no session; leave it out");
+fn require_principal(key: &str, table: &Route, context: &mut Context<'_>) -> Option<LoginPage> {
+    let text = table.require_principal.as_deref()?;
+    let key = format!("{key}.require_principal");
+    if table.session == Session::Off {
+        context.error(&key, "has no effect when session = \"off\"; remove it");
     }
     let page = LoginPage::parse(text);
     if page.is_none() {
-        let message = "is no login page; write a path of the site or an URL, in which {path} may \
-                       stand once for what was asked for, as \"/login?next={path}\"";
-        context.error(origin, message);
+        let message = "invalid login page; expected a path of the site or a URL, with {path} at most \
+                       once for the requested path, e.g. \"/login?next={path}\"";
+        context.error(&key, message);
     }
     page
 }
 
 fn principal_header(
-    field: &Field<value::PrincipalHeader>,
+    key: &str,
+    table: &mut Route,
     context: &mut Context<'_>,
 ) -> Option<PrincipalHeader> {
-    let (header, origin) = field.found()?;
-    let name = headers::name(&header.name, origin, context)?;
-    Some(PrincipalHeader { name, encoding: header.encoding })
-}
-
-fn request_headers(
-    table: &file::Route,
-    context: &mut Context<'_>,
-) -> Vec<(HeaderName, HeaderValue)> {
-    let principal = table.principal_header.value();
-    let principal =
-        principal.and_then(|header| HeaderName::from_bytes(header.name.as_bytes()).ok());
-    headers::secrets(&table.request_headers, principal.as_ref(), context)
+    let header = table.principal_header.as_ref()?;
+    let (text, encoding) = match header {
+        PrincipalHeaderKey::Name(name) => (name, Encoding::Percent),
+        PrincipalHeaderKey::Encoded { name, encoding } => {
+            (name, encoding.unwrap_or(Encoding::Percent))
+        }
+    };
+    let name: HeaderName = headers::name(&format!("{key}.principal_header"), text, context)?;
+    let text = name.as_str().into();
+    table.principal_header = Some(match encoding {
+        Encoding::Percent => PrincipalHeaderKey::Name(text),
+        Encoding::Utf8 => PrincipalHeaderKey::Encoded { name: text, encoding: Some(encoding) },
+    });
+    Some(PrincipalHeader { name, encoding })
 }

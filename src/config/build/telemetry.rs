@@ -1,58 +1,52 @@
-//! Where spans go, and which.
+//! The export of spans.
 
-use super::super::file;
-use super::super::problem::Origin;
+use super::super::file::Telemetry;
 use super::super::value::Ratio;
 use super::context::Context;
-use super::listeners::reaches;
+use super::listeners::{Own, reaches};
 use super::{headers, tls};
 use crate::client::TlsConfig;
 use crate::net::scheme::Scheme;
-use crate::server::Address;
 use crate::telemetry::Config;
 
-/// What spans are from, where nobody says.
-const SERVICE_NAME: &str = "cloakroom";
-
-/// Where spans go; nowhere without a collector. `own` is where this process listens.
+/// Builds the export of spans; `None` without a collector.
 pub(super) fn telemetry(
-    table: &file::Telemetry,
-    own: &[(Origin, Address)],
+    telemetry: &mut Telemetry,
+    own: &[Own],
     context: &mut Context<'_>,
 ) -> Option<Config> {
-    let Some((collector, origin)) = table.otlp_url.found() else {
-        refuse_the_rest(table, context);
+    let Some(collector) = telemetry.otlp_url.clone() else {
+        if !context.is_set("telemetry.otlp_url") {
+            let keys = ["tls", "service_name", "sample_ratio", "otlp_headers"];
+            let keys = keys.map(|key| format!("telemetry.{key}"));
+            let message = "has no effect without a collector; set telemetry.otlp_url too";
+            context.refuse(&keys.each_ref().map(String::as_str), message);
+        }
         return None;
     };
-    if let Some((ours, _)) = own.iter().find(|(_, address)| reaches(&collector.target, address)) {
-        let message = format!("is this proxy itself ({}); write where the collector is", ours.key);
-        context.error(origin, message);
+    if let Some(ours) = own.iter().find(|own| reaches(&collector.target, &own.address)) {
+        let message = format!("is this proxy itself ({}); expected the collector's URL", ours.key);
+        context.error("telemetry.otlp_url", message);
     }
-    let tls = match (table.tls.found(), collector.target.scheme()) {
+    let key = "telemetry.tls";
+    let tls = match (&mut telemetry.tls, collector.target.scheme()) {
         (None, _) => TlsConfig::default(),
-        (Some((tls, origin)), Scheme::Https) => tls::client(tls, origin, context),
-        (Some((_, origin)), Scheme::Http) => {
-            context.error(origin, "the collector has no TLS; leave it out, or write https://");
+        (Some(tls), Scheme::Https) => tls::client(key, tls, context),
+        (Some(_), Scheme::Http) => {
+            context.error(key, "the collector has no TLS; remove it, or use https://");
             TlsConfig::default()
         }
     };
     Some(Config {
-        collector: collector.clone(),
+        collector,
         tls,
-        headers: headers::secrets(&table.otlp_headers, None, context),
-        service_name: table.service_name.or(SERVICE_NAME.to_owned()),
-        sample_ratio: table.sample_ratio.or(Ratio(1.0)).0,
+        headers: headers::secrets(
+            "telemetry.otlp_headers",
+            &mut telemetry.otlp_headers,
+            None,
+            context,
+        ),
+        service_name: telemetry.service_name.get_or_insert_with(|| "cloakroom".into()).0.clone(),
+        sample_ratio: telemetry.sample_ratio.get_or_insert(Ratio(1.0)).0,
     })
-}
-
-fn refuse_the_rest(table: &file::Telemetry, context: &mut Context<'_>) {
-    let set = [
-        table.tls.found().map(|(_, origin)| origin),
-        table.service_name.found().map(|(_, origin)| origin),
-        table.sample_ratio.found().map(|(_, origin)| origin),
-    ];
-    let headers = table.otlp_headers.values().iter().map(|(_, _, origin)| origin);
-    for origin in set.into_iter().flatten().chain(headers) {
-        context.error(origin, "there is no collector; set telemetry.otlp_url too, or leave it out");
-    }
 }

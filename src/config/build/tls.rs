@@ -1,93 +1,78 @@
-//! TLS, of listeners and to others. The files are read, so that a mistake in one is told with all others.
+//! TLS, as a server and as a client. The files are read, so that a mistake in one is reported with all others.
 
-use std::path::Path;
+use std::path::PathBuf;
 
-use super::super::field::{Field, Several};
-use super::super::file;
-use super::super::problem::Origin;
+use super::super::file::{ClientTls, Identity};
+use super::super::value::OneOrMany;
 use super::context::{Context, with_causes};
 use crate::client::{self, ServerTrust};
-use crate::net::pem::Identity;
+use crate::net::pem;
 use crate::server;
 
-/// That of a listener; `None` where it has none, or a mistake.
+/// Builds the TLS of a listener. `key` is the path of its `tls`.
 pub(super) fn server(
-    table: &Several<file::Identity>,
-    client_ca: &Field<String>,
+    key: &str,
+    tls: Option<&mut OneOrMany<Identity>>,
+    client_ca: Option<&mut PathBuf>,
     context: &mut Context<'_>,
 ) -> Option<server::TlsConfig> {
-    let (_, origin) = table.sections().first()?;
-    let identities: Option<Vec<Identity>> =
-        table.sections().iter().map(|(table, origin)| identity(table, origin, context)).collect();
-    let client_authorities = client_ca.value().map(|path| context.beside_file(Path::new(path)));
-    let config = server::TlsConfig { identities: identities?, client_authorities };
+    let OneOrMany(identities) = tls?;
+    let identities = identities.iter_mut().map(|Identity { certificate, key }| {
+        context.locate(certificate);
+        context.locate(key);
+        pem::Identity { certificate: certificate.clone(), key: key.clone() }
+    });
+    let identities = identities.collect();
+    let client_authorities = client_ca.map(|path| {
+        context.locate(path);
+        path.clone()
+    });
+    let config = server::TlsConfig { identities, client_authorities };
     if let Err(error) = server::Tls::open(&config) {
-        context.error(origin, with_causes(&error));
+        context.error(key, with_causes(&error));
     }
     Some(config)
 }
 
-fn identity(
-    table: &file::Identity,
-    origin: &Origin,
-    context: &mut Context<'_>,
-) -> Option<Identity> {
-    match (table.certificate.value(), table.key.value()) {
-        (Some(certificate), Some(key)) => Some(Identity {
-            certificate: context.beside_file(Path::new(certificate)),
-            key: context.beside_file(Path::new(key)),
-        }),
-        (certificate, key) => {
-            let missing = match (certificate, key) {
-                (None, _) => &table.certificate,
-                _ => &table.key,
-            };
-            if matches!(missing, Field::Unset) {
-                let message = "write { certificate = \"fullchain.pem\", key = \"key.pem\" }";
-                context.error(origin, message);
-            }
-            None
-        }
-    }
-}
-
-/// That of a connection that is opened here.
+/// Builds the TLS of connections that are opened here. `key` is the path of the section.
 pub(super) fn client(
-    tls: &file::ClientTls,
-    origin: &Origin,
+    key: &str,
+    tls: &mut ClientTls,
     context: &mut Context<'_>,
 ) -> client::TlsConfig {
-    let path = |path: &String| context.beside_file(Path::new(path));
-    let identity = match (tls.certificate.value(), tls.key.value()) {
+    for path in [&mut tls.ca, &mut tls.certificate, &mut tls.key].into_iter().flatten() {
+        context.locate(path);
+    }
+    let identity = match (&tls.certificate, &tls.key) {
         (Some(certificate), Some(key)) => {
-            Some(Identity { certificate: path(certificate), key: path(key) })
+            Some(pem::Identity { certificate: certificate.clone(), key: key.clone() })
         }
         (None, None) => None,
         (Some(_), None) | (None, Some(_)) => {
-            context.error(origin, "a client has both a certificate and a key");
+            context.error(key, "a client certificate needs both certificate and key");
             None
         }
     };
-    let config =
-        client::TlsConfig { trust: trust(tls, context), name: tls.name.value().cloned(), identity };
+    let name = tls.name.as_ref().map(|name| name.0.clone());
+    let config = client::TlsConfig { trust: trust(key, tls, context), name, identity };
     if let Err(error) = client::Tls::open(&config) {
-        context.error(origin, with_causes(&error));
+        context.error(key, with_causes(&error));
     }
     config
 }
 
-fn trust(tls: &file::ClientTls, context: &mut Context<'_>) -> ServerTrust {
-    match (tls.ca.found(), tls.verify.found()) {
-        (Some((_, origin)), Some((false, _))) => {
-            context.error(origin, "counts for nothing with verify = false; leave one of them out");
+fn trust(key: &str, tls: &ClientTls, context: &mut Context<'_>) -> ServerTrust {
+    match (&tls.ca, tls.verify) {
+        (Some(_), false) => {
+            context.error(&format!("{key}.ca"), "has no effect when verify = false; remove one");
             ServerTrust::Insecure
         }
-        (None, Some((false, origin))) => {
-            let message = "whoever stands between here and there can read and change all";
-            context.warn(origin, message);
+        (None, false) => {
+            let message = "certificate verification is off: open to man-in-the-middle attacks";
+            context.warn(&format!("{key}.verify"), message);
             ServerTrust::Insecure
         }
-        (Some((ca, _)), _) => ServerTrust::File(context.beside_file(Path::new(ca))),
-        (None, _) => ServerTrust::System,
+        (Some(ca), true) => ServerTrust::File(ca.clone()),
+        (None, true) => ServerTrust::System,
     }
 }

@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
     match read(FILE.as_path()) {
         Ok(loaded) => {
             // The effective configuration, with its secrets redacted.
-            let shown = loaded.config.to_toml();
+            let shown = loaded.to_toml();
             assert!(!shown.is_empty());
         }
         Err(error) => assert!(!error.to_string().is_empty()),

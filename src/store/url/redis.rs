@@ -1,30 +1,31 @@
-//! The URL of a Redis deployment: one server, a socket, sentinels or a cluster.
+//! URLs of Redis deployments: one server, a socket, sentinels or a cluster.
 
+use std::fmt;
 use std::path::PathBuf;
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::secret::Secret;
 use crate::store::config::{Address, Topology};
 
-/// What a Redis URL says, taken apart and decoded.
-#[derive(Debug)]
-pub(super) struct RedisUrl {
-    pub(super) topology: Topology,
-    pub(super) user: Option<String>,
-    pub(super) password: Option<Secret>,
-    pub(super) database: u32,
-    pub(super) tls: Encryption,
+/// The URL of a deployment, taken apart and decoded.
+#[derive(Clone, Debug)]
+pub(crate) struct RedisUrl {
+    pub(crate) topology: Topology,
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<Secret>,
+    pub(crate) database: u32,
+    pub(crate) encryption: Encryption,
 }
 
-/// Whether a deployment is spoken to over TLS.
+/// The encryption of connections to a deployment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Encryption {
+pub(crate) enum Encryption {
     None,
     Tls,
 }
 
-/// What the scheme says.
+/// The kind of a deployment, from the scheme.
 #[derive(Clone, Copy)]
 enum Kind {
     Server,
@@ -34,7 +35,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// What to write.
+    /// Returns what to write.
     fn right(self) -> &'static str {
         match self {
             Self::Server => "write \"redis://[user[:password]@]HOST:PORT/DB\"",
@@ -44,7 +45,7 @@ impl Kind {
         }
     }
 
-    /// The port where none is given.
+    /// Returns the default port.
     fn port(self) -> &'static str {
         match self {
             Self::Server | Self::Unix | Self::Cluster => "6379",
@@ -53,10 +54,37 @@ impl Kind {
     }
 }
 
-/// Reads what follows a scheme and its colon; `None` where the scheme is none of Redis. An error
-/// says what is wrong and what would be right, without the URL, which may hold a password.
+/// Leaves the password out.
+impl fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        let joined = |addresses: &[Address]| {
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+        };
+        let user = self.user.as_deref().map_or_else(String::new, |user| encoded(user) + "@");
+        let scheme = match self.encryption {
+            Encryption::None => "redis",
+            Encryption::Tls => "rediss",
+        };
+        let database = self.database;
+        match &self.topology {
+            Topology::Server(Address::Unix(path)) => {
+                write!(f, "{scheme}+unix://{user}{}?db={database}", path.display())
+            }
+            Topology::Server(address) => write!(f, "{scheme}://{user}{address}/{database}"),
+            Topology::Sentinel { sentinels, service } => {
+                let (sentinels, service) = (joined(sentinels), encoded(service));
+                write!(f, "{scheme}+sentinel://{user}{sentinels}/{service}?db={database}")
+            }
+            Topology::Cluster { nodes } => write!(f, "{scheme}+cluster://{user}{}", joined(nodes)),
+        }
+    }
+}
+
+/// Reads what follows a scheme and its colon; `None` if the scheme is not one of Redis. An error says what
+/// is wrong and what would be right, without the URL, which may have a password.
 pub(super) fn parse(scheme: &str, rest: &str) -> Option<Result<RedisUrl, String>> {
-    let (kind, tls) = match scheme {
+    let (kind, encryption) = match scheme {
         "redis" => (Kind::Server, Encryption::None),
         "rediss" => (Kind::Server, Encryption::Tls),
         "redis+unix" => (Kind::Unix, Encryption::None),
@@ -66,40 +94,40 @@ pub(super) fn parse(scheme: &str, rest: &str) -> Option<Result<RedisUrl, String>
         "rediss+cluster" => (Kind::Cluster, Encryption::Tls),
         _ => return None,
     };
-    let url = read(kind, rest).map(|url| RedisUrl { tls, ..url });
+    let url = read(kind, rest).map(|url| RedisUrl { encryption, ..url });
     Some(url.map_err(|wrong| format!("{wrong}; {}", kind.right())))
 }
 
 /// `//[user[:password]@]hosts[/path][?db=N]`
 fn read(kind: Kind, rest: &str) -> Result<RedisUrl, &'static str> {
-    let rest = rest.strip_prefix("//").ok_or("is no store's URL")?;
+    let rest = rest.strip_prefix("//").ok_or("not the URL of a store")?;
     let (rest, query) = match rest.split_once('?') {
         Some((rest, query)) => (rest, Some(query)),
         None => (rest, None),
     };
     if rest.contains('#') || query.is_some_and(|query| query.contains(['?', '#', '@', '&'])) {
-        return Err("? and # in a password are %3F and %23, and db is the one option");
+        return Err("a password has %3F and %23 for ? and #, and db is the only option");
     }
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let (user, password, hosts) = log_in(authority)?;
     let asked = match query {
         None => None,
         Some(query) => {
-            let number = query.strip_prefix("db=").ok_or("has an option that is not known")?;
+            let number = query.strip_prefix("db=").ok_or("has an unknown option")?;
             Some(database(number)?)
         }
     };
     let in_path = matches!(kind, Kind::Server);
     let number = match (in_path, asked) {
-        (true, Some(_)) => return Err("the database stands in the path"),
+        (true, Some(_)) => return Err("the database belongs in the path"),
         (true, None) => database(path)?,
         (false, asked) => asked.unwrap_or(0),
     };
     let topology = topology(kind, hosts, path)?;
     if matches!(kind, Kind::Cluster) && number != 0 {
-        return Err("a cluster has no database but 0");
+        return Err("a cluster has only database 0");
     }
-    Ok(RedisUrl { topology, user, password, database: number, tls: Encryption::None })
+    Ok(RedisUrl { topology, user, password, database: number, encryption: Encryption::None })
 }
 
 fn topology(kind: Kind, hosts: &str, path: &str) -> Result<Topology, &'static str> {
@@ -110,17 +138,17 @@ fn topology(kind: Kind, hosts: &str, path: &str) -> Result<Topology, &'static st
     match kind {
         Kind::Server => match addresses()?.as_slice() {
             [address] => Ok(Topology::Server(address.clone())),
-            _ => Err("names several servers, which only sentinels or a cluster's nodes may be"),
+            _ => Err("has several servers; only sentinels and cluster nodes may be several"),
         },
-        Kind::Unix if !hosts.is_empty() => Err("names a host beside a socket"),
-        Kind::Unix if path.is_empty() => Err("names no socket"),
+        Kind::Unix if !hosts.is_empty() => Err("has a host and a socket"),
+        Kind::Unix if path.is_empty() => Err("has no socket path"),
         Kind::Unix => {
             let path = decode(path).ok_or("the socket's path is not UTF-8")?;
             Ok(Topology::Server(Address::Unix(PathBuf::from(format!("/{path}")))))
         }
         Kind::Sentinel => {
             let service = decode(path).filter(|name| !name.is_empty() && !name.contains('/'));
-            let service = service.ok_or("names no service, or more than one")?;
+            let service = service.ok_or("has no service name, or more than one")?;
             Ok(Topology::Sentinel { sentinels: addresses()?, service })
         }
         Kind::Cluster if !path.is_empty() => Err("a cluster has no path"),
@@ -128,7 +156,7 @@ fn topology(kind: Kind, hosts: &str, path: &str) -> Result<Topology, &'static st
     }
 }
 
-/// User, password, and what follows them.
+/// Splits off user and password.
 fn log_in(authority: &str) -> Result<(Option<String>, Option<Secret>, &str), &'static str> {
     let Some((login, place)) = authority.rsplit_once('@') else {
         return Ok((None, None, authority));
@@ -143,7 +171,7 @@ fn log_in(authority: &str) -> Result<(Option<String>, Option<Secret>, &str), &'s
 }
 
 fn database(text: &str) -> Result<u32, &'static str> {
-    let wrong = "the database is no number, or too great";
+    let wrong = "the database is not a number, or too large";
     match text {
         "" => Ok(0),
         text if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().or(Err(wrong)),
@@ -192,7 +220,8 @@ mod tests {
         assert_eq!(read.user.as_deref().unwrap_or_default(), user, "{url}");
         assert_eq!(read.password.as_ref().map_or("", Secret::reveal), password, "{url}");
         assert_eq!(read.database, database, "{url}");
-        assert_eq!(read.tls == Encryption::Tls, url.starts_with("rediss"), "{url}");
+        assert_eq!(parsed(&read.to_string()).unwrap().topology, read.topology, "{url}");
+        assert_eq!(read.encryption == Encryption::Tls, url.starts_with("rediss"), "{url}");
     }
 
     fn joined(addresses: &[Address]) -> String {
@@ -200,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_has_hosts_and_perhaps_more() {
+    fn parts_are_decoded() {
         check("redis://db", "db:6379", ("", "", 0));
         check("redis://db/", "db:6379", ("", "", 0));
         check("rediss://db:7000/3", "db:7000", ("", "", 3));
@@ -218,26 +247,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_without_the_password() {
+    fn errors_have_no_password() {
         for (url, part) in [
-            ("redis:db", "is no store's URL"),
+            ("redis:db", "not the URL of a store"),
             ("redis://", "no host"),
             ("redis://:hunter2@", "no host"),
             ("redis://me:hunter2@db:x", "no host"),
             ("redis://me:hunter2@db:0", "no host"),
-            ("redis://me:hunt/er2@db", "no number"),
+            ("redis://me:hunt/er2@db", "not a number"),
             ("redis://me:hunt?er2@db", "%3F"),
-            ("redis://me:hunter2@db/x", "is no number"),
-            ("redis://me:hunter2@db/99999999999", "too great"),
+            ("redis://me:hunter2@db/x", "is not a number"),
+            ("redis://me:hunter2@db/99999999999", "too large"),
             ("redis://me:hunter2@db?db=1", "in the path"),
             ("redis://me:hunter2@db,db", "several servers"),
-            ("redis://me:hunter2@db?x=1", "not known"),
-            ("redis+unix://host/x", "a host beside"),
-            ("redis+unix://", "no socket"),
-            ("redis+sentinel://h", "no service"),
+            ("redis://me:hunter2@db?x=1", "unknown option"),
+            ("redis+unix://host/x", "a host and a socket"),
+            ("redis+unix://", "no socket path"),
+            ("redis+sentinel://h", "no service name"),
             ("redis+sentinel://h/a/b", "more than one"),
             ("redis+sentinel:///a", "no host"),
-            ("redis+cluster://h?db=1", "no database but 0"),
+            ("redis+cluster://h?db=1", "only database 0"),
             ("redis+cluster://h/1", "has no path"),
         ] {
             let said = parsed(url).expect_err(url);
