@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use cloakroom::body::Body;
 use cloakroom::server::{
-    Address, BoundListener, Peer, Protocol, Room, Settings, Tasks, bind, serve,
+    Address, BoundListener, ConnectionLimit, Peer, Protocol, Settings, Tasks, bind, serve,
 };
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -65,8 +65,13 @@ impl Site {
             async move { page.await.expect("a page") }
         };
         let settings = Settings { protocol: Protocol::Http1, ..Settings::default() };
-        let serving =
-            serve(listener, settings, Room::new(10_000), Arc::new(handler), tasks.clone());
+        let serving = serve(
+            listener,
+            settings,
+            ConnectionLimit::new(10_000),
+            Arc::new(handler),
+            tasks.clone(),
+        );
         tasks.run(serving).detach();
     }
 
