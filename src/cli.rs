@@ -270,7 +270,7 @@ fn raise_limit(config: &Config) {
 }
 
 /// The log, and in it what is doubtful about the configuration.
-fn begin_log(loaded: &Loaded) -> Result<log::Rest, Failure> {
+fn begin_log(loaded: &Loaded) -> Result<log::FlushGuard, Failure> {
     let rest = log::init(loaded.config.log).map_err(Failure::other)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");

@@ -1,10 +1,10 @@
 //! The log: one line for each event, as text or JSON, on standard error.
 //!
-//! Standard output belongs to the answers of commands. The access log is made of events of the target
-//! [`ACCESS`]; it has a switch of its own and does not follow the level.
+//! Standard output is for the results of commands. The access log consists of the events with the target [`ACCESS`]; it
+//! has a switch of its own and does not follow the level.
 //!
-//! Lines are written by a thread of their own. Where they come faster than they are taken, as of a reader that
-//! has stopped or a disk that is full, they are dropped and counted, and requests go on.
+//! A thread of its own writes the lines. If they come faster than they can be written, e.g. because the disk is full,
+//! they are dropped and counted: logging never blocks a request.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -23,24 +23,24 @@ use tracing_subscriber::layer::{Layer, SubscriberExt as _};
 /// The target of the access log's events.
 pub const ACCESS: &str = "access";
 
-/// What the log is told.
+/// Settings of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// How a line looks.
+    /// The format of a line.
     pub format: Format,
-    /// What is told of everything but access.
+    /// The level of all events but access.
     pub level: LevelFilter,
-    /// Whether each request is told.
+    /// Whether requests are logged.
     pub access: bool,
 }
 
-/// How a line looks.
+/// The format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
-    /// For people.
+    /// Text for people.
     Text,
-    /// One object a line.
+    /// One JSON object a line.
     Json,
 }
 
@@ -50,61 +50,64 @@ impl Default for Config {
     }
 }
 
-/// What has been logged before and is not logged again: at most [`Seen::MAX`] texts, so that strangers
-/// who choose them fill neither the log nor the memory.
+/// Texts that have been logged before and are not logged again: at most [`Seen::MAX`], since clients choose them and could
+/// fill the log and the memory.
 #[derive(Debug, Default)]
 pub struct Seen(Mutex<HashSet<String>>);
 
 impl Seen {
-    /// The most texts that are remembered; further ones are not logged.
+    /// Most texts that are remembered; others are not logged.
     pub const MAX: usize = 100;
 
-    /// Whether a text comes for the first time, and is to be logged.
+    /// Returns whether a text is new and should be logged.
     pub fn is_first(&self, text: &str) -> bool {
-        // A set that another thread left is as good as before: nothing in it is half done.
+        // A panic elsewhere cannot leave the set half changed.
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         seen.len() < Self::MAX && !seen.contains(text) && seen.insert(text.to_owned())
     }
 }
 
-/// The log is begun once in a process.
+/// The process has initialised its log already.
 #[derive(Debug, thiserror::Error)]
-#[error("this process has a log already")]
-pub struct BegunAlready(#[source] tracing::dispatcher::SetGlobalDefaultError);
+#[error("the log is initialised already")]
+pub struct AlreadyInitialized(#[source] tracing::dispatcher::SetGlobalDefaultError);
 
-/// Lines that wait to be written.
-const LINES: usize = 10_000;
+/// Most lines that wait to be written.
+const QUEUE_CAPACITY: usize = 10_000;
 
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
-/// Writes, when it is dropped, what has not been written yet, for as long as a second.
+/// Flushes the log when it is dropped, within a second.
 #[derive(Debug)]
-pub struct Rest {
+#[must_use]
+pub struct FlushGuard {
     _writer: WorkerGuard,
 }
 
-/// Begins the log of this process.
-pub fn init(config: Config) -> Result<Rest, BegunAlready> {
-    let lines = NonBlockingBuilder::default().buffered_lines_limit(LINES).thread_name("log");
+/// Initialises the log of this process.
+pub fn init(config: Config) -> Result<FlushGuard, AlreadyInitialized> {
+    let lines =
+        NonBlockingBuilder::default().buffered_lines_limit(QUEUE_CAPACITY).thread_name("log");
     let (lines, writer) = lines.finish(io::stderr());
     DROPPED.get_or_init(|| lines.error_counter());
-    tracing::subscriber::set_global_default(subscriber(config, lines)).map_err(BegunAlready)?;
-    Ok(Rest { _writer: writer })
+    tracing::subscriber::set_global_default(subscriber(config, lines))
+        .map_err(AlreadyInitialized)?;
+    Ok(FlushGuard { _writer: writer })
 }
 
-/// How many lines were dropped.
+/// Returns how many lines were dropped.
 pub fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
-/// Leave to write a line that many requests may cause at once.
+/// A permit to write a line that many requests may cause at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Permit {
-    /// How many lines of this cause were left out since its last one; `None` if none was.
-    pub left_out: Option<u64>,
+    /// Lines of this cause that were suppressed since its last one; `None` if none was.
+    pub suppressed: Option<u64>,
 }
 
-/// Permits one line a second for each cause, and counts those that are left out meanwhile.
+/// Permits one line a second for each cause, and counts the others.
 pub fn permit(cause: &'static str) -> Option<Permit> {
     static LIMITER: Limiter = Limiter(Mutex::new(BTreeMap::new()));
     LIMITER.permit(cause, Instant::now())
@@ -113,28 +116,29 @@ pub fn permit(cause: &'static str) -> Option<Permit> {
 /// Logs a line of its cause, such as `limited!(warn, "replayed", session = %id, "…")`, if [`permit`] does.
 macro_rules! limited {
     ($level:ident, $cause:literal, $($line:tt)+) => {
-        if let Some($crate::log::Permit { left_out }) = $crate::log::permit($cause) {
-            ::tracing::$level!(left_out, $($line)+);
+        if let Some($crate::log::Permit { suppressed }) = $crate::log::permit($cause) {
+            ::tracing::$level!(suppressed, $($line)+);
         }
     };
 }
 pub(crate) use limited;
 
-/// By cause: when its last line was written, and how many were left out since.
+/// By cause: the time of its last line, and how many were suppressed since.
 struct Limiter(Mutex<BTreeMap<&'static str, (Instant, u64)>>);
 
 impl Limiter {
     fn permit(&self, cause: &'static str, now: Instant) -> Option<Permit> {
         let mut causes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match causes.get_mut(cause) {
-            Some((last, left_out)) if now < *last + Duration::from_secs(1) => {
-                *left_out += 1;
+            Some((last, suppressed)) if now < *last + Duration::from_secs(1) => {
+                *suppressed += 1;
                 None
             }
             known => {
-                let left_out = known.map(|(_, left_out)| *left_out).filter(|count| *count > 0);
+                let suppressed =
+                    known.map(|(_, suppressed)| *suppressed).filter(|count| *count > 0);
                 causes.insert(cause, (now, 0));
-                Some(Permit { left_out })
+                Some(Permit { suppressed })
             }
         }
     }
@@ -145,28 +149,28 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let access = if config.access { LevelFilter::TRACE } else { LevelFilter::OFF };
-    let told = Targets::new().with_default(config.level).with_target(ACCESS, access);
+    let filter = Targets::new().with_default(config.level).with_target(ACCESS, access);
     let lines = fmt::layer().with_writer(writer);
     let lines = match config.format {
         Format::Text => lines.with_ansi(false).boxed(),
         Format::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
     };
-    tracing_subscriber::registry().with(lines.with_filter(told))
+    tracing_subscriber::registry().with(lines.with_filter(filter))
 }
 
-/// Begins the log of the unit tests, once: at TRACE into the directory that `TEST_LOG_DIRECTORY` names,
-/// where it is searched for secrets afterwards, or nowhere.
+/// Initialises the log of the unit tests, once: at TRACE into the directory `TEST_LOG_DIRECTORY`, which is searched for
+/// secrets afterwards, or nowhere.
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "tests take their settings from the environment")]
 pub(crate) fn begin_for_tests() {
-    static BEGUN: std::sync::Once = std::sync::Once::new();
-    BEGUN.call_once(|| {
+    static INITIALIZED: std::sync::Once = std::sync::Once::new();
+    INITIALIZED.call_once(|| {
         let Some(directory) = std::env::var_os("TEST_LOG_DIRECTORY") else { return };
         let path =
             std::path::Path::new(&directory).join(format!("unit-{}.log", std::process::id()));
         let file = std::fs::File::create(path).expect("the test log's directory is there");
         let config = Config { level: LevelFilter::TRACE, ..Config::default() };
-        // The binary begins no other.
+        // No other test of this binary initialises the log.
         let _ = tracing::subscriber::set_global_default(subscriber(config, Mutex::new(file)));
     });
 }
@@ -195,7 +199,7 @@ mod tests {
         let lines = Lines::default();
         let writer = lines.clone();
         tracing::subscriber::with_default(subscriber(config, move || writer.clone()), || {
-            tracing::warn!(store = "away", "a warning");
+            tracing::warn!(store = "down", "a warning");
             tracing::info!("some news");
             tracing::info!(target: ACCESS, status = 200, "GET /");
         });
@@ -204,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn access_has_a_switch_of_its_own() {
+    fn access_log_does_not_follow_the_level() {
         for (level, access, expected) in [
             (LevelFilter::INFO, true, [true, true, true]),
             (LevelFilter::WARN, true, [true, false, true]),
@@ -212,18 +216,18 @@ mod tests {
             (LevelFilter::TRACE, false, [true, true, false]),
         ] {
             let log = written(Config { level, access, ..Config::default() });
-            let told = ["a warning", "some news", "GET /"].map(|text| log.contains(text));
-            assert_eq!(told, expected, "{level} {access}");
+            let logged = ["a warning", "some news", "GET /"].map(|text| log.contains(text));
+            assert_eq!(logged, expected, "{level} {access}");
         }
     }
 
     #[test]
-    fn one_line_a_second_for_each_cause() {
+    fn limiter_permits_one_line_a_second_for_each_cause() {
         let limiter = Limiter(Mutex::default());
         let start = Instant::now();
         let permitted = |cause, millis| {
             let permit = limiter.permit(cause, start + Duration::from_millis(millis));
-            permit.map(|permit| permit.left_out)
+            permit.map(|permit| permit.suppressed)
         };
         assert_eq!(permitted("one", 0), Some(None));
         assert_eq!(permitted("one", 0), None);
@@ -234,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_logged_once_and_texts_are_bounded() {
+    fn seen_texts_are_logged_once_and_bounded() {
         let seen = Seen::default();
         assert!(seen.is_first("a") && !seen.is_first("a") && seen.is_first("b"));
         let more = (0..10 * Seen::MAX).filter(|text| seen.is_first(&text.to_string())).count();
@@ -242,12 +246,12 @@ mod tests {
     }
 
     #[test]
-    fn json_is_one_object_a_line() {
+    fn json_has_one_object_a_line() {
         let log = written(Config { format: Format::Json, ..Config::default() });
         let lines: Vec<serde_json::Value> =
             log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 3);
-        assert_eq!(lines[0]["store"], "away");
+        assert_eq!(lines[0]["store"], "down");
         assert_eq!(lines[2]["status"], 200);
         assert_eq!(lines[2]["target"], "access");
     }

@@ -1,12 +1,12 @@
-//! What the admin listener is told.
+//! Settings of the admin service.
 
 use crate::server::Address;
 
-/// What the admin listener is told.
+/// Settings of the admin service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where operators reach it.
+    /// The address of its listener.
     pub address: Address,
-    /// Names that it answers to over TCP, besides IP addresses, `localhost` and the hosts of the API.
+    /// Host names at which it is served over TCP, besides IP addresses, `localhost` and the hosts of the API.
     pub hosts: Vec<String>,
 }

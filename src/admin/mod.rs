@@ -1,13 +1,12 @@
 //! The admin service, on a listener of its own:
 //!
-//! * `GET /live`: 200 as long as the process answers.
-//! * `GET /ready`: 200 if requests should come here, else 503: from the start until the store was
-//!   read and written once, from the announcement of a drain on, and while a store on this machine's
-//!   disk cannot be read or written. A store over the network that fails later fails for all
-//!   instances, and takes none of them out. If every route with sessions says
-//!   `on_error = "anonymous"`, only the drain counts.
+//! * `GET /live`: 200 while the process responds.
+//! * `GET /ready`: 200 if this instance should receive requests, else 503: from the start until the store was read and
+//!   written once, from the announcement of a drain on, and while a store on a disk of this machine cannot be read or
+//!   written. A store over the network that fails later fails for all instances, so it takes none of them out. If every
+//!   route with sessions has `on_error = "anonymous"`, only the drain counts.
 //! * `GET /ready?store`: 200 if the store can be read and written now, else 503.
-//! * `GET /metrics`: the counters, in the `OpenMetrics` text format.
+//! * `GET /metrics`: metrics in the `OpenMetrics` text format.
 
 pub mod config;
 mod readiness;
@@ -35,9 +34,9 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// A service that probes the store of `sessions`, and asks `tasks` whether a drain is near. Over TCP
-    /// it answers to `own_names`, except at the paths that probes and Prometheus ask for, which tell
-    /// nothing that is worth more to a page in a browser.
+    /// Creates a service that probes the store of `sessions`, and reports the drain of `tasks`. Over TCP other paths are
+    /// served only at `own_names`. Probes and Prometheus may use any name, and their paths have no secrets that a page in a
+    /// browser could read (DNS rebinding).
     pub fn new(
         sessions: Sessions,
         readiness: Arc<Readiness>,
@@ -51,8 +50,8 @@ impl Admin {
         if self.tasks.is_shutdown_announced() {
             return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n");
         }
-        let asks_store = |query: &str| query.split('&').any(|part| part == "store");
-        let failed = if query.is_some_and(asks_store) {
+        let is_store_check = |query: &str| query.split('&').any(|part| part == "store");
+        let failed = if query.is_some_and(is_store_check) {
             match self.readiness.store_works(&self.sessions, &self.tasks).await {
                 Probed { read: true, write: true } => None,
                 Probed { read: false, .. } => Some("the store cannot be read\n"),
@@ -84,11 +83,12 @@ impl Handler for Admin {
         if is_tcp && !is_open && !self.own_names.admit(request.uri(), request.headers()) {
             return text(
                 StatusCode::MISDIRECTED_REQUEST,
-                "this listener does not answer to the host name of the request; see [admin] hosts\n",
+                "the host name of the request is not one of this listener; see [admin] hosts\n",
             );
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD work here\n");
+            let mut response =
+                text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n");
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return response;
         }
@@ -96,7 +96,7 @@ impl Handler for Admin {
             "/live" => text(StatusCode::OK, "live\n"),
             "/ready" => self.ready(request.uri().query()).await,
             "/metrics" => self.metrics(),
-            _ => text(StatusCode::NOT_FOUND, "here are /live, /ready and /metrics\n"),
+            _ => text(StatusCode::NOT_FOUND, "not found; paths are /live, /ready and /metrics\n"),
         }
     }
 }

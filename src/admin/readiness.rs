@@ -1,4 +1,4 @@
-//! Whether this instance should get traffic, and whether its store works.
+//! Readiness: whether this instance should receive requests, and whether its store works.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,11 +10,11 @@ use crate::sessions::{Probed, Sessions};
 use crate::store::health::Health;
 use crate::tasks::Tasks;
 
-/// How old the result of a probe may be. However many ask, the store gets no more than one probe
-/// in this time, and one at a time.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// How long the result of a probe is valid. The store is probed at most once in this time, however many callers there
+/// are.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What readiness depends on.
+/// The readiness of this instance.
 #[derive(Debug)]
 pub struct Readiness {
     health: Arc<Health>,
@@ -22,7 +22,7 @@ pub struct Readiness {
     last: Mutex<Option<Probe>>,
 }
 
-/// A probe that runs or has ended.
+/// A probe that is running or has ended.
 #[derive(Debug)]
 struct Probe {
     started: Instant,
@@ -30,17 +30,16 @@ struct Probe {
 }
 
 impl Probe {
-    /// Whether its result may be used, or waited for. A task that panicked has none.
+    /// Returns whether its result can be used, or awaited. A probe that panicked has no result.
     fn is_current(&self) -> bool {
         let ended = self.result.borrow().is_some();
         let runs = self.result.has_changed().is_ok();
-        if ended { self.started.elapsed() < PROBE_EVERY } else { runs }
+        if ended { self.started.elapsed() < PROBE_INTERVAL } else { runs }
     }
 }
 
 impl Readiness {
-    /// Readiness as `health` tells it; if requests go through without the store, the store does
-    /// not count.
+    /// Creates the readiness of a store. It does not count unless requests need it.
     pub fn new(health: Arc<Health>, needs_store: bool) -> Self {
         Self { health, needs_store: AtomicBool::new(needs_store), last: Mutex::default() }
     }
@@ -61,15 +60,14 @@ impl Readiness {
         self.health.is_ready()
     }
 
-    /// Returns whether the store works now; a disk that failed a moment ago does not.
+    /// Returns whether the store works now. A disk that failed a moment ago does not.
     pub(super) async fn store_works(&self, sessions: &Sessions, tasks: &Tasks) -> Probed {
         let probed = self.probe(sessions, tasks).await;
         let Some(probed) = probed else { return Probed { read: false, write: false } };
         Probed { write: probed.write && !self.health.is_down_on_disk(), ..probed }
     }
 
-    /// Probes the store, or returns the result of a probe that has just been made. `None` if the
-    /// probe ended without one.
+    /// Probes the store, or returns the result of a recent probe. `None` if the probe panicked.
     async fn probe(&self, sessions: &Sessions, tasks: &Tasks) -> Option<Probed> {
         let mut result = {
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -86,7 +84,7 @@ impl Readiness {
     }
 }
 
-/// Starts a probe that goes on if its asker hangs up.
+/// Starts a probe. It continues if its caller hangs up, since others may be waiting for it.
 fn start(sessions: Sessions, tasks: &Tasks) -> watch::Receiver<Option<Probed>> {
     let (sender, result) = watch::channel(None);
     let probe = async move {

@@ -17,7 +17,7 @@ use crate::net::host;
 use crate::net::scheme::Scheme;
 use crate::server::Peer;
 use crate::session::id::Id;
-use crate::telemetry::{Ended, Recorded, Span, Trace, Tracer};
+use crate::telemetry::{Span, SpanContext, Trace, Tracer};
 
 /// What is logged about a request. Never its query, its cookies or a token.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ struct Entry {
 #[derive(Debug)]
 pub(super) struct Recording {
     pub(super) tracer: Arc<Tracer>,
-    pub(super) place: Recorded,
+    pub(super) context: SpanContext,
     /// Nanoseconds since the UNIX epoch.
     pub(super) started: u64,
     pub(super) version: Version,
@@ -108,7 +108,7 @@ impl Access {
 
     /// Logs a warning with the fields of the request, at most one per second for each `cause`.
     pub(super) fn warn(&self, cause: &'static str, error: Option<&Error>, message: &str) {
-        let (Some(Permit { left_out }), Some(entry)) = (log::permit(cause), &self.entry) else {
+        let (Some(Permit { suppressed }), Some(entry)) = (log::permit(cause), &self.entry) else {
             return;
         };
         warn!(
@@ -120,7 +120,7 @@ impl Access {
             trace = entry.trace.as_ref().map(tracing::field::display),
             error = error.map(tracing::field::display),
             cause = error.map(|error| causes(error)).filter(|causes| !causes.is_empty()),
-            left_out,
+            suppressed,
             "{message}",
         );
     }
@@ -168,15 +168,16 @@ impl Entry {
             milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             end = end.reason().as_str(),
         );
-        let Some(Recording { tracer, place, started: started_at, version, scheme, host }) =
+        let Some(Recording { tracer, context, started: started_at, version, scheme, host }) =
             recording
         else {
             return;
         };
         let status = (status != 0).then_some(status);
         tracer.record(Span {
-            place,
-            began: started_at,
+            context,
+            started_at,
+            duration: started.elapsed(),
             method,
             path,
             host: host
@@ -185,7 +186,8 @@ impl Entry {
             version,
             client,
             session: session.map(|session| session.to_string()),
-            ended: Ended { took: started.elapsed(), status, end },
+            status,
+            end,
         });
     }
 }

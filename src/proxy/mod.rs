@@ -51,7 +51,7 @@ use crate::sessions::{
 };
 use crate::store::Error as StoreError;
 use crate::store::config::OnError;
-use crate::telemetry::{Trace, Tracer};
+use crate::telemetry::{Sender, Trace, Tracer};
 
 use access::{Access, Recording};
 use caching::Protection;
@@ -198,16 +198,16 @@ impl Proxy {
         access: &mut Access,
     ) -> Result<(), Error> {
         let is_trusted = self.site.rules().trusts(peer_of(peer));
-        let trace = Trace::of(&mut parts.headers, self.tracer.as_deref(), is_trusted)?;
-        let recording =
-            self.tracer.as_ref().zip(trace.recorded()).map(|(tracer, place)| Recording {
-                tracer: Arc::clone(tracer),
-                place,
-                started: self.sessions.shared().clock.nanoseconds(),
-                version: parts.version,
-                scheme: client.scheme,
-                host: client.host.clone(),
-            });
+        let sender = if is_trusted { Sender::Trusted } else { Sender::Untrusted };
+        let trace = Trace::join(&mut parts.headers, self.tracer.as_deref(), sender)?;
+        let recording = self.tracer.as_ref().zip(trace.span()).map(|(tracer, context)| Recording {
+            tracer: Arc::clone(tracer),
+            context,
+            started: self.sessions.shared().clock.nanoseconds(),
+            version: parts.version,
+            scheme: client.scheme,
+            host: client.host.clone(),
+        });
         access.set_trace(trace, recording);
         Ok(())
     }

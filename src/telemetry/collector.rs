@@ -1,4 +1,4 @@
-//! Where a collector is.
+//! The address of a collector.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,17 +8,17 @@ use http::uri::PathAndQuery;
 
 use crate::client::{InvalidTarget, Target};
 
-/// A collector's base URL, as `http://127.0.0.1:4318` or `https://host/prefix`.
+/// The base URL of a collector, e.g. `http://127.0.0.1:4318` or `https://host/prefix`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Collector {
     /// The server.
     pub target: Target,
-    /// What its paths begin with, without a slash at the end.
+    /// The path without a trailing slash.
     prefix: String,
 }
 
 impl Collector {
-    /// Where it takes traces (OTLP 1, "OTLP/HTTP Request").
+    /// Returns the path for traces (OTLP 1, "OTLP/HTTP Request").
     pub(super) fn traces(&self) -> PathAndQuery {
         let path = format!("{}/v1/traces", self.prefix);
         path.try_into().unwrap_or_else(|_| PathAndQuery::from_static("/v1/traces"))
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_collector_is_a_base_url() {
+    fn collector_is_a_base_url() {
         for (text, written, path) in [
             ("http://127.0.0.1:4318", "http://127.0.0.1:4318", "/v1/traces"),
             ("http://127.0.0.1:4318/", "http://127.0.0.1:4318", "/v1/traces"),

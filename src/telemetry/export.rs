@@ -1,4 +1,4 @@
-//! The way to the collector (OTLP 1, "OTLP/HTTP Response"): batches, and what becomes of one that is not taken.
+//! The export of spans (OTLP 1, "OTLP/HTTP Response"): batches, retries, and what is dropped.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,160 +10,163 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
-use super::span::message_of;
-use super::{BATCH, Span, Tracer};
+use super::span::encode;
+use super::{MAX_BATCH, Span, Tracer};
 use crate::body::Body;
 use crate::client::{self, Pool};
 use crate::metrics::SpanOutcome;
 use crate::tasks::Tasks;
 
 /// How long the first span of a batch waits for others.
-const GATHER: Duration = Duration::from_secs(1);
+const BATCH_DELAY: Duration = Duration::from_secs(1);
 
-/// For one try: the SDKs' default.
-const TRY: Duration = Duration::from_secs(10);
+/// The deadline of one attempt: the SDKs' default.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a batch is tried, with pauses that double, and are as long as the collector asks.
-const TRIES: Duration = Duration::from_mins(1);
-const PAUSE: Duration = Duration::from_secs(1);
+/// How long a batch is retried.
+const RETRY_FOR: Duration = Duration::from_mins(1);
 
-/// For all that still waits at the end: a collector that does not answer holds no drain up.
-const AT_THE_END: Duration = Duration::from_secs(2);
+/// The first pause between attempts. Pauses double, and are at least as long as the collector asks for.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Bytes of a collector's answer that are read.
-const ANSWER_BYTES: usize = 64 * 1024;
+/// The deadline of the last exports: a collector that does not respond must not delay the drain.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Most bytes of a collector's response.
+const MAX_RESPONSE: usize = 64 * 1024;
 
 impl Tracer {
-    /// Sends what is recorded to the collector, until the drain begins, and then what still waits. It is
-    /// to run once, and its connections live on the runtime that it runs on.
+    /// Exports spans until the drain begins, and then what is still queued. It must run only once; its connections live
+    /// on the runtime that it runs on.
     pub async fn export(self: Arc<Self>, tasks: Tasks) {
-        let mut courier = Courier::of(&self, &tasks);
+        let mut exporter = BatchExporter::new(&self, &tasks);
         tokio::select! {
             () = tasks.draining() => {}
-            () = courier.work() => {}
+            () = exporter.run() => {}
         }
-        let _ = timeout(AT_THE_END, courier.clear()).await;
-        courier.lose();
+        let _ = timeout(FLUSH_TIMEOUT, exporter.flush()).await;
+        exporter.drop_batch();
         self.metrics.spans(SpanOutcome::Failed, self.take(usize::MAX).len());
     }
 
-    /// Waits for a first span, and then for a full batch, not for long.
-    async fn gathered(&self) {
-        while self.waiting().is_empty() {
-            self.changed.notified().await;
+    /// Waits for a first span, and then for a full batch, but not longer than [`BATCH_DELAY`].
+    async fn batch_ready(&self) {
+        while self.queue().is_empty() {
+            self.ready.notified().await;
         }
         let full = async {
-            while self.waiting().len() < BATCH {
-                self.changed.notified().await;
+            while self.queue().len() < MAX_BATCH {
+                self.ready.notified().await;
             }
         };
-        let _ = timeout(GATHER, full).await;
+        let _ = timeout(BATCH_DELAY, full).await;
     }
 
     fn take(&self, limit: usize) -> Vec<Span> {
-        let mut waiting = self.waiting();
-        let end = waiting.len().min(limit);
-        waiting.drain(..end).collect()
+        let mut queue = self.queue();
+        let end = queue.len().min(limit);
+        queue.drain(..end).collect()
     }
 }
 
-/// Who brings batches to the collector, one after the other.
-struct Courier<'a> {
+/// Sends batches to the collector, one after the other.
+struct BatchExporter<'a> {
     tracer: &'a Tracer,
     tasks: &'a Tasks,
     pool: Pool,
-    /// What it carries; nothing where there are no spans in it.
+    /// The current batch, encoded.
     message: Bytes,
+    /// Spans of the current batch; zero if there is none.
     spans: usize,
-    /// Whether the collector has not taken the last one.
-    is_away: bool,
+    /// Whether the last attempt failed: a failure is logged once, until an export succeeds.
+    is_failing: bool,
 }
 
-/// Why a batch was not taken.
-struct Refusal {
+/// Why an attempt failed.
+struct SendError {
     cause: Box<dyn std::error::Error + Send + Sync>,
-    /// After how long it may be sent again, if ever.
-    again: Option<Duration>,
+    /// When to retry; `None` if the collector will not accept the batch.
+    retry_after: Option<Duration>,
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("it answered {0}")]
-struct Answered(StatusCode);
+#[error("the collector responded with {0}")]
+struct UnexpectedStatus(StatusCode);
 
-impl<'a> Courier<'a> {
-    fn of(tracer: &'a Tracer, tasks: &'a Tasks) -> Self {
+impl<'a> BatchExporter<'a> {
+    fn new(tracer: &'a Tracer, tasks: &'a Tasks) -> Self {
         let config = client::Config {
-            connect_timeout: TRY,
-            response_timeout: TRY,
+            connect_timeout: ATTEMPT_TIMEOUT,
+            response_timeout: ATTEMPT_TIMEOUT,
             max_idle: 1,
             tls: tracer.tls.clone(),
             ..client::Config::default()
         };
         let pool = Pool::new(tracer.config.collector.target.clone(), config);
-        Self { tracer, tasks, pool, message: Bytes::new(), spans: 0, is_away: false }
+        Self { tracer, tasks, pool, message: Bytes::new(), spans: 0, is_failing: false }
     }
 
-    async fn work(&mut self) {
+    async fn run(&mut self) {
         loop {
-            self.tracer.gathered().await;
-            self.load();
-            self.deliver().await;
+            self.tracer.batch_ready().await;
+            self.next_batch();
+            self.send_with_retries().await;
         }
     }
 
-    /// Tries once with each batch that is left, until one is not taken.
-    async fn clear(&mut self) {
+    /// Sends what is left, each batch once, until one fails.
+    async fn flush(&mut self) {
         loop {
             if self.spans == 0 {
-                self.load();
+                self.next_batch();
             }
-            if self.spans == 0 || self.bring().await.is_err() {
+            if self.spans == 0 || self.send().await.is_err() {
                 return;
             }
         }
     }
 
-    fn load(&mut self) {
-        let spans = self.tracer.take(BATCH);
+    fn next_batch(&mut self) {
+        let spans = self.tracer.take(MAX_BATCH);
         self.spans = spans.len();
-        self.message = message_of(&self.tracer.resource, &spans).into();
+        self.message = encode(&self.tracer.resource, &spans).into();
     }
 
-    /// Brings what it carries until that is taken, or its time is over.
-    async fn deliver(&mut self) {
-        let end = Instant::now() + TRIES;
-        let mut pause = PAUSE;
-        while let Err(Refusal { cause, again }) = self.bring().await {
-            if !self.is_away {
-                self.is_away = true;
-                warn!(collector = %self.pool.target(), error = &*cause as &dyn std::error::Error, "spans are not taken");
+    async fn send_with_retries(&mut self) {
+        let end = Instant::now() + RETRY_FOR;
+        let mut pause = RETRY_DELAY;
+        while let Err(SendError { cause, retry_after }) = self.send().await {
+            if !self.is_failing {
+                self.is_failing = true;
+                warn!(collector = %self.pool.target(), error = &*cause as &dyn std::error::Error, "failed to export spans");
             }
             let left = end.saturating_duration_since(Instant::now());
-            // A collector may ask for any time, also for one that no clock can add.
-            let next = again.map(|asked| asked.max(pause));
+            // Compared as durations: a collector may ask for a pause that overflows an instant.
+            let next = retry_after.map(|asked| asked.max(pause));
             match next.filter(|next| *next < left) {
                 Some(next) => sleep(next).await,
-                None => return self.lose(),
+                None => return self.drop_batch(),
             }
             pause *= 2;
         }
     }
 
-    async fn bring(&mut self) -> Result<(), Refusal> {
+    async fn send(&mut self) -> Result<(), SendError> {
         let request = self.request();
-        let fetched = self.pool.fetch(request, self.tasks, ANSWER_BYTES, TRY).await;
-        let answer =
-            fetched.map_err(|error| Refusal { cause: error.into(), again: Some(PAUSE) })?;
-        if !answer.status().is_success() {
-            let again = again(answer.status(), answer.headers());
-            return Err(Refusal { cause: Answered(answer.status()).into(), again });
+        let fetched = self.pool.fetch(request, self.tasks, MAX_RESPONSE, ATTEMPT_TIMEOUT).await;
+        let response = fetched
+            .map_err(|error| SendError { cause: error.into(), retry_after: Some(RETRY_DELAY) })?;
+        if !response.status().is_success() {
+            let retry_after = retry_delay(response.status(), response.headers());
+            let cause = UnexpectedStatus(response.status()).into();
+            return Err(SendError { cause, retry_after });
         }
-        if std::mem::take(&mut self.is_away) {
-            info!(collector = %self.pool.target(), "spans are taken again");
+        if std::mem::take(&mut self.is_failing) {
+            info!(collector = %self.pool.target(), "span export recovered");
         }
-        let rejected = rejected(answer.body()).min(self.spans);
-        let taken = std::mem::take(&mut self.spans) - rejected;
-        self.tracer.metrics.spans(SpanOutcome::Exported, taken);
+        let rejected = rejected(response.body()).min(self.spans);
+        let accepted = std::mem::take(&mut self.spans) - rejected;
+        self.tracer.metrics.spans(SpanOutcome::Exported, accepted);
         self.tracer.metrics.spans(SpanOutcome::Failed, rejected);
         Ok(())
     }
@@ -178,15 +181,14 @@ impl<'a> Courier<'a> {
         request
     }
 
-    /// Gives up what it carries.
-    fn lose(&mut self) {
+    fn drop_batch(&mut self) {
         self.tracer.metrics.spans(SpanOutcome::Failed, std::mem::take(&mut self.spans));
     }
 }
 
-/// When a batch that was answered so may be sent again.
-fn again(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
-    let may_be = matches!(
+/// Returns when a batch may be retried after this response; `None` if never. The protocol lists the statuses.
+fn retry_delay(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
+    let is_retryable = matches!(
         status,
         StatusCode::TOO_MANY_REQUESTS
             | StatusCode::BAD_GATEWAY
@@ -194,14 +196,14 @@ fn again(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
             | StatusCode::GATEWAY_TIMEOUT
     );
     let asked = headers.get(RETRY_AFTER).and_then(|line| line.to_str().ok()?.parse().ok());
-    may_be.then(|| asked.map_or(PAUSE, Duration::from_secs))
+    is_retryable.then(|| asked.map_or(RETRY_DELAY, Duration::from_secs))
 }
 
-/// How many spans of a batch the collector will not have, though it has taken the others.
-fn rejected(answer: &[u8]) -> usize {
-    let answer: Value = serde_json::from_slice(answer).unwrap_or_default();
-    let count = answer.pointer("/partialSuccess/rejectedSpans");
-    // 64-bit integers are strings in this JSON, or numbers.
+/// Returns how many spans of an accepted batch the collector has rejected.
+fn rejected(response: &[u8]) -> usize {
+    let response: Value = serde_json::from_slice(response).unwrap_or_default();
+    let count = response.pointer("/partialSuccess/rejectedSpans");
+    // The JSON of Protobuf has 64-bit integers as strings; some collectors write numbers.
     let count = count.and_then(|count| count.as_u64().or_else(|| count.as_str()?.parse().ok()));
     count.and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
 }
@@ -211,16 +213,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_be_sent_again_is_what_the_protocol_says() {
+    fn only_retryable_statuses_are_retried() {
         let mut headers = HeaderMap::new();
-        for (status, may_be) in
+        for (status, retries) in
             [(429, true), (502, true), (503, true), (504, true), (400, false), (500, false)]
         {
             let status = StatusCode::from_u16(status).unwrap();
-            assert_eq!(again(status, &headers).is_some(), may_be, "{status}");
+            assert_eq!(retry_delay(status, &headers).is_some(), retries, "{status}");
         }
         headers.insert(RETRY_AFTER, HeaderValue::from_static("7"));
-        assert_eq!(again(StatusCode::SERVICE_UNAVAILABLE, &headers), Some(Duration::from_secs(7)));
+        assert_eq!(
+            retry_delay(StatusCode::SERVICE_UNAVAILABLE, &headers),
+            Some(Duration::from_secs(7))
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! What others learn of a request's way: its place in a trace, which is passed on, and, where it is configured, a
-//! span of it for a collector (OTLP/HTTP, version 1, in JSON).
+//! Distributed tracing: the trace context of a request, which is propagated, and, if configured, a span for a collector
+//! (OTLP/HTTP, version 1, in JSON).
 //!
-//! Written by hand, because what the OpenTelemetry SDK would take off us is the shape of one message: queue,
-//! batches, connections and their deadlines have to be ours on workers with runtimes of their own.
+//! It does not use the OpenTelemetry SDK, which would save us the shape of one message: its queue, batches, connections
+//! and deadlines do not fit workers that have a runtime of their own each.
 
 mod collector;
 mod export;
@@ -19,65 +19,65 @@ use crate::metrics::{Metrics, SpanOutcome};
 use crate::net::scheme::Scheme;
 
 pub use collector::Collector;
-pub use span::{Ended, Span};
-pub use trace::{Recorded, Trace};
+pub use span::Span;
+pub use trace::{Sender, SpanContext, Trace};
 
 use span::Resource;
 
-/// Where spans go, and which.
+/// Settings of the export of spans.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Whom they go to.
+    /// The collector.
     pub collector: Collector,
-    /// Whom we believe that it is the collector, and who we are.
+    /// TLS to the collector.
     pub tls: TlsConfig,
-    /// What each export is given on its way.
+    /// Headers of each export, e.g. an API key.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// What our spans say that they are from.
+    /// The resource attribute `service.name`.
     pub service_name: String,
-    /// Of the traces that nobody has decided upon, how many are recorded: from 0, none, to 1, all.
+    /// The share of new traces that are sampled, from 0 to 1.
     pub sample_ratio: f64,
 }
 
-/// Spans that wait for their export: two seconds' worth at a thousand requests a second.
-const CAPACITY: usize = 2048;
+/// Most spans that wait for their export: two seconds' worth at a thousand requests a second.
+const QUEUE_CAPACITY: usize = 2048;
 
-/// Spans of one export, at most: the SDKs' default.
-const BATCH: usize = 512;
+/// Most spans of one export: the SDKs' default.
+const MAX_BATCH: usize = 512;
 
-/// What takes the spans of all workers. One of these exports them.
+/// The queue of spans of all workers. One worker exports them.
 #[derive(Debug)]
 pub struct Tracer {
     config: Config,
     tls: Option<Arc<Tls>>,
     resource: Resource,
-    waiting: Mutex<Vec<Span>>,
-    /// There is a first one, or a batch is full.
-    changed: Notify,
+    queue: Mutex<Vec<Span>>,
+    /// Notified of the first span of a batch, and when a batch is full.
+    ready: Notify,
     metrics: Metrics,
 }
 
 impl Tracer {
-    /// One that has recorded nothing.
+    /// Creates an empty queue.
     ///
     /// # Errors
-    /// There is no TLS to the collector.
+    /// The files of TLS to the collector cannot be used.
     pub fn new(config: Config, metrics: Metrics) -> Result<Self, TlsError> {
         let tls = match config.collector.target.scheme() {
             Scheme::Https => Some(Arc::new(Tls::open(&config.tls)?)),
             Scheme::Http => None,
         };
         let resource = Resource::new(config.service_name.clone());
-        let (waiting, changed) = Default::default();
-        Ok(Self { config, tls, resource, waiting, changed, metrics })
+        let (queue, ready) = Default::default();
+        Ok(Self { config, tls, resource, queue, ready, metrics })
     }
 
-    /// Whether a trace is recorded that nobody has decided upon: by its last 56 bits, so that all who record
-    /// the same ratio record the same traces (W3C Trace Context, level 2, "Random Trace ID Flag").
+    /// Returns whether a new trace is sampled. Its last 56 bits decide, so that services with the same ratio sample the same
+    /// traces (W3C Trace Context, level 2, "Random Trace ID Flag").
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
-        reason = "56 bits, of which the last three do not matter"
+        reason = "56 bits, of which the last three are below the precision of a ratio"
     )]
     fn samples(&self, trace: u128) -> bool {
         const RANGE: u64 = 1 << 56;
@@ -85,22 +85,22 @@ impl Tracer {
         random as f64 >= (1.0 - self.config.sample_ratio) * RANGE as f64
     }
 
-    /// Takes a span; where too many wait already it is dropped, and counted.
+    /// Queues a span. If the queue is full, the span is dropped and counted.
     pub fn record(&self, span: Span) {
-        let mut waiting = self.waiting();
-        if waiting.len() >= CAPACITY {
-            drop(waiting);
+        let mut queue = self.queue();
+        if queue.len() >= QUEUE_CAPACITY {
+            drop(queue);
             self.metrics.spans(SpanOutcome::Dropped, 1);
             return;
         }
-        waiting.push(span);
-        if matches!(waiting.len(), 1 | BATCH) {
-            self.changed.notify_one();
+        queue.push(span);
+        if matches!(queue.len(), 1 | MAX_BATCH) {
+            self.ready.notify_one();
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Vec<Span>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn queue(&self) -> MutexGuard<'_, Vec<Span>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -115,8 +115,8 @@ mod tests {
 
     fn span() -> Span {
         Span {
-            place: Recorded { trace: 1, span: 2, parent: None },
-            began: 0,
+            context: SpanContext { trace: 1, span: 2, parent: None },
+            started_at: 0,
             method: Method::GET,
             path: "/".to_owned(),
             host: None,
@@ -124,12 +124,14 @@ mod tests {
             version: Version::HTTP_11,
             client: None,
             session: None,
-            ended: Ended { took: Duration::ZERO, status: Some(200), end: End::Complete },
+            duration: Duration::ZERO,
+            status: Some(200),
+            end: End::Complete,
         }
     }
 
     #[test]
-    fn spans_that_nobody_takes_are_bounded_and_counted() {
+    fn full_queue_drops_and_counts_spans() {
         let config = Config {
             collector: "http://127.0.0.1:4318".parse().unwrap(),
             tls: TlsConfig::default(),
@@ -139,10 +141,10 @@ mod tests {
         };
         let metrics = Metrics::new();
         let tracer = Tracer::new(config, metrics.clone()).unwrap();
-        for _ in 0..CAPACITY + 7 {
+        for _ in 0..QUEUE_CAPACITY + 7 {
             tracer.record(span());
         }
-        assert_eq!(tracer.waiting().len(), CAPACITY);
+        assert_eq!(tracer.queue().len(), QUEUE_CAPACITY);
         assert!(metrics.text().contains("spans_total{outcome=\"dropped\"} 7"));
     }
 }

@@ -1,5 +1,5 @@
-//! A span, and its form for collectors: the JSON of OTLP 1 (opentelemetry-proto, `ExportTraceServiceRequest`), with
-//! the attributes of the semantic conventions for HTTP servers, 1.23 and later.
+//! Spans, and their encoding: the JSON of OTLP 1 (opentelemetry-proto, `ExportTraceServiceRequest`), with the attributes
+//! of the semantic conventions for HTTP servers, 1.23 and later.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -8,52 +8,45 @@ use std::time::Duration;
 use http::{Method, Version};
 use serde::Serialize;
 
-use super::trace::Recorded;
+use super::trace::SpanContext;
 use crate::body::End;
 use crate::net::scheme::Scheme;
 use crate::random;
 
-/// What is recorded of a request. Never its query, its cookies or a token.
+/// The span of a request. It has neither query nor cookies nor tokens.
 #[derive(Debug)]
 pub struct Span {
-    /// Where it stands in its trace.
-    pub place: Recorded,
-    /// When it came, in nanoseconds since the UNIX epoch.
-    pub began: u64,
-    /// How the client asked.
+    /// Its place in the trace.
+    pub context: SpanContext,
+    /// Nanoseconds since the Unix epoch.
+    pub started_at: u64,
+    /// The time until the response ended.
+    pub duration: Duration,
+    /// The method of the request.
     pub method: Method,
-    /// For what, without the query.
+    /// The path, without the query.
     pub path: String,
-    /// Of whom, without the port.
+    /// The host, without the port.
     pub host: Option<String>,
-    /// By which scheme.
+    /// The client's scheme.
     pub scheme: Scheme,
-    /// By which version of HTTP.
+    /// The client's version of HTTP.
     pub version: Version,
-    /// From where.
+    /// The client's address.
     pub client: Option<IpAddr>,
-    /// The session's id.
+    /// The id of the session.
     pub session: Option<String>,
-    /// What it became.
-    pub ended: Ended,
-}
-
-/// How a request ended.
-#[derive(Clone, Copy, Debug)]
-pub struct Ended {
-    /// How long after it came.
-    pub took: Duration,
-    /// The response's status; `None` where the client hung up before.
+    /// The status of the response; `None` if the client hung up before.
     pub status: Option<u16>,
-    /// The end of the response's body.
+    /// How the response ended.
     pub end: End,
 }
 
-/// Who records.
+/// The process that records.
 #[derive(Debug)]
 pub(super) struct Resource {
     name: String,
-    /// Which of all processes of that name.
+    /// Random, to tell processes of the same name apart.
     instance: String,
 }
 
@@ -63,11 +56,11 @@ impl Resource {
     }
 }
 
-/// The message that carries spans.
-pub(super) fn message_of(resource: &Resource, spans: &[Span]) -> Vec<u8> {
+/// Encodes a message with spans.
+pub(super) fn encode(resource: &Resource, spans: &[Span]) -> Vec<u8> {
     let export = Export {
         resource_spans: [ResourceSpans {
-            resource: Attributed {
+            resource: ResourceMessage {
                 attributes: vec![
                     text("service.name", &resource.name),
                     text("service.version", env!("CARGO_PKG_VERSION")),
@@ -76,11 +69,11 @@ pub(super) fn message_of(resource: &Resource, spans: &[Span]) -> Vec<u8> {
             },
             scope_spans: [ScopeSpans {
                 scope: Scope { name: "cloakroom", version: env!("CARGO_PKG_VERSION") },
-                spans: spans.iter().map(Line::of).collect(),
+                spans: spans.iter().map(SpanMessage::new).collect(),
             }],
         }],
     };
-    // Strings and numbers alone: nothing that could fail.
+    // Strings and numbers cannot fail to serialise.
     serde_json::to_vec(&export).unwrap_or_default()
 }
 
@@ -93,19 +86,19 @@ struct Export<'a> {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ResourceSpans<'a> {
-    resource: Attributed<'a>,
+    resource: ResourceMessage<'a>,
     scope_spans: [ScopeSpans<'a>; 1],
 }
 
 #[derive(Serialize)]
-struct Attributed<'a> {
+struct ResourceMessage<'a> {
     attributes: Vec<Attribute<'a>>,
 }
 
 #[derive(Serialize)]
 struct ScopeSpans<'a> {
     scope: Scope,
-    spans: Vec<Line<'a>>,
+    spans: Vec<SpanMessage<'a>>,
 }
 
 #[derive(Serialize)]
@@ -114,10 +107,10 @@ struct Scope {
     version: &'static str,
 }
 
-/// Ids are hexadecimal, and 64-bit integers are strings of their digits (OTLP, "JSON Protobuf Encoding").
+/// A span on the wire. Ids are hexadecimal, and 64-bit integers are strings of their digits (OTLP, "JSON Protobuf Encoding").
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Line<'a> {
+struct SpanMessage<'a> {
     trace_id: String,
     span_id: String,
     parent_span_id: String,
@@ -150,14 +143,14 @@ enum Value<'a> {
 /// `SPAN_KIND_SERVER`.
 const SERVER: u8 = 2;
 
-/// `STATUS_CODE_UNSET` and `STATUS_CODE_ERROR`: that all was well, a server does not say by itself.
+/// `STATUS_CODE_UNSET` and `STATUS_CODE_ERROR`. Instrumentation does not set OK by itself (OpenTelemetry, "Set Status").
 const UNSET: u8 = 0;
 const ERROR: u8 = 2;
 
-impl<'a> Line<'a> {
-    fn of(span: &'a Span) -> Self {
-        let Recorded { trace, span: id, parent } = span.place;
-        let took = u64::try_from(span.ended.took.as_nanos()).unwrap_or(u64::MAX);
+impl<'a> SpanMessage<'a> {
+    fn new(span: &'a Span) -> Self {
+        let SpanContext { trace, span: id, parent } = span.context;
+        let duration = u64::try_from(span.duration.as_nanos()).unwrap_or(u64::MAX);
         let error = span.error();
         Self {
             trace_id: format!("{trace:032x}"),
@@ -165,8 +158,8 @@ impl<'a> Line<'a> {
             parent_span_id: parent.map(|id| format!("{id:016x}")).unwrap_or_default(),
             name: span.known_method().unwrap_or("HTTP"),
             kind: SERVER,
-            start_time_unix_nano: span.began.to_string(),
-            end_time_unix_nano: span.began.saturating_add(took).to_string(),
+            start_time_unix_nano: span.started_at.to_string(),
+            end_time_unix_nano: span.started_at.saturating_add(duration).to_string(),
             status: Status { code: if error.is_some() { ERROR } else { UNSET } },
             attributes: span.attributes(error),
         }
@@ -174,7 +167,7 @@ impl<'a> Line<'a> {
 }
 
 impl Span {
-    /// Its method, where the world knows it: strangers could make up any number of names.
+    /// Returns the method if it is a standard one: clients could make up any number of names.
     fn known_method(&self) -> Option<&str> {
         let known = [
             Method::GET,
@@ -190,9 +183,9 @@ impl Span {
         known.contains(&self.method).then(|| self.method.as_str())
     }
 
-    /// What went wrong, where something did that was not the client's fault.
+    /// Returns the attribute `error.type` if the request failed, unless it was the client's fault.
     fn error(&self) -> Option<String> {
-        match (self.ended.status, self.ended.end) {
+        match (self.status, self.end) {
             (Some(status), _) if status >= 500 => Some(status.to_string()),
             (_, End::Broken) => Some("body_broken".to_owned()),
             (_, End::Idle) => Some("body_idle".to_owned()),
@@ -219,7 +212,7 @@ impl Span {
         attributes.extend(self.session.as_deref().map(|session| text("session.id", session)));
         attributes.extend(self.client.map(|client| owned("client.address", client.to_string())));
         attributes.extend(error.map(|error| owned("error.type", error)));
-        attributes.extend(self.ended.status.map(|status| Attribute {
+        attributes.extend(self.status.map(|status| Attribute {
             key: "http.response.status_code",
             value: Value::IntValue(status.to_string()),
         }));

@@ -1,6 +1,6 @@
-//! `traceparent` (W3C Trace Context, level 1): a request's place in a trace, passed on as it came, or begun here,
-//! so that the logs of all who work on it can name it alike. Where spans are recorded, ours stands between its
-//! sender's and the upstream's.
+//! Trace context (W3C Trace Context, level 1): the `traceparent` of a request is propagated as it is, or a new one is
+//! started, so that the logs of all services have the same trace id. If a span is recorded, it becomes the parent of the
+//! upstream's.
 
 use std::fmt;
 
@@ -12,82 +12,90 @@ use crate::random;
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// The bit of `traceparent` that says that its sender has recorded (section 3.2.2.5 there).
+/// The flag that the sender may have recorded the trace (section 3.2.2.5 there).
 const SAMPLED: u8 = 1;
 
-/// The trace that a request belongs to.
+/// The trace of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trace {
     id: u128,
-    recorded: Option<Recorded>,
+    span: Option<SpanContext>,
 }
 
-/// Where a span of ours stands.
+/// The place of a span of ours in its trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Recorded {
+pub struct SpanContext {
     pub(super) trace: u128,
     pub(super) span: u64,
-    /// The span that it is a part of.
+    /// The span of the sender.
     pub(super) parent: Option<u64>,
 }
 
-/// What a `traceparent` says.
+/// A parsed `traceparent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Said {
+struct TraceParent {
     trace: u128,
     parent: u64,
     flags: u8,
 }
 
+/// Whether the sampling decision of a request's sender is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// A trusted proxy, whose decision is followed.
+    Trusted,
+    /// A client. Following it would let it choose how much is exported.
+    Untrusted,
+}
+
 impl Trace {
-    /// That of the head; where it names none, or not as it has to be, a new one is written into it. What
-    /// was said of a trace that nobody can name goes (section 3.2.4 there).
+    /// Joins the trace of `traceparent`, or starts one if the header is missing or invalid. An invalid one loses its
+    /// `tracestate` (section 3.2.4 there).
     ///
-    /// With a tracer the head then names our span; whether that is recorded is what its sender decided, where
-    /// that is `believed`, and else what the tracer decides.
-    pub fn of(
+    /// With a tracer, our span becomes the parent in `traceparent`, whether or not it is sampled.
+    pub fn join(
         headers: &mut HeaderMap,
         tracer: Option<&Tracer>,
-        believed: bool,
+        sender: Sender,
     ) -> Result<Self, MaxSizeReached> {
         let mut lines = headers.get_all(&TRACEPARENT).iter();
-        let said = match (lines.next(), lines.next()) {
-            (Some(line), None) => Said::parse(line.as_bytes()),
+        let received = match (lines.next(), lines.next()) {
+            (Some(line), None) => TraceParent::parse(line.as_bytes()),
             _ => None,
         };
-        if let (Some(said), None) = (said, tracer) {
-            return Ok(Self { id: said.trace, recorded: None });
+        if let (Some(received), None) = (received, tracer) {
+            return Ok(Self { id: received.trace, span: None });
         }
-        if said.is_none() {
+        if received.is_none() {
             headers.remove(&TRACESTATE);
         }
-        let trace = said.map_or_else(|| u128::from_be_bytes(random::bytes()), |said| said.trace);
-        let span = u64::from_be_bytes(random::bytes()) | 1;
-        let samples = |tracer: &Tracer| match said {
-            Some(said) if believed => said.flags & SAMPLED != 0,
-            _ => tracer.samples(trace),
+        let trace = received.map_or_else(|| u128::from_be_bytes(random::bytes()), |it| it.trace);
+        // An id of zero is invalid.
+        let id = u64::from_be_bytes(random::bytes()) | 1;
+        let is_sampled = |tracer: &Tracer| match (received, sender) {
+            (Some(received), Sender::Trusted) => received.flags & SAMPLED != 0,
+            (Some(_), Sender::Untrusted) | (None, _) => tracer.samples(trace),
         };
-        let recorded = tracer.is_some_and(samples).then_some(Recorded {
+        let span = tracer.is_some_and(is_sampled).then_some(SpanContext {
             trace,
-            span,
-            parent: said.map(|said| said.parent),
+            span: id,
+            parent: received.map(|received| received.parent),
         });
-        let flags = u8::from(recorded.is_some());
-        if let Ok(line) = HeaderValue::try_from(format!("00-{trace:032x}-{span:016x}-{flags:02x}"))
-        {
+        let flags = u8::from(span.is_some());
+        if let Ok(line) = HeaderValue::try_from(format!("00-{trace:032x}-{id:016x}-{flags:02x}")) {
             headers.try_insert(TRACEPARENT, line)?;
         }
-        Ok(Self { id: trace, recorded })
+        Ok(Self { id: trace, span })
     }
 
-    /// Our span of it, where one is recorded.
-    pub fn recorded(&self) -> Option<Recorded> {
-        self.recorded
+    /// Returns the context of our span, if one is recorded.
+    pub fn span(&self) -> Option<SpanContext> {
+        self.span
     }
 }
 
-impl Said {
-    /// Version, trace, parent and flags, in lower case; later versions may say more (section 3.2.2 there).
+impl TraceParent {
+    /// Parses version, trace, parent and flags, in lower case. Later versions may append more (section 3.2.2 there).
     fn parse(line: &[u8]) -> Option<Self> {
         let (known, rest) = line.split_at_checked(55)?;
         let text = std::str::from_utf8(known).ok()?;
@@ -95,12 +103,12 @@ impl Said {
         let mut part = |length| parts.next().filter(|part| part.len() == length && is_hex(part));
         let (version, trace, parent, flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
         let ends = if version == "00" { rest.is_empty() } else { matches!(rest, [] | [b'-', ..]) };
-        let said = Self {
+        let parsed = Self {
             trace: u128::from_str_radix(trace, 16).ok()?,
             parent: u64::from_str_radix(parent, 16).ok()?,
             flags: u8::from_str_radix(flags, 16).ok()?,
         };
-        (ends && version != "ff" && said.trace != 0 && said.parent != 0).then_some(said)
+        (ends && version != "ff" && parsed.trace != 0 && parsed.parent != 0).then_some(parsed)
     }
 }
 
@@ -144,20 +152,20 @@ mod tests {
     }
 
     #[test]
-    fn what_names_a_trace_goes_on_as_it_came() {
+    fn valid_traceparent_is_propagated_unchanged() {
         for line in
             [VALID, &VALID.replacen("00", "cc", 1), &(VALID.replacen("00", "cc", 1) + "-more")]
         {
             let mut headers = head(&[line]);
-            let trace = Trace::of(&mut headers, None, true).unwrap();
+            let trace = Trace::join(&mut headers, None, Sender::Trusted).unwrap();
             assert_eq!(trace.to_string(), "0af7651916cd43dd8448eb211c80319c");
             assert_eq!((&headers[TRACEPARENT], headers.len()), (&line.parse().unwrap(), 2));
-            assert_eq!(trace.recorded(), None);
+            assert_eq!(trace.span(), None);
         }
     }
 
     #[test]
-    fn what_does_not_is_replaced() {
+    fn invalid_traceparent_is_replaced() {
         for lines in [
             vec![],
             vec![VALID, VALID],
@@ -172,49 +180,49 @@ mod tests {
         ] {
             for (tracer, flags) in [(None, 0), (Some(tracer(1.0)), SAMPLED)] {
                 let mut headers = head(&lines);
-                let trace = Trace::of(&mut headers, tracer.as_ref(), true).unwrap();
-                let said = Said::parse(headers[TRACEPARENT].as_bytes()).unwrap();
-                assert_eq!(headers.len(), 1, "its state goes: {lines:?}");
-                assert_eq!((said.trace, said.flags), (trace.id, flags));
-                let ours = Recorded { trace: trace.id, span: said.parent, parent: None };
-                assert_eq!(trace.recorded(), (flags == SAMPLED).then_some(ours));
-                let another = Trace::of(&mut head(&lines), None, true).unwrap();
+                let trace = Trace::join(&mut headers, tracer.as_ref(), Sender::Trusted).unwrap();
+                let sent = TraceParent::parse(headers[TRACEPARENT].as_bytes()).unwrap();
+                assert_eq!(headers.len(), 1, "tracestate is removed: {lines:?}");
+                assert_eq!((sent.trace, sent.flags), (trace.id, flags));
+                let ours = SpanContext { trace: trace.id, span: sent.parent, parent: None };
+                assert_eq!(trace.span(), (flags == SAMPLED).then_some(ours));
+                let another = Trace::join(&mut head(&lines), None, Sender::Trusted).unwrap();
                 assert_ne!(trace.id, another.id);
             }
         }
     }
 
     #[test]
-    fn a_recorded_span_is_between_its_senders_and_the_upstreams() {
+    fn recorded_span_is_between_sender_and_upstream() {
         let mut headers = head(&[VALID]);
-        let trace = Trace::of(&mut headers, Some(&tracer(0.0)), true).unwrap();
-        let recorded = trace.recorded().expect("its sender decided so");
+        let trace = Trace::join(&mut headers, Some(&tracer(0.0)), Sender::Trusted).unwrap();
+        let recorded = trace.span().expect("the sender has sampled it");
         assert_eq!(trace.to_string(), "0af7651916cd43dd8448eb211c80319c");
         assert_eq!((recorded.trace, recorded.parent), (trace.id, Some(0xb7ad_6b71_6920_3331)));
-        let said = Said::parse(headers[TRACEPARENT].as_bytes()).unwrap();
-        assert_eq!(said, Said { trace: trace.id, parent: recorded.span, flags: SAMPLED });
+        let sent = TraceParent::parse(headers[TRACEPARENT].as_bytes()).unwrap();
+        assert_eq!(sent, TraceParent { trace: trace.id, parent: recorded.span, flags: SAMPLED });
         assert_eq!(headers[TRACESTATE], "a=b");
     }
 
     #[test]
-    fn whether_one_is_recorded_strangers_do_not_decide() {
+    fn untrusted_senders_do_not_decide_sampling() {
         let not_sampled = VALID.replace("-01", "-00");
-        for (line, ratio, believed, recorded) in [
-            (VALID, 0.0, true, true),
-            (VALID, 0.0, false, false),
-            (&not_sampled, 1.0, true, false),
-            (&not_sampled, 1.0, false, true),
+        for (line, ratio, sender, recorded) in [
+            (VALID, 0.0, Sender::Trusted, true),
+            (VALID, 0.0, Sender::Untrusted, false),
+            (&not_sampled, 1.0, Sender::Trusted, false),
+            (&not_sampled, 1.0, Sender::Untrusted, true),
         ] {
             let mut headers = head(&[line]);
-            let trace = Trace::of(&mut headers, Some(&tracer(ratio)), believed).unwrap();
-            assert_eq!(trace.recorded().is_some(), recorded, "{line} {ratio} {believed}");
-            let said = Said::parse(headers[TRACEPARENT].as_bytes()).unwrap();
-            assert_eq!(said.flags, u8::from(recorded));
+            let trace = Trace::join(&mut headers, Some(&tracer(ratio)), sender).unwrap();
+            assert_eq!(trace.span().is_some(), recorded, "{line} {ratio} {sender:?}");
+            let sent = TraceParent::parse(headers[TRACEPARENT].as_bytes()).unwrap();
+            assert_eq!(sent.flags, u8::from(recorded));
         }
     }
 
     #[test]
-    fn of_random_traces_as_many_are_recorded_as_wanted() {
+    fn sample_ratio_holds_for_random_traces() {
         let (half, none, all) = (tracer(0.5), tracer(0.0), tracer(1.0));
         let ids = (0..10_000u32).map(|_| u128::from_be_bytes(random::bytes()));
         let recorded = ids

@@ -83,10 +83,11 @@ async fn warnings_of_one_cause_are_limited_and_counted() {
         requests += 1;
     }
     let lines = lines(&program, "request failed");
-    assert!(!lines[0].contains("left_out"), "{}", lines[0]);
-    let left_out = lines[1].split("left_out=").nth(1).unwrap().split_whitespace().next().unwrap();
-    let left_out: u64 = left_out.parse().unwrap();
-    assert!(left_out > 0 && left_out < requests, "{left_out} of {requests}");
+    assert!(!lines[0].contains("suppressed"), "{}", lines[0]);
+    let suppressed =
+        lines[1].split("suppressed=").nth(1).unwrap().split_whitespace().next().unwrap();
+    let suppressed: u64 = suppressed.parse().unwrap();
+    assert!(suppressed > 0 && suppressed < requests, "{suppressed} of {requests}");
 }
 
 #[tokio::test]
