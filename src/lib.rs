@@ -6,8 +6,8 @@
 //!
 //! 1. refuses what is malformed, and finds the route;
 //! 2. takes the session cookie out, and what a client may not send;
-//! 3. opens the session that the cookie names ([`sessions::Sessions::open`]): tokens are verified by
-//!    the key ring before the store is asked, and [`session::rotation`] says what they are worth;
+//! 3. opens the session that the cookie names ([`sessions::Opener`]): the key ring verifies tokens
+//!    before the store is called, and [`session::rotation`] decides what they are worth;
 //! 4. adds the session's headers and forwards the request ([`client`]).
 //!
 //! While the upstream works on it, it may call the session API ([`api`]), which enters from the side:
@@ -16,9 +16,9 @@
 //! store is shared, calls may come to another instance than the one that forwarded the request: it
 //! does what needs no cookie, and passes the rest to that one.
 //!
-//! When the upstream's response head comes, [`sessions::Sessions::commit`] waits for calls that are
-//! running, applies what was asked for by header, writes the use down, and decides the one
-//! Set-Cookie. Then the head goes on, cleaned and kept from caches, and the body streams.
+//! When the upstream's response head arrives, [`sessions`] commits it: it waits for running calls,
+//! applies changes that were requested by header, records the use, and decides the one Set-Cookie.
+//! Then the head is forwarded, cleaned and kept from caches, and the body streams.
 //!
 //! # The floors
 //!

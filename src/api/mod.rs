@@ -34,7 +34,7 @@ use crate::secret::Secret;
 use crate::server::{Address, Handler, Peer, Tasks};
 use crate::session::peer::Instance;
 use crate::session::token::RequestToken;
-use crate::sessions::{Resumed, Sessions};
+use crate::sessions::{Sessions, TokenLookup};
 use crate::wire::Problem;
 
 use peer::{Caller, ForwardedCall, Peers};
@@ -93,7 +93,7 @@ struct TokenCall {
     issuer: Instance,
     caller: Caller,
     /// The request, unless it is gone.
-    resumed: Option<Resumed>,
+    request: Option<TokenLookup>,
 }
 
 impl Settings {
@@ -187,8 +187,8 @@ impl Api {
             .ok_or_else(problem::request_token_unknown)?;
         let body = self.body(parts, body, effect).await?;
         let caller = peer::identify_caller(parts, token, &body, shared)?;
-        let resumed = self.sessions.resume(parsed, &issuer);
-        Ok(TokenCall { body, token: token.clone(), issuer, caller, resumed })
+        let request = self.sessions.opener().find(parsed, &issuer);
+        Ok(TokenCall { body, token: token.clone(), issuer, caller, request })
     }
 
     /// Handles a call on the session of a request. This instance does what it can for a request of another one, and
@@ -200,14 +200,14 @@ impl Api {
         route: &RouteMatch<'_, SessionCall>,
         operation: &Operation<SessionCall>,
     ) -> ApiResult<Response<Body>> {
-        match (&call.resumed, call.caller) {
-            (Some(Resumed::Here(exchange)), _) => {
-                let target = Target::Request(Arc::clone(exchange));
+        match (&call.request, call.caller) {
+            (Some(TokenLookup::Here(session)), _) => {
+                let target = Target::Request(session.clone());
                 let call = self.session_call(parts, call.body, target, route, &operation.spec)?;
                 self.run(operation, call).await
             }
-            (Some(Resumed::Elsewhere(remote)), Caller::Upstream) => {
-                let (target, body) = (Target::Remote(*remote), call.body.clone());
+            (Some(TokenLookup::Elsewhere(remote)), Caller::Upstream) => {
+                let (target, body) = (Target::Remote(remote.clone()), call.body.clone());
                 let here = self.session_call(parts, body, target, route, &operation.spec)?;
                 let here = (operation.handler)(here);
                 let elsewhere = self.forward(parts, call, operation.spec.effect);
@@ -219,7 +219,7 @@ impl Api {
                 };
                 self.finish(operation.spec.effect, result).await
             }
-            (Some(Resumed::Elsewhere(_)), Caller::Peer(_)) | (None, _) => {
+            (Some(TokenLookup::Elsewhere(_)), Caller::Peer(_)) | (None, _) => {
                 Err(problem::request_gone())
             }
         }
@@ -233,25 +233,25 @@ impl Api {
         route: &RouteMatch<'_, PrincipalCall>,
         operation: &Operation<PrincipalCall>,
     ) -> ApiResult<Response<Body>> {
-        match (&call.resumed, call.caller) {
-            (Some(Resumed::Here(exchange)), _) => {
+        match (&call.request, call.caller) {
+            (Some(TokenLookup::Here(session)), _) => {
                 Query::parse(parts, operation.spec.query)?;
                 let id = route
                     .parameter
                     .map(|id| routes::parse_id(id).ok_or_else(problem::no_such_session));
                 let call = PrincipalCall {
                     sessions: self.sessions.clone(),
-                    exchange: Arc::clone(exchange),
+                    session: session.clone(),
                     id: id.transpose()?,
                     prefer: request::preference(&parts.headers),
                 };
                 self.run(operation, call).await
             }
-            (Some(Resumed::Elsewhere(_)), Caller::Upstream) => {
+            (Some(TokenLookup::Elsewhere(_)), Caller::Upstream) => {
                 let effect = operation.spec.effect;
                 self.finish(effect, self.forward(parts, call, effect)).await
             }
-            (Some(Resumed::Elsewhere(_)), Caller::Peer(_)) | (None, _) => {
+            (Some(TokenLookup::Elsewhere(_)), Caller::Peer(_)) | (None, _) => {
                 Err(problem::request_gone())
             }
         }

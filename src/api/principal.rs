@@ -1,7 +1,5 @@
 //! Calls on the sessions of the principal of a request's session: "your devices".
 
-use std::sync::Arc;
-
 use http::Response;
 
 use super::problem::{self, ApiResult};
@@ -11,14 +9,14 @@ use super::service::SessionList;
 use crate::body::Body;
 use crate::session::id::Id;
 use crate::session::record::Principal;
-use crate::sessions::{Destroyed, Exchange, Sessions};
+use crate::sessions::{Destroyed, RequestSession, Sessions};
 use crate::store::Want;
 
 /// A call on the sessions of a principal.
 #[derive(Debug)]
 pub(super) struct PrincipalCall {
     pub(super) sessions: Sessions,
-    pub(super) exchange: Arc<Exchange>,
+    pub(super) session: RequestSession,
     /// The session that the path has.
     pub(super) id: Option<Id>,
     pub(super) prefer: Preference,
@@ -28,7 +26,7 @@ impl PrincipalCall {
     pub(super) async fn list(self) -> ApiResult<Response<Body>> {
         let sessions = match self.own().await? {
             Some((own, principal)) => {
-                let sessions = self.sessions.sessions_of(&principal).await?;
+                let sessions = self.sessions.directory()?.sessions_of(&principal).await?;
                 SessionList::new(&self.sessions, &sessions, |id| Some(id == own))?
             }
             None => SessionList::default(),
@@ -38,7 +36,9 @@ impl PrincipalCall {
 
     pub(super) async fn destroy_others(self) -> ApiResult<Response<Body>> {
         let destroyed = match self.own().await? {
-            Some((own, principal)) => self.sessions.destroy_all_of(&principal, Some(own)).await?,
+            Some((own, principal)) => {
+                self.sessions.directory()?.destroy_all_of(&principal, Some(own)).await?
+            }
             None => Destroyed::default(),
         };
         Ok(response::destroyed_json(destroyed))
@@ -48,17 +48,17 @@ impl PrincipalCall {
         let (own, principal) = self.own().await?.ok_or_else(problem::no_such_session)?;
         let id = self.id.ok_or_else(problem::no_such_session)?;
         if id == own {
-            let destroyed = self.sessions.destroy_own(&self.exchange).await?;
+            let destroyed = self.session.destroy().await?;
             return Ok(response::destroyed(destroyed, self.prefer));
         }
-        let found = self.sessions.find(id, Want::Meta).await?;
+        let found = self.sessions.directory()?.find(id, Want::Meta).await?;
         let is_theirs = found
             .session
             .is_some_and(|(_, record)| record.meta.principal.as_ref() == Some(&principal));
         if !is_theirs {
             return Err(problem::no_such_session());
         }
-        match self.sessions.destroy(id).await? {
+        match self.sessions.directory()?.destroy(id).await? {
             Destroyed { count: 0, .. } => Err(problem::no_such_session()),
             destroyed => Ok(response::destroyed(destroyed, self.prefer)),
         }
@@ -67,10 +67,10 @@ impl PrincipalCall {
     /// Returns the session of the request and its principal, if it has both.
     async fn own(&self) -> ApiResult<Option<(Id, Principal)>> {
         // After its request a token is authority over values alone.
-        if self.exchange.over_since().is_some() {
+        if self.session.ended_at().is_some() {
             return Err(problem::request_gone());
         }
-        let read = self.sessions.read(&self.exchange, Want::Meta).await?;
+        let read = self.session.read(Want::Meta).await?;
         Ok(read.session.and_then(|(id, record)| Some((id, record.meta.principal?))))
     }
 }

@@ -63,14 +63,14 @@ impl ServiceCall {
     pub(super) async fn list(self) -> ApiResult<Response<Body>> {
         let (principal, limit) = (self.query.principal()?, self.query.limit()?);
         let cursor = self.query.get(QueryParameter::Cursor);
-        let page = self.sessions.list(principal.as_ref(), cursor, limit).await?;
+        let page = self.sessions.directory()?.list(principal.as_ref(), cursor, limit).await?;
         let SessionList { sessions } = SessionList::new(&self.sessions, &page.sessions, |_| None)?;
         response::serialize(&SessionPage { sessions, next: page.next })
     }
 
     pub(super) async fn destroy_all(self) -> ApiResult<Response<Body>> {
         let principal = self.query.principal()?.ok_or_else(problem::invalid_principal)?;
-        let destroyed = self.sessions.destroy_all_of(&principal, None).await?;
+        let destroyed = self.sessions.directory()?.destroy_all_of(&principal, None).await?;
         Ok(response::destroyed_json(destroyed))
     }
 

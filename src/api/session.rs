@@ -1,7 +1,5 @@
 //! Calls on one session: that of a request, or any by its id.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::Response;
 use serde::Serialize;
@@ -16,16 +14,18 @@ use crate::session::json::Json;
 use crate::session::patch::{Condition, Op, Patch};
 use crate::session::record::Key;
 use crate::session::token::Bound;
-use crate::sessions::{ChangeRequest, Destroyed, Exchange, Failure, Remote, Sessions, Snapshot};
+use crate::sessions::{
+    ChangeRequest, Destroyed, Failure, RemoteSession, RequestSession, Sessions, Snapshot,
+};
 use crate::store::Want;
 use crate::wire::{self, View};
 
 /// A session, and how it is reached.
 #[derive(Clone, Debug)]
 pub(super) enum Target {
-    Request(Arc<Exchange>),
+    Request(RequestSession),
     /// The session of a request of another instance. What only that one can do fails as `request_gone`.
-    Remote(Remote),
+    Remote(RemoteSession),
     Id(Id),
 }
 
@@ -64,7 +64,7 @@ impl SessionCall {
             return self.change(self.under_version(patch)?, None).await;
         }
         let changed = self.apply(&self.under_version(patch)?, None, Want::Values).await?;
-        let session = self.view(&changed).session(&changed.values(), changed.made);
+        let session = self.view(&changed).session(&changed.values(), changed.is_new);
         let response = response::json(wire::with_replicated(session, changed.replicated));
         Ok(response::tagged_by_version(response, version(&changed)))
     }
@@ -80,8 +80,8 @@ impl SessionCall {
     }
 
     pub(super) async fn rotate(self) -> ApiResult<Response<Body>> {
-        if let Target::Request(exchange) = &self.target
-            && !self.sessions.has_session(exchange).await
+        if let Target::Request(session) = &self.target
+            && !session.has_session().await
         {
             return Err(problem::no_such_session());
         }
@@ -156,7 +156,7 @@ impl SessionCall {
 
     pub(super) async fn read_test_cookie(self) -> ApiResult<Response<Body>> {
         let came_back = match &self.target {
-            Target::Request(exchange) => matches!(exchange.token.bound, Bound::Session(..)),
+            Target::Request(session) => matches!(session.token().bound, Bound::Session(..)),
             // Its token says that the request came with a session.
             Target::Remote(_) => true,
             Target::Id(_) => return Err(problem::not_found()),
@@ -179,9 +179,9 @@ impl SessionCall {
 
     async fn load(&self, want: Want<'_>) -> ApiResult<Snapshot> {
         Ok(match &self.target {
-            Target::Request(exchange) => self.sessions.read(exchange, want).await?,
-            Target::Remote(remote) => self.sessions.read_remote(*remote, want).await?,
-            Target::Id(id) => self.sessions.find(*id, want).await?,
+            Target::Request(session) => session.read(want).await?,
+            Target::Remote(session) => session.read(want).await?,
+            Target::Id(id) => self.sessions.directory()?.find(*id, want).await?,
         })
     }
 
@@ -193,8 +193,8 @@ impl SessionCall {
     ) -> ApiResult<Snapshot> {
         let request = ChangeRequest { patch, condition, want };
         Ok(match &self.target {
-            Target::Request(exchange) => self.sessions.apply(exchange, request).await?,
-            Target::Remote(remote) => self.sessions.apply_remote(*remote, request).await?,
+            Target::Request(session) => session.apply(request).await?,
+            Target::Remote(session) => session.apply(request).await?,
             Target::Id(id) if patch.principal.is_some() || patch.rotate => {
                 let detail = format!("the browser of {id} could not be given its new token");
                 return Err(problem::invalid_patch(&detail));
@@ -203,7 +203,7 @@ impl SessionCall {
                 let detail = "a new session needs a request whose response sets its cookie";
                 return Err(problem::invalid_patch(detail));
             }
-            Target::Id(id) => self.sessions.apply_by_id(*id, request).await?,
+            Target::Id(id) => self.sessions.directory()?.apply(*id, request).await?,
         })
     }
 
@@ -220,20 +220,21 @@ impl SessionCall {
 
     async fn destroy_everywhere(&self) -> ApiResult<Destroyed> {
         let id = match &self.target {
-            Target::Request(exchange) => {
-                return Ok(self.sessions.destroy_everywhere(exchange).await?);
+            Target::Request(session) => {
+                return Ok(session.destroy_everywhere().await?);
             }
             Target::Remote(_) => return Err(Failure::OtherInstance.into()),
             Target::Id(id) => *id,
         };
-        let found = self.sessions.find(id, Want::Meta).await?;
+        let directory = self.sessions.directory()?;
+        let found = directory.find(id, Want::Meta).await?;
         let mut others = Destroyed::default();
         if let Some((_, record)) = found.session
             && let Some(principal) = record.meta.principal
         {
-            others = self.sessions.destroy_all_of(&principal, Some(id)).await?;
+            others = directory.destroy_all_of(&principal, Some(id)).await?;
         }
-        Ok(others.and(self.sessions.destroy(id).await?))
+        Ok(others.and(directory.destroy(id).await?))
     }
 
     fn is_minimal(&self) -> bool {
@@ -301,7 +302,7 @@ impl SessionCall {
     }
 
     fn session(&self, snapshot: &Snapshot) -> Response<Body> {
-        let session = self.view(snapshot).session(&snapshot.values(), snapshot.made);
+        let session = self.view(snapshot).session(&snapshot.values(), snapshot.is_new);
         response::tagged_by_version(response::json(session), version(snapshot))
     }
 

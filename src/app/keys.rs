@@ -9,7 +9,8 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use crate::server::Tasks;
-use crate::sessions::{Home, KeyCheck, Sessions, Shared};
+use crate::sessions::{KeyCheck, Sessions, Shared};
+use crate::store::Store;
 
 /// Between two attempts to reach a store that does not answer.
 const RETRY: Duration = Duration::from_secs(10);
@@ -24,7 +25,11 @@ enum Outcome {
 
 /// Logs the fingerprints of each key ring, and checks whether the other instances know the first
 /// key, until the drain.
-pub(super) async fn watch_keys(mut rings: watch::Receiver<Arc<Shared>>, home: Home, tasks: Tasks) {
+pub(super) async fn watch_keys(
+    mut rings: watch::Receiver<Arc<Shared>>,
+    store: Option<Arc<dyn Store>>,
+    tasks: Tasks,
+) {
     let mut compares = true;
     let mut shown = Vec::new();
     loop {
@@ -34,7 +39,7 @@ pub(super) async fn watch_keys(mut rings: watch::Receiver<Arc<Shared>>, home: Ho
             show(&shared);
             shown = fingerprints;
         }
-        let sessions = Sessions::new(home.clone(), shared);
+        let sessions = Sessions::new(store.clone(), shared);
         let checked = async {
             if compares {
                 compares = check(&sessions).await == Outcome::Compared;

@@ -133,10 +133,10 @@ pub enum StartError {
 pub fn open_sessions(config: &Config, clock: Clock) -> Result<Sessions, StartError> {
     let ring = config.prepare()?;
     let metrics = Metrics::new();
-    let home = Stores::open(config, Caching::None, &clock, &Tasks::new(), &metrics)?
+    let store = Stores::open(config, Caching::None, &clock, &Tasks::new(), &metrics)?
         .of_worker(0)
-        .ok_or_else(|| StartError::Worker(io::ErrorKind::Other.into()))?;
-    Ok(Sessions::new(home, share(config, ring, clock, metrics, instance(None))))
+        .map_err(StartError::Worker)?;
+    Ok(Sessions::new(store, share(config, ring, clock, metrics, instance(None))))
 }
 
 fn share(

@@ -13,7 +13,6 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::server::Tasks;
 use crate::session::policy::Policy;
-use crate::sessions::Home;
 use crate::store::Store;
 use crate::store::cache::{Cached, Coherence, Hot};
 use crate::store::config::Backend;
@@ -108,11 +107,17 @@ impl Stores {
         Ok(Self { ways, cache: Some(hot), health, _lock: lock })
     }
 
-    pub(super) fn of_worker(&self, index: usize) -> Option<Home> {
+    /// Returns the store of a worker; `None` if sessions live in cookies.
+    ///
+    /// # Errors
+    /// There is no such worker.
+    pub(super) fn of_worker(&self, index: usize) -> io::Result<Option<Arc<dyn Store>>> {
         match &self.ways {
-            Ways::Embedded(store) => Some(Home::Store(Arc::clone(store))),
-            Ways::Redis(_, stores) => stores.get(index).cloned().map(Home::Store),
-            Ways::Cookies => Some(Home::Cookies),
+            Ways::Embedded(store) => Ok(Some(Arc::clone(store))),
+            Ways::Redis(_, stores) => {
+                stores.get(index).cloned().map(Some).ok_or_else(|| io::ErrorKind::Other.into())
+            }
+            Ways::Cookies => Ok(None),
         }
     }
 

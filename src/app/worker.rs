@@ -20,7 +20,8 @@ use crate::proxy::{Proxy, Redirect, Site};
 use crate::server::{
     self, BoundListener, ConnectionLimit, Limits, Protocol, Reloadable, Settings, Tasks,
 };
-use crate::sessions::{Home, Sessions, Shared};
+use crate::sessions::{Sessions, Shared};
+use crate::store::Store;
 use crate::telemetry::Tracer;
 
 /// How many workers there are: one a core.
@@ -70,25 +71,25 @@ pub(super) struct Made {
 /// The services of one worker, as its listeners reach them.
 #[derive(Clone)]
 struct Services {
-    home: Home,
+    store: Option<Arc<dyn Store>>,
     tasks: Floors,
     proxy: Arc<Reloadable<Proxy>>,
     api: Arc<Reloadable<Api>>,
 }
 
 impl Services {
-    fn new(made: &Made, home: Home, tasks: Floors) -> Self {
-        let (proxy, api) = services(made, &home, &tasks);
+    fn new(made: &Made, store: Option<Arc<dyn Store>>, tasks: Floors) -> Self {
+        let (proxy, api) = services(made, store.clone(), &tasks);
         let (proxy, api) = (Arc::new(Reloadable::new(proxy)), Arc::new(Reloadable::new(api)));
-        Self { home, tasks, proxy, api }
+        Self { store, tasks, proxy, api }
     }
 }
 
-fn services(made: &Made, home: &Home, tasks: &Floors) -> (Proxy, Api) {
-    let sessions = Sessions::new(home.clone(), Arc::clone(&made.shared));
+fn services(made: &Made, store: Option<Arc<dyn Store>>, tasks: &Floors) -> (Proxy, Api) {
+    let sessions = Sessions::new(store, Arc::clone(&made.shared));
     let api = Api::new(sessions.clone(), tasks.inner.clone(), Arc::clone(&made.api));
     let (site, tracer) = (Arc::clone(&made.site), made.tracer.clone());
-    (Proxy::new(site, sessions, tasks.public.clone(), tracer), api)
+    (Proxy::new(site, sessions.opener(), tasks.public.clone(), tracer), api)
 }
 
 /// A worker.
@@ -101,7 +102,7 @@ pub(super) struct Worker {
 impl Worker {
     /// Has it serve this from the next request on.
     pub(super) fn serve_anew(&self, made: &Made) {
-        let (proxy, api) = services(made, &self.services.home, &self.services.tasks);
+        let (proxy, api) = services(made, self.services.store.clone(), &self.services.tasks);
         self.services.proxy.replace(proxy);
         self.services.api.replace(api);
     }
@@ -138,9 +139,9 @@ impl Crew {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listeners = listeners.try_clone()?;
         let (stop, stopped) = oneshot::channel();
-        let home = self.stores.of_worker(index).ok_or(io::ErrorKind::Other)?;
-        let services = Services::new(made, home.clone(), tasks.sibling());
-        let sessions = Sessions::new(home, Arc::clone(&made.shared));
+        let store = self.stores.of_worker(index)?;
+        let services = Services::new(made, store.clone(), tasks.sibling());
+        let sessions = Sessions::new(store, Arc::clone(&made.shared));
         // Tracked from here on, so that a drain at once waits for the workers' listeners.
         let serve = {
             let _in_runtime = runtime.enter();
@@ -168,7 +169,7 @@ impl Crew {
         services: Services,
         sessions: Sessions,
     ) {
-        let Services { home, tasks: Floors { public, inner }, proxy, api } = services;
+        let Services { store, tasks: Floors { public, inner }, proxy, api } = services;
         let (doors, api_listener, admin_listener) = listeners.into_parts();
         let metrics = &sessions.shared().metrics;
         let settings = |listener: &BoundListener, protocol| Settings {
@@ -204,7 +205,7 @@ impl Crew {
         if index == 0 {
             self.stores.begin_following(&inner);
             self.stores.begin_tracking(&inner);
-            inner.run(watch_keys(self.rings.clone(), home, inner.clone())).detach();
+            inner.run(watch_keys(self.rings.clone(), store, inner.clone())).detach();
             let names = OwnNames::new(self.admin_names.iter().cloned(), "admin.hosts");
             let admin =
                 Arc::new(Admin::new(sessions.clone(), Arc::clone(&self.readiness), public, names));

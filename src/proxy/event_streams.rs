@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use tracing::debug;
 
 use crate::body::{Body, Interrupt};
-use crate::sessions::{SessionStatus, Sessions, WatchedSession};
+use crate::sessions::{SessionStatus, WatchedSession};
 use crate::tasks::Tasks;
 
 /// Interval between checks of the session of an event stream.
@@ -29,25 +29,24 @@ pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
 pub(super) fn follow(
     response: Response<Body>,
     watched: WatchedSession,
-    sessions: &Sessions,
     tasks: &Tasks,
 ) -> Response<Body> {
     response.map(|body| {
         let (body, interrupt) = body.interruptible();
-        tasks.run(watch(interrupt, watched, sessions.clone())).detach();
+        tasks.run(watch(interrupt, watched)).detach();
         body
     })
 }
 
 /// Runs until the stream or its session ends. The drain deadline bounds the stream.
-async fn watch(mut stream: Interrupt, watched: WatchedSession, sessions: Sessions) {
+async fn watch(mut stream: Interrupt, watched: WatchedSession) {
     loop {
         tokio::select! {
             () = stream.over() => return,
             () = sleep(CHECK_INTERVAL) => {}
         }
         // The client sends nothing after the request, so the stream does not extend the session.
-        if sessions.check(watched, false).await == SessionStatus::Ended {
+        if watched.check(false).await == SessionStatus::Ended {
             debug!("event stream closed: its session ended");
             return stream.end();
         }

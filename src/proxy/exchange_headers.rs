@@ -21,12 +21,12 @@ pub(super) fn inject(
     shared: &Shared,
     route: &RouteConfig,
 ) -> Result<(), Error> {
-    let exchange = opened.tracked.exchange();
+    let session = opened.guard.session();
     headers.try_insert(
         names::X_SESSION_TOKEN,
-        sensitive(exchange.token.sign(&shared.ring, &shared.instance).reveal().as_bytes())?,
+        sensitive(session.token().sign(&shared.ring, &shared.instance).reveal().as_bytes())?,
     )?;
-    if let Some(id) = exchange.id() {
+    if let Some(id) = session.presented_id() {
         headers.try_insert(names::X_SESSION_ID, value(id.to_string().as_bytes())?)?;
     }
     if let Some(principal) =
@@ -38,7 +38,7 @@ pub(super) fn inject(
         let principal = encode(principal.as_str(), Encoding::Percent)?;
         headers.try_insert(names::X_SESSION_PRINCIPAL, principal)?;
     }
-    if let Some(error) = exchange.error() {
+    if let Some(error) = session.error() {
         headers.try_insert(names::X_SESSION_ERROR, HeaderValue::from_static(error.code()))?;
     }
     match route.header_exchange {

@@ -46,8 +46,7 @@ use crate::session::navigation::Origin;
 use crate::session::patch::Patch;
 use crate::session::record::Client;
 use crate::sessions::{
-    Arrival, CookieLine, Failure, Opened, ResponseKind, Sessions, TouchPolicy, Tracked,
-    WatchedSession,
+    Arrival, Failure, Opened, Opener, RequestGuard, ResponseKind, TouchPolicy, WatchedSession,
 };
 use crate::store::Error as StoreError;
 use crate::store::config::OnError;
@@ -70,7 +69,7 @@ pub struct Proxy {
     site: Arc<Site>,
     /// The upstreams of each route, in the order of the routes.
     upstreams: Vec<Balancer>,
-    sessions: Sessions,
+    sessions: Opener,
     tasks: Tasks,
     tracer: Option<Arc<Tracer>>,
 }
@@ -93,7 +92,7 @@ impl Proxy {
     /// Creates a proxy for `site`, with upstream connections of its own.
     pub fn new(
         site: Arc<Site>,
-        sessions: Sessions,
+        sessions: Opener,
         tasks: Tasks,
         tracer: Option<Arc<Tracer>>,
     ) -> Self {
@@ -137,7 +136,7 @@ impl Proxy {
 
         let from = (client.address, user_agent(&parts.headers));
         let opened = self.open(route, cookies, origin, from).await?;
-        access.set_session(opened.as_ref().and_then(|opened| opened.tracked.session()));
+        access.set_session(opened.as_ref().and_then(|opened| opened.guard.session().current_id()));
         self.site.inject(&mut parts.headers, route, opened.as_ref(), self.sessions.shared())?;
         upgrade.write_headers(&mut parts.headers)?;
 
@@ -147,23 +146,23 @@ impl Proxy {
             Err(error) => Err(error),
         };
         let response = response.and_then(|response| upgrade.validate_response(response));
-        let (response, tracked) = match opened {
+        let (response, guard) = match opened {
             None => (self.clean(response?, access), None),
             Some(opened) => {
                 let response = self.commit(response, &opened, route, accepts, access).await;
-                (response, Some(opened.tracked))
+                (response, Some(opened.guard))
             }
         };
         match upgrade {
             UpgradeRequest::WebSocket(handshake)
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS =>
             {
-                self.start_tunnel(handshake, response, route, tracked).await
+                self.start_tunnel(handshake, response, route, guard).await
             }
             _ => {
-                let response = self.follow_session(response, route, tracked.as_ref()).await;
+                let response = self.follow_session(response, route, guard.as_ref()).await;
                 // The request stays in flight until the end of the response body.
-                Ok(response.map(|body| body.with_guard(move |_end| drop(tracked))))
+                Ok(response.map(|body| body.with_guard(move |_end| drop(guard))))
             }
         }
     }
@@ -249,16 +248,16 @@ impl Proxy {
         handshake: Handshake,
         mut response: Response<Body>,
         route: &Route,
-        tracked: Option<Tracked>,
+        guard: Option<RequestGuard>,
     ) -> Result<Response<Body>, Error> {
         let upstream = hyper::upgrade::on(&mut response);
         let client = handshake.accept(&mut response)?;
-        let watched = self.watched(route, tracked.as_ref()).await;
+        let watched = self.watched(route, guard.as_ref()).await;
         let tunnel = Tunnel {
             client,
             upstream,
-            sessions: self.sessions.clone(),
-            tracked,
+            metrics: self.metrics().clone(),
+            guard,
             watched,
             idle_timeout: route.tunnel_idle_timeout(),
         };
@@ -267,9 +266,9 @@ impl Proxy {
     }
 
     /// Returns the session that a tunnel or an event stream ends with, unless the route disables that.
-    async fn watched(&self, route: &Route, tracked: Option<&Tracked>) -> Option<WatchedSession> {
-        match (tracked, route.tunnels()) {
-            (Some(tracked), Tunnels::WithSession) => self.sessions.watch(tracked.exchange()).await,
+    async fn watched(&self, route: &Route, guard: Option<&RequestGuard>) -> Option<WatchedSession> {
+        match (guard, route.tunnels()) {
+            (Some(guard), Tunnels::WithSession) => guard.session().watch().await,
             _ => None,
         }
     }
@@ -279,13 +278,13 @@ impl Proxy {
         &self,
         response: Response<Body>,
         route: &Route,
-        tracked: Option<&Tracked>,
+        guard: Option<&RequestGuard>,
     ) -> Response<Body> {
         if !event_streams::is_event_stream(response.headers()) || response.body().is_end_stream() {
             return response;
         }
-        match self.watched(route, tracked).await {
-            Some(watched) => event_streams::follow(response, watched, &self.sessions, &self.tasks),
+        match self.watched(route, guard).await {
+            Some(watched) => event_streams::follow(response, watched, &self.tasks),
             None => response,
         }
     }
@@ -337,7 +336,7 @@ impl Proxy {
     async fn commit(
         &self,
         response: Result<Response<Body>, Error>,
-        Opened { tracked, record }: &Opened,
+        Opened { guard, record }: &Opened,
         route: &Route,
         accepts: Accepts,
         access: &mut Access,
@@ -354,9 +353,9 @@ impl Proxy {
             }
         };
         let head = head_of(&response);
-        let (cookie, applied) = self.commit_patch(tracked, head, patch.as_ref()).await;
+        let (cookie, applied) = self.commit_patch(guard, head, patch.as_ref()).await;
         if let (Some(patch), Err(failure)) = (&patch, applied) {
-            if self.should_drop_patch(tracked, patch, &failure, route) {
+            if should_drop_patch(guard, patch, &failure, route) {
                 self.metrics().event(Event::PatchDropped);
                 debug!(%failure, "dropped a patch");
             } else {
@@ -364,7 +363,7 @@ impl Proxy {
             }
         }
         let response = self.clean(response, access);
-        finish(response, cookie, record.is_some(), tracked, access)
+        finish(response, cookie, record.is_some(), guard, access)
     }
 
     /// Removes what must not reach the client from a response.
@@ -385,56 +384,55 @@ impl Proxy {
     /// disconnects.
     async fn commit_patch(
         &self,
-        tracked: &Tracked,
+        guard: &RequestGuard,
         head: ResponseKind,
         patch: Option<&Patch>,
-    ) -> (CookieLine, Result<(), Failure>) {
+    ) -> (Option<HeaderValue>, Result<(), Failure>) {
         let Some(patch) = patch.cloned() else {
-            return self.sessions.commit(tracked.exchange(), head, None).await;
+            return guard.session().commit(head, None).await;
         };
-        let (sessions, exchange) = (self.sessions.clone(), Arc::clone(tracked.exchange()));
-        let commit = async move { sessions.commit(&exchange, head, Some(&patch)).await };
+        let session = guard.session().clone();
+        let commit = async move { session.commit(head, Some(&patch)).await };
         self.tasks.run(commit).await.unwrap_or_else(|lost| {
             let unknown = StoreError::OutcomeUnknown(lost.to_string().into());
-            (CookieLine::None, Err(unknown.into()))
+            (None, Err(unknown.into()))
         })
     }
+}
 
-    /// Returns whether a patch that failed is dropped without an error response.
-    fn should_drop_patch(
-        &self,
-        tracked: &Tracked,
-        patch: &Patch,
-        failure: &Failure,
-        route: &Route,
-    ) -> bool {
-        let is_unavailable =
-            matches!(failure, Failure::NotLoaded | Failure::Store(StoreError::Unavailable(_)));
-        (is_unavailable && route.on_error() == OnError::Anonymous)
-            || self.sessions.drops(tracked.exchange(), patch, failure)
-    }
+/// Returns whether a patch that failed is dropped without an error response.
+fn should_drop_patch(
+    guard: &RequestGuard,
+    patch: &Patch,
+    failure: &Failure,
+    route: &Route,
+) -> bool {
+    let is_unavailable =
+        matches!(failure, Failure::NotLoaded | Failure::Store(StoreError::Unavailable(_)));
+    (is_unavailable && route.on_error() == OnError::Anonymous)
+        || guard.session().should_drop_patch(patch, failure)
 }
 
 /// Protects the response from caches, and sets the session cookie.
 fn finish(
     mut response: Response<Body>,
-    cookie: CookieLine,
+    cookie: Option<HeaderValue>,
     had_session: bool,
-    tracked: &Tracked,
+    guard: &RequestGuard,
     access: &mut Access,
 ) -> Response<Body> {
-    let session = tracked.session();
+    let session = guard.session().current_id();
     access.set_session(session);
     let protection = match &cookie {
-        CookieLine::Line(_) => Protection::NoStore,
-        CookieLine::None if had_session || session.is_some() => Protection::Private,
-        CookieLine::None => Protection::Vary,
+        Some(_) => Protection::NoStore,
+        None if had_session || session.is_some() => Protection::Private,
+        None => Protection::Vary,
     };
     let headers = response.headers_mut();
     let protected = caching::protect(headers, protection);
     let set = match cookie {
-        CookieLine::Line(line) => headers.try_append(SET_COOKIE, line).map(drop),
-        CookieLine::None => Ok(()),
+        Some(line) => headers.try_append(SET_COOKIE, line).map(drop),
+        None => Ok(()),
     };
     if protected.and(set).is_err() {
         let full = "response head is full; session headers were omitted";

@@ -1,12 +1,14 @@
-//! The response's head: the last change, the use written down, and the one Set-Cookie.
+//! The response's head: the last change, the record of the use, and the one Set-Cookie.
 
 use http::HeaderValue;
 use tracing::debug;
 
-use super::change::{ChangeRequest, Counts};
-use super::exchange::{Binding, CookieOutcome, Exchange, Phase, State, TouchPolicy};
-use super::{Failure, Sessions, Shared};
-use crate::metrics::{Event, StoreOperation};
+use super::create::AddressLimit;
+use super::failure::Failure;
+use super::request::{Binding, CookieOutcome, Phase, State, TouchPolicy};
+use super::request_session::{RequestSession, Storage};
+use super::snapshot::ChangeRequest;
+use crate::metrics::Event;
 use crate::session::id::Id;
 use crate::session::key_ring::SignedBy;
 use crate::session::navigation::Navigation;
@@ -16,64 +18,46 @@ use crate::session::record::{Entry, Meta};
 use crate::session::rotation::Verdict;
 use crate::session::token::CookieToken;
 use crate::store::Want;
+use crate::time::Timestamp;
 
-/// What a commit needs to know of the response.
+/// The kind of a response, as far as its cookie depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResponseKind {
-    /// A page, a redirect, a refusal: what a browser takes as an answer.
+pub(crate) enum ResponseKind {
+    /// A page, a redirect or a refusal.
     Normal,
-    /// 304: it carries no renewal.
+    /// 304: it does not renew the cookie, because caches would combine it with a stored response
+    /// (RFC 9111, section 4.3.4).
     NotModified,
-    /// 5xx, the upstream's or ours: it makes no session by itself.
+    /// 5xx, from the upstream or from us: it creates no session by itself.
     Failed,
 }
 
-/// What the response tells the browser of its cookie.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CookieLine {
-    /// Nothing.
-    None,
-    /// This Set-Cookie.
-    Line(HeaderValue),
-}
-
-/// The cookie that a response owes, before it is written out.
-enum Owed {
-    Nothing,
-    Set(Id, u32, Box<Meta>),
-    Delete,
-}
-
-impl Sessions {
-    /// Applies what the upstream asked for by header, waits for calls that are running, and takes
-    /// the response's head: from here on nothing can set a cookie for this request.
+impl RequestSession {
+    /// Commits the response's head: waits for running calls, applies the upstream's patch, records
+    /// the use and returns the Set-Cookie. From now on this request cannot set a cookie.
     ///
-    /// The cookie line goes out whatever became of the patch: it speaks for what was done before.
-    pub async fn commit(
+    /// The cookie is returned even if the patch failed, because it is owed for earlier changes.
+    pub(crate) async fn commit(
         &self,
-        exchange: &Exchange,
-        head: ResponseKind,
+        kind: ResponseKind,
         patch: Option<&Patch>,
-    ) -> (CookieLine, Result<(), Failure>) {
-        let mut state = exchange.state.write().await;
+    ) -> (Option<HeaderValue>, Result<(), Failure>) {
+        let mut state = self.request.state.write().await;
         let applied = match patch {
-            Some(patch) => {
-                let requested = ChangeRequest { patch, condition: None, want: Want::Meta };
-                self.apply_to(exchange, &mut state, requested).await.map(drop)
-            }
+            Some(patch) => self.apply_locked(&mut state, ChangeRequest::new(patch)).await.map(drop),
             None => Ok(()),
         };
-        self.create_at_navigation(exchange, &mut state, head).await;
+        self.create_on_navigation(&mut state, kind).await;
         state.phase = Phase::Committed;
-        let fresh = patch.is_some() && applied.is_ok();
-        let owed = self.owed(exchange, &state, head, fresh).await;
-        (self.line(exchange, owed), applied)
+        let decision = CookieDecision { session: self, state: &state, kind };
+        let pending = decision.pending_cookie(patch.is_some() && applied.is_ok()).await;
+        (self.render_cookie(pending), applied)
     }
 
-    /// Whether a patch that was refused for `failure` is to be dropped rather than to break a page:
-    /// the visitor's own log-in is on its way, or its answer was lost.
-    pub fn drops(&self, exchange: &Exchange, patch: &Patch, failure: &Failure) -> bool {
-        exchange.origin.navigation == Navigation::Safe
+    /// Returns whether a refused patch should be dropped, instead of failing a page: the visitor's
+    /// own log-in or its response is on its way, or was lost.
+    pub(crate) fn should_drop_patch(&self, patch: &Patch, failure: &Failure) -> bool {
+        self.request.context.origin.navigation == Navigation::Safe
             && patch.principal.is_none()
             && !patch.destroy
             && matches!(
@@ -82,196 +66,210 @@ impl Sessions {
             )
     }
 
-    async fn create_at_navigation(
-        &self,
-        exchange: &Exchange,
-        state: &mut State,
-        head: ResponseKind,
-    ) {
-        let at_navigation = self.shared.policy.create == Create::Navigation
-            && exchange.origin.navigation != Navigation::None
-            && matches!(exchange.presented, CookieOutcome::None | CookieOutcome::Unknown)
-            && !exchange.is_withheld()
-            && head == ResponseKind::Normal;
-        let Binding::None(id) = state.binding else {
-            return;
-        };
-        if !at_navigation || state.ended_own {
+    async fn create_on_navigation(&self, state: &mut State, kind: ResponseKind) {
+        let is_due = self.shared.policy.create == Create::Navigation
+            && self.request.context.origin.navigation != Navigation::None
+            && matches!(self.request.outcome, CookieOutcome::None | CookieOutcome::Unknown)
+            && !self.request.is_withheld()
+            && kind == ResponseKind::Normal
+            && !state.ended_own;
+        let Binding::None(id) = state.binding else { return };
+        if !is_due {
             return;
         }
-        let requested =
-            ChangeRequest { patch: &Patch::default(), condition: None, want: Want::Meta };
-        match self.create(exchange, id, requested, Counts::Yes).await {
-            Ok((id, record)) => state.bind_made(id, &record),
-            Err(failure) => debug!(%failure, "a page goes out without a session of its own"),
+        let patch = Patch::default();
+        match self.create(id, ChangeRequest::new(&patch), AddressLimit::Counts).await {
+            Ok((id, record)) => state.bind_created(id, &record),
+            Err(failure) => debug!(%failure, "could not create a session on navigation"),
         }
     }
 
-    async fn owed(
-        &self,
-        exchange: &Exchange,
-        state: &State,
-        head: ResponseKind,
-        fresh: bool,
-    ) -> Owed {
-        match state.binding {
-            Binding::Session { id, generation, .. } if state.owes_cookie => {
-                self.prove_changed(exchange, (id, generation), state).await;
-                self.owed_for_change(exchange, (id, generation), state, fresh).await
+    fn render_cookie(&self, pending: PendingCookie) -> Option<HeaderValue> {
+        let shared = &self.shared;
+        match pending {
+            PendingCookie::None => None,
+            PendingCookie::Delete => Some(shared.attributes.delete()),
+            PendingCookie::Set { id, generation, meta } => {
+                let value = match &self.storage {
+                    Storage::Store(_) => {
+                        let token = CookieToken { id, generation };
+                        token.sign(&shared.ring, &shared.attributes.name)
+                    }
+                    Storage::Cookie(cookie) => cookie.seal(id, &shared.ring)?,
+                };
+                let max_age = shared.policy.cookie_age(&meta, shared.clock.now());
+                Some(shared.attributes.set(&value, max_age))
             }
-            Binding::Session { id, generation, .. } => {
-                self.renewal(exchange, id, generation, head).await
+        }
+    }
+}
+
+/// The cookie that a response has to set.
+enum PendingCookie {
+    None,
+    Set { id: Id, generation: u32, meta: Box<Meta> },
+    Delete,
+}
+
+/// The decision on the response's one Set-Cookie.
+struct CookieDecision<'a> {
+    session: &'a RequestSession,
+    state: &'a State,
+    kind: ResponseKind,
+}
+
+impl CookieDecision<'_> {
+    /// Returns the cookie to set. `just_changed`: the session was changed by this commit.
+    async fn pending_cookie(&self, just_changed: bool) -> PendingCookie {
+        let request = &self.session.request;
+        match self.state.binding {
+            Binding::Session { id, generation, .. } if self.state.owes_cookie => {
+                self.record_proof(id, generation).await;
+                self.after_change(id, generation, just_changed).await
             }
-            Binding::None(_) if state.ended_own => Owed::Delete,
+            Binding::Session { id, generation, .. } => self.renewal(id, generation).await,
+            Binding::None(_) if self.state.ended_own => PendingCookie::Delete,
             Binding::None(_)
-                if exchange.presented == CookieOutcome::Unknown
-                    && exchange.origin.navigation != Navigation::None =>
+                if request.outcome == CookieOutcome::Unknown
+                    && request.context.origin.navigation != Navigation::None =>
             {
-                Owed::Delete
+                PendingCookie::Delete
             }
-            _ => Owed::Nothing,
+            _ => PendingCookie::None,
         }
     }
 
-    /// The cookie of a session that this request made, joined, rotated or gave another lifetime;
-    /// unless another request's rotation has gone over it meanwhile, or it is gone.
+    /// Returns the cookie of a session that this request created, joined, rotated or gave another
+    /// lifetime, unless another request has rotated or ended the session since.
     ///
-    /// A request that came with the generation before sets the one that stands: its own would
-    /// overwrite a newer one in the browser. Of a session that the request made, and of one that
-    /// it has changed at this very moment (`fresh`), all is known; another is read once more.
-    async fn owed_for_change(
-        &self,
-        exchange: &Exchange,
-        (id, generation): (Id, u32),
-        state: &State,
-        fresh: bool,
-    ) -> Owed {
-        let known = state.meta.clone();
-        let meta = if fresh || state.made {
+    /// A request that came with the previous generation sets the current one: its own would
+    /// overwrite a newer cookie in the browser. A session that the request created or has just
+    /// changed is known; any other is loaded again.
+    async fn after_change(&self, id: Id, generation: u32, just_changed: bool) -> PendingCookie {
+        let known = self.state.meta.clone();
+        let meta = if just_changed || self.state.is_new {
             known
         } else {
-            let Ok(store) = self.store_of(exchange) else { return Owed::Nothing };
-            match self.load_live(store, id, Want::Meta).await {
+            let Ok(calls) = self.session.calls() else { return PendingCookie::None };
+            match calls.load_live(id, Want::Meta).await {
                 Ok(record) => record.map(|record| record.meta),
                 Err(error) => {
                     // The change was acknowledged, and its cookie is the only way back to it.
-                    debug!(session = %id, %error, "a cookie goes out unchecked");
+                    debug!(session = %id, %error, "setting the cookie without re-validating the session");
                     known
                 }
             }
         };
         match meta {
             Some(meta) if !meta.rotated_away(generation) => {
-                Owed::Set(id, generation.max(meta.generation), Box::new(meta))
+                let generation = generation.max(meta.generation);
+                PendingCookie::Set { id, generation, meta: Box::new(meta) }
             }
-            _ => Owed::Nothing,
+            _ => PendingCookie::None,
         }
     }
 
-    /// Records that a session has come back through a request that has changed its cookie since; a
-    /// log-in has said so itself. A failure here is no failure of the request.
-    async fn prove_changed(&self, exchange: &Exchange, (id, generation): (Id, u32), state: &State) {
-        let is_marked =
-            exchange.id() == Some(id) && state.meta.as_ref().is_some_and(|meta| meta.unproven);
-        let Ok(store) = self.store_of(exchange) else { return };
-        if !is_marked {
+    /// Records that a browser has presented a session whose cookie the request has changed since. (A
+    /// log-in has recorded that itself.) A failure does not fail the request.
+    async fn record_proof(&self, id: Id, generation: u32) {
+        let is_unproven = self.session.presented_id() == Some(id)
+            && self.state.meta.as_ref().is_some_and(|meta| meta.unproven);
+        let Ok(calls) = self.session.calls() else { return };
+        if !is_unproven {
             return;
         }
-        let (policy, now) = (&self.shared.policy, self.shared.clock.now());
+        let now = self.session.shared.clock.now();
         let used = Use { generation, touches: false, sets_cookie: false, proves: true, now };
-        if let Err(error) =
-            self.timed(StoreOperation::RecordUse, store.record_use(id, used, policy)).await
-        {
+        if let Err(error) = calls.record_use(id, used).await {
             debug!(session = %id, %error, "failed to record that a session came back");
         }
     }
 
-    /// Writes the use down where that is due, and renews the cookie where that is due and its
-    /// generation still stands. A failure here is no failure of the request.
-    async fn renewal(
-        &self,
-        exchange: &Exchange,
-        id: Id,
-        generation: u32,
-        head: ResponseKind,
-    ) -> Owed {
+    /// Records the use if that is due, and renews the cookie if that is due and its generation is
+    /// still current. A failure does not fail the request.
+    async fn renewal(&self, id: Id, generation: u32) -> PendingCookie {
         let CookieOutcome::Session { id: presented, verdict, signed_by, meta, .. } =
-            &exchange.presented
+            &self.session.request.outcome
         else {
-            return Owed::Nothing;
+            return PendingCookie::None;
         };
         if *presented != id {
-            return Owed::Nothing;
+            return PendingCookie::None;
         }
-        let Ok(store) = self.store_of(exchange) else { return Owed::Nothing };
-        let (policy, now) = (&self.shared.policy, self.shared.clock.now());
-        let renews = *verdict != Verdict::Previous && head != ResponseKind::NotModified;
-        let touches = exchange.touch == TouchPolicy::OnUse && policy.touch_is_due(meta, now);
-        // What a cookie carries cannot be rotated away, and is touched by setting it.
-        let rotates = renews
-            && *verdict == Verdict::Current
-            && !self.in_cookies()
-            && policy.rotation_is_due(meta, now);
-        let slides = renews
-            && touches
-            && (self.in_cookies()
-                || *signed_by != SignedBy::First
-                || policy.cookie_is_due(meta, now));
-        // Whatever prolongs sessions here: this prolongs nothing.
+        let Ok(calls) = self.session.calls() else { return PendingCookie::None };
+        let (policy, now) = (&self.session.shared.policy, self.session.shared.clock.now());
+        let touches = self.touch() == TouchPolicy::OnUse && policy.touch_is_due(meta, now);
+        let renewal = self.due_renewal(*verdict, *signed_by, meta, now);
         let proves = meta.unproven;
-        let sets_cookie = slides && !rotates;
+        let sets_cookie = renewal == Renewal::Slide;
         let used = Use { generation, touches, sets_cookie, proves, now };
         let entry = if touches || proves || *verdict == Verdict::Next {
-            self.timed(StoreOperation::RecordUse, store.record_use(id, used, policy)).await
-        } else if rotates {
-            self.load(store, id, Want::Meta).await
+            calls.record_use(id, used).await
+        } else if renewal == Renewal::Rotate {
+            calls.load(id, Want::Meta).await
         } else {
-            return Owed::Nothing;
+            return PendingCookie::None;
         };
         let meta = match entry {
-            Ok(Some(Entry::Live(record))) if self.stands(&record.meta, generation) => record.meta,
-            Ok(_) => return Owed::Nothing,
+            Ok(Some(Entry::Live(record)))
+                if record.meta.generation == generation
+                    && policy.is_alive(&record.meta, self.session.shared.clock.now()) =>
+            {
+                Box::new(record.meta)
+            }
+            Ok(_) => return PendingCookie::None,
             Err(error) => {
-                debug!(session = %id, %error, "a use was not written down");
-                return Owed::Nothing;
+                debug!(session = %id, %error, "failed to record session use");
+                return PendingCookie::None;
             }
         };
-        match (rotates, slides) {
-            // Another response has set the old generation's cookie since this request came.
-            (true, _) if !policy.rotation_is_due(&meta, now) => Owed::Nothing,
-            (true, _) => {
-                self.shared.metrics.event(Event::RenewalIssued);
-                Owed::Set(id, generation.saturating_add(1), Box::new(meta))
-            }
-            (false, true) => Owed::Set(id, generation, Box::new(meta)),
-            (false, false) => Owed::Nothing,
-        }
-    }
-
-    /// Whether a session is alive at this generation.
-    fn stands(&self, meta: &Meta, generation: u32) -> bool {
-        let Shared { policy, clock, .. } = &*self.shared;
-        meta.generation == generation && policy.is_alive(meta, clock.now())
-    }
-
-    fn line(&self, exchange: &Exchange, owed: Owed) -> CookieLine {
-        let shared = &self.shared;
-        match owed {
-            Owed::Nothing => CookieLine::None,
-            Owed::Delete => CookieLine::Line(shared.attributes.delete()),
-            Owed::Set(id, generation, meta) => {
-                let value = match &exchange.carried {
-                    None => {
-                        let token = CookieToken { id, generation };
-                        Some(token.sign(&shared.ring, &shared.attributes.name))
-                    }
-                    Some(carried) => carried.seal(id, &shared.ring),
-                };
-                let max_age = shared.policy.cookie_age(&meta, shared.clock.now());
-                value.map_or(CookieLine::None, |value| {
-                    CookieLine::Line(shared.attributes.set(&value, max_age))
-                })
+        match renewal {
+            Renewal::None => PendingCookie::None,
+            Renewal::Slide => PendingCookie::Set { id, generation, meta },
+            // Another response has set the cookie of this generation since the request arrived.
+            Renewal::Rotate if !policy.rotation_is_due(&meta, now) => PendingCookie::None,
+            Renewal::Rotate => {
+                self.session.shared.metrics.event(Event::RenewalIssued);
+                PendingCookie::Set { id, generation: generation.saturating_add(1), meta }
             }
         }
     }
+
+    /// Returns the renewal that is due for a token, by the session that was loaded with it.
+    fn due_renewal(
+        &self,
+        verdict: Verdict,
+        signed_by: SignedBy,
+        meta: &Meta,
+        now: Timestamp,
+    ) -> Renewal {
+        let policy = &self.session.shared.policy;
+        // The browser has a newer cookie than the previous generation's.
+        if verdict == Verdict::Previous || self.kind == ResponseKind::NotModified {
+            return Renewal::None;
+        }
+        // A cookie that carries its session cannot be rotated, and is touched by setting it.
+        let is_in_cookie = self.session.is_in_cookie();
+        if verdict == Verdict::Current && !is_in_cookie && policy.rotation_is_due(meta, now) {
+            return Renewal::Rotate;
+        }
+        let is_touched = self.touch() == TouchPolicy::OnUse && policy.touch_is_due(meta, now);
+        let is_due =
+            is_in_cookie || signed_by != SignedBy::First || policy.cookie_is_due(meta, now);
+        if is_touched && is_due { Renewal::Slide } else { Renewal::None }
+    }
+
+    fn touch(&self) -> TouchPolicy {
+        self.session.request.context.touch
+    }
+}
+
+/// A renewal of a session's cookie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Renewal {
+    None,
+    /// The same token with a later expiry.
+    Slide,
+    /// The token of the next generation.
+    Rotate,
 }

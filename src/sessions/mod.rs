@@ -1,277 +1,140 @@
-//! Where policy, cookie and store meet: a request's session is opened, changed and committed here.
+//! Sessions of requests: where policy, cookie and store meet.
 //!
-//! [`Sessions::open`] finds the session that a request's cookies name. While the upstream works,
-//! the session API and header exchange change it through the request's [`Exchange`]. As the
-//! response's head leaves, [`Sessions::commit`] writes the use down and decides the one Set-Cookie.
+//! * [`Opener`] finds the session that a request's cookies name, and later, for calls of the session
+//!   API, the request that a request token names.
+//! * `RequestSession` is the session of one request. While the upstream works, the session API changes
+//!   it (`apply`); as the response's head leaves, `commit` applies changes by header, records the use
+//!   and decides the one Set-Cookie.
+//! * `Directory` is for administration: it lists, changes and destroys sessions by id and by principal.
+//!
 //! It knows neither routes nor HTTP bodies.
 
+mod address_limit;
+mod apply;
 #[cfg(test)]
-mod cached_tests;
-mod cap;
-mod carried;
-mod change;
+mod cache_tests;
+mod calls;
 mod commit;
-mod exchange;
+mod cookie_backed;
 #[cfg(test)]
-mod histories;
+mod cookie_store_tests;
+mod create;
+mod destroy;
+mod directory;
+mod failure;
+mod found;
+mod guard;
+#[cfg(test)]
+mod history_tests;
 mod in_flight;
-#[cfg(test)]
-mod jars;
-mod keys;
-mod new_sessions;
-mod open;
+mod key_check;
+mod look_up;
+mod opener;
+mod principal_limit;
 mod remote;
-mod service;
+mod request;
+mod request_session;
+mod shared;
+mod snapshot;
+mod unseal;
 mod watch;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use tracing::debug;
 
-use crate::log::limited;
-use crate::metrics::{Event, Metrics, SessionTokens, StoreOperation};
-use crate::random;
-use crate::session::cookie::Attributes;
-use crate::session::id::Id;
-use crate::session::key_ring::KeyRing;
-use crate::session::patch::{Authority, Change, Condition, Patch, Refusal, Tombstone};
-use crate::session::peer::Instance;
-use crate::session::policy::Policy;
-use crate::session::record::{Entry, Meta, Record};
-use crate::store::{Answer, Backend, Error as StoreError, Store, Want};
-use crate::time::Clock;
+use crate::metrics::{Event, StoreOperation};
+use crate::session::key_ring::Fingerprint;
+use crate::store::{Error as StoreError, Store};
 
-pub use change::{ChangeRequest, Snapshot};
-pub use commit::{CookieLine, ResponseKind};
-pub use exchange::{CookieOutcome, Exchange, SessionError, TouchPolicy};
-pub use in_flight::{InFlight, Resumed, Tracked};
-pub use keys::KeyCheck;
-pub use new_sessions::NewSessions;
-pub use open::{Arrival, Opened};
-pub use remote::Remote;
-pub use service::{Destroyed, Listed};
-pub use watch::{SessionStatus, WatchedSession};
+pub(crate) use commit::ResponseKind;
+pub(crate) use directory::Directory;
+pub(crate) use failure::Failure;
+pub(crate) use guard::RequestGuard;
+pub(crate) use in_flight::InFlight;
+pub(crate) use key_check::KeyCheck;
+pub use opener::Opener;
+pub(crate) use opener::{Arrival, Opened, TokenLookup};
+pub(crate) use remote::RemoteSession;
+pub(crate) use request::TouchPolicy;
+pub(crate) use request_session::RequestSession;
+pub use shared::Shared;
+pub(crate) use snapshot::{ChangeRequest, Destroyed, Snapshot};
+pub(crate) use watch::{SessionStatus, WatchedSession};
 
-/// Sessions, as one worker reaches them: the way to them is the worker's, the rest is shared.
+/// The sessions of a configuration, as one worker reaches them.
 #[derive(Clone, Debug)]
 pub struct Sessions {
-    home: Home,
+    store: Option<Arc<dyn Store>>,
     shared: Arc<Shared>,
 }
 
-/// Where sessions live.
-#[derive(Clone, Debug)]
-pub enum Home {
-    /// In a store.
-    Store(Arc<dyn Store>),
-    /// In their clients' cookies, sealed.
-    Cookies,
-}
-
-/// What the workers share.
-#[derive(Debug)]
-pub struct Shared {
-    /// The key ring.
-    pub ring: Arc<KeyRing>,
-    /// The cookie.
-    pub attributes: Attributes,
-    /// The policy.
-    pub policy: Policy,
-    /// Where `now` comes from.
-    pub clock: Clock,
-    /// The counters.
-    pub metrics: Metrics,
-    /// The counters of the keys of `ring`.
-    pub session_tokens: SessionTokens,
-    /// How many sessions client addresses have created.
-    pub new_sessions: Arc<NewSessions>,
-    /// The requests that are being forwarded.
-    pub in_flight: Arc<InFlight>,
-    /// The process that forwards them.
-    pub instance: Instance,
-}
-
-/// What a probe of the store has found.
+/// The result of a probe of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Probed {
-    /// Whether it can be read.
-    pub read: bool,
-    /// Whether it can be written.
-    pub write: bool,
-}
-
-/// Why a call on a session did not do what it was asked for. Then nothing has changed, unless it
-/// says that this is not known.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// The change was refused.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// It needs a cookie, and the response's head has left.
-    #[error("the response's head has left, and with it the last chance to set a cookie")]
-    ResponseCommitted,
-    /// The request brought the cookies of two sessions.
-    #[error("the request brought the cookies of two sessions")]
-    AmbiguousCookie,
-    /// There is no session to do this to.
-    #[error("there is no such session")]
-    NoSuchSession,
-    /// Its principal has as many sessions as it may have.
-    #[error("the principal has as many sessions as it may have; log one of them out")]
-    TooManySessions,
-    /// Its client's address has created as many sessions as it may.
-    #[error("too many new sessions from this client's address; try again later")]
-    TooManyNewSessions {
-        /// When one more may be created: at most a minute.
-        retry_after: Duration,
-    },
-    /// The request could not load its session when it came.
-    #[error("the store did not answer when the request came")]
-    NotLoaded,
-    /// The instance that forwarded the request has to do this.
-    #[error("only the instance that forwarded the request can do this")]
-    OtherInstance,
-    /// It needs sessions of which no request is here, and they live in cookies.
-    #[error("sessions live in their clients' cookies; nobody can list them, or end another's")]
-    NoStore,
-    /// The store did not answer.
-    #[error(transparent)]
-    Store(#[from] StoreError),
+pub(crate) struct Probed {
+    pub(crate) read: bool,
+    pub(crate) write: bool,
 }
 
 impl Sessions {
-    /// Sessions that live there.
-    pub fn new(home: Home, shared: Arc<Shared>) -> Self {
-        Self { home, shared }
+    /// Creates the sessions in `store`; without one, sessions live in their clients' cookies.
+    pub(crate) fn new(store: Option<Arc<dyn Store>>, shared: Arc<Shared>) -> Self {
+        Self { store, shared }
     }
 
-    /// What the workers share.
-    pub fn shared(&self) -> &Shared {
+    pub(crate) fn shared(&self) -> &Shared {
         &self.shared
     }
 
-    /// Asks the store whether it can be read and written now. Without a store both can.
-    pub async fn probe(&self) -> Probed {
-        let Home::Store(store) = &self.home else { return Probed { read: true, write: true } };
-        let read = self.timed(StoreOperation::Ping, store.ping()).await;
-        let now = self.shared.clock.now();
-        let write = self.timed(StoreOperation::Probe, store.probe(now)).await;
+    /// Returns the opener of requests' sessions.
+    pub(crate) fn opener(&self) -> Opener {
+        Opener::new(self.store.clone(), Arc::clone(&self.shared))
+    }
+
+    /// Returns the directory of all sessions.
+    ///
+    /// # Errors
+    /// Sessions live in their clients' cookies.
+    pub(crate) fn directory(&self) -> Result<Directory, Failure> {
+        let store = self.store.as_ref().ok_or(Failure::NoStore)?;
+        Ok(Directory::new(Arc::clone(store), Arc::clone(&self.shared)))
+    }
+
+    /// Removes expired sessions from the store, and returns their number.
+    pub(crate) async fn sweep(&self) -> Result<u64, StoreError> {
+        let Some(store) = &self.store else { return Ok(0) };
+        let removed =
+            self.shared.timed(StoreOperation::Sweep, store.sweep(self.shared.clock.now())).await?;
+        self.shared.metrics.events(Event::Expired, removed);
+        Ok(removed)
+    }
+
+    /// Removes expired requests from the table of requests in flight.
+    pub(crate) fn sweep_requests(&self) {
+        self.shared.in_flight.sweep(self.shared.clock.now());
+    }
+
+    /// Checks whether the store can be read and written now. If there is none, both succeed.
+    pub(crate) async fn probe(&self) -> Probed {
+        let Some(store) = &self.store else { return Probed { read: true, write: true } };
+        let read = self.shared.timed(StoreOperation::Ping, store.ping()).await;
+        let write =
+            self.shared.timed(StoreOperation::Probe, store.probe(self.shared.clock.now())).await;
         for error in [read.as_ref().err(), write.as_ref().err()].into_iter().flatten() {
-            debug!(%error, "a probe of the store failed");
+            debug!(%error, "probe of the store failed");
         }
         Probed { read: read.is_ok(), write: write.is_ok() }
     }
 
-    fn in_cookies(&self) -> bool {
-        matches!(self.home, Home::Cookies)
-    }
-
-    /// The store of all sessions.
-    fn store(&self) -> Result<&dyn Store, Failure> {
-        match &self.home {
-            Home::Store(store) => Ok(&**store),
-            Home::Cookies => Err(Failure::NoStore),
-        }
-    }
-
-    /// Where the session of a request is: with the request while that lasts, where it came in its
-    /// cookie.
-    fn store_of<'a>(&'a self, exchange: &'a Exchange) -> Result<&'a dyn Backend, Failure> {
-        match (&self.home, &exchange.carried) {
-            (Home::Store(store), _) => Ok(&**store),
-            (Home::Cookies, Some(carried)) if exchange.over_since().is_none() => Ok(carried),
-            (Home::Cookies, _) => Err(Failure::ResponseCommitted),
-        }
-    }
-
-    /// Returns the live entry under `id`: from a cache if `suffices` accepts what that holds, else
-    /// from the store.
+    /// Announces this instance's keys to the other instances, and checks that they know the first.
     ///
-    /// A cached record may be a moment old. It can show that a token is valid, for as long as it
-    /// takes to be invalidated; nothing else may rest on it, neither that a token is not valid nor
-    /// that the session has ended.
-    async fn load_cached(
-        &self,
-        store: &dyn Backend,
-        id: Id,
-        want: Want<'_>,
-        suffices: impl Fn(&Meta) -> bool,
-    ) -> Result<Option<Entry>, StoreError> {
-        if let Some(Entry::Live(record)) = store.cached(id, want)
-            && self.shared.policy.is_alive(&record.meta, self.shared.clock.now())
-            && suffices(&record.meta)
-        {
-            return Ok(Some(Entry::Live(record)));
-        }
-        self.load(store, id, want).await
-    }
-
-    /// Returns the live entry under `id` as the store has it.
-    async fn load(
-        &self,
-        store: &dyn Backend,
-        id: Id,
-        want: Want<'_>,
-    ) -> Result<Option<Entry>, StoreError> {
-        let entry = self.timed(StoreOperation::Load, store.load(id, want)).await;
-        let entry = self.readable(id, entry)?.flatten();
+    /// # Errors
+    /// The store did not answer.
+    pub(crate) async fn check_keys(&self) -> Result<KeyCheck, StoreError> {
+        let Some(store) = &self.store else { return Ok(KeyCheck::NotKept) };
         let now = self.shared.clock.now();
-        Ok(entry.filter(|entry| match entry {
-            Entry::Live(record) => self.shared.policy.is_alive(&record.meta, now),
-            Entry::Ended { until } => now <= *until,
-        }))
+        let own: Vec<Fingerprint> = self.shared.ring.fingerprints().collect();
+        let known = self.shared.timed(StoreOperation::Keys, store.exchange_keys(&own, now)).await?;
+        Ok(KeyCheck::of(&own, known, self.shared.policy.rotation_grace, now))
     }
-
-    /// Returns the live session under `id` as the store has it.
-    async fn load_live(
-        &self,
-        store: &dyn Backend,
-        id: Id,
-        want: Want<'_>,
-    ) -> Result<Option<Record>, StoreError> {
-        Ok(self.load(store, id, want).await?.and_then(Entry::into_live))
-    }
-
-    /// The answer, or `None` where what stands under `id` is nothing that can be read: nobody will
-    /// be served from it again, and its visitor may begin anew. It stays for who looks into it.
-    fn readable<T>(&self, id: Id, answer: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
-        match answer {
-            Err(StoreError::Corrupt(cause)) => {
-                self.shared.metrics.event(Event::Unreadable);
-                limited!(error, "unreadable", session = %id, cause, "session cannot be read and counts as missing");
-                Ok(None)
-            }
-            answer => answer.map(Some),
-        }
-    }
-
-    fn change<'a>(
-        &'a self,
-        patch: &'a Patch,
-        condition: Option<&'a Condition>,
-        authority: Authority,
-        touches: bool,
-        tombstone: Tombstone,
-    ) -> Change<'a> {
-        let Shared { policy, clock, .. } = &*self.shared;
-        Change { patch, condition, authority, policy, now: clock.now(), touches, tombstone }
-    }
-
-    /// Waits for the store, and notes how long it took.
-    async fn timed<T>(
-        &self,
-        operation: StoreOperation,
-        answer: Answer<'_, T>,
-    ) -> Result<T, StoreError> {
-        let start = Instant::now();
-        let answer = answer.await;
-        self.shared.metrics.store_call(operation, start.elapsed(), answer.is_err());
-        answer
-    }
-}
-
-/// A new id.
-fn draw_id() -> Id {
-    Id::from_bytes(random::bytes())
 }

@@ -1,59 +1,73 @@
-//! Requests that another instance forwarded: what can be done for them here, in the store they share.
+//! Sessions of requests that another instance forwarded, as far as the shared store is enough.
 //!
-//! Their tokens say to which session they were bound when they were forwarded. While that session
-//! lives and was not rotated away, they are bound to it still: whatever binds a request anew ends or
-//! rotates its session first. So what needs no cookie is done here, and the rest is the other
-//! instance's.
+//! A request token says to which session its request was bound when it was forwarded. While that
+//! session lives and was not rotated away, the request is still bound to it, because each change of the
+//! binding ends or rotates the session first. So changes that need no cookie are made here, and the
+//! rest is left to the other instance.
 
-use super::change::{ChangeRequest, Snapshot, changed};
-use super::{Failure, Sessions};
+use std::sync::Arc;
+
+use super::calls::Calls;
+use super::failure::Failure;
+use super::shared::Shared;
+use super::snapshot::{ChangeRequest, Snapshot};
 use crate::session::id::Id;
-use crate::session::patch::{Authority, Refusal, Tombstone};
+use crate::session::patch::{Authority, Change, Refusal};
 use crate::session::record::{Entry, Meta};
-use crate::store::Want;
+use crate::store::{Store, Want};
 
-/// A request that another instance forwarded, or this one's process before it was started anew.
-#[derive(Clone, Copy, Debug)]
-pub struct Remote {
-    /// The session that it was bound to; `None` where its own instance alone can say whether it has
-    /// one, or whether it still lasts.
-    pub(super) session: Option<(Id, u32)>,
-    /// Whether its changes prolong the session.
-    pub(super) prolongs: bool,
+/// The session of a request that another instance forwarded, or an earlier process of this one.
+#[derive(Clone, Debug)]
+pub(crate) struct RemoteSession {
+    pub(super) shared: Arc<Shared>,
+    /// `None` if only the other instance knows whether the request has a session, or still lasts.
+    pub(super) bound: Option<BoundSession>,
+    /// Whether changes of the request touch the session.
+    pub(super) touches: bool,
 }
 
-impl Sessions {
-    /// The session of a request of another instance, as it is now.
-    pub async fn read_remote(&self, remote: Remote, want: Want<'_>) -> Result<Snapshot, Failure> {
-        let (id, generation) = remote.session.ok_or(Failure::OtherInstance)?;
-        let serves = |meta: &Meta| meta.serves(generation);
-        match self.load_cached(self.store()?, id, want, serves).await? {
-            Some(Entry::Live(record)) if !record.meta.rotated_away(generation) => {
-                Ok(Snapshot { session: Some((id, record)), ..Snapshot::default() })
+/// The session to which a remote request is bound.
+#[derive(Clone, Debug)]
+pub(super) struct BoundSession {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) id: Id,
+    pub(super) generation: u32,
+}
+
+impl RemoteSession {
+    /// Reads the session.
+    pub(crate) async fn read(&self, want: Want<'_>) -> Result<Snapshot, Failure> {
+        let BoundSession { store, id, generation } = self.bound()?;
+        let serves = |meta: &Meta| meta.serves(*generation);
+        let calls = Calls::new(&**store, &self.shared);
+        match calls.load_cached(*id, want, serves).await? {
+            Some(Entry::Live(record)) if !record.meta.rotated_away(*generation) => {
+                Ok(Snapshot::of(*id, record))
             }
             Some(Entry::Live(_) | Entry::Ended { .. }) | None => Err(Failure::OtherInstance),
         }
     }
 
-    /// Changes values of the session of a request of another instance.
-    pub async fn apply_remote(
-        &self,
-        remote: Remote,
-        requested: ChangeRequest<'_>,
-    ) -> Result<Snapshot, Failure> {
-        let ChangeRequest { patch, condition, want } = requested;
-        let (id, generation) = remote.session.ok_or(Failure::OtherInstance)?;
-        if patch.needs_cookie() || patch.destroy {
+    /// Changes values of the session.
+    pub(crate) async fn apply(&self, request: ChangeRequest<'_>) -> Result<Snapshot, Failure> {
+        let BoundSession { store, id, generation } = self.bound()?;
+        if request.patch.needs_cookie() || request.patch.destroy {
             return Err(Failure::OtherInstance);
         }
-        let authority = Authority::Request(generation);
-        let change = self.change(patch, condition, authority, remote.prolongs, Tombstone::None);
-        match self.patched(self.store()?, id, change, want).await {
-            Ok(applied) => Ok(changed(id, applied, false)),
+        let change = Change {
+            touches: self.touches,
+            ..request.to_change(Authority::Request(*generation), &self.shared)
+        };
+        match Calls::new(&**store, &self.shared).patch(*id, change, request.want).await {
+            Ok(applied) => Ok(Snapshot::after(*id, applied)),
             Err(Failure::Refused(Refusal::Gone | Refusal::Ended | Refusal::Rotated)) => {
                 Err(Failure::OtherInstance)
             }
             Err(failure) => Err(failure),
         }
+    }
+
+    fn bound(&self) -> Result<&BoundSession, Failure> {
+        self.bound.as_ref().ok_or(Failure::OtherInstance)
     }
 }

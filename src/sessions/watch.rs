@@ -1,76 +1,65 @@
-//! Sessions of tunnels, which outlive the response's head: looked at now and then, used by what the
-//! client sends.
+//! Sessions of tunnels and event streams, which outlive the response's head.
+
+use std::sync::Arc;
 
 use tracing::debug;
 
-use super::exchange::{Binding, Exchange, TouchPolicy};
-use super::{Home, Sessions};
-use crate::metrics::StoreOperation;
+use super::calls::Calls;
+use super::request::TouchPolicy;
+use super::shared::Shared;
 use crate::session::id::Id;
 use crate::session::patch::Use;
 use crate::session::policy::Touch;
 use crate::session::record::Entry;
-use crate::store::Want;
+use crate::store::{Error as StoreError, Store, Want};
 
-/// The session of a tunnel.
-#[derive(Clone, Copy, Debug)]
-pub struct WatchedSession {
-    id: Id,
-    /// The generation that its request was bound to when the tunnel began.
-    generation: u32,
-    touch: TouchPolicy,
+/// A session that a tunnel or an event stream ends with.
+#[derive(Clone, Debug)]
+pub(crate) struct WatchedSession {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: Id,
+    /// The generation that the request was bound to when the response began.
+    pub(super) generation: u32,
+    pub(super) touch: TouchPolicy,
 }
 
-/// What has become of it.
+/// The state of a watched session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SessionStatus {
+pub(crate) enum SessionStatus {
     /// It is alive, or the store did not answer.
     Alive,
     /// It was destroyed or has expired.
     Ended,
 }
 
-impl Sessions {
-    /// The session that a request has as its tunnel begins. What lives in a cookie cannot be watched.
-    pub async fn watch(&self, exchange: &Exchange) -> Option<WatchedSession> {
-        let Home::Store(_) = &self.home else { return None };
-        let Binding::Session { id, generation, .. } = exchange.state.read().await.binding else {
-            return None;
-        };
-        Some(WatchedSession { id, generation, touch: exchange.touch })
+impl WatchedSession {
+    /// Checks whether the session is alive, and touches it if `used`: its client has sent something
+    /// since the last check.
+    pub(crate) async fn check(&self, used: bool) -> SessionStatus {
+        self.try_check(used).await.unwrap_or_else(|error| {
+            debug!(session = %self.id, %error, "failed to check the session of a tunnel");
+            SessionStatus::Alive
+        })
     }
 
-    /// Looks at it; `used` says that its client has sent something since the last look.
-    pub async fn check(&self, watched: WatchedSession, used: bool) -> SessionStatus {
-        match self.standing(watched, used).await {
-            Ok(standing) => standing,
-            Err(error) => {
-                debug!(session = %watched.id, %error, "a tunnel's session could not be looked at");
-                SessionStatus::Alive
-            }
-        }
-    }
-
-    async fn standing(
-        &self,
-        watched: WatchedSession,
-        used: bool,
-    ) -> Result<SessionStatus, super::Failure> {
-        let WatchedSession { id, generation, touch } = watched;
-        let store = self.store()?;
-        let entry = self.load_cached(store, id, Want::Meta, |_| true).await?;
+    async fn try_check(&self, used: bool) -> Result<SessionStatus, StoreError> {
+        let Self { id, generation, .. } = *self;
+        let calls = Calls::new(&*self.store, &self.shared);
+        let entry = calls.load_cached(id, Want::Meta, |_| true).await?;
         let Some(record) = entry.and_then(Entry::into_live) else {
             return Ok(SessionStatus::Ended);
         };
         let (policy, now) = (&self.shared.policy, self.shared.clock.now());
-        // A log-in or rotation since makes the tunnel's token worthless: what comes by it is no use.
-        let counts = used
-            && touch == TouchPolicy::OnUse
+        // A log-in or a rotation since then has made the tunnel's token worthless: it may be in other
+        // hands, so its traffic is not the visitor's.
+        let touches = used
+            && self.touch == TouchPolicy::OnUse
             && policy.touch == Touch::Request
             && !record.meta.rotated_away(generation);
-        if counts && policy.touch_is_due(&record.meta, now) {
-            let used = Use { generation, touches: true, sets_cookie: false, proves: false, now };
-            self.timed(StoreOperation::RecordUse, store.record_use(id, used, policy)).await?;
+        if touches && policy.touch_is_due(&record.meta, now) {
+            let used = Use { generation, touches, sets_cookie: false, proves: false, now };
+            calls.record_use(id, used).await?;
         }
         Ok(SessionStatus::Alive)
     }

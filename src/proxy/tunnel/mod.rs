@@ -19,8 +19,9 @@ use tracing::debug;
 use frames::CloseReason;
 use pipe::{Activity, Pipe, PipeError};
 
+use crate::metrics::Metrics;
 use crate::random;
-use crate::sessions::{SessionStatus, Sessions, Tracked, WatchedSession};
+use crate::sessions::{RequestGuard, SessionStatus, WatchedSession};
 use crate::tasks::Tasks;
 
 pub(super) use handshake::{Handshake, UpgradeRequest};
@@ -42,9 +43,9 @@ const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Tunnel {
     pub(super) client: OnUpgrade,
     pub(super) upstream: OnUpgrade,
-    pub(super) sessions: Sessions,
+    pub(super) metrics: Metrics,
     /// Keeps the request in flight, so that the upstream can call the session API during the tunnel.
-    pub(super) tracked: Option<Tracked>,
+    pub(super) guard: Option<RequestGuard>,
     /// The session that the tunnel ends with, if any.
     pub(super) watched: Option<WatchedSession>,
     /// Closes the tunnel after this time without activity in either direction.
@@ -55,7 +56,7 @@ impl Tunnel {
     /// Copies in both directions until one side closes, the session ends, the tunnel is idle for too
     /// long, or the drain begins.
     pub(super) async fn run(self, tasks: Tasks) {
-        let gauge = self.sessions.shared().metrics.tunnel_opened();
+        let gauge = self.metrics.tunnel_opened();
         let upgrades = async { tokio::try_join!(self.client, self.upstream) };
         let (client, upstream) = match timeout(UPGRADE_TIMEOUT, upgrades).await {
             Ok(Ok(both)) => both,
@@ -64,13 +65,8 @@ impl Tunnel {
         };
         let activity = Arc::new(Activity::new());
         let (mut up, mut down) = pipes(client, upstream, &activity);
-        let monitor = Monitor {
-            sessions: self.sessions,
-            watched: self.watched,
-            idle_timeout: self.idle_timeout,
-            activity,
-            tasks,
-        };
+        let monitor =
+            Monitor { watched: self.watched, idle_timeout: self.idle_timeout, activity, tasks };
         let reason = tokio::select! {
             () = copy(&mut up, &mut down) => None,
             reason = monitor.close_reason() => Some(reason),
@@ -79,7 +75,7 @@ impl Tunnel {
             debug!(?reason, "closing a tunnel");
             close(&mut up, &mut down, reason).await;
         }
-        drop((gauge, self.tracked));
+        drop((gauge, self.guard));
     }
 }
 
@@ -126,7 +122,6 @@ async fn close(up: &mut Pipe, down: &mut Pipe, reason: CloseReason) {
 
 /// The conditions under which the proxy closes a tunnel.
 struct Monitor {
-    sessions: Sessions,
     watched: Option<WatchedSession>,
     idle_timeout: Duration,
     activity: Arc<Activity>,
@@ -144,9 +139,9 @@ impl Monitor {
             if self.activity.idle_time() >= self.idle_timeout {
                 return CloseReason::GoingAway;
             }
-            let Some(watched) = self.watched else { continue };
+            let Some(watched) = &self.watched else { continue };
             let used = self.activity.take_client_activity();
-            if self.sessions.check(watched, used).await == SessionStatus::Ended {
+            if watched.check(used).await == SessionStatus::Ended {
                 return CloseReason::Policy;
             }
         }

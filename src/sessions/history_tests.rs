@@ -1,28 +1,38 @@
-//! Random histories of one browser: parallel requests, log-ins, rotations and flushes, responses
-//! that are lost, delayed or overtaken, and steps of the clock.
+//! Random histories of one browser: parallel requests, log-ins, rotations and flushes, responses that
+//! are lost, delayed or overtaken, and steps of the clock.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
 use proptest::prelude::*;
 use zeroize::Zeroizing;
 
-use super::*;
+use super::request::CookieOutcome;
+use super::{
+    Arrival, ChangeRequest, Failure, RequestGuard, ResponseKind, Sessions, Shared, TouchPolicy,
+};
+use crate::metrics::{Metrics, SessionTokens};
 use crate::secret::Secret;
+use crate::session::cookie::Attributes;
 use crate::session::id::Id;
+use crate::session::key_ring::KeyRing;
 use crate::session::navigation::{Navigation, Origin};
-use crate::session::patch::Op;
+use crate::session::patch::{Op, Patch};
+use crate::session::peer::Instance;
+use crate::session::policy::Policy;
 use crate::session::record::{Key, Principal};
 use crate::session::token::CookieToken;
+use crate::store::Want;
 use crate::store::config::OnError;
 use crate::store::memory::Memory;
-use crate::time::Timestamp;
+use crate::time::{Clock, Timestamp};
 
-/// What happens next. The number picks one of those that there are.
+/// The next event. Its number selects one of the existing requests or responses.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// The browser sends a request with what its jar has.
+    /// The browser sends a request with its cookie.
     Send(Navigation),
     /// A request's upstream writes a value.
     Write(usize),
@@ -30,7 +40,7 @@ enum Step {
     LogIn(usize, bool, bool),
     /// A request's upstream rotates.
     Rotate(usize),
-    /// A request's upstream ends the session.
+    /// A request's upstream destroys the session.
     Destroy(usize),
     /// A request's response leaves.
     Respond(usize),
@@ -38,18 +48,18 @@ enum Step {
     Arrive(usize),
     /// A response is lost.
     Lose(usize),
-    /// Time passes; what is on its way is so for less than the grace.
+    /// Time passes. Requests and responses that are older than the grace period are lost.
     Pass(Duration),
 }
 
 struct Sent {
-    tracked: Tracked,
+    guard: RequestGuard,
     at: Timestamp,
     presented: Option<Id>,
 }
 
 struct Response {
-    cookie: CookieLine,
+    cookie: Option<HeaderValue>,
     sent_at: Timestamp,
 }
 
@@ -60,7 +70,7 @@ struct World {
     requests: Vec<Sent>,
     responses: Vec<Response>,
     destroyed: HashSet<Id>,
-    /// The last log-in: when it was answered, whose place it took, and its own cookie.
+    /// The last log-in: its time, the session that it replaced, and its own cookie.
     logged_in: Option<(Timestamp, Option<Id>, CookieToken)>,
 }
 
@@ -86,7 +96,7 @@ impl World {
         };
         let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new()));
         Self {
-            sessions: Sessions::new(Home::Store(store), Arc::new(shared)),
+            sessions: Sessions::new(Some(store), Arc::new(shared)),
             clock,
             jar: None,
             requests: Vec::new(),
@@ -123,20 +133,19 @@ impl World {
             address: None,
             client: None,
         };
-        let opened = self.sessions.open(arrival).await.expect("the store is there");
+        let opened = self.sessions.opener().open(arrival).await.expect("the store answers");
         let presented = self.jar.as_deref().map(|text| self.token(text).id);
-        if let Some(id) = opened.tracked.exchange().id() {
-            assert!(!self.destroyed.contains(&id), "a session that was ended is served again");
+        if let Some(id) = opened.guard.session().presented_id() {
+            assert!(!self.destroyed.contains(&id), "a destroyed session is served again");
         }
-        self.requests.push(Sent { tracked: opened.tracked, at: self.clock.now(), presented });
+        self.requests.push(Sent { guard: opened.guard, at: self.clock.now(), presented });
     }
 
     async fn change(&mut self, at: usize, patch: Patch) {
         let Some(sent) = look(&self.requests, at) else { return };
-        let exchange = Arc::clone(sent.tracked.exchange());
-        let before = sent.tracked.session();
-        let requested = ChangeRequest { patch: &patch, condition: None, want: Want::Meta };
-        let changed = self.sessions.apply(&exchange, requested).await;
+        let session = sent.guard.session().clone();
+        let before = session.current_id();
+        let changed = session.apply(ChangeRequest::new(&patch)).await;
         if patch.destroy && changed.is_ok_and(|changed| changed.session.is_some()) {
             self.destroyed.extend(before);
         }
@@ -144,14 +153,13 @@ impl World {
 
     async fn log_in(&mut self, at: usize, alice: bool, flushes: bool) {
         let Some(sent) = look(&self.requests, at) else { return };
-        let exchange = Arc::clone(sent.tracked.exchange());
+        let session = sent.guard.session().clone();
         let presented = sent.presented;
-        let before = sent.tracked.session();
+        let before = session.current_id();
         let principal = Principal::new(if alice { "alice" } else { "bob" });
         let patch = Patch { principal, destroy: flushes, ..Patch::default() };
-        let requested = ChangeRequest { patch: &patch, condition: None, want: Want::Meta };
         let changed =
-            self.sessions.apply(&exchange, requested).await.expect("a log-in always succeeds");
+            session.apply(ChangeRequest::new(&patch)).await.expect("a log-in always succeeds");
         let (id, record) = changed.session.expect("a log-in leaves a session");
         // Authority a token that was rotated away it ends nothing.
         if let Some(before) = before.filter(|_| flushes)
@@ -160,8 +168,7 @@ impl World {
             self.destroyed.insert(before);
         }
         let token = CookieToken { id, generation: record.meta.generation };
-        // Where another user's session lives on beside the new one, the browser has two, and none
-        // takes the other's place.
+        // If another user's session lives on, the browser has two, and neither replaces the other.
         let lives_on = match presented.filter(|presented| *presented != id) {
             Some(presented) => self.lives(presented).await,
             None => false,
@@ -170,7 +177,7 @@ impl World {
     }
 
     async fn lives(&self, id: Id) -> bool {
-        match self.sessions.find(id, Want::Meta).await {
+        match self.sessions.directory().expect("there is a store").find(id, Want::Meta).await {
             Ok(_) => true,
             Err(Failure::NoSuchSession) => false,
             Err(failure) => panic!("{failure}"),
@@ -179,25 +186,24 @@ impl World {
 
     async fn respond(&mut self, at: usize) {
         let Some(sent) = pick(&mut self.requests, at) else { return };
-        let (cookie, _) =
-            self.sessions.commit(sent.tracked.exchange(), ResponseKind::Normal, None).await;
-        self.check_cookie(&sent, &cookie);
+        let (cookie, _) = sent.guard.session().commit(ResponseKind::Normal, None).await;
+        self.check_cookie(&sent, cookie.as_ref());
         self.responses.push(Response { cookie, sent_at: self.clock.now() });
     }
 
-    /// No response that leaves after a log-in was answered sets or deletes another cookie over the
-    /// log-in's, if its request brought the cookie that the log-in's request brought, or the
-    /// log-in's own; but what a request asked for itself since, goes out.
-    fn check_cookie(&self, sent: &Sent, cookie: &CookieLine) {
+    /// Checks that no response after a log-in replaces or deletes the log-in's cookie, if its request
+    /// brought that cookie, or the one that the log-in's request brought. A request that has changed
+    /// its own binding since may do so.
+    fn check_cookie(&self, sent: &Sent, cookie: Option<&HeaderValue>) {
         let Some((at, replaced, new)) = self.logged_in else { return };
-        let CookieLine::Line(line) = cookie else { return };
+        let Some(line) = cookie else { return };
         let concerned = sent.presented.is_some()
             && (sent.presented == replaced || sent.presented == Some(new.id));
-        let exchange = sent.tracked.exchange();
+        let request = &sent.guard.session().request;
         let asked_itself =
-            exchange.state.try_read().is_ok_and(|state| state.has_moved(exchange.token.bound));
-        // A token that names no session any more begins again, whoever is beside it.
-        let unknown = sent.tracked.exchange().presented == CookieOutcome::Unknown;
+            request.state.try_read().is_ok_and(|state| state.has_moved(request.token.bound));
+        // A token that no longer names a session starts again.
+        let unknown = request.outcome == CookieOutcome::Unknown;
         if !concerned || asked_itself || unknown || self.clock.now() > at + GRACE {
             return;
         }
@@ -214,8 +220,7 @@ impl World {
     }
 
     fn arrive(&mut self, at: usize) {
-        let Some(Response { cookie: CookieLine::Line(line), .. }) = pick(&mut self.responses, at)
-        else {
+        let Some(Response { cookie: Some(line), .. }) = pick(&mut self.responses, at) else {
             return;
         };
         self.jar = self.set_by(&line).map(|token| {
@@ -234,22 +239,22 @@ impl World {
     fn token(&self, text: &str) -> CookieToken {
         let shared = self.sessions.shared();
         CookieToken::verify(&shared.ring, &shared.attributes.name, text.as_bytes())
-            .expect("a token of ours")
+            .expect("signed with this key")
             .0
     }
 
-    /// The token that a Set-Cookie line sets; `None` where it deletes.
-    fn set_by(&self, line: &http::HeaderValue) -> Option<CookieToken> {
-        let text = line.to_str().expect("a line of ours");
+    /// Returns the token that a Set-Cookie sets; `None` if it deletes.
+    fn set_by(&self, line: &HeaderValue) -> Option<CookieToken> {
+        let text = line.to_str().expect("ASCII");
         let value = text.split(';').next()?.split_once('=')?.1;
         (!value.is_empty()).then(|| self.token(value))
     }
 
-    /// Whether the browser's cookie opens its session.
+    /// Returns whether the browser's cookie opens its session.
     async fn is_in(&mut self) -> bool {
         self.send(Navigation::Safe).await;
         let sent = self.requests.pop().expect("just sent");
-        matches!(sent.tracked.exchange().presented, CookieOutcome::Session { .. })
+        matches!(sent.guard.session().request.outcome, CookieOutcome::Session { .. })
     }
 }
 
@@ -289,9 +294,9 @@ fn block_on(future: impl Future<Output = ()>) {
     runtime.block_on(future);
 }
 
-/// A cookie that slides with its session, and the successor of its generation, must not cross.
+/// A renewed cookie of one generation must not replace that of its successor.
 #[test]
-fn a_late_cookie_takes_no_successors_place() {
+fn late_cookie_does_not_replace_its_successor() {
     let day = Duration::from_hours(24);
     let steps = [
         Step::Send(Navigation::Safe),
@@ -327,7 +332,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
-    fn periodic_rotation_logs_nobody_out(steps in prop::collection::vec(quiet_step(), 1..120)) {
+    fn periodic_rotation_keeps_the_session(steps in prop::collection::vec(quiet_step(), 1..120)) {
         block_on(async {
             let mut world = World::new();
             // One response that has arrived, so that the browser has a cookie.
@@ -342,7 +347,7 @@ proptest! {
     }
 
     #[test]
-    fn a_log_in_always_succeeds_and_its_cookie_stays(steps in prop::collection::vec(any_step(), 1..120)) {
+    fn log_in_succeeds_and_its_cookie_stays(steps in prop::collection::vec(any_step(), 1..120)) {
         block_on(async {
             let mut world = World::new();
             for step in steps {

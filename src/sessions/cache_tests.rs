@@ -1,5 +1,5 @@
-//! What may rest on a cached record that is older than the store's: for every pair of an older and
-//! a newer record of one session, and every token.
+//! Cached records that are older than the store's may only show that a token opens its session: for
+//! each pair of an older and a newer record of one session, and each token.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,19 +7,28 @@ use std::time::Duration;
 use proptest::prelude::*;
 use zeroize::Zeroizing;
 
-use super::*;
+use super::request::CookieOutcome;
+use super::request_session::{RequestSession, Storage};
+use super::{Arrival, Opened, ResponseKind, SessionStatus, Sessions, Shared, TouchPolicy};
+use crate::metrics::{Metrics, SessionTokens};
 use crate::secret::Secret;
+use crate::session::cookie::Attributes;
+use crate::session::id::Id;
+use crate::session::key_ring::KeyRing;
 use crate::session::navigation::{Navigation, Origin};
-use crate::session::patch::{ExpiryChange, Op, Use};
-use crate::session::record::{Expiry, Key, Principal, Values};
+use crate::session::patch::{Authority, Change, ExpiryChange, Op, Patch, Tombstone, Use};
+use crate::session::peer::Instance;
+use crate::session::policy::Policy;
+use crate::session::record::{Entry, Expiry, Key, Meta, Principal, Record, Values};
 use crate::session::rotation::Verdict;
 use crate::session::token::CookieToken;
 use crate::store::cache::{Cached, Coherence, Hot};
 use crate::store::config::OnError;
 use crate::store::memory::Memory;
-use crate::time::Timestamp;
+use crate::store::{Backend as _, Want};
+use crate::time::{Clock, Timestamp};
 
-/// What moves a record on.
+/// A change of a record.
 #[derive(Clone, Copy, Debug)]
 enum Transition {
     Promote,
@@ -28,12 +37,12 @@ enum Transition {
     Write,
     Touch,
     Expiry(u64),
-    /// With a marker in its place, or nothing.
+    /// With a tombstone in its place, or nothing.
     Destroy(bool),
     Pass(u64),
 }
 
-/// A store, and a cache that holds what the store held some transitions ago.
+/// A store, and a cache with what the store had some transitions ago.
 struct World {
     store: Arc<Memory>,
     direct: Sessions,
@@ -70,23 +79,23 @@ impl World {
         let id = Id::from_bytes([7; 16]);
         let record = Record { meta: Meta::new(1, clock.now()), values: Values::new() };
         store.create(id, &record, &shared.policy).await.expect("created");
-        let direct = Sessions::new(Home::Store(Arc::<Memory>::clone(&store)), Arc::clone(&shared));
-        let cached = Sessions::new(Home::Store(Arc::<Cached>::clone(&cache)), shared);
+        let direct = Sessions::new(Some(Arc::<Memory>::clone(&store)), Arc::clone(&shared));
+        let cached = Sessions::new(Some(Arc::<Cached>::clone(&cache)), shared);
         let mut world = Self { store, direct, cached, clock, id, older: None };
         for transition in older {
-            world.make(*transition).await;
+            world.apply(*transition).await;
         }
         cache.load(id, Want::Values).await.expect("loaded");
         let held = cache.cached(id, Want::Meta).and_then(Entry::into_live);
         world.older = held.map(|record| record.meta);
         for transition in newer {
-            world.make(*transition).await;
+            world.apply(*transition).await;
         }
         world
     }
 
-    /// Makes a transition in the store, unseen by the cache.
-    async fn make(&self, transition: Transition) {
+    /// Applies a transition to the store, without the cache.
+    async fn apply(&self, transition: Transition) {
         let destroyed = Patch { destroy: true, ..Patch::default() };
         let (patch, tombstone) = match transition {
             Transition::Pass(seconds) => {
@@ -105,7 +114,7 @@ impl World {
                     now,
                 };
                 let policy = &self.direct.shared.policy;
-                self.store.record_use(self.id, used, policy).await.expect("written");
+                self.store.record_use(self.id, used, policy).await.expect("recorded");
                 return;
             }
             Transition::Rotate => (Patch { rotate: true, ..Patch::default() }, Tombstone::None),
@@ -125,7 +134,15 @@ impl World {
             Transition::Destroy(true) => (destroyed, Tombstone::Leave),
             Transition::Destroy(false) => (destroyed, Tombstone::None),
         };
-        let change = self.direct.change(&patch, None, Authority::Service, true, tombstone);
+        let change = Change {
+            patch: &patch,
+            condition: None,
+            authority: Authority::Service,
+            policy: &self.direct.shared.policy,
+            now: self.clock.now(),
+            touches: true,
+            tombstone,
+        };
         let _ = self.store.patch(self.id, change, Want::Meta).await.expect("answered");
     }
 
@@ -144,46 +161,51 @@ impl World {
             address: None,
             client: None,
         };
-        sessions.open(arrival).await.expect("the store is there")
+        sessions.opener().open(arrival).await.expect("the store answers")
     }
 
-    /// What becomes of a token of `generation`, by the cache and by the store.
+    /// Compares the results of a token of `generation` with the cache and with the store.
     async fn check(&self, generation: u32) {
         let shared = &self.direct.shared;
         let (name, now) = (&shared.attributes.name, self.clock.now());
         let token = CookieToken { id: self.id, generation }.sign(&shared.ring, name);
         let truth = self.open(&self.direct, &token).await;
-        let truth = truth.tracked.exchange().presented.clone();
+        let truth = truth.guard.session().request.outcome.clone();
         let opened = self.open(&self.cached, &token).await;
-        let exchange = opened.tracked.exchange();
-        if exchange.presented != truth {
+        let session = opened.guard.session();
+        let outcome = &session.request.outcome;
+        if *outcome != truth {
             let older = self.older.as_ref().expect("the cache holds a record");
             let by_older = Verdict::of(generation, older, &shared.policy, now);
-            assert!(by_older.is_valid(), "{generation}: {:?}, not {truth:?}", exchange.presented);
-            let CookieOutcome::Session { verdict, meta, .. } = &exchange.presented else {
-                panic!("{generation}: {:?}, not {truth:?}", exchange.presented);
+            assert!(by_older.is_valid(), "{generation}: {outcome:?}, not {truth:?}");
+            let CookieOutcome::Session { verdict, meta, .. } = outcome else {
+                panic!("{generation}: {outcome:?}, not {truth:?}");
             };
             assert_eq!((*verdict, &**meta), (by_older, older));
         }
-        let read = self.cached.read(exchange, Want::Meta).await.map_err(|error| error.to_string());
+        let direct = RequestSession {
+            storage: Storage::Store(Arc::<Memory>::clone(&self.store)),
+            ..session.clone()
+        };
+        let read = session.read(Want::Meta).await.map_err(|error| error.to_string());
         if let Err(error) = read {
-            let truth = self.direct.read(exchange, Want::Meta).await;
+            let truth = direct.read(Want::Meta).await;
             assert_eq!(truth.map(drop).map_err(|truth| truth.to_string()), Err(error));
         }
-        if let Some(watched) = self.cached.watch(exchange).await
-            && self.cached.check(watched, false).await == SessionStatus::Ended
+        if let (Some(watched), Some(direct)) = (session.watch().await, direct.watch().await)
+            && watched.check(false).await == SessionStatus::Ended
         {
-            assert_eq!(self.direct.check(watched, false).await, SessionStatus::Ended);
+            assert_eq!(direct.check(false).await, SessionStatus::Ended);
         }
-        let (cookie, _) = self.cached.commit(exchange, ResponseKind::Normal, None).await;
-        if let CookieLine::Line(line) = cookie {
+        let (cookie, _) = session.commit(ResponseKind::Normal, None).await;
+        if let Some(line) = cookie {
             let line = line.to_str().expect("text");
             let value = line.split(['=', ';']).nth(1).expect("a value");
             if value.is_empty() {
                 assert_eq!(truth, CookieOutcome::Unknown, "the cookie of {generation} was deleted");
             } else {
                 let set = self.open(&self.direct, &Secret::new(value.to_owned())).await;
-                let set = &set.tracked.exchange().presented;
+                let set = &set.guard.session().request.outcome;
                 let opens = matches!(
                     set,
                     CookieOutcome::Session { verdict: Verdict::Current | Verdict::Next, .. }

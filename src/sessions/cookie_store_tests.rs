@@ -1,9 +1,9 @@
-//! The suite that every store passes, over sessions in cookies: between any two operations the
-//! session is nowhere but in a jar, sealed.
+//! The suite that every store passes, over sessions in cookies: between two operations the session is
+//! only in a cookie jar, sealed.
 //!
-//! What is left out is what cookies cannot do, as `docs/sessions.md` lists it: being listed, being
-//! swept, more than 4,096 bytes, and two requests at once. What requests at once ask of a store, the
-//! calls of one request at once ask of its session here.
+//! Left out is what cookies cannot do, as the documentation lists it: be listed, be swept, hold more
+//! than 4,096 bytes, and serve two requests at once. Instead of parallel requests, the parallel calls
+//! of one request are tested.
 
 use std::collections::BTreeMap;
 use std::future::ready;
@@ -11,7 +11,7 @@ use std::future::ready;
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
-use super::carried::Carried;
+use super::cookie_backed::CookieBacked;
 use crate::metrics::Metrics;
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
@@ -30,7 +30,7 @@ const NAME: &str = "__Host-id";
 mod one_request {
     use super::*;
 
-    suite!(|| Fresh::new(Carried::new(NAME, None), ());
+    suite!(|| Fresh::new(CookieBacked::new(NAME, None), ());
         parallel_increments_all_count
         parallel_patches_of_different_keys_all_hold
         create_overwrites_neither_a_session_nor_a_marker
@@ -46,7 +46,7 @@ mod request_after_request {
     );
 }
 
-/// A browser's jar for each session.
+/// The cookie jar of a browser for each session.
 #[derive(Debug)]
 struct Jars {
     ring: KeyRing,
@@ -56,7 +56,7 @@ struct Jars {
 #[derive(Debug)]
 enum Jar {
     Cookie(String),
-    /// What a request that ends its session remembers while it lasts.
+    /// The tombstone that a request leaves for its own later calls.
     Ended(Entry),
 }
 
@@ -66,17 +66,17 @@ impl Jars {
         Self { ring, jars: Mutex::default() }
     }
 
-    /// A request with the jar's cookie, and what its response leaves in the jar.
-    async fn request<T>(&self, id: Id, call: impl AsyncFnOnce(&Carried) -> T) -> T {
+    /// Makes a request with the jar's cookie, and puts the response's cookie into the jar.
+    async fn request<T>(&self, id: Id, call: impl AsyncFnOnce(&CookieBacked) -> T) -> T {
         let mut jars = self.jars.lock().await;
         let entry = jars.get(&id).map(|jar| (id, self.open(jar)));
-        let carried = Carried::new(NAME, entry);
-        let answer = call(&carried).await;
-        match carried.load(id, Want::Values).await.expect("it is here") {
+        let cookie = CookieBacked::new(NAME, entry);
+        let answer = call(&cookie).await;
+        match cookie.load(id, Want::Values).await.expect("no I/O") {
             None => jars.remove(&id),
             Some(ended @ Entry::Ended { .. }) => jars.insert(id, Jar::Ended(ended)),
             Some(Entry::Live(_)) => {
-                let cookie = carried.seal(id, &self.ring).expect("it fits");
+                let cookie = cookie.seal(id, &self.ring).expect("small enough");
                 jars.insert(id, Jar::Cookie(cookie.reveal().to_owned()))
             }
         };
@@ -88,7 +88,7 @@ impl Jars {
             Jar::Ended(entry) => entry.clone(),
             Jar::Cookie(text) => {
                 let opened = Sealed::open(&self.ring, NAME, text.as_bytes());
-                Entry::Live(opened.expect("we sealed it").0.record)
+                Entry::Live(opened.expect("sealed with this key").0.record)
             }
         }
     }
@@ -96,11 +96,11 @@ impl Jars {
 
 impl Backend for Jars {
     fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>> {
-        Box::pin(self.request(id, async move |carried| carried.load(id, want).await))
+        Box::pin(self.request(id, async move |cookie| cookie.load(id, want).await))
     }
 
     fn create<'a>(&'a self, id: Id, record: &'a Record, policy: &'a Policy) -> Answer<'a, Created> {
-        Box::pin(self.request(id, async move |carried| carried.create(id, record, policy).await))
+        Box::pin(self.request(id, async move |cookie| cookie.create(id, record, policy).await))
     }
 
     fn patch<'a>(
@@ -109,7 +109,7 @@ impl Backend for Jars {
         change: Change<'a>,
         want: Want<'a>,
     ) -> Answer<'a, Result<Applied, Refusal>> {
-        Box::pin(self.request(id, async move |carried| carried.patch(id, change, want).await))
+        Box::pin(self.request(id, async move |cookie| cookie.patch(id, change, want).await))
     }
 
     fn record_use<'a>(
@@ -118,11 +118,11 @@ impl Backend for Jars {
         used: Use,
         policy: &'a Policy,
     ) -> Answer<'a, Option<Entry>> {
-        Box::pin(self.request(id, async move |carried| carried.record_use(id, used, policy).await))
+        Box::pin(self.request(id, async move |cookie| cookie.record_use(id, used, policy).await))
     }
 
     fn remove(&self, id: Id) -> Answer<'_, Option<Replicated>> {
-        Box::pin(self.request(id, async move |carried| carried.remove(id).await))
+        Box::pin(self.request(id, async move |cookie| cookie.remove(id).await))
     }
 
     fn unproven(&self) -> Unproven {
@@ -131,7 +131,7 @@ impl Backend for Jars {
 }
 
 impl Store for Jars {
-    /// Nobody but the histories can look into all jars.
+    /// Lists all jars, for the histories only.
     fn list<'a>(
         &'a self,
         principal: Option<&'a Principal>,
@@ -171,7 +171,7 @@ impl Store for Jars {
 }
 
 /// A request's cookie as a store, so that the suite runs over it. It is in no list.
-impl Store for Carried {
+impl Store for CookieBacked {
     fn list<'a>(
         &'a self,
         _principal: Option<&'a Principal>,

@@ -1,0 +1,152 @@
+//! The directory of all sessions, by id and by principal: for back offices, operators and lists of
+//! "your devices".
+
+use std::sync::Arc;
+
+use tracing::info;
+
+use super::calls::Calls;
+use super::failure::Failure;
+use super::shared::Shared;
+use super::snapshot::{ChangeRequest, Destroyed, Snapshot};
+use crate::log::limited;
+use crate::metrics::{Event, StoreOperation};
+use crate::session::id::Id;
+use crate::session::patch::{Authority, Refusal};
+use crate::session::record::{Entry, Meta, Principal};
+use crate::store::{Store, Want};
+
+/// All sessions of a store.
+#[derive(Clone, Debug)]
+pub(crate) struct Directory {
+    store: Arc<dyn Store>,
+    shared: Arc<Shared>,
+}
+
+/// A page of live sessions.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Listed {
+    /// The sessions, without values.
+    pub(crate) sessions: Vec<(Id, Meta)>,
+    /// Records that cannot be read. They have been logged and counted.
+    pub(crate) unreadable: Vec<Id>,
+    /// The cursor of the next page; `None` after the last.
+    pub(crate) next: Option<String>,
+}
+
+/// The number of sessions that are loaded at a time.
+const PAGE: usize = 500;
+
+impl Directory {
+    pub(super) fn new(store: Arc<dyn Store>, shared: Arc<Shared>) -> Self {
+        Self { store, shared }
+    }
+
+    /// Finds a session by its id.
+    pub(crate) async fn find(&self, id: Id, want: Want<'_>) -> Result<Snapshot, Failure> {
+        let entry = self.calls().load_cached(id, want, |_| true).await?;
+        let record = entry.and_then(Entry::into_live).ok_or(Failure::NoSuchSession)?;
+        Ok(Snapshot::of(id, record))
+    }
+
+    /// Changes a session by its id. Creates none and touches none.
+    pub(crate) async fn apply(
+        &self,
+        id: Id,
+        request: ChangeRequest<'_>,
+    ) -> Result<Snapshot, Failure> {
+        let change = request.to_change(Authority::Service, &self.shared);
+        let applied = match self.calls().patch(id, change, request.want).await {
+            Err(Failure::Refused(Refusal::Gone | Refusal::Ended)) => {
+                return Err(Failure::NoSuchSession);
+            }
+            applied => applied?,
+        };
+        if !matches!(applied.entry, Some(Entry::Live(_))) {
+            self.shared.metrics.event(Event::Destroyed);
+        }
+        Ok(Snapshot::after(id, applied))
+    }
+
+    /// Destroys a session by its id, if there is one.
+    pub(crate) async fn destroy(&self, id: Id) -> Result<Destroyed, Failure> {
+        let is_alive = self.calls().load_live(id, Want::Meta).await?.is_some();
+        let removed = self.calls().remove(id).await?;
+        let Some(replicated) = removed.filter(|_| is_alive) else {
+            return Ok(Destroyed::default());
+        };
+        self.shared.metrics.event(Event::Destroyed);
+        Ok(Destroyed { count: 1, replicated })
+    }
+
+    /// Returns a page of the sessions of a principal, or of all sessions.
+    pub(crate) async fn list(
+        &self,
+        principal: Option<&Principal>,
+        cursor: Option<&str>,
+        limit: usize,
+    ) -> Result<Listed, Failure> {
+        let page = self.store.list(principal, cursor, limit);
+        let page = self.shared.timed(StoreOperation::List, page).await?;
+        for id in &page.unreadable {
+            self.shared.metrics.event(Event::Unreadable);
+            limited!(error, "unreadable_listed", session = %id, "session cannot be read and is left out of a list");
+        }
+        let now = self.shared.clock.now();
+        let is_listed = |(_, meta): &(Id, Meta)| {
+            self.shared.policy.is_alive(meta, now)
+                && principal.is_none_or(|principal| meta.principal.as_ref() == Some(principal))
+        };
+        let sessions = page.sessions.into_iter().filter(is_listed).collect();
+        Ok(Listed { sessions, unreadable: page.unreadable, next: page.next })
+    }
+
+    /// Returns all sessions of a principal.
+    pub(crate) async fn sessions_of(
+        &self,
+        principal: &Principal,
+    ) -> Result<Vec<(Id, Meta)>, Failure> {
+        Ok(self.all_of(principal).await?.sessions)
+    }
+
+    /// Returns all sessions of a principal, and all its records that cannot be read.
+    async fn all_of(&self, principal: &Principal) -> Result<Listed, Failure> {
+        let mut all = Listed::default();
+        let mut cursor = None;
+        loop {
+            let page = self.list(Some(principal), cursor.as_deref(), PAGE).await?;
+            all.sessions.extend(page.sessions);
+            all.unreadable.extend(page.unreadable);
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Destroys all sessions of a principal except `spared`. Its records that cannot be read are
+    /// removed, and not counted.
+    pub(crate) async fn destroy_all_of(
+        &self,
+        principal: &Principal,
+        spared: Option<Id>,
+    ) -> Result<Destroyed, Failure> {
+        let mut destroyed = Destroyed::default();
+        let all = self.all_of(principal).await?;
+        for (id, _) in all.sessions {
+            if Some(id) != spared {
+                destroyed = destroyed.and(self.destroy(id).await?);
+            }
+        }
+        for id in all.unreadable {
+            // It opens nothing now, and must not if it can be read again.
+            self.calls().remove(id).await?;
+        }
+        info!(destroyed = destroyed.count, "destroyed the sessions of a principal");
+        Ok(destroyed)
+    }
+
+    fn calls(&self) -> Calls<'_> {
+        Calls::new(&*self.store, &self.shared)
+    }
+}

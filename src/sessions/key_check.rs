@@ -1,0 +1,64 @@
+//! The comparison of session keys between instances.
+
+use std::time::Duration;
+
+use crate::session::key_ring::Fingerprint;
+use crate::store::{KnownKey, KnownKeys};
+use crate::time::Timestamp;
+
+/// Whether the other instances verify what this one signs with its first key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum KeyCheck {
+    /// They do, or there is no other known instance.
+    Known,
+    /// They may not: the key has not been known to all of them for `rotation_grace`.
+    New(Fingerprint),
+    /// The store keeps no keys.
+    NotKept,
+    /// The store denies this process its record of keys, for this reason.
+    Denied(String),
+}
+
+impl KeyCheck {
+    /// Checks the first of this instance's keys against the keys that the store knew.
+    pub(super) fn of(
+        own: &[Fingerprint],
+        known: KnownKeys,
+        grace: Duration,
+        now: Timestamp,
+    ) -> Self {
+        match (known, own.first()) {
+            (KnownKeys::Known(known), Some(first)) => Self::of_first(*first, &known, grace, now),
+            (KnownKeys::Denied(cause), _) => Self::Denied(cause),
+            (KnownKeys::NotKept | KnownKeys::Known(_), _) => Self::NotKept,
+        }
+    }
+
+    fn of_first(first: Fingerprint, known: &[KnownKey], grace: Duration, now: Timestamp) -> Self {
+        let is_known = |key: &KnownKey| key.fingerprint == first && key.since + grace <= now;
+        if known.is_empty() || known.iter().any(is_known) { Self::Known } else { Self::New(first) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::tests::at;
+
+    #[test]
+    fn first_key_is_known_after_the_grace_period() {
+        let parse = |text| Fingerprint::parse(text).expect("a fingerprint");
+        let (one, other) = (parse("0000000000000001"), parse("0000000000000002"));
+        let known = |fingerprint, since| KnownKey { fingerprint, since: at(since) };
+        let grace = Duration::from_secs(10);
+        for (known, expected) in [
+            (vec![], KeyCheck::Known),
+            (vec![known(one, 90)], KeyCheck::Known),
+            (vec![known(other, 0), known(one, 90)], KeyCheck::Known),
+            (vec![known(one, 91)], KeyCheck::New(one)),
+            (vec![known(other, 0)], KeyCheck::New(one)),
+        ] {
+            assert_eq!(KeyCheck::of_first(one, &known, grace, at(100)), expected, "{known:?}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Opening the session of a request: by its cookies, or later by its request token.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::header::HeaderMap;
+use tracing::debug;
+
+use super::calls::Calls;
+use super::cookie_backed::CookieBacked;
+use super::found::Found;
+use super::guard::RequestGuard;
+use super::in_flight::{Lookup, SLACK};
+use super::look_up::look_up;
+use super::remote::{BoundSession, RemoteSession};
+use super::request::{CookieOutcome, EndedRequest, InFlightRequest, RequestContext, TouchPolicy};
+use super::request_session::{RequestSession, Storage};
+use super::shared::Shared;
+use super::unseal::unseal;
+use crate::metrics::Event;
+use crate::secret::Secret;
+use crate::session::cookie;
+use crate::session::navigation::Origin;
+use crate::session::peer::Instance;
+use crate::session::record::{Client, Principal, Record};
+use crate::session::token::{Bound, RequestToken};
+use crate::store::config::OnError;
+use crate::store::{Error as StoreError, Store, Want};
+
+/// Opens the sessions of requests, for one worker.
+#[derive(Clone, Debug)]
+pub struct Opener {
+    /// `None` if sessions live in their clients' cookies.
+    store: Option<Arc<dyn Store>>,
+    shared: Arc<Shared>,
+}
+
+/// The parts of a request and its route that opening depends on.
+#[derive(Clone, Debug)]
+pub(crate) struct Arrival {
+    pub(crate) origin: Origin,
+    /// The values of our cookie in the request's Cookie headers.
+    pub(crate) cookies: Vec<Secret>,
+    /// The upstream is sent the session's values.
+    pub(crate) wants_values: bool,
+    pub(crate) touch: TouchPolicy,
+    pub(crate) on_error: OnError,
+    /// The address of the client, unless that is unknown or a trusted proxy's.
+    pub(crate) address: Option<IpAddr>,
+    pub(crate) client: Option<Client>,
+}
+
+/// A request after its session was looked up.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// The request, in the table of requests in flight.
+    pub(crate) guard: RequestGuard,
+    /// Its session, with values if they were wanted.
+    pub(crate) record: Option<Record>,
+}
+
+impl Opened {
+    /// Returns the principal of the session.
+    pub(crate) fn principal(&self) -> Option<&Principal> {
+        self.record.as_ref()?.meta.principal.as_ref()
+    }
+}
+
+/// The request that a request token leads to.
+#[derive(Clone, Debug)]
+pub(crate) enum TokenLookup {
+    /// A request that this process forwarded: in flight, or ended within `request_token_linger`.
+    Here(RequestSession),
+    /// A request of another instance, or of an earlier process of this one.
+    Elsewhere(RemoteSession),
+}
+
+impl Opener {
+    pub(super) fn new(store: Option<Arc<dyn Store>>, shared: Arc<Shared>) -> Self {
+        Self { store, shared }
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Takes our cookies out of the request's Cookie headers.
+    pub(crate) fn take_cookies(&self, headers: &mut HeaderMap) -> Vec<Secret> {
+        cookie::take(headers, &self.shared.attributes.name)
+    }
+
+    /// Opens the session that the request's cookies name, and puts the request into the table of
+    /// requests in flight.
+    ///
+    /// # Errors
+    /// The store did not answer for a well-signed cookie, and the route says [`OnError::Fail`].
+    pub(crate) async fn open(&self, arrival: Arrival) -> Result<Opened, StoreError> {
+        let Arrival { origin, cookies, wants_values, touch, on_error, address, client } = arrival;
+        let shared = &self.shared;
+        let found = match &self.store {
+            Some(store) => {
+                let want = if wants_values { Want::Values } else { Want::Meta };
+                look_up(&cookies, want, Calls::new(&**store, shared), shared).await
+            }
+            None => Ok(unseal(&cookies, shared)),
+        };
+        let Found { outcome, values, sealed } = match found {
+            Ok(found) => found,
+            Err(error) if on_error == OnError::Fail => return Err(error),
+            Err(error) => {
+                debug!(%error, "forwarding a request without its session");
+                CookieOutcome::Unavailable.into()
+            }
+        };
+        let record = match &outcome {
+            CookieOutcome::Session { meta, signed_by, .. } => {
+                shared.session_tokens.count(signed_by.position());
+                Some(Record { meta: (**meta).clone(), values })
+            }
+            _ => None,
+        };
+        let client = client.filter(|_| shared.policy.record_client);
+        let context = RequestContext { origin, touch, client, address };
+        let (number, now) = (shared.in_flight.next_number(), shared.clock.now());
+        let request = InFlightRequest::new(number, outcome, context, sealed, now);
+        if request.is_withheld() {
+            shared.metrics.event(Event::CookieWithheld);
+        }
+        let guard = RequestGuard::new(self.session(Arc::new(request)));
+        Ok(Opened { guard, record })
+    }
+
+    /// Finds the request that a token of `instance` leads to. `None` if this instance forwarded it,
+    /// and it ended longer than `request_token_linger` ago.
+    pub(crate) fn find(&self, token: RequestToken, instance: &Instance) -> Option<TokenLookup> {
+        let shared = &self.shared;
+        let (now, linger) = (shared.clock.now(), shared.policy.request_token_linger);
+        if instance.number != shared.instance.number {
+            let bound = match (token.bound, &self.store) {
+                (Bound::Session(id, generation), Some(store))
+                    if token.lingers(now, linger, SLACK) =>
+                {
+                    Some(BoundSession { store: Arc::clone(store), id, generation })
+                }
+                _ => None,
+            };
+            let (shared, touches) = (Arc::clone(shared), token.prolongs);
+            return Some(TokenLookup::Elsewhere(RemoteSession { shared, bound, touches }));
+        }
+        let request = match shared.in_flight.find(token) {
+            Lookup::Found(request) => {
+                let lingers = request.ended_at().is_none_or(|ended_at| now <= ended_at + linger);
+                lingers.then_some(request)
+            }
+            // The request has ended, and lasted no longer than the slack.
+            Lookup::NotKept => token
+                .lingers(now, linger, SLACK)
+                .then(|| Arc::new(InFlightRequest::ended(token, EndedRequest::unchanged(token)))),
+            Lookup::Evicted => None,
+        };
+        request.map(|request| TokenLookup::Here(self.session(request)))
+    }
+
+    /// Returns the session of a request, over this worker's connections.
+    fn session(&self, request: Arc<InFlightRequest>) -> RequestSession {
+        let storage = match (&self.store, &request.sealed) {
+            (Some(store), _) => Storage::Store(Arc::clone(store)),
+            (None, Some(sealed)) => Storage::Cookie(Arc::clone(sealed)),
+            // The request has ended, and its session left with the response.
+            (None, None) => {
+                let name = &self.shared.attributes.name;
+                Storage::Cookie(Arc::new(CookieBacked::new(name, None)))
+            }
+        };
+        RequestSession { request, storage, shared: Arc::clone(&self.shared) }
+    }
+}

@@ -1,0 +1,126 @@
+//! The session of one request: reading and watching it.
+//!
+//! Changes are in `apply`, the response's head in `commit`.
+
+use std::sync::Arc;
+
+use super::calls::Calls;
+use super::cookie_backed::CookieBacked;
+use super::directory::Directory;
+use super::failure::Failure;
+use super::request::{Binding, CookieOutcome, InFlightRequest, SessionError};
+use super::shared::Shared;
+use super::snapshot::Snapshot;
+use super::watch::WatchedSession;
+use crate::session::id::Id;
+use crate::session::patch::Refusal;
+use crate::session::record::Entry;
+use crate::session::token::RequestToken;
+use crate::store::{Backend, Store, Want};
+use crate::time::Timestamp;
+
+/// The session of one request, as one worker reaches it.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestSession {
+    pub(super) request: Arc<InFlightRequest>,
+    pub(super) storage: Storage,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// The place where a request's session lives. The cookie carries its token, or all of it.
+#[derive(Clone, Debug)]
+pub(super) enum Storage {
+    Store(Arc<dyn Store>),
+    Cookie(Arc<CookieBacked>),
+}
+
+impl RequestSession {
+    /// Returns the request's token, unsigned.
+    pub(crate) fn token(&self) -> RequestToken {
+        self.request.token
+    }
+
+    /// Returns the session that the request's cookie named.
+    pub(crate) fn presented_id(&self) -> Option<Id> {
+        match &self.request.outcome {
+            CookieOutcome::Session { id, .. } => Some(*id),
+            _ => None,
+        }
+    }
+
+    /// Returns the session that the request is bound to now; `None` while a call changes it.
+    pub(crate) fn current_id(&self) -> Option<Id> {
+        self.request.state.try_read().ok().and_then(|state| state.session())
+    }
+
+    /// Returns why the request has no session, if the upstream should know.
+    pub(crate) fn error(&self) -> Option<SessionError> {
+        self.request.error()
+    }
+
+    /// Returns when the request ended; `None` until then.
+    pub(crate) fn ended_at(&self) -> Option<Timestamp> {
+        self.request.ended_at()
+    }
+
+    /// Returns whether the request has a session, or had one that is stale or has ended.
+    pub(crate) async fn has_session(&self) -> bool {
+        !matches!(self.request.state.read().await.binding, Binding::None(_))
+    }
+
+    /// Reads the session. Creates nothing and touches nothing.
+    pub(crate) async fn read(&self, want: Want<'_>) -> Result<Snapshot, Failure> {
+        let state = self.request.state.read().await;
+        let (calls, is_new) = (self.calls()?, state.is_new);
+        match state.binding {
+            Binding::Session { id, generation, .. } => {
+                match calls.load_cached(id, want, |meta| meta.serves(generation)).await? {
+                    Some(Entry::Live(record)) if record.meta.rotated_away(generation) => {
+                        Err(Refusal::Rotated.into())
+                    }
+                    Some(Entry::Live(record)) => {
+                        Ok(Snapshot { is_new, ..Snapshot::of(id, record) })
+                    }
+                    Some(Entry::Ended { .. }) | None => Err(Refusal::Gone.into()),
+                }
+            }
+            Binding::Unavailable => Err(Failure::NotLoaded),
+            Binding::None(_) | Binding::Stale(_) | Binding::Ended | Binding::Ambiguous => {
+                Ok(Snapshot::default())
+            }
+        }
+    }
+
+    /// Returns the session for a response that outlives its head. A session in a cookie cannot be
+    /// watched.
+    pub(crate) async fn watch(&self) -> Option<WatchedSession> {
+        let Storage::Store(store) = &self.storage else { return None };
+        let Binding::Session { id, generation, .. } = self.request.state.read().await.binding
+        else {
+            return None;
+        };
+        let (store, shared) = (Arc::clone(store), Arc::clone(&self.shared));
+        let touch = self.request.context.touch;
+        Some(WatchedSession { store, shared, id, generation, touch })
+    }
+
+    /// Returns the calls to where the session lives. A cookie takes none after the request.
+    pub(super) fn calls(&self) -> Result<Calls<'_>, Failure> {
+        let backend: &dyn Backend = match &self.storage {
+            Storage::Store(store) => &**store,
+            Storage::Cookie(cookie) if self.request.ended_at().is_none() => &**cookie,
+            Storage::Cookie(_) => return Err(Failure::ResponseCommitted),
+        };
+        Ok(Calls::new(backend, &self.shared))
+    }
+
+    /// Returns the directory of all sessions; none lists sessions that live in cookies.
+    pub(super) fn directory(&self) -> Result<Directory, Failure> {
+        match &self.storage {
+            Storage::Store(store) => {
+                Ok(Directory::new(Arc::clone(store), Arc::clone(&self.shared)))
+            }
+            Storage::Cookie(_) => Err(Failure::NoStore),
+        }
+    }
+}

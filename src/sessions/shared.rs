@@ -1,0 +1,46 @@
+//! State that all workers share.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::address_limit::AddressCounts;
+use super::in_flight::InFlight;
+use crate::metrics::{Metrics, SessionTokens, StoreOperation};
+use crate::session::cookie::Attributes;
+use crate::session::key_ring::KeyRing;
+use crate::session::peer::Instance;
+use crate::session::policy::Policy;
+use crate::store::{Answer, Error as StoreError};
+use crate::time::Clock;
+
+/// State that all workers share. A reload replaces it, and keeps the tables.
+#[derive(Debug)]
+pub struct Shared {
+    pub(crate) ring: Arc<KeyRing>,
+    /// The counters of the keys of `ring`.
+    pub(crate) session_tokens: SessionTokens,
+    pub(crate) attributes: Attributes,
+    pub(crate) policy: Policy,
+    pub(crate) clock: Clock,
+    /// The metrics of the process.
+    pub metrics: Metrics,
+    /// The number of sessions that each client address has created.
+    pub(crate) new_sessions: Arc<AddressCounts>,
+    pub(crate) in_flight: Arc<InFlight>,
+    /// This process, as other instances reach it.
+    pub(crate) instance: Instance,
+}
+
+impl Shared {
+    /// Waits for a call to the store, and records its duration under `operation`.
+    pub(super) async fn timed<T>(
+        &self,
+        operation: StoreOperation,
+        answer: Answer<'_, T>,
+    ) -> Result<T, StoreError> {
+        let start = Instant::now();
+        let answer = answer.await;
+        self.metrics.store_call(operation, start.elapsed(), answer.is_err());
+        answer
+    }
+}
