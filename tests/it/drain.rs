@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::support::frames::{ACK, END_STREAM, Ended, Frames, GOAWAY, PING};
+use crate::support::frames::{ACK, END_STREAM, Frames, GOAWAY, PING, StreamEnd};
 use crate::support::raw::{read_all, read_until};
 use crate::support::{Browser, Cloakroom, PATIENCE, Script, Upstream, until};
 
@@ -127,7 +127,7 @@ async fn a_client_of_http2_that_is_gone_holds_no_drain_up() {
     let cloakroom = Cloakroom::with(&upstream, h2c).await;
     let mut client = Frames::connect(cloakroom.public()).await;
     client.open(1, &GET, END_STREAM).await;
-    assert_eq!(client.ended(1).await, Ended::Status(Some(200)));
+    assert_eq!(client.ended(1).await, StreamEnd::Status(Some(200)));
     // It answers no ping.
     let stopped = tokio::time::timeout(PATIENCE, cloakroom.stop()).await;
     assert_eq!(stopped, Ok(true), "and that is no cut");

@@ -147,7 +147,7 @@ fn it_points_elsewhere_and_ends_with_its_handle() {
     other.command(&["SET", "here", "yes"]).done();
     let proxy = before_redis();
     open(&proxy);
-    proxy.point_at(other.address());
+    proxy.set_target(other.address());
     let mut connection = open(&proxy);
     assert_eq!(connection.command(&["GET", "here"]).unwrap().text(), "yes");
     let address = proxy.address();

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::support::frames::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, Ended, Frames, HEADERS, PING, RST_STREAM,
-    SETTINGS, WINDOW_UPDATE, block, frame,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, PING, RST_STREAM, SETTINGS,
+    StreamEnd, WINDOW_UPDATE, block, frame,
 };
 use crate::support::{Cloakroom, Upstream, until};
 
@@ -32,7 +32,7 @@ impl Stage {
     async fn serves_others(&self) {
         let mut other = self.connect().await;
         other.open(1, &GET, END_STREAM).await;
-        assert_eq!(other.ended(1).await, Ended::Status(Some(200)));
+        assert_eq!(other.ended(1).await, StreamEnd::Status(Some(200)));
     }
 }
 
@@ -86,7 +86,7 @@ async fn what_would_be_another_request_in_http1_is_refused() {
         let mut connection = stage.connect().await;
         connection.open(1, &fields, END_STREAM).await;
         let ended = connection.ended(1).await;
-        assert_ne!(ended, Ended::Status(Some(200)), "{fields:?}");
+        assert_ne!(ended, StreamEnd::Status(Some(200)), "{fields:?}");
         let seen = stage.upstream.take_seen();
         assert!(seen.is_empty(), "{fields:?}: {seen:?}");
     }
@@ -111,13 +111,13 @@ async fn a_length_is_that_of_the_frames() {
         let head = frame(HEADERS, END_HEADERS, 1, &block(&post(length)));
         let body = frame(DATA, END_STREAM, 1, data.as_bytes());
         connection.send_bytes(&[head, body].concat()).await;
-        assert_ne!(connection.ended(1).await, Ended::Status(Some(200)), "{length} {data}");
+        assert_ne!(connection.ended(1).await, StreamEnd::Status(Some(200)), "{length} {data}");
     }
     assert!(!stage.upstream.take_seen().iter().any(|seen| seen.whole));
     let mut connection = stage.connect().await;
     connection.open(1, &post("5"), 0).await;
     connection.send(DATA, END_STREAM, 1, b"hello").await;
-    assert_eq!(connection.ended(1).await, Ended::Status(Some(200)));
+    assert_eq!(connection.ended(1).await, StreamEnd::Status(Some(200)));
     let seen = stage.upstream.take_seen().pop().unwrap();
     assert_eq!((seen.body.as_str(), seen.whole), ("hello", true));
 }
@@ -228,7 +228,7 @@ async fn compressed_heads_have_bounds_too() {
         let mut connection = stage.connect().await;
         connection.send(HEADERS, END_HEADERS | END_STREAM, 1, &payload).await;
         let ended = connection.ended(1).await;
-        assert_ne!(ended, Ended::Status(Some(200)));
+        assert_ne!(ended, StreamEnd::Status(Some(200)));
         assert!(stage.upstream.take_seen().is_empty());
     }
     stage.serves_others().await;
@@ -244,7 +244,7 @@ async fn streams_are_so_many_at_a_time() {
     for index in 0..101 {
         connection.open(index * 2 + 1, &fields, END_STREAM).await;
     }
-    assert_eq!(connection.ended(201).await, Ended::Reset);
+    assert_eq!(connection.ended(201).await, StreamEnd::Reset);
     stage.upstream.arrived("held", 100).await;
     stage.upstream.open("held");
     assert!(connection.is_alive().await);

@@ -5,7 +5,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use crate::support::Cloakroom;
-use crate::support::frames::{END_STREAM, Ended, Frames, RST_STREAM};
+use crate::support::frames::{END_STREAM, Frames, RST_STREAM, StreamEnd};
 use crate::support::raw::{RawUpstream, exchange, read_all, read_until};
 
 struct Stage {
@@ -133,7 +133,7 @@ async fn an_end_before_its_time_goes_through_both_ways() {
     client.open(3, &get, END_STREAM).await;
     let (mut second, _) = stage.site.head().await;
     second.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf").await.unwrap();
-    assert_eq!(client.ended(3).await, Ended::Status(Some(200)));
+    assert_eq!(client.ended(3).await, StreamEnd::Status(Some(200)));
     drop(second);
     while let Some(frame) = client.next().await {
         if frame.stream == 3 && frame.kind == RST_STREAM {

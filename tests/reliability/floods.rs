@@ -98,13 +98,13 @@ pub async fn run(report: &mut Report) {
                 format!("a flood of {} on 4 HTTP/2 connections, each reopened when it is closed, while {CLIENTS} clients request pages", flood.name),
                 format!("{} s without, {} s with the flood", DURATION.as_secs(), DURATION.as_secs()),
                 "no regular request fails; memory grows by less than 16 MiB; no connection stays open",
-                withstands(flood),
+                resists(flood),
             )
             .await;
     }
 }
 
-async fn withstands(flood: &'static Flood) -> Measurement {
+async fn resists(flood: &'static Flood) -> Measurement {
     let (tasks, directory, addresses) = (Tasks::new(), directory(), Addresses::free());
     let site = start_site(&tasks);
     let Addresses { public, api, admin } = &addresses;

@@ -44,13 +44,13 @@ pub async fn run(report: &mut Report, wanted: &str) {
             )
             .await;
     }
-    if "taken".contains(wanted) {
+    if "port-in-use".contains(wanted) {
         report
             .row(
                 "a second process is started on the port of a running one",
                 "once",
                 "it reports the address and exits with code 1; the first goes on",
-                taken(),
+                port_in_use(),
             )
             .await;
     }
@@ -170,7 +170,7 @@ fn summarize(tally: &Tally) -> (String, bool) {
     (text, tally.lost() == 0 && Tally::of(whole) > 10_000)
 }
 
-async fn taken() -> Measurement {
+async fn port_in_use() -> Measurement {
     let (tasks, directory, addresses) = (Tasks::new(), directory(), Addresses::free());
     let site = start_site(&tasks);
     configure(directory.path(), &addresses, site, 0);
@@ -202,10 +202,10 @@ async fn churn() -> Measurement {
     let site = start_site(&tasks);
     configure(directory.path(), &addresses, site, 0);
     let process = Process::start(directory.path(), &addresses).await;
-    one_by_one(addresses.public, Duration::from_secs(2)).await;
+    connection_per_request(addresses.public, Duration::from_secs(2)).await;
     sleep(Duration::from_secs(6)).await;
     let before = (descriptors_of(process.id()), resident_of(process.id()));
-    let (served, failed) = one_by_one(addresses.public, Duration::from_secs(20)).await;
+    let (served, failed) = connection_per_request(addresses.public, Duration::from_secs(20)).await;
     sleep(Duration::from_secs(6)).await;
     let after = (descriptors_of(process.id()), resident_of(process.id()));
     drop(process);
@@ -224,7 +224,10 @@ async fn churn() -> Measurement {
 }
 
 /// Sends each request on a new connection. Returns the numbers of served and of failed requests.
-async fn one_by_one(address: std::net::SocketAddr, duration: Duration) -> (usize, usize) {
+async fn connection_per_request(
+    address: std::net::SocketAddr,
+    duration: Duration,
+) -> (usize, usize) {
     let mut clients = tokio::task::JoinSet::new();
     let end = Instant::now() + duration;
     for _ in 0..CLIENTS {

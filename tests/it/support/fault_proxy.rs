@@ -108,7 +108,7 @@ impl FaultProxy {
     }
 
     /// Sends new connections to another target.
-    pub(crate) fn point_at(&self, target: SocketAddr) {
+    pub(crate) fn set_target(&self, target: SocketAddr) {
         self.shared.state().target = target;
     }
 
@@ -190,7 +190,7 @@ impl State {
     }
 
     /// Applies the one-time faults to a piece of a reply.
-    fn disturb(&mut self, piece: Vec<u8>) -> (Vec<u8>, Option<End>) {
+    fn apply_once(&mut self, piece: Vec<u8>) -> (Vec<u8>, Option<End>) {
         let mut before = Vec::new();
         loop {
             match self.once.pop_front() {
@@ -341,7 +341,7 @@ impl Link {
             }
             let piece = buffer.iter().copied().take(length).collect();
             let (piece, end) = match direction {
-                Direction::Replies => shared.state().disturb(piece),
+                Direction::Replies => shared.state().apply_once(piece),
                 Direction::Requests | Direction::Both => (piece, None),
             };
             if !self.write(&mut to, &piece) {

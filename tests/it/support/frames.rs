@@ -34,7 +34,7 @@ pub struct Frame {
 
 /// Way in which a stream, or its whole connection, ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum StreamEnd {
     /// A response. Only the statuses 200 and 400 are decoded.
     Status(Option<u16>),
     /// `RST_STREAM`.
@@ -85,14 +85,14 @@ impl Frames {
     }
 
     /// Reads frames until `stream` or the connection ends.
-    pub async fn ended(&mut self, stream: u32) -> Ended {
+    pub async fn ended(&mut self, stream: u32) -> StreamEnd {
         while let Some(frame) = self.next().await {
             match frame.kind {
-                GOAWAY if frame.payload.get(4..8) != Some(&[0; 4]) => return Ended::Connection,
-                RST_STREAM if frame.stream == stream => return Ended::Reset,
+                GOAWAY if frame.payload.get(4..8) != Some(&[0; 4]) => return StreamEnd::Connection,
+                RST_STREAM if frame.stream == stream => return StreamEnd::Reset,
                 HEADERS if frame.stream == stream => {
                     // Entries 8 and 12 of the static table (RFC 7541, appendix A).
-                    return Ended::Status(match frame.payload.first() {
+                    return StreamEnd::Status(match frame.payload.first() {
                         Some(0x88) => Some(200),
                         Some(0x8c) => Some(400),
                         _ => None,
@@ -101,7 +101,7 @@ impl Frames {
                 _ => {}
             }
         }
-        Ended::Connection
+        StreamEnd::Connection
     }
 
     /// Returns true if the peer answers a PING, and therefore still serves this connection.

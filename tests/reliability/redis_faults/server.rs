@@ -75,7 +75,7 @@ pub fn rows() -> Vec<Row> {
             "R13: the network path is blackholed (established connections transfer nothing more)",
             "once",
             "connections are replaced after at most three rounds of timeouts; recovered within 5 s",
-            dead_path,
+            blackholed,
         ),
         row(
             "R13: no data passes in either direction",
@@ -105,7 +105,7 @@ pub fn rows() -> Vec<Row> {
             "R15: maxclients reached when connections are closed",
             "3 s",
             "503; recovered within 2 s",
-            full_of_clients,
+            maxclients_reached,
         ),
         row(
             "R15: killed, then slow to load its data (LOADING)",
@@ -315,7 +315,7 @@ fn through(proxy: &FaultProxy) -> String {
     format!("url = \"redis://{}/\"", proxy.address())
 }
 
-fn dead_path() -> Measurement {
+fn blackholed() -> Measurement {
     let server = durable();
     let proxy = FaultProxy::to(server.address());
     let requirement = Requirement { recovers: 5 * SECOND, ..Requirement::default() };
@@ -384,7 +384,7 @@ fn garbage() -> Measurement {
     })
 }
 
-fn full_of_clients() -> Measurement {
+fn maxclients_reached() -> Measurement {
     let server = durable();
     run_fault(&url_of(&server), Requirement::default(), |_| {
         // This connection takes the only slot.

@@ -152,7 +152,7 @@ impl Oracle {
     }
 
     /// Judges the number that an increment returned.
-    pub fn counted(
+    pub fn incremented(
         &self,
         visitor: usize,
         id: &str,

@@ -263,7 +263,7 @@ impl Site {
             counted.map(|called| (called.body.as_i64(), called.observation))
         {
             match number {
-                Some(number) => self.oracle.counted(job.visitor, &id, key, number, observation),
+                Some(number) => self.oracle.incremented(job.visitor, &id, key, number, observation),
                 None => self.oracle.wrong(job.visitor, "an increment returned no number"),
             }
         }

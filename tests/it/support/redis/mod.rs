@@ -289,7 +289,7 @@ impl RedisServer {
             let up = self.run();
             if !up {
                 self.kill();
-                wait::a_moment();
+                wait::pause();
             }
             up
         });

@@ -11,11 +11,11 @@ pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
         assert!(Instant::now() < deadline, "timed out waiting until {what}");
-        a_moment();
+        pause();
     }
 }
 
 #[expect(clippy::disallowed_methods, reason = "it waits for another process")]
-pub(super) fn a_moment() {
+pub(super) fn pause() {
     std::thread::sleep(Duration::from_millis(20));
 }
