@@ -24,7 +24,7 @@ use super::carrier::{Carrier, as_prepared};
 use super::error::{Error, ErrorKind};
 use super::target::Target;
 use super::tls::{Agreed, Tls, UpstreamProtocol};
-use crate::body::{Body, BodyError, Traffic};
+use crate::body::{Activity, Body, BodyError};
 use crate::metrics::UpstreamMetrics;
 use crate::net::descriptors::{self, Use};
 use crate::net::scheme::Scheme;
@@ -366,7 +366,7 @@ impl Outgoing {
             return Self { body, progress: None };
         }
         let progress = Arc::new(Progress::new());
-        Self { body: body.asking(&progress.traffic), progress: Some(progress) }
+        Self { body: body.with_request_activity(&progress.activity), progress: Some(progress) }
     }
 
     /// How far it is; `None` for one without bytes.
@@ -408,7 +408,7 @@ impl http_body::Body for Outgoing {
 pub(super) struct Progress {
     start: Instant,
     upstream_since: AtomicU64,
-    traffic: Arc<Traffic>,
+    activity: Arc<Activity>,
 }
 
 const CLIENTS_TURN: u64 = u64::MAX;
@@ -416,12 +416,12 @@ const CLIENTS_TURN: u64 = u64::MAX;
 impl Progress {
     fn new() -> Self {
         let (start, upstream_since) = (Instant::now(), AtomicU64::new(0));
-        Self { start, upstream_since, traffic: Arc::new(Traffic::new()) }
+        Self { start, upstream_since, activity: Arc::new(Activity::new()) }
     }
 
     /// Returns what the response's body is to share with the request's.
-    pub(super) fn traffic(&self) -> Arc<Traffic> {
-        Arc::clone(&self.traffic)
+    pub(super) fn activity(&self) -> Arc<Activity> {
+        Arc::clone(&self.activity)
     }
 
     fn upstream(&self) {

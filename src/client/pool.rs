@@ -388,7 +388,7 @@ impl Pool {
         let mut response = response.map(|incoming| {
             let mut body = Body::streaming(incoming, pool.config.stream_idle_timeout);
             if let Some(progress) = progress {
-                body = body.answering(progress.traffic());
+                body = body.with_response_activity(progress.activity());
             }
             body.with_guard(move |end| {
                 // An early response to a request that is still being sent leaves the connection unready.
@@ -396,7 +396,7 @@ impl Pool {
                     pool.keep(connection);
                 }
             })
-            .taken_in(SMALL)
+            .buffered(SMALL)
         });
         // The version tells of this hop only; passed on, 1.0 would cost the client its connection.
         *response.version_mut() = Version::HTTP_11;

@@ -42,13 +42,13 @@ pub(super) fn follow(
 async fn watch(mut stream: Interrupt, watched: WatchedSession) {
     loop {
         tokio::select! {
-            () = stream.over() => return,
+            () = stream.body_ended() => return,
             () = sleep(CHECK_INTERVAL) => {}
         }
         // The client sends nothing after the request, so the stream does not extend the session.
         if watched.check(false).await == SessionStatus::Ended {
             debug!("event stream closed: its session ended");
-            return stream.end();
+            return stream.interrupt();
         }
     }
 }

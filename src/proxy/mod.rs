@@ -302,10 +302,10 @@ impl Proxy {
         let mut body = Body::streaming(body, Some(self.site.body_idle_timeout()))
             .with_trailers(move |trailers| trailers::clean(trailers, &injected, &options));
         if let Some(rate) = route.min_body_rate() {
-            body = body.with_rate(rate);
+            body = body.with_min_rate(rate);
         }
         if version == Version::HTTP_2 {
-            body = body.with_rest(self.discard_rest());
+            body = body.with_remainder(self.discard_rest());
         }
         if let Some(limit) = route.max_body() {
             if body.size_hint().lower() > limit {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::sleep;
 
 use super::connection::Server;
 use super::{Address, BoundListener, ConnectionLimit, Handler, Peer, Settings};
@@ -14,18 +15,20 @@ use crate::net::descriptors::{self, Use};
 use crate::net::socket::Socket;
 use crate::tasks::Tasks;
 
-/// How long accepting rests after an error that the next attempt would meet again.
-const REST: Duration = Duration::from_millis(100);
+/// Pause after an error that the next accept would meet again.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// Serves `listener` on the current runtime, until the drain begins; then it stops listening and returns, while
-/// the tasks of its connections go on for no longer than the drain's deadline.
+/// Serves `listener` on the current runtime until the drain begins. It then stops listening and returns, while the tasks
+/// of its connections run on, at most until the drain's deadline.
 ///
-/// `room` bounds the open connections of all listeners that share it; beyond it, new ones wait in the backlog.
-/// One from an address that has as many as it may have is closed at once. An error is one of taking the socket into the runtime; those of single connections are not.
+/// Connections beyond `limit` wait in the backlog; one whose address has reached its own limit is reset at once.
+///
+/// # Errors
+/// The socket cannot be registered with the runtime. Errors of single connections do not end the loop.
 pub async fn serve<H: Handler>(
     listener: BoundListener,
     settings: Settings,
-    room: ConnectionLimit,
+    limit: ConnectionLimit,
     handler: Arc<H>,
     tasks: Tasks,
 ) -> io::Result<()> {
@@ -36,57 +39,57 @@ pub async fn serve<H: Handler>(
     };
     let (address, scheme) = (Arc::new(address), settings.protocol.scheme());
     let tasks = tasks.sibling();
-    let server = Arc::new(Server::new(settings, handler, tasks.clone(), &room));
+    let server = Arc::new(Server::new(settings, handler, tasks.clone(), &limit));
     loop {
         let accepted = tokio::select! {
             biased;
             () = tasks.draining() => return Ok(()),
-            accepted = accept(&listener, &room) => accepted,
+            accepted = accept(&listener, &limit) => accepted,
         };
         match accepted {
-            Ok((socket, client, permit)) => {
+            Ok(Accepted { socket, client, open }) => {
                 if server.leaves_descriptors() && descriptors::are_scarce(&socket, Use::Client) {
-                    descriptors_to_spare(&socket, &tasks).await;
+                    wait_for_descriptors(&socket, &tasks).await;
                 }
                 let peer = Peer::new(client, Arc::clone(&address), scheme);
-                let (server, room) = (Arc::clone(&server), room.clone());
+                let (server, limit) = (Arc::clone(&server), limit.clone());
                 tasks
                     .run(async move {
-                        let _open = server.metrics().connection_opened();
+                        let _counted = server.metrics().connection_opened();
                         let (mut socket, mut peer) = (socket, peer);
-                        if !server.learn_of_client(&mut socket, &mut peer).await {
+                        if !server.read_proxy_header(&mut socket, &mut peer).await {
                             return;
                         }
-                        match room.seat(permit, peer.address.map(|client| client.ip())) {
-                            Some(_seat) => server.connection(socket, peer).await,
-                            None => server.turn_away(&socket, &peer),
+                        match limit.admit(open, peer.address.map(|client| client.ip())) {
+                            Some(_permit) => server.serve(socket, peer).await,
+                            None => server.reject(&socket, &peer),
                         }
                     })
                     .detach();
-                // The other workers woke as well: each takes its part of a burst.
+                // A burst wakes all workers. Yielding leaves each of them its share.
                 tokio::task::yield_now().await;
             }
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
-                tracing::error!(%error, %address, "connections cannot be accepted");
-                rest(&tasks).await;
+                tracing::error!(%error, %address, "failed to accept connections");
+                pause(&tasks).await;
             }
         }
     }
 }
 
-/// Waits until others have ended. The one connection that waits here holds the rest in the backlog.
-async fn descriptors_to_spare(socket: &Socket, tasks: &Tasks) {
-    tracing::warn!("descriptors run out; new connections wait");
+/// Waits until other descriptors were closed. All other connections stay in the backlog.
+async fn wait_for_descriptors(socket: &Socket, tasks: &Tasks) {
+    tracing::warn!("out of file descriptors; pausing accept");
     while !tasks.is_draining() && descriptors::will_be_scarce(socket, Use::Client) {
-        rest(tasks).await;
+        pause(tasks).await;
     }
 }
 
-async fn rest(tasks: &Tasks) {
+async fn pause(tasks: &Tasks) {
     tokio::select! {
         () = tasks.draining() => {}
-        () = tokio::time::sleep(REST) => {}
+        () = sleep(RETRY_AFTER) => {}
     }
 }
 
@@ -95,28 +98,33 @@ enum Listener {
     Unix(UnixListener),
 }
 
-/// Waits for room, then for a connection. Without room nothing is accepted, so that what is beyond the bound
-/// costs the process nothing.
-async fn accept(
-    listener: &Listener,
-    room: &ConnectionLimit,
-) -> io::Result<(Socket, Option<SocketAddr>, OwnedSemaphorePermit)> {
-    let permit = room.permit().await.map_err(io::Error::other)?;
+/// A connection that was just accepted.
+struct Accepted {
+    socket: Socket,
+    /// `None` over a Unix socket.
+    client: Option<SocketAddr>,
+    open: OwnedSemaphorePermit,
+}
+
+/// Waits until one more connection may be open, then for a connection: those beyond the limit stay in the backlog and
+/// cost the process nothing.
+async fn accept(listener: &Listener, limit: &ConnectionLimit) -> io::Result<Accepted> {
+    let open = limit.ready().await.map_err(io::Error::other)?;
     match listener {
         Listener::Tcp(listener) => {
             let (stream, client) = listener.accept().await?;
             let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-            Ok((Socket::from(stream), Some(client), permit))
+            Ok(Accepted { socket: stream.into(), client: Some(client), open })
         }
         Listener::Unix(listener) => {
             let (stream, _) = listener.accept().await?;
-            Ok((Socket::from(stream), None, permit))
+            Ok(Accepted { socket: stream.into(), client: None, open })
         }
     }
 }
 
-/// Whether an accept failed because its connection was already over, which accept(2) reports as its own error.
-/// All else (no descriptors or memory left) would come again at once.
+/// Returns whether an accept failed because its connection has already failed, which accept(2) reports as an error of its
+/// own. Any other error, such as a lack of descriptors or memory, would occur again at once.
 fn concerns_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),

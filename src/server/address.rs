@@ -1,20 +1,20 @@
-//! Where a listener is: an address and port, or a Unix socket's path.
+//! Addresses of listeners.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Where a listener is, as `127.0.0.1:8080`, `[::1]:80` or `unix:/run/x.sock`.
+/// Address of a listener, e.g. `127.0.0.1:8080`, `[::1]:80` or `unix:/run/x.sock`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
-    /// An IP address and a port; port 0 is one that the system chooses.
+    /// An IP address and a port; for port 0, the system chooses one.
     Tcp(SocketAddr),
     /// The path of a Unix socket.
     Unix(PathBuf),
 }
 
-/// Text that is no [`Address`].
+/// Error of parsing an [`Address`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an address is IP:PORT, as 127.0.0.1:8080 or [::1]:8080, or unix:PATH")]
 pub struct InvalidAddress;
@@ -45,7 +45,7 @@ mod tests {
     use super::Address;
 
     #[test]
-    fn addresses_are_written_as_they_are_read() {
+    fn addresses_round_trip() {
         for text in ["127.0.0.1:8080", "[::1]:80", "unix:/run/x.sock"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }

@@ -1,70 +1,34 @@
-//! The life of one connection: which protocol it speaks, its service, its clocks and its end.
+//! One connection from accept to close: PROXY header, TLS handshake, protocol, and a response for each request.
 
 use std::convert::Infallible;
-use std::future::pending;
-use std::io;
-use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::AsyncReadExt as _;
-use tokio::time::{sleep, timeout};
+use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
 
-use super::clocks::{Clocks, Expired};
-use super::io::{Io, Pressure};
+use super::builder;
+use super::drive::{Drive, Driver, drain_grace_elapsed};
+use super::io::{ClientIo, Pressure};
 use super::proxy_header::{self, Proxied};
-use super::response_body::{InFlight, Tail};
+use super::response_body::{InFlight, ResponseBody};
+use super::sniff::{Sniffed, sniff};
+use super::state::{ConnectionState, Upload};
 use super::streams::{Stall, Streams};
-use super::tls::{Agreed, Handshake, Tls};
-use super::{ConnectionLimit, Handler, Limits, Peer, Protocol, Settings};
-use crate::body::{Body, End};
-use crate::log::ACCESS;
+use super::tls::{Handshake, NegotiatedProtocol, Tls};
+use super::{ConnectionLimit, Handler, Peer, Protocol, Settings};
+use crate::body::Body;
 use crate::metrics::{AbortReason, ListenerMetrics};
 use crate::net::socket::Socket;
 use crate::tasks::{self, Tasks};
 
-/// What a client that speaks HTTP/2 without asking begins with (RFC 9113, section 3.4).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// What hyper may buffer of a connection in either direction, where a head may not be larger.
-const BUFFER: usize = 64 * 1024;
-
-/// hyper's own limit of fields, for which it keeps them on the stack.
-const USUAL_HEADERS: usize = 100;
-
-/// Requests at a time on one HTTP/2 connection.
-const STREAMS: u32 = 100;
-
-/// How often an HTTP/2 client is asked whether it is there, and how long it may take to say so.
-const PING: Duration = Duration::from_secs(20);
-
-/// How long a client that has nothing in flight may take to say that it knows of a connection's end.
-const GOODBYE: Duration = Duration::from_secs(2);
-
-/// How long a connection that was just accepted is waited for at the drain.
-const FIRST: Duration = Duration::from_millis(500);
-
-/// After how long without a request a connection of HTTP/1 gives its buffers back: 16 KiB that hyper holds as
-/// long as it has the socket.
-const REST: Duration = Duration::from_millis(50);
-
-/// How far a connection was driven.
-enum Drove {
-    ToItsEnd,
-    ToARest,
-    /// Until the body of a response failed.
-    Broken,
-}
-
-/// What the connections of one listener have in common, for one worker.
+/// Shared by the connections that one worker accepts on one listener.
 pub(super) struct Server<H> {
     settings: Settings,
     handler: Arc<H>,
@@ -74,18 +38,25 @@ pub(super) struct Server<H> {
     http2: http2::Builder<Streams>,
 }
 
+/// Why a connection did not get as far as its first request.
+enum TooLate {
+    HeaderTimeout,
+    Draining,
+}
+
 impl<H: Handler> Server<H> {
     pub(super) fn new(
         settings: Settings,
         handler: Arc<H>,
         tasks: Tasks,
-        room: &ConnectionLimit,
+        limit: &ConnectionLimit,
     ) -> Self {
-        let http1 = http1(&settings.limits);
-        let (patience, metrics) = (settings.limits.body_idle_timeout, settings.metrics.clone());
-        let streams = Streams::new(tasks.clone(), patience, room.stalled(), metrics);
-        let http2 = http2(&settings.limits, streams);
-        let pressure = Pressure::new(room.clone(), tasks.clone());
+        let http1 = builder::http1(&settings.limits);
+        let stall_timeout = settings.limits.body_idle_timeout;
+        let metrics = settings.metrics.clone();
+        let streams = Streams::new(tasks.clone(), stall_timeout, limit.stalled(), metrics);
+        let http2 = builder::http2(&settings.limits, streams);
+        let pressure = Pressure::new(limit.clone(), tasks.clone());
         Self { settings, handler, tasks, pressure, http1, http2 }
     }
 
@@ -97,19 +68,16 @@ impl<H: Handler> Server<H> {
         &self.settings.metrics
     }
 
-    /// Asks the proxy that passes a connection on whose it is, where there is one; whether that is known.
-    pub(super) async fn learn_of_client(&self, socket: &mut Socket, peer: &mut Peer) -> bool {
+    /// Reads the PROXY header if the connection comes from a proxy that sends one, and updates `peer` from it.
+    /// Returns `false` if there is none or it is invalid.
+    pub(super) async fn read_proxy_header(&self, socket: &mut Socket, peer: &mut Peer) -> bool {
         let proxy = peer.address.map(|proxy| proxy.ip());
         match &self.settings.proxy_header_from {
             Some(trust) if trust.trusts_peer(proxy) => {}
-            _ => return true,
+            Some(_) | None => return true,
         }
-        let read = tokio::select! {
-            read = timeout(self.settings.limits.header_timeout, proxy_header::read(socket)) => read,
-            () = self.late() => return false,
-        };
-        match read {
-            Ok(Ok(Proxied::Itself)) => {
+        match self.before_first_request(proxy_header::read(socket)).await {
+            Ok(Ok(Proxied::Unknown)) => {
                 peer.is_unknown = true;
                 true
             }
@@ -119,361 +87,179 @@ impl<H: Handler> Server<H> {
                 true
             }
             Ok(Err(error)) => {
-                tracing::info!(%error, ?proxy, "a proxy did not say whose a connection is");
+                tracing::info!(%error, ?proxy, "invalid or missing PROXY protocol header");
                 self.metrics().connection_aborted(AbortReason::ProxyHeader);
                 false
             }
-            Err(_elapsed) => {
+            Err(TooLate::HeaderTimeout) => {
                 self.metrics().connection_aborted(AbortReason::HeaderTimeout);
                 false
             }
+            Err(TooLate::Draining) => false,
         }
     }
 
-    /// Ends a connection for which there is no room.
-    pub(super) fn turn_away(&self, socket: &Socket, peer: &Peer) {
+    /// Resets a connection whose address has reached its limit.
+    pub(super) fn reject(&self, socket: &Socket, peer: &Peer) {
         let client = peer.address;
-        tracing::debug!(?client, "an address has as many connections as it may have");
+        tracing::debug!(?client, "connection rejected: limit per address reached");
         self.metrics().connection_aborted(AbortReason::AddressLimit);
         socket.reset_on_drop();
     }
 
-    /// Serves one connection to its end.
-    pub(super) async fn connection(&self, mut socket: Socket, mut peer: Peer) {
-        let agreed = match &self.settings.protocol {
-            Protocol::Http1 => Some(Agreed::Http1),
-            Protocol::Http1AndH2c => None,
-            // Its buffers are needed for a moment.
-            Protocol::Tls(tls) => match Box::pin(self.handshake(tls, socket)).await {
-                Some((secured, handshake)) => {
-                    socket = secured;
-                    peer.server_name = handshake.server_name;
-                    Some(handshake.agreed)
+    /// Serves one connection until it closes.
+    pub(super) async fn serve(&self, mut socket: Socket, mut peer: Peer) {
+        let sniffed = match &self.settings.protocol {
+            Protocol::Http1 => Some(Sniffed::Http1(Bytes::new())),
+            Protocol::Http1AndH2c => self.sniff(&mut socket).await,
+            Protocol::Tls(tls) => {
+                // Boxed: the handshake's buffers are large, and this future lives as long as the connection.
+                let Some((secured, handshake)) = Box::pin(self.tls_handshake(tls, socket)).await
+                else {
+                    return;
+                };
+                socket = secured;
+                peer.server_name = handshake.server_name;
+                match handshake.protocol {
+                    NegotiatedProtocol::Http1 => Some(Sniffed::Http1(Bytes::new())),
+                    // The preface has to follow ALPN all the same (RFC 9113, section 3.2).
+                    NegotiatedProtocol::Http2 => {
+                        self.sniff(&mut socket).await.filter(Sniffed::is_http2)
+                    }
                 }
-                None => return,
-            },
+            }
         };
-        if agreed == Some(Agreed::Http1) {
-            return self.http1(socket, Bytes::new(), peer).await;
-        }
-        let Some(first) = self.first_bytes(&mut socket).await else { return };
-        if *first == *PREFACE {
-            self.http2(socket, first, peer).await;
-        } else if agreed.is_none() {
-            self.http1(socket, first, peer).await;
+        match sniffed {
+            Some(Sniffed::Http1(first)) => self.serve_http1(socket, first, peer).await,
+            Some(Sniffed::Http2(first)) => self.serve_http2(socket, first, peer).await,
+            None => {}
         }
     }
 
-    /// `None` where it fails, or its time ends before.
-    async fn handshake(&self, tls: &Arc<Tls>, socket: Socket) -> Option<(Socket, Handshake)> {
-        let accepted = tokio::select! {
-            accepted = timeout(self.settings.limits.header_timeout, tls.accept(socket)) => accepted,
-            () = self.late() => return None,
-        };
-        match accepted {
+    /// Bounds what precedes the first request: by the header timeout, and by the drain, which waits for no client
+    /// that has sent nothing.
+    async fn before_first_request<T>(&self, future: impl Future<Output = T>) -> Result<T, TooLate> {
+        tokio::select! {
+            output = timeout(self.settings.limits.header_timeout, future) => {
+                output.map_err(|_elapsed| TooLate::HeaderTimeout)
+            }
+            () = drain_grace_elapsed(&self.tasks) => Err(TooLate::Draining),
+        }
+    }
+
+    /// Returns `None` if the handshake failed or took too long.
+    async fn tls_handshake(&self, tls: &Arc<Tls>, socket: Socket) -> Option<(Socket, Handshake)> {
+        match self.before_first_request(tls.accept(socket)).await {
             Ok(Ok((socket, handshake))) => {
                 self.metrics().tls_handshake(handshake.version, handshake.resumed);
                 return Some((socket, handshake));
             }
             Ok(Err(error)) => {
-                tracing::debug!(%error, "a handshake failed");
+                tracing::debug!(%error, "TLS handshake failed");
                 self.metrics().connection_aborted(AbortReason::TlsHandshake);
             }
-            Err(_elapsed) => {
-                tracing::debug!("a handshake took too long");
+            Err(TooLate::HeaderTimeout) => {
+                tracing::debug!("TLS handshake timed out");
                 self.metrics().connection_aborted(AbortReason::HeaderTimeout);
             }
+            Err(TooLate::Draining) => {}
         }
         None
     }
 
-    /// Reads as much as tells the protocols apart; `None` where the connection, or its time, ends before.
-    async fn first_bytes(&self, socket: &mut Socket) -> Option<Bytes> {
-        let read = async {
-            let mut first = BytesMut::with_capacity(PREFACE.len());
-            let mut socket = socket.take(PREFACE.len() as u64);
-            while first.len() < PREFACE.len() && PREFACE.starts_with(&first) {
-                if socket.read_buf(&mut first).await? == 0 {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-            }
-            io::Result::Ok(first.freeze())
-        };
-        tokio::select! {
-            read = timeout(self.settings.limits.header_timeout, read) => read.ok()?.ok(),
-            () = self.late() => None,
-        }
+    /// Returns `None` if the connection closed, or its time was over, before its protocol was known.
+    async fn sniff(&self, socket: &mut Socket) -> Option<Sniffed> {
+        self.before_first_request(sniff(socket)).await.ok()?.ok()
     }
 
-    /// Completes when the drain has lasted for so long that nobody's first request is on its way any more.
-    async fn late(&self) {
-        self.tasks.draining().await;
-        sleep(FIRST).await;
+    fn driver<'a>(&'a self, state: &'a ConnectionState, peer: &Peer) -> Driver<'a> {
+        let Self { settings, tasks, .. } = self;
+        Driver { settings, tasks, state, client: peer.address }
     }
 
-    fn io(&self, socket: Socket, first: Bytes, clocks: &Arc<Clocks>) -> Io {
-        Io::new(socket, first, Arc::clone(clocks), self.pressure.clone())
-    }
-
-    async fn http1(&self, socket: Socket, first: Bytes, peer: Peer) {
-        let clocks = Arc::new(Clocks::http1());
-        let mut io = self.io(socket, first, &clocks);
+    async fn serve_http1(&self, socket: Socket, first: Bytes, peer: Peer) {
+        let state = Arc::new(ConnectionState::http1());
+        let driver = self.driver(&state, &peer);
+        let mut io = ClientIo::new(socket, first, Arc::clone(&state), self.pressure.clone());
         loop {
-            let service = service_fn(|request| self.answer(request, &peer, &clocks));
+            let service = service_fn(|request| self.respond(request, &peer, &state));
             let connection = self.http1.serve_connection(TokioIo::new(io), service);
             let mut connection = Box::new(connection.with_upgrades());
-            match self.drive(Pin::new(&mut *connection), &clocks, peer.address).await {
-                Drove::ToItsEnd => return,
-                Drove::ToARest => {}
-                Drove::Broken => {
+            match driver.drive(Pin::new(&mut *connection)).await {
+                Drive::Finished => return,
+                Drive::Idle => {}
+                Drive::BodyFailed => {
                     if let Some(parts) = connection.into_parts() {
-                        parts.io.into_inner().close().await;
+                        parts.io.into_inner().close_after_failed_body().await;
                     }
                     return;
                 }
             }
-            // hyper's buffers go, and come back with the next request.
+            // hyper frees its buffers with the connection; the next request gets a new one.
             let Some(parts) = connection.into_parts() else { return };
             io = parts.io.into_inner();
-            if parts.read_buf.is_empty() {
-                if !self.rest(&mut io, &clocks).await {
-                    return;
-                }
-            } else {
+            if !parts.read_buf.is_empty() {
                 io.unread(parts.read_buf);
+            } else if !driver.wait_for_request(&mut io).await {
+                return;
             }
         }
     }
 
-    /// Waits for the next request; whether one comes.
-    async fn rest(&self, io: &mut Io, clocks: &Clocks) -> bool {
-        tokio::select! {
-            comes = io.wait() => comes,
-            expired = clocks.expired(&self.settings.limits) => {
-                self.ran_out(expired, clocks);
-                false
-            }
-            () = self.tasks.draining() => false,
+    async fn serve_http2(&self, socket: Socket, first: Bytes, peer: Peer) {
+        let state = Arc::new(ConnectionState::http2());
+        let io = ClientIo::new(socket, first, Arc::clone(&state), self.pressure.clone());
+        let service = service_fn(|request| self.respond(request, &peer, &state));
+        let mut connection = Box::new(self.http2.serve_connection(TokioIo::new(io), service));
+        match self.driver(&state, &peer).drive(Pin::new(&mut *connection)).await {
+            // A failed body resets its stream, not the connection.
+            Drive::Finished | Drive::Idle | Drive::BodyFailed => {}
         }
     }
 
-    async fn http2(&self, socket: Socket, first: Bytes, peer: Peer) {
-        let clocks = Arc::new(Clocks::http2());
-        let io = TokioIo::new(self.io(socket, first, &clocks));
-        let service = service_fn(|request| self.answer(request, &peer, &clocks));
-        let mut connection = Box::new(self.http2.serve_connection(io, service));
-        self.drive(Pin::new(&mut *connection), &clocks, peer.address).await;
-    }
-
-    /// The future of one answer. It owns what it needs: HTTP/2 runs it as a task of its own.
-    fn answer(
+    /// Returns the future of one response. It owns what it needs, since HTTP/2 runs it as a task of its own.
+    fn respond(
         &self,
         request: Request<Incoming>,
         peer: &Peer,
-        clocks: &Arc<Clocks>,
-    ) -> impl Future<Output = Result<Response<Tail>, Infallible>> + Send + use<H> {
+        state: &Arc<ConnectionState>,
+    ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + Send + use<H> {
         let handler = Arc::clone(&self.handler);
         let peer = peer.clone();
-        let in_flight = InFlight::begin(clocks, request.body().is_end_stream());
-        let leaves = self.tasks.clone();
+        let upload =
+            if request.body().is_end_stream() { Upload::Complete } else { Upload::Pending };
+        let in_flight = InFlight::start(state, upload);
+        let tasks = self.tasks.clone();
         let version = request.version();
-        // hyper keeps room for the future of an answer as long as the connection, or the stream, lasts; so most of it is
-        // elsewhere, and the request with it.
+        // hyper stores this future inline for as long as the connection, or the stream, lasts. The handler's part of
+        // it, which holds the request, is large, so it is boxed.
         let handled = Box::pin(async move { handler.handle(request, peer).await });
         async move {
-            let answered = tasks::catch(handled).await;
-            let mut response = answered.unwrap_or_else(|_lost| failure());
-            if leaves.is_shutdown_announced() && version <= Version::HTTP_11 {
+            let handled = tasks::catch(handled).await;
+            let mut response = handled.unwrap_or_else(|_panicked| internal_server_error());
+            if tasks.is_shutdown_announced() && version <= Version::HTTP_11 {
                 let close = HeaderValue::from_static("close");
-                // Without room it hears of the end when that comes.
+                // If the header map is full, the client notices when the connection closes.
                 let _ = response.headers_mut().try_insert(header::CONNECTION, close);
             }
-            // Chunks came with HTTP/1.1; before, the connection's end is that of a body without a length.
+            // HTTP/1.0 has no chunked coding: the close of the connection ends a body of unknown length (RFC 9112,
+            // section 6.3).
             if version < Version::HTTP_11 && response.body().size_hint().exact().is_none() {
-                in_flight.clocks().ends_response();
+                in_flight.connection().set_close_delimited();
             }
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                in_flight.clocks().leave_http();
+                in_flight.connection().set_upgraded();
             }
-            Ok(response.map(|body| Tail::new(body, Stall::of_stream(), in_flight)))
+            Ok(response.map(|body| ResponseBody::new(body, Stall::of_stream(), in_flight)))
         }
-    }
-
-    /// Runs a connection until it ends, misses a deadline, has been drained, or has nothing to do for a while.
-    async fn drive<C: Connection>(
-        &self,
-        mut connection: Pin<&mut C>,
-        clocks: &Clocks,
-        client: Option<SocketAddr>,
-    ) -> Drove {
-        let ended = |result| self.ended(result, client);
-        let limits = &self.settings.limits;
-        let mut expired = pin!(clocks.expired(limits));
-        let left = tokio::select! {
-            biased;
-            result = connection.as_mut() => return ended(result),
-            expired = expired.as_mut() => {
-                self.ran_out(expired, clocks);
-                if !(C::ANNOUNCES_ITS_END && expired == Expired::Idle) {
-                    return Drove::ToItsEnd;
-                }
-                None
-            }
-            () = clocks.rests(REST), if !C::ANNOUNCES_ITS_END => return Drove::ToARest,
-            () = self.tasks.draining() => Some(limits.drain_timeout),
-        };
-        if !C::ANNOUNCES_ITS_END && clocks.is_fresh() {
-            // Its request may be on the way; the answer will say that it is the last.
-            tokio::select! {
-                result = connection.as_mut() => return ended(result),
-                () = sleep(FIRST) => {}
-            }
-        }
-        if !C::ANNOUNCES_ITS_END && clocks.is_idle() {
-            return Drove::ToItsEnd;
-        }
-        // It was polled in the select, as hyper requires of a connection that is shut down.
-        connection.as_mut().shut_down();
-        clocks.shut_down();
-        let goodbye = Limits { idle_timeout: GOODBYE, ..limits.clone() };
-        tokio::select! {
-            biased;
-            result = connection => return ended(result),
-            expired = clocks.expired(&goodbye) => self.ran_out(expired, clocks),
-            () = wait(left) => {
-                tracing::warn!("a connection was cut at the drain's deadline");
-                self.metrics().connection_aborted(AbortReason::Drain);
-                clocks.cut(End::Drained);
-                self.tasks.record_aborted();
-            }
-        }
-        Drove::ToItsEnd
-    }
-
-    fn ran_out(&self, expired: Expired, clocks: &Clocks) {
-        tracing::debug!(?expired, "a connection ran out of time");
-        match expired {
-            Expired::Head => self.metrics().connection_aborted(AbortReason::HeaderTimeout),
-            Expired::Write => {
-                self.metrics().connection_aborted(AbortReason::WriteTimeout);
-                clocks.cut(End::Stalled);
-            }
-            // As long as that, and no longer, was agreed.
-            Expired::Idle => {}
-        }
-    }
-
-    /// Clients come, err and go; what concerns a request was said where it was answered. Of what hyper
-    /// answered by itself, before there was a request, this is the line in the log.
-    fn ended(&self, result: hyper::Result<()>, client: Option<SocketAddr>) -> Drove {
-        let Err(error) = result else { return Drove::ToItsEnd };
-        let source = &error as &dyn std::error::Error;
-        tracing::debug!(error = source, "a connection ended with an error");
-        let broke_rules = |cause: &(dyn std::error::Error + 'static)| {
-            cause.downcast_ref().is_some_and(h2::Error::is_library)
-        };
-        let cut = if error.is_parse_too_large() {
-            AbortReason::TooLarge
-        } else if error.is_parse() {
-            AbortReason::Malformed
-        } else if source.source().is_some_and(broke_rules) {
-            AbortReason::Http2
-        } else if error.is_user() {
-            return Drove::Broken;
-        } else {
-            return Drove::ToItsEnd;
-        };
-        self.metrics().connection_aborted(cut);
-        let client = client.map(|client| tracing::field::display(client.ip()));
-        tracing::info!(target: ACCESS, client, reason = cut.as_str(), error = source, "refused");
-        Drove::ToItsEnd
     }
 }
 
-/// For so long, or for ever.
-async fn wait(long: Option<Duration>) {
-    match long {
-        Some(long) => sleep(long).await,
-        None => pending().await,
-    }
-}
-
-fn http1(limits: &Limits) -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder
-        // A client that closes its side is gone; its handler is dropped.
-        .half_close(false)
-        // The connection's clocks tell the wait for a request from that for its head; hyper's cannot.
-        .header_read_timeout(None)
-        .max_header_size(limits.header_bytes)
-        .max_buf_size(limits.header_bytes.saturating_add(4096).max(BUFFER));
-    if limits.headers != USUAL_HEADERS {
-        builder.max_headers(limits.headers);
-    }
-    builder
-}
-
-fn http2(limits: &Limits, streams: Streams) -> http2::Builder<Streams> {
-    let header_bytes = u32::try_from(limits.header_bytes.max(BUFFER)).unwrap_or(u32::MAX);
-    let mut builder = http2::Builder::new(streams);
-    builder
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS)
-        .max_header_list_size(header_bytes)
-        // WebSocket over a stream (RFC 8441).
-        .enable_connect_protocol()
-        .keep_alive_interval(PING)
-        .keep_alive_timeout(PING);
-    builder
-}
-
-fn failure() -> Response<Body> {
+/// Returns the response for a handler that panicked.
+fn internal_server_error() -> Response<Body> {
     let mut response = Response::new(Body::full("Internal Server Error\n"));
     *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, text);
     response
-}
-
-/// The connections of hyper, which have no trait in common.
-trait Connection: Future<Output = hyper::Result<()>> {
-    /// Whether the client hears of a shutdown before it sends its next request, and so does not lose that.
-    const ANNOUNCES_ITS_END: bool;
-
-    /// Has it end after the requests in flight.
-    fn shut_down(self: Pin<&mut Self>);
-}
-
-impl<S, F> Connection for http1::UpgradeableConnection<TokioIo<Io>, S>
-where
-    S: hyper::service::Service<
-            Request<Incoming>,
-            Response = Response<Tail>,
-            Error = Infallible,
-            Future = F,
-        >,
-    F: Future<Output = Result<Response<Tail>, Infallible>>,
-{
-    const ANNOUNCES_ITS_END: bool = false;
-
-    fn shut_down(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
-    }
-}
-
-impl<S, F> Connection for http2::Connection<TokioIo<Io>, S, Streams>
-where
-    S: hyper::service::Service<
-            Request<Incoming>,
-            Response = Response<Tail>,
-            Error = Infallible,
-            Future = F,
-        >,
-    F: Future<Output = Result<Response<Tail>, Infallible>> + Send + 'static,
-{
-    const ANNOUNCES_ITS_END: bool = true;
-
-    fn shut_down(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
-    }
 }

@@ -1,4 +1,4 @@
-//! How many connections may be open: in all, and from one address.
+//! The limit on open connections: in total, and per client address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,96 +9,99 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use super::streams::Stalled;
 use crate::net::trust::{Trust, customer};
 
-/// Room for connections, of all listeners that share it. A clone is the same room.
+/// Limit on the open connections of all listeners that share it. A clone is the same limit.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimit {
-    all: Arc<Semaphore>,
-    connections: usize,
+    open: Arc<Semaphore>,
+    max: usize,
     stalled: Stalled,
-    by_address: Option<Arc<ByAddress>>,
+    per_address: Option<Arc<PerAddress>>,
 }
 
-/// What a connection takes up until it is dropped.
+/// A connection's share of the limit, released on drop.
 #[derive(Debug)]
-pub(super) struct Seat {
-    _permit: OwnedSemaphorePermit,
+pub(super) struct ConnectionPermit {
+    _open: OwnedSemaphorePermit,
     _counted: Option<Counted>,
 }
 
 #[derive(Debug)]
-struct ByAddress {
-    limit: usize,
-    /// Proxies, behind whose addresses there are many.
+struct PerAddress {
+    max: usize,
+    /// Proxies: many clients share their addresses.
     exempt: Trust,
     open: Mutex<HashMap<IpAddr, usize>>,
 }
 
+/// A connection that counts against the limit of its address.
 #[derive(Debug)]
 struct Counted {
     address: IpAddr,
-    among: Arc<ByAddress>,
+    limit: Arc<PerAddress>,
 }
 
+/// The address has as many open connections as it may have.
+struct AddressLimitReached;
+
 impl ConnectionLimit {
-    /// For so many, from anywhere. It allows as many HTTP/2 streams to stall.
-    pub fn new(connections: usize) -> Self {
-        let (all, stalled) = (Arc::new(Semaphore::new(connections)), Stalled::new(connections));
-        Self { all, connections, stalled, by_address: None }
+    /// Allows `max` open connections, and as many stalled HTTP/2 streams.
+    pub fn new(max: usize) -> Self {
+        let (open, stalled) = (Arc::new(Semaphore::new(max)), Stalled::new(max));
+        Self { open, max, stalled, per_address: None }
     }
 
-    /// For so many from one address, or from one /64 of IPv6, which is one customer's; those of
-    /// `exempt` are not counted.
+    /// Also allows each address only `max` connections. An IPv6 /64 counts as one address, since a provider assigns
+    /// at least that to each customer; addresses in `exempt` are not counted.
     #[must_use]
-    pub fn with_per_address_limit(self, limit: usize, exempt: Trust) -> Self {
-        let by_address = ByAddress { limit, exempt, open: Mutex::default() };
-        Self { by_address: Some(Arc::new(by_address)), ..self }
+    pub fn with_per_address_limit(self, max: usize, exempt: Trust) -> Self {
+        let per_address = PerAddress { max, exempt, open: Mutex::default() };
+        Self { per_address: Some(Arc::new(per_address)), ..self }
     }
 
     /// Returns whether fewer than an eighth of the connections are free.
     pub(super) fn is_scarce(&self) -> bool {
-        self.all.available_permits().saturating_mul(8) < self.connections
+        self.open.available_permits().saturating_mul(8) < self.max
     }
 
-    /// Returns the stalled streams of its connections.
+    /// Returns the count of stalled HTTP/2 streams.
     pub(super) fn stalled(&self) -> Stalled {
         self.stalled.clone()
     }
 
-    /// Waits for room for one more.
-    pub(super) async fn permit(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
-        Arc::clone(&self.all).acquire_owned().await
+    /// Waits until one more connection may be open.
+    pub(super) async fn ready(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
+        Arc::clone(&self.open).acquire_owned().await
     }
 
-    /// A connection's seat; `None` where its address has as many as it may have.
-    pub(super) fn seat(
+    /// Counts a connection against the limit of its address. Returns `None` if that is reached.
+    pub(super) fn admit(
         &self,
-        permit: OwnedSemaphorePermit,
+        open: OwnedSemaphorePermit,
         address: Option<IpAddr>,
-    ) -> Option<Seat> {
-        let counted = match (&self.by_address, address) {
-            (Some(by_address), Some(address)) => by_address.count(address)?,
-            _ => None,
+    ) -> Option<ConnectionPermit> {
+        let counted = match (&self.per_address, address) {
+            (Some(limit), Some(address)) => limit.count(address).ok()?,
+            (None, _) | (_, None) => None,
         };
-        Some(Seat { _permit: permit, _counted: counted })
+        Some(ConnectionPermit { _open: open, _counted: counted })
     }
 }
 
-impl ByAddress {
-    /// `None` where there is no room, and within where it is not counted.
-    #[expect(clippy::option_option, reason = "whether it may stay, and what that is")]
-    fn count(self: &Arc<Self>, address: IpAddr) -> Option<Option<Counted>> {
+impl PerAddress {
+    /// Returns `None` for an exempt address.
+    fn count(self: &Arc<Self>, address: IpAddr) -> Result<Option<Counted>, AddressLimitReached> {
         if self.exempt.contains(address) {
-            return Some(None);
+            return Ok(None);
         }
         let address = customer(address);
         let mut open = self.open();
         let count = open.entry(address).or_insert(0);
-        if *count >= self.limit {
-            return None;
+        if *count >= self.max {
+            return Err(AddressLimitReached);
         }
         *count += 1;
         drop(open);
-        Some(Some(Counted { address, among: Arc::clone(self) }))
+        Ok(Some(Counted { address, limit: Arc::clone(self) }))
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
@@ -109,7 +112,7 @@ impl ByAddress {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let mut open = self.among.open();
+        let mut open = self.limit.open();
         if let Some(count) = open.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
@@ -124,26 +127,25 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_address_has_so_many_and_a_proxy_any_number() {
+    async fn limit_per_address_exempts_proxies() {
         let exempt = Trust::new(vec!["10.0.0.0/8".parse().expect("a network")]);
-        let room = ConnectionLimit::new(100).with_per_address_limit(2, exempt);
-        let seat = async |address: &str| {
-            let permit = room.permit().await.expect("room");
-            room.seat(permit, Some(address.parse().expect("an address")))
+        let limit = ConnectionLimit::new(100).with_per_address_limit(2, exempt);
+        let admit = async |address: &str| {
+            let open = limit.ready().await.expect("a free connection");
+            limit.admit(open, Some(address.parse().expect("an address")))
         };
-        let first = seat("192.0.2.1").await.expect("a seat");
-        let _second = seat("192.0.2.1").await.expect("a seat");
-        assert!(seat("192.0.2.1").await.is_none());
-        assert!(seat("192.0.2.2").await.is_some());
+        let first = admit("192.0.2.1").await.expect("a permit");
+        let _second = admit("192.0.2.1").await.expect("a permit");
+        assert!(admit("192.0.2.1").await.is_none());
+        assert!(admit("192.0.2.2").await.is_some());
         drop(first);
-        assert!(seat("192.0.2.1").await.is_some());
-        let _of_one = [seat("2001:db8::1").await, seat("2001:db8::2").await]
-            .map(|seat| seat.expect("a seat"));
-        assert!(seat("2001:db8::3").await.is_none());
-        assert!(seat("2001:db8:0:1::3").await.is_some());
-        let proxy: Vec<_> =
-            [seat("10.0.0.1").await, seat("10.0.0.1").await, seat("10.0.0.1").await].into();
+        assert!(admit("192.0.2.1").await.is_some());
+        let _of_one_network = [admit("2001:db8::1").await, admit("2001:db8::2").await]
+            .map(|permit| permit.expect("a permit"));
+        assert!(admit("2001:db8::3").await.is_none());
+        assert!(admit("2001:db8:0:1::3").await.is_some());
+        let proxy = [admit("10.0.0.1").await, admit("10.0.0.1").await, admit("10.0.0.1").await];
         assert!(proxy.iter().all(Option::is_some));
-        assert_eq!(room.by_address.expect("a limit").open().len(), 2);
+        assert_eq!(limit.per_address.expect("a limit").open().len(), 2);
     }
 }

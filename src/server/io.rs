@@ -1,5 +1,5 @@
-//! A client's socket as hyper reads and writes it: it tells the connection's clocks what happens, gives back
-//! the bytes that were read to tell the protocols apart, and closes without losing the last response.
+//! A client's socket as hyper reads and writes it: records what happens in the connection's state, returns sniffed
+//! bytes first, and closes without losing the last response.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -13,113 +13,129 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::ConnectionLimit;
-use super::clocks::{Clocks, Phase};
-use crate::body::READ_ON;
+use super::state::{ConnectionState, Phase};
+use crate::body::{DiscardTimeouts, UPLOAD_TIMEOUTS};
 use crate::net::socket::Socket;
 use crate::tasks::Tasks;
 
-/// How long a closed connection is read from if no upload is answered, or under pressure: between two reads, and in all.
-const GOODBYE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(2));
+/// Timeouts of a lingering close if the client is not uploading, or under pressure.
+const LINGER_TIMEOUTS: DiscardTimeouts =
+    DiscardTimeouts { between_reads: Duration::from_secs(2), total: Duration::from_secs(2) };
 
-/// Bytes that are read then.
-const GOODBYE_BYTES: usize = 256 * 1024;
+/// Bytes that are discarded in that case before the connection is closed.
+const LINGER_BYTES: usize = 256 * 1024;
 
-/// How often it is checked, without a read, whether that time is over.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval at which the timeouts are checked while nothing is read.
+const LINGER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A client's socket.
 #[derive(Debug)]
-pub(super) struct Io {
+pub(super) struct ClientIo {
     socket: Socket,
+    /// Bytes that were read from the socket already.
     prefix: Bytes,
-    clocks: Arc<Clocks>,
+    state: Arc<ConnectionState>,
     closing: Closing,
     pressure: Pressure,
 }
 
-/// What shortens the time that a closed connection is read from: few free connections, or the drain.
+/// Reasons to shorten a lingering close: few free connections, or the drain.
 #[derive(Clone, Debug)]
 pub(super) struct Pressure {
-    room: ConnectionLimit,
+    limit: ConnectionLimit,
     tasks: Tasks,
 }
 
 impl Pressure {
-    pub(super) fn new(room: ConnectionLimit, tasks: Tasks) -> Self {
-        Self { room, tasks }
+    pub(super) fn new(limit: ConnectionLimit, tasks: Tasks) -> Self {
+        Self { limit, tasks }
     }
 
     fn is_on(&self) -> bool {
-        self.tasks.is_draining() || self.room.is_scarce()
+        self.tasks.is_draining() || self.limit.is_scarce()
     }
 }
 
 #[derive(Debug)]
 enum Closing {
     Open,
-    /// Our side is closed; the client's bytes are dropped for a time.
+    /// This side is closed; what the client still sends is discarded for a while.
     Lingering(Linger),
-    /// Nothing more will come, or nothing more is wanted.
+    /// The client has closed too, or its time is over.
     Done,
 }
 
 #[derive(Debug)]
 struct Linger {
-    began: Instant,
-    /// When the client last sent something.
-    last: Instant,
+    start: Instant,
+    last_read: Instant,
     bytes: usize,
     timer: Pin<Box<Sleep>>,
 }
 
+/// Length of a lingering close.
+#[derive(Clone, Copy, Debug)]
+enum Patience {
+    /// The client may still be uploading and read its response only after that.
+    Upload,
+    Short,
+}
+
 impl Linger {
-    fn begin() -> Self {
+    fn start() -> Self {
         let now = Instant::now();
-        Self { began: now, last: now, bytes: 0, timer: Box::pin(sleep_until(now + LOOK)) }
+        let timer = Box::pin(sleep_until(now + LINGER_CHECK_INTERVAL));
+        Self { start: now, last_read: now, bytes: 0, timer }
     }
 
-    fn read(&mut self, bytes: usize) {
+    fn record_read(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_add(bytes);
-        self.last = Instant::now();
+        self.last_read = Instant::now();
     }
 
-    fn is_over(&self, may_upload: bool) -> bool {
-        let (between, in_all) = if may_upload { READ_ON } else { GOODBYE };
-        self.last.elapsed() >= between
-            || self.began.elapsed() >= in_all
-            || (!may_upload && self.bytes >= GOODBYE_BYTES)
+    fn is_over(&self, patience: Patience) -> bool {
+        let (timeouts, max_bytes) = match patience {
+            Patience::Upload => (UPLOAD_TIMEOUTS, usize::MAX),
+            Patience::Short => (LINGER_TIMEOUTS, LINGER_BYTES),
+        };
+        self.last_read.elapsed() >= timeouts.between_reads
+            || self.start.elapsed() >= timeouts.total
+            || self.bytes >= max_bytes
     }
 }
 
-impl Io {
-    /// `prefix` was read from the socket already, and is read again first.
+impl ClientIo {
+    /// Wraps a socket from which `prefix` was read already.
     pub(super) fn new(
         socket: Socket,
         prefix: Bytes,
-        clocks: Arc<Clocks>,
+        state: Arc<ConnectionState>,
         pressure: Pressure,
     ) -> Self {
-        Self { socket, prefix, clocks, closing: Closing::Open, pressure }
+        Self { socket, prefix, state, closing: Closing::Open, pressure }
     }
 
-    /// Closes it after a response that broke off: what was written of that arrives. A client that would take the end
-    /// for that of a whole response gets a reset instead, by the drop.
-    pub(super) async fn close(mut self) {
-        if !self.clocks.would_end_response() {
-            // A client that is gone needs no end.
+    /// Closes the connection after the body of a response failed, so that what was written of it arrives. A client that
+    /// would mistake the close for the end of a complete response gets a reset instead, on drop.
+    pub(super) async fn close_after_failed_body(mut self) {
+        if !self.state.close_would_end_response() {
+            // An error means that the client is gone.
             let _ = poll_fn(|cx| Pin::new(&mut self).poll_shutdown(cx)).await;
         }
     }
 
-    /// Gives back what was read too much.
+    /// Has `bytes` read again.
     pub(super) fn unread(&mut self, bytes: Bytes) {
         self.prefix = bytes;
     }
 
-    /// Waits until more comes, which is read again; whether it does.
-    pub(super) async fn wait(&mut self) -> bool {
+    /// Waits until the client sends more, which is then read again. Returns `false` if it closes instead.
+    pub(super) async fn wait_readable(&mut self) -> bool {
         poll_fn(|cx| {
-            let mut few = [0; 64];
-            let mut buffer = ReadBuf::new(&mut few);
+            // Small, since it is held by every idle connection. A read is needed: with TLS, a readable socket need not
+            // mean that there is data.
+            let mut bytes = [0; 64];
+            let mut buffer = ReadBuf::new(&mut bytes);
             let read = ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer));
             self.prefix = Bytes::copy_from_slice(buffer.filled());
             Poll::Ready(read.is_ok() && !self.prefix.is_empty())
@@ -127,24 +143,24 @@ impl Io {
         .await
     }
 
-    fn written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn record_write(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &written {
-            Poll::Ready(Ok(_)) => self.clocks.wrote(),
+            Poll::Ready(Ok(_)) => self.state.record_write(),
             Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.clocks.blocked(),
+            Poll::Pending => self.state.record_blocked(),
         }
         written
     }
 
-    /// Drops what the client still sends. A socket that is closed while unread bytes are there is reset, and a
-    /// reset can take the response from the client before it has read it (RFC 9112, section 9.6).
+    /// Discards what the client still sends. A socket that is closed with unread bytes is reset, and a reset can destroy
+    /// the response before the client has read it (RFC 9112, section 9.6).
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut scratch = [0; 8192];
         while let Closing::Lingering(linger) = &mut self.closing {
             let mut buffer = ReadBuf::new(&mut scratch);
             match Pin::new(&mut self.socket).poll_read(cx, &mut buffer) {
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
-                    linger.read(buffer.filled().len());
+                    linger.record_read(buffer.filled().len());
                 }
                 Poll::Ready(_) => {
                     self.closing = Closing::Done;
@@ -152,10 +168,15 @@ impl Io {
                 }
                 Poll::Pending => {
                     ready!(linger.timer.as_mut().poll(cx));
-                    linger.timer.as_mut().reset(Instant::now() + LOOK);
+                    linger.timer.as_mut().reset(Instant::now() + LINGER_CHECK_INTERVAL);
                 }
             }
-            if linger.is_over(self.clocks.is_uploading() && !self.pressure.is_on()) {
+            let patience = if self.state.is_uploading() && !self.pressure.is_on() {
+                Patience::Upload
+            } else {
+                Patience::Short
+            };
+            if linger.is_over(patience) {
                 self.closing = Closing::Done;
             }
         }
@@ -163,7 +184,7 @@ impl Io {
     }
 }
 
-impl AsyncRead for Io {
+impl AsyncRead for ClientIo {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -180,19 +201,19 @@ impl AsyncRead for Io {
             let count = self.prefix.len().min(buffer.remaining());
             buffer.put_slice(&self.prefix.split_to(count));
         }
-        self.clocks.read();
+        self.state.record_read();
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Io {
+impl AsyncWrite for ClientIo {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.socket).poll_write(cx, buffer);
-        self.written(written)
+        self.record_write(written)
     }
 
     fn poll_write_vectored(
@@ -201,7 +222,7 @@ impl AsyncWrite for Io {
         buffers: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.socket).poll_write_vectored(cx, buffers);
-        self.written(written)
+        self.record_write(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -210,35 +231,35 @@ impl AsyncWrite for Io {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.socket).poll_flush(cx);
-        // What TLS holds was written, and waits for the client all the same.
+        // TLS accepts writes into a buffer of its own, so only the flush shows that the client does not read.
         match &flushed {
-            Poll::Ready(Ok(())) => self.clocks.flushed(),
+            Poll::Ready(Ok(())) => self.state.record_flush(),
             Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.clocks.blocked(),
+            Poll::Pending => self.state.record_blocked(),
         }
         flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.clocks.has_left_http() {
+        if self.state.is_upgraded() {
             return Pin::new(&mut self.socket).poll_shutdown(cx);
         }
-        if self.clocks.phase() != Phase::Closing {
+        if self.state.phase() != Phase::Closing {
             ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
-            self.clocks.enter(Phase::Closing);
+            self.state.enter(Phase::Closing);
         }
         if let Closing::Open = self.closing {
-            self.closing = Closing::Lingering(Linger::begin());
+            self.closing = Closing::Lingering(Linger::start());
         }
         self.poll_linger(cx).map(Ok)
     }
 }
 
-impl Drop for Io {
-    /// What is dropped before it was shut down was cut. To a client of HTTP/1.0 that may look like the end of
-    /// a whole body, which a cache would keep; a reset does not (RFC 9112, section 8).
+impl Drop for ClientIo {
+    /// Resets a connection whose response is incomplete if its close would look like the end of the body: a cache could
+    /// store the truncated response as a complete one (RFC 9112, section 8).
     fn drop(&mut self) {
-        if self.clocks.would_end_response() {
+        if self.state.close_would_end_response() {
             self.socket.reset_on_drop();
         }
     }

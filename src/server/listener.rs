@@ -1,4 +1,4 @@
-//! Sockets that listen: bound once, by one process, and shared by its workers.
+//! Listening sockets: bound once by the process, and shared by its workers.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
@@ -11,10 +11,10 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::Address;
 
-/// Connections that the kernel holds until a worker accepts them.
+/// Connections that the kernel queues until a worker accepts them.
 const BACKLOG: i32 = 1024;
 
-/// A socket that listens. Connections come to it from now on, and wait until it is served.
+/// A listening socket. Connections wait in its backlog until it is served.
 #[derive(Debug)]
 pub struct BoundListener {
     socket: Socket,
@@ -22,16 +22,19 @@ pub struct BoundListener {
     file: Option<Arc<SocketFile>>,
 }
 
-/// Listens at `address`, which nobody else may: a port or a socket file that is in use is an error.
+/// Listens at `address`.
 ///
-/// The file that a dead process left of its Unix socket is replaced; the new one gets `socket_mode`, where
-/// that is given, before anyone can connect. A TCP address has no mode.
+/// The stale socket file of a process that has exited is replaced. A Unix socket gets `socket_mode`, if there is one,
+/// before anyone can connect.
+///
+/// # Errors
+/// The port or the socket file is in use, or the system refuses.
 pub fn bind(address: &Address, socket_mode: Option<u32>) -> io::Result<BoundListener> {
     let bound = match address {
         Address::Tcp(address) => {
             let socket = Socket::new(Domain::for_address(*address), Type::STREAM, None)?;
-            // Only for connections of a former process that linger: Linux refuses a port on which another
-            // listens. SO_REUSEPORT, which would let a second process take half of ours, stays off.
+            // For connections of a former process in TIME_WAIT. Linux still refuses a port on which another socket
+            // listens. SO_REUSEPORT stays off: it would give half of the connections to a second process.
             socket.set_reuse_address(true)?;
             socket.bind(&(*address).into())?;
             listen(&socket)?;
@@ -53,16 +56,16 @@ pub fn bind(address: &Address, socket_mode: Option<u32>) -> io::Result<BoundList
     Ok(bound)
 }
 
-/// Sockets on which whoever started this process listens already, as systemd does for it
-/// (`sd_listen_fds(3)`). They outlive it: what comes between two processes waits.
+/// Listening sockets passed in by the parent process, e.g. systemd (`sd_listen_fds(3)`). They outlive this process, so
+/// connections wait while it restarts.
 #[derive(Debug, Default)]
 pub struct Inherited(Vec<BoundListener>);
 
 impl Inherited {
-    /// Those of this process. Asked again, there are none.
+    /// Takes the sockets passed to this process. A second call returns none.
     ///
     /// # Errors
-    /// One of them is no stream socket that listens.
+    /// One of them is not a listening stream socket.
     pub fn of_process() -> io::Result<Self> {
         let mut given = ListenFd::from_env();
         let mut listeners = Vec::new();
@@ -80,12 +83,12 @@ impl Inherited {
         Ok(Self(listeners))
     }
 
-    /// Where they are.
+    /// Returns the addresses of the sockets that were not taken.
     pub fn addresses(&self) -> impl Iterator<Item = &Address> {
         self.0.iter().map(BoundListener::local_address)
     }
 
-    /// The one at `address`.
+    /// Takes the socket that listens at `address`.
     pub fn take(&mut self, address: &Address) -> Option<BoundListener> {
         let index = self.0.iter().position(|listener| listener.address == *address)?;
         Some(self.0.swap_remove(index))
@@ -98,7 +101,7 @@ fn listen(socket: &Socket) -> io::Result<()> {
 }
 
 impl BoundListener {
-    /// Its file, where it has one, is not ours to remove.
+    /// Wraps an inherited socket. A socket file belongs to the parent process, so it is not removed.
     fn inherited(socket: Socket) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let local = socket.local_addr()?;
@@ -110,7 +113,7 @@ impl BoundListener {
         Ok(Self { socket, address, file: None })
     }
 
-    /// The same socket for another worker. Each connection goes to one of them.
+    /// Returns the same socket for another worker. Each connection goes to one of them.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
             socket: self.socket.try_clone()?,
@@ -119,7 +122,7 @@ impl BoundListener {
         })
     }
 
-    /// Where it listens, with the port that the system chose.
+    /// Returns the address, with the port that the system chose for port 0.
     pub fn local_address(&self) -> &Address {
         &self.address
     }
@@ -129,11 +132,17 @@ impl BoundListener {
     }
 }
 
-/// The file of a Unix socket, removed with the last listener that has it, if it still is ours.
+/// The file of a Unix socket. It is removed with the last clone of its listener, unless another process has replaced it.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
-    identity: (u64, u64),
+    identity: FileIdentity,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct FileIdentity {
+    device: u64,
+    inode: u64,
 }
 
 impl SocketFile {
@@ -147,17 +156,17 @@ impl Drop for SocketFile {
         if identity(&self.path).is_ok_and(|identity| identity == self.identity)
             && let Err(error) = std::fs::remove_file(&self.path)
         {
-            tracing::warn!(%error, path = %self.path.display(), "a socket file remains");
+            tracing::warn!(%error, path = %self.path.display(), "failed to remove the socket file");
         }
     }
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
+fn identity(path: &Path) -> io::Result<FileIdentity> {
     let metadata = std::fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
+    Ok(FileIdentity { device: metadata.dev(), inode: metadata.ino() })
 }
 
-/// Removes a socket file on which nobody listens. Whatever else is there is left, and is an error.
+/// Removes a socket file on which no process listens. Any other file is left in place and is an error.
 fn remove_stale(path: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -166,7 +175,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         Ok(_) => {
             return Err(io::Error::new(
                 io::ErrorKind::AlreadyExists,
-                format!("{} exists and is no socket", path.display()),
+                format!("{} exists and is not a socket", path.display()),
             ));
         }
     }
@@ -174,10 +183,10 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path)
         }
-        // An answer, or a full backlog, which is somebody's too.
+        // Connected, or the backlog is full: either way, a process listens.
         _ => Err(io::Error::new(
             io::ErrorKind::AddrInUse,
-            format!("another process listens on {}", path.display()),
+            format!("another process is listening on {}", path.display()),
         )),
     }
 }
@@ -190,7 +199,7 @@ mod tests {
     use super::{Address, bind};
 
     #[test]
-    fn a_port_is_ours_alone() {
+    fn bound_port_is_exclusive() {
         let listener = bind(&"127.0.0.1:0".parse().unwrap(), None).unwrap();
         let taken = bind(listener.local_address(), None).unwrap_err();
         assert_eq!(taken.kind(), ErrorKind::AddrInUse);
@@ -199,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_file_is_ours_alone_and_goes_with_its_last_listener() {
+    fn socket_file_is_removed_with_its_last_listener() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.sock");
         let address = Address::Unix(path.clone());
@@ -214,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_socket_file_is_replaced_but_no_other_file() {
+    fn only_stale_socket_files_are_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());

@@ -1,17 +1,20 @@
-//! What listens: sockets, the accept loop, a connection's limits and clocks, the tasks and their drain.
+//! HTTP server: listening sockets, TLS, the accept loop, and connections with their limits.
 //!
-//! It takes a [`Handler`] and knows nothing of sessions, routes or upstreams.
+//! It serves any [`Handler`] and knows nothing of sessions, routes or upstreams.
 
 mod accept;
 mod address;
-mod clocks;
+mod builder;
 mod connection;
 mod connection_limit;
+mod drive;
 mod io;
 mod listener;
 mod proxy_header;
 mod reloadable;
 mod response_body;
+mod sniff;
+mod state;
 mod streams;
 mod tls;
 
@@ -38,10 +41,10 @@ pub use listener::{BoundListener, Inherited, bind};
 pub use reloadable::Reloadable;
 pub use tls::{Certificates, ServerName, Tls, TlsConfig, TlsError};
 
-/// What answers the requests of a listener.
+/// An HTTP service.
 pub trait Handler: Send + Sync + 'static {
-    /// Answers one request. The future is dropped where the client hangs up first, so work that must not be
-    /// lost belongs in a task of its own. A panic in it costs this request only: the client gets a plain 500.
+    /// Returns the response to a request. The future is dropped if the client disconnects first, so work that must not be
+    /// lost belongs in a task of its own. A panic affects this request only: the client gets a plain 500.
     fn handle(
         &self,
         request: Request<Incoming>,
@@ -63,20 +66,19 @@ where
     }
 }
 
-/// Who is at the other end of a connection.
+/// The client of a connection.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// The address the connection came from, an IPv4 one as such even on a listener for both, or
-    /// that which its PROXY header names; `None` over a Unix socket without one.
+    /// The client's address: from the PROXY header if there is one, and otherwise the socket's; `None` over a Unix socket.
+    /// An IPv4-mapped IPv6 address is converted to IPv4.
     pub address: Option<SocketAddr>,
-    /// The listener that it came to.
+    /// The listener that accepted the connection.
     pub listener: Arc<Address>,
-    /// What that speaks, or what the PROXY header says that the client spoke.
+    /// The scheme that the client used, according to the PROXY header if that has it, and otherwise the listener's.
     pub scheme: Scheme,
-    /// The host that the client named in its TLS handshake; `None` without TLS or a name.
+    /// The server name in the client's TLS handshake, if any (SNI).
     pub server_name: Option<Arc<ServerName>>,
-    /// Whether the client may be anybody although the address is a proxy's: its PROXY header says
-    /// `UNKNOWN` or `LOCAL`.
+    /// Whether the address is that of a proxy, whose PROXY header says nothing of the client (`UNKNOWN`, `LOCAL`).
     pub is_unknown: bool,
 }
 
@@ -87,20 +89,20 @@ impl Peer {
     }
 }
 
-/// What a listener speaks.
+/// Protocols of a listener.
 #[derive(Clone, Debug, Default)]
 pub enum Protocol {
     /// HTTP/1.0 and 1.1.
     #[default]
     Http1,
-    /// HTTP/1 and, of clients that begin with its preface, HTTP/2 in clear text.
+    /// HTTP/1, or HTTP/2 in cleartext with prior knowledge.
     Http1AndH2c,
-    /// HTTP/1 or HTTP/2 over TLS, as the client chooses.
+    /// HTTP/1 or HTTP/2 over TLS, negotiated by ALPN.
     Tls(Arc<Tls>),
 }
 
 impl Protocol {
-    /// How URLs write it.
+    /// Returns the scheme of the listener's URLs.
     pub fn scheme(&self) -> Scheme {
         match self {
             Self::Http1 | Self::Http1AndH2c => Scheme::Http,
@@ -109,42 +111,42 @@ impl Protocol {
     }
 }
 
-/// How a listener is served.
+/// Settings of a listener.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// What it speaks.
+    /// Protocols that it accepts.
     pub protocol: Protocol,
-    /// What a connection may take.
+    /// Limits of its connections.
     pub limits: Limits,
-    /// Who begins each connection with a PROXY header, which says for whom it is; nobody else does.
+    /// Proxies whose connections begin with a PROXY header. Connections of other peers have none.
     pub proxy_header_from: Option<Trust>,
-    /// Whether it leaves the last descriptors of the process to other listeners, and to the store.
+    /// Whether it stops accepting while the last descriptors of the process are left for other listeners and the store.
     pub leaves_descriptors: bool,
-    /// Where its connections are counted.
+    /// Metrics of its connections.
     pub metrics: ListenerMetrics,
 }
 
-/// What connections may take.
+/// Limits of connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Open connections, over all workers. The caller makes the [`ConnectionLimit`] of this size that [`serve`] takes.
+    /// Open connections of all workers. The caller creates the [`ConnectionLimit`] of this size.
     pub connections: usize,
-    /// Open connections from one address; `None` is any number.
+    /// Open connections per client address; `None` is no limit.
     pub connections_per_address: Option<usize>,
-    /// For a request's head, from its first byte; also for the first byte of a new connection, and for
-    /// the handshake of TLS.
+    /// Time for a request's head, from its first byte; also for the first byte of a connection, the TLS handshake and the
+    /// PROXY header.
     pub header_timeout: Duration,
-    /// Bytes of a request's head, or of its trailers; more is answered with 431.
+    /// Bytes of a request's head, or of its trailers. A larger head is refused with 431.
     pub header_bytes: usize,
-    /// Fields of a request's head; more is answered with 431.
+    /// Fields of a request's head. One with more is refused with 431.
     pub headers: usize,
-    /// How long a client may take none of the bytes that wait for it.
+    /// Time for which a client may leave its response unread.
     pub body_idle_timeout: Duration,
-    /// How long a connection may stay open between requests.
+    /// Time for which a connection may be idle between requests.
     pub idle_timeout: Duration,
-    /// How long before a drain it is said that there will be one.
+    /// Time between the announcement of a shutdown and the drain.
     pub predrain: Duration,
-    /// How long a drain waits for requests in flight.
+    /// Time that a drain gives requests in flight to finish.
     pub drain_timeout: Duration,
 }
 

@@ -1,5 +1,5 @@
-//! The PROXY protocol, versions 1 and 2: before anything else, a proxy that passes bytes on says whose they are
-//! (haproxy.org, `proxy-protocol.txt`).
+//! The PROXY protocol, versions 1 and 2: a header before the first byte of the client, in which a TCP proxy sends the
+//! client's address (haproxy.org, `proxy-protocol.txt`).
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,58 +9,59 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::net::scheme::Scheme;
 
-/// What version 2 begins with (section 2.2).
+/// Signature of version 2 (section 2.2).
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// The longest header of version 1, with its end (section 2.1).
-const LONGEST_V1: usize = 107;
+/// Maximum length of a version 1 header, CRLF included (section 2.1).
+const MAX_V1_BYTES: usize = 107;
 
-/// As many bytes as version 2 may have after its first sixteen: more than all that is known to be sent there.
-const LONGEST_V2: usize = 4096;
+/// Bytes accepted after the fixed part of a version 2 header: more than known proxies send.
+const MAX_V2_BYTES: usize = 4096;
 
-/// For whom a connection was passed on.
+/// The client of a proxied connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Proxied {
-    /// For the proxy itself (`LOCAL`, a health check), or for a client of which it says nothing
-    /// (`UNKNOWN`).
-    Itself,
-    /// For a client, of which it may be known how it came to the proxy.
+    /// The proxy itself (`LOCAL`, e.g. a health check), or a client whose address it does not know (`UNKNOWN`).
+    Unknown,
+    /// A client. The scheme is known if the header says whether it used TLS.
     Client { address: SocketAddr, scheme: Option<Scheme> },
 }
 
-/// Reads the header, and no byte more. It has no deadline here.
+/// Reads the header, and nothing after it. It has no deadline here.
 ///
 /// # Errors
-/// The connection ended, or what came is no such header.
+/// The connection closed, or the header is missing or invalid.
 pub(super) async fn read(socket: &mut (impl AsyncRead + Unpin)) -> io::Result<Proxied> {
     let mut header = vec![0; SIGNATURE.len()];
     socket.read_exact(&mut header).await?;
     if header == SIGNATURE {
+        // Signature, version and command, family and protocol, length of the rest (section 2.2).
         header.resize(16, 0);
         socket.read_exact(header.get_mut(12..).unwrap_or_default()).await?;
         let length = match header.as_slice() {
             [.., high, low] => usize::from(u16::from_be_bytes([*high, *low])),
             _ => 0,
         };
-        if length > LONGEST_V2 {
-            return Err(invalid("a PROXY header is too long"));
+        if length > MAX_V2_BYTES {
+            return Err(invalid("PROXY header is too long"));
         }
         header.resize(16 + length, 0);
         socket.read_exact(header.get_mut(16..).unwrap_or_default()).await?;
     } else {
         if !header.starts_with(b"PROXY ") {
-            return Err(invalid("there is no PROXY header"));
+            return Err(invalid("missing PROXY header"));
         }
         while !header.ends_with(b"\r\n") {
-            if header.len() == LONGEST_V1 {
-                return Err(invalid("a PROXY header is too long"));
+            if header.len() == MAX_V1_BYTES {
+                return Err(invalid("PROXY header is too long"));
             }
+            // Byte by byte, since what follows the header belongs to the protocol after it.
             header.push(socket.read_u8().await?);
         }
     }
     let (parsed, _length) = ProxyHeader::parse(&header, ParseConfig::default())
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-    let Some(proxied) = parsed.proxied_address() else { return Ok(Proxied::Itself) };
+    let Some(proxied) = parsed.proxied_address() else { return Ok(Proxied::Unknown) };
     let source = proxied.source;
     let address = SocketAddr::new(source.ip().to_canonical(), source.port());
     let scheme =
@@ -78,7 +79,7 @@ mod tests {
 
     use super::*;
 
-    async fn of(bytes: &[u8]) -> Result<(Proxied, Vec<u8>), io::ErrorKind> {
+    async fn parse(bytes: &[u8]) -> Result<(Proxied, Vec<u8>), io::ErrorKind> {
         let mut rest = bytes;
         let read = read(&mut rest).await.map_err(|error| error.kind())?;
         Ok((read, rest.to_vec()))
@@ -89,7 +90,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn both_versions_say_who_it_is_and_what_follows_is_left() {
+    async fn both_versions_are_read_up_to_their_end() {
         let addresses = ProxiedAddress::stream(
             "[2001:db8::1]:1000".parse().unwrap(),
             "[2001:db8::2]:443".parse().unwrap(),
@@ -108,19 +109,23 @@ mod tests {
                 b"PROXY TCP6 ::ffff:192.0.2.1 ::1 1000 80\r\n".to_vec(),
                 client("192.0.2.1:1000", None),
             ),
-            (b"PROXY UNKNOWN\r\n".to_vec(), Proxied::Itself),
-            (b"PROXY UNKNOWN 1 2 3 4\r\n".to_vec(), Proxied::Itself),
+            (b"PROXY UNKNOWN\r\n".to_vec(), Proxied::Unknown),
+            (b"PROXY UNKNOWN 1 2 3 4\r\n".to_vec(), Proxied::Unknown),
             (binary, client("[2001:db8::1]:1000", Some(Scheme::Https))),
-            (local, Proxied::Itself),
+            (local, Proxied::Unknown),
         ] {
             let bytes = [header, b"GET / HTTP/1.1\r\n".to_vec()].concat();
-            let told = String::from_utf8_lossy(&bytes).into_owned();
-            assert_eq!(of(&bytes).await, Ok((expected, b"GET / HTTP/1.1\r\n".to_vec())), "{told}");
+            let case = String::from_utf8_lossy(&bytes).into_owned();
+            assert_eq!(
+                parse(&bytes).await,
+                Ok((expected, b"GET / HTTP/1.1\r\n".to_vec())),
+                "{case}"
+            );
         }
     }
 
     #[tokio::test]
-    async fn what_is_no_header_is_none() {
+    async fn invalid_headers_are_errors() {
         use io::ErrorKind::{InvalidData, UnexpectedEof};
         let mut long = SIGNATURE.to_vec();
         long.extend([0x21, 0x11, 0xff, 0xff]);
@@ -134,8 +139,8 @@ mod tests {
             (long, InvalidData),
             ([SIGNATURE.to_vec(), vec![0x31, 0x11, 0, 0]].concat(), InvalidData),
         ] {
-            let told = String::from_utf8_lossy(&bytes).into_owned();
-            assert_eq!(of(&bytes).await, Err(kind), "{told}");
+            let case = String::from_utf8_lossy(&bytes).into_owned();
+            assert_eq!(parse(&bytes).await, Err(kind), "{case}");
         }
     }
 }

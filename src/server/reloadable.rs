@@ -1,6 +1,7 @@
-//! A service that can be replaced while it serves.
+//! A handler that can be replaced while it serves.
 
 use std::fmt;
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use http::{Request, Response};
@@ -9,23 +10,24 @@ use hyper::body::Incoming;
 use super::{Handler, Peer};
 use crate::body::Body;
 
-/// The service that stands now. A request that has begun goes on with the one that it began with.
+/// A handler that a reload replaces. A request stays with the handler that it started with.
 pub struct Reloadable<H>(ArcSwap<H>);
 
 impl<H> Reloadable<H> {
-    /// This one, until it is replaced.
+    /// Starts with `handler`.
     pub fn new(handler: H) -> Self {
         Self(ArcSwap::from_pointee(handler))
     }
 
-    /// Another one, from the next request on.
+    /// Replaces the handler for all requests to come.
     pub fn replace(&self, handler: H) {
-        self.0.store(std::sync::Arc::new(handler));
+        self.0.store(Arc::new(handler));
     }
 }
 
 impl<H: Handler> Handler for Reloadable<H> {
     async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        // A guard would be cheaper, but takes one of the few that each thread has for as long as the request lasts.
         let handler = self.0.load_full();
         handler.handle(request, peer).await
     }

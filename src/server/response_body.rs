@@ -7,50 +7,50 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-use super::clocks::Clocks;
+use super::state::{ConnectionState, Upload};
 use super::streams::Stall;
 use crate::body::{Body, BodyError, End};
 
-/// A request in flight: from its head to the end of its response, or to where either is dropped.
-pub(super) struct InFlight(Arc<Clocks>);
+/// A request in flight: from its head to the end of its response, or until either is dropped.
+pub(super) struct InFlight(Arc<ConnectionState>);
 
 impl InFlight {
-    pub(super) fn begin(clocks: &Arc<Clocks>, is_whole: bool) -> Self {
-        clocks.begin(is_whole);
-        Self(Arc::clone(clocks))
+    pub(super) fn start(connection: &Arc<ConnectionState>, upload: Upload) -> Self {
+        connection.request_started(upload);
+        Self(Arc::clone(connection))
     }
 
-    pub(super) fn clocks(&self) -> &Clocks {
+    pub(super) fn connection(&self) -> &ConnectionState {
         &self.0
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.finish();
+        self.0.request_finished();
     }
 }
 
-/// A response's body; hyper drops it as soon as it has its end.
+/// A response's body; hyper drops it as soon as it has ended.
 ///
-/// An error of the body is held back until the head, and what came of the body, was written to the client: hyper
+/// An error of the body is held back until the head, and the body so far, were written to the client: hyper
 /// drops what it has buffered of a response as soon as its body fails.
-pub(super) struct Tail {
+pub(super) struct ResponseBody {
     body: Body,
     stall: Option<Arc<Stall>>,
-    held: Option<Held>,
+    held: Option<HeldError>,
     in_flight: InFlight,
 }
 
-/// An error of the body that waits for what was written before it.
-struct Held {
+/// An error of the body that waits until what precedes it is written.
+struct HeldError {
     error: BodyError,
-    /// Flushes of the connection until then.
+    /// Flushes of the connection at the time of the error.
     flushes: u64,
 }
 
-impl Tail {
-    /// Wraps the body of the response to a request in flight; `stall` is that of its stream.
+impl ResponseBody {
+    /// Wraps the body of the response to a request in flight; `stall` is that of its HTTP/2 stream.
     pub(super) fn new(body: Body, stall: Option<Arc<Stall>>, in_flight: InFlight) -> Self {
         if let Some(stall) = &stall {
             stall.begin();
@@ -59,26 +59,26 @@ impl Tail {
     }
 
     fn hold(&mut self, error: BodyError, cx: &Context<'_>) {
-        self.held = Some(Held { error, flushes: self.in_flight.clocks().flushes() });
-        // The connection's turn: in HTTP/2 it was woken before this stream is.
+        self.held = Some(HeldError { error, flushes: self.in_flight.connection().flushes() });
+        // Lets the connection's task run first. In HTTP/2 it was woken before this stream.
         cx.waker().wake_by_ref();
     }
 
-    fn poll_held(&mut self, held: Held, cx: &Context<'_>) -> Poll<BodyError> {
-        let clocks = self.in_flight.clocks();
-        let is_written = clocks.flushes() != held.flushes;
-        // A stream whose frames were written before is not flushed again.
-        let has_nothing_to_write = self.stall.is_some() && !clocks.is_blocked();
+    fn poll_held(&mut self, held: HeldError, cx: &Context<'_>) -> Poll<BodyError> {
+        let connection = self.in_flight.connection();
+        let is_written = connection.flushes() != held.flushes;
+        // A stream whose frames were written earlier causes no further flush.
+        let has_nothing_to_write = self.stall.is_some() && !connection.is_blocked();
         if is_written || has_nothing_to_write {
             return Poll::Ready(held.error);
         }
-        clocks.wake_at_flush(cx.waker());
+        connection.wake_at_flush(cx.waker());
         self.held = Some(held);
         Poll::Pending
     }
 }
 
-impl http_body::Body for Tail {
+impl http_body::Body for ResponseBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -114,10 +114,10 @@ impl http_body::Body for Tail {
     }
 }
 
-impl Drop for Tail {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
-        let stalled = self.stall.as_ref().is_some_and(|stall| stall.has_lasted());
-        let cut = self.in_flight.clocks().cut_for();
-        self.body.abandon(if stalled { End::Stalled } else { cut.unwrap_or(End::Dropped) });
+        let stalled = self.stall.as_ref().is_some_and(|stall| stall.has_timed_out());
+        let aborted = self.in_flight.connection().abort_reason();
+        self.body.abandon(if stalled { End::Stalled } else { aborted.unwrap_or(End::Dropped) });
     }
 }

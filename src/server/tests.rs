@@ -1,4 +1,4 @@
-//! The server, on real sockets.
+//! Tests of the server on real sockets.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ impl Served {
         TcpStream::connect(self.address).await.unwrap()
     }
 
-    /// What a connection answers to `request` until it closes.
+    /// Returns all that a new connection sends in response to `request` until it closes.
     async fn ask(&self, request: &str) -> String {
         let mut stream = self.connect().await;
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -48,8 +48,8 @@ impl Served {
 
 fn start(listener: BoundListener, settings: Settings, handler: impl Handler) -> Tasks {
     let tasks = Tasks::new();
-    let room = ConnectionLimit::new(settings.limits.connections);
-    let serving = serve(listener, settings, room, Arc::new(handler), tasks.clone());
+    let limit = ConnectionLimit::new(settings.limits.connections);
+    let serving = serve(listener, settings, limit, Arc::new(handler), tasks.clone());
     tasks.run(serving).detach();
     tasks
 }
@@ -66,7 +66,7 @@ async fn hello(_: Request<Incoming>, _: Peer) -> Response<Body> {
     Response::new(Body::full("hello"))
 }
 
-/// All that comes until the other side closes; a reset is a failure of the test.
+/// Reads until the server closes. A reset fails the test.
 async fn rest(stream: &mut TcpStream) -> String {
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();
@@ -82,7 +82,7 @@ async fn read_until(stream: &mut TcpStream, end: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_connection_serves_one_request_after_another() {
+async fn connection_serves_several_requests() {
     let served = Served::new(Settings::default(), hello);
     let mut stream = served.connect().await;
     for _ in 0..3 {
@@ -92,7 +92,7 @@ async fn a_connection_serves_one_request_after_another() {
 }
 
 #[tokio::test]
-async fn all_that_share_a_socket_accept_and_none_is_left_out() {
+async fn workers_share_a_socket() {
     let listener = bind(&"127.0.0.1:0".parse().unwrap(), None).unwrap();
     let sibling = listener.try_clone().unwrap();
     let Address::Tcp(address) = *listener.local_address() else { panic!("not TCP") };
@@ -109,7 +109,7 @@ async fn all_that_share_a_socket_accept_and_none_is_left_out() {
 }
 
 #[tokio::test]
-async fn a_unix_socket_has_no_peer_address() {
+async fn unix_socket_has_no_peer_address() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("x.sock");
     let listener = bind(&Address::Unix(path.clone()), None).unwrap();
@@ -126,7 +126,7 @@ async fn a_unix_socket_has_no_peer_address() {
 }
 
 #[tokio::test]
-async fn beyond_the_bound_connections_wait() {
+async fn connections_beyond_the_limit_wait() {
     let served = Served::new(limited(Limits { connections: 1, ..Limits::default() }), hello);
     let mut first = served.connect().await;
     first.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
@@ -134,13 +134,13 @@ async fn beyond_the_bound_connections_wait() {
     let mut second = served.connect().await;
     second.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let waited = timeout(SHORT, second.read_u8()).await;
-    assert!(waited.is_err(), "the second was served beside the first");
+    assert!(waited.is_err(), "the second connection was served alongside the first");
     drop(first);
     read_until(&mut second, "hello").await;
 }
 
 #[tokio::test]
-async fn a_slow_head_is_cut() {
+async fn slow_head_closes_the_connection() {
     let limits = Limits { header_timeout: SHORT, ..Limits::default() };
     for settings in [limited(limits.clone()), Settings { limits, ..h2c() }] {
         let served = Served::new(settings, hello);
@@ -156,7 +156,7 @@ async fn a_slow_head_is_cut() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_closed() {
+async fn idle_connection_is_closed() {
     let limits = Limits { idle_timeout: SHORT, ..Limits::default() };
     let served = Served::new(limited(limits), hello);
     let start = Instant::now();
@@ -165,7 +165,7 @@ async fn an_idle_connection_is_closed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_clock_runs_while_a_request_is_answered() {
+async fn no_timeout_while_a_request_is_handled() {
     let served = Served::new(Settings::default(), async |_: Request<Incoming>, _: Peer| {
         tokio::time::sleep(Duration::from_hours(1)).await;
         Response::new(Body::full("slow"))
@@ -174,7 +174,7 @@ async fn no_clock_runs_while_a_request_is_answered() {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_is_cut() {
+async fn client_that_does_not_read_is_closed() {
     let limits = Limits { body_idle_timeout: SHORT, ..Limits::default() };
     let ended = Arc::new(Notify::new());
     let end = Arc::clone(&ended);
@@ -185,15 +185,15 @@ async fn a_client_that_takes_nothing_is_cut() {
     let mut stream = served.connect().await;
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     ended.notified().await;
-    assert!(served.tasks.drained(Duration::from_secs(5)).await, "the connection lives on");
+    assert!(served.tasks.drained(Duration::from_secs(5)).await, "the connection is still open");
     let mut taken = Vec::new();
-    // Cut: by an end or by a reset.
+    // A close or a reset.
     let _ = stream.read_to_end(&mut taken).await;
     assert!(taken.len() < 64 << 20);
 }
 
 #[tokio::test]
-async fn heads_beyond_the_limits_are_answered_with_431() {
+async fn oversized_heads_get_431() {
     let served = Served::new(limited(Limits { header_bytes: 8192, ..Limits::default() }), hello);
     let large = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(200_000));
     assert!(served.ask(&large).await.starts_with("HTTP/1.1 431 "));
@@ -205,7 +205,7 @@ async fn heads_beyond_the_limits_are_answered_with_431() {
 }
 
 #[tokio::test]
-async fn a_response_whose_client_leaves_ends_as_dropped() {
+async fn response_ends_as_dropped_if_the_client_leaves() {
     let (send, mut ends) = tokio::sync::mpsc::unbounded_channel();
     let served = Served::new(Settings::default(), move |request: Request<Incoming>, _: Peer| {
         let send = send.clone();
@@ -223,40 +223,50 @@ async fn a_response_whose_client_leaves_ends_as_dropped() {
 }
 
 #[tokio::test]
-async fn a_client_still_sending_after_its_answer_is_not_reset() {
+async fn client_still_uploading_is_not_reset() {
     let served = Served::new(Settings::default(), hello);
     let mut stream = served.connect().await;
     stream.write_all(b"POST / HTTP/1.1\r\nContent-Length: 100000\r\n\r\n").await.unwrap();
     assert!(rest(&mut stream).await.ends_with("hello"));
     for _ in 0..10 {
         stream.write_all(&[b'x'; 10_000]).await.unwrap();
-        // The server's turn, on the same thread.
+        // Lets the server run, on the same thread.
         stream.writable().await.unwrap();
         tokio::task::yield_now().await;
     }
 }
 
-/// Seconds until a connection is closed whose request was answered, and that sends a byte at these intervals.
-async fn reads_on(connections: usize, request: &str, every: Option<u64>, drains: bool) -> u64 {
+/// A client that has its response and keeps sending.
+#[derive(Debug)]
+struct LingeringClient {
+    max_connections: usize,
+    request: &'static str,
+    /// Seconds between bytes that it sends after the response.
+    sends_every: Option<u64>,
+    drain: bool,
+}
+
+/// Returns the seconds until the server closes the connection of such a client.
+async fn seconds_until_close(client: &LingeringClient) -> u64 {
     let metrics = Metrics::new();
-    let limits = Limits { connections, ..Limits::default() };
+    let limits = Limits { connections: client.max_connections, ..Limits::default() };
     let listener_metrics = metrics.listener("x");
-    // What is written to a Unix socket is there at once, whatever the clock says.
+    // A Unix socket delivers at once, independent of the paused clock.
     let directory = tempfile::tempdir().unwrap();
     let address = Address::Unix(directory.path().join("x.sock"));
     let settings = Settings { limits, metrics: listener_metrics, ..Settings::default() };
     let tasks = start(bind(&address, None).unwrap(), settings, hello);
     let mut stream = UnixStream::connect(directory.path().join("x.sock")).await.unwrap();
-    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.write_all(client.request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.ends_with("hello"), "our side is closed at once");
-    let began = Instant::now();
-    if drains {
+    assert!(answer.ends_with("hello"), "the server has closed its side");
+    let start = Instant::now();
+    if client.drain {
         tasks.drain();
     }
     let sends = async {
-        while let Some(every) = every {
+        while let Some(every) = client.sends_every {
             tokio::time::sleep(Duration::from_secs(every)).await;
             let _ = stream.write_all(b"x").await;
         }
@@ -271,28 +281,28 @@ async fn reads_on(connections: usize, request: &str, every: Option<u64>, drains:
         () = sends => {}
         () = closes => {}
     }
-    began.elapsed().as_secs()
+    start.elapsed().as_secs()
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upload_is_read_on_by_time() {
+async fn lingering_close_is_bounded_in_time() {
     let upload = "POST / HTTP/1.1\r\nContent-Length: 100000\r\n\r\n";
     let whole = "GET / HTTP/1.1\r\nConnection: close\r\n\r\n";
-    for (connections, request, every, drains, expected) in [
+    for (max_connections, request, sends_every, drain, expected) in [
         (100, upload, None, false, 5),
         (100, upload, Some(4), false, 30),
         (1, upload, Some(1), false, 2),
         (100, upload, Some(1), true, 2),
         (100, whole, None, false, 2),
     ] {
-        let closed = reads_on(connections, request, every, drains).await;
-        let case = format!("{connections} {request:?} {every:?} {drains}");
-        assert!((expected..=expected + 1).contains(&closed), "{case}: {closed}");
+        let client = LingeringClient { max_connections, request, sends_every, drain };
+        let closed = seconds_until_close(&client).await;
+        assert!((expected..=expected + 1).contains(&closed), "{client:?}: {closed}");
     }
 }
 
 #[tokio::test]
-async fn a_panic_costs_one_request_and_is_counted() {
+async fn panic_fails_one_request_and_is_counted() {
     let before = crate::tasks::panics();
     let count = AtomicUsize::new(0);
     let served = Served::new(Settings::default(), move |_: Request<Incoming>, _: Peer| {
@@ -313,13 +323,13 @@ async fn a_panic_costs_one_request_and_is_counted() {
 }
 
 #[tokio::test]
-async fn the_drain_lets_a_response_finish_and_closes_what_is_idle() {
-    let (begun, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let notify = (Arc::clone(&begun), Arc::clone(&go));
+async fn drain_finishes_responses_and_closes_idle_connections() {
+    let (started, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let notify = (Arc::clone(&started), Arc::clone(&go));
     let served = Served::new(Settings::default(), move |_: Request<Incoming>, _: Peer| {
-        let (begun, go) = notify.clone();
+        let (started, go) = notify.clone();
         async move {
-            begun.notify_one();
+            started.notify_one();
             go.notified().await;
             Response::new(Body::full("finished"))
         }
@@ -327,7 +337,7 @@ async fn the_drain_lets_a_response_finish_and_closes_what_is_idle() {
     let mut idle = served.connect().await;
     let mut busy = served.connect().await;
     busy.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    begun.notified().await;
+    started.notified().await;
     served.tasks.drain();
     assert_eq!(rest(&mut idle).await, "");
     go.notify_one();
@@ -335,28 +345,28 @@ async fn the_drain_lets_a_response_finish_and_closes_what_is_idle() {
     assert!(answer.contains("connection: close\r\n") && answer.ends_with("finished"), "{answer}");
     drop(busy);
     assert!(served.tasks.drained(Duration::from_secs(5)).await);
-    assert!(TcpStream::connect(served.address).await.is_err(), "it still listens");
+    assert!(TcpStream::connect(served.address).await.is_err(), "still listening");
 }
 
 #[tokio::test]
-async fn the_drain_ends_at_its_deadline() {
+async fn drain_aborts_requests_at_its_deadline() {
     let limits = Limits { drain_timeout: SHORT, ..Limits::default() };
-    let begun = Arc::new(Notify::new());
-    let notify = Arc::clone(&begun);
+    let started = Arc::new(Notify::new());
+    let notify = Arc::clone(&started);
     let served = Served::new(limited(limits), move |_: Request<Incoming>, _: Peer| {
         notify.notify_one();
         std::future::pending()
     });
     let mut stream = served.connect().await;
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    begun.notified().await;
+    started.notified().await;
     let drained = timeout(Duration::from_secs(5), served.tasks.drained(Duration::MAX)).await;
-    assert_eq!(drained, Ok(false), "what was in flight was cut");
+    assert_eq!(drained, Ok(false), "the request in flight was aborted");
     assert_eq!(rest(&mut stream).await, "");
 }
 
 #[tokio::test]
-async fn a_request_cut_short_is_an_error() {
+async fn truncated_request_is_an_error() {
     let (send, mut ends) = tokio::sync::mpsc::unbounded_channel();
     let served = Served::new(Settings::default(), move |request: Request<Incoming>, _: Peer| {
         let send = send.clone();
@@ -381,7 +391,7 @@ async fn a_request_cut_short_is_an_error() {
         stream.write_all(request.as_bytes()).await.unwrap();
         drop(stream);
         assert_eq!(ends.recv().await.unwrap(), "Broken");
-        assert_eq!(ends.recv().await.unwrap(), "the body was cut short or is malformed");
+        assert_eq!(ends.recv().await.unwrap(), "the body was truncated or is malformed");
     }
 }
 
@@ -410,7 +420,7 @@ async fn bodies_are_collected_within_their_bounds() {
 }
 
 #[tokio::test]
-async fn the_api_listener_speaks_both_protocols() {
+async fn cleartext_listener_accepts_both_protocols() {
     let limits = Limits { idle_timeout: SHORT, ..Limits::default() };
     let served = Served::new(Settings { limits, ..h2c() }, hello);
     assert!(served.ask("GET / HTTP/1.1\r\n\r\n").await.ends_with("hello"));
@@ -425,6 +435,6 @@ async fn the_api_listener_speaks_both_protocols() {
     let response = sender.send_request(request).await.unwrap();
     let body = Body::streaming(response.into_body(), None);
     assert_eq!(collect(body, 5, Duration::from_secs(5)).await.unwrap(), "hello");
-    // The server says goodbye to an idle client.
+    // The server sends GOAWAY to an idle client.
     assert!(connection.await.unwrap().is_ok());
 }

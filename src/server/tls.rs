@@ -1,4 +1,4 @@
-//! TLS of a listener: the handshake, and which certificate a client is shown.
+//! TLS of a listener: the handshake and the choice of a certificate.
 
 use std::fmt;
 use std::io;
@@ -23,49 +23,48 @@ use crate::metrics::{Resumed, TlsVersion};
 use crate::net::pem::{self, Identity, PemError};
 use crate::net::socket::Socket;
 
-/// What a listener needs for TLS.
+/// TLS settings of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsConfig {
-    /// Who we are: at least one. The first is shown to clients that name nobody, or somebody else.
+    /// Certificates and their keys, at least one. The first is the default for clients whose server name matches none.
     pub identities: Vec<Identity>,
-    /// The authorities of clients: one without a certificate of theirs is turned away. `None` asks
-    /// for none.
+    /// CA certificates of clients. If set, a client without a certificate of theirs is refused.
     pub client_authorities: Option<PathBuf>,
 }
 
-/// Why there is no TLS.
+/// Error of setting up TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file is not what it should be.
+    /// A PEM file is unreadable or invalid.
     #[error(transparent)]
     Pem(#[from] PemError),
-    /// A certificate and its key do not go together, or the key is of a kind that nobody knows.
-    #[error("{} and {} make no identity", .identity.certificate.display(), .identity.key.display())]
+    /// A certificate and its key do not match, or the key is of an unsupported type.
+    #[error("certificate {} does not match key {}", .identity.certificate.display(), .identity.key.display())]
     Identity {
-        /// Which.
+        /// The files.
         identity: Identity,
-        /// Why not.
+        /// The cause.
         source: rustls::Error,
     },
-    /// The authorities of clients cannot be used.
-    #[error("the authorities of clients cannot be used")]
+    /// The CA certificates of clients are unusable.
+    #[error("invalid CA certificates for clients")]
     Authorities(#[from] VerifierBuilderError),
-    /// The library refused.
-    #[error("TLS cannot be set up")]
+    /// rustls rejected the settings.
+    #[error("cannot set up TLS")]
     Rustls(#[from] rustls::Error),
 }
 
-/// The protocol that a client and we have agreed upon (RFC 7301).
+/// The protocol of a connection, e.g. as negotiated by ALPN (RFC 7301).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Agreed {
+pub(super) enum NegotiatedProtocol {
     Http1,
     Http2,
 }
 
-/// What came of a handshake.
+/// Result of a handshake.
 pub(super) struct Handshake {
-    pub(super) agreed: Agreed,
-    /// `None` if the client named no host.
+    pub(super) protocol: NegotiatedProtocol,
+    /// `None` if the client sent no server name.
     pub(super) server_name: Option<Arc<ServerName>>,
     pub(super) version: TlsVersion,
     pub(super) resumed: Resumed,
@@ -74,26 +73,26 @@ pub(super) struct Handshake {
 const HTTP2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
 
-/// What a listener shows, read and in order.
+/// The certificates of a listener, read and validated.
 #[derive(Debug)]
 pub struct Certificates {
     config: Arc<ServerConfig>,
     identities: Arc<Identities>,
-    /// By file: when the certificates in it expire, in seconds since the Unix epoch.
+    /// Expiry of the certificates in each file, in seconds since the Unix epoch.
     expiries: Vec<(PathBuf, i64)>,
 }
 
-/// TLS as a listener speaks it. Its certificates can be replaced while it serves.
+/// TLS of a listener. Its certificates can be replaced while it serves.
 pub struct Tls {
     provider: Arc<CryptoProvider>,
-    /// Of sessions that are resumed, across a change of certificates too.
+    /// Shared by all certificates, so that TLS sessions can be resumed after they are replaced.
     ticketer: Arc<dyn ProducesTickets>,
     current: ArcSwap<Certificates>,
-    /// Those of the other listeners for the same site.
+    /// Other listeners of the same site.
     others: OnceLock<Vec<Weak<Self>>>,
 }
 
-/// The host that a client named in its handshake (RFC 6066, section 3), and the listener it did so at.
+/// The server name in a client's handshake (RFC 6066, section 3), with the listener that received it.
 #[derive(Debug)]
 pub struct ServerName {
     name: Box<str>,
@@ -101,13 +100,13 @@ pub struct ServerName {
 }
 
 impl ServerName {
-    /// Returns whether the connection was opened for this host, a name without port.
+    /// Returns whether the client named `host`, which has no port.
     pub fn is(&self, host: &str) -> bool {
         self.name.eq_ignore_ascii_case(host)
     }
 
-    /// Returns whether another listener has a certificate for this host and this one has none: the
-    /// client would have verified another certificate on a connection of the host's own.
+    /// Returns whether another listener has a certificate for `host` and this one has none. A client that had connected
+    /// to `host` itself would then have verified a different certificate.
     pub fn is_served_elsewhere(&self, host: &str) -> bool {
         let others = self.tls.others.get().map(Vec::as_slice).unwrap_or_default();
         if others.is_empty() {
@@ -128,7 +127,7 @@ impl Tls {
         Ok(Self { provider, ticketer, current, others: OnceLock::new() })
     }
 
-    /// Introduces the listeners of one site to each other, once. See [`ServerName::is_served_elsewhere`].
+    /// Makes the listeners of one site known to each other, once. See [`ServerName::is_served_elsewhere`].
     pub fn link_listeners(listeners: &[Arc<Self>]) {
         for listener in listeners {
             let others = listeners.iter().filter(|other| !Arc::ptr_eq(other, listener));
@@ -137,15 +136,15 @@ impl Tls {
     }
 
     fn has_certificate_for(&self, host: &pki_types::ServerName<'_>) -> bool {
-        self.current.load().identities.0.iter().any(|key| is_of(key, host))
+        self.current.load().identities.0.iter().any(|key| is_valid_for(key, host))
     }
 
-    /// Reads the files of another configuration, which may have the same names.
+    /// Reads the files of `config` for [`Tls::install`].
     pub fn load(&self, config: &TlsConfig) -> Result<Certificates, TlsError> {
         certificates(config, &self.provider, &self.ticketer)
     }
 
-    /// Shows these from the next handshake on; connections go on.
+    /// Presents `certificates` from the next handshake on. Open connections are not affected.
     pub fn install(&self, certificates: Certificates) {
         self.current.store(Arc::new(certificates));
     }
@@ -156,7 +155,7 @@ impl Tls {
         self.current.load().expiries.clone()
     }
 
-    /// A client's connection after the handshake, which has no deadline here.
+    /// Performs the handshake. It has no deadline here.
     pub(super) async fn accept(
         self: &Arc<Self>,
         socket: Socket,
@@ -167,9 +166,9 @@ impl Tls {
         let named = |name: &str| Arc::new(ServerName { name: name.into(), tls: Arc::clone(self) });
         let handshake = Handshake {
             server_name: connection.server_name().map(named),
-            agreed: match connection.alpn_protocol() {
-                Some(HTTP2) => Agreed::Http2,
-                _ => Agreed::Http1,
+            protocol: match connection.alpn_protocol() {
+                Some(HTTP2) => NegotiatedProtocol::Http2,
+                _ => NegotiatedProtocol::Http1,
             },
             version: match connection.protocol_version() {
                 Some(ProtocolVersion::TLSv1_2) => TlsVersion::Tls12,
@@ -230,23 +229,25 @@ fn certified(
     Ok(Arc::new(key))
 }
 
-/// Whom we can be.
+/// Certificates with their keys, in the order of the configuration.
 #[derive(Debug)]
 struct Identities(Vec<Arc<CertifiedKey>>);
 
 impl ResolvesServerCert for Identities {
-    /// Of those that are of the name which the client asks for, and else of all, the first whose key
-    /// the client can check.
+    /// Returns the first certificate that is valid for the client's server name, and otherwise the first of all, among
+    /// those whose key type the client supports.
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let fits =
+        let is_supported =
             |key: &&Arc<CertifiedKey>| key.key.choose_scheme(hello.signature_schemes()).is_some();
         let name = hello.server_name().and_then(|name| pki_types::ServerName::try_from(name).ok());
-        let named = name.and_then(|name| self.0.iter().filter(|key| is_of(key, &name)).find(fits));
-        named.or_else(|| self.0.iter().find(fits)).or_else(|| self.0.first()).cloned()
+        let named = name.and_then(|name| {
+            self.0.iter().filter(|key| is_valid_for(key, &name)).find(is_supported)
+        });
+        named.or_else(|| self.0.iter().find(is_supported)).or_else(|| self.0.first()).cloned()
     }
 }
 
-fn is_of(key: &CertifiedKey, name: &pki_types::ServerName<'_>) -> bool {
+fn is_valid_for(key: &CertifiedKey, name: &pki_types::ServerName<'_>) -> bool {
     let certificate = key.end_entity_cert().and_then(ParsedCertificate::try_from);
     certificate.is_ok_and(|certificate| verify_server_name(&certificate, name).is_ok())
 }

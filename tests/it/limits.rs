@@ -140,7 +140,7 @@ async fn the_last_descriptors_are_not_for_clients() {
     for _ in 0..200 {
         crowd.push(TcpStream::connect(serving.public).await.unwrap());
     }
-    program.wait_for_log("descriptors run out; new connections wait").await;
+    program.wait_for_log("out of file descriptors; pausing accept").await;
     for _ in 0..20 {
         assert!(ask(&mut served).await.starts_with("HTTP/1.1 200"));
         let ready = "GET /ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
