@@ -1,5 +1,5 @@
-//! The session keys: shown at the start and at each reload, and compared with what the other
-//! instances of a shared store have.
+//! Session keys: logged at startup and on reload, and compared with those of the other instances of a
+//! shared store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,32 +12,32 @@ use crate::server::Tasks;
 use crate::sessions::{KeyCheck, Sessions, Shared};
 use crate::store::Store;
 
-/// Between two attempts to reach a store that does not answer.
+/// Delay before another attempt if the store is unavailable.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// What became of a check.
+/// The result of a comparison.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Compared,
-    /// There is nothing to compare with, now or after a reload.
-    Off,
+    /// The store cannot be used for comparisons, now or after a reload.
+    Unsupported,
 }
 
-/// Logs the fingerprints of each key ring, and checks whether the other instances know the first
-/// key, until the drain.
+/// Logs the fingerprints of each key ring, and checks whether the other instances have its first key,
+/// until the drain.
 pub(super) async fn watch_keys(
     mut rings: watch::Receiver<Arc<Shared>>,
     store: Option<Arc<dyn Store>>,
     tasks: Tasks,
 ) {
     let mut compares = true;
-    let mut shown = Vec::new();
+    let mut logged = Vec::new();
     loop {
         let shared = Arc::clone(&rings.borrow_and_update());
         let fingerprints: Vec<_> = shared.ring.fingerprints().collect();
-        if fingerprints != shown {
-            show(&shared);
-            shown = fingerprints;
+        if fingerprints != logged {
+            log_keys(&shared);
+            logged = fingerprints;
         }
         let sessions = Sessions::new(store.clone(), shared);
         let checked = async {
@@ -54,14 +54,14 @@ pub(super) async fn watch_keys(
     }
 }
 
-fn show(shared: &Shared) {
+fn log_keys(shared: &Shared) {
     let mut fingerprints = shared.ring.fingerprints().map(|one| one.to_string());
     let first = fingerprints.next().unwrap_or_default();
     let older = fingerprints.collect::<Vec<_>>().join(", ");
     info!(first, older, "session keys, by fingerprint");
 }
 
-/// Asks until the store answers.
+/// Compares the keys, and retries until the store responds.
 async fn check(sessions: &Sessions) -> Outcome {
     loop {
         match sessions.check_keys().await {
@@ -74,15 +74,15 @@ async fn check(sessions: &Sessions) -> Outcome {
                 );
                 return Outcome::Compared;
             }
-            Ok(KeyCheck::NotKept) => return Outcome::Off,
+            Ok(KeyCheck::NotKept) => return Outcome::Unsupported,
             Ok(KeyCheck::Denied(cause)) => {
                 warn!(
                     cause,
-                    "session keys are not compared between instances: the store refuses it"
+                    "cannot compare session keys between instances: permission denied by the store"
                 );
-                return Outcome::Off;
+                return Outcome::Unsupported;
             }
-            Err(error) => debug!(%error, "session keys not compared; will retry"),
+            Err(error) => debug!(%error, "failed to compare session keys; will retry"),
         }
         sleep(RETRY).await;
     }

@@ -1,4 +1,4 @@
-//! The listeners of a process, and what the public ones serve.
+//! The listeners of the process, and the service of each public listener.
 
 use std::io;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::server::{
     self, Address, BoundListener, Certificates, Inherited, Protocol, Tls, TlsError,
 };
 
-/// The listeners of a process, bound once.
+/// The listeners of the process. They are bound once and shared by the workers.
 pub(super) struct Listeners {
     public: Vec<BoundListener>,
     api: BoundListener,
@@ -20,11 +20,14 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
-    /// Binds what nobody listens on for us already.
+    /// Binds the configured addresses, except those of inherited sockets.
+    ///
+    /// # Errors
+    /// Fails if an address cannot be bound, or if an inherited socket matches no configured listener.
     pub(super) fn bind(config: &Config, mut inherited: Inherited) -> Result<Self, StartError> {
         let mut bind = |address: &Address, mode| {
-            let given = inherited.take(address);
-            given
+            let socket = inherited.take(address);
+            socket
                 .map_or_else(|| server::bind(address, mode), Ok)
                 .map_err(|source| StartError::Bind { address: address.clone(), source })
         };
@@ -37,10 +40,10 @@ impl Listeners {
             api: bind(&config.api.address, None)?,
             admin: bind(&config.admin.address, None)?,
         };
-        // Whoever listens there for us believes that it is served.
+        // The service manager would queue connections that are never accepted.
         match inherited.addresses().next() {
             None => Ok(listeners),
-            Some(address) => Err(StartError::NotWanted(address.clone())),
+            Some(address) => Err(StartError::UnexpectedSocket(address.clone())),
         }
     }
 
@@ -52,48 +55,48 @@ impl Listeners {
         })
     }
 
-    /// Where clients reach it, in the configuration's order.
+    /// Returns the addresses of the public listeners, in the order of the configuration.
     pub(super) fn public(&self) -> Vec<Address> {
         self.public.iter().map(|listener| listener.local_address().clone()).collect()
     }
 
-    /// Where upstreams do.
     pub(super) fn api(&self) -> &Address {
         self.api.local_address()
     }
 
-    /// Where operators do.
     pub(super) fn admin(&self) -> &Address {
         self.admin.local_address()
     }
 
-    /// The public ones, the API's and the admin's.
+    /// Splits into the public, API and admin listeners.
     pub(super) fn into_parts(self) -> (Vec<BoundListener>, BoundListener, BoundListener) {
         (self.public, self.api, self.admin)
     }
 }
 
-/// What the listeners speak: the public ones, in the configuration's order, and the API's.
+/// The services of the public listeners, in the order of the configuration, and the protocol of the API
+/// listener.
 #[derive(Clone, Debug)]
-pub(super) struct Doors {
-    public: Vec<Door>,
+pub(super) struct ListenerRoles {
+    public: Vec<PublicListener>,
     pub(super) api: Protocol,
 }
 
-/// A public listener: what it serves, and who says there for whom a connection is.
+/// The service of a public listener, and the proxies that may send it the PROXY protocol.
 #[derive(Clone, Debug)]
-pub(super) struct Door {
-    pub(super) serves: Serves,
+pub(super) struct PublicListener {
+    pub(super) service: Service,
     pub(super) proxy_header_from: Option<Trust>,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Serves {
+pub(super) enum Service {
     Site(Protocol),
     RedirectTo(u16),
 }
 
-impl Doors {
+impl ListenerRoles {
+    /// Loads the certificates, and exports their expiry to `metrics`.
     pub(super) fn open(
         config: &Config,
         listeners: &Listeners,
@@ -104,52 +107,54 @@ impl Doors {
             Address::Tcp(address) if matches!(listen.role, Role::Tls(_)) => Some(address.port()),
             Address::Tcp(_) | Address::Unix(_) => None,
         });
-        let door = |listen: &Listen| {
-            let serves = match &listen.role {
-                Role::Http1 => Serves::Site(Protocol::Http1),
-                Role::Http1AndH2c => Serves::Site(Protocol::Http1AndH2c),
-                Role::Tls(tls) => Serves::Site(Protocol::Tls(Arc::new(Tls::open(tls)?))),
+        let open = |listen: &Listen| {
+            let service = match &listen.role {
+                Role::Http1 => Service::Site(Protocol::Http1),
+                Role::Http1AndH2c => Service::Site(Protocol::Http1AndH2c),
+                Role::Tls(tls) => Service::Site(Protocol::Tls(Arc::new(Tls::open(tls)?))),
                 Role::RedirectToHttps => {
-                    Serves::RedirectTo(tls_port.unwrap_or_else(|| Scheme::Https.usual_port()))
+                    Service::RedirectTo(tls_port.unwrap_or_else(|| Scheme::Https.usual_port()))
                 }
             };
             let proxy_header_from = listen.proxy_protocol.then(|| trusted(config));
-            Ok(Door { serves, proxy_header_from })
+            Ok(PublicListener { service, proxy_header_from })
         };
         let api = match &config.api.tls {
             None => Protocol::Http1AndH2c,
             Some(tls) => Protocol::Tls(Arc::new(Tls::open(&tls.listener)?)),
         };
-        let public: Vec<Door> =
-            config.listen.iter().map(door).collect::<Result<_, StartError>>()?;
-        let with_tls = public.iter().filter_map(|door| match &door.serves {
-            Serves::Site(Protocol::Tls(tls)) => Some(Arc::clone(tls)),
-            Serves::Site(_) | Serves::RedirectTo(_) => None,
+        let public: Vec<PublicListener> =
+            config.listen.iter().map(open).collect::<Result<_, StartError>>()?;
+        let with_tls = public.iter().filter_map(|listener| match &listener.service {
+            Service::Site(Protocol::Tls(tls)) => Some(Arc::clone(tls)),
+            Service::Site(_) | Service::RedirectTo(_) => None,
         });
         Tls::link_listeners(&with_tls.collect::<Vec<_>>());
-        let doors = Self { public, api };
-        metrics.set_certificates(doors.certificates(&listeners.public(), listeners.api()));
-        Ok(doors)
+        let roles = Self { public, api };
+        metrics.set_certificates(roles.certificates(&listeners.public(), listeners.api()));
+        Ok(roles)
     }
 
-    pub(super) fn public(&self) -> impl Iterator<Item = &Door> {
+    pub(super) fn public(&self) -> impl Iterator<Item = &PublicListener> {
         self.public.iter()
     }
 
     /// Returns the certificates that the listeners at these addresses present, with their expiry.
     pub(super) fn certificates(&self, public: &[Address], api: &Address) -> Vec<CertificateExpiry> {
-        let tls = self.public.iter().zip(public).filter_map(|(door, address)| match &door.serves {
-            Serves::Site(Protocol::Tls(tls)) => Some((tls, address)),
-            Serves::Site(_) | Serves::RedirectTo(_) => None,
+        let tls = self.public.iter().zip(public).filter_map(|(listener, address)| match &listener
+            .service
+        {
+            Service::Site(Protocol::Tls(tls)) => Some((tls, address)),
+            Service::Site(_) | Service::RedirectTo(_) => None,
         });
         let api = match &self.api {
             Protocol::Tls(tls) => Some((tls, api)),
             Protocol::Http1 | Protocol::Http1AndH2c => None,
         };
         let expiries = tls.chain(api).flat_map(|(tls, address)| {
-            let listener = address.to_string();
+            let name = address.to_string();
             tls.expiries().into_iter().map(move |(path, not_after)| CertificateExpiry {
-                listener: listener.clone(),
+                listener: name.clone(),
                 certificate: path.display().to_string(),
                 not_after,
             })
@@ -157,7 +162,7 @@ impl Doors {
         expiries.collect()
     }
 
-    /// The certificates of a configuration with the same listeners.
+    /// Reads the certificates of a configuration with the same listeners.
     pub(super) fn read_certificates(
         &self,
         config: &Config,
@@ -166,9 +171,9 @@ impl Doors {
         if let (Protocol::Tls(tls), Some(wanted)) = (&self.api, &config.api.tls) {
             read.push((Arc::clone(tls), tls.load(&wanted.listener)?));
         }
-        for (door, listen) in self.public.iter().zip(&config.listen) {
-            if let (Serves::Site(Protocol::Tls(tls)), Role::Tls(wanted)) =
-                (&door.serves, &listen.role)
+        for (listener, listen) in self.public.iter().zip(&config.listen) {
+            if let (Service::Site(Protocol::Tls(tls)), Role::Tls(wanted)) =
+                (&listener.service, &listen.role)
             {
                 read.push((Arc::clone(tls), tls.load(wanted)?));
             }
@@ -176,8 +181,8 @@ impl Doors {
         Ok(read)
     }
 
-    /// Shows them, from the next handshake on.
-    pub(super) fn show(certificates: Vec<(Arc<Tls>, Certificates)>) {
+    /// Installs certificates, which apply from the next handshake on.
+    pub(super) fn install_certificates(certificates: Vec<(Arc<Tls>, Certificates)>) {
         for (tls, certificates) in certificates {
             tls.install(certificates);
         }

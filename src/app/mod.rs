@@ -1,9 +1,9 @@
-//! Composition: a configuration becomes listeners, a store, and workers that serve; it may be replaced
-//! while they do; then it drains.
+//! Composition of the process: opens the store, binds the listeners, starts the workers; reloads the
+//! configuration and shuts down.
 //!
-//! One worker a core, each a thread with a runtime, upstream pools and, where the store is over the
-//! network, a connection of its own. Every worker accepts on every listener. The admin listener is
-//! the first worker's alone.
+//! There is one worker per core: a thread with a runtime, upstream pools and, for a store on the
+//! network, a store connection of its own. Every worker accepts on every listener, except that only the
+//! first serves the admin listener.
 
 mod keys;
 mod listeners;
@@ -19,9 +19,9 @@ use std::{fmt, io};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use self::listeners::{Doors, Listeners};
+use self::listeners::{ListenerRoles, Listeners};
 use self::stores::{Caching, Stores};
-use self::worker::{Crew, Floors, Made, Worker, workers};
+use self::worker::{LoadedConfig, ShutdownPhases, Worker, WorkerContext, worker_count};
 use crate::admin::Readiness;
 use crate::api::{
     self,
@@ -48,95 +48,93 @@ use crate::time::Clock;
 /// A running proxy.
 pub struct App {
     workers: Vec<Worker>,
-    tasks: Floors,
+    tasks: ShutdownPhases,
     predrain: Duration,
     drain_timeout: Duration,
-    doors: Doors,
+    listener_roles: ListenerRoles,
     readiness: Arc<Readiness>,
-    /// What is served now.
-    made: Made,
+    /// The current configuration.
+    loaded: LoadedConfig,
     api_url: String,
-    /// The key ring of each reload, with what it is checked by.
+    /// Publishes the key ring on each reload.
     rings: watch::Sender<Arc<Shared>>,
-    /// What the workers share; a reload replaces it, but for what is counted and in flight.
+    /// State that the workers share. A reload replaces it, except for metrics and requests in flight.
     pub shared: Arc<Shared>,
-    /// Where clients reach it, in the configuration's order.
+    /// Addresses of the public listeners, in the order of the configuration.
     pub public: Vec<Address>,
-    /// Where upstreams reach it.
+    /// Address of the session API.
     pub api: Address,
-    /// Where operators reach it.
+    /// Address of the admin listener.
     pub admin: Address,
-    /// The files and directories that this start made.
+    /// Files and directories that this start created.
     created: Vec<PathBuf>,
 }
 
-/// Why a proxy does not start.
+/// The reason why the proxy fails to start or reload.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The state directory or the key ring could not be had.
+    /// The state directory or the keys cannot be prepared.
     #[error(transparent)]
     Prepare(#[from] PrepareError),
-    /// The database could not be opened.
+    /// The database cannot be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
-    /// The directory of files could not be opened.
+    /// The directory of session files cannot be opened.
     #[error(transparent)]
     Files(#[from] store::file::OpenError),
-    /// Another process caches the records of the database.
-    #[error(
-        "{0} is in use by another process with [store.cache]; only one process may use it then"
-    )]
+    /// Another process caches records of the database.
+    #[error("{0} is in use by another process with caching enabled")]
     Cached(PathBuf),
-    /// Another process uses a database whose records are to be cached.
-    #[error("{0} is in use by another process; [store.cache] needs it alone")]
+    /// Another process uses a database that requires exclusive use because of caching.
+    #[error("{0} is in use by another process; [store.cache] requires exclusive use")]
     InUse(PathBuf),
-    /// The lock of a database cannot be taken.
+    /// The lock file of a database cannot be locked.
     #[error("cannot lock {path}")]
     Lock {
         /// The lock file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// Redis refuses what is needed.
+    /// Redis denies required commands.
     #[error(transparent)]
     Survey(#[from] SurveyError),
-    /// A listener's certificates cannot be used.
+    /// The certificates of a listener cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// There is no TLS to other instances.
-    #[error("there is no TLS to other instances")]
+    /// TLS to other instances cannot be configured.
+    #[error("failed to configure TLS to other instances")]
     Peers(#[source] client::TlsError),
-    /// There is no TLS to the collector of spans.
-    #[error("there is no TLS to the collector")]
+    /// TLS to the trace collector cannot be configured.
+    #[error("failed to configure TLS to the trace collector")]
     Collector(#[source] client::TlsError),
-    /// An address could not be listened on.
+    /// An address cannot be bound.
     #[error("cannot listen on {address}")]
     Bind {
-        /// Which.
+        /// The address.
         address: Address,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// A socket was handed over that no listener is configured for.
-    #[error("a socket at {0} was handed over, and no listener is configured there")]
-    NotWanted(Address),
+    /// The service manager passed a socket without a configured listener.
+    #[error("inherited socket {0} matches no configured listener")]
+    UnexpectedSocket(Address),
     /// The site cannot be served.
     #[error(transparent)]
     Site(#[from] SiteError),
-    /// A worker could not be started.
-    #[error("a worker could not be started")]
+    /// A worker thread cannot be started.
+    #[error("failed to start a worker")]
     Worker(#[source] io::Error),
 }
 
-/// The store of a configuration, for a command that serves nothing.
+/// Opens the sessions of a configuration, for a command that does not serve requests.
 pub fn open_sessions(config: &Config, clock: Clock) -> Result<Sessions, StartError> {
     let ring = config.prepare()?;
     let metrics = Metrics::new();
-    let store = Stores::open(config, Caching::None, &clock, &Tasks::new(), &metrics)?
-        .of_worker(0)
+    let store = Stores::open(config, Caching::Disabled, &clock, &Tasks::new(), &metrics)?
+        .for_worker(0)
         .map_err(StartError::Worker)?;
-    Ok(Sessions::new(store, share(config, ring, clock, metrics, instance(None))))
+    Ok(Sessions::new(store, share(config, ring, clock, metrics, new_instance(None))))
 }
 
 fn share(
@@ -160,21 +158,21 @@ fn share(
     })
 }
 
-/// Resolves the counters of the keys of a ring.
+/// Returns the token counters for the keys of a ring.
 fn session_tokens(metrics: &Metrics, ring: &KeyRing) -> SessionTokens {
     metrics.session_tokens(ring.fingerprints().map(|fingerprint| fingerprint.to_string()))
 }
 
 impl App {
-    /// Opens the store, binds the listeners, and begins to serve.
+    /// Opens the store, binds the listeners, and starts serving.
     ///
     /// # Errors
-    /// Whatever cannot be had is said before the first request is taken.
+    /// Fails before the first request is accepted.
     pub fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
         Self::start_on(Inherited::default(), config, clock)
     }
 
-    /// The same on sockets that somebody listens on already.
+    /// Starts like [`Self::start`], on inherited sockets if they match configured listeners.
     pub fn start_on(
         inherited: Inherited,
         config: Config,
@@ -183,44 +181,44 @@ impl App {
         let mut created = config.made_at_start();
         created.retain(|path| !path.exists());
         let ring = config.prepare()?;
-        let tasks = Floors::new();
+        let tasks = ShutdownPhases::new();
         let metrics = Metrics::new();
         let stores = Stores::open(&config, Caching::Configured, &clock, &tasks.inner, &metrics)?;
         let readiness = Arc::new(Readiness::new(stores.health(), needs_store(&config)));
         let listeners = Listeners::bind(&config, inherited)?;
-        let doors = Doors::open(&config, &listeners, &metrics)?;
-        let api_url = url_of(&config, listeners.api());
-        let instance = instance(dialled_at(&config, &api_url));
+        let listener_roles = ListenerRoles::open(&config, &listeners, &metrics)?;
+        let api_url = api_url(&config, listeners.api());
+        let instance = new_instance(instance_target(&config, &api_url));
         let shared = share(&config, ring, clock, metrics, instance);
         let site = site(&config, &api_url, &shared.metrics)?;
         let api = api_settings(&config, &api_url)?;
         let tracer = tracer(&config, &shared.metrics)?;
         let config = Arc::new(config);
-        let made = Made { config, site, shared: Arc::clone(&shared), api, tracer };
-        let (rings, of_reloads) = watch::channel(Arc::clone(&shared));
-        let crew = Arc::new(Crew {
-            rings: of_reloads,
+        let loaded = LoadedConfig { config, site, shared: Arc::clone(&shared), api, tracer };
+        let (rings, reloaded_rings) = watch::channel(Arc::clone(&shared));
+        let context = Arc::new(WorkerContext {
+            rings: reloaded_rings,
             stores,
             readiness: Arc::clone(&readiness),
-            doors: doors.clone(),
-            limits: made.config.limits.clone(),
-            admin_names: admin_names(&made.config, &api_url),
-            public_limit: public_limit(&made.config),
-            api_limit: ConnectionLimit::new(made.config.limits.connections),
+            listener_roles: listener_roles.clone(),
+            limits: loaded.config.limits.clone(),
+            admin_names: admin_names(&loaded.config, &api_url),
+            public_limit: public_limit(&loaded.config),
+            api_limit: ConnectionLimit::new(loaded.config.limits.connections),
         });
-        let workers = (0..workers())
-            .map(|index| crew.start_worker(index, &made, &listeners, &tasks))
+        let workers = (0..worker_count())
+            .map(|index| context.start_worker(index, &loaded, &listeners, &tasks))
             .collect::<io::Result<_>>()
             .map_err(StartError::Worker)?;
         created.retain(|path| path.exists());
         Ok(Self {
             workers,
             tasks,
-            predrain: made.config.limits.predrain,
-            drain_timeout: made.config.limits.drain_timeout,
-            doors,
+            predrain: loaded.config.limits.predrain,
+            drain_timeout: loaded.config.limits.drain_timeout,
+            listener_roles,
             readiness,
-            made,
+            loaded,
             api_url,
             rings,
             shared,
@@ -231,15 +229,14 @@ impl App {
         })
     }
 
-    /// Serves what another configuration says from the next request on; requests that have begun go
-    /// on as they were. Answers the keys that have changed and need a restart: they stay as they
-    /// were.
+    /// Applies another configuration from the next request on; requests in flight keep the previous one.
+    /// Returns the keys that have changed but require a restart; their running values are kept.
     ///
     /// # Errors
-    /// Nothing has changed.
+    /// If it fails, nothing has changed.
     pub fn reload(&mut self, wanted: Config) -> Result<Vec<&'static str>, StartError> {
-        let (config, left) = reload::onto(&self.made.config, wanted);
-        // All that can fail comes first.
+        let (config, kept) = reload::merge(&self.loaded.config, wanted);
+        // Everything that can fail comes before the first change.
         let running = &*self.shared;
         let ring = if config.keys.is_for_this_process() {
             Arc::clone(&running.ring)
@@ -247,7 +244,7 @@ impl App {
             config.prepare()?
         };
         let site = site(&config, &self.api_url, &running.metrics)?;
-        let certificates = self.doors.read_certificates(&config)?;
+        let certificates = self.listener_roles.read_certificates(&config)?;
         let api = api_settings(&config, &self.api_url)?;
         self.shared = Arc::new(Shared {
             session_tokens: session_tokens(&running.metrics, &ring),
@@ -261,46 +258,46 @@ impl App {
             instance: running.instance.clone(),
         });
         let shared = Arc::clone(&self.shared);
-        let (config, tracer) = (Arc::new(config), self.made.tracer.clone());
-        self.made = Made { config, site, shared, api, tracer };
-        self.readiness.require_store(needs_store(&self.made.config));
-        Doors::show(certificates);
-        let certificates = self.doors.certificates(&self.public, &self.api);
+        let (config, tracer) = (Arc::new(config), self.loaded.tracer.clone());
+        self.loaded = LoadedConfig { config, site, shared, api, tracer };
+        self.readiness.require_store(needs_store(&self.loaded.config));
+        ListenerRoles::install_certificates(certificates);
+        let certificates = self.listener_roles.certificates(&self.public, &self.api);
         self.shared.metrics.set_certificates(certificates);
         for worker in &self.workers {
-            worker.serve_anew(&self.made);
+            worker.reload(&self.loaded);
         }
         self.rings.send_replace(Arc::clone(&self.shared));
-        Ok(left)
+        Ok(kept)
     }
 
-    /// Says for as long as configured that it is going to end, and has clients connect anew; then
-    /// begins the drain, of the public side first, waits for what is in flight, no longer than the
-    /// drain's deadline, and ends the workers. Whether all of it ended in time.
-    pub async fn stop(self) -> bool {
+    /// Shuts down gracefully: announces it for the configured time, so that clients reconnect elsewhere;
+    /// then drains the public side, the API and the admin listener within the drain timeout, and stops
+    /// the workers. Returns whether all requests completed in time.
+    pub async fn shutdown(self) -> bool {
         self.tasks.public.announce_shutdown();
         tokio::time::sleep(self.predrain).await;
-        let drained = self.tasks.drained(self.drain_timeout).await;
+        let drained = self.tasks.drain(self.drain_timeout).await;
         if !drained {
-            warn!("the drain's time is over; what is still in flight is cut");
+            warn!("drain timeout elapsed; aborting in-flight requests");
         }
         for worker in self.workers {
             if worker.stop().is_err() {
-                error!("a worker panicked");
+                error!("worker panicked");
             }
         }
         drained
     }
 
-    /// Begins the drain and waits for nothing: the workers end by themselves.
-    pub fn abandon(self) {
+    /// Starts the drain without waiting for it. The workers end by themselves.
+    pub fn shutdown_now(self) {
         self.tasks.public.drain();
         self.tasks.inner.drain();
     }
 
-    /// Logs where it serves and whom, where its state is, and which files and directories this start made.
+    /// Logs the addresses, the upstreams, the state directory, and what this start created.
     pub fn announce(&self) {
-        let config = &self.made.config;
+        let config = &self.loaded.config;
         let mut upstreams: Vec<String> = Vec::new();
         for upstream in config.proxy.routes.iter().flat_map(|route| &route.upstreams) {
             let upstream = upstream.to_string();
@@ -330,7 +327,7 @@ impl fmt::Debug for App {
     }
 }
 
-/// Whether requests fail without the store: not if every route with sessions says
+/// Returns whether requests fail if the store is unavailable: not if every route with sessions has
 /// `on_error = "anonymous"`.
 fn needs_store(config: &Config) -> bool {
     let fails = |route: &proxy::config::RouteConfig| {
@@ -339,8 +336,8 @@ fn needs_store(config: &Config) -> bool {
     config.proxy.routes.iter().any(fails)
 }
 
-/// Returns the connection limit of the public listeners. Trusted proxies are exempt from the limit per address, since
-/// many clients share theirs.
+/// Returns the limit on public connections. The limit per address does not apply to trusted proxies,
+/// which connect for many clients.
 fn public_limit(config: &Config) -> ConnectionLimit {
     let limit = ConnectionLimit::new(config.limits.connections);
     match config.limits.connections_per_address {
@@ -369,26 +366,26 @@ fn tracer(config: &Config, metrics: &Metrics) -> Result<Option<Arc<Tracer>>, Sta
     Ok(tracer.transpose().map_err(StartError::Collector)?.map(Arc::new))
 }
 
-/// The names that lead to the API, as upstreams and other instances are told.
-fn told_names(config: &Config, api_url: &str) -> impl Iterator<Item = String> {
+/// Returns the host names of the API that upstreams and other instances receive.
+fn advertised_names(config: &Config, api_url: &str) -> impl Iterator<Item = String> {
     let instance = config.api.instance_url.as_ref().map(Target::authority);
     let instance = instance.map(|authority| host::name(&authority).to_owned());
     host::of_url(api_url).map(str::to_owned).into_iter().chain(instance)
 }
 
 fn api_settings(config: &Config, api_url: &str) -> Result<Arc<api::Settings>, StartError> {
-    let names = config.api.hosts.iter().cloned().chain(told_names(config, api_url));
+    let names = config.api.hosts.iter().cloned().chain(advertised_names(config, api_url));
     let names = OwnNames::new(names, "api.hosts");
     let body_idle_timeout = config.limits.body_idle_timeout;
     Ok(Arc::new(api::Settings::new(&config.api, body_idle_timeout, peers(config)?, names)))
 }
 
 fn admin_names(config: &Config, api_url: &str) -> Vec<String> {
-    config.admin.hosts.iter().cloned().chain(told_names(config, api_url)).collect()
+    config.admin.hosts.iter().cloned().chain(advertised_names(config, api_url)).collect()
 }
 
-/// What upstreams are told: with port 0 in the configuration, the port that it became.
-fn url_of(config: &Config, bound: &Address) -> String {
+/// Returns the URL of the API for upstreams. A configured port 0 is replaced by the bound port.
+fn api_url(config: &Config, bound: &Address) -> String {
     let at = |address| url_at(address, config.api.scheme(), &config.api.prefix);
     if at(&config.api.address).as_ref() == Some(&config.api.url)
         && let Some(url) = at(bound)
@@ -398,8 +395,8 @@ fn url_of(config: &Config, bound: &Address) -> String {
     config.api.url.clone()
 }
 
-/// Where other instances dial this one: nowhere where it does not share its store.
-fn dialled_at(config: &Config, api_url: &str) -> Option<Target> {
+/// Returns the target at which other instances reach this one; `None` if its store is not shared.
+fn instance_target(config: &Config, api_url: &str) -> Option<Target> {
     let is_shared = config.store.backend.is_shared();
     is_shared
         .then(|| {
@@ -408,8 +405,8 @@ fn dialled_at(config: &Config, api_url: &str) -> Option<Target> {
         .flatten()
 }
 
-/// This process, as its request tokens name it.
-fn instance(dialled_at: Option<Target>) -> Instance {
-    let authority = dialled_at.map_or_else(String::new, |target| target.authority());
+/// Returns a new identity of this process, for its request tokens.
+fn new_instance(target: Option<Target>) -> Instance {
+    let authority = target.map_or_else(String::new, |target| target.authority());
     Instance { number: u64::from_be_bytes(random::bytes()), authority }
 }

@@ -1,12 +1,13 @@
-//! What of a configuration can take the place of the running one's, and what needs a restart.
+//! Merging of a new configuration into the running one: some settings require a restart.
 
 use crate::api;
 use crate::config::{Config, Listen, Role};
 
-/// The wanted configuration with what needs a restart as it runs, and the names of what was left so.
-pub(super) fn onto(running: &Config, wanted: Config) -> (Config, Vec<&'static str>) {
-    let stays: [(&'static str, bool); 12] = [
-        ("listen", same_doors(&running.listen, &wanted.listen)),
+/// Returns the new configuration with the running values of settings that require a restart, and the
+/// names of those that differ.
+pub(super) fn merge(running: &Config, wanted: Config) -> (Config, Vec<&'static str>) {
+    let fixed: [(&'static str, bool); 12] = [
+        ("listen", same_listeners(&running.listen, &wanted.listen)),
         ("limits", running.limits == wanted.limits),
         ("api.address", running.api.address == wanted.api.address),
         ("api.tls", running.api.tls.is_some() == wanted.api.tls.is_some()),
@@ -19,8 +20,8 @@ pub(super) fn onto(running: &Config, wanted: Config) -> (Config, Vec<&'static st
         ("log", running.log == wanted.log),
         ("telemetry", running.telemetry == wanted.telemetry),
     ];
-    let left = stays.into_iter().filter_map(|(name, same)| (!same).then_some(name)).collect();
-    let listen = if same_doors(&running.listen, &wanted.listen) {
+    let kept = fixed.into_iter().filter_map(|(name, same)| (!same).then_some(name)).collect();
+    let listen = if same_listeners(&running.listen, &wanted.listen) {
         wanted.listen
     } else {
         running.listen.clone()
@@ -41,11 +42,11 @@ pub(super) fn onto(running: &Config, wanted: Config) -> (Config, Vec<&'static st
         state_directory: running.state_directory.clone(),
         ..wanted
     };
-    (config, left)
+    (config, kept)
 }
 
-/// Whether they differ in certificates alone.
-fn same_doors(running: &[Listen], wanted: &[Listen]) -> bool {
+/// Returns whether two lists of listeners differ at most in their certificates.
+fn same_listeners(running: &[Listen], wanted: &[Listen]) -> bool {
     let same = |(one, other): (&Listen, &Listen)| {
         one.address == other.address
             && one.socket_mode == other.socket_mode

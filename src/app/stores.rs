@@ -1,4 +1,4 @@
-//! The store of a configuration, one way to it for each worker.
+//! Creation of the configured store, and of its connections for each worker.
 
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -8,7 +8,7 @@ use std::{io, thread};
 
 use tracing::warn;
 
-use super::{StartError, workers};
+use super::{StartError, worker_count};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::server::Tasks;
@@ -23,37 +23,39 @@ use crate::store::redis::{Deployment, Redis, Survey, SurveyError, track};
 use crate::store::sqlite::Sqlite;
 use crate::time::{Clock, Timestamp};
 
-/// Which store the workers use.
+/// The store of the process.
 pub(super) struct Stores {
-    ways: Ways,
+    set: StoreSet,
     cache: Option<Arc<Hot>>,
     health: Arc<Health>,
-    /// Of a SQLite database: held as long as it is open, and released by the end of the process.
+    /// The lock of a SQLite database, held as long as the database is open.
     _lock: Option<File>,
 }
 
-/// Whether records may be kept in the process.
+/// Whether records may be cached in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Caching {
-    /// Where the configuration says so.
+    /// As configured.
     Configured,
-    /// Not: a command that serves nothing, and removes only what has expired.
-    None,
+    /// Never, for a command that only removes expired records.
+    Disabled,
 }
 
-enum Ways {
-    /// One for all of them.
+enum StoreSet {
+    /// A single store for all workers.
     Embedded(Arc<dyn Store>),
-    /// One for each, with connections of its own.
+    /// A store with connections of its own for each worker.
     Redis(Deployment, Vec<Arc<dyn Store>>),
-    /// None: clients carry their sessions.
+    /// No store: sessions are in the cookies of the clients.
     Cookies,
 }
 
 impl Stores {
+    /// Opens the store.
+    ///
     /// # Errors
-    /// The database cannot be opened, or Redis answers and refuses what is needed. One that does not
-    /// answer may do so later.
+    /// Fails if a database cannot be opened, or if Redis denies required commands. An unreachable Redis is
+    /// not an error: it may become reachable later.
     pub(super) fn open(
         config: &Config,
         caching: Caching,
@@ -61,95 +63,65 @@ impl Stores {
         tasks: &Tasks,
         metrics: &Metrics,
     ) -> Result<Self, StartError> {
-        let timeout = config.store.timeout;
-        let ways = match &config.store.backend {
-            Backend::Memory => {
-                let memory = Memory::new(Memory::DEFAULT_MAX_BYTES, metrics.clone());
-                Ways::Embedded(Arc::new(memory))
-            }
-            Backend::Sqlite { path } => Ways::Embedded(Arc::new(Sqlite::open(path, timeout)?)),
-            Backend::File { directory } => {
-                Ways::Embedded(Arc::new(Files::open(directory, timeout)?))
-            }
-            Backend::Cookies => Ways::Cookies,
-            Backend::Redis(redis) => {
-                let deployment = Deployment::new(redis, timeout);
-                // Its connections end with its runtime.
-                survey(&deployment.apart(), &config.policy, clock.now())?;
-                let store = |_| Arc::new(Redis::new(&deployment, tasks.clone())) as _;
-                let stores = (0..workers()).map(store).collect();
-                Ways::Redis(deployment, stores)
-            }
-        };
-        let place = match &config.store.backend {
-            Backend::Memory | Backend::Cookies => Place::Process,
-            Backend::Sqlite { .. } | Backend::File { .. } => Place::Disk,
-            Backend::Redis(_) => Place::Network,
-        };
-        let health = Arc::new(Health::new(place, metrics.clone()));
-        let ways = ways
-            .before(|store| Arc::new(Observed::new(store, Arc::clone(&health))) as Arc<dyn Store>);
-        let coherence = match &ways {
-            Ways::Embedded(_) | Ways::Cookies => Coherence::Owned,
-            Ways::Redis(..) => Coherence::Leased,
-        };
-        let room = config.store.cache.filter(|_| caching == Caching::Configured);
+        let set = StoreSet::open(config, clock, tasks, metrics)?;
+        let health = Arc::new(Health::new(place(&config.store.backend), metrics.clone()));
+        let set = set.map(|store| Arc::new(Observed::new(store, Arc::clone(&health))));
+        let cache_bytes = config.store.cache.filter(|_| caching == Caching::Configured);
         let lock = match &config.store.backend {
-            Backend::Sqlite { path } => lock_database(path, caching, room.is_some())?,
+            Backend::Sqlite { path } => lock_database(path, caching, cache_bytes.is_some())?,
             Backend::Memory | Backend::File { .. } | Backend::Redis(_) | Backend::Cookies => None,
         };
-        let Some(bytes) = room else {
-            return Ok(Self { ways, cache: None, health, _lock: lock });
+        let Some(bytes) = cache_bytes else {
+            return Ok(Self { set, cache: None, health, _lock: lock });
         };
-        let hot = Arc::new(Hot::new(bytes, coherence));
-        let ways =
-            ways.before(|store| Arc::new(Cached::new(store, Arc::clone(&hot))) as Arc<dyn Store>);
-        Ok(Self { ways, cache: Some(hot), health, _lock: lock })
+        let cache = Arc::new(Hot::new(bytes, set.coherence()));
+        let set = set.map(|store| Arc::new(Cached::new(store, Arc::clone(&cache))));
+        Ok(Self { set, cache: Some(cache), health, _lock: lock })
     }
 
-    /// Returns the store of a worker; `None` if sessions live in cookies.
+    /// Returns the store of a worker; `None` if sessions are in cookies.
     ///
     /// # Errors
     /// There is no such worker.
-    pub(super) fn of_worker(&self, index: usize) -> io::Result<Option<Arc<dyn Store>>> {
-        match &self.ways {
-            Ways::Embedded(store) => Ok(Some(Arc::clone(store))),
-            Ways::Redis(_, stores) => {
+    pub(super) fn for_worker(&self, index: usize) -> io::Result<Option<Arc<dyn Store>>> {
+        match &self.set {
+            StoreSet::Embedded(store) => Ok(Some(Arc::clone(store))),
+            StoreSet::Redis(_, stores) => {
                 stores.get(index).cloned().map(Some).ok_or_else(|| io::ErrorKind::Other.into())
             }
-            Ways::Cookies => Ok(None),
+            StoreSet::Cookies => Ok(None),
         }
     }
 
-    /// Follows the sentinels, if the store has some, until the drain.
-    pub(super) fn begin_following(&self, tasks: &Tasks) {
-        if let Ways::Redis(deployment, _) = &self.ways {
+    /// Starts following the sentinels, if any, until the drain.
+    pub(super) fn start_following(&self, tasks: &Tasks) {
+        if let StoreSet::Redis(deployment, _) = &self.set {
             deployment.follow(tasks);
         }
     }
 
-    /// How the store is, as all workers find it.
+    /// Returns the health of the store, as observed by all workers.
     pub(super) fn health(&self) -> Arc<Health> {
         Arc::clone(&self.health)
     }
 
-    /// Keeps the cache coherent with what others change, until the drain.
-    pub(super) fn begin_tracking(&self, tasks: &Tasks) {
-        if let (Ways::Redis(deployment, _), Some(hot)) = (&self.ways, &self.cache) {
+    /// Starts invalidating cached records that other instances change, until the drain.
+    pub(super) fn start_tracking(&self, tasks: &Tasks) {
+        if let (StoreSet::Redis(deployment, _), Some(hot)) = (&self.set, &self.cache) {
             let tracking = track(deployment.clone(), Arc::clone(hot), tasks.clone());
             tasks.run(tracking).detach();
         }
     }
 }
 
-/// Locks a database: several processes may use one, unless one of them caches its records, which
-/// the others would change without its knowing. Earlier versions take only the exclusive lock.
+/// Locks a database. Several processes may share it unless one of them caches records, which would miss
+/// the changes of the others. Earlier versions take only the exclusive lock.
 fn lock_database(
     database: &Path,
     caching: Caching,
     caches: bool,
 ) -> Result<Option<File>, StartError> {
-    if caching == Caching::None {
+    if caching == Caching::Disabled {
         return Ok(None);
     }
     let mut path = database.as_os_str().to_owned();
@@ -169,38 +141,84 @@ fn lock_database(
     }
 }
 
-/// Looks at a deployment before anybody is served. On a thread of its own: whoever starts an app may
-/// have a runtime already.
-fn survey(deployment: &Deployment, policy: &Policy, now: Timestamp) -> Result<(), StartError> {
-    let look = || {
+/// Checks a Redis deployment before the first request. It runs on a thread of its own, because the
+/// caller may be inside a runtime, which cannot block on another.
+fn preflight(deployment: &Deployment, policy: &Policy, now: Timestamp) -> Result<(), StartError> {
+    let check = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(runtime.block_on(deployment.survey(policy, now)))
     };
-    let surveyed: io::Result<_> = thread::scope(|scope| {
-        scope.spawn(look).join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+    let checked: io::Result<_> = thread::scope(|scope| {
+        scope.spawn(check).join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
     });
-    match surveyed.map_err(StartError::Worker)? {
+    match checked.map_err(StartError::Worker)? {
         Ok(Survey::Keeps) => {}
         Ok(Survey::Evicts(policy)) => warn!(
             policy,
-            "Redis removes sessions when its memory is full; set maxmemory-policy to noeviction"
+            "Redis evicts sessions when its memory is full; set maxmemory-policy to noeviction"
         ),
         Err(SurveyError::Away(error)) => {
             let error = &error as &dyn std::error::Error;
-            warn!(error, "Redis could not be looked at; it is asked again with the first request");
+            warn!(error, "Redis is unreachable at startup; will retry on first use");
         }
         Err(denied @ SurveyError::Denied(_)) => return Err(denied.into()),
     }
     Ok(())
 }
 
-impl Ways {
-    /// The same with something before each of them.
-    fn before(self, wrap: impl Fn(Arc<dyn Store>) -> Arc<dyn Store>) -> Self {
+/// Returns where the records of a store are.
+fn place(backend: &Backend) -> Place {
+    match backend {
+        Backend::Memory | Backend::Cookies => Place::Process,
+        Backend::Sqlite { .. } | Backend::File { .. } => Place::Disk,
+        Backend::Redis(_) => Place::Network,
+    }
+}
+
+impl StoreSet {
+    fn open(
+        config: &Config,
+        clock: &Clock,
+        tasks: &Tasks,
+        metrics: &Metrics,
+    ) -> Result<Self, StartError> {
+        let timeout = config.store.timeout;
+        Ok(match &config.store.backend {
+            Backend::Memory => {
+                let memory = Memory::new(Memory::DEFAULT_MAX_BYTES, metrics.clone());
+                Self::Embedded(Arc::new(memory))
+            }
+            Backend::Sqlite { path } => Self::Embedded(Arc::new(Sqlite::open(path, timeout)?)),
+            Backend::File { directory } => {
+                Self::Embedded(Arc::new(Files::open(directory, timeout)?))
+            }
+            Backend::Cookies => Self::Cookies,
+            Backend::Redis(redis) => {
+                let deployment = Deployment::new(redis, timeout);
+                // Independent connections, because those of the preflight end with its runtime.
+                preflight(&deployment.apart(), &config.policy, clock.now())?;
+                let store = |_| Arc::new(Redis::new(&deployment, tasks.clone())) as _;
+                let stores = (0..worker_count()).map(store).collect();
+                Self::Redis(deployment, stores)
+            }
+        })
+    }
+
+    /// Returns how a cache in front of the store stays coherent.
+    fn coherence(&self) -> Coherence {
+        match self {
+            Self::Embedded(_) | Self::Cookies => Coherence::Owned,
+            Self::Redis(..) => Coherence::Leased,
+        }
+    }
+
+    /// Wraps each store.
+    fn map<S: Store + 'static>(self, wrap: impl Fn(Arc<dyn Store>) -> Arc<S>) -> Self {
         match self {
             Self::Embedded(store) => Self::Embedded(wrap(store)),
             Self::Redis(deployment, stores) => {
-                Self::Redis(deployment, stores.into_iter().map(wrap).collect())
+                let wrapped = stores.into_iter().map(|store| wrap(store) as Arc<dyn Store>);
+                Self::Redis(deployment, wrapped.collect())
             }
             Self::Cookies => Self::Cookies,
         }

@@ -1,4 +1,4 @@
-//! The workers: one a core, each with services of its own on every listener.
+//! Workers: one thread per core, each with services of its own on every listener.
 
 use std::io;
 use std::num::NonZero;
@@ -10,7 +10,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::{debug, error, warn};
 
 use super::keys::watch_keys;
-use super::listeners::{Doors, Listeners, Serves};
+use super::listeners::{ListenerRoles, Listeners, Service};
 use super::stores::Stores;
 use crate::admin::{Admin, Readiness};
 use crate::api::{self, Api};
@@ -24,75 +24,80 @@ use crate::sessions::{Sessions, Shared};
 use crate::store::Store;
 use crate::telemetry::Tracer;
 
-/// How many workers there are: one a core.
-pub(super) fn workers() -> usize {
+/// Returns the number of workers: one per core.
+pub(super) fn worker_count() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-/// The tasks of the process, in the order in which they are drained: requests in flight still call
-/// the session API, and operators still ask how it goes, when clients are taken no more.
+/// The tasks of the process, in the order in which they are drained. In-flight requests still call the
+/// session API, and operators still query the state, after public connections are refused.
 #[derive(Clone, Debug)]
-pub(super) struct Floors {
-    /// Clients, and the upstreams that their requests go to.
+pub(super) struct ShutdownPhases {
+    /// Public connections, and the upstream connections of their requests.
     pub(super) public: Tasks,
-    /// The API, the admin listener, and the workers themselves.
+    /// API and admin connections, and the workers themselves.
     pub(super) inner: Tasks,
 }
 
-impl Floors {
+impl ShutdownPhases {
     pub(super) fn new() -> Self {
         Self { public: Tasks::new(), inner: Tasks::new() }
     }
 
-    /// The same tasks, for another worker.
+    /// Returns the same tasks with signals of their own, for another worker.
     fn sibling(&self) -> Self {
         Self { public: self.public.sibling(), inner: self.inner.sibling() }
     }
 
-    /// Drains one after the other, both no longer than `deadline`. Whether all ended in time.
-    pub(super) async fn drained(&self, deadline: Duration) -> bool {
-        let end = Instant::now() + deadline;
-        let public = self.public.drained(deadline).await;
-        let left = end.saturating_duration_since(Instant::now());
-        self.inner.drained(left).await && public
+    /// Drains one after the other, both within `timeout`. Returns whether all tasks ended in time.
+    pub(super) async fn drain(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let public = self.public.drained(timeout).await;
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        self.inner.drained(remaining).await && public
     }
 }
 
-/// What the services are made of. A reload makes others of another.
-pub(super) struct Made {
+/// A configuration, and what has been loaded for it. The services are created from it, at startup and on
+/// each reload.
+pub(super) struct LoadedConfig {
     pub(super) config: Arc<Config>,
     pub(super) site: Arc<Site>,
     pub(super) shared: Arc<Shared>,
     pub(super) api: Arc<api::Settings>,
-    /// What takes the spans of requests, where they are recorded.
+    /// The tracer, if spans are exported.
     pub(super) tracer: Option<Arc<Tracer>>,
 }
 
-/// The services of one worker, as its listeners reach them.
+/// The services of a worker, which its listeners call and a reload replaces.
 #[derive(Clone)]
 struct Services {
     store: Option<Arc<dyn Store>>,
-    tasks: Floors,
+    tasks: ShutdownPhases,
     proxy: Arc<Reloadable<Proxy>>,
     api: Arc<Reloadable<Api>>,
 }
 
 impl Services {
-    fn new(made: &Made, store: Option<Arc<dyn Store>>, tasks: Floors) -> Self {
-        let (proxy, api) = services(made, store.clone(), &tasks);
+    fn new(loaded: &LoadedConfig, store: Option<Arc<dyn Store>>, tasks: ShutdownPhases) -> Self {
+        let (proxy, api) = services(loaded, store.clone(), &tasks);
         let (proxy, api) = (Arc::new(Reloadable::new(proxy)), Arc::new(Reloadable::new(api)));
         Self { store, tasks, proxy, api }
     }
 }
 
-fn services(made: &Made, store: Option<Arc<dyn Store>>, tasks: &Floors) -> (Proxy, Api) {
-    let sessions = Sessions::new(store, Arc::clone(&made.shared));
-    let api = Api::new(sessions.clone(), tasks.inner.clone(), Arc::clone(&made.api));
-    let (site, tracer) = (Arc::clone(&made.site), made.tracer.clone());
+fn services(
+    loaded: &LoadedConfig,
+    store: Option<Arc<dyn Store>>,
+    tasks: &ShutdownPhases,
+) -> (Proxy, Api) {
+    let sessions = Sessions::new(store, Arc::clone(&loaded.shared));
+    let api = Api::new(sessions.clone(), tasks.inner.clone(), Arc::clone(&loaded.api));
+    let (site, tracer) = (Arc::clone(&loaded.site), loaded.tracer.clone());
     (Proxy::new(site, sessions.opener(), tasks.public.clone(), tracer), api)
 }
 
-/// A worker.
+/// A running worker.
 pub(super) struct Worker {
     thread: JoinHandle<()>,
     stop: oneshot::Sender<()>,
@@ -100,52 +105,53 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Has it serve this from the next request on.
-    pub(super) fn serve_anew(&self, made: &Made) {
-        let (proxy, api) = services(made, self.services.store.clone(), &self.services.tasks);
+    /// Replaces the services, from the next request on.
+    pub(super) fn reload(&self, loaded: &LoadedConfig) {
+        let (proxy, api) = services(loaded, self.services.store.clone(), &self.services.tasks);
         self.services.proxy.replace(proxy);
         self.services.api.replace(api);
     }
 
-    /// Ends it, whatever it does. An error is a panic.
+    /// Stops the worker, and waits for its thread. An error is a panic of the worker.
     pub(super) fn stop(self) -> thread::Result<()> {
-        // A worker that has ended already needs no word.
+        // The worker may already have exited.
         let _ = self.stop.send(());
         self.thread.join()
     }
 }
 
-/// What a worker takes into its thread, and no reload replaces.
-pub(super) struct Crew {
+/// What the workers share and no reload replaces.
+pub(super) struct WorkerContext {
     pub(super) stores: Stores,
     pub(super) rings: watch::Receiver<Arc<Shared>>,
     pub(super) readiness: Arc<Readiness>,
-    pub(super) doors: Doors,
+    pub(super) listener_roles: ListenerRoles,
     pub(super) limits: Limits,
-    /// The names that the admin listener answers to.
+    /// Host names of the admin listener.
     pub(super) admin_names: Vec<String>,
     pub(super) public_limit: ConnectionLimit,
     pub(super) api_limit: ConnectionLimit,
 }
 
-impl Crew {
+impl WorkerContext {
+    /// Starts a worker, which serves until the drain.
     pub(super) fn start_worker(
         self: &Arc<Self>,
         index: usize,
-        made: &Made,
+        loaded: &LoadedConfig,
         listeners: &Listeners,
-        tasks: &Floors,
+        tasks: &ShutdownPhases,
     ) -> io::Result<Worker> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listeners = listeners.try_clone()?;
         let (stop, stopped) = oneshot::channel();
-        let store = self.stores.of_worker(index)?;
-        let services = Services::new(made, store.clone(), tasks.sibling());
-        let sessions = Sessions::new(store, Arc::clone(&made.shared));
-        // Tracked from here on, so that a drain at once waits for the workers' listeners.
+        let store = self.stores.for_worker(index)?;
+        let services = Services::new(loaded, store.clone(), tasks.sibling());
+        let sessions = Sessions::new(store, Arc::clone(&loaded.shared));
+        // Spawned before the thread starts, so that even an immediate drain waits for the listeners.
         let serve = {
             let _in_runtime = runtime.enter();
-            if let (0, Some(tracer)) = (index, &made.tracer) {
+            if let (0, Some(tracer)) = (index, &loaded.tracer) {
                 let tasks = tasks.inner.sibling();
                 tasks.run(Arc::clone(tracer).export(tasks.clone())).detach();
             }
@@ -161,7 +167,7 @@ impl Crew {
         Ok(Worker { thread, stop, services })
     }
 
-    /// Serves every listener until the drain begins.
+    /// Serves every listener until the drain begins. The first worker also runs the background tasks.
     async fn serve(
         self: Arc<Self>,
         index: usize,
@@ -169,8 +175,8 @@ impl Crew {
         services: Services,
         sessions: Sessions,
     ) {
-        let Services { store, tasks: Floors { public, inner }, proxy, api } = services;
-        let (doors, api_listener, admin_listener) = listeners.into_parts();
+        let Services { store, tasks: ShutdownPhases { public, inner }, proxy, api } = services;
+        let (public_listeners, api_listener, admin_listener) = listeners.into_parts();
         let metrics = &sessions.shared().metrics;
         let settings = |listener: &BoundListener, protocol| Settings {
             protocol,
@@ -179,19 +185,19 @@ impl Crew {
             limits: self.limits.clone(),
             metrics: metrics.listener(&listener.local_address().to_string()),
         };
-        for (listener, door) in doors.into_iter().zip(self.doors.public()) {
+        for (listener, role) in public_listeners.into_iter().zip(self.listener_roles.public()) {
             let limit = self.public_limit.clone();
             let public_settings = |protocol| Settings {
-                proxy_header_from: door.proxy_header_from.clone(),
+                proxy_header_from: role.proxy_header_from.clone(),
                 leaves_descriptors: true,
                 ..settings(&listener, protocol)
             };
-            match door.serves.clone() {
-                Serves::Site(protocol) => {
+            match role.service.clone() {
+                Service::Site(protocol) => {
                     let settings = public_settings(protocol);
                     accept(listener, settings, limit, Arc::clone(&proxy), &public);
                 }
-                Serves::RedirectTo(port) => {
+                Service::RedirectTo(port) => {
                     let redirect = Redirect::new(port, sessions.shared().metrics.clone());
                     let redirect = Arc::new(redirect);
                     let settings = public_settings(Protocol::Http1);
@@ -200,18 +206,18 @@ impl Crew {
             }
         }
         let limit = self.api_limit.clone();
-        let of_api = settings(&api_listener, self.doors.api.clone());
-        accept(api_listener, of_api, limit, api, &inner);
+        let api_settings = settings(&api_listener, self.listener_roles.api.clone());
+        accept(api_listener, api_settings, limit, api, &inner);
         if index == 0 {
-            self.stores.begin_following(&inner);
-            self.stores.begin_tracking(&inner);
+            self.stores.start_following(&inner);
+            self.stores.start_tracking(&inner);
             inner.run(watch_keys(self.rings.clone(), store, inner.clone())).detach();
             let names = OwnNames::new(self.admin_names.iter().cloned(), "admin.hosts");
             let admin =
                 Arc::new(Admin::new(sessions.clone(), Arc::clone(&self.readiness), public, names));
             let limit = ConnectionLimit::new(ADMIN_CONNECTIONS);
-            let of_admin = settings(&admin_listener, Protocol::Http1);
-            accept(admin_listener, of_admin, limit, admin, &inner);
+            let admin_settings = settings(&admin_listener, Protocol::Http1);
+            accept(admin_listener, admin_settings, limit, admin, &inner);
             inner.run(sweep_requests(sessions.clone(), inner.clone())).detach();
             sweep(&sessions, &inner).await;
         } else {
@@ -220,11 +226,11 @@ impl Crew {
     }
 }
 
-/// Operators are few.
+/// Limit on admin connections: there are few operators.
 const ADMIN_CONNECTIONS: usize = 100;
 
-/// How often what is over is removed, where the store does not do it by itself.
-const SWEEP_EVERY: Duration = Duration::from_mins(1);
+/// Interval between removals of expired sessions, for stores that do not expire them.
+const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
 fn accept<H: server::Handler>(
     listener: BoundListener,
@@ -238,36 +244,36 @@ fn accept<H: server::Handler>(
     tasks
         .run(async move {
             if let Err(error) = serve.await {
-                error!(%error, address, "a listener ended");
+                error!(%error, address, "listener failed");
             }
         })
         .detach();
 }
 
-/// How often requests that are over are forgotten.
-const SWEEP_REQUESTS_EVERY: Duration = Duration::from_secs(1);
+/// Interval between removals of finished requests.
+const SWEEP_REQUESTS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Keeps the table of requests small until the drain begins.
+/// Removes finished requests from the table of requests, until the drain begins.
 async fn sweep_requests(sessions: Sessions, tasks: Tasks) {
-    let mut every = tokio::time::interval(SWEEP_REQUESTS_EVERY);
+    let mut interval = tokio::time::interval(SWEEP_REQUESTS_INTERVAL);
     loop {
         tokio::select! {
             () = tasks.draining() => return,
-            _ = every.tick() => sessions.sweep_requests(),
+            _ = interval.tick() => sessions.sweep_requests(),
         }
     }
 }
 
-/// Sweeps now and then until the drain begins.
+/// Removes expired sessions, until the drain begins.
 async fn sweep(sessions: &Sessions, tasks: &Tasks) {
-    let mut every = tokio::time::interval(SWEEP_EVERY);
+    let mut interval = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         tokio::select! {
             () = tasks.draining() => return,
-            _ = every.tick() => match sessions.sweep().await {
+            _ = interval.tick() => match sessions.sweep().await {
                 Ok(0) => {}
-                Ok(removed) => debug!(removed, "expired sessions were removed"),
-                Err(error) => warn!(%error, "expired sessions could not be removed"),
+                Ok(removed) => debug!(removed, "removed expired sessions"),
+                Err(error) => warn!(%error, "failed to remove expired sessions"),
             },
         }
     }

@@ -130,7 +130,7 @@ impl Demo {
     /// Ends it, and removes what it kept. Whether all requests in flight ended in time.
     pub async fn stop(mut self) -> bool {
         let drained = match self.app.take() {
-            Some(app) => app.stop().await,
+            Some(app) => app.shutdown().await,
             None => true,
         };
         self.tasks.drained(DRAIN_TIMEOUT).await && drained
@@ -140,7 +140,7 @@ impl Demo {
 impl Drop for Demo {
     fn drop(&mut self) {
         if let Some(app) = self.app.take() {
-            app.abandon();
+            app.shutdown_now();
         }
         self.tasks.drain();
     }

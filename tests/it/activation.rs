@@ -93,7 +93,7 @@ async fn a_socket_that_nobody_is_configured_for_stops_the_start() {
     let mut program = manager.start();
     let handed = manager.socket.local_addr().unwrap();
     program
-        .wait_for_log(&format!("a socket at {handed} was handed over, and no listener is"))
+        .wait_for_log(&format!("inherited socket {handed} matches no configured listener"))
         .await;
     assert_eq!(program.ended().await.code(), Some(1));
     assert_ne!(handed, address);

@@ -292,7 +292,7 @@ async fn caching_process_uses_database_alone() {
     let (second, _) = site.start("").await;
     let mut caching = Program::start(&site.configure(CACHED));
     assert_eq!(caching.ended().await.code(), Some(1));
-    caching.wait_for_log("in use by another process; [store.cache] needs it alone").await;
+    caching.wait_for_log("in use by another process; [store.cache] requires exclusive use").await;
     for mut program in [first, second] {
         // No lock is left behind by a process that had no time to release it.
         program.signal("-KILL");

@@ -186,7 +186,7 @@ async fn an_old_primary_is_left_before_it_is_demoted() {
             1 => {
                 for instance in &world.instances {
                     instance.program.signal("-HUP");
-                    instance.program.wait_for_log("the configuration was reloaded").await;
+                    instance.program.wait_for_log("configuration reloaded").await;
                 }
             }
             2 => {

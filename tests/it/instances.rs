@@ -56,7 +56,7 @@ impl Instance {
 
     /// Reloads it with these lines in `[session]`.
     async fn reload(&self, session: &str) {
-        let reloads = || self.program.log().matches("the configuration was reloaded").count();
+        let reloads = || self.program.log().matches("configuration reloaded").count();
         let before = reloads();
         std::fs::write(&self.file, format!("{}[session]\n{session}\n", self.text)).unwrap();
         self.program.signal("-HUP");

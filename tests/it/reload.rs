@@ -118,11 +118,11 @@ async fn sighup_reloads_the_file_and_the_log_says_what_came_of_it() {
     program.wait_for_log("serving").await;
     write("timeout = \"1s\"\n");
     program.signal("-HUP");
-    program.wait_for_log("the configuration was reloaded").await;
-    program.wait_for_log("needs a restart; it stays as it was key=\"store\"").await;
+    program.wait_for_log("configuration reloaded").await;
+    program.wait_for_log("requires a restart; keeping the running value key=\"store\"").await;
     write("tiemout = \"1s\"\n");
     program.signal("-HUP");
-    program.wait_for_log("the configuration stays as it was: ").await;
+    program.wait_for_log("reload failed, keeping the running configuration: ").await;
     program.wait_for_log("unknown key; did you mean `timeout`?").await;
     program.signal("-TERM");
     assert!(program.ended().await.success());

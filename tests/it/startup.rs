@@ -47,7 +47,7 @@ async fn a_hangup_during_the_start_reloads_after_it() {
     program.signal("-HUP");
     drop((asked, redis));
     program.serving().await;
-    program.wait_for_log("the configuration was reloaded").await;
+    program.wait_for_log("configuration reloaded").await;
 }
 
 #[tokio::test]

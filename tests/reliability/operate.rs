@@ -97,7 +97,7 @@ async fn reloads() -> Measurement {
     }
     let (tally, _) = clients.stop().await;
     let log = fs::read_to_string(directory.path().join("log")).unwrap();
-    let reloaded = log.matches("the configuration was reloaded").count() as u64;
+    let reloaded = log.matches("configuration reloaded").count() as u64;
     process.terminate();
     let exited = process.ended().await.is_some_and(|status| status.success());
     tasks.drain();

@@ -163,14 +163,14 @@ impl Cloakroom {
 
     /// Drains it. Returns false if the drain timeout elapsed.
     pub async fn stop(mut self) -> bool {
-        self.app.take().unwrap().stop().await
+        self.app.take().unwrap().shutdown().await
     }
 }
 
 impl Drop for Cloakroom {
     fn drop(&mut self) {
         if let Some(app) = self.app.take() {
-            app.abandon();
+            app.shutdown_now();
         }
     }
 }

@@ -1,0 +1,124 @@
+//! The `run` command: startup, reload and shutdown.
+
+use std::path::Path;
+
+use sd_notify::NotifyState;
+
+use super::signals::{SignalRequest, Signals};
+use super::{Failure, init_log, runtime};
+use crate::app::App;
+use crate::config::{self, Config, ConfigError, Environment, Loaded, Overrides};
+use crate::net::descriptors;
+use crate::server::Inherited;
+use crate::time::Clock;
+
+/// Runs the proxy until SIGTERM or SIGINT.
+pub(super) fn run(
+    path: Option<&Path>,
+    environment: &Environment,
+    overrides: &Overrides,
+) -> Result<(), Failure> {
+    // Installed first, so that a signal during startup is neither lost nor kills the process.
+    let runtime = runtime()?;
+    let signals = {
+        let _in_runtime = runtime.enter();
+        Signals::new().map_err(Failure::other)?
+    };
+    let loaded = config::load(path, environment, overrides)?;
+    let _log = init_log(&loaded)?;
+    raise_descriptor_limit(&loaded.config);
+    let load = || config::load(path, environment, overrides);
+    let result = runtime.block_on(serve(signals, loaded.config, load));
+    // An aborted startup may still wait for its store on a thread of the runtime.
+    runtime.shutdown_background();
+    result
+}
+
+/// Raises the limit on file descriptors. Each client connection may need another to an upstream.
+fn raise_descriptor_limit(config: &Config) {
+    let (limit, connections) = (descriptors::raise_limit(), config.limits.connections as u64);
+    if limit < connections.saturating_mul(2) {
+        tracing::warn!(
+            limit,
+            connections,
+            "file descriptor limit is too low for limits.connections; raise it (LimitNOFILE, ulimit -n)"
+        );
+    }
+}
+
+/// Serves until SIGTERM or SIGINT, then drains; a second signal aborts. SIGHUP reloads.
+///
+/// Startup waits for files and for the store, so it runs on a thread of its own: SIGTERM can end it,
+/// and SIGHUP is handled after it.
+async fn serve(
+    mut signals: Signals,
+    config: Config,
+    load: impl Fn() -> Result<Loaded, ConfigError>,
+) -> Result<(), Failure> {
+    let inherited = Inherited::of_process().map_err(Failure::other)?;
+    let start = move || App::start_on(inherited, config, Clock::System);
+    let mut app = tokio::select! {
+        started = tokio::task::spawn_blocking(start) => {
+            started.map_err(Failure::other)?.map_err(Failure::other)?
+        }
+        () = signals.terminate.received() => {
+            tracing::info!("stopped during startup");
+            return Ok(());
+        }
+    };
+    app.announce();
+    notify_systemd(NotifyState::Ready);
+    while signals.next().await == SignalRequest::Reload {
+        notify_systemd(NotifyState::Reloading);
+        reload(&mut app, load());
+        notify_systemd(NotifyState::Ready);
+    }
+    notify_systemd(NotifyState::Stopping);
+    tracing::info!("draining");
+    tokio::select! {
+        drained = app.shutdown() => {
+            if drained { Ok(()) } else { Err(Failure::other("drain timeout elapsed: aborted in-flight requests")) }
+        }
+        () = signals.terminate.received() => {
+            Err(Failure::other("second signal received: aborting in-flight requests"))
+        }
+    }
+}
+
+/// Notifies systemd if it has started the process (`sd_notify(3)`).
+fn notify_systemd(state: NotifyState<'_>) {
+    let notified = match state {
+        // Since systemd 253, RELOADING=1 requires a timestamp.
+        NotifyState::Reloading => NotifyState::monotonic_usec_now()
+            .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now])),
+        state => sd_notify::notify(&[state]),
+    };
+    if let Err(error) = notified {
+        tracing::warn!(%error, "failed to notify systemd");
+    }
+}
+
+/// Replaces the running configuration, or logs why it is kept.
+fn reload(app: &mut App, loaded: Result<Loaded, ConfigError>) {
+    let reloaded = loaded.map_err(Failure::from).and_then(|loaded| {
+        loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        app.reload(loaded.config).map_err(Failure::other)
+    });
+    let metrics = &app.shared.metrics;
+    match reloaded {
+        Ok(unchanged) => {
+            metrics.config_reloaded(Clock::System.now());
+            tracing::info!("configuration reloaded");
+            for key in unchanged {
+                tracing::warn!(key, "changed but requires a restart; keeping the running value");
+            }
+        }
+        Err(failure) => {
+            metrics.config_reload_failed();
+            // One event per line: a configuration may have several errors.
+            for line in failure.to_string().lines() {
+                tracing::error!("reload failed, keeping the running configuration: {line}");
+            }
+        }
+    }
+}
