@@ -30,7 +30,7 @@ pub struct Config {
     pub format: Format,
     /// The level of all events but access.
     pub level: LevelFilter,
-    /// Whether requests are logged.
+    /// The switch of the access log.
     pub access: bool,
 }
 

@@ -10,7 +10,7 @@ use crate::sessions::{Probed, Sessions};
 use crate::store::health::Health;
 use crate::tasks::Tasks;
 
-/// How long the result of a probe is valid. The store is probed at most once in this time, however many callers there
+/// The time for which the result of a probe is valid. The store is probed at most once in this time, however many callers there
 /// are.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 

@@ -64,10 +64,10 @@ pub struct Settings {
     openapi: OnceLock<Bytes>,
 }
 
-/// How long the body of a call may take in all.
+/// The deadline of the whole body of a call.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why a call was refused.
+/// A refused call.
 enum Refusal {
     Problem(Problem),
     MethodNotAllowed(MethodNotAllowed),

@@ -126,7 +126,7 @@ pub(super) fn if_none_match_any(headers: &HeaderMap) -> ApiResult<bool> {
     }
 }
 
-/// How much of the result the caller wants in the response to a change (RFC 7240, section 4.2).
+/// The representation that the caller wants in the response to a change (RFC 7240, section 4.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Preference {
     /// The default of the operation.

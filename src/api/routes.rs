@@ -1,7 +1,7 @@
 //! The tables of the API's routes: they feed the matcher, `Allow` and the OpenAPI document.
 //!
-//! A call is one row: what it is called, what it takes, what it responds, and the function that handles it. There is a
-//! table for each kind of call, so that a row can only name a function that gets what its path provides.
+//! A call is one row: its method, contract and handler. There is a table for each kind of call, so that a row can only
+//! have a handler that takes what its path provides.
 
 use std::pin::Pin;
 
@@ -20,7 +20,7 @@ use crate::session::id::Id;
 /// A response that is being computed.
 pub(super) type Reply = Pin<Box<dyn Future<Output = ApiResult<Response<Body>>> + Send>>;
 
-/// A path, and the operations at it. `C` is what its handlers get.
+/// A path and its operations. `C` is the argument of their handlers.
 #[derive(Debug)]
 pub(super) struct Route<C: 'static> {
     /// The path after the base. A segment in braces is its parameter.
@@ -36,7 +36,7 @@ pub(super) struct Operation<C: 'static> {
     pub(super) handler: fn(C) -> Reply,
 }
 
-/// What the contract says of an operation.
+/// The contract of an operation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spec {
     /// The `operationId`.
@@ -49,7 +49,7 @@ pub(super) struct Spec {
     pub(super) success: &'static [Success],
 }
 
-/// Whether an operation may write. One that does runs as a task that outlives its caller.
+/// The effect of an operation. One that writes runs as a task that outlives its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
     Reads,

@@ -35,7 +35,7 @@ struct SessionPage {
     next: Option<String>,
 }
 
-/// How many expired sessions were removed.
+/// The number of expired sessions that were removed.
 #[derive(Serialize)]
 struct Removed {
     removed: u64,

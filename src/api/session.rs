@@ -20,7 +20,7 @@ use crate::sessions::{
 use crate::store::Want;
 use crate::wire::{self, View};
 
-/// A session, and how it is reached.
+/// A session, and the way to it.
 #[derive(Clone, Debug)]
 pub(super) enum Target {
     Request(RequestSession),
@@ -46,7 +46,7 @@ pub(super) struct SessionCall {
 /// The key of the test cookie's value; Django's name for it.
 const TEST_COOKIE: &str = "testcookie";
 
-/// Whether a client returned the test cookie.
+/// The result of the test cookie: the client returned it, or not.
 #[derive(Serialize)]
 struct TestCookie {
     worked: bool,

@@ -72,7 +72,7 @@ impl Drop for GaugeGuard {
 }
 
 label! {
-    /// How a request on a public listener ended.
+    /// The outcome of a request on a public listener.
     pub(crate) Outcome as "outcome" {
         /// The upstream's response was passed on.
         Forwarded = "forwarded",
@@ -113,7 +113,7 @@ impl StatusClass {
 }
 
 label! {
-    /// How the response to a client ended.
+    /// The end of a response to a client.
     pub(crate) ResponseEnd as "end" {
         /// Its body was sent to its end.
         Complete = "complete",
@@ -133,7 +133,7 @@ label! {
 }
 
 label! {
-    /// What happened to a session or a session cookie.
+    /// An event of a session or a session cookie.
     pub Event as "event" {
         /// A session was created.
         Created = "created",
@@ -201,7 +201,7 @@ label! {
 }
 
 label! {
-    /// What became of a recorded span.
+    /// The outcome of a recorded span.
     pub(crate) SpanOutcome as "outcome" {
         /// The collector accepted it.
         Exported = "exported",
@@ -487,7 +487,7 @@ impl Metrics {
         }
     }
 
-    /// Counts spans, by what became of them.
+    /// Counts spans by outcome.
     pub(crate) fn spans(&self, outcome: SpanOutcome, count: usize) {
         self.0.spans.get(outcome).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
     }

@@ -15,7 +15,7 @@ use super::label::{ByLabel, Label, Labels, label};
 use super::{GaugeGuard, Register, request_histogram};
 
 label! {
-    /// Why a client's connection was refused, or closed before the client wanted.
+    /// The reason why a client's connection was refused, or closed before the client wanted.
     pub(crate) AbortReason as "reason" {
         /// Its address has as many connections as it may have.
         AddressLimit = "address_limit",
@@ -39,7 +39,7 @@ label! {
 }
 
 label! {
-    /// How a request to an upstream ended.
+    /// The outcome of a request to an upstream.
     pub(crate) UpstreamOutcome as "outcome" {
         /// The head of a response arrived.
         Responded = "responded",
@@ -61,7 +61,7 @@ label! {
 }
 
 label! {
-    /// Whether a TLS handshake resumed a session (RFC 8446, section 2.2).
+    /// Resumption of a session by a TLS handshake (RFC 8446, section 2.2).
     pub(crate) Resumed as "resumed" {
         No = "false",
         Yes = "true",
@@ -94,7 +94,7 @@ struct UpstreamHealths {
     routes: Mutex<HashMap<String, Routes>>,
 }
 
-/// How many routes have an upstream, and how many of them send it requests.
+/// The number of routes with an upstream, and of those that send it requests.
 #[derive(Clone, Copy, Debug, Default)]
 struct Routes {
     all: usize,

@@ -24,7 +24,7 @@ impl Collector for ProcessCounts {
     }
 }
 
-/// What the kernel accounts to the process. On systems without `/proc` only the limit of descriptors is known.
+/// Resources of the process, as the kernel counts them. On systems without `/proc` only the limit of descriptors is known.
 #[derive(Debug)]
 pub(super) struct Process;
 

@@ -17,13 +17,13 @@ use crate::client::{self, Pool};
 use crate::metrics::SpanOutcome;
 use crate::tasks::Tasks;
 
-/// How long the first span of a batch waits for others.
+/// The time that the first span of a batch waits for others.
 const BATCH_DELAY: Duration = Duration::from_secs(1);
 
 /// The deadline of one attempt: the SDKs' default.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a batch is retried.
+/// The time for which a batch is retried.
 const RETRY_FOR: Duration = Duration::from_mins(1);
 
 /// The first pause between attempts. Pauses double, and are at least as long as the collector asks for.
@@ -78,14 +78,14 @@ struct BatchExporter<'a> {
     message: Bytes,
     /// Spans of the current batch; zero if there is none.
     spans: usize,
-    /// Whether the last attempt failed: a failure is logged once, until an export succeeds.
+    /// The last attempt failed. A failure is logged once, until an export succeeds.
     is_failing: bool,
 }
 
-/// Why an attempt failed.
+/// A failed attempt.
 struct SendError {
     cause: Box<dyn std::error::Error + Send + Sync>,
-    /// When to retry; `None` if the collector will not accept the batch.
+    /// The pause before a retry; `None` if the collector will not accept the batch.
     retry_after: Option<Duration>,
 }
 

@@ -38,7 +38,7 @@ pub struct Span {
     pub session: Option<String>,
     /// The status of the response; `None` if the client hung up before.
     pub status: Option<u16>,
-    /// How the response ended.
+    /// The end of the response.
     pub end: End,
 }
 

@@ -39,7 +39,7 @@ struct TraceParent {
     flags: u8,
 }
 
-/// Whether the sampling decision of a request's sender is followed.
+/// The sender of a request, whose sampling decision may be followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sender {
     /// A trusted proxy, whose decision is followed.

@@ -1,4 +1,4 @@
-//! What operators reach, and what the program says when it is run.
+//! The admin listener, and the program as operators run it.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn it_says_whether_it_lives_is_ready_and_what_happened() {
+async fn admin_reports_liveness_readiness_and_metrics() {
     let upstream = Upstream::start();
     let mut server = Some(RedisServer::start(&[]));
     let toml =
@@ -37,8 +37,7 @@ async fn it_says_whether_it_lives_is_ready_and_what_happened() {
     ] {
         assert!(metrics.lines().any(|known| known == line), "{line} is not in\n{metrics}");
     }
-    // Without its store it is alive, and as ready as any other instance; a request with a session
-    // fails, and keeps its cookie.
+    // Without Redis it is alive, and as ready as any other instance. A request with a session fails and keeps its cookie.
     server.take();
     assert_eq!(cloakroom.admin_get("/live").await.0, 200);
     assert_eq!(cloakroom.admin_get("/ready").await.0, 200);
@@ -52,17 +51,17 @@ async fn it_says_whether_it_lives_is_ready_and_what_happened() {
         (page.status.as_u16(), page.header("retry-after"), page.set_cookies().len()),
         (503, Some("1"), 0)
     );
-    let stranger =
+    let newcomer =
         Browser::new(&cloakroom).navigate("/", &Script::new().call("PUT", "/values/a", "1")).await;
     assert_eq!(
-        (stranger.last().status, stranger.last().code().as_str()),
+        (newcomer.last().status, newcomer.last().code().as_str()),
         (503, "store_unavailable")
     );
-    assert_eq!(stranger.last().header("retry-after"), Some("1"));
+    assert_eq!(newcomer.last().header("retry-after"), Some("1"));
 }
 
 #[tokio::test]
-async fn where_the_route_says_so_pages_go_out_without_a_session() {
+async fn anonymous_on_error_serves_without_a_session() {
     let upstream = Upstream::start();
     let server = RedisServer::start(&[]);
     let toml = format!(
@@ -82,7 +81,7 @@ async fn where_the_route_says_so_pages_go_out_without_a_session() {
     assert_eq!(page.set_cookies(), [""; 0]);
 }
 
-/// Waits until a path of the admin listener has this status: a probe may be a second old.
+/// Waits until a path of the admin listener has this status: the result of a probe may be a second old.
 async fn until_status(cloakroom: &Cloakroom, path: &str, status: u16) {
     let deadline = Instant::now() + PATIENCE;
     while cloakroom.admin_get(path).await.0 != status {
@@ -130,11 +129,11 @@ async fn full_redis_keeps_instance_ready() {
 #[tokio::test]
 async fn anonymous_routes_need_no_store() {
     let upstream = Upstream::start();
-    let [nowhere, _] = free();
+    let [unreachable, _] = free();
     let route = |path: &str, more: &str| {
         format!("[[route]]\npath = \"{path}\"\nupstream = \"UPSTREAM\"\n{more}\n")
     };
-    let store = format!("[store]\nurl = \"redis://{nowhere}/0\"\n");
+    let store = format!("[store]\nurl = \"redis://{unreachable}/0\"\n");
     let anonymous = route("/", "on_error = \"anonymous\"");
     let fails = route("/a", "on_error = \"fail\"");
     let off = route("/b", "session = \"off\"");
@@ -163,7 +162,7 @@ async fn many_pollers_make_few_probes() {
     assert!((1..=2 + start.elapsed().as_secs()).contains(&probes), "{probes}");
 }
 
-/// Ports that are free now.
+/// Returns free ports.
 fn free() -> [SocketAddr; 2] {
     let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap())
@@ -177,7 +176,7 @@ fn health(file: &Path) -> i32 {
 }
 
 #[tokio::test]
-async fn the_program_logs_requests_and_drains_on_sigterm() {
+async fn program_logs_requests_and_drains_on_sigterm() {
     for (format, session) in [("text", "session="), ("json", "\"session\":")] {
         let upstream = Upstream::start();
         let directory = tempfile::tempdir().unwrap();
@@ -190,7 +189,7 @@ async fn the_program_logs_requests_and_drains_on_sigterm() {
             upstream.url()
         );
         std::fs::write(&file, toml).unwrap();
-        assert_eq!(health(&file), 1, "nobody answers");
+        assert_eq!(health(&file), 1, "nothing listens");
         let mut program = Program::start(&file);
         until("the program is ready", || health(&file) == 0).await;
         let browser = Browser::to(public);
@@ -198,18 +197,18 @@ async fn the_program_logs_requests_and_drains_on_sigterm() {
             .navigate("/page?secret=query", &Script::new().call("PUT", "/values/a", "1"))
             .await;
         let id = page.json()["id"].as_str().unwrap().to_owned();
-        // A second one cannot listen where this one does, and says so.
+        // A second program cannot listen at the same address, and its error names it.
         let mut second = Program::start(&file);
         assert_eq!(second.ended().await.code(), Some(1));
         second.wait_for_log(&format!("cannot listen on {public}")).await;
-        // What is in flight ends; nobody is taken any more.
+        // The drain finishes requests in flight and accepts no more connections.
         let held = tokio::spawn({
             let browser = browser.clone();
             async move { browser.navigate("/held", &Script::new().wait("gate")).await }
         });
         upstream.arrived("gate", 1).await;
         program.signal("-TERM");
-        until("it takes no more connections", || TcpStream::connect(public).is_err()).await;
+        until("it accepts no more connections", || TcpStream::connect(public).is_err()).await;
         upstream.open("gate");
         assert_eq!(held.await.unwrap().status.as_u16(), 200);
         assert_eq!(program.ended().await.code(), Some(0));
@@ -226,15 +225,15 @@ async fn the_program_logs_requests_and_drains_on_sigterm() {
 }
 
 #[tokio::test]
-async fn it_listens_on_unix_sockets_too() {
+async fn listeners_can_be_unix_sockets() {
     let upstream = Upstream::start();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("api.sock");
     let toml = format!("[api]\naddress = \"unix:{}\"\n", path.display());
     let cloakroom = Cloakroom::with(&upstream, &toml).await;
     let page = Browser::new(&cloakroom).navigate("/", &Script::new()).await;
-    let told = page.saw("x-session-url").unwrap();
-    assert!(told.starts_with("http+unix://%2F") && told.ends_with("/_session"), "{told}");
+    let url = page.saw("x-session-url").unwrap();
+    assert!(url.starts_with("http+unix://%2F") && url.ends_with("/_session"), "{url}");
     let path = "/_session".parse().unwrap();
     let target = format!("unix:{}", directory.path().join("api.sock").display()).parse().unwrap();
     let answer =
@@ -277,7 +276,7 @@ async fn foreign_host_names_are_misdirected() {
             assert_eq!(ask(cloakroom.admin(), path, host).await, "200", "{path}, {host:?}");
         }
     }
-    // The authority of HTTP/2, and of an absolute target, is the Host.
+    // With HTTP/2 and with a target in absolute form, the authority takes the place of Host (RFC 9110, section 7.2).
     let port = cloakroom.api().port();
     for (name, status) in [("evil.test", 421), ("cloakroom.svc", 200)] {
         let url = format!("http://{name}:{port}/_session/openapi.json");
@@ -290,7 +289,7 @@ async fn foreign_host_names_are_misdirected() {
 }
 
 #[tokio::test]
-async fn a_foreign_host_name_is_logged_once_with_its_key() {
+async fn foreign_host_name_is_logged_once_with_its_key() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("cloakroom.toml");
     let text = "[[listen]]\naddress = \"127.0.0.1:0\"\n[api]\naddress = \"127.0.0.1:0\"\n\
@@ -309,7 +308,7 @@ async fn a_foreign_host_name_is_logged_once_with_its_key() {
     for key in ["api.hosts", "admin.hosts"] {
         program.wait_for_log(key).await;
         let log = program.log();
-        let told = log.lines().filter(|line| line.contains(key) && line.contains("evil.test"));
-        assert_eq!(told.count(), 1, "{log}");
+        let logged = log.lines().filter(|line| line.contains(key) && line.contains("evil.test"));
+        assert_eq!(logged.count(), 1, "{log}");
     }
 }

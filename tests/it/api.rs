@@ -1,4 +1,4 @@
-//! The session API, against its contract.
+//! The session API and its contract.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 
 use crate::support::{ApiResponse, Browser, Cloakroom, Script, Upstream};
 
-/// Makes calls in one request of a new visitor, and answers what they were answered.
+/// Makes calls in one request of a new visitor, and returns the responses.
 async fn calls(script: Script) -> Vec<ApiResponse> {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::start(&upstream).await;
     Browser::new(&cloakroom).navigate("/", &script).await.calls()
 }
 
-/// Makes calls, each of which is to be answered by this status and code (or JSON).
+/// Checks the status and the code, or the body, of each response.
 #[track_caller]
 fn check(called: &[ApiResponse], expected: &[(u16, &str)]) {
     assert_eq!(called.len(), expected.len());
@@ -27,7 +27,7 @@ fn check(called: &[ApiResponse], expected: &[(u16, &str)]) {
 }
 
 #[tokio::test]
-async fn values_one_by_one() {
+async fn values_are_read_set_and_removed() {
     let called = calls(
         Script::new()
             .get("/values/a")
@@ -113,7 +113,7 @@ async fn increments_and_appends_are_exact() {
 }
 
 #[tokio::test]
-async fn a_patch_is_one_change_or_none() {
+async fn patch_applies_whole_or_not_at_all() {
     let called = calls(
         Script::new()
             .patch(&json!({"values": {"a": 1, "b": null}, "set": {"nothing": null}, "default": {"a": 2, "d": 3}, "increment": {"n": 5}}))
@@ -156,7 +156,7 @@ async fn a_patch_is_one_change_or_none() {
 }
 
 #[tokio::test]
-async fn versions_guard_the_session_and_tags_the_value() {
+async fn if_match_guards_session_and_value() {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::start(&upstream).await;
     let browser = Browser::new(&cloakroom);
@@ -198,7 +198,7 @@ async fn versions_guard_the_session_and_tags_the_value() {
 }
 
 #[tokio::test]
-async fn paths_keys_and_methods() {
+async fn paths_keys_and_methods_are_checked() {
     let long = "k".repeat(257);
     let script = Script::new()
         .get("/")
@@ -225,7 +225,7 @@ async fn paths_keys_and_methods() {
 }
 
 #[tokio::test]
-async fn a_lifetime_of_its_own() {
+async fn session_gets_its_own_expiry() {
     let called = calls(
         Script::new()
             .get("/expiry")
@@ -254,7 +254,7 @@ async fn a_lifetime_of_its_own() {
 }
 
 #[tokio::test]
-async fn limits_refuse_and_change_nothing() {
+async fn exceeded_limits_change_nothing() {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::with(
         &upstream,
@@ -281,7 +281,7 @@ async fn limits_refuse_and_change_nothing() {
 }
 
 #[tokio::test]
-async fn a_call_needs_the_requests_token() {
+async fn token_outlives_its_request_for_values_alone() {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::start(&upstream).await;
     let browser = Browser::new(&cloakroom);
@@ -292,7 +292,7 @@ async fn a_call_needs_the_requests_token() {
     };
     let unknown = call(&"A".repeat(RequestToken::LENGTH), "GET", "", "").await;
     assert_eq!((unknown.status, unknown.code().as_str()), (401, "request_token_unknown"));
-    // The request is over: values alone, for the linger.
+    // The request has ended: for `request_token_linger` the token is authority over values alone.
     assert_eq!(call(&token, "PUT", "/values/late", "1").await.status, 200);
     for (method, path, body) in [
         ("POST", "/rotate", ""),
@@ -314,7 +314,7 @@ async fn a_call_needs_the_requests_token() {
 }
 
 #[tokio::test]
-async fn the_test_cookie_comes_back_or_does_not() {
+async fn test_cookie_reports_whether_it_came_back() {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::start(&upstream).await;
     let browser = Browser::new(&cloakroom);
@@ -331,7 +331,7 @@ async fn the_test_cookie_comes_back_or_does_not() {
 }
 
 #[tokio::test]
-async fn your_devices() {
+async fn principal_lists_and_destroys_own_sessions() {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::start(&upstream).await;
     let log_in = Script::new().patch(&json!({"principal": "ada"}));
@@ -367,9 +367,9 @@ async fn your_devices() {
     for browser in browsers.iter().skip(1) {
         assert_eq!(browser.navigate("/", &Script::new().get("")).await.json()["id"], json!(null));
     }
-    // A stranger's session is none of one's devices.
-    let stranger = Browser::new(&cloakroom);
-    let id = stranger
+    // The session of another principal is not found.
+    let other_visitor = Browser::new(&cloakroom);
+    let id = other_visitor
         .navigate("/", &Script::new().patch(&json!({"principal": "bob"})))
         .await
         .json()["id"]
@@ -382,11 +382,14 @@ async fn your_devices() {
     let everywhere =
         browsers[0].navigate("/", &Script::new().call("DELETE", "?everywhere=true", "")).await;
     assert_eq!((everywhere.last().status, browsers[0].cookie()), (204, None));
-    assert_eq!(stranger.navigate("/", &list).await.json()["sessions"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        other_visitor.navigate("/", &list).await.json()["sessions"].as_array().unwrap().len(),
+        1
+    );
 }
 
 #[tokio::test]
-async fn a_back_office_reaches_any_session_and_prolongs_none() {
+async fn service_token_opens_any_session_without_prolonging_it() {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::start(&upstream).await;
     let browser = Browser::new(&cloakroom);

@@ -1,4 +1,4 @@
-//! The session API over TLS: to those who can say who they are, and between instances.
+//! The session API over TLS: client certificates, and calls between instances.
 
 use serde_json::json;
 
@@ -6,7 +6,7 @@ use crate::support::{
     Authority, Browser, Cloakroom, CurlResponse, Flaw, RedisServer, Script, Upstream, curl,
 };
 
-/// `[api]` with TLS of this authority, which its clients must have too.
+/// Returns `[api]` with TLS of this authority, which clients must have certificates of.
 fn api(authority: &Authority) -> String {
     let server = authority.of(&["127.0.0.1"]);
     let client = authority.client(Flaw::None);
@@ -22,7 +22,7 @@ fn api(authority: &Authority) -> String {
     )
 }
 
-/// A call with the authority's own certificate, or another one's; `more` are curl's arguments.
+/// Calls the API with a client certificate of `from`; `more` are arguments of curl.
 async fn call(
     proxy: &Cloakroom,
     authority: &Authority,
@@ -56,8 +56,8 @@ fn token(upstream: &Upstream) -> String {
 }
 
 #[tokio::test]
-async fn it_takes_calls_of_clients_with_a_certificate_alone() {
-    let (upstream, authority, stranger) = (Upstream::start(), Authority::new(), Authority::new());
+async fn calls_need_a_client_certificate() {
+    let (upstream, authority, other) = (Upstream::start(), Authority::new(), Authority::new());
     let proxy = Cloakroom::with(&upstream, &api(&authority)).await;
     let page = {
         let browser = Browser::new(&proxy);
@@ -67,7 +67,7 @@ async fn it_takes_calls_of_clients_with_a_certificate_alone() {
     let token = token(&upstream);
     let called = call(&proxy, &authority, Some(&authority), &token, GET).await;
     assert_eq!((called.exit, called.status, called.version.as_str()), (0, 200, "2"));
-    for from in [None, Some(&stranger)] {
+    for from in [None, Some(&other)] {
         let called = call(&proxy, &authority, from, &token, GET).await;
         assert!(called.exit != 0 && called.status == 0, "{called:?}");
     }
@@ -78,7 +78,7 @@ async fn it_takes_calls_of_clients_with_a_certificate_alone() {
 }
 
 #[tokio::test]
-async fn instances_call_each_other_over_it() {
+async fn instances_call_each_other_over_tls() {
     let (upstream, authority) = (Upstream::start(), Authority::new());
     let store = format!(
         "{}[store]\nurl = \"{}\"\nkey_prefix = \"api-tls:\"\ntimeout = \"20s\"\n",
@@ -93,7 +93,7 @@ async fn instances_call_each_other_over_it() {
     };
     upstream.arrived("held", 1).await;
     let token = token(&upstream);
-    // A session of this request is `a`'s to make; `b` passes the call on to it.
+    // Only `a` can create the session of its request; `b` forwards the call.
     let put = ("/values/cart", ["-X", "PUT", "--data", "[1]"].as_slice());
     let put = call(&b, &authority, Some(&authority), &token, put).await;
     assert_eq!((put.exit, put.status / 100), (0, 2), "{put:?}");
@@ -106,11 +106,12 @@ async fn instances_call_each_other_over_it() {
 }
 
 #[tokio::test]
-async fn its_certificates_are_reloaded() {
+async fn certificates_of_the_api_are_reloaded() {
     let (upstream, authorities) = (Upstream::start(), [Authority::new(), Authority::new()]);
     let mut proxy = Cloakroom::with(&upstream, &api(&authorities[0])).await;
-    let exit =
-        async |proxy: &Cloakroom, of: &Authority| call(proxy, of, Some(of), "none", GET).await.exit;
+    let exit = async |proxy: &Cloakroom, authority: &Authority| {
+        call(proxy, authority, Some(authority), "none", GET).await.exit
+    };
     assert_eq!(exit(&proxy, &authorities[0]).await, 0);
     assert_ne!(exit(&proxy, &authorities[1]).await, 0);
     assert_eq!(proxy.reload(&upstream, &api(&authorities[1])).unwrap(), [""; 0]);

@@ -1,4 +1,4 @@
-//! The program itself, as several instances on one Redis, with latency to it.
+//! Several instances of the program on one Redis, with latency.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,26 +15,26 @@ use crate::support::{
     until,
 };
 
-/// A running instance, and the relay by which it reaches Redis.
+/// A running instance, and the fault proxy between it and Redis.
 struct Instance {
     program: Program,
     serving: Serving,
     file: PathBuf,
-    /// Its configuration without `[session]`.
+    /// The configuration without `[session]`.
     text: String,
     _directory: TempDir,
     relay: FaultProxy,
 }
 
-/// From 1 to 5 ms, each way.
+/// From 1 to 5 ms in each direction.
 const LATENCY: Fault =
     Fault::Delay { fixed: Duration::from_millis(1), jitter: Duration::from_millis(4) };
 
-/// Within what a cache may be late by, which is 50 ms.
+/// Less than the 50 ms by which a cache may lag behind.
 const FAR: Fault = Fault::Delay { fixed: Duration::from_millis(12), jitter: Duration::ZERO };
 
 impl Instance {
-    /// Starts one with these lines in `[session]` and `[store]`.
+    /// Starts an instance with these lines in `[session]` and `[store]`.
     async fn start(upstream: &Upstream, server: &RedisServer, session: &str, store: &str) -> Self {
         let relay = FaultProxy::to(server.address());
         relay.set(LATENCY);
@@ -54,7 +54,7 @@ impl Instance {
         Self { program, serving, file, text, _directory: directory, relay }
     }
 
-    /// Reloads it with these lines in `[session]`.
+    /// Reloads the configuration with these lines in `[session]`.
     async fn reload(&self, session: &str) {
         let reloads = || self.program.log().matches("configuration reloaded").count();
         let before = reloads();
@@ -63,7 +63,7 @@ impl Instance {
         until("the configuration is reloaded", || reloads() > before).await;
     }
 
-    /// How many cookies opened a session here that were signed by this key.
+    /// Returns how many cookies of this key have opened a session at this instance.
     async fn tokens(&self, fingerprint: &str) -> u64 {
         let ask = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
         let text = exchange(self.serving.admin, ask).await;
@@ -72,7 +72,7 @@ impl Instance {
         count.unwrap_or_else(|| panic!("{fingerprint}: {text}")).trim().parse().unwrap()
     }
 
-    /// A page that the visitor opens here, and whose upstream calls the API here.
+    /// Opens a page at this instance, whose API the upstream calls.
     async fn page(&self, browser: &Browser, script: &Script) -> Page {
         let api = format!("http://{}/_session", self.serving.api);
         let headers = [(API, &*api), ("sec-fetch-dest", "document"), ("sec-fetch-site", "none")];
@@ -80,8 +80,8 @@ impl Instance {
     }
 }
 
-/// Logs in at one instance and opens the next page at the other, whose cache holds the session as
-/// it was before; then the same with a rotation.
+/// Logs in at one instance and opens the next page at the other, whose cache has the session from before; then rotates
+/// and does the same.
 async fn visit(here: &Instance, there: &Instance, round: usize) {
     let browser = Browser::to(here.serving.public);
     here.page(&browser, &Script::new().call("PUT", "/values/n", "1")).await;
@@ -93,8 +93,8 @@ async fn visit(here: &Instance, there: &Instance, round: usize) {
         assert_eq!((changed.last().status, changed.set_cookies().len()), (200, 1));
         let good = browser.cookie();
         let next = there.page(&browser, &Script::new().get("/values")).await;
-        let told = next.saw("x-session-error");
-        assert_eq!((browser.cookie(), told), (good, None), "round {round}: the cookie stays");
+        let error = next.saw("x-session-error");
+        assert_eq!((browser.cookie(), error), (good, None), "round {round}: the cookie stays");
         assert_eq!(next.saw("x-session-principal").as_deref(), Some("ada"), "round {round}");
         assert_eq!(next.json(), json!({"n": 1}), "round {round}");
     }
@@ -109,7 +109,7 @@ async fn log_in_at_one_instance_opens_at_the_other() {
     let a = Arc::new(Instance::start(&upstream, &server, &keys, cache).await);
     let b = Arc::new(Instance::start(&upstream, &server, &keys, cache).await);
     for (near, far) in [(&a, &b), (&b, &a)] {
-        // The next page is there before the word that the cached record is old.
+        // The next page is requested before the invalidation of the cached record arrives.
         near.relay.set(Fault::None);
         far.relay.set(FAR);
         let mut visitors = JoinSet::new();
@@ -125,7 +125,7 @@ async fn log_in_at_one_instance_opens_at_the_other() {
     }
 }
 
-/// The keys of a roll, and their fingerprints.
+/// The keys of a key rotation, and their fingerprints.
 const OLD: (&str, &str) = (KEY, "6e615dab19860092");
 const NEW: (&str, &str) = ("bmV3IGtleSBvZiB0aGUgcm9sbC1vdmVyLCAzMiBieXQ", "c5f0b8b99e0612aa");
 const THIRD: (&str, &str) = ("b2xkIGtleSBvZiB0aGUgcm9sbC1vdmVyLCAzMiBieXQ", "0b079654b4cfaa77");
@@ -137,37 +137,38 @@ fn keys(keys: &[(&str, &str)]) -> String {
     format!("keys = [{}]\nrotation_grace = \"1s\"\ntouch_interval = \"1s\"\n", keys.join(", "))
 }
 
-/// Visitors who open one page after the other, here and there by turns, and stay logged in.
+/// Visitors who open pages at two instances in turn, and must stay logged in.
 struct Visitors {
     running: JoinSet<()>,
     pages: Arc<Vec<AtomicUsize>>,
-    over: Arc<AtomicBool>,
+    stopped: Arc<AtomicBool>,
 }
 
 impl Visitors {
     async fn start(count: usize, here: &Arc<Instance>, there: &Arc<Instance>) -> Self {
         let pages: Arc<Vec<_>> = Arc::new((0..count).map(|_| AtomicUsize::new(0)).collect());
-        let over = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::new(AtomicBool::new(false));
         let mut running = JoinSet::new();
         for at in 0..count {
-            let (instances, over) = ([Arc::clone(here), Arc::clone(there)], Arc::clone(&over));
+            let instances = [Arc::clone(here), Arc::clone(there)];
+            let stopped = Arc::clone(&stopped);
             let pages = Arc::clone(&pages);
             let browser = Browser::to(here.serving.public);
             let log_in = Script::new().patch(&json!({"principal": "ada"}));
             here.page(&browser, &log_in).await;
             running.spawn(async move {
-                while !over.load(Ordering::Relaxed) {
+                while !stopped.load(Ordering::Relaxed) {
                     let page = pages[at].fetch_add(1, Ordering::Relaxed);
                     let page = instances[page % 2].page(&browser, &Script::new()).await;
-                    let told = (page.saw("x-session-principal"), page.saw("x-session-error"));
-                    assert_eq!(told, (Some("ada".to_owned()), None), "visitor {at}");
+                    let found = (page.saw("x-session-principal"), page.saw("x-session-error"));
+                    assert_eq!(found, (Some("ada".to_owned()), None), "visitor {at}");
                 }
             });
         }
-        Self { running, pages, over }
+        Self { running, pages, stopped }
     }
 
-    /// Waits until each has opened a page at both instances.
+    /// Waits until each visitor has opened a page at both instances.
     async fn round(&mut self) {
         let before: Vec<_> = self.pages.iter().map(|one| one.load(Ordering::Relaxed)).collect();
         let pages = Arc::clone(&self.pages);
@@ -182,12 +183,12 @@ impl Visitors {
     }
 
     async fn stop(self) {
-        self.over.store(true, Ordering::Relaxed);
+        self.stopped.store(true, Ordering::Relaxed);
         self.running.join_all().await;
     }
 }
 
-/// Waits until a key has been recorded for `rotation_grace`, as an operator does.
+/// Waits until a key has been recorded for longer than `rotation_grace`, as operators have to.
 async fn known(server: &RedisServer, fingerprint: &str) {
     let is_known = || {
         let since = server.command(&["ZSCORE", "cloakroom:keys", fingerprint]).text();
@@ -198,7 +199,7 @@ async fn known(server: &RedisServer, fingerprint: &str) {
 }
 
 #[tokio::test]
-async fn key_roll_in_three_steps_logs_nobody_out() {
+async fn key_rotation_in_three_steps_logs_nobody_out() {
     let (upstream, server) = (Upstream::start(), RedisServer::start(&[]));
     let a = Arc::new(Instance::start(&upstream, &server, &keys(&[OLD]), "").await);
     let b = Arc::new(Instance::start(&upstream, &server, &keys(&[OLD]), "").await);
@@ -215,7 +216,7 @@ async fn key_roll_in_three_steps_logs_nobody_out() {
                 assert!(count().await > 0);
                 known(&server, NEW.1).await;
             }
-            // The old key may go when no cookie of it comes any more.
+            // The old key can be removed when no cookie of it arrives any more.
             "first" => {
                 let mut before = count().await;
                 loop {
@@ -239,9 +240,8 @@ async fn key_roll_in_three_steps_logs_nobody_out() {
     }
 }
 
-/// With the new key first on one instance, the other does not know what that signs.
 #[tokio::test]
-async fn key_that_others_lack_warns_at_once() {
+async fn unknown_first_key_warns_at_once() {
     let (upstream, server) = (Upstream::start(), RedisServer::start(&[]));
     let reloaded = Instance::start(&upstream, &server, &keys(&[OLD]), "").await;
     reloaded.program.wait_for_log("session keys, by fingerprint").await;
@@ -251,7 +251,7 @@ async fn key_that_others_lack_warns_at_once() {
     let line = |log: String| log.lines().find(|line| line.contains(WARNING)).map(str::to_owned);
     let warning = line(reloaded.program.log()).unwrap();
     assert!(warning.contains(NEW.1) && !warning.contains(NEW.0), "{warning}");
-    // An instance that starts later in the old way takes the new key back.
+    // A restart with another first key warns too.
     let started = Instance::start(&upstream, &server, &keys(&[THIRD, OLD]), "").await;
     started.program.wait_for_log(WARNING).await;
     let log = line(started.program.log()).unwrap();

@@ -1,4 +1,4 @@
-//! What the program's log says of requests that failed.
+//! The log lines of failed requests.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::support::{Browser, KEY, Program, Script, Upstream};
 
-/// A configuration of its own directory, with these routes.
+/// Writes a configuration with these routes into a directory of its own.
 fn configuration(routes: &str) -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("cloakroom.toml");
@@ -22,7 +22,7 @@ fn configuration(routes: &str) -> (TempDir, PathBuf) {
     (directory, file)
 }
 
-/// The lines of the log that have this.
+/// Returns the log lines that contain a text.
 fn lines(program: &Program, text: &str) -> Vec<String> {
     program.log().lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
 }
@@ -77,7 +77,7 @@ async fn warnings_of_one_cause_are_limited_and_counted() {
     let program = Program::start(&file);
     let browser = Browser::to(program.serving().await.public);
     let mut requests = 0_u64;
-    // The second line says how many were left out since the first.
+    // The second line has the count of those that were suppressed since the first.
     while lines(&program, "request failed").len() < 2 {
         assert_eq!(browser.navigate("/", &Script::new()).await.status, 502);
         requests += 1;

@@ -1,4 +1,4 @@
-//! The memory that the memory store counts, against what the program grows by.
+//! The memory that the memory store accounts for, compared with the growth of the program.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -8,11 +8,11 @@ use std::thread;
 use crate::support::Program;
 use crate::support::raw::exchange;
 
-/// Bytes that the rest of the program may gain or return between two readings:
-/// buffers, arenas of the allocator, pages that the kernel gives in larger units.
-const ELSEWHERE: f64 = 3.0 * 1024.0 * 1024.0;
+/// Bytes by which the rest of the program may grow or shrink between two readings: buffers, arenas of the allocator,
+/// pages that the kernel allocates in larger units.
+const REST_OF_PROGRAM: f64 = 3.0 * 1024.0 * 1024.0;
 
-/// Sessions of one kind, as a site makes them by header.
+/// Sessions of one kind, which the site creates by header.
 struct Shape {
     name: &'static str,
     patch: String,
@@ -42,7 +42,7 @@ fn shapes() -> [Shape; 4] {
     ]
 }
 
-/// A site that answers every request with this patch.
+/// Starts a site that responds to every request with this patch.
 fn site(patch: &str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -61,7 +61,7 @@ fn site(patch: &str) -> SocketAddr {
     address
 }
 
-/// Reads so many heads, with bodies of two bytes or none; `false` at the end.
+/// Reads `count` heads, with bodies of two bytes or none. Returns `false` at the end.
 fn read_heads(mut connection: &TcpStream, count: usize) -> bool {
     let (mut text, mut bytes) = (Vec::new(), vec![0; 65_536]);
     while text.windows(4).filter(|four| four == b"\r\n\r\n").count() < count {
@@ -73,8 +73,8 @@ fn read_heads(mut connection: &TcpStream, count: usize) -> bool {
     true
 }
 
-/// Strangers who each make a session.
-fn make(address: SocketAddr, user_agent: usize, sessions: usize) {
+/// Creates sessions, each by a request without a cookie.
+fn create_sessions(address: SocketAddr, user_agent: usize, sessions: usize) {
     const TOGETHER: usize = 8;
     let agent = "x".repeat(user_agent);
     let request = format!("GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: {agent}\r\n\r\n");
@@ -100,7 +100,7 @@ async fn metric(admin: SocketAddr, name: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn the_memory_store_counts_what_its_records_take() {
+async fn memory_store_bytes_match_the_growth_of_the_program() {
     for Shape { name, patch, user_agent, sessions } in shapes() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("cloakroom.toml");
@@ -115,18 +115,18 @@ async fn the_memory_store_counts_what_its_records_take() {
         let program = Program::start(&file);
         let serving = program.serving().await;
         let mut before = (0.0, 0.0);
-        // The first of them bring buffers and pools to their size.
+        // The first tenth grows buffers and pools to their size.
         for sessions in [sessions / 10, sessions] {
             before = (
                 resident(program.id()),
                 metric(serving.admin, "cloakroom_memory_store_bytes ").await,
             );
-            make(serving.public, user_agent, sessions);
+            create_sessions(serving.public, user_agent, sessions);
         }
         let counted = metric(serving.admin, "cloakroom_memory_store_bytes ").await - before.1;
         let grown = resident(program.id()) - before.0;
         assert!(
-            (grown - counted).abs() < 0.1 * counted + ELSEWHERE,
+            (grown - counted).abs() < 0.1 * counted + REST_OF_PROGRAM,
             "{name}: {counted} counted, {grown} grown"
         );
     }

@@ -1,7 +1,8 @@
-//! A configuration that takes the place of the running one's while requests are in flight.
+//! Reloads of the configuration while requests are in flight.
 
 use serde_json::json;
 
+use crate::support::raw::exchange;
 use crate::support::{Authority, Browser, Cloakroom, Flaw, Program, Script, Upstream, curl};
 
 fn count() -> Script {
@@ -9,7 +10,7 @@ fn count() -> Script {
 }
 
 #[tokio::test]
-async fn requests_in_flight_end_as_they_began_and_the_next_are_served_anew() {
+async fn requests_in_flight_keep_the_old_configuration() {
     let (old, new) = (Upstream::start(), Upstream::start());
     let mut proxy = Cloakroom::start(&old).await;
     let browser = Browser::new(&proxy);
@@ -24,7 +25,7 @@ async fn requests_in_flight_end_as_they_began_and_the_next_are_served_anew() {
     // The store is the same, and so are the keys.
     assert_eq!(browser.navigate("/", &count()).await.json(), json!(2));
     assert_eq!((old.seen().len(), new.seen().len()), (1, 1));
-    // What was in flight still reaches the API, and its site.
+    // The request in flight still reaches the API and its site.
     old.open("reload");
     assert_eq!(slow.await.unwrap().json(), json!(3));
     assert_eq!(proxy.reload(&new, more).unwrap(), [""; 0]);
@@ -34,7 +35,7 @@ async fn requests_in_flight_end_as_they_began_and_the_next_are_served_anew() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_changes_nothing_and_what_needs_a_restart_is_named() {
+async fn invalid_configuration_is_ignored() {
     let (upstream, other) = (Upstream::start(), Upstream::start());
     let mut proxy = Cloakroom::start(&upstream).await;
     let browser = Browser::new(&proxy);
@@ -46,21 +47,30 @@ async fn what_is_wrong_changes_nothing_and_what_needs_a_restart_is_named() {
         "[cookie]\npath = \"x\"\n",
     ] {
         assert!(proxy.reload(&other, wrong).is_err(), "{wrong}");
-        assert_eq!(other.seen().len(), 0);
     }
+    assert_eq!(browser.navigate("/", &count()).await.json(), json!(2));
+    assert_eq!(other.seen().len(), 0);
+}
+
+#[tokio::test]
+async fn keys_that_need_a_restart_are_reported() {
+    let (upstream, other) = (Upstream::start(), Upstream::start());
+    let mut proxy = Cloakroom::start(&upstream).await;
+    let browser = Browser::new(&proxy);
+    browser.navigate("/", &count()).await;
     let restart = "[store]\nurl = \"sqlite:other.db\"\n[limits]\nconnections = 7\n\
                    [api]\naddress = \"127.0.0.1:0\"\nprefix = \"/s\"\n[log]\nlevel = \"debug\"\n\
                    [telemetry]\notlp_url = \"http://127.0.0.1:4318\"\n\
                    [[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
     let named = proxy.reload(&other, restart).unwrap();
     assert_eq!(named, ["listen", "limits", "api.url", "api.prefix", "store", "log", "telemetry"]);
-    // The rest of it is served.
+    // The rest is in effect.
     assert_eq!(browser.navigate("/", &count()).await.json(), json!(2));
     assert_eq!(other.seen().len(), 1);
 }
 
 #[tokio::test]
-async fn another_certificate_is_shown_to_the_next_handshake() {
+async fn next_handshake_gets_the_new_certificate() {
     let (upstream, authorities) = (Upstream::start(), [Authority::new(), Authority::new()]);
     let files = tempfile::tempdir().unwrap();
     let [certificate, key] = ["cert.pem", "key.pem"].map(|name| files.path().join(name));
@@ -91,7 +101,7 @@ async fn another_certificate_is_shown_to_the_next_handshake() {
 }
 
 #[tokio::test]
-async fn the_keys_of_a_memory_store_stay() {
+async fn generated_keys_of_a_memory_store_stay() {
     let upstream = Upstream::start();
     let toml = "[session]\nkeys = []\n";
     let mut proxy = Cloakroom::with(&upstream, toml).await;
@@ -102,7 +112,7 @@ async fn the_keys_of_a_memory_store_stay() {
 }
 
 #[tokio::test]
-async fn sighup_reloads_the_file_and_the_log_says_what_came_of_it() {
+async fn sighup_reloads_and_the_outcome_is_logged() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("cloakroom.toml");
     let write = |more: &str| {
@@ -124,6 +134,16 @@ async fn sighup_reloads_the_file_and_the_log_says_what_came_of_it() {
     program.signal("-HUP");
     program.wait_for_log("reload failed, keeping the running configuration: ").await;
     program.wait_for_log("unknown key; did you mean `timeout`?").await;
+    let admin = program.serving().await.admin;
+    let ask = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let metrics = exchange(admin, ask).await;
+    for line in [
+        "cloakroom_config_reloads_total{outcome=\"success\"} 1",
+        "cloakroom_config_reloads_total{outcome=\"failure\"} 1",
+        "cloakroom_config_last_reload_successful 0",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
+    }
     program.signal("-TERM");
     assert!(program.ended().await.success());
 }

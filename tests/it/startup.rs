@@ -1,4 +1,4 @@
-//! The start of the program: what it handles meanwhile, and what it says.
+//! The start of the program: signals during it, its log line, its arguments.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use crate::support::raw::exchange;
 use crate::support::{Program, Upstream, until};
 
-/// A configuration in a directory of its own, with free ports.
+/// Writes a configuration with free ports into a directory of its own.
 fn configuration(upstream: &Upstream, more: &str) -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("cloakroom.toml");
@@ -23,8 +23,8 @@ fn configuration(upstream: &Upstream, more: &str) -> (TempDir, PathBuf) {
     (directory, file)
 }
 
-/// A start that waits for its store: a Redis that accepts and says nothing.
-async fn waiting(upstream: &Upstream) -> (TempDir, Program, TcpListener) {
+/// Starts a program that waits for its store: a Redis that accepts connections and never responds.
+async fn start_blocked(upstream: &Upstream) -> (TempDir, Program, TcpListener) {
     let redis = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let key = cloakroom::config::generate_key();
     let (directory, file) = configuration(
@@ -40,31 +40,31 @@ async fn waiting(upstream: &Upstream) -> (TempDir, Program, TcpListener) {
 }
 
 #[tokio::test]
-async fn a_hangup_during_the_start_reloads_after_it() {
+async fn sighup_during_startup_reloads_after_it() {
     let upstream = Upstream::start();
-    let (_directory, program, redis) = waiting(&upstream).await;
-    let (asked, _) = redis.accept().await.unwrap();
+    let (_directory, program, redis) = start_blocked(&upstream).await;
+    let (connection, _) = redis.accept().await.unwrap();
     program.signal("-HUP");
-    drop((asked, redis));
+    drop((connection, redis));
     program.serving().await;
     program.wait_for_log("configuration reloaded").await;
 }
 
 #[tokio::test]
-async fn a_termination_during_the_start_ends_it() {
+async fn termination_during_startup_stops_it() {
     for signal in ["-TERM", "-INT"] {
         let upstream = Upstream::start();
-        let (_directory, mut program, redis) = waiting(&upstream).await;
-        let asked = redis.accept().await.unwrap();
+        let (_directory, mut program, redis) = start_blocked(&upstream).await;
+        let connection = redis.accept().await.unwrap();
         program.signal(signal);
         assert_eq!(program.ended().await.code(), Some(0), "{signal}: {}", program.log());
         assert!(!program.log().contains("serving"), "{}", program.log());
-        drop(asked);
+        drop(connection);
     }
 }
 
 #[tokio::test]
-async fn the_start_line_names_what_matters() {
+async fn start_is_logged_with_addresses_and_created_files() {
     let upstream = Upstream::start();
     let (directory, file) = configuration(&upstream, "");
     let state = directory.path().display().to_string();
@@ -78,7 +78,7 @@ async fn the_start_line_names_what_matters() {
     program.signal("-TERM");
     program.ended().await;
 
-    // The second start makes nothing.
+    // The second start creates nothing.
     let program = Program::start(&file);
     program.serving().await;
     assert!(!serving_line(&program).contains("created"), "{}", program.log());
@@ -90,7 +90,7 @@ fn serving_line(program: &Program) -> String {
 }
 
 #[tokio::test]
-async fn run_takes_the_file_without_an_option() {
+async fn run_takes_the_file_as_an_argument() {
     let upstream = Upstream::start();
     let (directory, file) = configuration(&upstream, "");
     let mut child = Command::new(env!("CARGO_BIN_EXE_cloakroom"))
@@ -99,14 +99,13 @@ async fn run_takes_the_file_without_an_option() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    until("it has made its database", || directory.path().join("cloakroom.db").exists()).await;
+    until("the database exists", || directory.path().join("cloakroom.db").exists()).await;
     child.kill().unwrap();
     child.wait().unwrap();
 }
 
-/// For a developer on this machine, and nobody else.
 #[tokio::test]
-async fn a_404_for_the_api_says_where_it_is() {
+async fn local_404_for_the_api_has_its_address() {
     let upstream = Upstream::start();
     let (_directory, file) =
         configuration(&upstream, "[limits]\ntrusted_proxies = [\"127.0.0.1\"]");

@@ -1,4 +1,4 @@
-//! Spans of requests, at a collector that reads them as OpenTelemetry's own messages.
+//! Spans at a collector, decoded as the official OpenTelemetry messages.
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::KeyValue;
@@ -8,17 +8,17 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use crate::support::raw::exchange;
 use crate::support::{Browser, Cloakroom, Fault, FaultProxy, Script, Upstream, until};
 
-const SENDERS: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-/// A proxy whose spans go to `collector`.
+/// Starts a proxy that exports to `collector`.
 async fn proxy_with(upstream: &Upstream, collector: &str, more: &str) -> Cloakroom {
     let toml = format!("[telemetry]\notlp_url = \"{collector}/otlp\"\n{more}");
     Cloakroom::with(upstream, &toml).await
 }
 
-/// All spans that a collector has taken, with what their resource says.
-fn taken(collector: &Upstream) -> Vec<(Vec<KeyValue>, Span)> {
-    let mut taken = Vec::new();
+/// Returns all spans that a collector has received, with the attributes of their resource.
+fn received(collector: &Upstream) -> Vec<(Vec<KeyValue>, Span)> {
+    let mut received = Vec::new();
     for seen in collector.seen() {
         assert_eq!((seen.method.as_str(), seen.target.as_str()), ("POST", "/otlp/v1/traces"));
         assert!(seen.whole && has(&seen.headers, "content-type", "application/json"));
@@ -26,10 +26,10 @@ fn taken(collector: &Upstream) -> Vec<(Vec<KeyValue>, Span)> {
         for of_resource in message.resource_spans {
             let resource = of_resource.resource.unwrap().attributes;
             let spans = of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
-            taken.extend(spans.map(|span| (resource.clone(), span)));
+            received.extend(spans.map(|span| (resource.clone(), span)));
         }
     }
-    taken
+    received
 }
 
 fn has(headers: &[(String, String)], name: &str, value: &str) -> bool {
@@ -46,14 +46,14 @@ fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
 }
 
 #[tokio::test]
-async fn a_collector_learns_of_each_request() {
+async fn collector_receives_a_span_of_each_request() {
     let (upstream, collector) = (Upstream::start(), Upstream::start());
     let more = "service_name = \"shop\"\notlp_headers = { authorization = \"Bearer hunter2\" }\n\
                 [limits]\ntrusted_proxies = [\"127.0.0.1\"]\n";
     let proxy = proxy_with(&upstream, &collector.url(), more).await;
     let page = format!(
         "GET /page?secret=hunter2 HTTP/1.1\r\nHost: shop.example.org:8080\r\nX-Forwarded-For: 192.0.2.1\r\n\
-         X-Forwarded-Proto: https\r\ntraceparent: {SENDERS}\r\ntracestate: a=b\r\nConnection: close\r\n\r\n"
+         X-Forwarded-Proto: https\r\ntraceparent: {TRACEPARENT}\r\ntracestate: a=b\r\nConnection: close\r\n\r\n"
     );
     assert!(exchange(proxy.public(), &page).await.starts_with("HTTP/1.1 200"));
     let seen = upstream.take_seen().pop().unwrap();
@@ -62,7 +62,7 @@ async fn a_collector_learns_of_each_request() {
     let began = proxy.now().as_millis();
     assert!(proxy.stop().await);
 
-    let [(resource, span)] = &taken(&collector)[..] else { panic!("one span") };
+    let [(resource, span)] = &received(&collector)[..] else { panic!("one span") };
     assert_eq!(attribute(resource, "service.name").as_deref(), Some("shop"));
     assert_eq!(span.trace_id, 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128.to_be_bytes());
     assert_eq!(span.parent_span_id, 0xb7ad_6b71_6920_3331_u64.to_be_bytes());
@@ -91,7 +91,7 @@ async fn a_collector_learns_of_each_request() {
 }
 
 #[tokio::test]
-async fn a_span_names_the_session_and_what_went_wrong() {
+async fn span_has_session_and_error() {
     let (upstream, collector) = (Upstream::start(), Upstream::start());
     let proxy = proxy_with(&upstream, &collector.url(), "").await;
     let browser = Browser::new(&proxy);
@@ -101,9 +101,9 @@ async fn a_span_names_the_session_and_what_went_wrong() {
     let odd = "MAKEUP / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     exchange(proxy.public(), odd).await;
     let cookie = browser.jar.lock().unwrap()["__Host-id"].clone();
-    // The first go after a second at most, though nobody drains.
-    until("spans come", || taken(&collector).len() == 3).await;
-    let spans = taken(&collector);
+    // A batch is exported a second after its first span, without a drain.
+    until("spans come", || received(&collector).len() == 3).await;
+    let spans = received(&collector);
     let of = |index: usize, key| attribute(&spans[index].1.attributes, key);
     assert_eq!((of(0, "http.response.status_code"), of(0, "error.type")), {
         let failed = Some("503".to_owned());
@@ -120,23 +120,23 @@ async fn a_span_names_the_session_and_what_went_wrong() {
 }
 
 #[tokio::test]
-async fn what_nobody_wants_recorded_is_not() {
+async fn untrusted_sender_does_not_enable_sampling() {
     let (upstream, collector) = (Upstream::start(), Upstream::start());
     let proxy = proxy_with(&upstream, &collector.url(), "sample_ratio = 0\n").await;
-    for line in ["", &format!("traceparent: {SENDERS}\r\n")] {
+    for line in ["", &format!("traceparent: {TRACEPARENT}\r\n")] {
         let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{line}Connection: close\r\n\r\n");
         exchange(proxy.public(), &request).await;
         let seen = upstream.take_seen().pop().unwrap();
         let parent = seen.headers.iter().find(|(name, _)| name == "traceparent").unwrap();
-        assert!(parent.1.ends_with("-00"), "a stranger does not decide: {}", parent.1);
+        assert!(parent.1.ends_with("-00"), "the sender does not decide: {}", parent.1);
         assert_eq!(parent.1.contains("0af7651916cd43dd8448eb211c80319c"), !line.is_empty());
     }
     assert!(proxy.stop().await);
-    assert!(taken(&collector).is_empty());
+    assert!(received(&collector).is_empty());
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_holds_nobody_up_and_gets_what_it_missed() {
+async fn unreachable_collector_delays_no_request_or_drain() {
     let (upstream, collector) = (Upstream::start(), Upstream::start());
     let way = FaultProxy::to(collector.address);
     way.set(Fault::Refuse);
@@ -147,11 +147,11 @@ async fn a_collector_that_is_away_holds_nobody_up_and_gets_what_it_missed() {
         assert_eq!(browser.navigate("/", &Script::new()).await.status, 200);
     }
     way.set(Fault::None);
-    until("the spans come", || taken(&collector).len() == 3).await;
+    until("the spans come", || received(&collector).len() == 3).await;
     until("they are counted", || metrics.text().contains("spans_total{outcome=\"exported\"} 3"))
         .await;
 
-    // One that takes connections and never answers holds no drain up, and the loss is counted.
+    // One that accepts connections and never responds does not delay the drain. Its spans are counted as failed.
     way.set(Fault::Stall(crate::support::Direction::Both));
     assert_eq!(browser.navigate("/", &Script::new()).await.status, 200);
     assert!(proxy.stop().await);
@@ -159,8 +159,8 @@ async fn a_collector_that_is_away_holds_nobody_up_and_gets_what_it_missed() {
 }
 
 #[tokio::test]
-async fn what_a_collector_refuses_is_lost_and_counted() {
-    // For good, or until after all that a clock can tell.
+async fn rejected_batch_is_dropped_and_counted() {
+    // With a status that is final, or with a Retry-After that overflows every clock.
     let later = vec![("retry-after".to_owned(), u64::MAX.to_string())];
     for (status, headers) in [(400, Vec::new()), (503, later)] {
         let (upstream, collector) = (Upstream::start(), Upstream::start());
@@ -174,7 +174,11 @@ async fn what_a_collector_refuses_is_lost_and_counted() {
             assert_eq!(browser.navigate("/", &Script::new()).await.status, 200);
             let counted = format!("spans_total{{outcome=\"failed\"}} {lost}");
             until("it is counted", || metrics.text().contains(&counted)).await;
-            assert_eq!(collector.seen().len(), lost, "it is not sent again, and the next is");
+            assert_eq!(
+                collector.seen().len(),
+                lost,
+                "the batch is not retried, and the next one is sent"
+            );
         }
     }
 }
