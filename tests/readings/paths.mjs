@@ -1,4 +1,4 @@
-// For each path of a JSON list on standard input: what Node's and Express's ways of reading it make of it.
+// Parses each path of a JSON list on standard input in the ways that Node and Express parse it.
 import { readFileSync } from "node:fs";
 import { posix } from "node:path";
 import { parse } from "node:url";
@@ -7,7 +7,7 @@ const or = (read) => (path) => {
   try {
     return read(path);
   } catch {
-    return null; // the site would answer with an error
+    return null; // the site would respond with an error
   }
 };
 const url = (path) => new URL(path, "http://site").pathname;
@@ -20,7 +20,7 @@ const readings = {
   "url.parse": (path) => parse(path).pathname,
   "url.parse, slashes": (path) => parse(path, false, true).pathname,
 };
-// What app.use(PATH) of Express 4 makes of a path (path-to-regexp 0.1: end = false, not sensitive, not strict).
+// The path as app.use(PATH) of Express 4 matches it (path-to-regexp 0.1: end = false, not sensitive, not strict).
 const routes = JSON.parse(process.argv[2]);
 const express = (path) => routes.find((route) => new RegExp(`^${route}\\/?(?=\\/|$)`, "i").test(path)) ?? "/";
 

@@ -1,5 +1,5 @@
 <?php
-// For each path of a JSON list on standard input: what PHP makes of it.
+// Parses each path of a JSON list on standard input in the ways that PHP sites parse it.
 $paths = json_decode(file_get_contents('php://stdin'));
 $parsed = fn ($path) => (($read = @parse_url($path, PHP_URL_PATH)) === false) ? null : $read;
 $decoded = fn ($path) => $parsed($path) === null ? null : rawurldecode($parsed($path));

@@ -1,4 +1,4 @@
-"""For each path of a JSON list on standard input: what Python's servers make of it, and models of others."""
+"""Parses each path of a JSON list on standard input as Python's servers do, and as models of other servers do."""
 
 import http.server
 import io
@@ -23,7 +23,7 @@ class Socket:
 
 
 def parsed(handler_class, path):
-    """The handler of a server that has read a request for the path."""
+    """Returns the handler of a server that has read a request for the path."""
 
     class Handler(handler_class):
         def handle(self):
@@ -68,14 +68,14 @@ def nginx(path):
 
 
 def java(path):
-    """Tomcat: parameters are cut off, then it decodes, then it normalizes."""
+    """Tomcat: removes parameters, decodes, then normalizes."""
     path = re.sub(";[^/]*", "", path)
     path = re.sub("/+", "/", urllib.parse.unquote(path, "latin-1").replace("\\", "/"))
     return posixpath.normpath(path)
 
 
 def java_as_it_is(path):
-    """getRequestURI() without parameters, as security filters have used it."""
+    """getRequestURI() without parameters, as security filters use it."""
     return re.sub(";[^/]*", "", path)
 
 

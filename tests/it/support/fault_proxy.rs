@@ -117,7 +117,7 @@ impl FaultProxy {
         self.shared.state().fault = fault;
         let deadline = Instant::now() + Duration::from_secs(5);
         while self.shared.state().listens == (fault == Fault::Refuse) {
-            assert!(Instant::now() < deadline, "the listener follows");
+            assert!(Instant::now() < deadline, "the listener is opened or closed in time");
             pause(TICK);
         }
     }
