@@ -1,4 +1,4 @@
-"""Measures the cost of Cloakroom, compared with a bare upstream and nginx, and writes docs/benchmarks.md.
+"""Measures the cost of Cloakroom, compared with a bare upstream and nginx, and writes docs/explanation/benchmarks.md.
 
 The proxy is pinned to CPU 0; wrk, the upstream and Redis to CPU 1. Targets are sampled in turn, in reverse
 order in every other round, and ratios are computed within a round. CPU seconds are utime + stime of the
@@ -346,7 +346,7 @@ def main():
     print(text)
     if not quick:
         os.makedirs("docs", exist_ok=True)
-        with open("docs/benchmarks.md", "w") as file:
+        with open("docs/explanation/benchmarks.md", "w") as file:
             file.write(text)
     return 1 if any(one["errors"] for each in samples.values() for one in each) else 0
 

@@ -1,9 +1,10 @@
-//! The README's upstreams, each for real behind the proxy.
+//! The sites of README and docs, each for real behind the proxy.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use crate::docs::markdown;
 use crate::support::raw::exchange;
 use crate::support::{Browser, Cloakroom, Script, Upstream, until};
 
@@ -33,6 +34,11 @@ impl Drop for Site {
 
 fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/examples").join(name)
+}
+
+/// README and docs, as one text.
+fn documentation() -> String {
+    markdown().into_iter().map(|(_, text)| text).collect()
 }
 
 fn free_address() -> SocketAddr {
@@ -205,8 +211,7 @@ const NODE_PATH: &str = "/usr/share/nodejs";
 
 #[tokio::test]
 async fn frameworks_see_the_scheme_behind_tls() {
-    let readme =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let shown = documentation();
     for (file, line, programs, check) in [
         (
             "django_site.py",
@@ -226,7 +231,7 @@ async fn frameworks_see_the_scheme_behind_tls() {
         let path = example("tls").join(file);
         let text = std::fs::read_to_string(&path).unwrap();
         let line = text.lines().find(|found| found.starts_with(line)).unwrap();
-        assert!(readme.contains(&format!("`{line}`")), "README.md does not show {line}");
+        assert!(shown.contains(&format!("`{line}`")), "the documentation does not show {line}");
         let Some(program) = installed(programs, check) else { continue };
         let address = free_address();
         let (path, at) = (path.to_str().unwrap(), address.to_string());
@@ -241,10 +246,9 @@ async fn frameworks_see_the_scheme_behind_tls() {
 async fn nginx_compresses_behind_the_proxy() {
     let directory = tempfile::tempdir().unwrap();
     let (at, address) = (directory.path(), free_address());
-    let readme =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let shown = documentation();
     let line = "gzip_proxied any;";
-    assert!(readme.contains(line));
+    assert!(shown.contains(line));
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .iter()
         .map(|name| format!("{name}_temp_path {}/{name};\n", at.display()))
@@ -268,12 +272,11 @@ async fn nginx_compresses_behind_the_proxy() {
 }
 
 #[test]
-fn the_readme_shows_these_files() {
-    let readme =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+fn documentation_shows_these_files() {
+    let shown = documentation();
     for name in ["site.php", "site.py", "site.mjs", "site.cgi", "exchange.cgi"] {
         let text = std::fs::read_to_string(example(name)).unwrap();
         assert!(text.lines().count() < 33, "{name} is long");
-        assert!(readme.contains(&text), "README.md does not show {name} as it is");
+        assert!(shown.contains(&text), "the documentation does not show {name}");
     }
 }

@@ -21,7 +21,7 @@ const USER: &str = "cloakroom";
 const SERVICE: &str = Sentinels::SERVICE;
 const PASSWORD: &str = "of-cloakroom";
 
-/// What docs/redis.md says is enough, without what is for the cache, for clusters and for lists.
+/// What docs/guides/operate/redis.md says is enough, without what is for the cache, for clusters and for lists.
 const RULES: &str = "~cloakroom:* -@all +hello +auth +select +ping +role +info +time +evalsha \
     +eval +exists +del +pexpireat +hget +hset +hdel +hmget +hgetall +hexists +hstrlen +hincrby \
     +zadd +zscore +zrange +zrangebyscore +zrem +wait +client|tracking";

@@ -31,6 +31,7 @@ mod concurrency;
 mod config;
 mod cookies;
 mod demo;
+mod docs;
 mod drain;
 mod durable_destroy;
 mod early_answers;

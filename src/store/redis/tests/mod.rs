@@ -515,7 +515,7 @@ fn a_replica_and_a_wrong_password_are_not_available_and_nothing_tells_the_passwo
     });
 }
 
-/// What docs/redis.md says is enough.
+/// What docs/guides/operate/redis.md says is enough.
 const ACCESS: &str = "+hello +auth +select +ping +role +info +time +evalsha +eval +exists +del \
                       +pexpireat +hget +hset +hdel +hmget +hgetall +hexists +hstrlen +hincrby \
                       +zadd +zscore +zrange +zrangebyscore +zrem +scan +wait +client|tracking";
@@ -536,7 +536,7 @@ fn server_with_access(access: &str) -> (RedisServer, Deployment) {
 
 #[test]
 fn the_access_that_is_documented_is_enough() {
-    let told = include_str!("../../../../docs/redis.md");
+    let told = include_str!("../../../../docs/guides/operate/redis.md");
     for command in ACCESS.split_whitespace() {
         assert!(told.contains(command), "{command}");
     }
