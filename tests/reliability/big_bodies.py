@@ -132,7 +132,7 @@ def main():
                 passed &= whole and grown < LIMIT
                 print(
                     f"{size / (1 << 30):.1f} GiB {name}: SHA-256 {'equal' if whole else 'NOT equal'}, "
-                    f"memory grew by at most {grown / (1 << 20):.1f} MiB from {before / (1 << 20):.1f} MiB,  "
+                    f"memory grew by at most {grown / (1 << 20):.1f} MiB from {before / (1 << 20):.1f} MiB, "
                     f"{time.monotonic() - began:.0f} s"
                 )
         finally:
