@@ -41,7 +41,7 @@ impl PrincipalCall {
             }
             None => Destroyed::default(),
         };
-        Ok(response::destroyed_json(destroyed))
+        response::destroyed_json(destroyed)
     }
 
     pub(super) async fn destroy_one(self) -> ApiResult<Response<Body>> {
@@ -49,7 +49,7 @@ impl PrincipalCall {
         let id = self.id.ok_or_else(problem::no_such_session)?;
         if id == own {
             let destroyed = self.session.destroy().await?;
-            return Ok(response::destroyed(destroyed, self.prefer));
+            return response::destroyed(destroyed, self.prefer);
         }
         let found = self.sessions.directory()?.find(id, Want::Meta).await?;
         let is_theirs = found
@@ -60,7 +60,7 @@ impl PrincipalCall {
         }
         match self.sessions.directory()?.destroy(id).await? {
             Destroyed { count: 0, .. } => Err(problem::no_such_session()),
-            destroyed => Ok(response::destroyed(destroyed, self.prefer)),
+            destroyed => response::destroyed(destroyed, self.prefer),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::body::Body;
 use crate::session::json::Json;
 use crate::session::patch::value_tag;
 use crate::sessions::Destroyed;
-use crate::wire::{self, Problem};
+use crate::wire::{DestroyedObject, Problem};
 
 /// Returns 204.
 pub(super) fn empty() -> Response<Body> {
@@ -36,18 +36,19 @@ pub(super) fn serialize(value: &impl Serialize) -> ApiResult<Response<Body>> {
 }
 
 /// Returns what was destroyed: 204, unless the caller prefers a representation.
-pub(super) fn destroyed(destroyed: Destroyed, prefer: Preference) -> Response<Body> {
+pub(super) fn destroyed(destroyed: Destroyed, prefer: Preference) -> ApiResult<Response<Body>> {
     match prefer {
-        Preference::None | Preference::Minimal => empty(),
+        Preference::None | Preference::Minimal => Ok(empty()),
         Preference::Representation => {
-            preference_applied(destroyed_json(destroyed), "return=representation")
+            Ok(preference_applied(destroyed_json(destroyed)?, "return=representation"))
         }
     }
 }
 
 /// Returns what was destroyed, as JSON.
-pub(super) fn destroyed_json(destroyed: Destroyed) -> Response<Body> {
-    json(wire::destroyed(destroyed.count, destroyed.replicated))
+pub(super) fn destroyed_json(destroyed: Destroyed) -> ApiResult<Response<Body>> {
+    let Destroyed { count, replicated } = destroyed;
+    serialize(&DestroyedObject { destroyed: count, replicated })
 }
 
 /// Adds the preference that a response follows (RFC 7240, section 3).

@@ -52,7 +52,7 @@ impl SessionList {
         let now = shared.clock.now();
         let one = |(id, meta): &(Id, Meta)| {
             let view = View { session: Some((*id, meta)), policy: &shared.policy, now };
-            RawValue::from_string(view.listed(current(*id)))
+            serde_json::value::to_raw_value(&view.listed(current(*id)))
         };
         let sessions = listed.iter().map(one).collect::<Result<_, _>>();
         Ok(Self { sessions: sessions.map_err(|_invalid| problem::internal())? })
@@ -71,7 +71,7 @@ impl ServiceCall {
     pub(super) async fn destroy_all(self) -> ApiResult<Response<Body>> {
         let principal = self.query.principal()?.ok_or_else(problem::invalid_principal)?;
         let destroyed = self.sessions.directory()?.destroy_all_of(&principal, None).await?;
-        Ok(response::destroyed_json(destroyed))
+        response::destroyed_json(destroyed)
     }
 
     pub(super) async fn clear_expired(self) -> ApiResult<Response<Body>> {

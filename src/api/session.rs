@@ -18,7 +18,7 @@ use crate::sessions::{
     ChangeRequest, Destroyed, Failure, RemoteSession, RequestSession, Sessions, Snapshot,
 };
 use crate::store::Want;
-use crate::wire::{self, View};
+use crate::wire::{self, ValuesObject, View};
 
 /// A session, and the way to it.
 #[derive(Clone, Debug)]
@@ -55,7 +55,7 @@ struct TestCookie {
 impl SessionCall {
     pub(super) async fn read(self) -> ApiResult<Response<Body>> {
         let read = self.load(Want::Values).await?;
-        Ok(self.session(&read))
+        self.session(&read)
     }
 
     pub(super) async fn patch(self) -> ApiResult<Response<Body>> {
@@ -64,8 +64,9 @@ impl SessionCall {
             return self.change(self.under_version(patch)?, None).await;
         }
         let changed = self.apply(&self.under_version(patch)?, None, Want::Values).await?;
-        let session = self.view(&changed).session(&changed.values(), changed.is_new);
-        let response = response::json(wire::with_replicated(session, changed.replicated));
+        let values = changed.values();
+        let session = self.view(&changed).session(&values, changed.is_new);
+        let response = response::serialize(&session.with_replicated(changed.replicated))?;
         Ok(response::tagged_by_version(response, version(&changed)))
     }
 
@@ -76,7 +77,7 @@ impl SessionCall {
             let patch = self.under_version(Patch { destroy: true, ..Patch::default() })?;
             Destroyed::by(&self.apply(&patch, None, Want::Meta).await?)
         };
-        Ok(response::destroyed(destroyed, self.prefer))
+        response::destroyed(destroyed, self.prefer)
     }
 
     pub(super) async fn rotate(self) -> ApiResult<Response<Body>> {
@@ -91,7 +92,7 @@ impl SessionCall {
 
     pub(super) async fn read_values(self) -> ApiResult<Response<Body>> {
         let read = self.load(Want::Values).await?;
-        let response = response::json(wire::values_object(&read.values()));
+        let response = response::serialize(&ValuesObject(&read.values()))?;
         Ok(response::tagged_by_version(response, version(&read)))
     }
 
@@ -144,14 +145,14 @@ impl SessionCall {
 
     pub(super) async fn read_expiry(self) -> ApiResult<Response<Body>> {
         let read = self.load(Want::Meta).await?;
-        Ok(self.expiry(&read))
+        self.expiry(&read)
     }
 
     pub(super) async fn set_expiry(self) -> ApiResult<Response<Body>> {
         let expiry = Some(wire::expiry(&self.body)?);
         let patch = self.under_version(Patch { expiry, ..Patch::default() })?;
         let changed = self.apply(&patch, None, Want::Meta).await?;
-        Ok(if self.is_minimal() { minimal(&changed) } else { self.expiry(&changed) })
+        if self.is_minimal() { Ok(minimal(&changed)) } else { self.expiry(&changed) }
     }
 
     pub(super) async fn read_test_cookie(self) -> ApiResult<Response<Body>> {
@@ -215,7 +216,7 @@ impl SessionCall {
     ) -> ApiResult<Response<Body>> {
         let want = if self.is_minimal() { Want::Meta } else { Want::Values };
         let changed = self.apply(&patch, condition.as_ref(), want).await?;
-        Ok(if self.is_minimal() { minimal(&changed) } else { self.session(&changed) })
+        if self.is_minimal() { Ok(minimal(&changed)) } else { self.session(&changed) }
     }
 
     async fn destroy_everywhere(&self) -> ApiResult<Destroyed> {
@@ -301,14 +302,15 @@ impl SessionCall {
         View { session, policy: &shared.policy, now: shared.clock.now() }
     }
 
-    fn session(&self, snapshot: &Snapshot) -> Response<Body> {
-        let session = self.view(snapshot).session(&snapshot.values(), snapshot.is_new);
-        response::tagged_by_version(response::json(session), version(snapshot))
+    fn session(&self, snapshot: &Snapshot) -> ApiResult<Response<Body>> {
+        let values = snapshot.values();
+        let session = self.view(snapshot).session(&values, snapshot.is_new);
+        Ok(response::tagged_by_version(response::serialize(&session)?, version(snapshot)))
     }
 
-    fn expiry(&self, snapshot: &Snapshot) -> Response<Body> {
-        let expiry = self.view(snapshot).expiry();
-        response::tagged_by_version(response::json(expiry), version(snapshot))
+    fn expiry(&self, snapshot: &Snapshot) -> ApiResult<Response<Body>> {
+        let expiry = response::serialize(&self.view(snapshot).expiry())?;
+        Ok(response::tagged_by_version(expiry, version(snapshot)))
     }
 
     fn value_or_default(&self, value: Option<Json>) -> ApiResult<Response<Body>> {

@@ -7,6 +7,10 @@ use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::fmt;
 
+use serde::ser::Error as _;
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
+
 /// The deepest that a value may nest.
 pub const MAX_DEPTH: usize = 128;
 
@@ -194,6 +198,14 @@ impl Json {
 impl fmt::Display for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl Serialize for Json {
+    /// Serializes the text as it is.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let raw: &RawValue = serde_json::from_str(&self.0).map_err(S::Error::custom)?;
+        raw.serialize(serializer)
     }
 }
 
@@ -572,7 +584,7 @@ mod tests {
         #[test]
         fn what_passes_is_json_and_nothing_panics(text in "[\\[\\]{}\",:\\\\ud80c0-9.eE+ \\-tfna]{0,40}") {
             if let Ok(json) = Json::parse(text.as_bytes(), 0) {
-                let raw: Result<&serde_json::value::RawValue, _> = serde_json::from_str(json.as_str());
+                let raw: Result<&RawValue, _> = serde_json::from_str(json.as_str());
                 prop_assert!(raw.is_ok(), "{}", text);
             }
         }
