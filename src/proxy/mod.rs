@@ -119,12 +119,13 @@ impl Proxy {
         let (mut parts, body) = request.into_parts();
         request::check(&parts)?;
         request::normalize_target(&mut parts)?;
-        let (index, route) = self.site.find(&parts, peer)?;
+        let route = self.site.find(&parts, peer)?;
         access.set_route(route.name());
         self.site.via().append(&mut parts.headers, parts.version)?;
         if request::decrement_max_forwards(&parts.method, &mut parts.headers) == Recipient::Proxy {
             return Ok(options_response());
         }
+        // Determined first: the steps below change the headers that it depends on.
         let origin = self.origin(&parts, peer);
         let cookies = self.sessions.take_cookies(&mut parts.headers);
         request::join_cookies(&mut parts)?;
@@ -134,18 +135,19 @@ impl Proxy {
         access.set_client(&client);
         self.start_trace(&mut parts, peer, &client, access)?;
 
-        let from = (client.address, user_agent(&parts.headers));
-        let opened = self.open(route, cookies, origin, from).await?;
+        let client = Client { address: client.address, user_agent: user_agent(&parts.headers) };
+        let opened = self.open(route, cookies, origin, client).await?;
         access.set_session(opened.as_ref().and_then(|opened| opened.guard.session().current_id()));
         self.site.inject(&mut parts.headers, route, opened.as_ref(), self.sessions.shared())?;
         upgrade.write_headers(&mut parts.headers)?;
 
         let principal = opened.as_ref().and_then(Opened::principal);
         let response = match route.admit(&parts, principal, accepts) {
-            Ok(()) => self.forward(index, parts, body, (route, cleaned.options)).await,
+            Ok(()) => self.forward(route, parts, body, cleaned.options).await,
             Err(error) => Err(error),
         };
         let response = response.and_then(|response| upgrade.validate_response(response));
+        // Committed even if forwarding has failed: the error response may still need a cookie.
         let (response, guard) = match opened {
             None => (self.clean(response?, access), None),
             Some(opened) => {
@@ -217,7 +219,7 @@ impl Proxy {
         route: &Route,
         cookies: Vec<Secret>,
         origin: Origin,
-        (address, user_agent): (Option<IpAddr>, Box<str>),
+        client: Client,
     ) -> Result<Option<Opened>, StoreError> {
         let touch = match route.session() {
             Session::Off => return Ok(None),
@@ -226,18 +228,16 @@ impl Proxy {
         };
         // The limit on new sessions does not apply to the address of a trusted proxy, which all its
         // clients share.
-        let limited_address = address.filter(|address| !self.site.rules().trust.contains(*address));
-        let client = Some(Client { address, user_agent });
-        let wants_values = route.header_exchange().is_some();
-        let on_error = route.on_error();
+        let is_trusted = |address: &IpAddr| self.site.rules().trust.contains(*address);
+        let limited_address = client.address.filter(|address| !is_trusted(address));
         let arrival = Arrival {
             origin,
             cookies,
-            wants_values,
+            wants_values: route.header_exchange().is_some(),
             touch,
-            on_error,
+            on_error: route.on_error(),
             address: limited_address,
-            client,
+            client: Some(client),
         };
         self.sessions.open(arrival).await.map(Some)
     }
@@ -292,11 +292,12 @@ impl Proxy {
     /// Forwards a request to an upstream.
     async fn forward(
         &self,
-        index: usize,
+        route: &Route,
         mut parts: Parts,
         body: Incoming,
-        (route, options): (&Route, hop::Options),
+        options: hop::Options,
     ) -> Result<Response<Body>, Error> {
+        // hyper writes the version of the request. The upstream connection decides on its own version.
         let version = std::mem::replace(&mut parts.version, Version::HTTP_11);
         let injected = Arc::clone(self.site.injected());
         let mut body = Body::streaming(body, Some(self.site.body_idle_timeout()))
@@ -313,7 +314,7 @@ impl Proxy {
             }
             body = body.with_limit(limit);
         }
-        let upstreams = self.upstreams.get(index).ok_or(Error::NoRoute)?;
+        let upstreams = self.upstreams.get(route.index()).ok_or(Error::NoRoute)?;
         Ok(upstreams.send(Request::from_parts(parts, body), &self.tasks).await?)
     }
 
@@ -342,9 +343,9 @@ impl Proxy {
         access: &mut Access,
     ) -> Response<Body> {
         let mut response = response.unwrap_or_else(|error| access.error_response(&error, accepts));
-        let head = head_of(&response);
+        let kind = response_kind(&response);
         let allows_patches = route.header_exchange().is_some();
-        let patch = match exchange_headers::take_patch(response.headers_mut(), allows_patches, head)
+        let patch = match exchange_headers::take_patch(response.headers_mut(), allows_patches, kind)
         {
             Ok(patch) => patch,
             Err(malformed) => {
@@ -352,8 +353,9 @@ impl Proxy {
                 None
             }
         };
-        let head = head_of(&response);
-        let (cookie, applied) = self.commit_patch(guard, head, patch.as_ref()).await;
+        // The response may have become an error since.
+        let kind = response_kind(&response);
+        let (cookie, applied) = self.commit_patch(guard, kind, patch.as_ref()).await;
         if let (Some(patch), Err(failure)) = (&patch, applied) {
             if should_drop_patch(guard, patch, &failure, route) {
                 self.metrics().event(Event::PatchDropped);
@@ -385,15 +387,16 @@ impl Proxy {
     async fn commit_patch(
         &self,
         guard: &RequestGuard,
-        head: ResponseKind,
+        kind: ResponseKind,
         patch: Option<&Patch>,
     ) -> (Option<HeaderValue>, Result<(), Failure>) {
         let Some(patch) = patch.cloned() else {
-            return guard.session().commit(head, None).await;
+            return guard.session().commit(kind, None).await;
         };
         let session = guard.session().clone();
-        let commit = async move { session.commit(head, Some(&patch)).await };
+        let commit = async move { session.commit(kind, Some(&patch)).await };
         self.tasks.run(commit).await.unwrap_or_else(|lost| {
+            // The task panicked: the store may or may not have applied the patch.
             let unknown = StoreError::OutcomeUnknown(lost.to_string().into());
             (None, Err(unknown.into()))
         })
@@ -441,7 +444,7 @@ fn finish(
     response
 }
 
-fn head_of(response: &Response<Body>) -> ResponseKind {
+fn response_kind(response: &Response<Body>) -> ResponseKind {
     match response.status() {
         StatusCode::NOT_MODIFIED => ResponseKind::NotModified,
         status if status.is_server_error() => ResponseKind::Failed,

@@ -48,6 +48,8 @@ pub struct Site {
 /// A route, with everything that can be prepared before its first request.
 #[derive(Debug)]
 pub(super) struct Route {
+    /// The position among the routes of the site.
+    index: usize,
     /// The configured host, if any, and path; for the log.
     name: Arc<str>,
     config: RouteConfig,
@@ -95,7 +97,7 @@ impl Site {
             principal.chain(route.request_headers.iter().map(|(name, _)| name)).cloned()
         });
         let injected = injected.collect();
-        let route = |config: RouteConfig| {
+        let route = |(index, config): (usize, RouteConfig)| {
             let tls = tls(&config)?.map(Arc::new);
             let limit = |_| config.upstream_requests.map(|limit| Arc::new(Semaphore::new(limit)));
             let request_limits = config.upstreams.iter().map(limit).collect();
@@ -106,7 +108,7 @@ impl Site {
             let health = health.collect();
             let host = config.host.as_ref().map(ToString::to_string).unwrap_or_default();
             let name = format!("{host}{}", config.path);
-            Ok(Route { name: name.into(), config, tls, request_limits, health })
+            Ok(Route { index, name: name.into(), config, tls, request_limits, health })
         };
         // Random, so that two instances in a chain are not detected as a loop, and that it reveals
         // nothing about this one.
@@ -122,7 +124,12 @@ impl Site {
             dropped: Seen::default(),
             lost_https: Once::new(),
             injected,
-            routes: config.routes.into_iter().map(route).collect::<Result<_, SiteError>>()?,
+            routes: config
+                .routes
+                .into_iter()
+                .enumerate()
+                .map(route)
+                .collect::<Result<_, SiteError>>()?,
             via,
             api_prefix: api_prefix.to_owned(),
             api_url: HeaderValue::from_str(api_url)?,
@@ -173,8 +180,8 @@ impl Site {
         self.body_idle_timeout
     }
 
-    /// Finds the route of a request, and its index. Paths of the session API have no route.
-    pub(super) fn find(&self, parts: &Parts, peer: &Peer) -> Result<(usize, &Route), Error> {
+    /// Finds the route of a request. Paths of the session API have no route.
+    pub(super) fn find(&self, parts: &Parts, peer: &Peer) -> Result<&Route, Error> {
         let host = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
         let host = host.unwrap_or_default();
         if self.is_misdirected(parts, peer, host) {
@@ -185,9 +192,7 @@ impl Site {
             return Err(Error::ApiPath(self.api_hint(parts, peer)));
         }
         match self.matcher.find(host, path) {
-            RouteMatch::Route(index) => {
-                self.routes.get(index).map(|route| (index, route)).ok_or(Error::NoRoute)
-            }
+            RouteMatch::Route(index) => self.routes.get(index).ok_or(Error::NoRoute),
             RouteMatch::None => Err(Error::NoRoute),
             RouteMatch::Ambiguous => Err(Error::AmbiguousPath),
         }
@@ -249,6 +254,10 @@ fn tls(config: &RouteConfig) -> Result<Option<Tls>, SiteError> {
 }
 
 impl Route {
+    pub(super) fn index(&self) -> usize {
+        self.index
+    }
+
     pub(super) fn name(&self) -> &Arc<str> {
         &self.name
     }

@@ -1,4 +1,4 @@
-//! No lost update: parallel requests of one session, in every store.
+//! Parallel requests of one session lose no update, in every store.
 
 use serde_json::json;
 
@@ -21,7 +21,7 @@ async fn all_at_once(browser: &Browser, script: impl Fn(usize) -> Script) -> Vec
     pages
 }
 
-async fn nothing_is_lost(store: &str) {
+async fn check_no_lost_updates(store: &str) {
     let upstream = Upstream::start();
     let toml = format!("[store]\nurl = \"{store}\"\ntimeout = \"20s\"\n");
     let cloakroom = Cloakroom::with(&upstream, &toml).await;
@@ -47,17 +47,17 @@ async fn nothing_is_lost(store: &str) {
 }
 
 #[tokio::test]
-async fn nothing_is_lost_in_memory() {
-    nothing_is_lost("memory:").await;
+async fn no_update_is_lost_in_memory() {
+    check_no_lost_updates("memory:").await;
 }
 
 #[tokio::test]
-async fn nothing_is_lost_in_sqlite() {
-    nothing_is_lost("sqlite:sessions.db").await;
+async fn no_update_is_lost_in_sqlite() {
+    check_no_lost_updates("sqlite:sessions.db").await;
 }
 
 #[tokio::test]
-async fn nothing_is_lost_in_redis() {
+async fn no_update_is_lost_in_redis() {
     let server = RedisServer::start(&[]);
-    nothing_is_lost(&format!("redis://127.0.0.1:{}/0", server.port())).await;
+    check_no_lost_updates(&format!("redis://127.0.0.1:{}/0", server.port())).await;
 }

@@ -1,4 +1,4 @@
-//! Which cookie goes out, and when.
+//! The session cookie: when it is set, renewed and deleted.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ async fn started(toml: &str) -> (Upstream, Cloakroom, Browser) {
 }
 
 #[tokio::test]
-async fn a_cookie_is_set_as_configured() {
+async fn cookie_attributes_follow_configuration() {
     for (toml, expected) in [
         ("", "__Host-id=TOKEN; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=1209600"),
         (
@@ -51,7 +51,7 @@ async fn a_cookie_is_set_as_configured() {
 }
 
 #[tokio::test]
-async fn a_hundred_pages_in_a_minute_cost_two_writes_and_no_more_than_one_cookie() {
+async fn many_pages_cost_few_writes() {
     let (_upstream, cloakroom, browser) = started("").await;
     browser.navigate("/", &write()).await;
     cloakroom.advance(Duration::from_secs(61));
@@ -76,7 +76,7 @@ async fn max_age_slides_with_the_session() {
     let page = browser.navigate("/", &read()).await;
     assert!(page.set_cookies()[0].ends_with("Max-Age=1209600"));
     assert_eq!(browser.cookie(), cookie);
-    // Used every ten days it lives for ever; unused for longer than the idle timeout it ends.
+    // Used every ten days, the session never expires; unused for the idle timeout, it does.
     for _ in 0..5 {
         cloakroom.advance(DAY * 10);
         assert_eq!(browser.navigate("/", &read()).await.json()["values"], json!({"x": 1}));
@@ -86,7 +86,7 @@ async fn max_age_slides_with_the_session() {
 }
 
 #[tokio::test]
-async fn made_up_cookies_cost_no_store_command() {
+async fn forged_cookies_never_reach_the_store() {
     let (_upstream, cloakroom, browser) = started("").await;
     for index in 0..200_u32 {
         browser.set_cookie(Some(&format!("{index:048}")));
@@ -99,7 +99,7 @@ async fn made_up_cookies_cost_no_store_command() {
 }
 
 #[tokio::test]
-async fn an_unknown_session_is_taken_away_on_a_navigation_alone() {
+async fn only_navigations_delete_unknown_cookies() {
     let (_upstream, cloakroom, browser) = started("").await;
     browser.navigate("/", &write()).await;
     cloakroom
@@ -123,7 +123,7 @@ async fn an_unknown_session_is_taken_away_on_a_navigation_alone() {
 }
 
 #[tokio::test]
-async fn two_sessions_in_one_request_are_neither() {
+async fn cookies_of_two_sessions_are_ignored() {
     let (_upstream, cloakroom, one) = started("").await;
     let other = Browser::new(&cloakroom);
     one.navigate("/", &write()).await;
@@ -150,7 +150,7 @@ async fn two_sessions_in_one_request_are_neither() {
             (Some("ambiguous_cookie"), 0)
         );
     }
-    // A stale token names its session too; a made-up one names none.
+    // A stale token identifies its session too; a forged one identifies none.
     one.navigate("/", &Script::new().call("POST", "/rotate", "")).await;
     both.set_cookie(Some(&format!("{first}; __Host-id={second}")));
     assert_eq!(
@@ -159,14 +159,15 @@ async fn two_sessions_in_one_request_are_neither() {
     );
     both.set_cookie(Some(&format!("{}; __Host-id={second}", "A".repeat(48))));
     assert_eq!(both.navigate("/", &read()).await.json()["values"], json!({"x": 1}));
-    // Of one session the best token counts.
+    // Of several tokens of one session, the newest counts.
     both.set_cookie(Some(&format!("{first}; __Host-id={}", one.cookie().unwrap())));
     assert_eq!(both.navigate("/", &read()).await.json()["values"], json!({"x": 1}));
 }
 
-/// Cookies that another host of the domain sets for a longer path come first.
+/// Browsers send cookies with longer paths first, even those that another host of the domain has set
+/// (RFC 6265, section 5.4).
 #[tokio::test]
-async fn tossed_cookies_never_hide_the_visitors_own() {
+async fn tossed_cookies_do_not_hide_sessions() {
     let (_upstream, cloakroom, visitor) = started("").await;
     let log_in = Script::new().patch(&json!({"principal": "ada"}));
     visitor.navigate("/", &log_in).await;
@@ -195,15 +196,15 @@ async fn tossed_cookies_never_hide_the_visitors_own() {
         let page = ask(&tossed).await;
         assert_eq!(page.saw("x-session-error").as_deref(), Some("ambiguous_cookie"));
         assert_eq!((&*page.last().code(), page.set_cookies().len()), ("ambiguous_cookie", 0));
-        // Six sessions are too many to look up.
+        // Six sessions exceed the number of lookups for one request.
         let looked_up = if tossed.len() == others.len() { 0 } else { 2 };
         assert_eq!(cloakroom.metrics().store_calls("load"), loads + looked_up);
     }
 }
 
-/// The same where cookies are the sessions.
+/// Like the previous test, with sealed sessions.
 #[tokio::test]
-async fn tossed_cookies_hide_no_sealed_session() {
+async fn tossed_cookies_do_not_hide_sealed_sessions() {
     let (_upstream, cloakroom, visitor) =
         started("[store]\nurl = \"cookie:\"\naccept_no_revocation = true\n").await;
     let log_in = Script::new().patch(&json!({"principal": "ada"}));
@@ -222,10 +223,11 @@ async fn tossed_cookies_hide_no_sealed_session() {
 }
 
 #[tokio::test]
-async fn a_form_from_another_site_takes_no_sessions_place() {
+async fn cross_site_forms_keep_the_session() {
     let (_upstream, cloakroom, visitor) = started("").await;
     let from_bank: &[_] = &[("sec-fetch-site", "cross-site"), ("sec-fetch-dest", "document")];
-    // The browser keeps the cookie back; a session made now gets none, and ends soon.
+    // The browser does not send the SameSite cookie. A session created now gets no cookie, and ends
+    // soon.
     let page = visitor.send("POST", "/paid", from_bank, &write()).await;
     assert_eq!(
         (page.saw("x-session-error").as_deref(), page.set_cookies().len()),
@@ -235,42 +237,42 @@ async fn a_form_from_another_site_takes_no_sessions_place() {
     assert_eq!(cloakroom.service("GET", &format!("/{id}"), "").await.status, 200);
     cloakroom.advance(Duration::from_secs(61));
     assert_eq!(cloakroom.service("GET", &format!("/{id}"), "").await.status, 404);
-    // A log-in through it is meant: it gets its cookie, and the usual lifetime.
+    // A login by such a form is intended: it gets its cookie, and the usual lifetime.
     let page =
         visitor.send("POST", "/sso", from_bank, &write().patch(&json!({"principal": "ada"}))).await;
     assert_eq!(
         (page.set_cookies().len(), page.json()["expires_in"].clone()),
         (1, json!(1_209_600))
     );
-    // With the cookie there is nothing to keep back, and a link by GET brings it.
+    // With the cookie, as for a link by GET, the session is used.
     let page = visitor.send("GET", "/", from_bank, &read()).await;
     assert_eq!(
         (page.saw("x-session-error"), page.json()["principal"].clone()),
         (None, json!("ada"))
     );
-    // Without Fetch metadata the Origin says it.
-    let stranger = Browser::new(&cloakroom);
-    let page = stranger.send("POST", "/", &[("origin", "https://bank.example")], &read()).await;
+    // Without Fetch metadata, Origin decides.
+    let other = Browser::new(&cloakroom);
+    let page = other.send("POST", "/", &[("origin", "https://bank.example")], &read()).await;
     assert_eq!(page.saw("x-session-error").as_deref(), Some("cookie_withheld"));
-    let page = stranger.send("POST", "/", &[("origin", "https://localhost:9")], &read()).await;
+    let page = other.send("POST", "/", &[("origin", "https://localhost:9")], &read()).await;
     assert_eq!(page.saw("x-session-error"), None);
 }
 
 #[tokio::test]
-async fn origin_is_compared_with_the_host_of_the_browser() {
+async fn origin_is_compared_with_forwarded_host() {
     let form = |more: &[(&'static str, &'static str)]| {
         [&[("origin", "https://shop.example"), ("x-forwarded-for", "203.0.113.9")], more].concat()
     };
-    let told = [("x-forwarded-host", "shop.example")];
+    let x_forwarded = [("x-forwarded-host", "shop.example")];
     let forwarded = [("forwarded", "for=203.0.113.9;host=\"shop.example:443\";proto=https")];
     let trusted = "[limits]\ntrusted_proxies = [\"127.0.0.1\"]\n";
-    // The Host is the kit's own, as behind a proxy that changes it.
+    // The Host is that of the test client, as behind a proxy that changes it.
     for (toml, headers, withheld) in [
-        (trusted, form(&told), false),
+        (trusted, form(&x_forwarded), false),
         (trusted, form(&[("x-forwarded-host", "bank.example")]), true),
         (trusted, form(&[]), true),
         (trusted, [&form(&[])[..1], &forwarded].concat(), false),
-        ("", form(&told), true),
+        ("", form(&x_forwarded), true),
     ] {
         let (_upstream, _cloakroom, browser) = started(toml).await;
         let page = browser.send("POST", "/buy", &headers, &write()).await;
@@ -280,7 +282,7 @@ async fn origin_is_compared_with_the_host_of_the_browser() {
 }
 
 #[tokio::test]
-async fn a_session_can_be_made_at_the_first_page() {
+async fn first_page_can_create_a_session() {
     let (_upstream, _cloakroom, browser) = started("[session]\ncreate = \"navigation\"\n").await;
     assert_eq!(browser.fetch("/", &read()).await.set_cookies(), [""; 0]);
     assert_eq!(browser.navigate("/", &Script::new().status(500)).await.set_cookies(), [""; 0]);
@@ -289,7 +291,7 @@ async fn a_session_can_be_made_at_the_first_page() {
 }
 
 #[tokio::test]
-async fn polling_and_reading_prolong_nothing_where_they_are_not_to() {
+async fn touch_settings_limit_extension() {
     let routes = "[session]\nidle_timeout = \"10m\"\n[[route]]\nupstream = \"UPSTREAM\"\n[[route]]\npath = \"/poll\"\nupstream = \"UPSTREAM\"\nsession = \"no-touch\"\n[[route]]\npath = \"/static\"\nupstream = \"UPSTREAM\"\nsession = \"off\"\n";
     let (_upstream, cloakroom, browser) = started(routes).await;
     browser.navigate("/", &write()).await;
@@ -304,7 +306,7 @@ async fn polling_and_reading_prolong_nothing_where_they_are_not_to() {
     );
     cloakroom.advance(Duration::from_mins(1));
     assert_eq!(browser.navigate("/", &read()).await.json()["id"], Value::Null);
-    // As Django does by default: only a change prolongs.
+    // The default of Django: only a change extends the session.
     let (_upstream, cloakroom, browser) =
         started("[session]\nidle_timeout = \"10m\"\ntouch = \"write\"\n").await;
     browser.navigate("/", &write()).await;
@@ -321,7 +323,7 @@ async fn polling_and_reading_prolong_nothing_where_they_are_not_to() {
 }
 
 #[tokio::test]
-async fn who_began_a_session_is_kept_where_that_is_wanted() {
+async fn client_details_are_stored_if_configured() {
     let (_upstream, _cloakroom, browser) = started("[session]\nrecord_client = true\n").await;
     let page = browser.send("GET", "/", &[("user-agent", "a browser")], &write()).await;
     assert_eq!(page.json()["client"], json!({"address": "127.0.0.1", "user_agent": "a browser"}));

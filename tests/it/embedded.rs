@@ -299,7 +299,7 @@ async fn caching_process_uses_database_alone() {
         program.ended().await;
     }
     let (_caching, _) = site.start(CACHED).await;
-    for (tables, says) in [("", "with [store.cache]"), (CACHED, "needs it alone")] {
+    for (tables, says) in [("", "with caching enabled"), (CACHED, "requires exclusive use")] {
         let mut refused = Program::start(&site.configure(tables));
         assert_eq!(refused.ended().await.code(), Some(1));
         refused.wait_for_log(says).await;

@@ -1,4 +1,4 @@
-//! The session in headers: for sites without an HTTP client.
+//! Header exchange, for sites without an HTTP client.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ fn failed(page: &Page) {
 }
 
 #[tokio::test]
-async fn a_site_reads_a_header_and_answers_with_one() {
+async fn site_uses_headers_only() {
     let (_upstream, _cloakroom, browser) = started().await;
     let page = browser.navigate("/", &patch("{\"values\": {\"name\": \"\\u00e9 x\"}}")).await;
     assert_eq!(
@@ -49,7 +49,7 @@ async fn a_site_reads_a_header_and_answers_with_one() {
 }
 
 #[tokio::test]
-async fn lines_and_commas_are_one_change() {
+async fn several_patches_apply_atomically() {
     let (_upstream, _cloakroom, browser) = started().await;
     browser.navigate("/", &patch("{}").call("PUT", "/values/n", "0")).await;
     let before =
@@ -62,7 +62,7 @@ async fn lines_and_commas_are_one_change() {
         (after["values"].clone(), after["version"].as_u64()),
         (json!({"n": 11, "m": "a,b"}), Some(before + 1))
     );
-    // All or none.
+    // Atomic: all or none.
     failed(
         &browser
             .navigate("/", &patch("{\"increment\": {\"n\": 1}}, {\"increment\": {\"m\": 1}}"))
@@ -72,7 +72,7 @@ async fn lines_and_commas_are_one_change() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_breaks_the_page_and_changes_nothing() {
+async fn malformed_patches_fail_without_changes() {
     let (_upstream, _cloakroom, browser) = started().await;
     browser.navigate("/", &patch("{\"values\": {\"a\": 1}}")).await;
     for text in [
@@ -94,7 +94,7 @@ async fn what_cannot_be_read_breaks_the_page_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_failed_page_and_a_route_without_exchange_apply_nothing() {
+async fn patches_of_failed_pages_are_ignored() {
     let (_upstream, _cloakroom, browser) = started().await;
     for (path, status) in [("/", 500), ("/without", 200)] {
         let page = browser.navigate(path, &patch("{\"values\": {\"a\": 1}}").status(status)).await;
@@ -107,7 +107,7 @@ async fn a_failed_page_and_a_route_without_exchange_apply_nothing() {
 }
 
 #[tokio::test]
-async fn values_that_do_not_fit_are_left_out_whole() {
+async fn oversized_values_are_omitted() {
     let (_upstream, _cloakroom, browser) = started().await;
     browser.navigate("/", &Script::new().call("PUT", "/values/a", json!("x".repeat(200)))).await;
     let page = browser.navigate("/", &Script::new().get("/values/a")).await;
@@ -119,10 +119,10 @@ async fn values_that_do_not_fit_are_left_out_whole() {
 }
 
 #[tokio::test]
-async fn a_log_in_by_header_rotates_and_a_late_write_beside_it_is_dropped() {
+async fn login_by_header_rotates_and_drops_late_writes() {
     let (_upstream, cloakroom, browser) = started().await;
     browser.navigate("/", &patch("{\"values\": {\"a\": 1}}")).await;
-    let beside = browser.copy();
+    let parallel = browser.copy();
     let page =
         browser.navigate("/", &patch("{\"values\": {\"b\": 2}}, {\"principal\": \"ada\"}")).await;
     assert_eq!(page.set_cookies().len(), 1);
@@ -130,24 +130,24 @@ async fn a_log_in_by_header_rotates_and_a_late_write_beside_it_is_dropped() {
         browser.navigate("/", &Script::new()).await.saw("x-session-principal").as_deref(),
         Some("ada")
     );
-    // The visitor whose log-in's answer is on its way sees a page, not an error; a script's call fails.
-    let page = beside.navigate("/", &patch("{\"values\": {\"a\": 2}}")).await;
+    // A navigation during the login shows a page rather than an error; a request of a script fails.
+    let page = parallel.navigate("/", &patch("{\"values\": {\"a\": 2}}")).await;
     assert_eq!((page.status.as_u16(), page.set_cookies().len()), (200, 0));
     assert_eq!(cloakroom.metrics().event_count(Event::PatchDropped), 1);
-    failed(&beside.fetch("/", &patch("{\"values\": {\"a\": 2}}")).await);
+    failed(&parallel.fetch("/", &patch("{\"values\": {\"a\": 2}}")).await);
     assert_eq!(
-        beside.navigate("/", &patch("{\"principal\": \"ada\"}")).await.set_cookies().len(),
+        parallel.navigate("/", &patch("{\"principal\": \"ada\"}")).await.set_cookies().len(),
         1
     );
-    assert_eq!(beside.cookie(), browser.cookie());
+    assert_eq!(parallel.cookie(), browser.cookie());
     cloakroom.advance(Duration::from_secs(1));
     let page = browser.navigate("/", &patch("{\"destroy\": true}")).await;
     assert!(page.set_cookies()[0].ends_with("Max-Age=0"));
 }
 
 #[tokio::test]
-async fn an_unreadable_patch_is_named_with_its_byte() {
-    for (patch, told) in [
+async fn malformed_patch_errors_name_the_byte() {
+    for (patch, message) in [
         (&b"{\"values\":{\"name\":\"Zo\xeb\"}}"[..], "header X-Session-Patch, byte 21: not UTF-8"),
         (b"{values: 1}", "header X-Session-Patch, byte 1: unexpected character"),
     ] {
@@ -173,7 +173,7 @@ async fn an_unreadable_patch_is_named_with_its_byte() {
         };
         let (page, _connection) = tokio::join!(browser.fetch("/", &script), answer);
         assert_eq!(page.status, 502);
-        program.wait_for_log(told).await;
+        program.wait_for_log(message).await;
         assert!(!program.log().contains("the body is not JSON"));
     }
 }

@@ -1,4 +1,4 @@
-//! Routes for those who are logged in.
+//! Routes that require a principal.
 
 use serde_json::json;
 
@@ -13,7 +13,7 @@ async fn ask(browser: &Browser, method: &str, path: &str, accept: &str, script: 
 }
 
 #[tokio::test]
-async fn others_are_sent_to_log_in_and_come_back() {
+async fn redirects_to_login_and_back() {
     let upstream = Upstream::start();
     let proxy = Cloakroom::with(&upstream, ROUTES).await;
     let browser = Browser::new(&proxy);
@@ -32,7 +32,7 @@ async fn others_are_sent_to_log_in_and_come_back() {
         "not_logged_in"
     );
     assert_eq!(upstream.seen().len(), before, "the site saw none of it");
-    // The login page is below the route, and open.
+    // The login page is below the route, and accessible without a principal.
     let log_in = Script::new().patch(&json!({"principal": "ada"}));
     let page = ask(&browser, "POST", "/members/login?next=%2Fmembers%2Fa", html, &log_in).await;
     assert_eq!(page.last().status, 200);
@@ -46,7 +46,7 @@ async fn others_are_sent_to_log_in_and_come_back() {
 }
 
 #[tokio::test]
-async fn no_spelling_of_a_path_goes_around_it() {
+async fn no_spelling_bypasses_the_login() {
     let upstream = Upstream::start();
     let proxy = Cloakroom::with(&upstream, ROUTES).await;
     let browser = Browser::new(&proxy);
@@ -68,7 +68,7 @@ async fn no_spelling_of_a_path_goes_around_it() {
 }
 
 #[tokio::test]
-async fn scripts_are_not_sent_to_the_login_page() {
+async fn scripts_are_not_redirected() {
     let proxy = Cloakroom::with(&Upstream::start(), ROUTES).await;
     let browser = Browser::new(&proxy);
     let page: &[_] = &[("accept", "text/html"), ("sec-fetch-mode", "navigate")];

@@ -1,5 +1,5 @@
-//! The integration tests: a real proxy on real sockets, an upstream that knows no sessions, and
-//! clients that keep cookies as browsers do.
+//! Integration tests: a real proxy on real sockets, an upstream without sessions of its own, and clients
+//! that handle cookies like browsers.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -36,6 +36,7 @@ mod drain;
 mod durable_destroy;
 mod early_answers;
 mod embedded;
+mod end_to_end;
 mod examples;
 mod failover;
 mod fault_proxy;
@@ -50,7 +51,6 @@ mod log_lines;
 mod login;
 mod memory_store;
 mod metrics;
-mod narrow_way;
 mod principals;
 mod proxy_headers;
 mod proxy_protocol;

@@ -1,4 +1,4 @@
-//! How many sessions a principal may have, in every store.
+//! The limit on sessions per principal, in every store.
 
 use cloakroom::metrics::Event;
 use cloakroom::session::id::Id;
@@ -14,7 +14,7 @@ async fn principal_of(browser: &Browser) -> Option<String> {
     browser.navigate("/", &Script::new()).await.saw("x-session-principal")
 }
 
-/// Five browsers, the first three of which are logged in as ada, one after the other; two may be.
+/// Five browsers, of which the first three log in as ada in order; the limit is two.
 struct World {
     _upstream: Upstream,
     proxy: Cloakroom,
@@ -55,12 +55,12 @@ fn stores() -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_oldest_log_ins_give_way_to_the_newest() {
+async fn newest_logins_evict_the_oldest() {
     for store in stores() {
         let world = World::new(&store, "evict_oldest").await;
         assert_eq!(log_in(&world.browsers[3], "ada").await.last().status, 200);
         assert_eq!(world.logged_in().await, [false, true, true, true, false], "{store}");
-        // Again by one that is logged in: no session more, and nobody gives way.
+        // Another login of the same session: no session is added, and none is evicted.
         assert_eq!(log_in(&world.browsers[1], "ada").await.last().status, 200);
         assert_eq!(world.logged_in().await, [false, true, true, true, false], "{store}");
         assert_eq!(log_in(&world.browsers[4], "bob").await.last().status, 200);
@@ -69,11 +69,11 @@ async fn the_oldest_log_ins_give_way_to_the_newest() {
 }
 
 #[tokio::test]
-async fn a_log_in_too_many_is_refused_and_changes_nothing() {
+async fn excess_logins_are_rejected_without_changes() {
     for store in stores() {
         let world = World::new(&store, "reject").await;
-        let begun = Script::new().call("PUT", "/values/cart", "1");
-        world.browsers[3].navigate("/", &begun).await;
+        let script = Script::new().call("PUT", "/values/cart", "1");
+        world.browsers[3].navigate("/", &script).await;
         let refused = log_in(&world.browsers[3], "ada").await;
         assert_eq!(refused.last().status, 409, "{store}");
         assert_eq!(refused.last().code(), "too_many_sessions");
@@ -87,9 +87,9 @@ async fn a_log_in_too_many_is_refused_and_changes_nothing() {
     }
 }
 
-/// HTTP drops white space around a field value: the site would read another name.
+/// HTTP strips whitespace around a field value, so the site would receive another name.
 #[tokio::test]
-async fn principals_with_outer_space_are_refused() {
+async fn principals_with_outer_space_are_rejected() {
     let (upstream, server) = (Upstream::start(), RedisServer::start(&[]));
     let proxy = Cloakroom::with(&upstream, &format!("[store]\nurl = \"{}\"\n", server.url())).await;
     for name in ["admin ", " admin", "\tadmin", "admin\u{a0}", "\u{2003}admin", " "] {
@@ -104,7 +104,7 @@ async fn principals_with_outer_space_are_refused() {
             assert_eq!((called.status, &*called.code()), (422, "invalid_principal"), "{name}");
         }
     }
-    // What an older release has written is read as ever, and can be ended.
+    // Records of older releases are still read, and can be destroyed.
     let browser = Browser::new(&proxy);
     let id = log_in(&browser, "admin of old").await.json()["id"].as_str().unwrap().to_owned();
     server.command(&["HSET", &format!("cloakroom:s:{{{id}}}"), "p", "admin "]).done();
@@ -116,7 +116,7 @@ async fn principals_with_outer_space_are_refused() {
     assert_eq!(principal_of(&browser).await, None);
 }
 
-/// Makes the record of a session unreadable, as its operator might by mistake.
+/// Corrupts the record of a session.
 fn spoil(store: &str, world: &World, id: &str) {
     let directory = world.proxy.directory();
     if store.starts_with("sqlite:") {
@@ -133,7 +133,7 @@ fn spoil(store: &str, world: &World, id: &str) {
 }
 
 #[tokio::test]
-async fn unreadable_record_breaks_no_list_cap_or_log_out() {
+async fn corrupt_records_do_not_break_principals() {
     let stores = ["sqlite:cap.db".to_owned(), "file:cap".to_owned(), RedisServer::shared().url()];
     for store in stores {
         let world = World::apart(&store, "reject", "spoilt").await;
@@ -145,12 +145,12 @@ async fn unreadable_record_breaks_no_list_cap_or_log_out() {
         assert_eq!(listed.json()["sessions"].as_array().unwrap().len(), 2, "{store}");
         let (_, metrics) = world.proxy.admin_get("/metrics").await;
         assert!(metrics.contains("session_events_total{event=\"unreadable\"} 1"), "{metrics}");
-        // It counts for no cap, so that another may log in.
+        // It does not count for the limit, so another login succeeds.
         assert_eq!(log_in(fourth, "ada").await.last().status, 200, "{store}");
         let everywhere = Script::new().call("DELETE", "?everywhere=true", "");
         assert_eq!(second.navigate("/", &everywhere).await.last().status, 204, "{store}");
         assert_eq!(world.logged_in().await, [false; 5], "{store}");
-        // The unreadable one is gone too: its id is nobody's.
+        // The corrupt record is removed too: its id is unknown.
         let count = world.proxy.metrics().event_count(Event::Unreadable);
         let gone = world.proxy.service("GET", &format!("/{}", id.as_str().unwrap()), "").await;
         assert_eq!(gone.status, 404, "{store}");
@@ -160,7 +160,7 @@ async fn unreadable_record_breaks_no_list_cap_or_log_out() {
 }
 
 #[tokio::test]
-async fn a_principal_outside_ascii_reaches_every_site() {
+async fn non_ascii_principals_reach_the_site() {
     let toml = "[[route]]\nupstream = \"UPSTREAM\"\nprincipal_header = \"X-Remote-User\"\n\
         [[route]]\npath = \"/raw\"\nupstream = \"UPSTREAM\"\n\
         principal_header = { name = \"X-Raw-User\", encoding = \"utf-8\" }\n";

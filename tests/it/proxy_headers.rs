@@ -1,4 +1,4 @@
-//! What the upstream sees of a request, and the client of a response: over raw sockets.
+//! Headers of requests at the upstream and of responses at the client, over raw sockets.
 
 use serde_json::json;
 
@@ -22,7 +22,7 @@ fn all<'a>(seen: &'a Seen, name: &str) -> Vec<&'a str> {
 }
 
 #[tokio::test]
-async fn nobody_can_forge_what_is_ours() {
+async fn clients_cannot_forge_session_headers() {
     let (upstream, cloakroom) = started(ROUTES).await;
     for path in ["/", "/off", "/poll"] {
         for method in ["GET", "OPTIONS", "DELETE"] {
@@ -67,7 +67,7 @@ async fn nobody_can_forge_what_is_ours() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_framed_or_named_is_refused() {
+async fn malformed_requests_are_rejected() {
     let (upstream, cloakroom) = started("").await;
     for (request, status) in [
         ("GET / HTTP/1.1\r\n\r\n", 400),
@@ -99,7 +99,7 @@ async fn what_cannot_be_framed_or_named_is_refused() {
 }
 
 #[tokio::test]
-async fn the_api_is_not_on_the_public_listener() {
+async fn api_is_not_on_public_listeners() {
     let (upstream, cloakroom) = started("").await;
     for path in [
         "/_session",
@@ -132,7 +132,7 @@ async fn the_api_is_not_on_the_public_listener() {
 }
 
 #[tokio::test]
-async fn forwarded_headers_are_believed_from_trusted_proxies_alone() {
+async fn only_trusted_proxies_set_forwarded_headers() {
     for (trusted, address, chain) in
         [("", "127.0.0.1", "127.0.0.1"), ("127.0.0.0/8", "203.0.113.7", "203.0.113.7, 127.0.0.1")]
     {
@@ -160,12 +160,12 @@ async fn forwarded_headers_are_believed_from_trusted_proxies_alone() {
 }
 
 #[tokio::test]
-async fn a_loop_ends_at_its_first_round() {
+async fn loops_end_at_the_first_round() {
     let (_upstream, second) = started("").await;
     let first = started(&format!("[[route]]\nupstream = \"http://{}\"\n", second.public())).await.1;
     let page = Browser::new(&first).navigate("/", &Script::new()).await;
     assert_eq!(all(&page.seen(), "via").join(",").split(',').count(), 2);
-    // A proxy whose upstream leads back to it: by a third that knows neither.
+    // A proxy whose upstream is a third proxy, which forwards back to the first.
     let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let back = started(&format!("[[route]]\nupstream = \"http://{own}\"\n")).await.1;
     let toml = format!(
@@ -178,7 +178,7 @@ async fn a_loop_ends_at_its_first_round() {
 }
 
 #[tokio::test]
-async fn an_upstream_cannot_set_our_cookie_and_its_others_pass_in_order() {
+async fn upstreams_cannot_set_the_session_cookie() {
     let (_upstream, cloakroom) = started("").await;
     let script = Script::new()
         .header("Set-Cookie", "a=1; Path=/")
@@ -201,7 +201,7 @@ async fn an_upstream_cannot_set_our_cookie_and_its_others_pass_in_order() {
 }
 
 #[tokio::test]
-async fn names_are_stripped_and_kept_as_configured() {
+async fn strips_and_keeps_configured_names() {
     let limits = |trusted: &str| {
         format!(
             "[limits]\ntrusted_proxies = [{trusted}]\nstrip_request_headers = [\"X-SSL-Verify\"]\n\
@@ -218,7 +218,7 @@ async fn names_are_stripped_and_kept_as_configured() {
 }
 
 #[tokio::test]
-async fn what_strangers_report_is_logged_once() {
+async fn dropped_headers_are_logged_once() {
     let upstream = Upstream::start();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("cloakroom.toml");
@@ -236,7 +236,7 @@ async fn what_strangers_report_is_logged_once() {
     for _ in 0..20 {
         assert_eq!(browser.send("GET", "/", &fields, &Script::new()).await.status, 200);
     }
-    // Lines are written in their order.
+    // Log lines are written in order.
     browser.send("GET", "/last", &[], &Script::new()).await;
     program.wait_for_log("/last").await;
     let log = program.log();

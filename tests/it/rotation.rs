@@ -1,4 +1,4 @@
-//! Rotation, log-in and the end of sessions, over HTTP with a clock that the test moves.
+//! Rotation, login and destruction of sessions over HTTP, with a manual clock.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ struct World {
 }
 
 impl World {
-    /// A browser that has a session.
+    /// Returns a browser that has a session.
     async fn new(toml: &str) -> Self {
         let upstream = Upstream::start();
         let cloakroom = Cloakroom::with(&upstream, toml).await;
@@ -56,7 +56,7 @@ fn anonymous(page: &Page, error: Option<&str>) {
 }
 
 #[tokio::test]
-async fn periodic_rotation_issues_one_token_and_keeps_the_session() {
+async fn periodic_rotation_keeps_the_session() {
     let world = World::new("").await;
     world.advance(HOUR);
     let one = world.browser.send_without_keeping("GET", "/", &[], &read()).await;
@@ -65,7 +65,7 @@ async fn periodic_rotation_issues_one_token_and_keeps_the_session() {
     assert_eq!(one.set_cookies().len(), 1);
     let old = world.browser.copy();
     world.browser.keep(&one);
-    // The new token arrived: the one before is good for the grace, without a renewal.
+    // The new token has arrived: the previous one is accepted during the grace period, without renewal.
     assert_eq!(world.browser.navigate("/", &read()).await.json()["values"], json!({"cart": [1]}));
     let page = old.navigate("/", &write()).await;
     assert_eq!((page.last().status, page.set_cookies()), (200, vec![]));
@@ -78,7 +78,7 @@ async fn periodic_rotation_issues_one_token_and_keeps_the_session() {
 }
 
 #[tokio::test]
-async fn a_304_carries_no_renewal() {
+async fn a_304_does_not_renew_the_cookie() {
     let world = World::new("").await;
     world.advance(HOUR);
     assert_eq!(world.browser.navigate("/", &read().status(304)).await.set_cookies(), [""; 0]);
@@ -86,7 +86,7 @@ async fn a_304_carries_no_renewal() {
 }
 
 #[tokio::test]
-async fn a_log_in_kills_every_token_before_it() {
+async fn login_invalidates_earlier_tokens() {
     let world = World::new("").await;
     world.advance(HOUR);
     let pending = world.browser.send_without_keeping("GET", "/", &[], &read()).await;
@@ -109,7 +109,8 @@ async fn a_log_in_kills_every_token_before_it() {
         );
     }
     assert_eq!(world.browser.navigate("/", &read()).await.json()["principal"], json!("ada"));
-    // Later it is no crossing any more but an old jar: it names no session, and may begin again.
+    // After the grace period it is not a parallel request but an old cookie: it identifies no session,
+    // and a new one may be created.
     world.advance(Duration::from_secs(181));
     let page = old.fetch("/", &read()).await;
     anonymous(&page, None);
@@ -119,19 +120,19 @@ async fn a_log_in_kills_every_token_before_it() {
 }
 
 #[tokio::test]
-async fn a_log_in_through_a_stale_token_joins_rotates_or_begins_anew() {
+async fn login_with_a_stale_token() {
     let world = World::new("").await;
-    let (double_click, stranger) = (world.browser.copy(), world.browser.copy());
+    let (double_click, other) = (world.browser.copy(), world.browser.copy());
     let id = world.browser.navigate("/", &log_in("ada")).await.json()["id"].clone();
     let cookie = world.browser.cookie();
-    // The same principal a moment ago: it joins, and both have the same cookie.
+    // The same principal, a moment ago: it joins the session, and both get the same cookie.
     let page = double_click.navigate("/", &log_in("ada")).await;
     assert_eq!((page.json()["id"].clone(), double_click.cookie()), (id.clone(), cookie.clone()));
-    // Another principal: a session of its own.
-    let page = stranger.navigate("/", &log_in("bob")).await;
+    // Another principal: it gets a session of its own.
+    let page = other.navigate("/", &log_in("bob")).await;
     assert_ne!(page.json()["id"], id);
     assert_eq!(page.json()["values"], json!({}));
-    // The same principal longer ago, through a token that somebody rotated away: it rotates.
+    // The same principal longer ago, with a token that another request has replaced: it rotates.
     world.advance(Duration::from_secs(200));
     let planted = world.browser.copy();
     world.browser.navigate("/", &Script::new().call("POST", "/rotate", "")).await;
@@ -141,7 +142,7 @@ async fn a_log_in_through_a_stale_token_joins_rotates_or_begins_anew() {
 }
 
 #[tokio::test]
-async fn another_principal_finds_an_empty_session() {
+async fn another_principal_gets_an_empty_session() {
     let world = World::new("").await;
     world.browser.navigate("/", &log_in("ada")).await;
     let page = world
@@ -152,7 +153,7 @@ async fn another_principal_finds_an_empty_session() {
 }
 
 #[tokio::test]
-async fn a_request_in_flight_is_bound_to_its_generation() {
+async fn requests_in_flight_keep_their_generation() {
     let world = World::new("").await;
     let held = world.browser.copy();
     let in_flight =
@@ -179,7 +180,7 @@ async fn a_request_in_flight_is_bound_to_its_generation() {
     world.browser.navigate("/", &Script::new().call("DELETE", "", "")).await;
     assert_eq!(call("PUT", "/values/x", "1").await.code(), "session_gone");
     assert_eq!(call("GET", "", "").await.code(), "session_gone");
-    // A destroy of what is gone changes nothing; a write after it makes a new session.
+    // Destroying a missing session changes nothing; a write after it creates a new one.
     assert_eq!(call("DELETE", "", "").await.status, 204);
     assert_eq!(call("PUT", "/values/x", "1").await.json()["new"], json!(true));
     world.upstream.open("gate");
@@ -187,24 +188,24 @@ async fn a_request_in_flight_is_bound_to_its_generation() {
 }
 
 #[tokio::test]
-async fn a_log_out_leaves_a_marker_for_the_requests_beside_it() {
+async fn logout_leaves_a_marker_for_parallel_requests() {
     let world = World::new("").await;
-    let beside = world.browser.copy();
+    let parallel = world.browser.copy();
     let page = world.browser.navigate("/", &Script::new().call("DELETE", "", "")).await;
     assert_eq!((page.last().status, world.browser.cookie()), (204, None));
-    let page = beside.navigate("/", &read()).await;
+    let page = parallel.navigate("/", &read()).await;
     anonymous(&page, Some("session_ended"));
     assert_eq!(page.set_cookies(), [""; 0]);
-    refused(&beside.navigate("/", &write()).await, "session_gone");
-    let logged_in = beside.copy();
+    refused(&parallel.navigate("/", &write()).await, "session_gone");
+    let logged_in = parallel.copy();
     assert_eq!(logged_in.navigate("/", &log_in("ada")).await.json()["new"], json!(true));
     world.advance(Duration::from_secs(121));
-    anonymous(&beside.fetch("/", &read()).await, None);
-    assert_eq!(beside.navigate("/", &write()).await.last().status, 200);
+    anonymous(&parallel.fetch("/", &read()).await, None);
+    assert_eq!(parallel.navigate("/", &write()).await.last().status, 200);
 }
 
 #[tokio::test]
-async fn ended_from_elsewhere_the_browser_may_begin_again_at_once() {
+async fn destroyed_session_can_be_replaced_at_once() {
     let world = World::new("").await;
     let id = world.browser.navigate("/", &read()).await.json()["id"].as_str().unwrap().to_owned();
     assert_eq!(world.cloakroom.service("DELETE", &format!("/{id}"), "").await.status, 204);
@@ -216,7 +217,7 @@ async fn ended_from_elsewhere_the_browser_may_begin_again_at_once() {
 }
 
 #[tokio::test]
-async fn flush_then_set_is_a_new_session_under_one_cookie() {
+async fn flush_then_set_creates_a_new_session() {
     let world = World::new("").await;
     let before = world.browser.navigate("/", &read()).await.json()["id"].clone();
     let script = Script::new()
@@ -234,7 +235,7 @@ async fn flush_then_set_is_a_new_session_under_one_cookie() {
         world.browser.navigate("/", &read()).await.json()["values"],
         json!({"a": 1, "b": 2})
     );
-    // The same in one patch; where its condition fails, the old session stays and no new one is left.
+    // The same in one patch. If its condition fails, the old session is kept and no new one remains.
     let page = world
         .browser
         .navigate(
@@ -255,13 +256,13 @@ async fn flush_then_set_is_a_new_session_under_one_cookie() {
 }
 
 #[tokio::test]
-async fn replay_can_end_the_session() {
+async fn replay_can_destroy_the_session() {
     let world = World::new("[session]\non_replay = \"revoke\"\n").await;
     let stolen = world.browser.copy();
     world.advance(HOUR);
     assert_eq!(world.browser.navigate("/", &read()).await.set_cookies().len(), 1);
     world.browser.navigate("/", &read()).await;
-    // The clock of the instance that rotated may be a minute behind.
+    // The clock of the instance that rotated may be up to a minute behind.
     for late in [121, 59] {
         world.advance(Duration::from_secs(late));
         anonymous(&stolen.fetch("/", &read()).await, Some("session_rotated"));
@@ -273,7 +274,7 @@ async fn replay_can_end_the_session() {
 }
 
 #[tokio::test]
-async fn token_from_before_a_log_in_ends_nothing() {
+async fn tokens_before_login_destroy_nothing() {
     let world = World::new("[session]\non_replay = \"revoke\"\n").await;
     for script in [log_in("ada"), Script::new().call("POST", "/rotate", "")] {
         let planted = world.browser.copy();
@@ -289,7 +290,7 @@ async fn token_from_before_a_log_in_ends_nothing() {
 }
 
 #[tokio::test]
-async fn keys_roll_over_and_nobody_is_logged_out() {
+async fn key_rotation_keeps_sessions() {
     let upstream = Upstream::start();
     let keys = |keys: &str| format!("[session]\nkeys = [{keys}]\n[store]\nurl = \"sqlite:s.db\"\n");
     let (old, new) = (

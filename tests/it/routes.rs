@@ -1,4 +1,4 @@
-//! The rules of a route hold for every path that the site takes for one of that route.
+//! The rules of a route apply to every path that a server may read as one of that route.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -15,7 +15,7 @@ const ROUTES: &str = "[[route]]\nupstream = \"UPSTREAM\"\n\
     [[route]]\npath = \"/upload\"\nupstream = \"UPSTREAM\"\nmax_body = 4\n\
     [[route]]\npath = \"/static\"\nupstream = \"UPSTREAM\"\nsession = \"off\"\n";
 
-/// Spellings of a path below `/admin`, as different servers read it; `admin` stands for any route.
+/// Spellings of a path below `/admin`, for different servers; `admin` is replaced by other routes.
 const SPELLINGS: [&str; 17] = [
     "/ADMIN",
     "/Admin/users",
@@ -42,7 +42,7 @@ async fn status(cloakroom: &Cloakroom, request: &str) -> String {
 }
 
 #[tokio::test]
-async fn no_spelling_goes_around_a_routes_rules() {
+async fn no_spelling_bypasses_route_rules() {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::with(&upstream, ROUTES).await;
     for route in ["admin", "upload", "static"] {
@@ -60,7 +60,7 @@ async fn no_spelling_goes_around_a_routes_rules() {
         }
     }
     assert_eq!(upstream.seen().len(), 0);
-    // Paths that every server reads alike go on, whatever is in them.
+    // Paths that every server reads alike are forwarded.
     for (path, expected) in [
         ("/admin/x%2fy;z", "401"),
         ("/x//y/%2e/z;a=b\\c%20%252f", "200"),
@@ -74,7 +74,7 @@ async fn no_spelling_goes_around_a_routes_rules() {
 }
 
 #[tokio::test]
-async fn with_one_route_every_path_goes_on() {
+async fn single_route_forwards_every_path() {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::with(&upstream, "").await;
     for path in SPELLINGS.into_iter().chain(["/%2525252525", "/..%2f..%2f"]) {
@@ -85,7 +85,7 @@ async fn with_one_route_every_path_goes_on() {
 }
 
 #[tokio::test]
-async fn a_websocket_obeys_its_routes_rules() {
+async fn route_rules_apply_to_websockets() {
     let echo = Echo::start().await;
     let upstream = format!("upstream = \"http://{}\"", echo.address);
     let toml = format!(
@@ -101,7 +101,7 @@ async fn a_websocket_obeys_its_routes_rules() {
 }
 
 #[tokio::test]
-async fn a_redirect_stays_on_the_site() {
+async fn login_redirect_stays_on_the_site() {
     let toml = "[[route]]\nupstream = \"UPSTREAM\"\nrequire_principal = \"/login?next={path}\"\n";
     let cloakroom = Cloakroom::with(&Upstream::start(), toml).await;
     for (path, next) in [
@@ -117,10 +117,10 @@ async fn a_redirect_stays_on_the_site() {
     }
 }
 
-/// The routes of the models, the longest first.
+/// The routes of the server models, the longest first.
 const MODEL_ROUTES: [&str; 4] = ["/admin/users", "/public", "/admin", "/"];
 
-/// Paths that are made of what servers read differently, always the same ones.
+/// Returns a fixed pseudorandom list of paths from parts that servers read differently.
 fn paths() -> Vec<String> {
     const PIECES: [&str; 34] = [
         "/",
@@ -160,7 +160,7 @@ fn paths() -> Vec<String> {
     ];
     let mut state = 1_u64;
     let mut next = move |below: usize| {
-        // Knuth's MMIX generator.
+        // Knuth's linear congruential generator for MMIX.
         state =
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(state >> 33).unwrap() % below
@@ -174,7 +174,7 @@ fn paths() -> Vec<String> {
     paths
 }
 
-/// What each model of a program takes the paths for; `None` where it takes none.
+/// Returns the reading of each path by each model of a program; `None` if the program is missing.
 fn readings(program: &str, arguments: &[&str], paths: &[String]) -> Models {
     let mut child = Command::new(program)
         .args(arguments)
@@ -193,7 +193,7 @@ fn readings(program: &str, arguments: &[&str], paths: &[String]) -> Models {
 
 type Models = HashMap<String, Vec<Option<String>>>;
 
-/// The index of the route that a server's own router finds.
+/// Returns the index of the route that a server's own router would select.
 fn route_of(reading: &str) -> usize {
     let covers = |route: &str| {
         let rest = reading.strip_prefix(route.trim_end_matches('/'));

@@ -1,4 +1,4 @@
-//! Sessions that live sealed in their clients' cookies: no store anywhere.
+//! Sealed sessions: encrypted in the cookies of the clients, without a store.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ struct World {
 }
 
 impl World {
-    /// A browser whose cookie carries a session.
+    /// Returns a browser whose cookie carries a session.
     async fn new() -> Self {
         let world = Self::without_session("").await;
         let page = world.browser.navigate("/", &set("cart", "[1]")).await;
@@ -35,7 +35,7 @@ impl World {
         Self { upstream, proxy, browser }
     }
 
-    /// Another instance, whose clock is so far ahead.
+    /// Returns another instance, whose clock is ahead by this duration.
     async fn another(&self, toml: &str, ahead: Duration) -> Cloakroom {
         let clock = Clock::manual(self.proxy.now() + ahead);
         let directory = tempfile::tempdir().unwrap();
@@ -70,33 +70,33 @@ fn is_refused(called: &ApiResponse, status: u16, code: &str) {
 }
 
 #[tokio::test]
-async fn the_cookie_is_the_session() {
+async fn cookie_carries_the_session() {
     let world = World::new().await;
     let page = world.browser.navigate("/", &read()).await;
     assert_eq!((page.json()["values"].clone(), page.set_cookies()), (json!({"cart": [1]}), vec![]));
     assert_eq!(page.json()["id"], page.saw("x-session-id").unwrap());
     let cookie = world.browser.cookie().unwrap();
     assert!(!cookie.contains(&page.saw("x-session-id").unwrap()));
-    // The process that sealed it need not live on.
-    let anew = world.another("", Duration::ZERO).await;
+    // Another process opens the cookie.
+    let restarted = world.another("", Duration::ZERO).await;
     let script = Script::new()
         .call("POST", "/values/cart/append", "2")
         .call("POST", "/values/n/increment", "")
         .call("DELETE", "/values/none?default=0", "")
         .get("");
-    let page = world.browser.at(anew.public()).navigate("/", &script).await;
+    let page = world.browser.at(restarted.public()).navigate("/", &script).await;
     assert_eq!(page.json()["values"], json!({"cart": [1, 2], "n": 1}));
     assert_eq!(page.set_cookies().len(), 1);
     assert_eq!(world.values().await, json!({"cart": [1, 2], "n": 1}));
 }
 
 #[tokio::test]
-async fn what_is_not_ours_is_nothing_and_stays() {
+async fn foreign_cookies_are_ignored_and_kept() {
     let world = World::new().await;
     let good = world.browser.cookie().unwrap();
-    let stranger = format!("[session]\nkeys = [\"{OTHER_KEY}\"]");
-    let stranger = world.another(&stranger, Duration::ZERO).await;
-    let page = world.browser.at(stranger.public()).navigate("/", &read()).await;
+    let other = format!("[session]\nkeys = [\"{OTHER_KEY}\"]");
+    let other = world.another(&other, Duration::ZERO).await;
+    let page = world.browser.at(other.public()).navigate("/", &read()).await;
     is_anonymous(&page);
     assert_eq!(page.set_cookies(), [""; 0]);
     let mut tampered = good.clone();
@@ -112,7 +112,7 @@ async fn what_is_not_ours_is_nothing_and_stays() {
 }
 
 #[tokio::test]
-async fn an_older_key_opens_and_the_next_touch_seals_anew() {
+async fn older_keys_open_and_are_replaced() {
     let world = World::new().await;
     let both = format!("[session]\nkeys = [\"{OTHER_KEY}\", \"{KEY}\"]");
     let both = world.another(&both, Duration::ZERO).await;
@@ -129,7 +129,7 @@ async fn an_older_key_opens_and_the_next_touch_seals_anew() {
 }
 
 #[tokio::test]
-async fn it_slides_with_use_and_is_over_without() {
+async fn lifetime_slides_with_use() {
     let world = World::new().await;
     world.proxy.advance(Duration::from_secs(59));
     assert_eq!(world.browser.navigate("/", &read()).await.set_cookies(), [""; 0]);
@@ -145,7 +145,7 @@ async fn it_slides_with_use_and_is_over_without() {
         (page.json()["values"].clone(), page.set_cookies().len()),
         (json!({"cart": [1]}), 1)
     );
-    // What the older cookie says is over by now; a navigation takes it away, a fetch does not.
+    // The session of the older cookie has expired. A navigation deletes the cookie, a fetch does not.
     world.proxy.advance(Duration::from_mins(1));
     let page = kept.fetch("/", &read()).await;
     is_anonymous(&page);
@@ -155,7 +155,7 @@ async fn it_slides_with_use_and_is_over_without() {
 }
 
 #[tokio::test]
-async fn a_clock_may_be_a_minute_ahead_and_no_more() {
+async fn tolerates_a_minute_of_clock_skew() {
     let world = World::new().await;
     let ahead = world.another("", Duration::from_secs(61)).await;
     let browser = world.browser.at(ahead.public());
@@ -167,7 +167,7 @@ async fn a_clock_may_be_a_minute_ahead_and_no_more() {
 }
 
 #[tokio::test]
-async fn what_no_browser_would_keep_is_refused_and_changes_nothing() {
+async fn oversized_cookies_are_rejected_without_changes() {
     let world = World::new().await;
     let text = |length: usize| format!("\"{}\"", "x".repeat(length));
     let mut largest = 0;
@@ -184,14 +184,14 @@ async fn what_no_browser_would_keep_is_refused_and_changes_nothing() {
     }
     assert!(largest > 2700, "{largest}");
     assert_eq!(world.values().await, json!({"cart": [1], "text": "x".repeat(largest)}));
-    let stranger = Browser::new(&world.proxy);
-    let page = stranger.navigate("/", &set("text", &text(4000))).await;
+    let other = Browser::new(&world.proxy);
+    let page = other.navigate("/", &set("text", &text(4000))).await;
     is_refused(&page.last(), 413, "session_too_large");
-    assert_eq!(stranger.cookie(), None);
+    assert_eq!(other.cookie(), None);
 }
 
 #[tokio::test]
-async fn a_request_that_is_over_has_no_session_left() {
+async fn finished_requests_have_no_session() {
     let world = World::new().await;
     for script in [read(), set("n", "1"), Script::new()] {
         let page = world.browser.navigate("/", &script).await;
@@ -212,7 +212,7 @@ async fn a_request_that_is_over_has_no_session_left() {
 }
 
 #[tokio::test]
-async fn once_the_head_has_left_there_is_no_writing() {
+async fn writes_fail_after_the_response_head() {
     let raw = RawUpstream::start().await;
     let upstream = Upstream::start();
     let toml = format!("{COOKIES}[[route]]\nupstream = \"http://{}\"\n", raw.address);
@@ -226,7 +226,7 @@ async fn once_the_head_has_left_there_is_no_writing() {
     let token = head.lines().find_map(|line| line.strip_prefix("x-session-token: ")).unwrap();
     assert_eq!(proxy.call(token, ("PUT", "/values/n", "1")).await.status, 200);
     connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{").await.unwrap();
-    // Calls wait for nothing but the head: until it has left, they are taken.
+    // Calls are accepted until the response head is sent.
     let late = loop {
         let called = proxy.call(token, ("PUT", "/values/n", "2")).await;
         if called.status != 200 {
@@ -242,7 +242,7 @@ async fn once_the_head_has_left_there_is_no_writing() {
 }
 
 #[tokio::test]
-async fn log_in_rotate_flush_and_log_out() {
+async fn login_rotate_flush_and_logout() {
     let world = World::new().await;
     let before = world.browser.navigate("/", &read()).await.json();
     let copied = world.browser.copy();
@@ -252,7 +252,7 @@ async fn log_in_rotate_flush_and_log_out() {
     let page = world.browser.navigate("/", &Script::new().call("POST", "/rotate", "")).await;
     assert_eq!(page.saw("x-session-principal").as_deref(), Some("ada"));
     assert_eq!(page.set_cookies().len(), 1);
-    // What was copied before opens what it carries, still: the price of having no store.
+    // A copy of the earlier cookie still opens its session: the price of having no store.
     assert_eq!(copied.navigate("/", &read()).await.json()["principal"], Value::Null);
     let flushed = Script::new().patch(&json!({"destroy": true, "values": {"x": 1}})).get("");
     let page = world.browser.navigate("/", &flushed).await;
@@ -269,7 +269,7 @@ async fn log_in_rotate_flush_and_log_out() {
 }
 
 #[tokio::test]
-async fn its_own_lifetime_and_versions_are_as_ever() {
+async fn lifetimes_and_versions_work_as_usual() {
     let world = World::new().await;
     let close = Script::new().call("PUT", "/expiry", "{\"browser_close\": true}");
     let page = world.browser.navigate("/", &close).await;
@@ -287,7 +287,7 @@ async fn its_own_lifetime_and_versions_are_as_ever() {
 }
 
 #[tokio::test]
-async fn of_two_sessions_there_is_none_and_of_one_the_latest() {
+async fn latest_cookie_of_one_session_wins() {
     let world = World::new().await;
     let first = world.browser.cookie().unwrap();
     world.browser.navigate("/", &set("n", "2")).await;
@@ -306,7 +306,7 @@ async fn of_two_sessions_there_is_none_and_of_one_the_latest() {
 }
 
 #[tokio::test]
-async fn another_instance_asks_the_one_that_holds_the_request() {
+async fn other_instances_forward_calls_to_the_owner() {
     let world = World::new().await;
     let other = world.another("", Duration::ZERO).await;
     let url = format!("http://{}/_session", other.api());
@@ -321,7 +321,7 @@ async fn another_instance_asks_the_one_that_holds_the_request() {
 }
 
 #[tokio::test]
-async fn what_needs_all_sessions_is_refused() {
+async fn calls_on_all_sessions_are_rejected() {
     let world = World::new().await;
     world.browser.navigate("/", &log_in("ada")).await;
     let script = Script::new()
@@ -339,7 +339,7 @@ async fn what_needs_all_sessions_is_refused() {
 }
 
 #[tokio::test]
-async fn header_exchange_needs_no_api() {
+async fn header_exchange_works_without_the_api() {
     let route = "[[route]]\nupstream = \"UPSTREAM\"\nheader_exchange = true\n";
     let world = World::without_session(route).await;
     let patch = |patch: Value| Script::new().header("x-session-patch", patch);
@@ -354,7 +354,7 @@ async fn header_exchange_needs_no_api() {
 }
 
 #[tokio::test]
-async fn a_page_makes_a_session_where_that_is_asked_for() {
+async fn first_page_can_create_a_sealed_session() {
     let world = World::without_session("[session]\ncreate = \"navigation\"\n").await;
     let page = world.browser.navigate("/", &read()).await;
     assert_eq!(page.set_cookies().len(), 1);

@@ -1,4 +1,4 @@
-//! WebSockets through the proxy, and the sessions that they live by.
+//! WebSockets through the proxy, and their sessions.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::support::{
     Browser, Cloakroom, Echo, Message, RedisServer, Script, Socket, Upstream, socket, until,
 };
 
-/// A site with WebSockets under `/ws`, one that outlives its session under `/free`, and pages.
+/// A site with pages, WebSockets at `/ws`, and WebSockets that outlive their session at `/free`.
 struct World {
     upstream: Upstream,
     echo: Echo,
@@ -36,7 +36,7 @@ impl World {
         Self { upstream, echo, proxy, browser }
     }
 
-    /// The browser's WebSocket.
+    /// Opens a WebSocket in the browser.
     async fn socket(&self, path: &str) -> Socket {
         let cookie = format!("__Host-id={}", self.browser.cookie().unwrap());
         socket(self.proxy.public(), path, &[("cookie", &cookie)]).await.unwrap()
@@ -58,7 +58,7 @@ fn configuration(echo: &Echo, more: &str) -> String {
 }
 
 #[tokio::test]
-async fn messages_of_any_kind_come_back() {
+async fn echoes_messages_of_any_kind() {
     let world = World::new("").await;
     let mut socket = world.socket("/ws").await;
     assert!(socket.echoes("hello").await);
@@ -75,7 +75,7 @@ async fn messages_of_any_kind_come_back() {
 }
 
 #[tokio::test]
-async fn the_session_is_opened_at_the_handshake_and_its_token_lasts_as_long_as_the_tunnel() {
+async fn request_token_is_valid_during_the_tunnel() {
     let world = World::new("").await;
     let id = world.id().await;
     let mut socket = world.socket("/ws").await;
@@ -95,7 +95,7 @@ async fn the_session_is_opened_at_the_handshake_and_its_token_lasts_as_long_as_t
 }
 
 #[tokio::test]
-async fn a_visitor_without_a_session_has_tunnels_too() {
+async fn tunnels_work_without_a_session() {
     let world = World::new("").await;
     let mut socket = socket(world.proxy.public(), "/ws", &[]).await.unwrap();
     assert!(socket.echoes("hello").await);
@@ -103,19 +103,19 @@ async fn a_visitor_without_a_session_has_tunnels_too() {
 }
 
 #[tokio::test]
-async fn the_end_of_its_session_closes_it_unless_the_route_says_otherwise() {
+async fn tunnels_end_with_their_session() {
     let world = World::new("").await;
     let (mut bound, mut free) = (world.socket("/ws").await, world.socket("/free").await);
     assert!(bound.echoes("a").await && free.echoes("b").await);
     let id = world.id().await;
     assert_eq!(world.proxy.service("DELETE", &format!("/{id}"), "").await.status, 204);
     assert_eq!(bound.closed_with().await, Some(1008));
-    until("the site hears of it", || world.echo.closed() == [Some(1008)]).await;
+    until("the site receives the close", || world.echo.closed() == [Some(1008)]).await;
     assert!(free.echoes("c").await);
 }
 
 #[tokio::test]
-async fn an_end_at_another_instance_closes_it() {
+async fn logout_at_another_instance_closes_tunnels() {
     let store = format!(
         "[store]\nurl = \"{}\"\nkey_prefix = \"tunnels:\"\ntimeout = \"20s\"\n",
         RedisServer::shared().url()
@@ -129,7 +129,7 @@ async fn an_end_at_another_instance_closes_it() {
 }
 
 #[tokio::test]
-async fn what_the_client_sends_is_use() {
+async fn client_messages_extend_the_session() {
     let world = World::new("").await;
     let mut socket = world.socket("/ws").await;
     let used = || world.proxy.metrics().store_calls("use");
@@ -141,14 +141,14 @@ async fn what_the_client_sends_is_use() {
     }
     let page = world.browser.navigate("/", &Script::new().get("/values")).await;
     assert_eq!(page.json(), json!({"cart": [1]}));
-    // Without it, the session ends, and the tunnel with it.
+    // Without messages, the session expires, and the tunnel with it.
     world.proxy.advance(Duration::from_hours(15 * 24));
     assert_eq!(socket.closed_with().await, Some(1008));
 }
 
-/// Whoever opened the tunnel with a cookie that he planted cannot keep the visitor logged in.
+/// An attacker who opened the tunnel with a planted cookie cannot keep the visitor logged in.
 #[tokio::test]
-async fn tunnel_from_before_a_log_in_prolongs_nothing() {
+async fn tunnels_before_login_extend_nothing() {
     let world = World::new("").await;
     let mut socket = world.socket("/ws").await;
     let log_in = Script::new().patch(&json!({"principal": "ada"}));
@@ -167,17 +167,17 @@ async fn tunnel_from_before_a_log_in_prolongs_nothing() {
 }
 
 #[tokio::test]
-async fn a_drain_says_that_it_goes_away() {
+async fn drain_sends_going_away() {
     let world = World::new("").await;
     let mut socket = world.socket("/ws").await;
     assert!(socket.echoes("a").await);
     let drained = tokio::spawn(world.proxy.stop());
     assert_eq!(socket.closed_with().await, Some(1001));
     assert!(drained.await.unwrap());
-    until("the site hears of it", || world.echo.closed() == [Some(1001)]).await;
+    until("the site receives the close", || world.echo.closed() == [Some(1001)]).await;
 }
 
-/// The head of a handshake.
+/// Returns the head of a handshake request.
 fn handshake(fields: &str) -> String {
     format!(
         "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
@@ -189,7 +189,7 @@ const SWITCH: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// A proxy before a site that the test plays.
+/// Starts a proxy in front of a site that the test plays.
 async fn before_raw() -> (RawUpstream, Cloakroom, Upstream) {
     let (raw, upstream) = (RawUpstream::start().await, Upstream::start());
     let route = format!(
@@ -201,7 +201,7 @@ async fn before_raw() -> (RawUpstream, Cloakroom, Upstream) {
 }
 
 #[tokio::test]
-async fn a_close_falls_into_no_frame() {
+async fn close_waits_for_a_frame_boundary() {
     let (raw, proxy, _upstream) = before_raw().await;
     let browser = Browser::new(&proxy);
     browser.navigate("/", &Script::new().call("PUT", "/values/a", "1")).await;
@@ -210,7 +210,7 @@ async fn a_close_falls_into_no_frame() {
     client.write_all(handshake(&cookie).as_bytes()).await.unwrap();
     let (mut site, head) = raw.head().await;
     assert!(head.contains("sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"), "{head}");
-    // The first bytes come with the head, and end within a frame.
+    // The first bytes arrive with the head, and end within a frame.
     site.write_all(&[SWITCH, b"\x82\x04ab"].concat()).await.unwrap();
     let head = read_until(&mut client, "\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
@@ -218,7 +218,7 @@ async fn a_close_falls_into_no_frame() {
     client.read_exact(&mut part).await.unwrap();
     let id = browser.navigate("/", &Script::new().get("")).await.json()["id"].clone();
     proxy.service("DELETE", &format!("/{}", id.as_str().unwrap()), "").await;
-    // The site is between frames, and hears of it; then the frame to the client ends.
+    // The site is at a frame boundary, and receives the close; then the frame to the client ends.
     let mut close = [0; 8];
     site.read_exact(&mut close).await.unwrap();
     assert_eq!(close[..2], [0x88, 0x82]);
@@ -230,7 +230,7 @@ async fn a_close_falls_into_no_frame() {
 }
 
 #[tokio::test]
-async fn a_frame_that_does_not_end_is_cut() {
+async fn unfinished_frames_are_aborted() {
     let (raw, proxy, _upstream) = before_raw().await;
     let mut client = TcpStream::connect(proxy.public()).await.unwrap();
     client.write_all(handshake("").as_bytes()).await.unwrap();
@@ -244,9 +244,10 @@ async fn a_frame_that_does_not_end_is_cut() {
     assert!(drained.await.unwrap());
 }
 
-/// A tunnel whose client has closed waits a second for its site; one that began to end later, by a reset, is over first.
+/// A tunnel whose client has closed waits a second for the site. One whose site resets the connection
+/// ends at once.
 #[tokio::test]
-async fn a_reset_of_the_site_ends_a_tunnel_at_once() {
+async fn upstream_reset_ends_the_tunnel_at_once() {
     let (raw, proxy, _upstream) = before_raw().await;
     let open = async || {
         let mut client = TcpStream::connect(proxy.public()).await.unwrap();
@@ -271,7 +272,7 @@ async fn a_reset_of_the_site_ends_a_tunnel_at_once() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_does_not_switch_is_an_upstream_that_answers() {
+async fn refused_upgrades_are_plain_responses() {
     let (raw, proxy, _upstream) = before_raw().await;
     for (answer, expected) in [
         ("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno", "HTTP/1.1 403 Forbidden"),
@@ -292,7 +293,7 @@ async fn an_upstream_that_does_not_switch_is_an_upstream_that_answers() {
 }
 
 #[tokio::test]
-async fn what_is_no_handshake_is_a_request_like_others() {
+async fn incomplete_handshakes_are_plain_requests() {
     let (raw, proxy, _upstream) = before_raw().await;
     for (from, to) in [
         ("HTTP/1.1", "HTTP/1.0"),
@@ -312,7 +313,7 @@ async fn what_is_no_handshake_is_a_request_like_others() {
 }
 
 #[tokio::test]
-async fn plain_connect_is_refused() {
+async fn plain_connect_is_rejected() {
     let world = World::new("").await;
     let asks = "CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\nConnection: close\r\n\r\n";
     let answered = exchange(world.proxy.public(), asks).await;
@@ -320,7 +321,7 @@ async fn plain_connect_is_refused() {
 }
 
 #[tokio::test]
-async fn over_http2_it_is_one_stream_of_many() {
+async fn http2_tunnels_share_the_connection() {
     let world = World::new("[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n").await;
     let address = world.proxy.public();
     let stream = TcpStream::connect(address).await.unwrap();
@@ -328,7 +329,7 @@ async fn over_http2_it_is_one_stream_of_many() {
     let (mut sender, connection) =
         http2::handshake(tasks.clone(), TokioIo::new(stream)).await.unwrap();
     tasks.run(connection).detach();
-    // The server's settings come with its first answer; they allow extended CONNECT.
+    // The settings that allow extended CONNECT arrive with the first response.
     let get = Request::get(format!("http://{address}/")).body(Empty::<Bytes>::new()).unwrap();
     assert_eq!(sender.send_request(get).await.unwrap().status(), StatusCode::OK);
     let connect = |path: &str, protocol: Option<&'static str>| {
@@ -350,7 +351,7 @@ async fn over_http2_it_is_one_stream_of_many() {
     let mut socket = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
     let head = world.echo.seen().pop().unwrap();
     assert_eq!(head["x-session-id"], world.id().await.as_str());
-    // A masked frame, and what comes back.
+    // A masked frame, and its echo.
     socket.write_all(&[0x82, 0x83, 1, 2, 3, 4, b'a' ^ 1, b'b' ^ 2, b'c' ^ 3]).await.unwrap();
     let mut frame = [0; 5];
     socket.read_exact(&mut frame).await.unwrap();
@@ -364,7 +365,7 @@ async fn over_http2_it_is_one_stream_of_many() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_the_site_is_the_clients_answer() {
+async fn http2_clients_receive_refusals() {
     let world = World::new("").await;
     match socket(world.proxy.public(), "/nowhere", &[]).await {
         Err(Error::Http(response)) => assert_eq!(response.status(), 200),

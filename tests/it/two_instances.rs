@@ -1,5 +1,5 @@
-//! Two instances and one store: what one does the other sees at once, and a call of the session API
-//! that reaches the wrong one works as if it had reached the right one.
+//! Two instances with a shared store: changes are visible at once, and session API calls succeed at
+//! either instance.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use crate::support::{
     API, ApiResponse, Browser, Call, Cloakroom, Page, RedisServer, Script, Upstream,
 };
 
-/// Two instances before one upstream, and a browser that comes to either.
+/// Two instances in front of one upstream, and a browser that uses both.
 struct World {
     upstream: Upstream,
     prefix: String,
@@ -28,7 +28,7 @@ impl World {
         Self::with("", "").await
     }
 
-    /// With more configuration of `a`: of its API, and any other.
+    /// Starts with additional configuration of `a`: for its API, and other.
     async fn with(api: &str, other: &str) -> Self {
         static WORLDS: AtomicUsize = AtomicUsize::new(0);
         let prefix = format!("two:{}:", WORLDS.fetch_add(1, Ordering::Relaxed));
@@ -44,7 +44,7 @@ impl World {
         instance(&self.upstream, &self.prefix, &self.a.clock, api, "").await
     }
 
-    /// A page that `a` forwards, whose upstream calls `b`.
+    /// Requests a page from `a`, whose upstream calls `b`.
     async fn across(&self, script: &Script) -> Page {
         self.page(&self.a, &self.b, script).await
     }
@@ -54,13 +54,13 @@ impl World {
         self.browser.at(forwards.public()).send("GET", "/", &headers, script).await
     }
 
-    /// The values, as the browser's next page at `b` has them.
+    /// Returns the values of the browser's next page at `b`.
     async fn values(&self) -> Value {
         let page = self.page(&self.b, &self.b, &Script::new().get("/values")).await;
         page.json()
     }
 
-    /// The token of a page whose upstream has not answered.
+    /// Returns the request token of a page whose upstream has not responded yet.
     async fn held(&self, gate: &'static str) -> (String, tokio::task::JoinHandle<Option<Page>>) {
         self.upstream.take_seen();
         let (browser, script) = (self.browser.clone(), Script::new().wait(gate));
@@ -95,7 +95,7 @@ fn url(api: SocketAddr) -> String {
     format!("http://{api}/_session")
 }
 
-/// How many calls of the session API an instance has answered.
+/// Returns the number of session API calls that an instance has handled.
 async fn calls_of(instance: &Cloakroom) -> usize {
     let (_, metrics) = instance.admin_get("/metrics").await;
     let counts = metrics.lines().filter(|line| line.starts_with("cloakroom_api_requests_total{"));
@@ -111,7 +111,7 @@ fn write(key: &str) -> Script {
     Script::new().call("PUT", &format!("/values/{key}"), "1")
 }
 
-/// What needs a cookie, each as a call.
+/// The calls that concern the cookie.
 const COOKIE_CALLS: [(&str, &str, &str); 8] = [
     ("POST", "/rotate", ""),
     ("PATCH", "", r#"{"principal": "alice"}"#),
@@ -124,7 +124,7 @@ const COOKIE_CALLS: [(&str, &str, &str); 8] = [
 ];
 
 #[tokio::test]
-async fn what_one_instance_does_the_other_sees_at_once() {
+async fn changes_are_visible_at_once() {
     let world = World::new().await;
     let (a, b) = (&world.a, &world.b);
     world.page(a, a, &write("x")).await;
@@ -144,7 +144,7 @@ async fn what_one_instance_does_the_other_sees_at_once() {
 }
 
 #[tokio::test]
-async fn value_calls_are_served_where_they_come() {
+async fn value_calls_need_no_owner() {
     let world = World::with("", "[session]\ntouch = \"write\"\n").await;
     world.page(&world.a, &world.a, &write("x")).await;
     let asked = calls_of(&world.a).await;
@@ -187,7 +187,7 @@ async fn value_calls_are_served_where_they_come() {
     assert_eq!(page.calls()[14].json(), json!({"worked": true}));
     assert_eq!(page.set_cookies(), [""; 0]);
     assert_eq!(calls_of(&world.a).await, asked, "the other instance was not asked");
-    // A write through another instance prolongs the session as one through its own does.
+    // A write through another instance extends the session too.
     let expiry = async |script: Script| world.across(&script.get("/expiry")).await.json();
     let before = expiry(Script::new()).await;
     world.a.advance(Duration::from_hours(1));
@@ -196,7 +196,7 @@ async fn value_calls_are_served_where_they_come() {
 }
 
 #[tokio::test]
-async fn what_needs_a_cookie_sets_it_on_the_owners_response() {
+async fn calls_for_cookies_reach_the_owner() {
     let world = World::new().await;
     let made = world.across(&Script::new().get("").patch(&json!({"values": {"x": 1}}))).await;
     assert_eq!(made.calls()[0].json()["id"], Value::Null);
@@ -220,7 +220,7 @@ async fn what_needs_a_cookie_sets_it_on_the_owners_response() {
     assert_eq!(world.values().await, json!({"x": 2, "n": 4}));
     let list = world.across(&Script::new().get("/principal/sessions")).await.json();
     assert_eq!(list["sessions"][0]["current"], true);
-    // Conditions and preferences go along.
+    // Conditions and preferences are forwarded.
     let (other, minimal) = (("if-match", "\"0\""), ("prefer", "return=minimal"));
     let rotate = Script::new().call_with("POST", "/rotate", &[other], "").call_with(
         "POST",
@@ -234,7 +234,7 @@ async fn what_needs_a_cookie_sets_it_on_the_owners_response() {
         (page.last().status, page.last().header("preference-applied")),
         (204, Some("return=minimal"))
     );
-    // Flush, then set; in one call, and in two.
+    // Flush, then set: in one call, and in two.
     let id = made.json()["id"].clone();
     let flushed = world.across(&Script::new().call("PATCH", "", COOKIE_CALLS[4].2)).await;
     assert_ne!(flushed.json()["id"], id);
@@ -251,7 +251,7 @@ async fn what_needs_a_cookie_sets_it_on_the_owners_response() {
 }
 
 #[tokio::test]
-async fn a_log_in_through_a_stale_token_succeeds_at_any_instance() {
+async fn login_with_a_stale_token_succeeds_anywhere() {
     let world = World::new().await;
     world.page(&world.a, &world.a, &write("x")).await;
     let old = world.browser.copy();
@@ -265,7 +265,7 @@ async fn a_log_in_through_a_stale_token_succeeds_at_any_instance() {
 }
 
 #[tokio::test]
-async fn what_others_did_to_the_session_is_told_at_any_instance() {
+async fn session_conflicts_are_reported_anywhere() {
     let world = World::new().await;
     world.page(&world.a, &world.a, &write("x")).await;
     for (method, path, gate, code) in
@@ -286,7 +286,7 @@ async fn what_others_did_to_the_session_is_told_at_any_instance() {
 }
 
 #[tokio::test]
-async fn no_increment_is_lost_between_two_instances() {
+async fn no_increment_is_lost() {
     let world = World::new().await;
     world.page(&world.a, &world.a, &Script::new().call("PUT", "/values/n", "0")).await;
     let script = Script::new().call("POST", "/values/n/increment", "").call(
@@ -312,7 +312,7 @@ async fn no_increment_is_lost_between_two_instances() {
 }
 
 #[tokio::test]
-async fn a_request_that_outlasts_its_token_is_known_to_its_owner() {
+async fn owner_knows_requests_with_expired_tokens() {
     let world = World::new().await;
     world.page(&world.a, &world.a, &write("x")).await;
     let (token, page) = world.held("long").await;
@@ -333,7 +333,7 @@ async fn a_request_that_outlasts_its_token_is_known_to_its_owner() {
 }
 
 #[tokio::test]
-async fn where_the_owner_is_gone_values_are_served_and_nothing_else_changes() {
+async fn value_calls_work_without_the_owner() {
     let world = World::with("", "[limits]\ndrain_timeout = \"0s\"\n").await;
     let visitor = world.browser.copy();
     let made =
@@ -366,17 +366,17 @@ async fn where_the_owner_is_gone_values_are_served_and_nothing_else_changes() {
     };
     all_are_refused(&b).await;
     assert_eq!(b.service("GET", "", "").await.json()["sessions"].as_array().unwrap().len(), 1);
-    // Nor does it know its own requests when it was started anew at the same address.
+    // After a restart at the same address, it does not know its earlier requests.
     let api = format!("address = \"{address}\"");
-    let anew = instance(&upstream, &world.prefix, &b.clock, &api, "").await;
+    let restarted = instance(&upstream, &world.prefix, &b.clock, &api, "").await;
     all_are_refused(&b).await;
-    all_are_refused(&anew).await;
+    all_are_refused(&restarted).await;
     b.advance(Duration::from_secs(62));
     is(&b.call(&token, ("GET", "/values", "")).await, 410, "request_gone");
 }
 
 #[tokio::test]
-async fn after_a_restart_a_token_from_before_is_good_for_values_alone() {
+async fn tokens_before_a_restart_serve_values_only() {
     let upstream = Upstream::start();
     let directory = tempfile::tempdir().unwrap();
     let store = directory.path().join("sessions.db");
@@ -385,25 +385,25 @@ async fn after_a_restart_a_token_from_before_is_good_for_values_alone() {
     let page = Browser::new(&before).navigate("/", &write("x")).await;
     let (token, id) = (page.saw("x-session-token").unwrap(), page.json()["id"].clone());
     before.stop().await;
-    let anew = Cloakroom::with(&upstream, &toml).await;
-    assert_eq!(anew.call(&token, ("GET", "", "")).await.status, 410, "it began without one");
-    let browser = Browser::new(&anew);
+    let restarted = Cloakroom::with(&upstream, &toml).await;
+    assert_eq!(restarted.call(&token, ("GET", "", "")).await.status, 410, "the table starts empty");
+    let browser = Browser::new(&restarted);
     browser.set_cookie(page.set_cookies()[0].split(['=', ';']).nth(1));
     let token = browser.navigate("/", &Script::new()).await.saw("x-session-token").unwrap();
-    anew.stop().await;
-    let anew = Cloakroom::with(&upstream, &toml).await;
-    let read = anew.call(&token, ("GET", "", "")).await;
+    restarted.stop().await;
+    let restarted = Cloakroom::with(&upstream, &toml).await;
+    let read = restarted.call(&token, ("GET", "", "")).await;
     assert_eq!((read.status, read.json()["id"].clone()), (200, id));
-    assert_eq!(anew.call(&token, ("PUT", "/values/y", "1")).await.status, 200);
+    assert_eq!(restarted.call(&token, ("PUT", "/values/y", "1")).await.status, 200);
     for cookie_call in COOKIE_CALLS {
-        is(&anew.call(&token, cookie_call).await, 410, "request_gone");
+        is(&restarted.call(&token, cookie_call).await, 410, "request_gone");
     }
-    anew.advance(Duration::from_secs(62));
-    is(&anew.call(&token, ("GET", "", "")).await, 410, "request_gone");
+    restarted.advance(Duration::from_secs(62));
+    is(&restarted.call(&token, ("GET", "", "")).await, 410, "request_gone");
 }
 
 #[tokio::test]
-async fn who_is_no_instance_is_refused() {
+async fn only_instances_may_forward_calls() {
     let world = World::new().await;
     world.page(&world.a, &world.a, &write("x")).await;
     let (token, page) = world.held("forged").await;
@@ -421,9 +421,9 @@ async fn who_is_no_instance_is_refused() {
 }
 
 #[tokio::test]
-async fn a_call_is_passed_on_once() {
+async fn calls_are_forwarded_once() {
     let world = World::new().await;
-    // Their tokens lead to others than themselves, as a balancer's address does.
+    // The address in their tokens is that of the other, as with the address of a load balancer.
     let c = world.another(&format!("instance_url = \"http://{}\"", world.b.api())).await;
     let lost = world.another(&format!("instance_url = \"http://{}\"", c.api())).await;
     let rotate = Script::new().call("POST", "/rotate", "");
@@ -436,7 +436,7 @@ async fn a_call_is_passed_on_once() {
 }
 
 #[tokio::test]
-async fn an_answer_is_the_owners_or_none() {
+async fn only_the_owner_may_respond() {
     let raw = RawUpstream::start().await;
     let world = World::with(&format!("instance_url = \"http://{}\"", raw.address), "").await;
     world.page(&world.a, &world.a, &write("x")).await;

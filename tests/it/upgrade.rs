@@ -1,5 +1,5 @@
-//! What commit 478531f wrote into each store, read and changed by this program: an upgrade logs no
-//! visitor out and loses no value. tests/fixtures/478531f/make.py wrote it.
+//! Upgrades: sessions that commit 478531f has written into each store are read and changed, without
+//! logouts or lost values. `tests/fixtures/478531f/make.py` wrote the fixtures.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::support::{Browser, FakeClock, KEY, Program, RedisServer, Script, Upstream};
 
-/// The fixture of one store, as this program serves it.
+/// The fixture of one store, served by the current program.
 struct World {
     name: &'static str,
     written: Value,
@@ -22,7 +22,7 @@ struct World {
 }
 
 impl World {
-    /// Starts the program on a copy of what was written, by that clock or the machine's.
+    /// Starts the program on a copy of the fixture, with the fixture's clock or that of the machine.
     async fn new(name: &'static str, store: &str, clock: Option<&FakeClock>) -> Self {
         let (upstream, directory) = (Upstream::start(), tempfile::tempdir().unwrap());
         if fixture(name).is_dir() {
@@ -49,7 +49,7 @@ impl World {
         Self { name, written, program, browser, _upstream: upstream, _directory: directory }
     }
 
-    /// A browser with the cookie of one of the fixture's visitors.
+    /// Returns a browser with the cookie of a visitor of the fixture.
     fn visitor(&self, kind: &str) -> Browser {
         let browser = self.browser.copy();
         let cookie = self.written["visitors"][kind]["cookie"].as_str().unwrap().to_owned();
@@ -57,7 +57,7 @@ impl World {
         browser
     }
 
-    /// Every session opens with its cookie, holds what it held, and takes changes.
+    /// Checks that every session opens with its cookie, has its values, and can be changed.
     async fn opens_every_session(&self) {
         let visitors = self.written["visitors"].as_object().unwrap();
         assert!(visitors.len() >= 7, "{}", self.name);
@@ -67,7 +67,7 @@ impl World {
             let page = browser.navigate("/", &Script::new().get("")).await;
             let now = page.json();
             assert!(now["expires_in"].as_u64().unwrap() > 0, "{} {kind}", self.name);
-            // The visit itself moves when it was last used, and so its end.
+            // The visit itself updates the time of last use, and with it the expiry.
             let moves = ["last_seen_at", "expires_at"];
             let kept = |(name, _): &(&String, &Value)| !moves.contains(&name.as_str());
             for (name, then) in then.as_object().unwrap().iter().filter(kept) {
@@ -84,13 +84,13 @@ impl World {
         }
     }
 
-    /// The marker of a session that was destroyed a moment before is still one.
+    /// Checks that the marker of a recently destroyed session is recognized.
     async fn remembers_the_ended(&self) {
         let page = self.visitor("ended").fetch("/", &Script::new()).await;
         assert_eq!(page.saw("x-session-error").as_deref(), Some("session_ended"), "{}", self.name);
     }
 
-    /// Log-out everywhere finds a session that was logged in before.
+    /// Checks that logout everywhere finds a session of the fixture.
     async fn logs_out_everywhere(&self) {
         let browser = self.visitor("logged_in");
         let again = Script::new().patch(&json!({"principal": "ada"}));
@@ -113,12 +113,12 @@ fn written(name: &str) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// The time at which a fixture was written.
+/// Returns a clock at the time at which a fixture was written.
 fn clock_of(name: &str) -> FakeClock {
     FakeClock::at(written(name)["written_at"].as_str().unwrap())
 }
 
-/// Copies a state directory as its program left it: readable by its owner alone.
+/// Copies a state directory with its permissions: accessible to the owner only.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     fs::set_permissions(to, Permissions::from_mode(0o700)).unwrap();
@@ -133,8 +133,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Puts the fixture's keys into a server, whose clock is the machine's: each time is later by what has
-/// passed since.
+/// Restores the keys of the fixture into a server, which uses the clock of the machine: all times are
+/// shifted by the time that has passed since.
 fn restore(server: &RedisServer, now: Timestamp) {
     let keys: Value = serde_json::from_slice(&fs::read(fixture("redis.json")).unwrap()).unwrap();
     let keys = keys.as_array().unwrap();
@@ -166,7 +166,7 @@ fn restore(server: &RedisServer, now: Timestamp) {
 }
 
 #[tokio::test]
-async fn sqlite_of_the_release_before_is_read() {
+async fn reads_sqlite_of_the_previous_release() {
     let world =
         World::new("sqlite", "url = \"sqlite:cloakroom.db\"", Some(&clock_of("sqlite"))).await;
     world.opens_every_session().await;
@@ -175,7 +175,7 @@ async fn sqlite_of_the_release_before_is_read() {
 }
 
 #[tokio::test]
-async fn files_of_the_release_before_are_read() {
+async fn reads_files_of_the_previous_release() {
     let world = World::new("file", "url = \"file:sessions\"", Some(&clock_of("file"))).await;
     world.opens_every_session().await;
     world.remembers_the_ended().await;
@@ -183,8 +183,8 @@ async fn files_of_the_release_before_are_read() {
 }
 
 #[tokio::test]
-async fn redis_of_the_release_before_is_read() {
-    // redis-server's own allocator does not start under faketime.
+async fn reads_redis_of_the_previous_release() {
+    // The allocator of redis-server does not work with faketime.
     let server = RedisServer::start(&[]);
     restore(&server, Clock::System.now());
     let store = format!("url = \"{}\"", server.url());
@@ -199,7 +199,7 @@ async fn redis_of_the_release_before_is_read() {
 }
 
 #[tokio::test]
-async fn sealed_cookies_of_the_release_before_open() {
+async fn opens_sealed_cookies_of_the_previous_release() {
     let store = "url = \"cookie:\"\naccept_no_revocation = true";
     let world = World::new("cookie", store, Some(&clock_of("cookie"))).await;
     world.opens_every_session().await;

@@ -1,11 +1,11 @@
-//! The narrow way through, end to end: browser, proxy, upstream, session API, store, cookie.
+//! End to end: browser, proxy, upstream, session API, store, cookie.
 
 use serde_json::json;
 
 use crate::support::{Browser, Cloakroom, Script, Upstream};
 
 #[tokio::test]
-async fn a_visit_counter_counts_over_requests() {
+async fn visit_counter_counts_requests() {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::start(&upstream).await;
     let browser = Browser::new(&cloakroom);
@@ -20,7 +20,7 @@ async fn a_visit_counter_counts_over_requests() {
 }
 
 #[tokio::test]
-async fn reading_creates_nothing() {
+async fn reading_creates_no_session() {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::start(&upstream).await;
     let browser = Browser::new(&cloakroom);
@@ -32,7 +32,7 @@ async fn reading_creates_nothing() {
 }
 
 #[tokio::test]
-async fn the_upstream_sees_neither_the_cookie_nor_what_a_client_forges() {
+async fn upstream_never_sees_the_cookie() {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::start(&upstream).await;
     let browser = Browser::new(&cloakroom);
