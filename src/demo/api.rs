@@ -1,5 +1,5 @@
-//! A small client of the session API, as a site in any language would have one: it knows the HTTP
-//! and the JSON of the documentation, and nothing of what serves them.
+//! A small client of the session API, as a site in any language could have one. It is written after
+//! the API's documentation and shares no code with the API.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,11 +16,11 @@ use crate::body::Body;
 use crate::client::{self, Pool, Target};
 use crate::server::Tasks;
 
-/// For one call.
+/// The deadline of one call.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// The longest answer: a session holds at most 1 MiB, and the list of devices is short.
-const MAX_ANSWER: usize = 4 * 1024 * 1024;
+/// The longest response in bytes: a session holds at most 1 MiB, and the list of devices is short.
+const MAX_RESPONSE: usize = 4 * 1024 * 1024;
 
 /// The session API, with the authority of one request.
 #[derive(Debug)]
@@ -32,24 +32,24 @@ pub(super) struct Api {
     token: HeaderValue,
 }
 
-/// Why a call was not done.
+/// The reason why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// The request did not come through the proxy, which would have told where the API is.
+    /// The request has no URL and token of the session API.
     #[error("this request did not come through the proxy")]
     NotThroughProxy,
-    /// The API was not reached.
-    #[error("the session API was not reached")]
-    Unreached(#[from] client::Error),
-    /// The API refused.
-    #[error("the session API refused: {}", .0.detail)]
+    /// The API could not be reached.
+    #[error("the session API could not be reached")]
+    Unreachable(#[from] client::Error),
+    /// The API refused the call.
+    #[error("the session API refused the call: {}", .0.detail)]
     Refused(Problem),
-    /// The API answered what it should not.
-    #[error("the session API's answer is not what was expected")]
+    /// The response is not the JSON of the documentation.
+    #[error("unexpected response from the session API")]
     Unreadable(#[from] serde_json::Error),
 }
 
-/// A problem, as the API writes it.
+/// A problem document of the API (RFC 9457).
 #[derive(Debug, Deserialize)]
 pub(super) struct Problem {
     pub(super) status: u16,
@@ -57,7 +57,7 @@ pub(super) struct Problem {
     pub(super) detail: String,
 }
 
-/// A session; each value is the JSON text that the API keeps.
+/// A session. Its values are the JSON text that the API stores.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Session {
     pub(super) id: Option<String>,
@@ -68,18 +68,18 @@ pub(super) struct Session {
     pub(super) last_seen_at: Option<String>,
 }
 
-/// How long a session lives.
+/// The lifetime of a session.
 #[derive(Debug, Deserialize)]
 pub(super) struct Expiry {
     pub(super) expires_at: Option<String>,
     pub(super) expires_in: Option<u64>,
     pub(super) expires_at_browser_close: Option<bool>,
-    /// The session's own, where it does not follow the policy.
+    /// The session's own lifetime, if it does not follow the policy.
     #[serde(rename = "expiry")]
     pub(super) own: Option<Box<RawValue>>,
 }
 
-/// A session of the principal, in the list of devices.
+/// A session in the list of the principal's devices.
 #[derive(Debug, Deserialize)]
 pub(super) struct Device {
     pub(super) id: String,
@@ -89,7 +89,7 @@ pub(super) struct Device {
     pub(super) client: Option<Client>,
 }
 
-/// Who began a session.
+/// The client that created a session.
 #[derive(Debug, Deserialize)]
 pub(super) struct Client {
     pub(super) address: Option<String>,
@@ -97,17 +97,17 @@ pub(super) struct Client {
 }
 
 impl Session {
-    /// A value that is text.
+    /// Returns a value if it is a string.
     pub(super) fn text(&self, key: &str) -> Option<String> {
         serde_json::from_str(self.values.get(key)?.get()).ok()
     }
 
-    /// A value that is a number.
+    /// Returns a value if it is an integer.
     pub(super) fn number(&self, key: &str) -> Option<i64> {
         serde_json::from_str(self.values.get(key)?.get()).ok()
     }
 
-    /// A value that is a list of texts.
+    /// Returns a value if it is an array of strings, else an empty list.
     pub(super) fn texts(&self, key: &str) -> Vec<String> {
         let text = self.values.get(key).map_or("[]", |value| value.get());
         serde_json::from_str(text).unwrap_or_default()
@@ -115,14 +115,14 @@ impl Session {
 }
 
 impl Api {
-    /// The API as the proxy has told it in a request's head.
-    pub(super) fn of(headers: &HeaderMap, tasks: &Tasks) -> Result<Self, Error> {
-        let told = || {
+    /// Reads the URL and the token that the proxy added to a request.
+    pub(super) fn from_headers(headers: &HeaderMap, tasks: &Tasks) -> Result<Self, Error> {
+        let added = || {
             let url: Uri = headers.get("x-session-url")?.to_str().ok()?.parse().ok()?;
             let target: Target = format!("http://{}", url.authority()?).parse().ok()?;
             Some((target, url.path().to_owned(), headers.get("x-session-token")?.clone()))
         };
-        let (target, prefix, token) = told().ok_or(Error::NotThroughProxy)?;
+        let (target, prefix, token) = added().ok_or(Error::NotThroughProxy)?;
         let pool = Pool::new(target, client::Config::default());
         Ok(Self { pool, tasks: tasks.clone(), prefix, token })
     }
@@ -147,7 +147,7 @@ impl Api {
         self.call(Method::PUT, &value_path(key), Some(json)).await.map(drop)
     }
 
-    /// Removes a value; answers the JSON text that it was, if there was one.
+    /// Removes a value and returns its JSON text; `None` if there was no such value.
     pub(super) async fn pop(&self, key: &str) -> Result<Option<Box<RawValue>>, Error> {
         match self.read(Method::DELETE, &value_path(key), None).await {
             Ok(value) => Ok(Some(value)),
@@ -176,11 +176,11 @@ impl Api {
 
     pub(super) async fn test_cookie_worked(&self) -> Result<bool, Error> {
         #[derive(Deserialize)]
-        struct Answer {
+        struct Response {
             worked: bool,
         }
-        let answer: Answer = self.read(Method::GET, "/test-cookie", None).await?;
-        Ok(answer.worked)
+        let response: Response = self.read(Method::GET, "/test-cookie", None).await?;
+        Ok(response.worked)
     }
 
     pub(super) async fn remove_test_cookie(&self) -> Result<(), Error> {
@@ -189,26 +189,26 @@ impl Api {
 
     pub(super) async fn devices(&self) -> Result<Vec<Device>, Error> {
         #[derive(Deserialize)]
-        struct Answer {
+        struct Response {
             sessions: Vec<Device>,
         }
-        let answer: Answer = self.read(Method::GET, "/principal/sessions", None).await?;
-        Ok(answer.sessions)
+        let response: Response = self.read(Method::GET, "/principal/sessions", None).await?;
+        Ok(response.sessions)
     }
 
     pub(super) async fn log_device_out(&self, id: &str) -> Result<(), Error> {
-        let path = format!("/principal/sessions/{}", encoded(id));
+        let path = format!("/principal/sessions/{}", encode(id));
         self.call(Method::DELETE, &path, None).await.map(drop)
     }
 
-    /// Answers how many that were.
+    /// Destroys the principal's other sessions and returns their number.
     pub(super) async fn log_others_out(&self) -> Result<u64, Error> {
         #[derive(Deserialize)]
-        struct Answer {
+        struct Response {
             destroyed: u64,
         }
-        let answer: Answer = self.read(Method::DELETE, "/principal/sessions", None).await?;
-        Ok(answer.destroyed)
+        let response: Response = self.read(Method::DELETE, "/principal/sessions", None).await?;
+        Ok(response.destroyed)
     }
 
     async fn read<T: DeserializeOwned>(
@@ -227,7 +227,7 @@ impl Api {
         *request.method_mut() = method;
         *request.uri_mut() = uri;
         request.headers_mut().insert("x-session-token", self.token.clone());
-        let response = self.pool.fetch(request, &self.tasks, MAX_ANSWER, DEADLINE).await?;
+        let response = self.pool.fetch(request, &self.tasks, MAX_RESPONSE, DEADLINE).await?;
         if response.status().is_success() {
             return Ok(response.into_body());
         }
@@ -235,7 +235,7 @@ impl Api {
     }
 }
 
-/// Text as JSON: as it is where it is JSON, else as a string.
+/// Returns text as it is if it is JSON, else as a JSON string.
 pub(super) fn json_or_text(text: &str) -> String {
     match serde_json::from_str::<&RawValue>(text) {
         Ok(json) => json.get().to_owned(),
@@ -244,9 +244,9 @@ pub(super) fn json_or_text(text: &str) -> String {
 }
 
 fn value_path(key: &str) -> String {
-    format!("/values/{}", encoded(key))
+    format!("/values/{}", encode(key))
 }
 
-fn encoded(segment: &str) -> impl std::fmt::Display + '_ {
+fn encode(segment: &str) -> impl std::fmt::Display + '_ {
     utf8_percent_encode(segment, NON_ALPHANUMERIC)
 }

@@ -1,4 +1,4 @@
-//! A fresh directory for its owner alone, gone with its last use.
+//! A temporary directory for the demo's database.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 
 use crate::random;
 
-/// A directory that is removed when this is dropped.
+/// A directory that only its owner may read, removed on drop.
 #[derive(Debug)]
-pub(super) struct Directory(PathBuf);
+pub(super) struct TempDirectory(PathBuf);
 
-impl Directory {
-    /// Makes one under a name that nobody can guess, where temporary files lie.
-    pub(super) fn make() -> io::Result<Self> {
+impl TempDirectory {
+    /// Creates a directory with an unpredictable name in the system's directory for temporary files.
+    pub(super) fn create() -> io::Result<Self> {
         let name = format!("cloakroom-demo-{:016x}", u64::from_ne_bytes(random::bytes()));
         let path = std::env::temp_dir().join(name);
-        // It fails where the name exists, be it a link.
+        // Fails if the name exists, also as a symbolic link: others may write to that directory.
         DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self(path))
     }
@@ -26,10 +26,10 @@ impl Directory {
     }
 }
 
-impl Drop for Directory {
+impl Drop for TempDirectory {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!(%error, path = %self.0.display(), "the demo's directory remains");
+            tracing::warn!(%error, path = %self.0.display(), "failed to remove the demo's directory");
         }
     }
 }

@@ -1,16 +1,17 @@
-//! The page that makes no call: it reads the session in the request's head, and answers a patch in
-//! the response's.
+//! The page that makes no call: it reads the session from the request's headers, and changes it by
+//! a patch in the response's headers.
 
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
 use super::api::Session;
-use super::html::{Frame, Page};
+use super::html::Frame;
+use super::page::Page;
 use super::pages;
-use super::site::{header, html, method_not_allowed, see_other};
+use super::response::{header, html, method_not_allowed, see_other};
 use crate::body::Body;
 
-pub(super) fn answer(method: &Method, headers: &HeaderMap) -> Response<Body> {
+pub(super) fn respond(method: &Method, headers: &HeaderMap) -> Response<Body> {
     let (mut response, patch) = match *method {
         Method::GET | Method::HEAD => (page(headers), r#"{"increment": {"exchange_visits": 1}}"#),
         Method::POST => {
@@ -23,7 +24,8 @@ pub(super) fn answer(method: &Method, headers: &HeaderMap) -> Response<Body> {
 }
 
 fn page(headers: &HeaderMap) -> Response<Body> {
-    let session = told(headers);
+    let session = session(headers);
+    // The proxy applies the patch after this page is written, so the page adds one itself.
     let count = header(headers, "x-session-data")
         .map(|_| session.number("exchange_visits").unwrap_or_default().saturating_add(1));
     let frame = Frame {
@@ -32,12 +34,13 @@ fn page(headers: &HeaderMap) -> Response<Body> {
         flash: None,
         session_error: header(headers, "x-session-error"),
         session: Some(&session),
+        received: Some(headers),
     };
-    html(StatusCode::OK, frame.around(&pages::exchange(count)))
+    html(StatusCode::OK, frame.render(&pages::exchange(count)))
 }
 
-/// The session as it was when the request came.
-fn told(headers: &HeaderMap) -> Session {
+/// Returns the session as it was when the proxy forwarded the request.
+fn session(headers: &HeaderMap) -> Session {
     let text = |name| header(headers, name).map(str::to_owned);
     let data = header(headers, "x-session-data").unwrap_or("{}");
     Session {

@@ -1,8 +1,8 @@
-//! What a visitor sends with a request: the query, and the fields of a form.
+//! Queries and forms.
 
 use percent_encoding::percent_decode_str;
 
-/// Names and values, as `application/x-www-form-urlencoded` writes them.
+/// Names and values, decoded from `application/x-www-form-urlencoded`.
 #[derive(Debug, Default)]
 pub(super) struct Form(Vec<(String, String)>);
 
@@ -12,12 +12,12 @@ impl Form {
         Self(
             pairs
                 .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-                .map(|(name, value)| (decoded(name), decoded(value)))
+                .map(|(name, value)| (decode(name), decode(value)))
                 .collect(),
         )
     }
 
-    /// A field, without the space around it; nothing where there is none.
+    /// Returns a field without surrounding whitespace; an empty string if there is none.
     pub(super) fn field(&self, name: &str) -> &str {
         self.0.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value.trim())
     }
@@ -27,8 +27,8 @@ impl Form {
     }
 }
 
-/// What is not UTF-8 is shown as such; a form of ours sends none.
-fn decoded(text: &str) -> String {
+/// Decodes `+` and percent-encoding. The forms of the demo send only UTF-8.
+fn decode(text: &str) -> String {
     percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned()
 }
 
@@ -37,7 +37,7 @@ mod tests {
     use super::Form;
 
     #[test]
-    fn forms_are_read_as_browsers_write_them() {
+    fn parses_forms_of_browsers() {
         let form = Form::parse("name=a+b%26c&empty=&flag&name=second&%C3%A9=%E2%82%AC");
         assert_eq!(form.field("name"), "a b&c");
         assert_eq!(form.field("empty"), "");

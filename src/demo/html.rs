@@ -1,95 +1,12 @@
-//! What every page of the demo has: the frame around its content, the look, and the escaping of
-//! whatever a visitor may have written.
+//! The frame around the content of every page, and the escaping of text.
 
 use std::fmt::{self, Write as _};
 
+use http::{HeaderMap, HeaderName, HeaderValue};
+
 use super::api::Session;
-
-/// The pages, as the navigation lists them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Page {
-    Visits,
-    Account,
-    Values,
-    Message,
-    Lifetime,
-    Cookie,
-    Devices,
-    Exchange,
-}
-
-impl Page {
-    const ALL: [Self; 8] = [
-        Self::Visits,
-        Self::Account,
-        Self::Values,
-        Self::Message,
-        Self::Lifetime,
-        Self::Cookie,
-        Self::Devices,
-        Self::Exchange,
-    ];
-
-    /// The page at a path.
-    pub(super) fn at(path: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|page| page.path() == path)
-    }
-
-    pub(super) fn path(self) -> &'static str {
-        self.names().0
-    }
-
-    pub(super) fn title(self) -> &'static str {
-        self.names().2
-    }
-
-    /// Path, name in the navigation, title.
-    fn names(self) -> (&'static str, &'static str, &'static str) {
-        match self {
-            Self::Visits => ("/", "Visits", "Visits"),
-            Self::Account => ("/account", "Account", "Account and basket"),
-            Self::Values => ("/values", "Values", "Values"),
-            Self::Message => ("/message", "Message", "A message for the next page"),
-            Self::Lifetime => ("/lifetime", "Lifetime", "Lifetime"),
-            Self::Cookie => ("/cookie", "Cookie", "The cookie"),
-            Self::Devices => ("/devices", "Devices", "Your devices"),
-            Self::Exchange => ("/exchange", "Headers only", "By headers only"),
-        }
-    }
-}
-
-const STYLE: &str = "\
-:root{color-scheme:light dark;--ink:#1c2430;--soft:#5a6675;--paper:#f6f7f9;--card:#fff;--line:#d9dee5;--key:#0b5cad;--warn:#a4310f}
-@media (prefers-color-scheme:dark){:root{--ink:#e6eaf0;--soft:#9aa6b5;--paper:#14181e;--card:#1c222b;--line:#323b48;--key:#7db8f5;--warn:#f29b7d}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:1rem/1.55 system-ui,sans-serif}
-header,main,footer{max-width:48rem;margin:0 auto;padding:0 1rem}
-header{padding-top:1.5rem}
-header strong{font-size:1.15rem}header span{color:var(--soft)}
-nav ul{display:flex;flex-wrap:wrap;gap:.25rem;list-style:none;margin:.75rem 0 0;padding:0}
-nav a{display:block;padding:.3rem .7rem;border-radius:.4rem;text-decoration:none}
-nav a[aria-current]{background:var(--key);color:var(--card)}
-a{color:var(--key)}
-h1{font-size:1.6rem;line-height:1.2;margin:1.75rem 0 .5rem}
-h2{font-size:1.1rem;margin:0 0 .5rem}
-section,.told{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1rem 1.25rem;margin:1rem 0}
-section>:last-child{margin-bottom:0}section p:first-child,.told p:first-child{margin-top:0}.told p:last-child{margin-bottom:0}
-.told{border-left:.3rem solid var(--key)}.alert{border-left-color:var(--warn)}
-.big{font-size:2.25rem;font-weight:650;line-height:1.1;margin:.25rem 0}
-.calls{color:var(--soft);font-size:.85rem}
-code,td.json{font-family:ui-monospace,monospace;font-size:.88em;overflow-wrap:anywhere}
-form{display:flex;flex-wrap:wrap;gap:.6rem;align-items:end;margin:.75rem 0}td form{margin:0;justify-content:end}
-label{display:grid;gap:.15rem;font-size:.9rem;color:var(--soft)}label.check{display:flex;gap:.4rem;align-items:center;padding:.5rem 0}
-input,button{font:inherit;padding:.4rem .7rem;border:1px solid var(--line);border-radius:.4rem;background:var(--paper);color:var(--ink)}
-input{max-width:100%}
-button{background:var(--key);border-color:var(--key);color:var(--card);cursor:pointer;white-space:nowrap}
-button.plain{background:none;color:var(--key)}
-:focus-visible{outline:.15rem solid var(--key);outline-offset:.15rem}
-table{width:100%;border-collapse:collapse}th,td{text-align:left;padding:.4rem .5rem .4rem 0;border-bottom:1px solid var(--line);vertical-align:middle}
-th{font-size:.85rem;color:var(--soft)}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.25rem 1rem}dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
-footer{padding-top:.5rem;padding-bottom:2rem;color:var(--soft);font-size:.85rem}
-.skip{position:absolute;left:-99rem}.skip:focus{left:1rem;top:.5rem}";
+use super::code::Code;
+use super::page::Page;
 
 /// Text inside HTML, in an element or in a quoted attribute.
 #[derive(Clone, Copy, Debug)]
@@ -111,55 +28,69 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-/// What a page shows beside its content.
+/// The parts of a page that do not depend on which page it is.
 #[derive(Debug, Default)]
 pub(super) struct Frame<'a> {
-    /// Which it is; `None` for an error.
+    /// The page in the navigation; `None` for an error.
     pub(super) page: Option<Page>,
     pub(super) title: &'a str,
-    /// What the request before this one had to say.
+    /// The message that the previous request left in the session.
     pub(super) flash: Option<String>,
-    /// The proxy's reason why there is no session although a cookie came.
+    /// The proxy's reason why the request has no session although it had a cookie.
     pub(super) session_error: Option<&'a str>,
-    /// Whose page it is; `None` where that is not known.
+    /// The visitor's session; `None` if it is not known.
     pub(super) session: Option<&'a Session>,
+    /// The headers of the request; `None` leaves their list out.
+    pub(super) received: Option<&'a HeaderMap>,
 }
 
 impl Frame<'_> {
-    /// The whole page; `content` is HTML.
-    pub(super) fn around(&self, content: &str) -> String {
-        let mut told = String::new();
-        if let Some(flash) = &self.flash {
-            told = format!("<p class=told role=status id=flash>{}</p>", Text(flash));
-        }
-        if let Some(error) = self.session_error {
-            // Writing to a String cannot fail.
-            let _ = write!(
-                told,
-                "<p class='told alert' role=status id=session-error>The proxy says that there is no \
-                 session, although the browser brought a cookie: <code>{}</code>.</p>",
-                Text(error)
-            );
-        }
+    /// Returns the whole page; `content` is HTML.
+    pub(super) fn render(&self, content: &str) -> String {
         format!(
             "<!doctype html>\n<html lang=en>\n<head>\n<meta charset=utf-8>\n\
              <meta name=viewport content='width=device-width,initial-scale=1'>\n\
-             <title>{title} – Cloakroom</title>\n<link rel=icon href='data:,'>\n\
-             <style>{STYLE}</style>\n</head>\n<body>\n<a class=skip href='#content'>To the content</a>\n\
-             <header><strong>Cloakroom</strong> <span>demo: a site without sessions of its own</span>\n{nav}\n\
-             </header>\n<main id=content>\n<h1>{title}</h1>\n{told}\n{content}\n</main>\n\
-             <footer>{footer}</footer>\n</body>\n</html>\n",
+             <title>{title} – Cloakroom</title>\n\
+             <link rel=icon href='/favicon.svg' type='image/svg+xml'>\n\
+             <link rel=stylesheet href='/demo.css'>\n<script src='/demo.js' defer></script>\n\
+             </head>\n<body>\n<a class=skip href='#content'>Skip to content</a>\n\
+             <header><strong>Cloakroom</strong> <span>demo: a site without sessions of its own</span>\n\
+             {nav}\n</header>\n<main id=content>\n<h1>{title}</h1>\n{notices}\n{content}\n{code}{received}\
+             </main>\n<footer>{footer}</footer>\n</body>\n</html>\n",
             title = Text(self.title),
             nav = self.navigation(),
+            notices = self.notices(),
+            code = self
+                .page
+                .and_then(Code::behind)
+                .map_or_else(String::new, |code| code_of_page(&code)),
+            received = self.received.map_or_else(String::new, received),
             footer = self.footer(),
         )
+    }
+
+    fn notices(&self) -> String {
+        let mut notices = String::new();
+        // Writing to a String cannot fail, here and below.
+        if let Some(flash) = &self.flash {
+            let _ = write!(notices, "<p class=notice role=status id=flash>{}</p>", Text(flash));
+        }
+        if let Some(error) = self.session_error {
+            let _ = write!(
+                notices,
+                "<p class='notice alert' role=status id=session-error>The browser sent a cookie, but \
+                 the proxy found no session for it: <code>{}</code>.</p>",
+                Text(error)
+            );
+        }
+        notices
     }
 
     fn navigation(&self) -> String {
         let mut items = String::new();
         for page in Page::ALL {
-            let (path, label, _) = page.names();
             let current = if self.page == Some(page) { " aria-current=page" } else { "" };
+            let (path, label) = (page.path(), page.label());
             let _ = write!(items, "<li><a href='{path}'{current}>{label}</a></li>");
         }
         format!("<nav aria-label=Pages><ul>{items}</ul></nav>")
@@ -168,31 +99,95 @@ impl Frame<'_> {
     fn footer(&self) -> String {
         let Some(session) = self.session else { return String::new() };
         let Some(id) = &session.id else {
-            return "<p id=session>No session: nothing was written for you yet, so there is no \
+            return "<p id=session>No session: nothing has been written for you yet, so there is no \
                     cookie.</p>"
                 .to_owned();
         };
         let principal = match &session.principal {
             Some(name) => format!("logged in as <strong id=principal>{}</strong>", Text(name)),
-            None => "logged in as nobody".to_owned(),
+            None => "not logged in".to_owned(),
         };
         let version = session.version.map_or_else(|| "–".to_owned(), |version| version.to_string());
         format!(
             "<p id=session>Session <code id=session-id>{}</code>, {principal}, version \
-             <code id=version>{version}</code>. The id opens nothing; the cookie does, and this \
-             site never sees it.</p>",
+             <code id=version>{version}</code>. The id does not open the session; only the cookie \
+             does, and this site never sees the cookie.</p>",
             Text(id)
         )
     }
 }
 
+fn code_of_page(code: &Code) -> String {
+    format!(
+        "<section id=code><h2>The code behind this page</h2>{}<p class=calls><code>session</code> \
+         is a helper of about eight lines; the complete sites under <a href='/own-site'>Your own \
+         site</a> have it.</p></section>\n",
+        languages(code)
+    )
+}
+
+/// Returns the same code in three languages, one of them open at a time.
+pub(super) fn languages(code: &Code) -> String {
+    let mut blocks = String::new();
+    for (name, class, text) in
+        [("PHP", "php", code.php), ("Python", "python", code.python), ("Node", "node", code.node)]
+    {
+        let _ = write!(
+            blocks,
+            "<details name=code><summary>{name}</summary><pre><code class={class}>{}</code></pre>\
+             </details>",
+            Text(text)
+        );
+    }
+    blocks
+}
+
+/// Lists the headers of the request, those of the proxy first.
+fn received(headers: &HeaderMap) -> String {
+    let mut lines: Vec<_> = headers.iter().collect();
+    lines.sort_by_key(|(name, _)| (!name.as_str().starts_with("x-session"), name.as_str()));
+    let mut rows = String::new();
+    for (name, value) in lines {
+        let _ = write!(
+            rows,
+            "<tr><td><code>{name}</code></td><td class=json>{}</td></tr>",
+            Text(&shown(name, value))
+        );
+    }
+    format!(
+        "<section id=received><h2>What the site received</h2><details><summary>The request's headers\
+         </summary><table><tbody>{rows}</tbody></table></details><p class=calls>The proxy added the \
+         <code>x-session-…</code> headers and removed the session cookie. A client cannot send these \
+         headers: the proxy removes its copies.</p></section>\n"
+    )
+}
+
+fn shown(name: &HeaderName, value: &HeaderValue) -> String {
+    let text = String::from_utf8_lossy(value.as_bytes());
+    // The token gives access to the session while the request runs. Pages are copied and logged.
+    if name == "x-session-token" {
+        return format!("{}…", text.chars().take(6).collect::<String>());
+    }
+    text.into_owned()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Text;
+    use super::*;
 
     #[test]
-    fn what_a_visitor_writes_stays_text() {
+    fn escapes_text_of_visitors() {
         let text = Text("<b title=\"a\" id='b'>&").to_string();
         assert_eq!(text, "&lt;b title=&quot;a&quot; id=&#39;b&#39;&gt;&amp;");
+    }
+
+    #[test]
+    fn received_headers_hide_the_token() {
+        let headers = [("accept", "*/*"), ("x-session-token", "abcdefghijkl")];
+        let headers = headers
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let html = received(&HeaderMap::from_iter(headers));
+        assert!(html.contains("abcdef…") && !html.contains("abcdefg"), "{html}");
+        assert!(html.find("x-session-token") < html.find("accept"), "{html}");
     }
 }

@@ -1,15 +1,19 @@
-//! The demo: the proxy, and behind it a small site that shows what sessions are good for.
+//! The demo: the proxy in front of a small site that shows what sessions can do.
 //!
-//! It is composed as `run` is, of a configuration with the defaults, so what is seen is what a site
-//! gets. All of it is on this machine's loopback, and nothing of it remains.
+//! The proxy is the one that `run` starts, with the default configuration. It listens on the loopback
+//! interface, and its data is removed at the end.
 
 mod api;
+mod code;
 mod directory;
 mod exchange;
 mod form;
 mod html;
+mod human;
+mod page;
 mod pages;
 mod ports;
+mod response;
 mod site;
 
 use std::io::{self, Write as _};
@@ -25,72 +29,72 @@ use crate::server::{self, Address, ConnectionLimit, Limits, Protocol, Settings, 
 use crate::store::config::Backend;
 use crate::time::Clock;
 
-use directory::Directory;
-use html::Page;
+use directory::TempDirectory;
+use page::Page;
 use ports::Ports;
 use site::Site;
 
-/// How the demo is to run.
+/// Options of the demo.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// The port to open in a browser, 0 for any that is free. Where none is given it is 8080, or a
-    /// free one if that is taken.
+    /// The port to open in a browser, 0 for any free port. `None` means 8080, or a free port if that
+    /// is taken.
     pub port: Option<u16>,
 }
 
-/// Why the demo does not run.
+/// The reason why the demo failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no directory for its database.
-    #[error("no directory for the demo's database can be made")]
+    /// The directory of the database could not be created.
+    #[error("failed to create a directory for the demo's database")]
     Directory(#[source] io::Error),
-    /// The site has nowhere to listen.
-    #[error("no port is free for the demo")]
+    /// No port is free for the site or the proxy.
+    #[error("no free port for the demo")]
     Port(#[source] io::Error),
-    /// What the site is told does not make a configuration.
+    /// The demo's configuration is invalid, which would be a bug.
     #[error(transparent)]
     Configuration(#[from] ConfigError),
-    /// The proxy does not start.
+    /// The proxy failed to start.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// Where to look could not be told.
-    #[error("the address cannot be printed")]
+    /// Standard output could not be written.
+    #[error("failed to print the address")]
     Print(#[source] io::Error),
-    /// The drain's deadline came first.
-    #[error("requests in flight were cut")]
-    Cut,
+    /// The drain reached its deadline.
+    #[error("requests in flight were aborted")]
+    Aborted,
 }
 
-/// A running demo. Dropping it ends it, and waits for nothing.
+/// A running demo. Dropping it stops it without waiting for requests in flight.
 #[derive(Debug)]
 pub struct Demo {
     app: Option<App>,
-    /// The site's own.
+    /// Owns the site's connections.
     tasks: Tasks,
     site: Address,
     port: u16,
     api: Address,
     admin: Address,
-    /// Goes last.
-    _directory: Directory,
+    /// Removed last, after the store has been closed.
+    _directory: TempDirectory,
 }
 
-/// Runs the demo until `shutdown` completes, and says on standard output where it is.
+/// Runs the demo until `shutdown` completes. Prints its address on standard output.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let demo = Demo::start(options)?;
-    writeln!(io::stdout(), "{}", demo.text()).map_err(Error::Print)?;
+    writeln!(io::stdout(), "{}", demo.instructions()).map_err(Error::Print)?;
     shutdown.await;
-    if demo.stop().await { Ok(()) } else { Err(Error::Cut) }
+    if demo.stop().await { Ok(()) } else { Err(Error::Aborted) }
 }
 
 impl Demo {
-    /// Starts the site on the current runtime, and the proxy on threads of its own.
+    /// Starts the site on the current runtime, and the proxy on its own threads.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime.
+    /// Panics outside a tokio runtime.
     pub fn start(options: Options) -> Result<Self, Error> {
-        let directory = Directory::make().map_err(Error::Directory)?;
+        let directory = TempDirectory::create().map_err(Error::Directory)?;
         let tasks = Tasks::new();
         let site = start_site(&tasks).map_err(Error::Port)?;
         let config = configuration(&site, directory.path())?;
@@ -99,35 +103,38 @@ impl Demo {
         Ok(Self { app: Some(app), tasks, site, port, api, admin, _directory: directory })
     }
 
-    /// The port to open.
+    /// Returns the port to open.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// What to open. Browsers take Secure cookies from `localhost` without TLS, and from no address.
+    /// Returns the URL to open. Without TLS, browsers accept Secure cookies from `localhost` but not
+    /// from an IP address.
     pub fn url(&self) -> String {
         format!("http://localhost:{}/", self.port)
     }
 
-    /// What a person at a terminal is to know.
-    pub fn text(&self) -> String {
+    /// Returns the text for the terminal.
+    pub fn instructions(&self) -> String {
         let Self { site, api, admin, .. } = self;
         let url = self.url();
         format!(
             "The demo is running. Open\n\n    {url}\n\nand try this:\n  \
-             - Visit a few times, delete the cookie, and begin at one again.\n  \
-             - Put something into the basket, log in under any name, and find it there.\n  \
-             - Log in with a second browser too, and log it out under \"Devices\".\n  \
-             - Look at the cookie before and after you log in: its value has changed.\n\n\
-             What runs here, on this machine's loopback only:\n  \
-             http://{site}  a site that knows no sessions\n  \
-             http://{api}  the session API that it calls\n  \
+             - Visit a few times, delete the cookie, and start at one again.\n  \
+             - Add something to the basket, log in under any name, and find it there.\n  \
+             - Send 20 requests at once, and see which counter has them all.\n  \
+             - Log in with a second browser, and log it out under \"Devices\".\n  \
+             - Compare the cookie before and after you log in: its value changes.\n\n\
+             Running on this machine's loopback interface:\n  \
+             http://{site}  the site, without sessions of its own\n  \
+             http://{api}  the session API, which the site calls\n  \
              http://{admin}  /metrics, /live and /ready\n\n\
-             Ctrl-C ends it, and nothing of it remains."
+             In front of your own site:\n\n    cloakroom --upstream http://127.0.0.1:3000\n\n\
+             Ctrl-C stops the demo and removes its data."
         )
     }
 
-    /// Ends it, and removes what it kept. Whether all requests in flight ended in time.
+    /// Stops the demo and removes its data. Returns false if requests in flight were aborted.
     pub async fn stop(mut self) -> bool {
         let drained = match self.app.take() {
             Some(app) => app.shutdown().await,
@@ -146,10 +153,11 @@ impl Drop for Demo {
     }
 }
 
-/// Nobody waits long for the end of a demo.
+/// The time for requests in flight when the demo stops: shorter than the default, since a person
+/// waits at a terminal.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// More than a browser opens, or a few.
+/// More connections than a few browsers open.
 const SITE_CONNECTIONS: usize = 1000;
 
 /// Starts the site on any free port.
@@ -164,16 +172,16 @@ fn start_site(tasks: &Tasks) -> io::Result<Address> {
     tasks
         .run(async move {
             if let Err(error) = serving.await {
-                tracing::error!(%error, "the demo's site ended");
+                tracing::error!(%error, "the demo's site stopped");
             }
         })
         .detach();
     Ok(address)
 }
 
-/// The defaults, and what the demo shows beyond them.
+/// Returns the default configuration with the settings that the pages need.
 fn configuration(site: &Address, directory: &Path) -> Result<Config, Error> {
-    // A store without files, and so a key that ends with the process.
+    // The memory store has no key file: the key is random and lost with the process.
     let environment = Environment::from([("CLOAKROOM_STORE_URL", "memory:")]);
     let overrides = Overrides { upstream: Some(format!("http://{site}")), listen: None };
     let mut config = config::load(None, &environment, &overrides)?.config;
@@ -189,13 +197,13 @@ fn configuration(site: &Address, directory: &Path) -> Result<Config, Error> {
     Ok(config)
 }
 
-/// Starts the proxy, at other ports as long as those to try are taken.
+/// Starts the proxy, on other ports if the first ones are taken.
 fn start_app(config: &Config, mut ports: Ports) -> Result<(App, u16), Error> {
     loop {
-        match App::start(ports.put_into(config.clone()), Clock::System) {
+        match App::start(ports.apply_to(config.clone()), Clock::System) {
             Ok(app) => return Ok((app, ports.public())),
             Err(StartError::Bind { address, source }) => {
-                match ports.without(&address, &source).map_err(Error::Port)? {
+                match ports.after_error(&address, &source).map_err(Error::Port)? {
                     Some(others) => ports = others,
                     None => return Err(StartError::Bind { address, source }.into()),
                 }

@@ -1,4 +1,4 @@
-//! Where the demo listens: the usual ports, and free ones where those are taken.
+//! The ports of the demo: the default ones, or free ones if those are taken.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -7,15 +7,15 @@ use crate::api::config::url_at;
 use crate::config::{Config, Listen, Role};
 use crate::server::{self, Address};
 
-/// What the public listener has where nobody says otherwise.
+// The defaults of `listen`, `api.address` and `admin.address`.
 const PUBLIC: u16 = 8080;
 const API: u16 = 8081;
 const ADMIN: u16 = 8082;
 
-/// A machine whose free ports are taken again and again at once is given up.
+/// Attempts to bind before the demo gives up: other programs may take the free ports first.
 const ATTEMPTS: usize = 20;
 
-/// The ports to try; 0 is a free one.
+/// The ports to try; 0 is any free port.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ports {
     public: Public,
@@ -27,13 +27,14 @@ pub(super) struct Ports {
 
 #[derive(Clone, Copy, Debug)]
 enum Public {
-    /// This one or none.
-    Asked(u16),
-    /// Any, and this one first.
-    Any(u16),
+    /// This port, or an error.
+    Fixed(u16),
+    /// This port first, then any free port.
+    Preferred(u16),
 }
 
-/// Which addresses `localhost` has: browsers try both, so that on one port both must be ours.
+/// The addresses of `localhost`. Browsers try both, so another program must not have the port on one
+/// of them.
 #[derive(Clone, Copy, Debug)]
 enum Loopback {
     Both,
@@ -41,25 +42,25 @@ enum Loopback {
 }
 
 impl Ports {
-    /// The port that was asked for, 0 for a free one; the usual one where none was.
-    pub(super) fn new(asked: Option<u16>) -> io::Result<Self> {
-        let public = match asked {
-            None => Public::Any(PUBLIC),
-            Some(0) => Public::Any(free()?),
-            Some(port) => Public::Asked(port),
+    /// Returns the ports to try first. `requested` is the public port: 0 for any free port, `None` for
+    /// the default.
+    pub(super) fn new(requested: Option<u16>) -> io::Result<Self> {
+        let public = match requested {
+            None => Public::Preferred(PUBLIC),
+            Some(0) => Public::Preferred(free()?),
+            Some(port) => Public::Fixed(port),
         };
         let other = |usual| if usual == public.port() { 0 } else { usual };
         let (api, admin) = (other(API), other(ADMIN));
         Ok(Self { public, loopback: Loopback::Both, api, admin, attempts: 0 })
     }
 
-    /// The public port.
     pub(super) fn public(&self) -> u16 {
         self.public.port()
     }
 
-    /// A configuration with listeners at these ports.
-    pub(super) fn put_into(self, mut config: Config) -> Config {
+    /// Returns a configuration that listens on these ports.
+    pub(super) fn apply_to(self, mut config: Config) -> Config {
         let address = |ip: IpAddr, port| Address::Tcp(SocketAddr::new(ip, port));
         let ipv4 = IpAddr::from(Ipv4Addr::LOCALHOST);
         let hosts = match self.loopback {
@@ -74,7 +75,7 @@ impl Ports {
         };
         config.listen = hosts.into_iter().map(listen).collect();
         config.api.address = address(ipv4, self.api);
-        // What the site is told follows the address; with port 0, once that is bound.
+        // The URL that sites receive has the same port. For port 0, the app sets it after binding.
         if let Some(url) = url_at(&config.api.address, config.api.scheme(), &config.api.prefix) {
             config.api.url = url;
         }
@@ -82,8 +83,8 @@ impl Ports {
         config
     }
 
-    /// Other ports, after this address could not be had; `None` where there is no other way.
-    pub(super) fn without(
+    /// Returns other ports to try after an address could not be bound; `None` to give up.
+    pub(super) fn after_error(
         mut self,
         address: &Address,
         error: &io::Error,
@@ -92,13 +93,15 @@ impl Ports {
         self.attempts += 1;
         let taken = error.kind() == ErrorKind::AddrInUse && self.attempts < ATTEMPTS;
         match self.public {
-            // A machine without IPv6.
+            // The machine has no IPv6.
             _ if address.is_ipv6() && error.kind() != ErrorKind::AddrInUse => {
                 self.loopback = Loopback::Ipv4;
             }
             _ if !taken => return Ok(None),
-            Public::Asked(port) if address.port() == port => return Ok(None),
-            Public::Any(port) if address.port() == port => self.public = Public::Any(free()?),
+            Public::Fixed(port) if address.port() == port => return Ok(None),
+            Public::Preferred(port) if address.port() == port => {
+                self.public = Public::Preferred(free()?);
+            }
             _ if address.port() == self.api => self.api = 0,
             _ => self.admin = 0,
         }
@@ -109,12 +112,12 @@ impl Ports {
 impl Public {
     fn port(self) -> u16 {
         match self {
-            Self::Asked(port) | Self::Any(port) => port,
+            Self::Fixed(port) | Self::Preferred(port) => port,
         }
     }
 }
 
-/// A port that nobody has now; it may be taken before it is used.
+/// Returns a port that is free now. Another program may still take it.
 fn free() -> io::Result<u16> {
     let any = Address::Tcp((Ipv4Addr::LOCALHOST, 0).into());
     let bound = server::bind(&any, None)?;
@@ -128,16 +131,16 @@ fn free() -> io::Result<u16> {
 mod tests {
     use super::*;
 
-    /// The ports after an address could not be had, as public, API's and admin's.
-    fn without(ports: Ports, address: &str, kind: ErrorKind) -> Option<(u16, u16, u16)> {
-        let others = ports.without(&address.parse().unwrap(), &kind.into()).unwrap();
+    /// Returns the public, API and admin ports to try next.
+    fn after_error(ports: Ports, address: &str, kind: ErrorKind) -> Option<(u16, u16, u16)> {
+        let others = ports.after_error(&address.parse().unwrap(), &kind.into()).unwrap();
         others.map(|ports| (ports.public(), ports.api, ports.admin))
     }
 
     #[test]
-    fn what_is_taken_is_left_to_others() {
+    fn taken_ports_are_replaced() {
         use ErrorKind::{AddrInUse, PermissionDenied};
-        let asked = Ports::new(Some(4000)).unwrap();
+        let fixed = Ports::new(Some(4000)).unwrap();
         for (address, kind, others) in [
             ("127.0.0.1:4000", AddrInUse, None),
             ("[::1]:4000", AddrInUse, None),
@@ -145,20 +148,20 @@ mod tests {
             ("127.0.0.1:8082", AddrInUse, Some((4000, 8081, 0))),
             ("127.0.0.1:8081", PermissionDenied, None),
         ] {
-            assert_eq!(without(asked, address, kind), others, "{address} {kind}");
+            assert_eq!(after_error(fixed, address, kind), others, "{address} {kind}");
         }
         let (public, ..) =
-            without(Ports::new(None).unwrap(), "[::1]:8080", AddrInUse).expect("another port");
-        assert_ne!(public, PUBLIC, "browsers would reach whoever is there");
+            after_error(Ports::new(None).unwrap(), "[::1]:8080", AddrInUse).expect("another port");
+        assert_ne!(public, PUBLIC, "browsers would reach the other program over IPv6");
         let api = Ports::new(Some(API)).unwrap();
-        assert_eq!(api.api, 0, "the public port is not the API's too");
+        assert_eq!(api.api, 0, "the API does not use the public port");
     }
 
     #[test]
-    fn a_machine_without_ipv6_listens_on_ipv4_alone() {
+    fn without_ipv6_listens_on_ipv4() {
         let ports = Ports::new(Some(4000)).unwrap();
         let error = ErrorKind::AddrNotAvailable.into();
-        let ports = ports.without(&"[::1]:4000".parse().unwrap(), &error).unwrap().unwrap();
+        let ports = ports.after_error(&"[::1]:4000".parse().unwrap(), &error).unwrap().unwrap();
         assert!(matches!(ports.loopback, Loopback::Ipv4));
     }
 }

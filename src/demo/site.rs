@@ -1,44 +1,43 @@
-//! The built-in upstream: which page a request asks for, and what a form does.
+//! The demo's site: which page a request loads, and what a form changes.
 //!
-//! It is a site as any other: it keeps nothing, and reaches sessions as the proxy tells it to.
-//! A form is answered with a redirect to a page, so that loading that again does nothing twice.
+//! It uses only what every site behind the proxy can use: the headers and the session API. It stores
+//! nothing itself. A form is answered with a redirect to a page.
 
 use std::time::Duration;
 
-use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, LOCATION,
-};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::api::{Api, Error, Session, json_or_text};
 use super::exchange;
 use super::form::Form;
-use super::html::{Frame, Page};
+use super::html::Frame;
+use super::page::Page;
 use super::pages::{self, TestCookie};
+use super::response::{asset, header, html, method_not_allowed, plain, see_other};
 use crate::body::{Body, collect};
 use crate::server::{Handler, Peer, Tasks};
-use crate::time::Clock;
+use crate::time::{Clock, Timestamp};
 
-/// The longest form: some fields of text.
+/// The longest form in bytes: some fields of text.
 const MAX_FORM: usize = 16 * 1024;
 
-/// For a form to come in.
+/// The time in which a form must arrive.
 const FORM_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long a visitor is remembered who asks for it.
+/// The lifetime in seconds of the session of a visitor who wants to be remembered.
 const REMEMBERED: u64 = 30 * 24 * 60 * 60;
 
 /// The site.
 #[derive(Debug)]
 pub(super) struct Site {
-    /// Connections to the API are tasks of these.
+    /// Owns the connections to the session API.
     pub(super) tasks: Tasks,
     pub(super) clock: Clock,
 }
 
-/// A request that was read.
+/// A request with its body, and access to its session.
 #[derive(Debug)]
 struct Visit {
     headers: HeaderMap,
@@ -51,15 +50,21 @@ impl Handler for Site {
     async fn handle(&self, request: Request<Incoming>, _: Peer) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let Ok(body) = collect(Body::streaming(body, None), MAX_FORM, FORM_DEADLINE).await else {
-            return plain(StatusCode::BAD_REQUEST, "the form is too large, or did not come");
+            return plain(
+                StatusCode::BAD_REQUEST,
+                "the form is too large or did not arrive in time",
+            );
         };
         let path = parts.uri.path();
         if path == Page::Exchange.path() {
-            return exchange::answer(&parts.method, &parts.headers);
+            return exchange::respond(&parts.method, &parts.headers);
+        }
+        if let Some(asset) = asset(path) {
+            return asset;
         }
         let form = Form::parse(&String::from_utf8_lossy(&body));
         let query = Form::parse(parts.uri.query().unwrap_or_default());
-        let answered = match Api::of(&parts.headers, &self.tasks) {
+        let result = match Api::from_headers(&parts.headers, &self.tasks) {
             Ok(api) => {
                 let visit = Visit { headers: parts.headers, query, form, api };
                 match parts.method {
@@ -73,29 +78,32 @@ impl Handler for Site {
             }
             Err(error) => Err(error),
         };
-        answered.unwrap_or_else(|error| trouble(&error))
+        result.unwrap_or_else(|error| error_page(&error))
     }
 }
 
 impl Site {
-    /// A page, with what the one before had to say.
+    /// Returns a page, with the message of the request before.
     async fn show(&self, page: Page, visit: &Visit) -> Result<Response<Body>, Error> {
         let ended = visit.query.has("ended");
         let flash = visit.flash().await?;
         let mut session = visit.api.session().await?;
+        let now = self.clock.now();
         let content = match page {
             Page::Visits => {
                 let before = std::mem::take(&mut session);
-                session = self.count(visit).await?;
-                pages::visits(&before, &session, self.clock.now())
+                session = visit.count(now).await?;
+                pages::visits(&before, &session, now)
             }
+            Page::Parallel => pages::parallel(&session),
             Page::Account => pages::account(&session, ended),
             Page::Values => pages::values(&session, ended),
             Page::Message => pages::MESSAGE.to_owned(),
-            Page::Lifetime => pages::lifetime(&session, &visit.api.expiry().await?),
+            Page::Lifetime => pages::lifetime(&session, &visit.api.expiry().await?, now),
             Page::Cookie => pages::cookie(visit.test_cookie().await?),
-            Page::Devices => pages::devices(&session, &visit.api.devices().await?),
-            Page::Exchange => return Ok(exchange::answer(&Method::GET, &visit.headers)),
+            Page::Devices => pages::devices(&session, &visit.api.devices().await?, now),
+            Page::Exchange => return Ok(exchange::respond(&Method::GET, &visit.headers)),
+            Page::OwnSite => pages::own_site(),
         };
         let session_error = header(&visit.headers, "x-session-error");
         let frame = Frame {
@@ -104,32 +112,41 @@ impl Site {
             flash,
             session_error,
             session: Some(&session),
+            received: Some(&visit.headers),
         };
-        Ok(html(StatusCode::OK, frame.around(&content)))
-    }
-
-    async fn count(&self, visit: &Visit) -> Result<Session, Error> {
-        let now = self.clock.now().to_string();
-        let patch = json!({"increment": {"visits": 1}, "values": {"last_visit": now}});
-        visit.api.patch(&patch).await
+        Ok(html(StatusCode::OK, frame.render(&content)))
     }
 }
 
 impl Visit {
-    /// What became of the test cookie, if this visit is to see.
-    async fn test_cookie(&self) -> Result<TestCookie, Error> {
-        if !self.query.has("check") {
-            return Ok(TestCookie::NotAsked);
-        }
-        if !self.api.test_cookie_worked().await? {
-            return Ok(TestCookie::Lost);
-        }
-        self.api.remove_test_cookie().await?;
-        Ok(TestCookie::CameBack)
+    async fn count(&self, now: Timestamp) -> Result<Session, Error> {
+        let now = now.to_string();
+        let patch = json!({"increment": {"visits": 1}, "values": {"last_visit": now}});
+        self.api.patch(&patch).await
     }
 
-    /// What the page before had to say. Through a cookie that another response has just replaced,
-    /// nothing can be taken; the page is shown without.
+    /// Adds one to a counter that loses nothing, and to one that requests in parallel overwrite.
+    async fn count_twice(&self) -> Result<(), Error> {
+        self.api.patch(&json!({"increment": {"atomic": 1}})).await?;
+        let session = self.api.session().await?;
+        let overwritten = session.number("overwritten").unwrap_or_default().saturating_add(1);
+        self.api.patch(&json!({"values": {"overwritten": overwritten}})).await.map(drop)
+    }
+
+    /// Checks the test cookie, if this visit follows the request that set it.
+    async fn test_cookie(&self) -> Result<TestCookie, Error> {
+        if !self.query.has("check") {
+            return Ok(TestCookie::NotChecked);
+        }
+        if !self.api.test_cookie_worked().await? {
+            return Ok(TestCookie::Missing);
+        }
+        self.api.remove_test_cookie().await?;
+        Ok(TestCookie::Returned)
+    }
+
+    /// Takes the message of the request before from the session. A cookie that another response
+    /// has just replaced can read the session but not change it: the page is shown without message.
     async fn flash(&self) -> Result<Option<String>, Error> {
         let json = match self.api.pop("flash").await {
             Err(Error::Refused(problem)) if problem.status == 409 => None,
@@ -138,7 +155,7 @@ impl Visit {
         Ok(json.and_then(|json| serde_json::from_str(json.get()).ok()))
     }
 
-    /// Tells the next page what to say.
+    /// Leaves a message for the next page.
     async fn say(&self, message: &str) -> Result<(), Error> {
         self.api.set("flash", json!(message).to_string()).await
     }
@@ -157,20 +174,20 @@ impl Visit {
         let key = self.form.field("key");
         match self.api.pop(key).await? {
             Some(json) => self.say(&format!("Removed “{key}”; it was {}", json.get())).await,
-            None => self.say(&format!("There was no “{key}” any more")).await,
+            None => self.say(&format!("“{key}” was removed before")).await,
         }
     }
 
-    /// The lifetime that a form asks for; the API says what is wrong with it.
+    /// Returns the lifetime of a form as JSON. The API validates it.
     fn lifetime(&self) -> Value {
         let form = &self.form;
         if form.has("idle") {
-            // What is no number goes on as it is, and is refused.
+            // Text that is not a number is forwarded as it is, so that the API refuses it.
             let idle = form.field("idle");
             let seconds = idle.parse::<u64>().map_or_else(|_| json!(idle), |number| json!(number));
             json!({"idle": seconds})
         } else if form.has("at") {
-            // Browsers leave the seconds out where they are zero.
+            // Browsers omit the seconds if they are zero (HTML, section 2.3.5.5).
             let at = form.field("at");
             let seconds = if at.matches(':').count() < 2 { ":00" } else { "" };
             json!({"at": format!("{at}{seconds}Z")})
@@ -182,12 +199,17 @@ impl Visit {
     }
 }
 
-/// What a form does, and where its visitor goes on.
+/// Does what a form asks for, and redirects to a page.
 async fn submit(path: &str, visit: &Visit) -> Result<Response<Body>, Error> {
     let Visit { api, form, .. } = visit;
     let next = match path {
         "/log-in" => visit.log_in().await.map(|()| "/account"),
         "/log-out" => api.destroy().await.map(|()| "/account?ended"),
+        "/parallel" => visit.count_twice().await.map(|()| "/parallel"),
+        "/parallel/reset" => {
+            let patch = json!({"values": {"atomic": null, "overwritten": null}});
+            api.patch(&patch).await.map(|_session| "/parallel")
+        }
         "/basket" => api.append("basket", &json!(form.field("item"))).await.map(|()| "/account"),
         "/values/set" => {
             let json = json_or_text(form.field("value"));
@@ -212,71 +234,19 @@ async fn submit(path: &str, visit: &Visit) -> Result<Response<Body>, Error> {
     next.map(see_other)
 }
 
-/// A page that says what went wrong. Its status is that of a refusal, else that the fault is behind.
-fn trouble(error: &Error) -> Response<Body> {
+/// Returns a page that explains an error, with the status of the session API if it refused a call.
+fn error_page(error: &Error) -> Response<Body> {
     let status = match error {
         Error::Refused(problem) => StatusCode::from_u16(problem.status).ok(),
         Error::NotThroughProxy => Some(StatusCode::MISDIRECTED_REQUEST),
-        Error::Unreached(_) | Error::Unreadable(_) => None,
+        Error::Unreachable(_) | Error::Unreadable(_) => None,
     };
     let frame = Frame { title: "That did not work", ..Frame::default() };
-    html(status.unwrap_or(StatusCode::BAD_GATEWAY), frame.around(&pages::trouble(error)))
+    html(status.unwrap_or(StatusCode::BAD_GATEWAY), frame.render(&pages::error(error)))
 }
 
 fn not_found() -> Response<Body> {
-    let frame = Frame { title: "There is no such page", ..Frame::default() };
+    let frame = Frame { title: "Page not found", ..Frame::default() };
     let content = "<section><p><a href='/'>To the first page</a></p></section>";
-    html(StatusCode::NOT_FOUND, frame.around(content))
-}
-
-pub(super) fn method_not_allowed() -> Response<Body> {
-    let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "a page takes GET, a form POST");
-    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST"));
-    response
-}
-
-/// A page: it loads nothing and is not kept, since it shows a session.
-pub(super) fn html(status: StatusCode, page: String) -> Response<Body> {
-    let policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; \
-                  form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
-    respond(
-        status,
-        [
-            (CONTENT_TYPE, "text/html; charset=utf-8"),
-            (CACHE_CONTROL, "no-store"),
-            (CONTENT_SECURITY_POLICY, policy),
-        ],
-        page,
-    )
-}
-
-pub(super) fn see_other(path: &'static str) -> Response<Body> {
-    respond(
-        StatusCode::SEE_OTHER,
-        [(LOCATION, path), (CACHE_CONTROL, "no-store"), (CONTENT_TYPE, "text/plain")],
-        String::new(),
-    )
-}
-
-fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
-    let headers = [(CONTENT_TYPE, "text/plain; charset=utf-8"), (CACHE_CONTROL, "no-store")];
-    respond(status, headers, format!("{text}\n"))
-}
-
-fn respond<const N: usize>(
-    status: StatusCode,
-    headers: [(HeaderName, &'static str); N],
-    body: String,
-) -> Response<Body> {
-    let mut response = Response::new(Body::full(body));
-    *response.status_mut() = status;
-    for (name, value) in headers {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
-    }
-    response
-}
-
-/// A header, where it is text. A principal's bytes are UTF-8, which `to_str` would refuse.
-pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    std::str::from_utf8(headers.get(name)?.as_bytes()).ok()
+    html(StatusCode::NOT_FOUND, frame.render(content))
 }
