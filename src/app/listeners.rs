@@ -113,7 +113,7 @@ impl ListenerRoles {
                 Role::Http1AndH2c => Service::Site(Protocol::Http1AndH2c),
                 Role::Tls(tls) => Service::Site(Protocol::Tls(Arc::new(Tls::open(tls)?))),
                 Role::RedirectToHttps => {
-                    Service::RedirectTo(tls_port.unwrap_or_else(|| Scheme::Https.usual_port()))
+                    Service::RedirectTo(tls_port.unwrap_or_else(|| Scheme::Https.default_port()))
                 }
             };
             let proxy_header_from = listen.proxy_protocol.then(|| trusted(config));

@@ -1,9 +1,8 @@
-//! Several upstreams that are one: which of them gets a request, and which are left alone for a while.
+//! Load balancing over the upstreams of a route.
 //!
-//! Of two that are drawn, the one with fewer requests in flight gets it (the power of two choices:
-//! Mitzenmacher, 2001). One that fails again and again is left alone for a time that doubles, and one that
-//! fails when it is asked how it is until it does not; where all are, none is. The workers share what they
-//! learn of an upstream.
+//! Of two upstreams drawn at random, the one with fewer requests in flight gets the request (the power of two choices:
+//! Mitzenmacher, 2001). One that fails repeatedly is ejected for a time that doubles, and one that fails its health check
+//! until it passes. If all are unhealthy, all get requests. The workers share the health of an upstream.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -12,7 +11,9 @@ use http::{Request, Response};
 
 use super::error::{Error, ErrorKind};
 use super::health::{Health, HealthCheck, watch};
-use super::pool::{Copies, Failed, Pool};
+use super::pool::{Pool, SendError};
+use super::request_body::RequestBody;
+use super::retry::Retry;
 use crate::body::Body;
 use crate::tasks::Tasks;
 
@@ -20,7 +21,8 @@ use crate::tasks::Tasks;
 #[derive(Debug)]
 pub struct Balancer {
     members: Vec<Member>,
-    drawn: AtomicU64,
+    /// State of the random numbers.
+    random: AtomicU64,
     check: Option<HealthCheck>,
 }
 
@@ -32,24 +34,26 @@ struct Member {
 }
 
 impl Balancer {
-    /// Over these, at least one, each with the health that the workers share. From the first request on,
-    /// they are health-checked as `check` says, by one of the workers.
+    /// Balances over `upstreams`, at least one, each with the health that the workers share. From the first request on,
+    /// one of the workers runs the health checks.
     pub fn new(upstreams: Vec<(Pool, Arc<Health>)>, check: Option<HealthCheck>) -> Self {
         let member = |(pool, health)| Member { pool, in_flight: Arc::default(), health };
         let members = upstreams.into_iter().map(member).collect();
-        Self { members, drawn: AtomicU64::new(0), check }
+        Self { members, random: AtomicU64::new(0), check }
     }
 
-    fn watch(&self, check: &HealthCheck, tasks: &Tasks) {
-        for member in self.members.iter().filter(|member| member.health.starts_checks()) {
+    fn start_checks(&self, check: &HealthCheck, tasks: &Tasks) {
+        for member in self.members.iter().filter(|member| member.health.claim_checks()) {
             let (health, pool) = (Arc::downgrade(&member.health), member.pool.clone());
             tasks.run(watch(health, pool, check.clone(), tasks.sibling())).detach();
         }
     }
 
-    /// Sends a request to one of them ([`Pool::send`]). Where nothing of it was sent, or nothing of it
-    /// was answered and it may be repeated (an idempotent one without a body; RFC 9110, section 9.2.2),
-    /// another one gets it, once.
+    /// Sends a request to one of the upstreams, as [`Pool::send`] does. If nothing of it was sent, or if there was no byte
+    /// of a response and it may be repeated (RFC 9110, section 9.2.2), it is sent to another one, once.
+    ///
+    /// # Errors
+    /// There is no response; see [`ErrorKind`].
     pub async fn send(
         &self,
         request: Request<Body>,
@@ -62,39 +66,43 @@ impl Balancer {
             return first.pool.send(request, tasks).await;
         }
         if let Some(check) = &self.check {
-            self.watch(check, tasks);
+            self.start_checks(check, tasks);
         }
         let chosen = self.choose(None).unwrap_or(first);
         let request = chosen.pool.prepare(request);
-        let Failed { error, request } = match chosen.send(request, Copies::Kept, tasks).await {
+        let sent = chosen.send(request, Retry::OnAnotherUpstream, tasks).await;
+        let SendError { error, request } = match sent {
             Ok(response) => return Ok(response),
             Err(failed) => failed,
         };
         match (request, self.choose(Some(chosen))) {
             (Some(request), Some(other)) => {
-                other.send(request, Copies::None, tasks).await.map_err(|failed| failed.error)
+                other.send(request, Retry::Never, tasks).await.map_err(|failed| failed.error)
             }
             _ => Err(error),
         }
     }
 
-    /// One that is not `but`: of those that are well, or where none is, of all.
-    fn choose(&self, but: Option<&Member>) -> Option<&Member> {
+    /// Chooses one of the healthy upstreams other than `except`, or if there is none, of the unhealthy ones.
+    fn choose(&self, except: Option<&Member>) -> Option<&Member> {
         let others = || {
-            self.members.iter().filter(|member| but.is_none_or(|but| !std::ptr::eq(*member, but)))
+            self.members
+                .iter()
+                .filter(|member| except.is_none_or(|except| !std::ptr::eq(*member, except)))
         };
-        let well: Vec<&Member> = others().filter(|member| member.health.is_well()).collect();
-        let among = if well.is_empty() { others().collect() } else { well };
-        let (one, other) = self.draw(among.len());
-        let (one, other) = (among.get(one)?, among.get(other)?);
+        let healthy: Vec<&Member> =
+            others().filter(|member| member.health.is_available()).collect();
+        let candidates = if healthy.is_empty() { others().collect() } else { healthy };
+        let (one, other) = self.draw(candidates.len());
+        let (one, other) = (candidates.get(one)?, candidates.get(other)?);
         let load = |member: &Member| member.in_flight.load(Ordering::Relaxed);
         Some(if load(other) < load(one) { other } else { one })
     }
 
-    /// Two different numbers below `count`, where there are two. Evenly spread, which is all that is
-    /// asked of them (splitmix64: Steele, Lea and Flood, 2014).
+    /// Draws two different numbers below `count`, if there are two. They need to be evenly distributed, not
+    /// unpredictable (splitmix64: Steele, Lea and Flood, 2014).
     fn draw(&self, count: usize) -> (usize, usize) {
-        let mut mixed = self.drawn.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        let mut mixed = self.random.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let below =
@@ -108,25 +116,25 @@ impl Balancer {
 impl Member {
     async fn send(
         &self,
-        request: Request<super::connection::Outgoing>,
-        copies: Copies,
+        request: Request<RequestBody>,
+        retry: Retry,
         tasks: &Tasks,
-    ) -> Result<Response<Body>, Failed> {
-        let in_flight = InFlight::begin(&self.in_flight);
-        let sent = self.pool.try_send(request, copies, tasks).await;
+    ) -> Result<Response<Body>, SendError> {
+        let in_flight = InFlight::start(&self.in_flight);
+        let sent = self.pool.try_send(request, retry, tasks).await;
         match &sent {
-            Ok(_) => self.health.answered(),
-            Err(failed) => self.health.failed(&failed.error),
+            Ok(_) => self.health.record_success(),
+            Err(failed) => self.health.record_failure(&failed.error),
         }
         sent.map(|response| response.map(|body| body.with_guard(move |_end| drop(in_flight))))
     }
 }
 
-/// A request that one of them works on.
+/// A request in flight to an upstream.
 struct InFlight(Arc<AtomicUsize>);
 
 impl InFlight {
-    fn begin(count: &Arc<AtomicUsize>) -> Self {
+    fn start(count: &Arc<AtomicUsize>) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(count))
     }
@@ -154,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn two_that_are_drawn_are_two_and_all_are_drawn_alike() {
+    fn draws_are_distinct_and_uniform() {
         for count in [2, 3, 7] {
             let balancer = balancer(count);
             let mut drawn = vec![0; count];
@@ -170,10 +178,10 @@ mod tests {
     }
 
     #[test]
-    fn the_one_with_less_to_do_gets_it() {
+    fn less_loaded_upstream_is_chosen() {
         let balancer = balancer(2);
         let busy = &balancer.members[0];
-        let _work = InFlight::begin(&busy.in_flight);
+        let _work = InFlight::start(&busy.in_flight);
         for _ in 0..10 {
             let chosen = balancer.choose(None).expect("one");
             assert!(!std::ptr::eq(chosen, busy));

@@ -1,4 +1,4 @@
-//! Why a request had no answer.
+//! Errors of requests to upstreams.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::fmt;
 use super::target::Target;
 use crate::body::BodyError;
 
-/// Why a request had no answer, with its cause.
+/// Error of a request that has no response.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -14,26 +14,26 @@ pub struct Error {
     cause: Box<dyn StdError + Send + Sync>,
 }
 
-/// What went wrong.
+/// Kind of an [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// No connection could be made; nothing was sent.
+    /// No connection could be opened; nothing was sent.
     Connect,
-    /// None could be made in time; nothing was sent.
+    /// No connection could be opened in time; nothing was sent.
     ConnectTimeout,
-    /// It has as many requests as it may have, and none ended in time; nothing was sent.
+    /// The limit of concurrent requests or of file descriptors was reached; nothing was sent.
     Busy,
-    /// The upstream closed, broke off, or sent what is no HTTP, before its response's head was there.
+    /// The upstream closed the connection before the end of the response's head, or sent invalid HTTP.
     Response,
-    /// The response's head did not come in time, or the upstream did not take the request.
+    /// The response's head did not arrive in time, or the upstream did not read the request.
     ResponseTimeout,
-    /// The request's body broke off or fell silent: the client's fault.
+    /// The client's request body was truncated or too slow.
     RequestBody,
-    /// The request's body is larger than it may be: likewise.
+    /// The client's request body is too large.
     RequestBodyTooLarge,
-    /// The response's body is larger than the caller takes, or broke off.
+    /// The response's body is too large for the caller, or was truncated.
     ResponseBody,
-    /// The response's body did not come in time.
+    /// The response's body did not arrive in time.
     ResponseBodyTimeout,
 }
 
@@ -42,17 +42,17 @@ impl Error {
         Self { kind, upstream: None, cause: cause.into() }
     }
 
-    /// Notes which upstream the request was for.
+    /// Adds the upstream that the request was for.
     pub(super) fn at(self, upstream: &Target) -> Self {
         Self { upstream: Some(Box::new(upstream.clone())), ..self }
     }
 
-    /// The upstream that was asked, if the request got as far.
+    /// Returns the upstream that the request was for, if one was chosen.
     pub fn upstream(&self) -> Option<&Target> {
         self.upstream.as_deref()
     }
 
-    /// Of a request that hyper could not see through.
+    /// Classifies an error of hyper: a failed request body is among its causes.
     pub(super) fn of_exchange(error: hyper::Error) -> Self {
         let mut cause: Option<&(dyn StdError + 'static)> = error.source();
         while let Some(inner) = cause {
@@ -70,17 +70,17 @@ impl Error {
         Self::with(ErrorKind::Response, error)
     }
 
-    /// What went wrong.
+    /// Returns the kind.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// Whether nothing of the request can have reached the upstream.
+    /// Returns whether no connection could be opened.
     pub fn is_connect(&self) -> bool {
         matches!(self.kind, ErrorKind::Connect | ErrorKind::ConnectTimeout)
     }
 
-    /// Whether a deadline passed that the upstream had.
+    /// Returns whether the upstream exceeded a timeout.
     pub fn is_timeout(&self) -> bool {
         matches!(
             self.kind,
@@ -88,25 +88,27 @@ impl Error {
         )
     }
 
-    /// Whether it was the request's own body that failed.
+    /// Returns whether the request's body failed, for which the upstream is not to blame.
     pub fn is_request_body(&self) -> bool {
         matches!(self.kind, ErrorKind::RequestBody | ErrorKind::RequestBodyTooLarge)
     }
 }
 
 impl ErrorKind {
-    /// The same in words, for the log.
+    /// Returns the message for logs.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Connect => "the upstream cannot be connected to",
-            Self::ConnectTimeout => "connecting to the upstream took too long",
-            Self::Busy => "the upstream has as many requests as it may have",
-            Self::Response => "the upstream closed before its response, or sent a malformed one",
-            Self::ResponseTimeout => "the upstream's response took too long",
-            Self::RequestBody => "the request's body broke off",
-            Self::RequestBodyTooLarge => "the request's body is larger than it may be",
-            Self::ResponseBody => "the response's body broke off or is too large",
-            Self::ResponseBodyTimeout => "the response's body took too long",
+            Self::Connect => "failed to connect to the upstream",
+            Self::ConnectTimeout => "connecting to the upstream timed out",
+            Self::Busy => "the upstream has reached its limit of concurrent requests",
+            Self::Response => {
+                "the upstream closed the connection early or sent an invalid response"
+            }
+            Self::ResponseTimeout => "the upstream's response timed out",
+            Self::RequestBody => "the request's body was truncated",
+            Self::RequestBodyTooLarge => "the request's body is too large",
+            Self::ResponseBody => "the response's body was truncated or is too large",
+            Self::ResponseBodyTimeout => "the response's body timed out",
         }
     }
 }

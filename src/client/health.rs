@@ -1,4 +1,4 @@
-//! How an upstream that has others beside it is: by its answers, and, where it is asked, by what it says.
+//! Health of an upstream: passive, by the outcome of its requests, and active, by health checks.
 
 use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -16,134 +16,154 @@ use crate::body::Body;
 use crate::metrics::{UpstreamHealthGauge, UpstreamMetrics};
 use crate::tasks::Tasks;
 
-/// Failures in a row after which an upstream is left alone.
-const FAILURES: u32 = 3;
+/// Consecutive failures after which an upstream is ejected.
+const MAX_FAILURES: u32 = 3;
 
-/// For how long, at first and at most.
-const REST: Duration = Duration::from_secs(1);
-const LONGEST_REST: Duration = Duration::from_secs(30);
+/// Duration of the first ejection; it doubles each time.
+const FIRST_EJECTION: Duration = Duration::from_secs(1);
+const MAX_EJECTION: Duration = Duration::from_secs(30);
 
-/// How upstreams are asked how they are.
+/// Health check of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthCheck {
-    /// What is got: one that answers with a status below 400 is well.
+    /// Path of the GET request. A status below 400 is healthy.
     pub path: PathAndQuery,
-    /// How long after an answer it is asked again; it has as long to answer.
+    /// Time between a response and the next check; also the timeout of a check.
     pub interval: Duration,
 }
 
-/// Bytes of an answer that are read, so that its connection serves again.
-const ANSWER_BYTES: usize = 64 * 1024;
+/// Bytes of a response that are read, so that its connection can be reused.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// Checks an upstream through `pool` at each interval, until its health is dropped or the drain begins.
 pub(super) async fn watch(health: Weak<Health>, pool: Pool, check: HealthCheck, tasks: Tasks) {
     loop {
         let Some(health) = health.upgrade() else { return };
-        let asked = async {
-            if let Some(well) = ask(&pool, &check, &tasks).await {
-                health.found(well);
-            }
+        let checked = async {
+            health.record_check(run(&pool, &check, &tasks).await);
             drop(health);
             sleep(check.interval).await;
         };
         tokio::select! {
             () = tasks.draining() => return,
-            () = asked => {}
+            () = checked => {}
         }
     }
 }
 
-/// Sends one health check. `None` if the upstream has so much to do that it was not checked.
-async fn ask(pool: &Pool, check: &HealthCheck, tasks: &Tasks) -> Option<bool> {
+/// Outcome of a health check.
+#[derive(Clone, Copy)]
+enum CheckResult {
+    Passed,
+    Failed,
+    /// The limit of concurrent requests was reached, which says nothing about the upstream's health.
+    Skipped,
+}
+
+/// Sends one health check.
+async fn run(pool: &Pool, check: &HealthCheck, tasks: &Tasks) -> CheckResult {
     let mut request = Request::new(Body::empty());
     *request.uri_mut() = Uri::from(check.path.clone());
-    match pool.fetch(request, tasks, ANSWER_BYTES, check.interval).await {
-        Ok(response) => Some(response.status().as_u16() < 400),
-        Err(error) if error.kind() == ErrorKind::Busy => None,
-        Err(_) => Some(false),
+    match pool.fetch(request, tasks, MAX_RESPONSE_BYTES, check.interval).await {
+        Ok(response) if response.status().as_u16() < 400 => CheckResult::Passed,
+        Err(error) if error.kind() == ErrorKind::Busy => CheckResult::Skipped,
+        Ok(_) | Err(_) => CheckResult::Failed,
     }
 }
 
-/// The health of one upstream of a route, shared by the workers: what one of them learns holds for all.
+/// Health of one upstream of a route, shared by the workers.
 #[derive(Debug)]
 pub struct Health {
     target: Target,
-    shown: UpstreamHealthGauge,
+    gauge: UpstreamHealthGauge,
     start: Instant,
-    /// In a row.
+    /// Consecutive failures.
     failures: AtomicU32,
-    /// How often in a row it was left alone.
-    rests: AtomicU32,
-    /// Until when it is, in milliseconds after the start.
-    until: AtomicU64,
-    /// Whether it did not answer as it should when it was last asked how it is.
-    ill: AtomicBool,
-    /// Whether a worker checks it.
-    watched: AtomicBool,
+    /// Consecutive ejections without a success in between.
+    ejections: AtomicU32,
+    /// End of the last ejection, in milliseconds after the start.
+    ejected_until: AtomicU64,
+    /// Whether it failed its last health check.
+    check_failing: AtomicBool,
+    /// Whether a worker runs its health checks.
+    is_checked: AtomicBool,
 }
 
 impl Health {
-    /// Starts as healthy, and shows its state in `metrics`.
+    /// Starts as healthy, and reports its state in `metrics`.
     pub fn new(target: Target, metrics: &UpstreamMetrics) -> Self {
-        let (failures, rests, until, ill, watched) = Default::default();
-        let (shown, start) = (metrics.health(), Instant::now());
-        Self { target, shown, start, failures, rests, until, ill, watched }
+        Self {
+            target,
+            gauge: metrics.health(),
+            start: Instant::now(),
+            failures: AtomicU32::new(0),
+            ejections: AtomicU32::new(0),
+            ejected_until: AtomicU64::new(0),
+            check_failing: AtomicBool::new(false),
+            is_checked: AtomicBool::new(false),
+        }
     }
 
-    /// Whether the caller is the first to ask, and so the one that starts the checks.
-    pub(super) fn starts_checks(&self) -> bool {
-        !self.watched.swap(true, Ordering::Relaxed)
+    /// Returns `true` to the first caller, which has to start the health checks.
+    pub(super) fn claim_checks(&self) -> bool {
+        !self.is_checked.swap(true, Ordering::Relaxed)
     }
 
     fn now(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Whether it gets requests.
-    pub(super) fn is_well(&self) -> bool {
-        !self.ill.load(Ordering::Relaxed) && self.now() >= self.until.load(Ordering::Relaxed)
+    /// Returns whether it gets requests: it passes its health check and is not ejected.
+    pub(super) fn is_available(&self) -> bool {
+        !self.check_failing.load(Ordering::Relaxed)
+            && self.now() >= self.ejected_until.load(Ordering::Relaxed)
     }
 
-    pub(super) fn answered(&self) {
+    /// Records a response, of any status.
+    pub(super) fn record_success(&self) {
         self.failures.store(0, Ordering::Relaxed);
-        if self.rests.swap(0, Ordering::Relaxed) > 0 {
-            info!(upstream = %self.target, "upstream answers again");
-            self.shown.set(true);
+        if self.ejections.swap(0, Ordering::Relaxed) > 0 {
+            info!(upstream = %self.target, "upstream recovered");
+            self.gauge.set(true);
         }
     }
 
-    /// One that cannot be connected to is left alone at once, and so is one that has not answered
-    /// since it was left alone.
-    pub(super) fn failed(&self, error: &Error) {
-        if error.is_request_body() || error.kind() == ErrorKind::Busy || !self.is_well() {
+    /// Records a failed request. The upstream is ejected after several failures, or at once if it cannot be connected to or
+    /// had no success since it was last ejected.
+    pub(super) fn record_failure(&self, error: &Error) {
+        if error.is_request_body() || error.kind() == ErrorKind::Busy || !self.is_available() {
             return;
         }
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
-        let rests = self.rests.load(Ordering::Relaxed);
-        if failures < FAILURES && rests == 0 && !error.is_connect() {
+        let ejections = self.ejections.load(Ordering::Relaxed);
+        if failures < MAX_FAILURES && ejections == 0 && !error.is_connect() {
             return;
         }
-        let rest = REST.saturating_mul(1 << rests.min(5)).min(LONGEST_REST);
-        let millis = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
-        self.until.store(self.now().saturating_add(millis), Ordering::Relaxed);
-        self.rests.store(rests + 1, Ordering::Relaxed);
-        self.shown.set(false);
-        if rests == 0 {
+        let ejection = FIRST_EJECTION.saturating_mul(1 << ejections.min(5)).min(MAX_EJECTION);
+        let millis = u64::try_from(ejection.as_millis()).unwrap_or(u64::MAX);
+        self.ejected_until.store(self.now().saturating_add(millis), Ordering::Relaxed);
+        self.ejections.store(ejections + 1, Ordering::Relaxed);
+        self.gauge.set(false);
+        if ejections == 0 {
             warn!(upstream = %self.target, %error, "upstream ejected after repeated failures");
         }
     }
 
-    /// Takes note of an answer to a check.
-    fn found(&self, well: bool) {
-        if self.ill.swap(!well, Ordering::Relaxed) != well {
+    fn record_check(&self, result: CheckResult) {
+        let is_failing = match result {
+            CheckResult::Passed => false,
+            CheckResult::Failed => true,
+            CheckResult::Skipped => return,
+        };
+        if self.check_failing.swap(is_failing, Ordering::Relaxed) == is_failing {
             return;
         }
-        self.shown.set(well);
+        self.gauge.set(!is_failing);
         let upstream = &self.target;
-        if well {
-            info!(%upstream, "upstream passed its health check; gets requests again");
-        } else {
+        if is_failing {
             warn!(%upstream, "upstream failed its health check; removed from rotation");
+        } else {
+            info!(%upstream, "upstream passed its health check; returned to rotation");
         }
     }
 }
@@ -153,29 +173,29 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_fails_is_left_alone_for_longer_and_longer() {
+    async fn ejections_double_up_to_a_maximum() {
         let target: Target = "http://127.0.0.1:1".parse().expect("a target");
         let health = Health::new(target, &UpstreamMetrics::default());
         let (connect, response) = (
             Error::with(ErrorKind::Connect, "refused"),
             Error::with(ErrorKind::Response, "closed"),
         );
-        health.failed(&response);
-        health.failed(&response);
-        assert!(health.is_well());
-        health.answered();
-        health.failed(&response);
-        assert!(health.is_well(), "not in a row");
+        health.record_failure(&response);
+        health.record_failure(&response);
+        assert!(health.is_available());
+        health.record_success();
+        health.record_failure(&response);
+        assert!(health.is_available(), "not consecutive");
         for seconds in [1, 2, 4, 8, 16, 30, 30] {
-            health.failed(&connect);
-            assert!(!health.is_well());
+            health.record_failure(&connect);
+            assert!(!health.is_available());
             tokio::time::advance(Duration::from_millis(seconds * 1000 - 1)).await;
-            assert!(!health.is_well(), "{seconds}");
+            assert!(!health.is_available(), "{seconds}");
             tokio::time::advance(Duration::from_millis(1)).await;
-            assert!(health.is_well(), "{seconds}");
+            assert!(health.is_available(), "{seconds}");
         }
-        health.answered();
-        health.failed(&response);
-        assert!(health.is_well(), "it begins anew");
+        health.record_success();
+        health.record_failure(&response);
+        assert!(health.is_available(), "the count starts again");
     }
 }

@@ -1,15 +1,23 @@
-//! The one way out: connections to upstreams, kept for the next request, each with its deadlines.
+//! Upstream connections: pooling, TLS, deadlines, balancing and health checks.
 //!
-//! It speaks HTTP/1.1 or HTTP/2 over TCP, with TLS or without, and Unix sockets, and knows nothing of sessions or
-//! routes.
+//! It sends HTTP/1.1 or HTTP/2 over TCP, TLS or Unix sockets, and knows nothing of sessions or routes.
 
+mod attempt;
 mod balancer;
-mod carrier;
 mod connection;
+mod dial;
+mod drive;
 mod error;
 mod framing;
 mod health;
+mod http1;
+mod http2;
+mod io;
+mod kept;
 mod pool;
+mod reaper;
+mod request_body;
+mod retry;
 mod target;
 mod tls;
 
@@ -32,7 +40,10 @@ pub use pool::{Config, Pool};
 pub use target::{InvalidTarget, Target};
 pub use tls::{ServerTrust, Tls, TlsConfig, TlsError, UpstreamProtocol};
 
-/// One GET on a connection of its own: the whole response, of at most `limit` bytes, within `deadline`.
+/// Sends a GET request on a new connection and reads the whole response, at most `limit` bytes, within `deadline`.
+///
+/// # Errors
+/// There is no response, or its body is too large or failed; see [`ErrorKind`].
 pub async fn get(
     target: &Target,
     path: PathAndQuery,

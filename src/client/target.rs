@@ -1,4 +1,4 @@
-//! Where an upstream is.
+//! Addresses of upstreams.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,38 +8,38 @@ use http::Uri;
 
 use crate::net::scheme::Scheme;
 
-/// Where an upstream is, as `http://127.0.0.1:3000`, `https://app` or `unix:/run/app.sock`.
+/// Address of an upstream, e.g. `http://127.0.0.1:3000`, `https://app` or `unix:/run/app.sock`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
     /// HTTP over TCP.
     Http {
-        /// In the clear or with TLS.
+        /// Whether TLS is used.
         scheme: Scheme,
         /// A name or an IP address, without brackets.
         host: String,
-        /// The port; the scheme's usual one where none was given.
+        /// The port, by default that of the scheme.
         port: u16,
     },
     /// HTTP over the Unix socket at this path.
     Unix(PathBuf),
 }
 
-/// Text that is no [`Target`].
+/// Error of parsing a [`Target`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTarget {
-    /// It is of neither form.
+    /// The text has none of the valid forms.
     #[error("an upstream is http://HOST:PORT, https://HOST:PORT or unix:PATH")]
     Malformed,
-    /// It has a path or a query, which would have to be joined with each request's.
+    /// The URL has a path, query or fragment. Requests keep their own.
     #[error("an upstream has no path: http://HOST:PORT")]
     Path,
-    /// It has a user or a password.
+    /// The URL has a user or password.
     #[error("an upstream has no user or password: http://HOST:PORT")]
     User,
 }
 
 impl Target {
-    /// What URLs of it begin with.
+    /// Returns the scheme; that of a Unix socket is `http`.
     pub fn scheme(&self) -> Scheme {
         match self {
             Self::Http { scheme, .. } => *scheme,
@@ -47,12 +47,13 @@ impl Target {
         }
     }
 
-    /// What a request without a Host says: host and port, without the usual port; `localhost` for a socket.
+    /// Returns the Host of requests that have none: host and port, without the scheme's default port; `localhost` for a
+    /// Unix socket.
     pub fn authority(&self) -> String {
         match self {
             Self::Http { scheme, host, port } => {
                 let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-                if *port == scheme.usual_port() { host } else { format!("{host}:{port}") }
+                if *port == scheme.default_port() { host } else { format!("{host}:{port}") }
             }
             Self::Unix(_) => "localhost".to_owned(),
         }
@@ -84,7 +85,7 @@ impl FromStr for Target {
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         let port = match authority.as_str().rsplit_once(']').unwrap_or(("", authority.as_str())).1 {
             rest if rest.contains(':') => authority.port_u16().ok_or(InvalidTarget::Malformed)?,
-            _ => scheme.usual_port(),
+            _ => scheme.default_port(),
         };
         if host.is_empty() || port == 0 {
             return Err(InvalidTarget::Malformed);
@@ -107,7 +108,7 @@ mod tests {
     use super::{InvalidTarget, Target};
 
     #[test]
-    fn targets_are_written_as_they_are_read() {
+    fn targets_round_trip() {
         for (text, written) in [
             ("http://127.0.0.1:3000", "http://127.0.0.1:3000"),
             ("http://app:3000/", "http://app:3000"),
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_target_says_why() {
+    fn invalid_targets_give_the_reason() {
         for (text, why) in [
             ("http://app/path", InvalidTarget::Path),
             ("http://app?query", InvalidTarget::Path),

@@ -1,4 +1,4 @@
-//! The client, on real sockets.
+//! Tests of the client on real sockets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,14 +16,14 @@ const HELLO: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
 const SHORT: Duration = Duration::from_millis(100);
 const LONG: Duration = Duration::from_secs(5);
 
-/// An upstream that the test plays by hand, and the pool before it.
-struct Stage {
+/// A scripted upstream, with a pool of connections to it.
+struct Fixture {
     listener: TcpListener,
     pool: Pool,
     tasks: Tasks,
 }
 
-impl Stage {
+impl Fixture {
     async fn new(config: Config) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = format!("http://{}", listener.local_addr().unwrap());
@@ -40,7 +40,7 @@ impl Stage {
         self.pool.send(request, &self.tasks).await
     }
 
-    /// A GET on a new connection that is answered with `answer`; the connection.
+    /// Sends a GET, which has to open a connection, and responds with `answer`. Returns the connection.
     async fn first(&self, answer: &str) -> TcpStream {
         let upstream = async {
             let mut stream = self.accept().await;
@@ -67,32 +67,32 @@ async fn text(response: Response<Body>) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Answers the next request on a connection.
+/// Responds to the next request on a connection. Returns the request's head.
 async fn answer(stream: &mut TcpStream) -> String {
     let head = read_head(stream).await;
     stream.write_all(HELLO.as_bytes()).await.unwrap();
     head
 }
 
-/// A body that stays open until the connection that it comes from is dropped, and that connection.
+/// Returns a body that stays open until its connection is dropped, and that connection.
 async fn open_body(first: &str, idle: Option<Duration>) -> (Body, TcpStream, Tasks) {
-    let stage = Stage::new(Config { stream_idle_timeout: idle, ..Config::default() }).await;
+    let fixture = Fixture::new(Config { stream_idle_timeout: idle, ..Config::default() }).await;
     let upstream = async {
-        let mut stream = stage.accept().await;
+        let mut stream = fixture.accept().await;
         read_head(&mut stream).await;
         let head = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{first}");
         stream.write_all(head.as_bytes()).await.unwrap();
         stream
     };
-    let (response, stream) = tokio::join!(stage.send(Method::GET, Body::empty()), upstream);
-    (response.unwrap().into_body(), stream, stage.tasks)
+    let (response, stream) = tokio::join!(fixture.send(Method::GET, Body::empty()), upstream);
+    (response.unwrap().into_body(), stream, fixture.tasks)
 }
 
 #[tokio::test]
-async fn a_connection_whose_response_was_read_serves_the_next_request() {
-    let stage = Stage::new(Config::default()).await;
+async fn connection_is_reused_after_its_response() {
+    let fixture = Fixture::new(Config::default()).await;
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
-    let mut stream = stage.first(chunked).await;
+    let mut stream = fixture.first(chunked).await;
     for _ in 0..100 {
         let upstream = async {
             let head = read_head(&mut stream).await;
@@ -100,7 +100,7 @@ async fn a_connection_whose_response_was_read_serves_the_next_request() {
             stream.write_all(HELLO.as_bytes()).await.unwrap();
             head
         };
-        let sent = stage.send(Method::POST, Body::full("body"));
+        let sent = fixture.send(Method::POST, Body::full("body"));
         let (response, head) = tokio::join!(sent, upstream);
         assert!(head.starts_with("POST /path?query HTTP/1.1\r\n"), "{head}");
         assert!(
@@ -112,36 +112,36 @@ async fn a_connection_whose_response_was_read_serves_the_next_request() {
 }
 
 #[tokio::test]
-async fn connections_are_kept_for_so_long_and_closed_then() {
-    let stage = Stage::new(Config { idle_timeout: SHORT, ..Config::default() }).await;
+async fn idle_connections_expire() {
+    let fixture = Fixture::new(Config { idle_timeout: SHORT, ..Config::default() }).await;
     for _ in 0..2 {
-        let began = std::time::Instant::now();
-        let mut kept = stage.first(HELLO).await;
+        let start = std::time::Instant::now();
+        let mut kept = fixture.first(HELLO).await;
         assert_eq!(kept.read(&mut [0]).await.unwrap(), 0, "it is closed");
-        assert!(began.elapsed() >= SHORT);
+        assert!(start.elapsed() >= SHORT);
     }
-    let stage = Stage::new(Config { idle_timeout: Duration::ZERO, ..Config::default() }).await;
-    let mut used = stage.first(HELLO).await;
-    assert_eq!(used.read(&mut [0]).await.unwrap(), 0, "none is kept");
+    let fixture = Fixture::new(Config { idle_timeout: Duration::ZERO, ..Config::default() }).await;
+    let mut used = fixture.first(HELLO).await;
+    assert_eq!(used.read(&mut [0]).await.unwrap(), 0, "no connection is kept");
 }
 
 #[tokio::test]
-async fn a_connection_whose_response_was_not_read_is_closed() {
-    let stage = Stage::new(Config::default()).await;
+async fn unread_response_closes_its_connection() {
+    let fixture = Fixture::new(Config::default()).await;
     let upstream = async {
-        let mut stream = stage.accept().await;
+        let mut stream = fixture.accept().await;
         read_head(&mut stream).await;
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello").await.unwrap();
         stream
     };
-    let (response, mut stream) = tokio::join!(stage.send(Method::GET, Body::empty()), upstream);
+    let (response, mut stream) = tokio::join!(fixture.send(Method::GET, Body::empty()), upstream);
     drop(response.unwrap());
     assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
-    stage.first(HELLO).await;
+    fixture.first(HELLO).await;
 }
 
 #[tokio::test]
-async fn a_response_cut_short_is_an_error() {
+async fn truncated_response_is_an_error() {
     for (first, complete) in
         [("5\r\nhello\r\n", false), ("5\r\nhel", false), ("5\r\nhello\r\n0\r\n\r\n", true)]
     {
@@ -154,22 +154,22 @@ async fn a_response_cut_short_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_silent_body_is_an_error() {
+async fn silent_body_times_out() {
     let (body, _stream, _tasks) = open_body("5\r\nhello\r\n", Some(SHORT)).await;
     assert!(matches!(collect(body, 100, LONG).await, Err(CollectError::TimedOut)));
 }
 
 #[tokio::test]
-async fn an_idle_connection_that_closed_is_replaced_for_any_method() {
-    let stage = Stage::new(Config::default()).await;
+async fn closed_idle_connection_is_replaced() {
+    let fixture = Fixture::new(Config::default()).await;
     for method in [Method::GET, Method::POST] {
-        drop(stage.first(HELLO).await);
-        // The pool's task sees the end before the next request is there.
-        let upstream = async { answer(&mut stage.accept().await).await };
+        drop(fixture.first(HELLO).await);
+        // Lets the connection's task see the close before the next request.
+        let upstream = async { answer(&mut fixture.accept().await).await };
         let (response, _) = tokio::join!(
             async {
                 tokio::task::yield_now().await;
-                stage.send(method, Body::empty()).await
+                fixture.send(method, Body::empty()).await
             },
             upstream
         );
@@ -178,144 +178,144 @@ async fn an_idle_connection_that_closed_is_replaced_for_any_method() {
 }
 
 #[tokio::test]
-async fn a_get_that_met_a_closing_connection_is_sent_once_more() {
-    let stage = Stage::new(Config::default()).await;
-    let mut old = stage.first(HELLO).await;
+async fn get_is_retried_on_a_closing_connection() {
+    let fixture = Fixture::new(Config::default()).await;
+    let mut old = fixture.first(HELLO).await;
     let upstream = async {
         read_head(&mut old).await;
         drop(old);
-        answer(&mut stage.accept().await).await
+        answer(&mut fixture.accept().await).await
     };
-    let (response, _) = tokio::join!(stage.send(Method::GET, Body::empty()), upstream);
+    let (response, _) = tokio::join!(fixture.send(Method::GET, Body::empty()), upstream);
     assert_eq!(text(response.unwrap()).await, "hello");
 }
 
 #[tokio::test]
-async fn what_may_have_had_effect_is_never_sent_twice() {
-    // A POST, a GET with a body, and a GET of which an answer had begun.
-    for (method, body, begun) in
+async fn request_with_possible_effects_is_not_retried() {
+    // A POST, a GET with a body, and a GET with a partial response.
+    for (method, body, partial) in
         [(Method::POST, "", ""), (Method::GET, "body", ""), (Method::GET, "", "HTTP/1.1 2")]
     {
-        let stage = Stage::new(Config::default()).await;
-        let mut old = stage.first(HELLO).await;
+        let fixture = Fixture::new(Config::default()).await;
+        let mut old = fixture.first(HELLO).await;
         let upstream = async {
             read_head(&mut old).await;
             let mut taken = vec![0; body.len()];
             old.read_exact(&mut taken).await.unwrap();
-            old.write_all(begun.as_bytes()).await.unwrap();
+            old.write_all(partial.as_bytes()).await.unwrap();
             drop(old);
         };
-        let (sent, ()) = tokio::join!(stage.send(method, Body::full(body)), upstream);
+        let (sent, ()) = tokio::join!(fixture.send(method, Body::full(body)), upstream);
         assert_eq!(sent.unwrap_err().kind(), ErrorKind::Response);
-        let again = tokio::time::timeout(SHORT, stage.accept()).await;
+        let again = tokio::time::timeout(SHORT, fixture.accept()).await;
         assert!(again.is_err(), "a second connection was made");
     }
 }
 
 #[tokio::test]
-async fn a_new_connection_that_closes_is_an_error_at_once() {
-    let stage = Stage::new(Config::default()).await;
-    let upstream = async { drop(stage.accept().await) };
-    let (sent, ()) = tokio::join!(stage.send(Method::GET, Body::empty()), upstream);
+async fn close_of_a_new_connection_is_not_retried() {
+    let fixture = Fixture::new(Config::default()).await;
+    let upstream = async { drop(fixture.accept().await) };
+    let (sent, ()) = tokio::join!(fixture.send(Method::GET, Body::empty()), upstream);
     assert_eq!(sent.unwrap_err().kind(), ErrorKind::Response);
 }
 
 #[tokio::test]
-async fn bytes_after_a_response_cost_the_connection() {
-    let stage = Stage::new(Config::default()).await;
+async fn excess_bytes_close_the_connection() {
+    let fixture = Fixture::new(Config::default()).await;
     let mut old =
-        stage.first(&format!("{HELLO}HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong")).await;
-    stage.first(HELLO).await;
+        fixture.first(&format!("{HELLO}HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong")).await;
+    fixture.first(HELLO).await;
     assert!(matches!(old.read(&mut [0]).await, Ok(0) | Err(_)), "it is closed");
 }
 
 #[tokio::test]
-async fn an_early_answer_costs_the_connection_and_ends_the_upload() {
-    let stage = Stage::new(Config::default()).await;
+async fn early_response_ends_upload_and_connection() {
+    let fixture = Fixture::new(Config::default()).await;
     let (body, _client, _tasks) = open_body("5\r\nfirst\r\n", None).await;
     let upstream = async {
-        let mut stream = stage.accept().await;
+        let mut stream = fixture.accept().await;
         let head = answer(&mut stream).await;
         assert!(head.contains("transfer-encoding: chunked\r\n"), "{head}");
         stream
     };
-    let (response, mut stream) = tokio::join!(stage.send(Method::PUT, body), upstream);
+    let (response, mut stream) = tokio::join!(fixture.send(Method::PUT, body), upstream);
     assert_eq!(text(response.unwrap()).await, "hello");
     let mut upload = String::new();
     stream.read_to_string(&mut upload).await.unwrap();
     assert_eq!(upload, "5\r\nfirst\r\n");
-    stage.first(HELLO).await;
+    fixture.first(HELLO).await;
 }
 
 #[tokio::test]
-async fn a_request_whose_body_breaks_off_blames_the_client() {
+async fn truncated_upload_is_the_clients_error() {
     for idle in [None, Some(SHORT)] {
-        let stage = Stage::new(Config::default()).await;
+        let fixture = Fixture::new(Config::default()).await;
         let (body, client, _tasks) = open_body("5\r\nfirst\r\n", idle).await;
         let upstream = async {
-            let mut stream = stage.accept().await;
+            let mut stream = fixture.accept().await;
             read_head(&mut stream).await;
             drop(idle.is_none().then_some(client));
             let mut upload = String::new();
             stream.read_to_string(&mut upload).await.unwrap();
             upload
         };
-        let (sent, upload) = tokio::join!(stage.send(Method::PUT, body), upstream);
+        let (sent, upload) = tokio::join!(fixture.send(Method::PUT, body), upstream);
         assert!(sent.unwrap_err().is_request_body());
-        assert!(!upload.ends_with("0\r\n\r\n"), "the upstream was told that the body is complete");
+        assert!(!upload.ends_with("0\r\n\r\n"), "the upload looks complete");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_responses_clock_starts_when_the_request_is_sent() {
+async fn response_timeout_starts_after_the_request() {
     let minute = Duration::from_mins(1);
-    let stage = Stage::new(Config { response_timeout: minute, ..Config::default() }).await;
+    let fixture = Fixture::new(Config { response_timeout: minute, ..Config::default() }).await;
     let (body, mut client, _tasks) = open_body("5\r\nfirst\r\n", None).await;
     let upstream = async {
-        let mut stream = stage.accept().await;
+        let mut stream = fixture.accept().await;
         read_head(&mut stream).await;
-        // The client is slower than the upstream may be.
+        // The upload takes longer than the response timeout.
         tokio::time::sleep(minute * 3).await;
         client.write_all(b"0\r\n\r\n").await.unwrap();
         let mut upload = String::new();
         stream.read_to_string(&mut upload).await.unwrap();
         upload
     };
-    let (sent, upload) = tokio::join!(stage.send(Method::PUT, body), upstream);
+    let (sent, upload) = tokio::join!(fixture.send(Method::PUT, body), upstream);
     assert_eq!(sent.unwrap_err().kind(), ErrorKind::ResponseTimeout);
     assert_eq!(upload, "5\r\nfirst\r\n0\r\n\r\n");
 }
 
 #[tokio::test]
-async fn an_upstream_that_takes_nothing_runs_out_of_time() {
-    let stage = Stage::new(Config { response_timeout: SHORT, ..Config::default() }).await;
-    let sent = stage.send(Method::PUT, Body::full(vec![0; 64 << 20])).await;
+async fn upstream_that_does_not_read_times_out() {
+    let fixture = Fixture::new(Config { response_timeout: SHORT, ..Config::default() }).await;
+    let sent = fixture.send(Method::PUT, Body::full(vec![0; 64 << 20])).await;
     assert_eq!(sent.unwrap_err().kind(), ErrorKind::ResponseTimeout);
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_an_error() {
+async fn invalid_http_is_an_error() {
     for answer in [
         "nonsense\r\n\r\n".to_owned(),
         "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\r\n".to_owned(),
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello".to_owned(),
         format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(200_000)),
     ] {
-        let stage = Stage::new(Config::default()).await;
+        let fixture = Fixture::new(Config::default()).await;
         let upstream = async {
-            let mut stream = stage.accept().await;
+            let mut stream = fixture.accept().await;
             read_head(&mut stream).await;
             let _ = stream.write_all(answer.as_bytes()).await;
             stream
         };
-        let (sent, _) = tokio::join!(stage.send(Method::GET, Body::empty()), upstream);
+        let (sent, _) = tokio::join!(fixture.send(Method::GET, Body::empty()), upstream);
         assert_eq!(sent.unwrap_err().kind(), ErrorKind::Response);
     }
 }
 
 #[tokio::test]
 async fn framing_follows_the_body() {
-    let stage = Stage::new(Config::default()).await;
+    let fixture = Fixture::new(Config::default()).await;
     let request = Request::post("http://other/path")
         .header(header::HOST, "kept")
         .header(header::CONTENT_LENGTH, "5")
@@ -323,18 +323,18 @@ async fn framing_follows_the_body() {
         .version(http::Version::HTTP_2)
         .body(Body::empty())
         .unwrap();
-    let upstream = async { answer(&mut stage.accept().await).await };
-    let (sent, head) = tokio::join!(stage.pool.send(request, &stage.tasks), upstream);
+    let upstream = async { answer(&mut fixture.accept().await).await };
+    let (sent, head) = tokio::join!(fixture.pool.send(request, &fixture.tasks), upstream);
     sent.unwrap();
     assert_eq!(head, "POST /path HTTP/1.1\r\nhost: kept\r\ncontent-length: 0\r\n\r\n");
 }
 
-/// A slow client does not hold the connection of a small response, nor lose a part of it.
+/// A slow client neither holds the connection of a small response nor loses a part of it.
 #[tokio::test]
-async fn small_responses_are_taken_in_at_once() {
-    let stage = Stage::new(Config::default()).await;
+async fn small_responses_are_buffered() {
+    let fixture = Fixture::new(Config::default()).await;
     let upstream = async {
-        let mut stream = stage.accept().await;
+        let mut stream = fixture.accept().await;
         answer(&mut stream).await;
         answer(&mut stream).await;
         read_head(&mut stream).await;
@@ -344,7 +344,7 @@ async fn small_responses_are_taken_in_at_once() {
     let client = async {
         let mut responses = Vec::new();
         for _ in 0..3 {
-            responses.push(stage.send(Method::GET, Body::empty()).await.unwrap());
+            responses.push(fixture.send(Method::GET, Body::empty()).await.unwrap());
         }
         responses
     };
@@ -357,25 +357,25 @@ async fn small_responses_are_taken_in_at_once() {
 }
 
 #[tokio::test]
-async fn the_drain_closes_idle_connections_and_waits_for_busy_ones() {
-    let stage = Stage::new(Config::default()).await;
-    let mut idle = stage.first(HELLO).await;
+async fn drain_closes_idle_and_awaits_busy_connections() {
+    let fixture = Fixture::new(Config::default()).await;
+    let mut idle = fixture.first(HELLO).await;
     let upstream = async {
-        // It is taken from the pool, so a second one is made idle beside it.
+        // The first connection is busy now, so the next request opens a second one, which becomes idle.
         read_head(&mut idle).await;
         idle.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel").await.unwrap();
     };
-    let (response, ()) = tokio::join!(stage.send(Method::GET, Body::empty()), upstream);
-    let mut other = stage.first(HELLO).await;
-    stage.tasks.drain();
-    assert_eq!(other.read(&mut [0]).await.unwrap(), 0, "the idle one is closed");
+    let (response, ()) = tokio::join!(fixture.send(Method::GET, Body::empty()), upstream);
+    let mut other = fixture.first(HELLO).await;
+    fixture.tasks.drain();
+    assert_eq!(other.read(&mut [0]).await.unwrap(), 0, "the idle connection is closed");
     idle.write_all(b"lo").await.unwrap();
     assert_eq!(text(response.unwrap()).await, "hello");
-    assert!(stage.tasks.drained(LONG).await);
+    assert!(fixture.tasks.drained(LONG).await);
 }
 
 #[tokio::test]
-async fn one_get_over_a_unix_socket() {
+async fn get_over_a_unix_socket() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("x.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -396,22 +396,22 @@ async fn one_get_over_a_unix_socket() {
 }
 
 #[tokio::test]
-async fn bounds_of_a_fetch() {
-    let stage = Stage::new(Config::default()).await;
+async fn fetch_is_bounded_in_size_and_time() {
+    let fixture = Fixture::new(Config::default()).await;
     let request = || Request::new(Body::empty());
     let upstream = async {
-        let mut stream = stage.accept().await;
+        let mut stream = fixture.accept().await;
         answer(&mut stream).await;
         stream
     };
-    let fetched = stage.pool.fetch(request(), &stage.tasks, 4, LONG);
+    let fetched = fixture.pool.fetch(request(), &fixture.tasks, 4, LONG);
     assert_eq!(tokio::join!(fetched, upstream).0.unwrap_err().kind(), ErrorKind::ResponseBody);
-    let fetched = stage.pool.fetch(request(), &stage.tasks, 4, SHORT).await;
+    let fetched = fixture.pool.fetch(request(), &fixture.tasks, 4, SHORT).await;
     assert_eq!(fetched.unwrap_err().kind(), ErrorKind::ResponseTimeout);
 }
 
 #[tokio::test]
-async fn nobody_there() {
+async fn refused_connection_is_a_connect_error() {
     let directory = tempfile::tempdir().unwrap();
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let tasks = Arc::new(Tasks::new());

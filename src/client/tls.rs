@@ -1,4 +1,4 @@
-//! TLS to an upstream: whom we believe, and who we are.
+//! TLS to an upstream: verification of its certificate, and a client certificate.
 
 use std::fmt;
 use std::io;
@@ -19,79 +19,89 @@ use tokio_rustls::TlsConnector;
 use crate::net::pem::{self, Identity, PemError};
 use crate::net::socket::Socket;
 
-/// How TLS to an upstream is to be.
+/// TLS settings of an upstream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsConfig {
-    /// Whom we believe.
+    /// Verification of the upstream's certificate.
     pub trust: ServerTrust,
-    /// The name that its certificate must have, and that we ask for; `None` is its host.
+    /// Server name that is sent and verified; by default the host of the target.
     pub name: Option<String>,
-    /// Who we are, where it asks.
+    /// Client certificate, for an upstream that requests one.
     pub identity: Option<Identity>,
 }
 
-/// Whose word counts for who an upstream is.
+/// Certificate authorities that an upstream's certificate is verified against.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ServerTrust {
-    /// The authorities of this machine.
+    /// The CA certificates of the system.
     #[default]
     System,
-    /// Those of this file, and no other.
+    /// Only the CA certificates of this file.
     File(PathBuf),
-    /// Its own: whoever stands between us reads and writes all.
+    /// No verification: the connection is open to man-in-the-middle attacks.
     Insecure,
 }
 
-/// Why there is no TLS to an upstream.
+/// Error of setting up TLS to an upstream.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file is not what it should be.
+    /// A PEM file is unreadable or invalid.
     #[error(transparent)]
     Pem(#[from] PemError),
-    /// This machine has no authorities.
-    #[error("this machine knows no authorities; name a file of them")]
+    /// The system has no CA certificates.
+    #[error("no system CA certificates found; set `ca`")]
     NoAuthorities,
-    /// The authorities cannot be used.
-    #[error("the authorities cannot be used")]
+    /// The CA certificates are unusable.
+    #[error("invalid CA certificates")]
     Authorities(#[from] VerifierBuilderError),
-    /// It is no name that a certificate could have.
-    #[error("{0:?} is no name of a server")]
+    /// The server name is not a DNS name or IP address.
+    #[error("invalid server name {0:?}")]
     Name(String, #[source] InvalidDnsNameError),
-    /// The library refused: our certificate and its key do not go together.
-    #[error("TLS cannot be set up")]
+    /// rustls rejected the settings, e.g. a client certificate that does not match its key.
+    #[error("cannot set up TLS")]
     Rustls(#[from] rustls::Error),
 }
 
-/// Which protocol is spoken to an upstream.
+/// Protocol of the requests to an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum UpstreamProtocol {
     /// HTTP/1.1.
     #[default]
     #[serde(rename = "http1")]
     Http1,
-    /// HTTP/2, also in the clear (RFC 9113, section 3.3).
+    /// HTTP/2; without TLS, with prior knowledge (RFC 9113, section 3.3).
     #[serde(rename = "h2c")]
     Http2,
-    /// With TLS, what the upstream chooses.
+    /// HTTP/2 or HTTP/1.1, as negotiated by ALPN (RFC 7301).
     #[serde(rename = "alpn")]
     Alpn,
 }
 
-/// Which one it is.
+/// Protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Agreed {
+pub(super) enum NegotiatedProtocol {
     Http1,
     Http2,
+}
+
+impl UpstreamProtocol {
+    /// Returns the protocol of a connection without TLS, where nothing is negotiated.
+    pub(super) fn in_cleartext(self) -> NegotiatedProtocol {
+        match self {
+            Self::Http1 => NegotiatedProtocol::Http1,
+            Self::Http2 | Self::Alpn => NegotiatedProtocol::Http2,
+        }
+    }
 }
 
 const HTTP2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
 
-/// TLS to an upstream, ready for handshakes.
+/// TLS to an upstream, with a connector per [`UpstreamProtocol`].
 pub struct Tls {
     http1: TlsConnector,
     http2: TlsConnector,
-    either: TlsConnector,
+    alpn: TlsConnector,
     name: Option<ServerName<'static>>,
 }
 
@@ -116,34 +126,34 @@ impl Tls {
         };
         let name = config.name.as_deref().map(server_name).transpose()?;
         let (http1, http2) = (offering(&[HTTP1]), offering(&[HTTP2]));
-        Ok(Self { http1, http2, either: offering(&[HTTP2, HTTP1]), name })
+        Ok(Self { http1, http2, alpn: offering(&[HTTP2, HTTP1]), name })
     }
 
-    /// A connection to `host` after the handshake, which has no deadline here.
+    /// Performs the handshake with `host`. It has no deadline here.
     pub(super) async fn connect(
         &self,
         host: &str,
         socket: Socket,
-        speaks: UpstreamProtocol,
-    ) -> io::Result<(Socket, Agreed)> {
+        protocol: UpstreamProtocol,
+    ) -> io::Result<(Socket, NegotiatedProtocol)> {
         let name = match &self.name {
             Some(name) => name.clone(),
             None => server_name(host).map_err(io::Error::other)?,
         };
-        let connector = match speaks {
+        let connector = match protocol {
             UpstreamProtocol::Http1 => &self.http1,
             UpstreamProtocol::Http2 => &self.http2,
-            UpstreamProtocol::Alpn => &self.either,
+            UpstreamProtocol::Alpn => &self.alpn,
         };
         let stream = connector.connect(name, socket).await?;
-        let agreed = match (speaks, stream.get_ref().1.alpn_protocol()) {
-            (_, Some(HTTP2)) => Agreed::Http2,
-            (UpstreamProtocol::Http1 | UpstreamProtocol::Alpn, _) => Agreed::Http1,
+        let negotiated = match (protocol, stream.get_ref().1.alpn_protocol()) {
+            (_, Some(HTTP2)) => NegotiatedProtocol::Http2,
+            (UpstreamProtocol::Http1 | UpstreamProtocol::Alpn, _) => NegotiatedProtocol::Http1,
             (UpstreamProtocol::Http2, _) => {
-                return Err(io::Error::other("the upstream speaks no HTTP/2"));
+                return Err(io::Error::other("the upstream does not support HTTP/2"));
             }
         };
-        Ok((Socket::Tls(Box::new(stream.into())), agreed))
+        Ok((Socket::Tls(Box::new(stream.into())), negotiated))
     }
 }
 
@@ -153,7 +163,7 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// A name, or an IP address without brackets.
+/// Parses a DNS name, or an IP address without brackets.
 fn server_name(text: &str) -> Result<ServerName<'static>, TlsError> {
     let name = ServerName::try_from(text.to_owned());
     name.map_err(|source| TlsError::Name(text.to_owned(), source))
@@ -168,7 +178,7 @@ fn verifier(
         ServerTrust::File(path) => pem::authorities(path)?,
         ServerTrust::System => {
             let mut roots = RootCertStore::empty();
-            // One that cannot be read is not believed; the others are.
+            // Stores often contain a few certificates that cannot be parsed; they are skipped.
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             if roots.is_empty() {
                 return Err(TlsError::NoAuthorities);
@@ -179,7 +189,7 @@ fn verifier(
     Ok(WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build()?)
 }
 
-/// Takes every certificate; that the upstream has its key is checked all the same.
+/// Accepts every certificate, but still verifies that the upstream has its key.
 #[derive(Debug)]
 struct Insecure(Arc<CryptoProvider>);
 

@@ -20,7 +20,7 @@ impl Scheme {
     }
 
     /// The port that URLs need not write.
-    pub fn usual_port(self) -> u16 {
+    pub fn default_port(self) -> u16 {
         match self {
             Self::Http => 80,
             Self::Https => 443,

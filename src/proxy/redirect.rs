@@ -40,7 +40,7 @@ impl Redirect {
             return Err(Error::NoRoute);
         }
         let port = match self.port {
-            port if port == Scheme::Https.usual_port() => String::new(),
+            port if port == Scheme::Https.default_port() => String::new(),
             port => format!(":{port}"),
         };
         HeaderValue::try_from(format!("https://{name}{port}{path}")).map_err(Error::Header)

@@ -214,7 +214,7 @@ fn push_client(line: &mut String, headers: &HeaderMap, client: &Client) {
 fn port_agrees(headers: &HeaderMap, host: &str, scheme: Scheme) -> bool {
     let mut ports = list::members(headers, &X_FORWARDED_PORT);
     let Some(port) = ports.next() else { return true };
-    let usual = scheme.usual_port().to_string();
+    let usual = scheme.default_port().to_string();
     let implied = match host.rsplit_once(':') {
         Some((_, port)) if !port.ends_with(']') => port,
         _ => &usual,

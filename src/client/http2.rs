@@ -1,4 +1,4 @@
-//! A connection of HTTP/2 to an upstream: it carries many requests at a time.
+//! An HTTP/2 connection to an upstream. It carries many requests at a time.
 
 use std::time::Duration;
 
@@ -9,32 +9,33 @@ use hyper::client::conn::{TrySendError, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::task::AbortHandle;
 
-use super::connection::{Outgoing, RESPONSE_HEAD_BYTES, drive};
+use super::drive::{MAX_HEAD_BYTES, drive};
 use super::error::{Error, ErrorKind};
+use super::request_body::RequestBody;
 use crate::net::scheme::Scheme;
 use crate::net::socket::Socket;
 use crate::tasks::Tasks;
 
-/// How often an upstream is asked whether it is there, and how long it may take to say so.
+/// Interval of pings, and the time that an upstream has to answer one.
 const PING: Duration = Duration::from_secs(20);
 
-/// A connection of HTTP/2. Dropping it closes it, whatever it carries.
+/// An HTTP/2 connection. Dropping it aborts its requests.
 #[derive(Debug)]
-pub(super) struct Carrier {
-    sender: http2::SendRequest<Outgoing>,
+pub(super) struct Http2Connection {
+    sender: http2::SendRequest<RequestBody>,
     scheme: Scheme,
     task: AbortHandle,
 }
 
-impl Carrier {
-    /// When the drain begins, the connection's task calls `drain` once.
-    pub(super) async fn begin(
+impl Http2Connection {
+    /// Starts HTTP/2 on `socket`. When the drain begins, the connection's task calls `on_drain` once.
+    pub(super) async fn start(
         socket: Socket,
         scheme: Scheme,
         tasks: &Tasks,
-        drain: impl FnOnce() + Send + 'static,
+        on_drain: impl FnOnce() + Send + 'static,
     ) -> Result<Self, Error> {
-        let head_bytes = u32::try_from(RESPONSE_HEAD_BYTES).unwrap_or(u32::MAX);
+        let head_bytes = u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX);
         let (sender, connection) = http2::Builder::new(tasks.clone())
             .timer(TokioTimer::new())
             .max_header_list_size(head_bytes)
@@ -43,34 +44,35 @@ impl Carrier {
             .handshake(TokioIo::new(socket))
             .await
             .map_err(|error| Error::with(ErrorKind::Connect, error))?;
-        let task = tasks.run(drive(connection, tasks.sibling(), drain));
+        let task = tasks.run(drive(connection, tasks.sibling(), on_drain));
         Ok(Self { sender, scheme, task: task.abort_handle() })
     }
 
-    /// Whether it takes another request.
+    /// Returns whether it accepts another request.
     pub(super) fn is_open(&self) -> bool {
         !self.sender.is_closed()
     }
 
-    /// Sends a request; where nothing of it was written, the error gives it back.
+    /// Sends a request. If nothing of it was written, the error contains it.
     pub(super) fn send(
         &self,
-        request: Request<Outgoing>,
-    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Outgoing>>>> + Send + use<>
-    {
-        self.sender.clone().try_send_request(as_http2(request, self.scheme))
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>
+    + Send
+    + use<> {
+        self.sender.clone().try_send_request(into_http2(request, self.scheme))
     }
 }
 
-impl Drop for Carrier {
+impl Drop for Http2Connection {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-/// Host becomes the authority, and what says how HTTP/1.1 frames it goes (RFC 9113, sections 8.2.2 and
-/// 8.3.1). `TE: trailers` stays.
-fn as_http2(request: Request<Outgoing>, scheme: Scheme) -> Request<Outgoing> {
+/// Converts a request from HTTP/1.1: Host becomes the authority, and connection-specific fields are removed (RFC 9113,
+/// sections 8.2.2 and 8.3.1). `TE: trailers` stays.
+fn into_http2(request: Request<RequestBody>, scheme: Scheme) -> Request<RequestBody> {
     let (mut parts, body) = request.into_parts();
     parts.version = Version::HTTP_2;
     let host = parts.headers.remove(HOST);
@@ -84,8 +86,8 @@ fn as_http2(request: Request<Outgoing>, scheme: Scheme) -> Request<Outgoing> {
     Request::from_parts(parts, body)
 }
 
-/// A request that was not sent, as it was before.
-pub(super) fn as_prepared(request: Request<Outgoing>) -> Request<Outgoing> {
+/// Converts a request that was not sent back to HTTP/1.1, since the next connection may speak that.
+pub(super) fn into_http1(request: Request<RequestBody>) -> Request<RequestBody> {
     let (mut parts, body) = request.into_parts();
     parts.version = Version::HTTP_11;
     if let Some(host) =
