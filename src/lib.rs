@@ -71,15 +71,15 @@
 //! 11. Every spawned task has an owner and ends at the drain; every wait has a deadline; every queue and
 //!     buffer has a bound.
 
-pub mod admin;
-pub mod api;
+pub(crate) mod admin;
+pub(crate) mod api;
 pub mod app;
 pub mod body;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod demo;
-pub mod log;
+pub(crate) mod log;
 pub mod metrics;
 pub mod net;
 pub mod proxy;
@@ -90,6 +90,6 @@ pub mod session;
 pub mod sessions;
 pub mod store;
 mod tasks;
-pub mod telemetry;
+pub(crate) mod telemetry;
 pub mod time;
 pub mod wire;

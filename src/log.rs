@@ -21,23 +21,23 @@ use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
 
 /// The target of the access log's events.
-pub const ACCESS: &str = "access";
+pub(crate) const ACCESS: &str = "access";
 
 /// Settings of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
+pub(crate) struct Config {
     /// The format of a line.
-    pub format: Format,
+    pub(crate) format: Format,
     /// The level of all events but access.
-    pub level: LevelFilter,
+    pub(crate) level: LevelFilter,
     /// The switch of the access log.
-    pub access: bool,
+    pub(crate) access: bool,
 }
 
 /// The format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Format {
+pub(crate) enum Format {
     /// Text for people.
     Text,
     /// One JSON object a line.
@@ -53,14 +53,14 @@ impl Default for Config {
 /// Texts that have been logged before and are not logged again: at most [`Seen::MAX`], since clients choose them and could
 /// fill the log and the memory.
 #[derive(Debug, Default)]
-pub struct Seen(Mutex<HashSet<String>>);
+pub(crate) struct Seen(Mutex<HashSet<String>>);
 
 impl Seen {
     /// Most texts that are remembered; others are not logged.
-    pub const MAX: usize = 100;
+    pub(crate) const MAX: usize = 100;
 
     /// Returns whether a text is new and should be logged.
-    pub fn is_first(&self, text: &str) -> bool {
+    pub(crate) fn is_first(&self, text: &str) -> bool {
         // A panic elsewhere cannot leave the set half changed.
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         seen.len() < Self::MAX && !seen.contains(text) && seen.insert(text.to_owned())
@@ -70,7 +70,7 @@ impl Seen {
 /// The process has initialised its log already.
 #[derive(Debug, thiserror::Error)]
 #[error("the log is initialised already")]
-pub struct AlreadyInitialized(#[source] tracing::dispatcher::SetGlobalDefaultError);
+pub(crate) struct AlreadyInitialized(#[source] tracing::dispatcher::SetGlobalDefaultError);
 
 /// Most lines that wait to be written.
 const QUEUE_CAPACITY: usize = 10_000;
@@ -80,12 +80,12 @@ static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 /// Flushes the log when it is dropped, within a second.
 #[derive(Debug)]
 #[must_use]
-pub struct FlushGuard {
+pub(crate) struct FlushGuard {
     _writer: WorkerGuard,
 }
 
 /// Initialises the log of this process.
-pub fn init(config: Config) -> Result<FlushGuard, AlreadyInitialized> {
+pub(crate) fn init(config: Config) -> Result<FlushGuard, AlreadyInitialized> {
     let lines =
         NonBlockingBuilder::default().buffered_lines_limit(QUEUE_CAPACITY).thread_name("log");
     let (lines, writer) = lines.finish(io::stderr());
@@ -96,19 +96,19 @@ pub fn init(config: Config) -> Result<FlushGuard, AlreadyInitialized> {
 }
 
 /// Returns how many lines were dropped.
-pub fn dropped_lines() -> u64 {
+pub(crate) fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
 /// A permit to write a line that many requests may cause at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Permit {
+pub(crate) struct Permit {
     /// Lines of this cause that were suppressed since its last one; `None` if none was.
-    pub suppressed: Option<u64>,
+    pub(crate) suppressed: Option<u64>,
 }
 
 /// Permits one line a second for each cause, and counts the others.
-pub fn permit(cause: &'static str) -> Option<Permit> {
+pub(crate) fn permit(cause: &'static str) -> Option<Permit> {
     static LIMITER: Limiter = Limiter(Mutex::new(BTreeMap::new()));
     LIMITER.permit(cause, Instant::now())
 }

@@ -4,9 +4,9 @@ use crate::server::Address;
 
 /// Settings of the admin service.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
+pub(crate) struct Config {
     /// The address of its listener.
-    pub address: Address,
+    pub(crate) address: Address,
     /// Host names at which it is served over TCP, besides IP addresses, `localhost` and the hosts of the API.
-    pub hosts: Vec<String>,
+    pub(crate) hosts: Vec<String>,
 }

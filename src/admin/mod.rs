@@ -8,7 +8,7 @@
 //! * `GET /ready?store`: 200 if the store can be read and written now, else 503.
 //! * `GET /metrics`: metrics in the `OpenMetrics` text format.
 
-pub mod config;
+pub(crate) mod config;
 mod readiness;
 
 use std::sync::Arc;
@@ -22,11 +22,11 @@ use crate::net::host::OwnNames;
 use crate::server::{Address, Handler, Peer, Tasks};
 use crate::sessions::{Probed, Sessions};
 
-pub use self::readiness::Readiness;
+pub(crate) use self::readiness::Readiness;
 
 /// The admin service.
 #[derive(Debug)]
-pub struct Admin {
+pub(crate) struct Admin {
     sessions: Sessions,
     readiness: Arc<Readiness>,
     tasks: Tasks,
@@ -37,7 +37,7 @@ impl Admin {
     /// Creates a service that probes the store of `sessions`, and reports the drain of `tasks`. Over TCP other paths are
     /// served only at `own_names`. Probes and Prometheus may use any name, and their paths have no secrets that a page in a
     /// browser could read (DNS rebinding).
-    pub fn new(
+    pub(crate) fn new(
         sessions: Sessions,
         readiness: Arc<Readiness>,
         tasks: Tasks,

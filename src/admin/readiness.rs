@@ -16,7 +16,7 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The readiness of this instance.
 #[derive(Debug)]
-pub struct Readiness {
+pub(crate) struct Readiness {
     health: Arc<Health>,
     needs_store: AtomicBool,
     last: Mutex<Option<Probe>>,
@@ -40,12 +40,12 @@ impl Probe {
 
 impl Readiness {
     /// Creates the readiness of a store. It does not count unless requests need it.
-    pub fn new(health: Arc<Health>, needs_store: bool) -> Self {
+    pub(crate) fn new(health: Arc<Health>, needs_store: bool) -> Self {
         Self { health, needs_store: AtomicBool::new(needs_store), last: Mutex::default() }
     }
 
     /// Sets whether requests fail without the store.
-    pub fn require_store(&self, needs_store: bool) {
+    pub(crate) fn require_store(&self, needs_store: bool) {
         self.needs_store.store(needs_store, Ordering::Relaxed);
     }
 

@@ -12,48 +12,48 @@ use crate::session::peer::Instance;
 
 /// Settings of the session API.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// The address of its listener.
-    pub address: Address,
+    pub(crate) address: Address,
     /// TLS of its listener, if it has TLS.
-    pub tls: Option<Tls>,
+    pub(crate) tls: Option<Tls>,
     /// The URL that upstreams receive: absolute, with the prefix, without a trailing slash. By default it is
     /// [`url_at`] the address; with port 0, it has to be computed again once the listener is bound.
-    pub url: String,
+    pub(crate) url: String,
     /// The URL for other instances; by default that of [`instance_of`].
-    pub instance_url: Option<Target>,
+    pub(crate) instance_url: Option<Target>,
     /// Host names at which it is served over TCP, besides IP addresses, `localhost` and the hosts of `url` and
     /// `instance_url`.
-    pub hosts: Vec<String>,
+    pub(crate) hosts: Vec<String>,
     /// The path of the session of a request; with an `s` appended, that of any session. It begins with a slash, has
     /// one segment or more, and does not end with a slash.
-    pub prefix: String,
+    pub(crate) prefix: String,
     /// The token for access to any session; without one there is no such access.
-    pub service_token: Option<Secret>,
+    pub(crate) service_token: Option<Secret>,
 }
 
 /// TLS of the session API.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tls {
+pub(crate) struct Tls {
     /// Certificates of the listener, and the authorities of its clients.
-    pub listener: TlsConfig,
+    pub(crate) listener: TlsConfig,
     /// TLS of connections to other instances, which have TLS as this one does.
-    pub instances: client::TlsConfig,
+    pub(crate) instances: client::TlsConfig,
 }
 
 impl Config {
     /// Returns the scheme of the API's URL.
-    pub fn scheme(&self) -> Scheme {
+    pub(crate) fn scheme(&self) -> Scheme {
         if self.tls.is_some() { Scheme::Https } else { Scheme::Http }
     }
 
     /// The default prefix.
-    pub const DEFAULT_PREFIX: &str = "/_session";
+    pub(crate) const DEFAULT_PREFIX: &str = "/_session";
 }
 
 /// Returns the URL of the API at `address`; `None` for a wildcard address, which cannot be dialled. For a Unix socket it
 /// is `http+unix://` and the percent-encoded path.
-pub fn url_at(address: &Address, scheme: Scheme, prefix: &str) -> Option<String> {
+pub(crate) fn url_at(address: &Address, scheme: Scheme, prefix: &str) -> Option<String> {
     match address {
         Address::Tcp(address) if address.ip().is_unspecified() => None,
         Address::Tcp(address) => Some(format!("{}://{address}{prefix}", scheme.as_str())),
@@ -66,7 +66,7 @@ pub fn url_at(address: &Address, scheme: Scheme, prefix: &str) -> Option<String>
 
 /// Returns where other instances, on other hosts, reach the API that upstreams reach at `url`. `None` if the URL has
 /// another scheme than the API, since it then leads to a proxy.
-pub fn instance_of(url: &str, scheme: Scheme) -> Option<Target> {
+pub(crate) fn instance_of(url: &str, scheme: Scheme) -> Option<Target> {
     let (its_scheme, rest) = url.split_once("://")?;
     let (authority, _prefix) = rest.split_once('/')?;
     let target = format!("{its_scheme}://{authority}").parse().ok()?;
@@ -74,7 +74,7 @@ pub fn instance_of(url: &str, scheme: Scheme) -> Option<Target> {
 }
 
 /// Returns whether a request token has room for this target, and another host can dial it.
-pub fn can_be_dialled(target: &Target) -> bool {
+pub(crate) fn can_be_dialled(target: &Target) -> bool {
     match target {
         Target::Http { host, .. } => {
             let is_wildcard = host.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified());

@@ -6,7 +6,7 @@
 //!
 //! An operation is one row of `routes` and one function in `session`, `principal` or `service`.
 
-pub mod config;
+pub(crate) mod config;
 mod openapi;
 mod peer;
 mod principal;
@@ -47,7 +47,7 @@ use session::{SessionCall, Target};
 
 /// The session API, as one worker serves it.
 #[derive(Clone, Debug)]
-pub struct Api {
+pub(crate) struct Api {
     sessions: Sessions,
     tasks: Tasks,
     settings: Arc<Settings>,
@@ -55,7 +55,7 @@ pub struct Api {
 
 /// The settings of the API, which workers share.
 #[derive(Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     prefix: String,
     service_token: Option<Secret>,
     body_idle_timeout: Duration,
@@ -99,7 +99,7 @@ struct TokenCall {
 impl Settings {
     /// Creates settings. Without a service token of its `config` the API serves the sessions of requests alone. With
     /// `peers`, other instances are called over TLS. Over TCP the API is served at `own_names`.
-    pub fn new(
+    pub(crate) fn new(
         config: &config::Config,
         body_idle_timeout: Duration,
         peers: Option<Arc<Tls>>,
@@ -117,7 +117,7 @@ impl Settings {
 
 impl Api {
     /// Creates the API of one worker.
-    pub fn new(sessions: Sessions, tasks: Tasks, settings: Arc<Settings>) -> Self {
+    pub(crate) fn new(sessions: Sessions, tasks: Tasks, settings: Arc<Settings>) -> Self {
         Self { sessions, tasks, settings }
     }
 

@@ -43,9 +43,9 @@ pub struct Config {
     /// Limits of the connections to each listener.
     pub limits: server::Limits,
     /// The session API.
-    pub api: api::config::Config,
+    pub(crate) api: api::config::Config,
     /// The admin listener.
-    pub admin: admin::config::Config,
+    pub(crate) admin: admin::config::Config,
     /// The session policy.
     pub policy: Policy,
     /// The source of the key ring.
@@ -57,9 +57,9 @@ pub struct Config {
     /// The public proxy and its routes.
     pub proxy: proxy::config::Config,
     /// The log.
-    pub log: log::Config,
+    pub(crate) log: log::Config,
     /// The export of spans, if there is a collector.
-    pub telemetry: Option<telemetry::Config>,
+    pub(crate) telemetry: Option<telemetry::Config>,
     /// The state directory, if a path in it is used.
     pub state_directory: Option<PathBuf>,
 }

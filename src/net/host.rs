@@ -14,7 +14,7 @@ use crate::log::Seen;
 /// A page of a stranger in a browser near us can have its own name lead to our address (DNS
 /// rebinding), and is then of the same origin: but the browser says that name.
 #[derive(Debug)]
-pub struct OwnNames {
+pub(crate) struct OwnNames {
     names: Vec<String>,
     key: &'static str,
     refused: Seen,
@@ -22,7 +22,7 @@ pub struct OwnNames {
 
 impl OwnNames {
     /// Creates the set of these names; `key` is where further ones are configured.
-    pub fn new(names: impl IntoIterator<Item = String>, key: &'static str) -> Self {
+    pub(crate) fn new(names: impl IntoIterator<Item = String>, key: &'static str) -> Self {
         let without_dot = |own: String| name(&own).to_ascii_lowercase();
         let names = names.into_iter().map(without_dot).collect();
         Self { names, key, refused: Seen::default() }
@@ -30,7 +30,7 @@ impl OwnNames {
 
     /// Whether a request names us, by its authority and its Host, or says no name at all. A foreign
     /// name is logged once.
-    pub fn admit(&self, uri: &Uri, headers: &HeaderMap) -> bool {
+    pub(crate) fn admit(&self, uri: &Uri, headers: &HeaderMap) -> bool {
         let authority = uri.authority().map(|authority| authority.as_str().as_bytes());
         let hosts = headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
         let foreign = hosts.chain(authority).find(|host| !self.has(host));

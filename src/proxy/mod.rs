@@ -90,7 +90,7 @@ impl Handler for Proxy {
 
 impl Proxy {
     /// Creates a proxy for `site`, with upstream connections of its own.
-    pub fn new(
+    pub(crate) fn new(
         site: Arc<Site>,
         sessions: Opener,
         tasks: Tasks,

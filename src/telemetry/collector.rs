@@ -10,9 +10,9 @@ use crate::client::{InvalidTarget, Target};
 
 /// The base URL of a collector, e.g. `http://127.0.0.1:4318` or `https://host/prefix`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Collector {
+pub(crate) struct Collector {
     /// The server.
-    pub target: Target,
+    pub(crate) target: Target,
     /// The path without a trailing slash.
     prefix: String,
 }

@@ -38,7 +38,7 @@ const MAX_RESPONSE: usize = 64 * 1024;
 impl Tracer {
     /// Exports spans until the drain begins, and then what is still queued. It must run only once; its connections live
     /// on the runtime that it runs on.
-    pub async fn export(self: Arc<Self>, tasks: Tasks) {
+    pub(crate) async fn export(self: Arc<Self>, tasks: Tasks) {
         let mut exporter = BatchExporter::new(&self, &tasks);
         tokio::select! {
             () = tasks.draining() => {}

@@ -18,25 +18,25 @@ use crate::client::{Tls, TlsConfig, TlsError};
 use crate::metrics::{Metrics, SpanOutcome};
 use crate::net::scheme::Scheme;
 
-pub use collector::Collector;
-pub use span::Span;
-pub use trace::{Sender, SpanContext, Trace};
+pub(crate) use collector::Collector;
+pub(crate) use span::Span;
+pub(crate) use trace::{Sender, SpanContext, Trace};
 
 use span::Resource;
 
 /// Settings of the export of spans.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Config {
+pub(crate) struct Config {
     /// The collector.
-    pub collector: Collector,
+    pub(crate) collector: Collector,
     /// TLS to the collector.
-    pub tls: TlsConfig,
+    pub(crate) tls: TlsConfig,
     /// Headers of each export, e.g. an API key.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     /// The resource attribute `service.name`.
-    pub service_name: String,
+    pub(crate) service_name: String,
     /// The share of new traces that are sampled, from 0 to 1.
-    pub sample_ratio: f64,
+    pub(crate) sample_ratio: f64,
 }
 
 /// Most spans that wait for their export: two seconds' worth at a thousand requests a second.
@@ -47,7 +47,7 @@ const MAX_BATCH: usize = 512;
 
 /// The queue of spans of all workers. One worker exports them.
 #[derive(Debug)]
-pub struct Tracer {
+pub(crate) struct Tracer {
     config: Config,
     tls: Option<Arc<Tls>>,
     resource: Resource,
@@ -62,7 +62,7 @@ impl Tracer {
     ///
     /// # Errors
     /// The files of TLS to the collector cannot be used.
-    pub fn new(config: Config, metrics: Metrics) -> Result<Self, TlsError> {
+    pub(crate) fn new(config: Config, metrics: Metrics) -> Result<Self, TlsError> {
         let tls = match config.collector.target.scheme() {
             Scheme::Https => Some(Arc::new(Tls::open(&config.tls)?)),
             Scheme::Http => None,
@@ -86,7 +86,7 @@ impl Tracer {
     }
 
     /// Queues a span. If the queue is full, the span is dropped and counted.
-    pub fn record(&self, span: Span) {
+    pub(crate) fn record(&self, span: Span) {
         let mut queue = self.queue();
         if queue.len() >= QUEUE_CAPACITY {
             drop(queue);

@@ -15,31 +15,31 @@ use crate::random;
 
 /// The span of a request. It has neither query nor cookies nor tokens.
 #[derive(Debug)]
-pub struct Span {
+pub(crate) struct Span {
     /// Its place in the trace.
-    pub context: SpanContext,
+    pub(crate) context: SpanContext,
     /// Nanoseconds since the Unix epoch.
-    pub started_at: u64,
+    pub(crate) started_at: u64,
     /// The time until the response ended.
-    pub duration: Duration,
+    pub(crate) duration: Duration,
     /// The method of the request.
-    pub method: Method,
+    pub(crate) method: Method,
     /// The path, without the query.
-    pub path: String,
+    pub(crate) path: String,
     /// The host, without the port.
-    pub host: Option<String>,
+    pub(crate) host: Option<String>,
     /// The client's scheme.
-    pub scheme: Scheme,
+    pub(crate) scheme: Scheme,
     /// The client's version of HTTP.
-    pub version: Version,
+    pub(crate) version: Version,
     /// The client's address.
-    pub client: Option<IpAddr>,
+    pub(crate) client: Option<IpAddr>,
     /// The id of the session.
-    pub session: Option<String>,
+    pub(crate) session: Option<String>,
     /// The status of the response; `None` if the client hung up before.
-    pub status: Option<u16>,
+    pub(crate) status: Option<u16>,
     /// The end of the response.
-    pub end: End,
+    pub(crate) end: End,
 }
 
 /// The process that records.

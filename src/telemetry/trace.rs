@@ -17,14 +17,14 @@ const SAMPLED: u8 = 1;
 
 /// The trace of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Trace {
+pub(crate) struct Trace {
     id: u128,
     span: Option<SpanContext>,
 }
 
 /// The place of a span of ours in its trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SpanContext {
+pub(crate) struct SpanContext {
     pub(super) trace: u128,
     pub(super) span: u64,
     /// The span of the sender.
@@ -41,7 +41,7 @@ struct TraceParent {
 
 /// The sender of a request, whose sampling decision may be followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sender {
+pub(crate) enum Sender {
     /// A trusted proxy, whose decision is followed.
     Trusted,
     /// A client. Following it would let it choose how much is exported.
@@ -53,7 +53,7 @@ impl Trace {
     /// `tracestate` (section 3.2.4 there).
     ///
     /// With a tracer, our span becomes the parent in `traceparent`, whether or not it is sampled.
-    pub fn join(
+    pub(crate) fn join(
         headers: &mut HeaderMap,
         tracer: Option<&Tracer>,
         sender: Sender,
@@ -89,7 +89,7 @@ impl Trace {
     }
 
     /// Returns the context of our span, if one is recorded.
-    pub fn span(&self) -> Option<SpanContext> {
+    pub(crate) fn span(&self) -> Option<SpanContext> {
         self.span
     }
 }
