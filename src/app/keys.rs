@@ -44,6 +44,7 @@ pub(super) async fn watch_keys(
             if compares {
                 compares = check(&sessions).await == Outcome::Compared;
             }
+            // Waits for the next reload or the drain.
             std::future::pending::<()>().await;
         };
         tokio::select! {

@@ -129,6 +129,8 @@ impl ListenerRoles {
             Service::Site(Protocol::Tls(tls)) => Some(Arc::clone(tls)),
             Service::Site(_) | Service::RedirectTo(_) => None,
         });
+        // So that each listener knows which names the others serve, for 421 (RFC 9110, section
+        // 15.5.20).
         Tls::link_listeners(&with_tls.collect::<Vec<_>>());
         let roles = Self { public, api };
         metrics.set_certificates(roles.certificates(&listeners.public(), listeners.api()));

@@ -183,10 +183,13 @@ impl App {
         let ring = config.prepare()?;
         let tasks = ShutdownPhases::new();
         let metrics = Metrics::new();
+        // Opened before the listeners are bound, so that no port accepts connections that cannot be
+        // served.
         let stores = Stores::open(&config, Caching::Configured, &clock, &tasks.inner, &metrics)?;
         let readiness = Arc::new(Readiness::new(stores.health(), needs_store(&config)));
         let listeners = Listeners::bind(&config, inherited)?;
         let listener_roles = ListenerRoles::open(&config, &listeners, &metrics)?;
+        // After binding, because port 0 is known only now.
         let api_url = api_url(&config, listeners.api());
         let instance = new_instance(instance_target(&config, &api_url));
         let shared = share(&config, ring, clock, metrics, instance);
@@ -238,6 +241,7 @@ impl App {
         let (config, kept) = reload::merge(&self.loaded.config, wanted);
         // Everything that can fail comes before the first change.
         let running = &*self.shared;
+        // Preparing would generate another key in memory, which would log all visitors out.
         let ring = if config.keys.is_for_this_process() {
             Arc::clone(&running.ring)
         } else {
@@ -264,6 +268,7 @@ impl App {
         ListenerRoles::install_certificates(certificates);
         let certificates = self.listener_roles.certificates(&self.public, &self.api);
         self.shared.metrics.set_certificates(certificates);
+        // Worker by worker: for a moment, some serve the new configuration and others the old.
         for worker in &self.workers {
             worker.reload(&self.loaded);
         }
@@ -275,6 +280,8 @@ impl App {
     /// then drains the public side, the API and the admin listener within the drain timeout, and stops
     /// the workers. Returns whether all requests completed in time.
     pub async fn shutdown(self) -> bool {
+        // Readiness fails and responses close their connections, so that load balancers move on
+        // before listeners close.
         self.tasks.public.announce_shutdown();
         tokio::time::sleep(self.predrain).await;
         let drained = self.tasks.drain(self.drain_timeout).await;

@@ -21,6 +21,7 @@ pub(super) fn merge(running: &Config, wanted: Config) -> (Config, Vec<&'static s
         ("telemetry", running.telemetry == wanted.telemetry),
     ];
     let kept = fixed.into_iter().filter_map(|(name, same)| (!same).then_some(name)).collect();
+    // Certificates can be replaced without a restart, addresses cannot.
     let listen = if same_listeners(&running.listen, &wanted.listen) {
         wanted.listen
     } else {

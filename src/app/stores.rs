@@ -65,6 +65,7 @@ impl Stores {
     ) -> Result<Self, StartError> {
         let set = StoreSet::open(config, clock, tasks, metrics)?;
         let health = Arc::new(Health::new(place(&config.store.backend), metrics.clone()));
+        // Below the cache, because a cache hit says nothing about the health of the store.
         let set = set.map(|store| Arc::new(Observed::new(store, Arc::clone(&health))));
         let cache_bytes = config.store.cache.filter(|_| caching == Caching::Configured);
         let lock = match &config.store.backend {
@@ -124,6 +125,7 @@ fn lock_database(
     if caching == Caching::Disabled {
         return Ok(None);
     }
+    // A file of its own: SQLite uses locks on the database itself.
     let mut path = database.as_os_str().to_owned();
     path.push(".cached");
     let (path, database) = (PathBuf::from(path), database.to_owned());

@@ -158,8 +158,11 @@ impl WorkerContext {
             let serve = Arc::clone(self).serve(index, listeners, services.clone(), sessions);
             tasks.inner.run(serve)
         };
+        // One runtime per worker: a request stays on the thread that accepted its connection.
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             runtime.block_on(async {
+                // After the listeners have ended, the runtime still drives connections until the
+                // worker is stopped.
                 let _ = serve.await;
                 let _ = stopped.await;
             });
@@ -181,6 +184,8 @@ impl WorkerContext {
         let settings = |listener: &BoundListener, protocol| Settings {
             protocol,
             proxy_header_from: None,
+            // The API and admin listeners may use the last file descriptors, which public listeners
+            // leave free: requests in flight need them.
             leaves_descriptors: false,
             limits: self.limits.clone(),
             metrics: metrics.listener(&listener.local_address().to_string()),
@@ -208,6 +213,7 @@ impl WorkerContext {
         let limit = self.api_limit.clone();
         let api_settings = settings(&api_listener, self.listener_roles.api.clone());
         accept(api_listener, api_settings, limit, api, &inner);
+        // Background tasks concern the process, not the worker.
         if index == 0 {
             self.stores.start_following(&inner);
             self.stores.start_tracking(&inner);

@@ -113,6 +113,8 @@ impl Access {
         };
         warn!(
             method = %entry.method,
+            // Quoted, because the client chooses the path: it must not look like other fields of
+            // the line.
             path = ?entry.path,
             route = entry.route.as_deref(),
             upstream = error.and_then(Error::upstream).map(tracing::field::display),
@@ -132,11 +134,14 @@ impl Access {
         outcome: Outcome,
         metrics: &Metrics,
     ) -> Response<Body> {
+        // Taken, so that dropping `self` does not log it again.
         let Some(mut entry) = self.entry.take() else { return response };
         entry.status = response.status().as_u16();
         metrics.request(self.failure.unwrap_or(outcome), entry.status, entry.started.elapsed());
         let metrics = metrics.clone();
         response.map(|body| {
+            // A response ends with its body, not with its head: only then are its duration and its
+            // end known.
             body.with_guard(move |end| {
                 metrics.response(end.reason());
                 entry.write(end);

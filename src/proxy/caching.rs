@@ -45,6 +45,7 @@ pub(crate) fn protect(
 /// CDNs only (CDN-Cache-Control, RFC 9213, and its predecessors) state the same to the caches that read
 /// them, and are kept; caches that read Cache-Control only still receive `private`.
 fn add_private(headers: &mut HeaderMap) -> Result<(), MaxSizeReached> {
+    // Quoted strings may contain commas, e.g. `private="Set-Cookie, Vary"`.
     let Some(directives) = list::quoted_members(headers, &CACHE_CONTROL) else {
         // Allow nothing if the directives cannot be parsed.
         headers.try_insert(CACHE_CONTROL, HeaderValue::from_static("no-store"))?;

@@ -114,6 +114,7 @@ impl Error {
             | Self::NotLoggedIn(_)
             | Self::TooManyNewSessions(_)
             | Self::TooLarge => Outcome::ClientError,
+            // The client's fault: it has not sent the body that it announced.
             Self::Upstream(error) if error.is_request_body() => Outcome::ClientError,
             Self::Upstream(_) | Self::Switched | Self::Patch(_) => Outcome::UpstreamError,
             Self::Store(_) => Outcome::StoreError,
@@ -213,6 +214,7 @@ impl Error {
             ),
             _ => detail.to_owned(),
         };
+        // Only this error knows when a retry can succeed. Others that are 503 use a default.
         let retry_after = match self {
             Self::TooManyNewSessions(retry_after) => Some(*retry_after),
             _ => None,
@@ -233,6 +235,8 @@ impl Error {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        // The error replaces a resource of another type, e.g. a script, which a browser might
+        // guess.
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         match problem.status {
             StatusCode::SERVICE_UNAVAILABLE => {

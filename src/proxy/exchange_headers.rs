@@ -55,6 +55,7 @@ fn inject_data(
 ) -> Result<(), Error> {
     let none = Values::new();
     let data = wire::values_header(record.map_or(&none, |record| &record.values));
+    // Common servers limit a single header to 8 KiB, or all of them together.
     if data.len() + names::X_SESSION_DATA.as_str().len() > max_bytes {
         headers.try_insert(names::X_SESSION_DATA_OMITTED, HeaderValue::from_static("too-large"))?;
     } else {

@@ -22,8 +22,10 @@ pub(crate) struct Options {
 /// Removes the hop-by-hop fields of a head. The returned options apply to the trailers too
 /// ([`super::trailers::clean`]).
 pub(crate) fn remove(headers: &mut HeaderMap) -> Options {
+    // `close` and `keep-alive` name no fields that are kept, so most requests have nothing to copy.
     let lines = headers.get_all(CONNECTION).iter().filter(|line| !is_common(line.as_bytes()));
     let options = Options { lines: lines.cloned().collect() };
+    // Removed after the options have been copied: Connection is one of them.
     for name in &FIXED {
         headers.remove(name);
     }

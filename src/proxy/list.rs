@@ -35,6 +35,7 @@ pub(super) fn quoted_members<'a>(
 
 /// Splits at a delimiter outside quoted strings; parts are trimmed, and empty ones omitted.
 pub(super) fn quoted_split(text: &[u8], delimiter: u8) -> impl Iterator<Item = &[u8]> {
+    // The closure sees every byte in order, so the state of the quotes is that of the whole line.
     let mut quotes = Quotes::Outside;
     text.split(move |byte| {
         quotes = quotes.after(*byte);

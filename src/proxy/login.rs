@@ -65,6 +65,7 @@ impl LoginPage {
         {
             return Ok(());
         }
+        // The fragment is never sent to servers, so it is lost on the way back.
         let wanted = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let wants_page = accepts == Accepts::Html && !navigation::is_of_script(&parts.headers);
         let location = wants_page.then(|| self.location(wanted)).transpose()?;

@@ -115,12 +115,16 @@ impl Proxy {
         accepts: Accepts,
         access: &mut Access,
     ) -> Result<Response<Body>, Error> {
+        // First, because hyper keeps the upgrade in the extensions of the whole request, and
+        // because an extended CONNECT becomes a GET, which the checks below accept.
         let upgrade = UpgradeRequest::from_request(&mut request);
         let (mut parts, body) = request.into_parts();
         request::check(&parts)?;
         request::normalize_target(&mut parts)?;
+        // By the path as received: what is forwarded must be what was matched.
         let route = self.site.find(&parts, peer)?;
         access.set_route(route.name());
+        // Before the session is opened, so that a loop costs no store call.
         self.site.via().append(&mut parts.headers, parts.version)?;
         if request::decrement_max_forwards(&parts.method, &mut parts.headers) == Recipient::Proxy {
             return Ok(options_response());
@@ -138,14 +142,17 @@ impl Proxy {
         let client = Client { address: client.address, user_agent: user_agent(&parts.headers) };
         let opened = self.open(route, cookies, origin, client).await?;
         access.set_session(opened.as_ref().and_then(|opened| opened.guard.session().current_id()));
+        // After cleaning: the upstream can trust that these fields are the proxy's.
         self.site.inject(&mut parts.headers, route, opened.as_ref(), self.sessions.shared())?;
         upgrade.write_headers(&mut parts.headers)?;
 
+        // A refusal goes the way of a response, so that it can set or delete the cookie.
         let principal = opened.as_ref().and_then(Opened::principal);
         let response = match route.admit(&parts, principal, accepts) {
             Ok(()) => self.forward(route, parts, body, cleaned.options).await,
             Err(error) => Err(error),
         };
+        // A 101 that was not requested would turn the rest of the connection into a tunnel.
         let response = response.and_then(|response| upgrade.validate_response(response));
         // Committed even if forwarding has failed: the error response may still need a cookie.
         let (response, guard) = match opened {
@@ -198,6 +205,7 @@ impl Proxy {
         client: &forwarded::Client,
         access: &mut Access,
     ) -> Result<(), Error> {
+        // The sampling decision of a client is not followed: it could export every request.
         let is_trusted = self.site.rules().trusts(peer_of(peer));
         let sender = if is_trusted { Sender::Trusted } else { Sender::Untrusted };
         let trace = Trace::join(&mut parts.headers, self.tracer.as_deref(), sender)?;
@@ -299,16 +307,22 @@ impl Proxy {
     ) -> Result<Response<Body>, Error> {
         // hyper writes the version of the request. The upstream connection decides on its own version.
         let version = std::mem::replace(&mut parts.version, Version::HTTP_11);
+        // Some recipients merge trailers into the head (RFC 9110, section 6.5.1), so they are
+        // cleaned by the same rules.
         let injected = Arc::clone(self.site.injected());
         let mut body = Body::streaming(body, Some(self.site.body_idle_timeout()))
             .with_trailers(move |trailers| trailers::clean(trailers, &injected, &options));
         if let Some(rate) = route.min_body_rate() {
             body = body.with_min_rate(rate);
         }
+        // Some clients read the response only after they have sent the whole request. If the
+        // upstream responds early, the rest must still be read.
         if version == Version::HTTP_2 {
             body = body.with_remainder(self.discard_rest());
         }
         if let Some(limit) = route.max_body() {
+            // A declared length is checked before the upload begins. Others are counted as they
+            // arrive.
             if body.size_hint().lower() > limit {
                 return Err(Error::TooLarge);
             }
@@ -426,6 +440,7 @@ fn finish(
 ) -> Response<Body> {
     let session = guard.session().current_id();
     access.set_session(session);
+    // Even an anonymous response varies: the same request with a cookie may get another one.
     let protection = match &cookie {
         Some(_) => Protection::NoStore,
         None if had_session || session.is_some() => Protection::Private,
@@ -465,6 +480,7 @@ fn user_agent(headers: &HeaderMap) -> Box<str> {
     let agent = headers.get(USER_AGENT).map(HeaderValue::as_bytes).unwrap_or_default();
     let text = String::from_utf8_lossy(agent);
     let mut end = text.len().min(Client::MAX_USER_AGENT);
+    // The limit may fall into a character.
     while !text.is_char_boundary(end) {
         end -= 1;
     }

@@ -14,6 +14,7 @@ pub(crate) fn is_api_path(path: &str, prefix: &str) -> bool {
             ends_segment(rest) || rest.strip_prefix(b"s").is_some_and(ends_segment)
         })
     };
+    // Neither normalization includes the other: the strict one keeps empty segments and parameters.
     is_at_or_below(&strict(path)) || is_at_or_below(&lenient(path))
 }
 
@@ -49,6 +50,7 @@ fn strict(path: &str) -> Cow<'_, [u8]> {
     for segment in unreserved.split(|byte| *byte == b'/').skip(1) {
         match segment {
             b"." => {}
+            // Above the root, `..` is ignored (RFC 3986, section 5.2.4).
             b".." => drop(kept.pop()),
             _ => kept.push(segment),
         }

@@ -50,14 +50,17 @@ const DECODERS: [Step; 2] =
 
 /// Passes every reading of a path to `passes`, the path itself first, until one does not pass.
 pub(super) fn compare(path: &[u8], mut passes: impl FnMut(&[u8]) -> bool) -> Comparison {
+    // Checked first, because it is cheap.
     if exceeds_decodings(path) {
         return Comparison::Unbounded;
     }
     let mut seen = Seen::default();
     let mut level = Vec::from_iter(seen.take(path.to_vec()));
+    // Each round starts from the readings with one more decoding. The other steps are not limited.
     for _ in 0..=DECODINGS {
         let mut next = 0;
         while let Some(reading) = level.get(next) {
+            // One reading that differs is enough to reject the path.
             if !passes(reading) {
                 return Comparison::Differs;
             }

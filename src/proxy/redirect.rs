@@ -32,6 +32,7 @@ impl Redirect {
         request::check(&parts)?;
         request::normalize_target(&mut parts)?;
         let host = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
+        // The port of the Host is that of this listener.
         let name = host::without_port(host.unwrap_or_default());
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         // The target of an OPTIONS request may be `*`, which has no path.

@@ -144,10 +144,12 @@ impl Matcher {
     /// only one route matches the host, there are no rules that a different reading could bypass.
     pub fn find(&self, host: &str, path: &str) -> RouteMatch {
         let host = host::name(host);
+        // `OPTIONS *` concerns the server as a whole (RFC 9110, section 9.3.7).
         if path == "*" {
             let root = self.matching_host(host).find(|entry| entry.is_root());
             return root.map_or(RouteMatch::None, |root| RouteMatch::Route(root.index));
         }
+        // The fast path: most paths have a single reading.
         if path::is_plain(path) {
             return match first(self.matching_host(host), path.as_bytes()) {
                 Ok(found) => found,
@@ -155,6 +157,7 @@ impl Matcher {
             };
         }
         let entries: Vec<&Entry> = self.matching_host(host).collect();
+        // A root route without others takes any path, however it is read.
         if let [only] = entries.as_slice()
             && only.is_root()
         {

@@ -92,6 +92,8 @@ impl Site {
         let matcher = Matcher::new(
             config.routes.iter().map(|route| (route.host.clone(), route.path.clone())),
         );
+        // The names of all routes, for every route: a site may serve several routes, and would
+        // trust such a header on any of them.
         let injected = config.routes.iter().flat_map(|route| {
             let principal = route.principal_header.iter().map(|header| &header.name);
             principal.chain(route.request_headers.iter().map(|(name, _)| name)).cloned()
@@ -99,6 +101,7 @@ impl Site {
         let injected = injected.collect();
         let route = |(index, config): (usize, RouteConfig)| {
             let tls = tls(&config)?.map(Arc::new);
+            // Shared by all workers: the limit protects the upstream, not the worker.
             let limit = |_| config.upstream_requests.map(|limit| Arc::new(Semaphore::new(limit)));
             let request_limits = config.upstreams.iter().map(limit).collect();
             let health = config.upstreams.iter().map(|upstream| {
@@ -187,6 +190,7 @@ impl Site {
         if self.is_misdirected(parts, peer, host) {
             return Err(Error::Misdirected);
         }
+        // Refused in every spelling, so that no public URL can be taken for one of the session API.
         let path = parts.uri.path();
         if is_api_path(path, &self.api_prefix) {
             return Err(Error::ApiPath(self.api_hint(parts, peer)));
@@ -202,6 +206,8 @@ impl Site {
     /// An HTTP/2 client may reuse a connection for any host that its certificate covers, even if that
     /// host has another certificate or no route here.
     fn is_misdirected(&self, parts: &Parts, peer: &Peer, host: &str) -> bool {
+        // Without TLS or SNI there is no certificate that a client could have reused the connection
+        // for.
         let Some(server_name) = &peer.server_name else { return false };
         let name = host::name(host);
         parts.version == Version::HTTP_2
@@ -221,6 +227,8 @@ impl Site {
         let host = headers.get(http::header::HOST)?.to_str().ok()?;
         let url = self.api_url.to_str().ok()?;
         let api = url.parse::<http::Uri>().ok()?;
+        // A loopback peer may be a reverse proxy, so the Host and the absence of its fields count
+        // too.
         let is_local = peer.address.is_some_and(|address| address.ip().is_loopback())
             && is_loopback(host::name(host))
             && is_loopback(api.host()?)

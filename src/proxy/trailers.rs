@@ -62,6 +62,7 @@ fn is_refused(name: &HeaderName) -> bool {
     if name == "content-digest" {
         return false;
     }
+    // By name rather than by a list of allowed fields: applications define trailers of their own.
     hop::is_hop_by_hop(name)
         || names::is_reserved(name)
         || names::is_forwarding(name)

@@ -70,6 +70,7 @@ impl Via {
     /// Returns whether this instance wrote a member. Comments are not skipped: one that is never closed
     /// could hide the pseudonym behind it.
     fn wrote(&self, member: &[u8]) -> bool {
+        // `1.1 name (comment)`: received-protocol, received-by, and an optional comment.
         let mut words =
             member.split(|byte| matches!(byte, b' ' | b'\t')).filter(|word| !word.is_empty());
         words.nth(1).is_some_and(|by| by.eq_ignore_ascii_case(self.pseudonym.as_bytes()))

@@ -48,6 +48,7 @@ impl Hop {
     /// identifier. Never fails: anything else is [`Self::Unknown`].
     fn parse(text: &[u8]) -> Self {
         let Ok(text) = str::from_utf8(text) else { return Self::Unknown };
+        // An obfuscated identifier begins with an underscore (RFC 7239, section 6.3).
         let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
         if text.starts_with('_') && text.len() > 1 && text.bytes().all(is_name) {
             return Self::Obfuscated(text.to_owned());
@@ -97,6 +98,8 @@ impl ForwardedInfo {
     }
 
     fn x_forwarded(headers: &HeaderMap, trust: &Trust, peer: Option<IpAddr>) -> Self {
+        // From the right: each hop was appended by the one after it, so trust ends at the first hop
+        // that is not a trusted proxy.
         let hops: Vec<_> = list::members(headers, &X_FORWARDED_FOR).map(Hop::parse).collect();
         let walk = walk(hops.iter().rev().map(Hop::address), trust);
         // Few proxies append to these two fields, so their lists may be shorter than that of the hops.

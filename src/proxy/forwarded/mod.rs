@@ -107,6 +107,7 @@ pub fn rewrite(
     rules: &Rules,
     peer: Peer,
 ) -> Result<Rewritten, MaxSizeReached> {
+    // A dual-stack socket reports IPv4 peers as mapped addresses.
     let peer = Peer { address: peer.address.map(|address| address.to_canonical()), ..peer };
     let trust = &rules.trust;
     let is_trusted = rules.trusts(peer);
@@ -117,7 +118,9 @@ pub fn rewrite(
         let is_respelled = || is_written(name) && !WRITTEN.contains(name);
         if is_trusted { is_respelled() } else { rules.is_stripped(name) }
     });
+    // Only fields of trusted peers are left to read.
     let mut info = ForwardedInfo::read(headers, trust, peer.address);
+    // The Host of an HTTP/1.0 request may be empty, which is not a valid value here.
     let received = headers.get(HOST).filter(|line| line.to_str().is_ok_and(is_valid_host)).cloned();
     let client = Client {
         address: info.address,
@@ -125,6 +128,7 @@ pub fn rewrite(
         host: info.host.take().or(received),
     };
     let elements = elements(headers, &info, &client, peer.address);
+    // Replaced rather than appended to: a site must not find two lists that differ.
     set(headers, X_FORWARDED_FOR, addresses(&info, peer.address))?;
     set(headers, FORWARDED, value(&elements))?;
     headers.try_insert(X_FORWARDED_PROTO, HeaderValue::from_static(client.scheme.as_str()))?;

@@ -66,6 +66,8 @@ impl FrameTracker {
         if self.received < 2 {
             return 2;
         }
+        // The high bit of the second byte says that a masking key follows; 126 and 127 announce an
+        // extended length of two or eight bytes.
         let mask = if second & 0x80 == 0 { 0 } else { 4 };
         match second & 0x7f {
             126 => 4 + mask,

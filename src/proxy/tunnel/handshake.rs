@@ -50,6 +50,7 @@ impl UpgradeRequest {
                 Handshake { client: hyper::upgrade::on(request), accept: None, key: None }
             }
             Version::HTTP_2 if is_extended_connect(request) => {
+                // RFC 8441, section 5: CONNECT replaces GET in the handshake over HTTP/2.
                 *request.method_mut() = Method::GET;
                 let key = STANDARD.encode(random::bytes::<16>());
                 let client = hyper::upgrade::on(request);
@@ -79,6 +80,7 @@ impl UpgradeRequest {
     /// Adds the upgrade to a request whose hop-by-hop fields have been removed.
     pub(crate) fn write_headers(&self, headers: &mut HeaderMap) -> Result<(), MaxSizeReached> {
         let Self::WebSocket(handshake) = self else { return Ok(()) };
+        // Hop-by-hop fields are removed from every request, so the upgrade is added again here.
         headers.try_insert(CONNECTION, HeaderValue::from_static("upgrade"))?;
         headers.try_insert(UPGRADE, WEBSOCKET)?;
         if let Some(key) = &handshake.key {
@@ -101,6 +103,7 @@ impl Handshake {
     /// connection.
     pub(crate) fn accept(self, response: &mut Response<Body>) -> Result<OnUpgrade, MaxSizeReached> {
         if self.accept.is_some() {
+            // RFC 8441, section 5: over HTTP/2, success is a 200 without Sec-WebSocket-Accept.
             *response.status_mut() = StatusCode::OK;
             response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
         } else {

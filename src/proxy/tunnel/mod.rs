@@ -57,6 +57,7 @@ impl Tunnel {
     /// long, or the drain begins.
     pub(super) async fn run(self, tasks: Tasks) {
         let gauge = self.metrics.tunnel_opened();
+        // Both futures complete once hyper has written the 101 and released the connections.
         let upgrades = async { tokio::try_join!(self.client, self.upstream) };
         let (client, upstream) = match timeout(UPGRADE_TIMEOUT, upgrades).await {
             Ok(Ok(both)) => both,
@@ -136,6 +137,7 @@ impl Monitor {
                 () = self.tasks.draining() => return CloseReason::GoingAway,
                 () = sleep(CHECK_INTERVAL) => {}
             }
+            // WebSocket pings count as activity, so a client can keep an idle tunnel open.
             if self.activity.idle_time() >= self.idle_timeout {
                 return CloseReason::GoingAway;
             }

@@ -92,8 +92,12 @@ impl Pipe {
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
+        // Boundaries are those of the written bytes: a close frame is inserted into what the
+        // receiver has got.
         self.frames.advance(pending.get(..written).unwrap_or_default());
         self.unwritten.start += written;
+        // TLS and HTTP/2 buffer writes. Flushing per buffer rather than per write keeps frames
+        // together.
         if self.unwritten.is_empty() {
             self.to.flush().await?;
         }
