@@ -128,7 +128,7 @@ pub enum StartError {
 }
 
 /// Opens the sessions of a configuration, for a command that does not serve requests.
-pub fn open_sessions(config: &Config, clock: Clock) -> Result<Sessions, StartError> {
+pub(crate) fn open_sessions(config: &Config, clock: Clock) -> Result<Sessions, StartError> {
     let ring = config.prepare()?;
     let metrics = Metrics::new();
     let store = Stores::open(config, Caching::Disabled, &clock, &Tasks::new(), &metrics)?
@@ -173,7 +173,7 @@ impl App {
     }
 
     /// Starts like [`Self::start`], on inherited sockets if they match configured listeners.
-    pub fn start_on(
+    pub(crate) fn start_on(
         inherited: Inherited,
         config: Config,
         clock: Clock,
@@ -303,7 +303,7 @@ impl App {
     }
 
     /// Logs the addresses, the upstreams, the state directory, and what this start created.
-    pub fn announce(&self) {
+    pub(crate) fn announce(&self) {
         let config = &self.loaded.config;
         let mut upstreams: Vec<String> = Vec::new();
         for upstream in config.proxy.routes.iter().flat_map(|route| &route.upstreams) {

@@ -60,12 +60,13 @@ use request::Recipient;
 use site::Route;
 use tunnel::{Handshake, Tunnel, UpgradeRequest};
 
-pub use redirect::Redirect;
-pub use site::{Site, SiteError};
+pub(crate) use redirect::Redirect;
+pub(crate) use site::Site;
+pub use site::SiteError;
 
 /// The public proxy of one worker.
 #[derive(Debug)]
-pub struct Proxy {
+pub(crate) struct Proxy {
     site: Arc<Site>,
     /// The upstreams of each route, in the order of the routes.
     upstreams: Vec<Balancer>,

@@ -15,14 +15,14 @@ use crate::server::{Handler, Peer};
 
 /// Redirects every request to the same host and path over HTTPS.
 #[derive(Clone, Debug)]
-pub struct Redirect {
+pub(crate) struct Redirect {
     port: u16,
     metrics: Metrics,
 }
 
 impl Redirect {
     /// Creates a redirect to the TLS listener at `port`.
-    pub fn new(port: u16, metrics: Metrics) -> Self {
+    pub(crate) fn new(port: u16, metrics: Metrics) -> Self {
         Self { port, metrics }
     }
 

@@ -115,7 +115,7 @@ struct CaseMismatch;
 
 impl Matcher {
     /// Returns whether any route matches this host, given with or without a port.
-    pub fn serves(&self, host: &str) -> bool {
+    pub(crate) fn serves(&self, host: &str) -> bool {
         let host = host::name(host);
         self.entries.iter().any(|entry| entry.host.as_ref().is_none_or(|ours| ours.matches(host)))
     }

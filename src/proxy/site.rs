@@ -31,7 +31,7 @@ use crate::store::config::OnError;
 
 /// A site: its routes, and the rules for message heads.
 #[derive(Debug)]
-pub struct Site {
+pub(crate) struct Site {
     matcher: Matcher,
     routes: Vec<Route>,
     /// Names of the headers that any route adds to requests; only the proxy may set them.
@@ -82,7 +82,7 @@ impl Site {
     ///
     /// # Panics
     /// If the operating system provides no random bytes.
-    pub fn new(
+    pub(crate) fn new(
         config: Config,
         api_prefix: &str,
         api_url: &str,

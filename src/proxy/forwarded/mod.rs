@@ -60,7 +60,7 @@ pub struct Rules {
 
 impl Rules {
     /// Returns whether the forwarding fields of a peer are trusted.
-    pub fn trusts(&self, peer: Peer) -> bool {
+    pub(crate) fn trusts(&self, peer: Peer) -> bool {
         !peer.is_unknown && self.trust.trusts_peer(peer.address)
     }
 
@@ -138,13 +138,13 @@ pub fn rewrite(
 }
 
 /// Returns whether a name, in any spelling, is that of a field that the proxy writes.
-pub fn is_written(name: &HeaderName) -> bool {
+pub(crate) fn is_written(name: &HeaderName) -> bool {
     WRITTEN.iter().any(|ours| names::is_same(name, ours))
 }
 
 /// Returns the host as the browser sees it, for a head that has not been rewritten: as reported by a
 /// trusted peer, or else the Host. The target must be normalized before.
-pub fn host(headers: &HeaderMap, rules: &Rules, peer: Peer) -> Option<HeaderValue> {
+pub(crate) fn host(headers: &HeaderMap, rules: &Rules, peer: Peer) -> Option<HeaderValue> {
     let address = peer.address.map(|address| address.to_canonical());
     let info = rules.trusts(peer).then(|| ForwardedInfo::read(headers, &rules.trust, address));
     info.and_then(|info| info.host).or_else(|| headers.get(HOST).cloned())
