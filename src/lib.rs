@@ -37,7 +37,8 @@
 //! 6  proxy · api · admin      the HTTP services
 //! 5  sessions → wire          the session of a request; JSON of patches, sessions and problems
 //! 4  store                    where records are kept: memory, SQLite, files, Redis; cache
-//! 3  session                  pure: tokens, records, patches, policy, cookies
+//! 3  session · redis          pure: tokens, records, patches, policy, cookies; a Redis client that
+//!                             reconnects by itself and knows no session
 //! 2  telemetry                trace context, spans and their export
 //! 1  server · client          listeners, connections, limits; upstream connections, balancing, health
 //! 0  body log metrics net random secret tasks time   vocabulary
@@ -84,6 +85,7 @@ pub mod metrics;
 pub mod net;
 pub mod proxy;
 pub mod random;
+pub mod redis;
 pub mod secret;
 pub mod server;
 pub mod session;

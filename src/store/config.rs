@@ -1,13 +1,12 @@
 //! What a store is told.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::secret::Secret;
+use crate::redis::config::{self as redis, Password, Tls, Topology};
 
 /// What a store is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,66 +65,6 @@ pub struct Redis {
     pub durable_destroy: DurableDestroy,
 }
 
-/// The servers of a deployment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Topology {
-    /// One server.
-    Server(Address),
-    /// A primary and its replicas; sentinels say which is the primary.
-    Sentinel {
-        /// Where the sentinels are: at least one.
-        sentinels: Vec<Address>,
-        /// The name under which they know the primary.
-        service: String,
-    },
-    /// A cluster.
-    Cluster {
-        /// Some of its nodes, to ask for all: at least one.
-        nodes: Vec<Address>,
-    },
-}
-
-/// Where one server is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Address {
-    /// On the network.
-    Tcp {
-        /// A name or an IP address, without brackets.
-        host: String,
-        /// The port.
-        port: u16,
-    },
-    /// On this machine: a socket's path.
-    Unix(PathBuf),
-}
-
-/// A password that may change while the process runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Password {
-    /// It stays as it is: from the environment or the configuration itself.
-    Fixed(Secret),
-    /// It is read for each connection that is made, so that a new one needs no restart.
-    File(PathBuf),
-}
-
-/// TLS to a server. The files are read for each connection that is made.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tls {
-    /// Certificates of the authorities that are trusted, in PEM; `None` for those of the system.
-    pub ca: Option<PathBuf>,
-    /// What the server knows us by.
-    pub client: Option<ClientCertificate>,
-}
-
-/// A certificate and its key, in PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientCertificate {
-    /// The certificate and what leads to its authority.
-    pub certificate: PathBuf,
-    /// Its key.
-    pub key: PathBuf,
-}
-
 /// Whether a destroy waits until one replica has it, so that no failover brings the session back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DurableDestroy {
@@ -138,26 +77,6 @@ pub enum DurableDestroy {
     Off,
 }
 
-impl Password {
-    /// The password as it is now; an error says what is wrong with its file.
-    pub fn read(&self) -> Result<Secret, String> {
-        match self {
-            Self::Fixed(secret) => Ok(secret.clone()),
-            Self::File(path) => Secret::read(path),
-        }
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
 /// What becomes of requests while the store is away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -166,6 +85,20 @@ pub enum OnError {
     Fail,
     /// Every request goes through without a session.
     Anonymous,
+}
+
+impl Redis {
+    /// Returns what the client needs.
+    pub(crate) fn servers(&self) -> redis::Config {
+        redis::Config {
+            topology: self.topology.clone(),
+            user: self.user.clone(),
+            password: self.password.clone(),
+            sentinel_password: self.sentinel_password.clone(),
+            database: self.database,
+            tls: self.tls.clone(),
+        }
+    }
 }
 
 impl Backend {

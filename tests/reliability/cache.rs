@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cloakroom::redis::config::{Address, Topology};
 use cloakroom::server::Tasks;
 use cloakroom::session::id::Id;
 use cloakroom::session::patch::{Authority, Change, Op, Patch, Tombstone};
 use cloakroom::session::policy::Policy;
 use cloakroom::session::record::{Entry, Key, Meta, Record, Values};
 use cloakroom::store::cache::{Cached, Coherence, Hot};
-use cloakroom::store::config::{Address, DurableDestroy, Redis as Config, Topology};
+use cloakroom::store::config::{DurableDestroy, Redis as Config};
 use cloakroom::store::redis::{Deployment, LEASE, Redis, track};
 use cloakroom::store::{Backend as _, Store, Want};
 use cloakroom::time::Clock;

@@ -8,11 +8,10 @@ use super::super::keys::{self, Keys};
 use super::super::problem::Place;
 use super::super::secret::{Literal, Source};
 use super::context::Context;
+use crate::redis::config::{ClientCertificate, Password, Tls, Topology};
 use crate::session::key_ring::{Key, KeyRing};
 use crate::session::policy::OnReplay;
-use crate::store::config::{
-    Backend, ClientCertificate, Config, DurableDestroy, Password, Redis, Tls, Topology,
-};
+use crate::store::config::{Backend, Config, DurableDestroy, Redis};
 use crate::store::url::{Encryption, RedisUrl, StoreUrl};
 
 /// The key that is generated for an embedded store, in the directory of its data.

@@ -1,150 +1,53 @@
-//! A deployment, as all workers of a process know it.
+//! A deployment, and the settings of the store on it.
 
-use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::dial::Dialer;
-use super::notices::Notices;
-use super::replicate::Replicas;
-use super::sentinel::Sentinels;
-use crate::store::Cause;
-use crate::store::config::{self, Address, DurableDestroy, Topology};
+use crate::redis;
+use crate::store::config;
 use crate::tasks::Tasks;
 
-/// A deployment of Redis, as all workers of a process know it; nothing is spoken to yet.
+/// A deployment of Redis, shared by the stores of all workers. Nothing is connected yet.
 #[derive(Clone, Debug)]
 pub struct Deployment {
-    pub(super) dialer: Arc<Dialer>,
-    pub(super) layout: Layout,
+    pub(super) servers: redis::Deployment,
+    /// What our keys begin with.
     pub(super) prefix: String,
+    /// The deadline of a call, connecting included.
     pub(super) timeout: Duration,
-    pub(super) durable_destroy: DurableDestroy,
-    pub(super) replicas: Arc<Replicas>,
-    pub(super) notices: Arc<Notices>,
-}
-
-/// Which servers there are.
-#[derive(Clone, Debug)]
-pub(super) enum Layout {
-    One(Place),
-    Cluster(Vec<Address>),
-}
-
-/// Where one server is.
-#[derive(Clone, Debug)]
-pub(super) enum Place {
-    Fixed(Address),
-    Elected(Arc<Sentinels>),
+    /// Whether a destroy waits for a replica.
+    pub(super) wait: redis::WaitPolicy,
 }
 
 impl Deployment {
-    /// A deployment, of which a call may take `timeout`, connecting included.
+    /// Creates a deployment whose calls may take `timeout`, connecting included.
     pub fn new(config: &config::Redis, timeout: Duration) -> Self {
-        let layout = match config.topology.clone() {
-            Topology::Cluster { nodes } => Layout::Cluster(nodes),
-            Topology::Server(address) => Layout::One(Place::Fixed(address)),
-            Topology::Sentinel { sentinels, service } => {
-                Layout::One(Place::Elected(Arc::new(Sentinels::new(sentinels, service))))
-            }
-        };
-        let replicas = Arc::new(Replicas::new());
-        if matches!(layout, Layout::One(Place::Elected(_))) {
-            replicas.mark_all();
-        }
         Self {
-            dialer: Arc::new(Dialer::new(config, Arc::clone(&replicas))),
-            layout,
+            servers: redis::Deployment::new(&config.servers()),
             prefix: config.key_prefix.clone(),
             timeout,
-            durable_destroy: config.durable_destroy,
-            replicas,
-            notices: Arc::default(),
+            wait: match config.durable_destroy {
+                config::DurableDestroy::Auto => redis::WaitPolicy::IfReplicated,
+                config::DurableDestroy::On => redis::WaitPolicy::Always,
+                config::DurableDestroy::Off => redis::WaitPolicy::Never,
+            },
         }
     }
 
-    /// The same deployment for stores of a runtime that ends before the others do. What is known
-    /// of the servers is shared; connections, and what sentinels announce, are not.
+    /// Returns the same deployment for stores of a runtime that ends before the others. What is known of the
+    /// servers is shared; connections, and what sentinels announce, are not.
     #[must_use]
     pub fn apart(&self) -> Self {
-        let layout = match &self.layout {
-            Layout::One(Place::Elected(sentinels)) => {
-                Layout::One(Place::Elected(Arc::new(sentinels.unheard())))
-            }
-            other => other.clone(),
-        };
-        Self { layout, ..self.clone() }
+        Self { servers: self.servers.apart(), ..self.clone() }
     }
 
-    /// Subscribes to the sentinels until the drain: every store on this deployment leaves an old
-    /// primary when they announce another. To be called once, in a runtime that lives as long as
-    /// the stores. Does nothing without sentinels.
+    /// Subscribes to the sentinels until shutdown: every store on this deployment leaves an old primary when
+    /// they announce another. Call it once, in a runtime that lives as long as the stores. Does nothing
+    /// without sentinels.
     ///
     /// # Panics
     ///
     /// Outside a tokio runtime.
     pub fn follow(&self, tasks: &Tasks) {
-        if let Layout::One(Place::Elected(sentinels)) = &self.layout {
-            sentinels.follow(&self.dialer, tasks);
-        }
-    }
-}
-
-impl Place {
-    /// Where the server is now.
-    pub(super) async fn find(&self, dialer: &Dialer) -> Result<Address, Cause> {
-        match self {
-            Self::Fixed(address) => Ok(address.clone()),
-            Self::Elected(sentinels) => sentinels.primary(dialer).await,
-        }
-    }
-
-    /// Where sentinels announce that the server is, if they do.
-    pub(super) fn announced(&self) -> Option<Address> {
-        match self {
-            Self::Fixed(_) => None,
-            Self::Elected(sentinels) => sentinels.announced(),
-        }
-    }
-
-    /// Whether sentinels announce another server than this one.
-    pub(super) fn is_left(&self, address: &Address) -> bool {
-        match self {
-            Self::Fixed(_) => false,
-            Self::Elected(sentinels) => sentinels.announce_other_than(address),
-        }
-    }
-
-    /// Completes when sentinels announce another server than this one.
-    pub(super) async fn announced_other_than(&self, address: Option<&Address>) {
-        match self {
-            Self::Fixed(_) => std::future::pending().await,
-            Self::Elected(sentinels) => drop(sentinels.announced_other_than(address).await),
-        }
-    }
-
-    /// Tells everybody that calls go to this address from now on.
-    pub(super) fn found(&self, address: &Address) {
-        match self {
-            Self::Fixed(_) => {}
-            Self::Elected(sentinels) => sentinels.found(address),
-        }
-    }
-
-    /// Completes when calls go to another address than this one.
-    pub(super) async fn moved_from(&self, address: &Address) -> Address {
-        match self {
-            Self::Fixed(_) => std::future::pending().await,
-            Self::Elected(sentinels) => sentinels.moved_from(address).await,
-        }
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Fixed(address) => write!(f, "{address}"),
-            Self::Elected(sentinels) => write!(f, "{sentinels}"),
-        }
+        self.servers.follow(tasks);
     }
 }

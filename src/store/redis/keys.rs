@@ -2,10 +2,9 @@
 //! `<prefix>keys`, each with the time since when every instance that started had it.
 
 use super::fields::{Unreadable, array, text};
-use super::replicate::Manner;
-use super::request::Script;
 use super::survey::denial;
-use super::{Redis, trouble};
+use super::{Redis, error};
+use crate::redis::{CallMode, Script, whole};
 use crate::session::key_ring::Fingerprint;
 use crate::store::{Error, KnownKey, KnownKeys};
 use crate::time::Timestamp;
@@ -24,9 +23,9 @@ impl Redis {
             command.arg(fingerprint.to_string());
         }
         let deadline = self.deadline();
-        match self.servers.run(&script, &key, &command, Manner::Shared, deadline).await {
+        match self.servers.run(&script, &key, &command, CallMode::Shared, deadline).await {
             Ok(told) => Ok(known(told.value).unwrap_or_else(|error| denied(&error))),
-            Err(trouble) => match trouble.of_write() {
+            Err(trouble) => match error::of_write(trouble) {
                 Error::Corrupt(cause) => Ok(denied(&*cause)),
                 error => match denial(&error) {
                     Some(cause) => Ok(KnownKeys::Denied(cause)),
@@ -39,7 +38,7 @@ impl Redis {
 
 /// Something else is under the name of the set.
 fn denied(cause: &dyn std::error::Error) -> KnownKeys {
-    KnownKeys::Denied(trouble::whole(cause))
+    KnownKeys::Denied(whole(cause))
 }
 
 /// Reads fingerprints and scores by turns.

@@ -6,13 +6,12 @@ use redis::{Value, cmd, from_redis_value, pipe};
 use tokio::time::Instant;
 
 use super::fields::{self, Unreadable, unreadable};
-use super::request::Request;
-use super::trouble::Trouble;
-use super::{Redis, hmget};
+use super::{Redis, error, hmget};
 use crate::log::limited;
+use crate::redis::config::Address;
+use crate::redis::{CallError, Request};
 use crate::session::id::Id;
 use crate::session::record::{Entry, Principal};
-use crate::store::config::Address;
 use crate::store::{Error, Page};
 use crate::time::Timestamp;
 
@@ -78,7 +77,7 @@ impl Redis {
             let key = self.index_key(principal);
             let mut remove = cmd("ZREM");
             remove.arg(&key).arg(over);
-            self.servers.ask(&key, &remove, deadline).await?;
+            self.ask(&key, &remove, deadline).await?;
         }
         Ok(page)
     }
@@ -107,8 +106,7 @@ impl Redis {
                 .arg(offset)
                 .arg(batch);
             let rows: Vec<(Value, f64)> =
-                from_redis_value(self.servers.ask(&key, &command, deadline).await?)
-                    .map_err(unreadable)?;
+                from_redis_value(self.ask(&key, &command, deadline).await?).map_err(unreadable)?;
             let count = rows.len();
             for (name, score) in rows {
                 // Other members are not ours, and name no session.
@@ -135,7 +133,7 @@ impl Redis {
     /// A page is what one `SCAN` of one node finds; what is too much for it goes into the cursor.
     pub(super) async fn list_all(&self, cursor: Option<&str>, limit: usize) -> Result<Page, Error> {
         let deadline = self.deadline();
-        let nodes = self.servers.nodes(deadline).await?;
+        let nodes = self.nodes(deadline).await?;
         let mut at = match cursor.and_then(Scan::parse) {
             Some(at) => at,
             None => Scan { node: nodes.first().cloned().flatten(), ..Scan::default() },
@@ -170,7 +168,7 @@ impl Redis {
         command.arg(&at.cursor).arg("MATCH").arg(glob(&self.prefix)).arg("COUNT").arg(count);
         let node = at.node.as_ref();
         let answer = self.servers.call_at(node, Request::One(&command), deadline).await;
-        let answer = answer.map_err(Trouble::of_read)?;
+        let answer = answer.map_err(error::of_read)?;
         let (next, keys): (String, Vec<Value>) = from_redis_value(answer).map_err(unreadable)?;
         at.cursor = next;
         at.rest = keys.iter().filter_map(fields::id_of).collect();
@@ -212,8 +210,8 @@ impl Redis {
         let answer = self.servers.call_at(node, Request::Several(&requests), deadline).await;
         let answers = match answer {
             Ok(answer) => fields::array(answer)?,
-            Err(Trouble::Refused(_)) => return self.entries_one_by_one(ids, deadline).await,
-            Err(trouble) => return Err(trouble.of_read()),
+            Err(CallError::Refused(_)) => return self.entries_one_by_one(ids, deadline).await,
+            Err(trouble) => return Err(error::of_read(trouble)),
         };
         // E.g. a slot has moved since the map was drawn: each is asked for by itself.
         if answers.iter().any(is_refused) {
@@ -246,7 +244,7 @@ impl Redis {
         let mut entries = Vec::with_capacity(ids.len());
         for (_, id) in ids {
             let key = self.key(id);
-            let answer = match self.servers.ask(&key, &hmget(&key), deadline).await {
+            let answer = match self.ask(&key, &hmget(&key), deadline).await {
                 Err(Error::Corrupt(_)) => {
                     entries.push(Err(Unreadable));
                     continue;

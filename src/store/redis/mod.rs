@@ -14,23 +14,14 @@
 //! each worker.
 
 mod calls;
-mod cluster;
 mod deployment;
-mod dial;
+mod error;
 mod fields;
 mod keys;
-mod link;
 mod list;
-mod notices;
 mod probe;
-mod replicate;
-mod request;
-mod sentinel;
-mod servers;
-mod slot;
 mod survey;
 mod tracking;
-mod trouble;
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -42,17 +33,15 @@ use tokio::time::Instant;
 use self::calls::Answered;
 pub use self::deployment::Deployment;
 use self::fields::{FIELDS, Indexed, Unreadable};
-use self::link::Told;
-use self::notices::Notices;
-use self::replicate::{Manner, Replicas};
-use self::request::{Request, Script};
-use self::servers::Servers;
 pub use self::survey::{Survey, SurveyError};
 pub use self::tracking::{LEASE, track};
-use self::trouble::{Trouble, whole};
-use super::config::DurableDestroy;
 use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want, encode};
 use crate::log::limited;
+use crate::redis::config::Address;
+use crate::redis::{
+    CallError, CallMode, Confirmed, Notices, Replicas, Request, Script, Servers, Told, WaitPolicy,
+    whole,
+};
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, ExpiryChange, Refusal, Replicated, Use};
@@ -70,7 +59,7 @@ pub struct Redis {
     servers: Servers,
     prefix: String,
     timeout: Duration,
-    durable_destroy: DurableDestroy,
+    wait: WaitPolicy,
     replicas: Arc<Replicas>,
     notices: Arc<Notices>,
     scripts: Scripts,
@@ -110,12 +99,12 @@ impl Redis {
     /// anew by `tasks`.
     pub fn new(deployment: &Deployment, tasks: Tasks) -> Self {
         Self {
-            servers: Servers::new(deployment, tasks),
+            servers: Servers::new(&deployment.servers, tasks),
             prefix: deployment.prefix.clone(),
             timeout: deployment.timeout,
-            durable_destroy: deployment.durable_destroy,
-            replicas: Arc::clone(&deployment.replicas),
-            notices: Arc::clone(&deployment.notices),
+            wait: deployment.wait,
+            replicas: deployment.servers.replicas(),
+            notices: deployment.servers.notices(),
             scripts: Scripts {
                 create: Script::new(include_str!("create.lua")),
                 patch: Script::new(concat!(include_str!("prelude.lua"), include_str!("patch.lua"))),
@@ -127,6 +116,16 @@ impl Redis {
                 index: Script::new(include_str!("index.lua")),
             },
         }
+    }
+
+    /// Sends a command that changes nothing.
+    async fn ask(&self, key: &str, command: &Cmd, deadline: Instant) -> Result<Value, Error> {
+        self.servers.ask(key, command, deadline).await.map_err(error::of_read)
+    }
+
+    /// Lists the nodes that hold keys; a single server has no name.
+    async fn nodes(&self, deadline: Instant) -> Result<Vec<Option<Address>>, Error> {
+        self.servers.nodes(deadline).await.map_err(Error::Unavailable)
     }
 
     fn deadline(&self) -> Instant {
@@ -155,9 +154,9 @@ impl Redis {
         let key = self.index_key(&principal);
         let mut command = script.on(&key);
         command.arg(until.as_millis()).arg(id.to_string());
-        let answer = self.write(script, &key, &command, Manner::Shared, deadline).await;
+        let answer = self.write(script, &key, &command, CallMode::Shared, deadline).await;
         // Nothing of the session has changed yet, whatever became of this.
-        answer.map_err(Trouble::of_read)?;
+        answer.map_err(error::of_read)?;
         Ok(Indexed { principal, until })
     }
 
@@ -177,7 +176,7 @@ impl Redis {
                 (command, Some(of))
             }
         };
-        let answer = self.servers.ask(&key, &command, deadline).await?;
+        let answer = self.ask(&key, &command, deadline).await?;
         self.check(id, &answer).map_err(Crossed::of_read)?;
         Ok(match answer {
             Value::Map(_) => fields::entry_of_hgetall(answer)?,
@@ -224,8 +223,8 @@ impl Redis {
         for (name, text) in fields::fields_of(id, record, ends_at, indexed.as_ref()) {
             command.arg(name).arg(text);
         }
-        let told = self.write(script, &key, &command, Manner::Shared, deadline).await;
-        let answer = told.map_err(Trouble::of_write)?.value;
+        let told = self.write(script, &key, &command, CallMode::Shared, deadline).await;
+        let answer = told.map_err(error::of_write)?.value;
         self.notices.taken();
         match self.count(id, &answer).map_err(Crossed::of_write)? {
             0 => Ok(Created::Exists),
@@ -242,11 +241,8 @@ impl Redis {
         let deadline = self.deadline();
         let script = &self.scripts.patch;
         let key = self.key(id);
-        let manner = if change.patch.only_destroys() {
-            self.manner_of_destroy(&key)
-        } else {
-            Manner::Shared
-        };
+        let mode =
+            if change.patch.only_destroys() { self.destroy_mode(&key) } else { CallMode::Shared };
         let mut indexed = None;
         // A log-in needs the index for sure; its end is guessed, most often right.
         if let Some(needed) = guess(change) {
@@ -255,15 +251,15 @@ impl Redis {
         for _ in 0..ATTEMPTS {
             let mut command = script.on(&key);
             calls::patch_arguments(&mut command, change, want, indexed.as_ref());
-            let told = self.write(script, &key, &command, manner, deadline).await;
-            let told = told.map_err(Trouble::of_write)?;
+            let told = self.write(script, &key, &command, mode, deadline).await;
+            let told = told.map_err(error::of_write)?;
             if !change.patch.only_destroys() {
                 self.notices.taken();
             }
             self.check(id, &told.value).map_err(Crossed::of_write)?;
             match calls::patched(told.value, change)? {
                 Answered::Done(answer) => {
-                    let replicated = told.replicated;
+                    let replicated = told.confirmed.into();
                     return Ok(answer.map(|applied| Applied { replicated, ..applied }));
                 }
                 Answered::Index(needed) => {
@@ -282,8 +278,8 @@ impl Redis {
         for _ in 0..ATTEMPTS {
             let mut command = script.on(&key);
             calls::use_arguments(&mut command, used, policy, indexed.as_ref());
-            let told = self.write(script, &key, &command, Manner::Shared, deadline).await;
-            let answer = told.map_err(Trouble::of_write)?.value;
+            let told = self.write(script, &key, &command, CallMode::Shared, deadline).await;
+            let answer = told.map_err(error::of_write)?.value;
             self.notices.taken();
             self.check(id, &answer).map_err(Crossed::of_write)?;
             match calls::used(answer)? {
@@ -300,11 +296,11 @@ impl Redis {
         let script = &self.scripts.remove;
         let key = self.key(id);
         let command = script.on(&key);
-        let (manner, deadline) = (self.manner_of_destroy(&key), self.deadline());
-        let told = self.write(script, &key, &command, manner, deadline).await;
-        let told = told.map_err(Trouble::of_write)?;
+        let (mode, deadline) = (self.destroy_mode(&key), self.deadline());
+        let told = self.write(script, &key, &command, mode, deadline).await;
+        let told = told.map_err(error::of_write)?;
         let removed = self.count(id, &told.value).map_err(Crossed::of_write)?;
-        Ok((removed == 1).then_some(told.replicated))
+        Ok((removed == 1).then_some(told.confirmed.into()))
     }
 
     /// Runs a script that changes something, and has the log say it if changes are refused. That
@@ -314,18 +310,18 @@ impl Redis {
         script: &Script,
         key: &str,
         command: &Cmd,
-        manner: Manner<'_>,
+        mode: CallMode<'_>,
         deadline: Instant,
-    ) -> Result<Told, Trouble> {
-        let told = self.servers.run(script, key, command, manner, deadline).await;
-        if let Some(refusal) = told.as_ref().err().and_then(Trouble::refuses_changes) {
+    ) -> Result<Told, CallError> {
+        let told = self.servers.run(script, key, command, mode, deadline).await;
+        if let Some(refusal) = told.as_ref().err().and_then(error::refuses_changes) {
             self.notices.refused(whole(refusal));
         }
         told
     }
 
-    fn manner_of_destroy(&self, key: &str) -> Manner<'_> {
-        self.replicas.manner(self.durable_destroy, self.servers.slot_of(key))
+    fn destroy_mode(&self, key: &str) -> CallMode<'_> {
+        self.replicas.mode(self.wait, self.servers.slot_of(key))
     }
 }
 
@@ -343,6 +339,16 @@ fn hmget(key: &str) -> Cmd {
     let mut command = cmd("HMGET");
     command.arg(key).arg(&FIELDS);
     command
+}
+
+impl From<Confirmed> for Replicated {
+    fn from(confirmed: Confirmed) -> Self {
+        match confirmed {
+            Confirmed::Yes => Self::Yes,
+            Confirmed::No => Self::No,
+            Confirmed::NotAsked => Self::NotAsked,
+        }
+    }
 }
 
 impl From<Unreadable> for Error {
@@ -417,10 +423,10 @@ impl Store for Redis {
     fn ping(&self) -> Answer<'_, ()> {
         Box::pin(async {
             let deadline = self.deadline();
-            for node in self.servers.nodes(deadline).await? {
+            for node in self.nodes(deadline).await? {
                 let ping = cmd("PING");
                 let answer = self.servers.call_at(node.as_ref(), Request::One(&ping), deadline);
-                answer.await.map_err(Trouble::of_read)?;
+                answer.await.map_err(error::of_read)?;
             }
             Ok(())
         })

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use super::Redis;
-use super::replicate::Manner;
-use super::trouble::Trouble;
+use super::{Redis, error};
 use crate::random;
+use crate::redis::CallMode;
+use crate::redis::config::Address;
 use crate::session::id::Id;
 use crate::store::Error;
-use crate::store::config::Address;
 use crate::time::Timestamp;
 
 /// How long the key of a probe lasts. No pattern of ours finds it.
@@ -19,13 +18,13 @@ impl Redis {
     pub(super) async fn write_probes(&self, now: Timestamp) -> Result<(), Error> {
         let deadline = self.deadline();
         let script = &self.scripts.create;
-        for node in self.servers.nodes(deadline).await? {
+        for node in self.nodes(deadline).await? {
             let Some((id, key)) = self.probe_key(node.as_ref()) else { continue };
             let mut command = script.on(&key);
             let ends = now + PROBE_LASTS;
             command.arg(ends.as_millis()).arg("id").arg(id.to_string());
-            let told = self.servers.run(script, &key, &command, Manner::Shared, deadline).await;
-            told.map_err(Trouble::of_write)?;
+            let told = self.servers.run(script, &key, &command, CallMode::Shared, deadline).await;
+            told.map_err(error::of_write)?;
         }
         Ok(())
     }

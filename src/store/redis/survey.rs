@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use redis::{RedisError, cmd, from_redis_value};
 
-use super::request::Request;
-use super::trouble::{Trouble, is_denied, whole};
-use super::{Deployment, Redis};
+use super::{Deployment, Redis, error};
 use crate::random;
+use crate::redis::{Request, is_denied, whole};
 use crate::session::id::Id;
 use crate::session::patch::{Authority, Change, Op, Patch, Tombstone, Use};
 use crate::session::policy::Policy;
@@ -108,7 +107,7 @@ impl Redis {
         for (name, arguments) in commands {
             let mut command = cmd(name);
             command.arg(&key).arg(arguments);
-            self.servers.ask(&key, &command, deadline).await?;
+            self.ask(&key, &command, deadline).await?;
         }
         Ok(())
     }
@@ -118,9 +117,9 @@ impl Redis {
         let deadline = self.deadline();
         let mut info = cmd("INFO");
         info.arg("memory");
-        for node in self.servers.nodes(deadline).await.ok()? {
+        for node in self.nodes(deadline).await.ok()? {
             let answer = self.servers.call_at(node.as_ref(), Request::One(&info), deadline).await;
-            let text: String = from_redis_value(answer.map_err(Trouble::of_read).ok()?).ok()?;
+            let text: String = from_redis_value(answer.map_err(error::of_read).ok()?).ok()?;
             let mut lines = text.lines();
             let policy = lines.find_map(|line| line.strip_prefix("maxmemory_policy:"))?;
             if policy != "noeviction" {

@@ -18,12 +18,11 @@ use redis::{PushInfo, PushKind, Value, cmd};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::deployment::{Deployment, Layout, Place};
-use super::dial::{CONNECT_TIMEOUT, Role};
-use super::{fields, trouble};
-use crate::store::Cause;
+use super::deployment::Deployment;
+use super::fields;
+use crate::redis::config::Address;
+use crate::redis::{CONNECT_TIMEOUT, Cause, Layout, Place, Role, whole};
 use crate::store::cache::Hot;
-use crate::store::config::Address;
 use crate::tasks::Tasks;
 
 /// For how long a record is told after it was last known to be good.
@@ -49,7 +48,7 @@ struct Moved(Address);
 /// Keeps `hot` coherent with the deployment until the drain. In a cluster it does nothing, and
 /// nothing is cached.
 pub async fn track(deployment: Deployment, hot: Arc<Hot>, tasks: Tasks) {
-    let Layout::One(place) = &deployment.layout else { return };
+    let Layout::One(place) = &deployment.servers.layout else { return };
     let mut told = false;
     loop {
         let watched = async {
@@ -68,7 +67,7 @@ pub async fn track(deployment: Deployment, hot: Arc<Hot>, tasks: Tasks) {
         if let Err(cause) = ended
             && !std::mem::replace(&mut told, true)
         {
-            let cause = trouble::whole(&*cause);
+            let cause = whole(&*cause);
             warn!(%cause, "the cache is not kept coherent, and not used");
         }
         tokio::select! {
@@ -84,7 +83,7 @@ async fn arm(
     place: &Place,
     hot: &Arc<Hot>,
 ) -> Result<(Address, MultiplexedConnection), Cause> {
-    let address = place.find(&deployment.dialer).await?;
+    let address = place.find(&deployment.servers.dialer).await?;
     let deadline = tokio::time::Instant::now() + CONNECT_TIMEOUT;
     let pushed = {
         let hot = Arc::clone(hot);
@@ -93,7 +92,7 @@ async fn arm(
             Ok::<_, SendError>(())
         }
     };
-    let connected = deployment.dialer.dial(&address, Role::Primary, pushed, deadline).await;
+    let connected = deployment.servers.dialer.dial(&address, Role::Primary, pushed, deadline).await;
     let mut connection = connected?;
     let mut tracking = cmd("CLIENT");
     tracking.arg("TRACKING").arg("ON").arg("BCAST");

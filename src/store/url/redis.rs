@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
+use crate::redis::config::{Address, Topology};
 use crate::secret::Secret;
-use crate::store::config::{Address, Topology};
 
 /// The URL of a deployment, taken apart and decoded.
 #[derive(Clone, Debug)]

@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use self::kit::RedisServer;
 use super::*;
+use crate::redis::config::{Address, Password, Topology};
 use crate::secret::Secret;
 use crate::session::patch::{Authority, Op, Patch, Tombstone};
 use crate::session::record::Values;
-use crate::store::config::{self, Address, Password, Topology};
+use crate::store::config::{self, DurableDestroy};
 use crate::store::conformance::{Fresh, json, key, new_id, now, patch, record, runtime, suite};
 
 const TIMEOUT: Duration = Duration::from_secs(20);

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use super::kit::{Authority, Cluster, Flaw, Sentinels};
 use super::*;
-use crate::store::config::{ClientCertificate, Tls};
+use crate::redis::config::{ClientCertificate, Tls};
 
 /// A deployment under a prefix that no other test has.
 pub(super) fn apart(config: config::Redis) -> config::Redis {

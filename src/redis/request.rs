@@ -5,7 +5,7 @@ use redis::{Arg, Cmd, Pipeline, RedisError, Value, cmd};
 
 /// What to send: one command, or several in one go.
 #[derive(Clone, Copy)]
-pub(super) enum Request<'a> {
+pub(crate) enum Request<'a> {
     One(&'a Cmd),
     Several(&'a Pipeline),
     /// One command to a cluster's node that does not own its key yet.
@@ -13,7 +13,7 @@ pub(super) enum Request<'a> {
 }
 
 impl Request<'_> {
-    pub(super) async fn send(
+    pub(crate) async fn send(
         self,
         connection: &mut MultiplexedConnection,
     ) -> Result<Value, RedisError> {
@@ -30,7 +30,7 @@ impl Request<'_> {
     }
 
     /// The same, sent to where a cluster is moving its key.
-    pub(super) fn asking(self) -> Self {
+    pub(crate) fn asking(self) -> Self {
         match self {
             Self::One(command) | Self::Asking(command) => Self::Asking(command),
             // Keys of several slots do not move together.
@@ -41,26 +41,26 @@ impl Request<'_> {
 
 /// A script, which a server runs by its hash once it has seen it.
 #[derive(Debug)]
-pub(super) struct Script {
+pub(crate) struct Script {
     code: &'static str,
     hash: String,
 }
 
 impl Script {
-    pub(super) fn new(code: &'static str) -> Self {
+    pub(crate) fn new(code: &'static str) -> Self {
         let hash = redis::Script::new(code).get_hash().to_owned();
         Self { code, hash }
     }
 
     /// A call of it on one key, to which arguments are to be added.
-    pub(super) fn on(&self, key: &str) -> Cmd {
+    pub(crate) fn on(&self, key: &str) -> Cmd {
         let mut command = cmd("EVALSHA");
         command.arg(&self.hash).arg(1).arg(key);
         command
     }
 
     /// The same call, for a server that does not know the script: it does afterwards.
-    pub(super) fn spelled_out(&self, call: &Cmd) -> Cmd {
+    pub(crate) fn spelled_out(&self, call: &Cmd) -> Cmd {
         let mut command = cmd("EVAL");
         command.arg(self.code);
         for argument in call.args_iter().skip(2) {

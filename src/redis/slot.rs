@@ -4,14 +4,14 @@ use std::ops::RangeInclusive;
 
 use redis::{Value, from_redis_value};
 
-use crate::store::config::Address;
+use super::config::Address;
 
 /// How many slots a cluster has.
-pub(super) const SLOTS: u16 = 16384;
+pub(crate) const SLOTS: u16 = 16384;
 
 /// The slot of a key: CRC-16 (XMODEM) of its hash tag, or of all of it where it has none.
 /// Redis cluster specification, "Key distribution model".
-pub(super) fn slot_of(key: &str) -> u16 {
+pub(crate) fn slot_of(key: &str) -> u16 {
     let tag = key
         .split_once('{')
         .and_then(|(_, rest)| rest.split_once('}'))
@@ -31,7 +31,7 @@ fn crc16(bytes: &[u8]) -> u16 {
 
 /// Which node has which slots.
 #[derive(Clone, Debug, Default)]
-pub(super) struct SlotMap {
+pub(crate) struct SlotMap {
     /// By their first slot.
     ranges: Vec<Range>,
 }
@@ -49,7 +49,7 @@ impl SlotMap {
     /// Reads what `CLUSTER SLOTS` answers; `asked` is the node that did, which may leave its own
     /// name out. `None` if it names no primary. A range without a primary that can be reached is
     /// left out.
-    pub(super) fn parse(answer: Value, asked: &Address) -> Option<Self> {
+    pub(crate) fn parse(answer: Value, asked: &Address) -> Option<Self> {
         let Value::Array(rows) = answer else { return None };
         let ranges = rows.into_iter().filter_map(|row| range(row, asked));
         let mut ranges: Vec<Range> = ranges.collect();
@@ -58,21 +58,21 @@ impl SlotMap {
     }
 
     /// The node that has a slot.
-    pub(super) fn owner(&self, slot: u16) -> Option<&Address> {
+    pub(crate) fn owner(&self, slot: u16) -> Option<&Address> {
         let after = self.ranges.partition_point(|range| range.first <= slot);
         let range = self.ranges.get(after.checked_sub(1)?)?;
         (slot <= range.last).then_some(&range.owner)
     }
 
     /// The ranges of slots: which, whose, and whether the map names a replica.
-    pub(super) fn ranges(&self) -> impl Iterator<Item = (RangeInclusive<u16>, &Address, bool)> {
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = (RangeInclusive<u16>, &Address, bool)> {
         self.ranges
             .iter()
             .map(|range| (range.first..=range.last.min(SLOTS - 1), &range.owner, range.replicated))
     }
 
     /// All nodes that have slots, each once, in order.
-    pub(super) fn owners(&self) -> Vec<Address> {
+    pub(crate) fn owners(&self) -> Vec<Address> {
         let mut owners: Vec<Address> =
             self.ranges.iter().map(|range| range.owner.clone()).collect();
         owners.sort();
@@ -108,7 +108,7 @@ fn located(host: Option<&str>, port: u16, asked: &Address) -> Option<Address> {
 }
 
 /// Where a redirection leads: `host:port` after `MOVED` or `ASK`.
-pub(super) fn redirected(to: &str, asked: &Address) -> Option<Address> {
+pub(crate) fn redirected(to: &str, asked: &Address) -> Option<Address> {
     let (host, port) = to.rsplit_once(':')?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     located(Some(host), port.parse().ok()?, asked)

@@ -15,12 +15,12 @@ use redis::{
 };
 use tokio::time::{Instant, timeout_at};
 
+use super::Cause;
+use super::config::{Address, Config, Password, Tls};
 use super::replicate::Replicas;
-use crate::store::Cause;
-use crate::store::config::{self, Address, Password, Tls};
 
 /// For one server: TCP, TLS, log-in and the look at its role.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How many commands may wait to be written.
 const QUEUE: usize = 1024;
@@ -30,7 +30,7 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 
 /// Makes connections; every one reads passwords and certificates anew.
 #[derive(Clone, Debug)]
-pub(super) struct Dialer {
+pub(crate) struct Dialer {
     user: Option<String>,
     password: Option<Password>,
     sentinel_password: Option<Password>,
@@ -41,7 +41,7 @@ pub(super) struct Dialer {
 
 /// What a server has to be to be of use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
+pub(crate) enum Role {
     /// It takes writes.
     Primary,
     /// It belongs to a cluster, and answers `MOVED` to commands about keys that others serve: a
@@ -63,7 +63,7 @@ struct Unreadable(String);
 
 impl Dialer {
     /// What a primary says of its replicas goes into `replicas`.
-    pub(super) fn new(config: &config::Redis, replicas: Arc<Replicas>) -> Self {
+    pub(crate) fn new(config: &Config, replicas: Arc<Replicas>) -> Self {
         Self {
             user: config.user.clone(),
             password: config.password.clone(),
@@ -76,7 +76,7 @@ impl Dialer {
 
     /// A connection that is logged in, to a server of this role. What the server pushes goes to
     /// `pushes`, and so does the end of the connection.
-    pub(super) async fn dial(
+    pub(crate) async fn dial(
         &self,
         address: &Address,
         role: Role,

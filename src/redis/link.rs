@@ -16,15 +16,15 @@ use redis::{PushInfo, PushKind, RedisError, Value};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::Cause;
+use super::config::Address;
 use super::deployment::Place;
 use super::dial::{CONNECT_TIMEOUT, Dialer, Role};
+use super::error::{CallError, is_answer, is_demoted, whole};
 use super::notices::Notices;
-use super::replicate::{Manner, confirm};
+use super::replicate::{CallMode, Confirmed, confirm};
 use super::request::Request;
-use super::trouble::{Trouble, is_answer, is_demoted, whole};
 use crate::random;
-use crate::store::config::Address;
-use crate::store::{Cause, Replicated};
 use crate::tasks::Tasks;
 
 /// After so many waves of calls without an answer the server is away: where its path is dead, the
@@ -36,7 +36,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// The way to one server.
-pub(super) struct Link {
+pub(crate) struct Link {
     me: Weak<Self>,
     dialer: Arc<Dialer>,
     place: Place,
@@ -53,9 +53,9 @@ pub(super) struct Link {
 
 /// An answer, and whether a replica has what it is about.
 #[derive(Debug)]
-pub(super) struct Told {
-    pub(super) value: Value,
-    pub(super) replicated: Replicated,
+pub(crate) struct Told {
+    pub(crate) value: Value,
+    pub(crate) confirmed: Confirmed,
 }
 
 #[derive(Clone)]
@@ -107,7 +107,7 @@ const SPARES: usize = 8;
 
 impl Link {
     /// The way to a server of this role.
-    pub(super) fn new(
+    pub(crate) fn new(
         dialer: Arc<Dialer>,
         place: Place,
         role: Role,
@@ -129,35 +129,37 @@ impl Link {
     }
 
     /// Sends a request, and waits for its answer until `deadline`.
-    pub(super) async fn call(
+    pub(crate) async fn call(
         &self,
         request: Request<'_>,
-        manner: Manner<'_>,
+        mode: CallMode<'_>,
         deadline: Instant,
-    ) -> Result<Told, Trouble> {
+    ) -> Result<Told, CallError> {
         let started = Instant::now();
-        let mut line = self.line(deadline).await.map_err(Trouble::NotSent)?;
+        let mut line = self.line(deadline).await.map_err(CallError::NotSent)?;
         // Where too many wait already, one more is done and not waited for.
-        let alone = match manner {
-            Manner::Replicated(wait) => self.alone.try_acquire().ok().map(|permit| (permit, wait)),
-            Manner::Shared => None,
+        let alone = match mode {
+            CallMode::Replicated(wait) => {
+                self.alone.try_acquire().ok().map(|permit| (permit, wait))
+            }
+            CallMode::Shared => None,
         };
         let Some((_permit, wait)) = alone else {
             let answer = timeout_at(deadline, request.send(&mut line.connection)).await;
             let value = self.judge(&line, started, answer)?;
-            let replicated = match manner {
-                Manner::Replicated(wait) if wait.is_expected() => Replicated::No,
-                Manner::Replicated(_) | Manner::Shared => Replicated::NotAsked,
+            let confirmed = match mode {
+                CallMode::Replicated(wait) if wait.is_expected() => Confirmed::No,
+                CallMode::Replicated(_) | CallMode::Shared => Confirmed::NotAsked,
             };
-            return Ok(Told { value, replicated });
+            return Ok(Told { value, confirmed });
         };
-        let mut connection = self.spare(&line, deadline).await.map_err(Trouble::NotSent)?;
+        let mut connection = self.spare(&line, deadline).await.map_err(CallError::NotSent)?;
         let answer = timeout_at(deadline, request.send(&mut connection)).await;
         let value = self.judge(&line, started, answer)?;
-        let replicated = confirm(&mut connection, wait, deadline).await;
+        let confirmed = confirm(&mut connection, wait, deadline).await;
         self.check(&line)?;
         self.keep(Spare { connection, number: line.number });
-        Ok(Told { value, replicated })
+        Ok(Told { value, confirmed })
     }
 
     /// What an answer, or none, says about the connection.
@@ -166,7 +168,7 @@ impl Link {
         line: &Line,
         started: Instant,
         answer: Result<Result<Value, RedisError>, tokio::time::error::Elapsed>,
-    ) -> Result<Value, Trouble> {
+    ) -> Result<Value, CallError> {
         match answer {
             Ok(Ok(value)) => {
                 line.silence.end();
@@ -178,33 +180,33 @@ impl Link {
                 if is_demoted(&error) {
                     self.lose(line.number, Stage::Away(error.to_string().into()));
                 }
-                Err(Trouble::Refused(error))
+                Err(CallError::Refused(error))
             }
             Ok(Err(error)) => {
                 self.lose(line.number, Stage::Connecting);
-                Err(Trouble::Cut(error.into()))
+                Err(CallError::Closed(error.into()))
             }
             Err(elapsed) => {
                 if line.silence.count(started) >= SILENT_WAVES {
                     self.lose(line.number, Stage::Away("it does not answer".into()));
                 }
-                Err(Trouble::Silent(elapsed.into()))
+                Err(CallError::TimedOut(elapsed.into()))
             }
         }
     }
 
     /// Takes no answer from a primary of which the sentinels have announced the successor: what it
     /// has written is lost, and what it has read may be old.
-    fn check(&self, line: &Line) -> Result<(), Trouble> {
+    fn check(&self, line: &Line) -> Result<(), CallError> {
         if !self.place.is_left(&line.address) {
             return Ok(());
         }
         self.lose(line.number, Stage::Connecting);
-        Err(Trouble::Cut(Left(line.address.clone()).into()))
+        Err(CallError::Closed(Left(line.address.clone()).into()))
     }
 
     /// Lets go of the connection that stands.
-    pub(super) fn distrust(&self) {
+    pub(crate) fn distrust(&self) {
         let number = match &*self.stage.borrow() {
             Stage::Up(line) => line.number,
             Stage::Idle | Stage::Connecting | Stage::Away(_) => return,
@@ -213,7 +215,7 @@ impl Link {
     }
 
     /// Whether calls would not fail at once.
-    pub(super) fn is_hopeful(&self) -> bool {
+    pub(crate) fn is_hopeful(&self) -> bool {
         !matches!(*self.stage.borrow(), Stage::Away(_))
     }
 

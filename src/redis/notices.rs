@@ -16,7 +16,7 @@ const QUIET: Duration = Duration::from_secs(5);
 
 /// What has been logged of a deployment.
 #[derive(Debug, Default)]
-pub(super) struct Notices {
+pub(crate) struct Notices {
     /// What is unreachable: servers, by their places.
     unreachable: Mutex<HashSet<String>>,
     /// Whether `refused` holds an instant.
@@ -27,7 +27,7 @@ pub(super) struct Notices {
 
 impl Notices {
     /// Logs that a server cannot be used, unless it did so already.
-    pub(super) fn unreachable(&self, server: impl Display, cause: impl Display) {
+    pub(crate) fn unreachable(&self, server: impl Display, cause: impl Display) {
         let server = server.to_string();
         if lock(&self.unreachable).insert(server.clone()) {
             warn!(server, %cause, "Redis unreachable");
@@ -35,7 +35,7 @@ impl Notices {
     }
 
     /// Logs that a server can be used again, if it logged that it could not.
-    pub(super) fn reachable(&self, server: impl Display) {
+    pub(crate) fn reachable(&self, server: impl Display) {
         let server = server.to_string();
         if lock(&self.unreachable).remove(&server) {
             info!(server, "Redis reconnected");
@@ -43,12 +43,12 @@ impl Notices {
     }
 
     /// Forgets a server that does not belong to the deployment any more.
-    pub(super) fn forget(&self, server: impl Display) {
+    pub(crate) fn forget(&self, server: impl Display) {
         lock(&self.unreachable).remove(&server.to_string());
     }
 
     /// Logs that changes are refused, unless it did so already.
-    pub(super) fn refused(&self, cause: impl Display) {
+    pub(crate) fn refused(&self, cause: impl Display) {
         let mut refused = lock(&self.refused);
         if refused.replace(Instant::now()).is_none() {
             self.refuses.store(true, Ordering::Relaxed);
@@ -57,7 +57,7 @@ impl Notices {
     }
 
     /// Logs that changes are taken again, if they were refused, and not a moment ago.
-    pub(super) fn taken(&self) {
+    pub(crate) fn taken(&self) {
         if !self.refuses.load(Ordering::Relaxed) {
             return;
         }

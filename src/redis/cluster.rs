@@ -19,17 +19,17 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
+use super::Cause;
+use super::config::Address;
 use super::deployment::{Deployment, Place};
 use super::dial::{Dialer, Role};
+use super::error::{CallError, whole};
 use super::link::{Link, Told};
 use super::notices::Notices;
-use super::replicate::{Manner, Replicas};
+use super::replicate::{CallMode, Replicas};
 use super::request::Request;
 use super::slot::{SlotMap, redirected, slot_of};
-use super::trouble::{Trouble, whole};
 use crate::random;
-use crate::store::Cause;
-use crate::store::config::Address;
 use crate::tasks::Tasks;
 
 /// How often a command is sent on; a slot that moves sends it on once or twice.
@@ -48,7 +48,7 @@ const REFRESH_TIMEOUT: Duration = Duration::from_millis(300);
 const WHOLE: &str = "the cluster's slot map";
 
 /// The way to a cluster.
-pub(super) struct Cluster {
+pub(crate) struct Cluster {
     me: Weak<Self>,
     dialer: Arc<Dialer>,
     seeds: Vec<Address>,
@@ -101,7 +101,7 @@ struct Circle;
 
 impl Cluster {
     /// The way to the cluster of a deployment, of which these nodes are known.
-    pub(super) fn new(deployment: &Deployment, seeds: &[Address], tasks: Tasks) -> Arc<Self> {
+    pub(crate) fn new(deployment: &Deployment, seeds: &[Address], tasks: Tasks) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             dialer: Arc::clone(&deployment.dialer),
@@ -115,61 +115,61 @@ impl Cluster {
     }
 
     /// Makes a call about `key` to the node that has it, and follows redirections.
-    pub(super) async fn call(
+    pub(crate) async fn call(
         &self,
         key: &str,
         request: Request<'_>,
-        manner: Manner<'_>,
+        mode: CallMode<'_>,
         deadline: Instant,
-    ) -> Result<Told, Trouble> {
+    ) -> Result<Told, CallError> {
         let slot = slot_of(key);
         let mut hop = Hop::Owner;
         for _ in 0..HOPS {
             let (address, request) = match hop {
                 Hop::Owner => {
-                    (self.owner(slot, deadline).await.map_err(Trouble::NotSent)?, request)
+                    (self.owner(slot, deadline).await.map_err(CallError::NotSent)?, request)
                 }
                 Hop::Moved(address) => (address, request),
                 Hop::Ask(address) => (address, request.asking()),
             };
-            if let Manner::Replicated(_) = manner {
+            if let CallMode::Replicated(_) = mode {
                 self.replicas.mark_if_owner_has(&address, slot);
             }
-            let trouble = match self.link(&address).call(request, manner, deadline).await {
+            let trouble = match self.link(&address).call(request, mode, deadline).await {
                 Ok(answer) => return Ok(answer),
                 Err(trouble) => trouble,
             };
             hop = match self.next_hop(&trouble, &address) {
                 Some(Hop::Owner) => {
                     let pause = timeout_at(deadline, sleep(TRY_AGAIN)).await;
-                    pause.map_err(|elapsed| Trouble::NotSent(elapsed.into()))?;
+                    pause.map_err(|elapsed| CallError::NotSent(elapsed.into()))?;
                     Hop::Owner
                 }
                 Some(hop) => hop,
                 None => return Err(trouble),
             };
         }
-        Err(Trouble::NotSent(Circle.into()))
+        Err(CallError::NotSent(Circle.into()))
     }
 
     /// Where a command goes that one node did not take; `None` where nowhere.
-    fn next_hop(&self, trouble: &Trouble, asked: &Address) -> Option<Hop> {
+    fn next_hop(&self, trouble: &CallError, asked: &Address) -> Option<Hop> {
         let to = |error: &redis::RedisError| {
             error.redirect_node().and_then(|(to, _)| redirected(to, asked))
         };
-        match (trouble, trouble.answered()) {
+        match (trouble, trouble.server_error()) {
             (_, Some(ServerErrorKind::TryAgain)) => Some(Hop::Owner),
-            (Trouble::Refused(error), Some(ServerErrorKind::Ask)) => to(error).map(Hop::Ask),
-            (Trouble::Refused(error), Some(ServerErrorKind::Moved)) => {
+            (CallError::Refused(error), Some(ServerErrorKind::Ask)) => to(error).map(Hop::Ask),
+            (CallError::Refused(error), Some(ServerErrorKind::Moved)) => {
                 self.refresh();
                 to(error).map(Hop::Moved)
             }
-            (Trouble::Refused(_), Some(ServerErrorKind::ClusterDown))
-            | (Trouble::NotSent(_) | Trouble::Cut(_) | Trouble::Silent(_), _) => {
+            (CallError::Refused(_), Some(ServerErrorKind::ClusterDown))
+            | (CallError::NotSent(_) | CallError::Closed(_) | CallError::TimedOut(_), _) => {
                 self.refresh();
                 None
             }
-            (Trouble::Refused(_), _) => None,
+            (CallError::Refused(_), _) => None,
         }
     }
 
@@ -190,7 +190,7 @@ impl Cluster {
     ///
     /// # Errors
     /// No node tells the map, or one in which no node has slots.
-    pub(super) async fn owners(&self, deadline: Instant) -> Result<Vec<Address>, Cause> {
+    pub(crate) async fn owners(&self, deadline: Instant) -> Result<Vec<Address>, Cause> {
         if let Some(owners) = self.mapped_owners() {
             return Ok(owners);
         }
@@ -210,12 +210,12 @@ impl Cluster {
     }
 
     /// The node that the map names for a key, if it names one.
-    pub(super) fn owner_of(&self, key: &str) -> Option<Address> {
+    pub(crate) fn owner_of(&self, key: &str) -> Option<Address> {
         self.state().map.owner(slot_of(key)).cloned()
     }
 
     /// The link to a node.
-    pub(super) fn link(&self, address: &Address) -> Arc<Link> {
+    pub(crate) fn link(&self, address: &Address) -> Arc<Link> {
         let mut state = self.state();
         let link = state.links.entry(address.clone()).or_insert_with(|| {
             let (dialer, notices) = (Arc::clone(&self.dialer), Arc::clone(&self.notices));
@@ -303,13 +303,13 @@ impl Cluster {
             let mut command = cmd("CLUSTER");
             command.arg("SLOTS");
             let deadline = Instant::now() + REFRESH_TIMEOUT;
-            let told = link.call(Request::One(&command), Manner::Shared, deadline).await;
+            let told = link.call(Request::One(&command), CallMode::Shared, deadline).await;
             let cause = match told {
                 Ok(told) => match SlotMap::parse(told.value, &address) {
                     Some(map) => return Ok(map),
                     None => format!("{address} knows no node that has slots"),
                 },
-                Err(trouble) => format!("{address}: {}", whole(&trouble.of_read())),
+                Err(trouble) => format!("{address}: {}", whole(&trouble)),
             };
             debug!(cause, "a node did not tell the slot map");
             last = cause.into();
@@ -321,13 +321,13 @@ impl Cluster {
 /// All nodes that have slots, and what they are asked.
 impl Cluster {
     /// Sends a request to one node, which nobody redirects.
-    pub(super) async fn call_at(
+    pub(crate) async fn call_at(
         &self,
         address: &Address,
         request: Request<'_>,
         deadline: Instant,
-    ) -> Result<Value, Trouble> {
-        let answer = self.link(address).call(request, Manner::Shared, deadline).await;
+    ) -> Result<Value, CallError> {
+        let answer = self.link(address).call(request, CallMode::Shared, deadline).await;
         if let Err(trouble) = &answer {
             self.next_hop(trouble, address);
         }

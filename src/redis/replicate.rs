@@ -18,23 +18,42 @@ use redis::{RedisError, Value, cmd};
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
+use super::config::Address;
+use super::error::is_unavailable;
 use super::slot::{SLOTS, SlotMap};
-use super::trouble::is_unavailable;
-use crate::store::Replicated;
-use crate::store::config::{Address, DurableDestroy};
 
 /// How a request is sent.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Manner<'a> {
+pub(crate) enum CallMode<'a> {
     /// Among all others.
     Shared,
     /// By itself, and waited for as this has it.
     Replicated(Wait<'a>),
 }
 
+/// Whether a replica has confirmed a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Confirmed {
+    /// A replica has it.
+    Yes,
+    /// No replica confirmed in time; the change is done all the same.
+    No,
+    /// No confirmation was awaited.
+    NotAsked,
+}
+
+/// Whether a change waits for a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WaitPolicy {
+    /// If the slot of its key has had a replica since the start.
+    IfReplicated,
+    Always,
+    Never,
+}
+
 /// Whether a change of a key in one slot waits for a replica.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wait<'a> {
+pub(crate) struct Wait<'a> {
     /// Whatever is known of replicas: the configuration says so.
     always: bool,
     slot: u16,
@@ -43,7 +62,7 @@ pub(super) struct Wait<'a> {
 
 /// Which slots have had a replica since the start; without a cluster, all or none.
 #[derive(Debug)]
-pub(super) struct Replicas {
+pub(crate) struct Replicas {
     slots: Box<[AtomicU64]>,
     /// Nodes of a cluster that have named a replica. The map leaves replicas out that have just
     /// come or do not answer.
@@ -57,14 +76,14 @@ const MARGIN: Duration = Duration::from_millis(20);
 
 impl Replicas {
     /// None is known yet.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let words = SLOTS.div_ceil(64);
         let slots = (0..words).map(|_| AtomicU64::new(0)).collect();
         Self { slots, nodes: Mutex::default(), refused: AtomicBool::new(false) }
     }
 
     /// Remembers that these slots have a replica.
-    pub(super) fn mark(&self, slots: RangeInclusive<u16>) {
+    pub(crate) fn mark(&self, slots: RangeInclusive<u16>) {
         for slot in slots {
             if let Some(word) = self.slots.get(usize::from(slot / 64)) {
                 word.fetch_or(1 << (slot % 64), Ordering::Relaxed);
@@ -73,35 +92,35 @@ impl Replicas {
     }
 
     /// Remembers that the server, or each, has a replica.
-    pub(super) fn mark_all(&self) {
+    pub(crate) fn mark_all(&self) {
         for word in &self.slots {
             word.store(u64::MAX, Ordering::Relaxed);
         }
     }
 
     /// Remembers what the answer to `ROLE` of a server without a cluster says.
-    pub(super) fn learn(&self, role: &Value) {
+    pub(crate) fn learn(&self, role: &Value) {
         if names_replicas(role) {
             self.mark_all();
         }
     }
 
     /// Remembers what the answer to `ROLE` of a cluster's node says.
-    pub(super) fn learn_of_node(&self, node: &Address, role: &Value) {
+    pub(crate) fn learn_of_node(&self, node: &Address, role: &Value) {
         if names_replicas(role) {
             self.nodes().insert(node.clone());
         }
     }
 
     /// Remembers that a slot has a replica, if its owner has named one.
-    pub(super) fn mark_if_owner_has(&self, owner: &Address, slot: u16) {
+    pub(crate) fn mark_if_owner_has(&self, owner: &Address, slot: u16) {
         if !self.has(slot) && self.nodes().contains(owner) {
             self.mark(slot..=slot);
         }
     }
 
     /// Remembers which slots have a replica, by a map and by what their owners have named.
-    pub(super) fn learn_map(&self, map: &SlotMap) {
+    pub(crate) fn learn_map(&self, map: &SlotMap) {
         let nodes = self.nodes();
         for (slots, owner, replicated) in map.ranges() {
             if replicated || nodes.contains(owner) {
@@ -111,7 +130,7 @@ impl Replicas {
     }
 
     /// Forgets nodes that have no slots any more; their slots are remembered.
-    pub(super) fn keep_nodes(&self, owners: &[Address]) {
+    pub(crate) fn keep_nodes(&self, owners: &[Address]) {
         self.nodes().retain(|node| owners.contains(node));
     }
 
@@ -125,13 +144,13 @@ impl Replicas {
     }
 
     /// How a destroy of a key in this slot is sent.
-    pub(super) fn manner(&self, durable: DurableDestroy, slot: u16) -> Manner<'_> {
-        let wait = |always| Manner::Replicated(Wait { always, slot, replicas: self });
-        match durable {
-            DurableDestroy::Off => Manner::Shared,
-            DurableDestroy::Auto if self.refused.load(Ordering::Relaxed) => Manner::Shared,
-            DurableDestroy::Auto => wait(false),
-            DurableDestroy::On => wait(true),
+    pub(crate) fn mode(&self, policy: WaitPolicy, slot: u16) -> CallMode<'_> {
+        let wait = |always| CallMode::Replicated(Wait { always, slot, replicas: self });
+        match policy {
+            WaitPolicy::Never => CallMode::Shared,
+            WaitPolicy::IfReplicated if self.refused.load(Ordering::Relaxed) => CallMode::Shared,
+            WaitPolicy::IfReplicated => wait(false),
+            WaitPolicy::Always => wait(true),
         }
     }
 
@@ -150,29 +169,29 @@ impl Replicas {
 
 impl Wait<'_> {
     /// Whether a replica is expected to confirm, as far as is known.
-    pub(super) fn is_expected(&self) -> bool {
+    pub(crate) fn is_expected(&self) -> bool {
         self.always || self.replicas.has(self.slot)
     }
 }
 
 /// Waits until a replica has what was written on this connection.
-pub(super) async fn confirm(
+pub(crate) async fn confirm(
     connection: &mut MultiplexedConnection,
     wait: Wait<'_>,
     deadline: Instant,
-) -> Replicated {
+) -> Confirmed {
     if !wait.is_expected() {
         match timeout_at(deadline, cmd("ROLE").query_async::<Value>(connection)).await {
             Ok(Ok(answer)) if names_replicas(&answer) => {
                 wait.replicas.mark(wait.slot..=wait.slot);
             }
-            Ok(Ok(_)) => return Replicated::NotAsked,
+            Ok(Ok(_)) => return Confirmed::NotAsked,
             Ok(Err(error)) if is_unavailable(&error) => {
                 wait.replicas.refuse("ROLE", &error);
-                return Replicated::NotAsked;
+                return Confirmed::NotAsked;
             }
             // Not known, so not confirmed either.
-            Ok(Err(_)) | Err(_) => return Replicated::No,
+            Ok(Err(_)) | Err(_) => return Confirmed::No,
         }
     }
     let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(MARGIN);
@@ -181,12 +200,12 @@ pub(super) async fn confirm(
     let mut command = cmd("WAIT");
     command.arg(1).arg(millis);
     match timeout_at(deadline, command.query_async::<i64>(connection)).await {
-        Ok(Ok(replicas)) if replicas > 0 => Replicated::Yes,
+        Ok(Ok(replicas)) if replicas > 0 => Confirmed::Yes,
         Ok(Err(error)) if !wait.always && is_unavailable(&error) => {
             wait.replicas.refuse("WAIT", &error);
-            Replicated::NotAsked
+            Confirmed::NotAsked
         }
-        Ok(Ok(_) | Err(_)) | Err(_) => Replicated::No,
+        Ok(Ok(_) | Err(_)) | Err(_) => Confirmed::No,
     }
 }
 
@@ -203,9 +222,9 @@ mod tests {
     #[test]
     fn a_slot_that_had_a_replica_is_remembered() {
         let replicas = Replicas::new();
-        let expected = |slot| match replicas.manner(DurableDestroy::Auto, slot) {
-            Manner::Replicated(wait) => wait.is_expected(),
-            Manner::Shared => panic!("not refused"),
+        let expected = |slot| match replicas.mode(WaitPolicy::IfReplicated, slot) {
+            CallMode::Replicated(wait) => wait.is_expected(),
+            CallMode::Shared => panic!("not refused"),
         };
         assert!(!expected(0) && !expected(SLOTS - 1));
         replicas.mark(100..=200);

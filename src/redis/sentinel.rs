@@ -20,10 +20,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
+use super::Cause;
+use super::config::Address;
 use super::dial::{Dialer, Role};
-use super::trouble::{is_answer, whole};
-use crate::store::Cause;
-use crate::store::config::Address;
+use super::error::{is_answer, whole};
 use crate::tasks::Tasks;
 
 /// For one sentinel; some may be gone without a word.
@@ -45,7 +45,7 @@ const CHANNELS: [&str; 2] = ["+promoted-slave", "+switch-master"];
 
 /// The sentinels of one primary.
 #[derive(Debug)]
-pub(super) struct Sentinels {
+pub(crate) struct Sentinels {
     addresses: Vec<Address>,
     service: String,
     first: AtomicUsize,
@@ -105,7 +105,7 @@ struct Unknown {
 struct NoSuchService(Address);
 
 impl Sentinels {
-    pub(super) fn new(addresses: Vec<Address>, service: String) -> Self {
+    pub(crate) fn new(addresses: Vec<Address>, service: String) -> Self {
         let heard =
             Heard { sentinels: vec![Hearing::Pending; addresses.len()], changes: 0, logged: false };
         Self {
@@ -118,12 +118,12 @@ impl Sentinels {
     }
 
     /// The same sentinels, of which nothing was heard.
-    pub(super) fn unheard(&self) -> Self {
+    pub(crate) fn unheard(&self) -> Self {
         Self::new(self.addresses.clone(), self.service.clone())
     }
 
     /// Where the primary is: as announced, or as the first sentinel says that answers.
-    pub(super) async fn primary(&self, dialer: &Dialer) -> Result<Address, Cause> {
+    pub(crate) async fn primary(&self, dialer: &Dialer) -> Result<Address, Cause> {
         if let Some(announced) = self.announced() {
             return Ok(announced);
         }
@@ -143,22 +143,22 @@ impl Sentinels {
     }
 
     /// Where the sentinels say that the primary is; `None` while none is subscribed to.
-    pub(super) fn announced(&self) -> Option<Address> {
+    pub(crate) fn announced(&self) -> Option<Address> {
         self.known.borrow().announced.clone()
     }
 
     /// Whether the sentinels announce another primary than this one.
-    pub(super) fn announce_other_than(&self, address: &Address) -> bool {
+    pub(crate) fn announce_other_than(&self, address: &Address) -> bool {
         self.known.borrow().announced.as_ref().is_some_and(|announced| announced != address)
     }
 
     /// Completes when the sentinels announce another primary than this one.
-    pub(super) async fn announced_other_than(&self, address: Option<&Address>) -> Address {
+    pub(crate) async fn announced_other_than(&self, address: Option<&Address>) -> Address {
         self.becomes(|known| known.announced.clone(), address).await
     }
 
     /// Tells everybody that calls go to this address from now on.
-    pub(super) fn found(&self, address: &Address) {
+    pub(crate) fn found(&self, address: &Address) {
         self.known.send_if_modified(|known| {
             let moved = known.reached.as_ref() != Some(address);
             if moved {
@@ -169,7 +169,7 @@ impl Sentinels {
     }
 
     /// Completes when calls go to another address than this one.
-    pub(super) async fn moved_from(&self, address: &Address) -> Address {
+    pub(crate) async fn moved_from(&self, address: &Address) -> Address {
         let now = |known: &Known| known.announced.clone().or_else(|| known.reached.clone());
         self.becomes(now, Some(address)).await
     }
@@ -222,7 +222,7 @@ impl Sentinels {
     /// Subscribes to each sentinel until the drain, so that an old primary is left as soon as
     /// another is promoted. Until the old one learns of it, which may be 10 seconds later, it takes
     /// writes that are lost.
-    pub(super) fn follow(self: &Arc<Self>, dialer: &Arc<Dialer>, tasks: &Tasks) {
+    pub(crate) fn follow(self: &Arc<Self>, dialer: &Arc<Dialer>, tasks: &Tasks) {
         for (number, address) in self.addresses.iter().enumerate() {
             let (sentinels, address) = (Arc::clone(self), address.clone());
             let (dialer, drain) = (Arc::clone(dialer), tasks.clone());

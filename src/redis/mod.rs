@@ -1,0 +1,32 @@
+//! A Redis client for one server, for a primary that sentinels elect, or for a cluster.
+//!
+//! Every server has one multiplexed connection, shared by all calls. It reconnects by itself after time-outs,
+//! refused writes and failovers, which the connection manager of the `redis` crate does not. This module
+//! knows no session.
+
+mod cluster;
+pub mod config;
+mod deployment;
+mod dial;
+mod error;
+mod link;
+mod notices;
+mod replicate;
+mod request;
+mod sentinel;
+mod servers;
+mod slot;
+
+use std::error::Error;
+
+pub(crate) use deployment::{Deployment, Layout, Place};
+pub(crate) use dial::{CONNECT_TIMEOUT, Role};
+pub(crate) use error::{CallError, is_demoted, is_denied, whole};
+pub(crate) use link::Told;
+pub(crate) use notices::Notices;
+pub(crate) use replicate::{CallMode, Confirmed, Replicas, WaitPolicy};
+pub(crate) use request::{Request, Script};
+pub(crate) use servers::Servers;
+
+/// The cause of a failure to connect or call.
+pub(crate) type Cause = Box<dyn Error + Send + Sync>;
