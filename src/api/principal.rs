@@ -24,14 +24,12 @@ pub(super) struct PrincipalCall {
 
 impl PrincipalCall {
     pub(super) async fn list(self) -> ApiResult<Response<Body>> {
-        let sessions = match self.own().await? {
-            Some((own, principal)) => {
-                let sessions = self.sessions.directory()?.sessions_of(&principal).await?;
-                SessionList::new(&self.sessions, &sessions, |id| Some(id == own))?
-            }
-            None => SessionList::default(),
+        let Some((own, principal)) = self.own().await? else {
+            return response::serialize(&SessionList::default());
         };
-        response::serialize(&sessions)
+        let sessions = self.sessions.directory()?.sessions_of(&principal).await?;
+        let list = SessionList::new(&self.sessions, &sessions, |id| Some(id == own));
+        response::serialize(&list)
     }
 
     pub(super) async fn destroy_others(self) -> ApiResult<Response<Body>> {

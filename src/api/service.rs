@@ -2,7 +2,6 @@
 
 use http::Response;
 use serde::Serialize;
-use serde_json::value::RawValue;
 
 use super::problem::{self, ApiResult};
 use super::request::Query;
@@ -12,7 +11,7 @@ use crate::body::Body;
 use crate::session::id::Id;
 use crate::session::record::Meta;
 use crate::sessions::Sessions;
-use crate::wire::View;
+use crate::wire::{SessionObject, View};
 
 /// A call on all sessions.
 #[derive(Debug)]
@@ -23,16 +22,16 @@ pub(super) struct ServiceCall {
 
 /// A list of sessions without their values.
 #[derive(Debug, Default, Serialize)]
-pub(super) struct SessionList {
-    sessions: Vec<Box<RawValue>>,
+pub(super) struct SessionList<'a> {
+    sessions: Vec<SessionObject<'a>>,
 }
 
 /// A page of all sessions.
 #[derive(Serialize)]
-struct SessionPage {
-    sessions: Vec<Box<RawValue>>,
+struct SessionPage<'a> {
+    sessions: Vec<SessionObject<'a>>,
     /// The cursor of the next page.
-    next: Option<String>,
+    next: Option<&'a str>,
 }
 
 /// The number of expired sessions that were removed.
@@ -41,21 +40,20 @@ struct Removed {
     removed: u64,
 }
 
-impl SessionList {
+impl<'a> SessionList<'a> {
     /// Creates a list. `current` says whether a session is the caller's own, if there is one.
     pub(super) fn new(
-        sessions: &Sessions,
-        listed: &[(Id, Meta)],
+        sessions: &'a Sessions,
+        listed: &'a [(Id, Meta)],
         current: impl Fn(Id) -> Option<bool>,
-    ) -> ApiResult<Self> {
+    ) -> Self {
         let shared = sessions.shared();
         let now = shared.clock.now();
-        let one = |(id, meta): &(Id, Meta)| {
+        let one = |(id, meta): &'a (Id, Meta)| {
             let view = View { session: Some((*id, meta)), policy: &shared.policy, now };
-            serde_json::value::to_raw_value(&view.listed(current(*id)))
+            view.listed(current(*id))
         };
-        let sessions = listed.iter().map(one).collect::<Result<_, _>>();
-        Ok(Self { sessions: sessions.map_err(|_invalid| problem::internal())? })
+        Self { sessions: listed.iter().map(one).collect() }
     }
 }
 
@@ -64,8 +62,8 @@ impl ServiceCall {
         let (principal, limit) = (self.query.principal()?, self.query.limit()?);
         let cursor = self.query.get(QueryParameter::Cursor);
         let page = self.sessions.directory()?.list(principal.as_ref(), cursor, limit).await?;
-        let SessionList { sessions } = SessionList::new(&self.sessions, &page.sessions, |_| None)?;
-        response::serialize(&SessionPage { sessions, next: page.next })
+        let SessionList { sessions } = SessionList::new(&self.sessions, &page.sessions, |_| None);
+        response::serialize(&SessionPage { sessions, next: page.next.as_deref() })
     }
 
     pub(super) async fn destroy_all(self) -> ApiResult<Response<Body>> {

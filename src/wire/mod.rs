@@ -9,5 +9,5 @@ mod values;
 pub use malformed::Malformed;
 pub use patch::{element, expiry, increment, patch, patches, value, values};
 pub(crate) use problem::Problem;
-pub(crate) use session::{DestroyedObject, View};
+pub(crate) use session::{DestroyedObject, SessionObject, View};
 pub(crate) use values::{ValuesObject, values_header};
