@@ -1,4 +1,4 @@
-//! Real caches before the proxy: nobody gets another's cookie or page from them.
+//! Real caches in front of the proxy: no client gets another's cookie or page from them.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::support::{Browser, Cloakroom, Script, Upstream, until};
 
-/// A cache that listens at `address`. Dropping it ends it.
+/// A running cache that listens at `address`, and is stopped on drop.
 struct Cache {
     process: Child,
     address: SocketAddr,
@@ -40,8 +40,8 @@ impl Cache {
         cache
     }
 
-    /// One that keeps every answer for a minute, Set-Cookie or not, unless its Cache-Control forbids it;
-    /// beside Set-Cookie it may be told to ignore other fields.
+    /// Starts nginx, which stores every response for a minute, even with Set-Cookie, unless Cache-Control
+    /// forbids it. It may be configured to ignore further fields.
     async fn nginx(origin: SocketAddr, ignored: &str) -> Self {
         Self::start("nginx", "nginx-light", |directory, address| {
             let place = directory.display();
@@ -60,8 +60,8 @@ impl Cache {
         .await
     }
 
-    /// One that keeps every answer for a minute, also with a Set-Cookie and for requests with a cookie,
-    /// unless its Cache-Control forbids it.
+    /// Starts Varnish, which stores every response for a minute, even with Set-Cookie and for requests
+    /// with a cookie, unless Cache-Control forbids it.
     async fn varnish(origin: SocketAddr) -> Self {
         Self::start("varnishd", "varnish", |directory, address| {
             let program = format!(
@@ -83,13 +83,13 @@ impl Cache {
 
 impl Drop for Cache {
     fn drop(&mut self) {
-        // The manager ends its worker on SIGTERM; killed, it would leave it.
+        // On SIGTERM the manager stops its worker; SIGKILL would leave the worker running.
         let _ = Command::new("kill").arg(self.process.id().to_string()).status();
         let _ = self.process.wait();
     }
 }
 
-/// What pages say of themselves, and what they do.
+/// Returns pages with different Cache-Control, and what they do with the session.
 fn pages() -> Vec<(&'static str, Script)> {
     let write = || Script::new().call("PUT", "/values/secret", "\"mine\"").get("");
     let read = || Script::new().get("");
@@ -102,14 +102,14 @@ fn pages() -> Vec<(&'static str, Script)> {
     pages
 }
 
-/// Whether a cache keeps the answers to different cookies apart.
+/// The handling of Vary by a cache.
 #[derive(Clone, Copy, PartialEq)]
 enum Vary {
     Honoured,
     Ignored,
 }
 
-async fn nobody_gets_anothers_page(vary: Vary, cache: impl AsyncFn(SocketAddr) -> Cache) {
+async fn check_isolation(vary: Vary, cache: impl AsyncFn(SocketAddr) -> Cache) {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::start(&upstream).await;
     let cache = cache(cloakroom.public()).await;
@@ -118,54 +118,54 @@ async fn nobody_gets_anothers_page(vary: Vary, cache: impl AsyncFn(SocketAddr) -
     visitor.navigate("/", &Script::new().call("PUT", "/values/secret", "\"mine\"")).await;
     assert!(cookie().is_some());
     for (path, script) in pages() {
-        // Of a page that its site calls public, Vary alone says whose it is.
+        // Only Vary keeps apart the variants of a page that its site declares public.
         if vary == Vary::Ignored && path.ends_with("public") {
             continue;
         }
-        // Each page is opened with the session; those that write, also by a visitor whose first page it
-        // is. What a stranger only reads is a page for all strangers, and may be cached as such.
+        // Each page is requested with a session. Pages that write are also requested as the first page of
+        // a visitor. A page that only reads is the same for all visitors without a session, and may be
+        // cached as such.
         let new = Browser::to(cache.address);
         let writes = script.calls.len() > 1;
         for (who, first) in
             std::iter::once(("known", &visitor)).chain(writes.then_some(("new", &new)))
         {
-            // A page of its own for each, so that one does not answer for the other.
+            // A URL of its own for each, so that their responses are cached separately.
             let path = &format!("{path}?{who}");
             let theirs = first.navigate(path, &script).await;
-            let stranger = Browser::to(cache.address);
-            let page = stranger.navigate(path, &Script::new().get("").header("X-Fresh", "1")).await;
+            let newcomer = Browser::to(cache.address);
+            let page = newcomer.navigate(path, &Script::new().get("").header("X-Fresh", "1")).await;
             assert!(
                 !page.body.contains("\\\"mine\\\"") || theirs.body != page.body,
                 "{path}: a page of another's"
             );
             assert_eq!(
-                (page.json()["values"].clone(), stranger.cookie()),
+                (page.json()["values"].clone(), newcomer.cookie()),
                 (json!({}), None),
                 "{path}"
             );
             assert_eq!(page.header("x-fresh"), Some("1"), "{path} came out of the cache");
         }
     }
-    // A page without a session is cached: else nothing was shown.
+    // A page without a session is cached. Otherwise the test would prove nothing.
     let public = Script::new().body("for all").header("Cache-Control", "public, max-age=60");
-    let stranger = Browser::to(cache.address);
-    stranger.navigate("/public", &public).await;
+    let newcomer = Browser::to(cache.address);
+    newcomer.navigate("/public", &public).await;
     let page = Browser::to(cache.address).navigate("/public", &public).await;
     assert_eq!((page.header("x-cache-status"), page.body.as_str()), (Some("HIT"), "for all"));
 }
 
 #[tokio::test]
-async fn before_nginx_nobody_gets_anothers_page() {
-    nobody_gets_anothers_page(Vary::Honoured, async |origin| Cache::nginx(origin, "").await).await;
+async fn nginx_keeps_sessions_apart() {
+    check_isolation(Vary::Honoured, async |origin| Cache::nginx(origin, "").await).await;
 }
 
 #[tokio::test]
-async fn not_even_before_an_nginx_that_ignores_vary() {
-    nobody_gets_anothers_page(Vary::Ignored, async |origin| Cache::nginx(origin, "Vary").await)
-        .await;
+async fn nginx_ignoring_vary_keeps_sessions_apart() {
+    check_isolation(Vary::Ignored, async |origin| Cache::nginx(origin, "Vary").await).await;
 }
 
 #[tokio::test]
-async fn before_varnish_nobody_gets_anothers_page() {
-    nobody_gets_anothers_page(Vary::Honoured, Cache::varnish).await;
+async fn varnish_keeps_sessions_apart() {
+    check_isolation(Vary::Honoured, Cache::varnish).await;
 }
