@@ -1,4 +1,4 @@
-//! The session cookie: found among a request's cookies, cut out of them, set and deleted.
+//! The session cookie: taking it out of a request's cookies, setting and deleting it.
 
 use std::time::Duration;
 
@@ -8,22 +8,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::secret::Secret;
 
-/// How the session cookie is called and set.
+/// The name and the attributes of the session cookie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attributes {
-    /// The name, matched to the byte.
+    /// The name, which is case-sensitive.
     pub name: String,
-    /// The path that it is sent to.
+    /// The path of the requests that carry it.
     pub path: String,
-    /// The domain, where subdomains get it too.
+    /// The domain, if subdomains get it too.
     pub domain: Option<String>,
-    /// Over TLS only, and to localhost.
+    /// Sent over TLS and to localhost only.
     pub secure: bool,
-    /// Not for scripts.
+    /// Hidden from scripts.
     pub http_only: bool,
-    /// What requests from other sites carry it.
+    /// The cross-site requests that carry it.
     pub same_site: SameSite,
-    /// A jar of its own for each site that embeds this one.
+    /// Kept separately for each site that embeds this one.
     pub partitioned: bool,
 }
 
@@ -53,13 +53,13 @@ impl Default for Attributes {
 }
 
 impl Attributes {
-    /// The Set-Cookie line that gives the browser `token`; without `max_age` it ends with the
-    /// browser. Marked sensitive, so that no `Debug` of headers prints it.
+    /// Returns the Set-Cookie that gives the browser `token`. Without `max_age` the cookie ends with
+    /// the browser. It is marked sensitive, so that no `Debug` of headers prints it.
     pub fn set(&self, token: &Secret, max_age: Option<Duration>) -> HeaderValue {
         self.line(token.reveal(), max_age)
     }
 
-    /// The Set-Cookie line that takes the cookie away.
+    /// Returns the Set-Cookie that deletes the cookie.
     pub fn delete(&self) -> HeaderValue {
         self.line("", Some(Duration::ZERO))
     }
@@ -91,15 +91,15 @@ impl Attributes {
     }
 }
 
-/// Takes every cookie called `name` out of a request's Cookie lines, and returns their values.
+/// Removes every cookie called `name` from a request's Cookie lines, and returns their values.
 /// The other cookies stay as they are, to the byte.
 ///
-/// All values are returned, because which of them is ours can only be told by its tag: another
-/// host of the domain may set as many as the request head holds, and browsers send those of a
-/// longer path first (RFC 6265 section 5.4).
+/// All values are returned, because only the tag shows which of them is ours: another host of the
+/// domain may set as many as the request head holds, and browsers send those with a longer path
+/// first (RFC 6265 section 5.4).
 ///
-/// Pairs are split at `;` alone and trimmed of spaces and tabs, as RFC 6265 section 5.4 writes
-/// them: no quoting, no decoding, no `$Version`. Every reader that did more has had its bug.
+/// Pairs are split at `;` alone and trimmed of spaces and tabs, as in RFC 6265
+/// section 5.4: no quoting, no decoding, no `$Version`. Parsers that do more have had security bugs.
 pub fn take(headers: &mut HeaderMap, name: &str) -> Vec<Secret> {
     let mut found = Vec::new();
     if !headers.get_all(COOKIE).iter().any(|line| contains(line.as_bytes(), name.as_bytes())) {
@@ -109,7 +109,7 @@ pub fn take(headers: &mut HeaderMap, name: &str) -> Vec<Secret> {
     headers.remove(COOKIE);
     for line in lines {
         let Some(rest) = cut(line.as_bytes(), name.as_bytes(), &mut found) else {
-            // Appending what was removed before cannot pass the map's bound.
+            // This cannot exceed the capacity of the map, since as many lines were removed before.
             let _ = headers.try_append(COOKIE, line);
             continue;
         };
@@ -127,10 +127,10 @@ fn contains(line: &[u8], name: &[u8]) -> bool {
     line.windows(name.len().max(1)).any(|window| window == name)
 }
 
-/// Whether a browser that keeps a Set-Cookie line would send a cookie that [`take`] finds under `name`.
+/// Returns whether a Set-Cookie makes a browser send a cookie that [`take`] finds under `name`.
 ///
-/// A cookie without a name (`=id=x`) is sent as its value alone (RFC 6265bis 5.8.3). The white space
-/// around both goes (5.6).
+/// A cookie without a name (`=id=x`) is sent as its value alone (RFC 6265bis 5.8.3), and browsers
+/// remove white space around name and value (5.6).
 pub fn is_sent_as(line: &[u8], name: &str) -> bool {
     let mut sent = trim(line.split(|byte| *byte == b';').next().unwrap_or_default());
     while let [b'=', value @ ..] = sent {
@@ -139,13 +139,13 @@ pub fn is_sent_as(line: &[u8], name: &str) -> bool {
     value_of(sent, name.as_bytes()).is_some()
 }
 
-/// The value of a pair that is called `name`.
+/// Returns the value of a pair if its name is `name`.
 fn value_of<'a>(pair: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let after = trim(pair).strip_prefix(name)?;
     trim(after).strip_prefix(b"=").map(trim)
 }
 
-/// What is left of a line without the cookies called `name`; `None` where it has none of them.
+/// Returns a line without the cookies called `name`; `None` if it has none of them.
 fn cut(line: &[u8], name: &[u8], found: &mut Vec<Secret>) -> Option<Vec<u8>> {
     let mut rest: Vec<&[u8]> = Vec::new();
     let mut pairs = 0;
@@ -155,7 +155,7 @@ fn cut(line: &[u8], name: &[u8], found: &mut Vec<Secret>) -> Option<Vec<u8>> {
             rest.push(pair);
             continue;
         };
-        // A value that is not text is not a valid token, and is counted as one that is bad.
+        // A value that is not UTF-8 is counted as an invalid token.
         found.push(Secret::new(String::from_utf8_lossy(value).into_owned()));
     }
     if rest.len() == pairs {
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn ours_is_cut_out_and_the_others_stay_to_the_byte() {
+    fn other_cookies_keep_their_bytes() {
         check(&["__Host-id=x"], &["x"], &[]);
         check(&["a=1; __Host-id=x; b=2"], &["x"], &["a=1; b=2"]);
         check(&["__Host-id=x; a=\"q;  r\";b"], &["x"], &["a=\"q;  r\";b"]);
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_exact_name_is_ours() {
+    fn only_the_exact_name_is_taken() {
         for line in [
             "=__Host-id=bad",
             "..Host-id=x",
@@ -228,21 +228,21 @@ mod tests {
     }
 
     #[test]
-    fn any_number_of_cookies_is_taken() {
+    fn all_cookies_of_the_name_are_taken() {
         let values: Vec<String> = (0..500).map(|number| number.to_string()).collect();
         let line = format!("__Host-id={}; a=b", values.join("; __Host-id="));
         check(&[&line], &values.iter().map(String::as_str).collect::<Vec<_>>(), &["a=b"]);
     }
 
     #[test]
-    fn odd_lines_are_bounded_work() {
+    fn odd_lines_take_linear_time() {
         check(&[";;;=;"], &[], &[";;;=;"]);
         check(&["__Host-id_chunks=999999999"], &[], &["__Host-id_chunks=999999999"]);
         check(&[&";".repeat(8192)], &[], &[&";".repeat(8192)]);
     }
 
     #[test]
-    fn a_cookie_is_set_as_configured() {
+    fn set_cookie_has_the_configured_attributes() {
         let token = Secret::new("t0ken".to_owned());
         let default = Attributes::default();
         let line = default.set(&token, Some(Duration::from_mins(1)));

@@ -1,31 +1,31 @@
-//! The session id: a record's public name.
+//! Session ids.
 
 use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-/// The record's public name: 128 random bits, written as 22 characters of base64url.
+/// The public name of a session: 128 random bits, written as 22 characters of base64url.
 ///
-/// Safe to log, to show to an operator and to save elsewhere: without a key it opens nothing.
+/// It may be logged, shown and stored elsewhere: it does not open the session without a key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id([u8; Self::BYTES]);
 
 impl Id {
-    /// How many bytes an id has.
+    /// The number of bytes.
     pub const BYTES: usize = 16;
 
-    /// From its bytes.
+    /// Creates an id from its bytes.
     pub const fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
         Self(bytes)
     }
 
-    /// Its bytes.
+    /// Returns its bytes.
     pub const fn as_bytes(&self) -> &[u8; Self::BYTES] {
         &self.0
     }
 
-    /// Parses the form that [`fmt::Display`] writes, and no other.
+    /// Parses the format of [`fmt::Display`], and no other spelling.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         Some(Self(bytes.try_into().ok()?))
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_has_one_spelling() {
+    fn id_has_one_spelling() {
         let id = Id::from_bytes([0xff; 16]);
         assert_eq!(id.to_string(), "_____________________w");
         assert_eq!(Id::parse("_____________________w"), Some(id));

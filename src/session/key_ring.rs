@@ -6,10 +6,10 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::{aead, hkdf, hmac};
 use zeroize::Zeroizing;
 
-/// The key ring. Keys roll over by putting a new one first: what older keys signed stays valid.
+/// The session keys. A new key is put first; tokens that older keys signed stay valid.
 ///
-/// Each purpose has a subkey of its own by HKDF-SHA-256 (RFC 5869), so that no tag made for one
-/// purpose is one for another.
+/// Each purpose has its own subkey, derived by HKDF-SHA-256 (RFC 5869), so that a tag for one purpose
+/// is invalid for another.
 pub struct KeyRing {
     first: Subkeys,
     older: Vec<Subkeys>,
@@ -25,31 +25,31 @@ struct Subkeys {
 
 /// The public name of a key: 8 bytes, written as 16 hexadecimal digits.
 ///
-/// It is derived from the key as the subkeys are, with a label of its own, so it says nothing of
-/// them or of the key: safe to log, to count by, and to keep in a store.
+/// It is derived from the key as the subkeys are, with its own label, so it reveals nothing about
+/// them or the key. It may be logged, used as a metric label and stored.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fingerprint([u8; Self::BYTES]);
 
-/// A key: 32 bytes that nobody can guess.
+/// A key of 32 random bytes.
 pub type Key = Zeroizing<[u8; 32]>;
 
-/// What a tag vouches for.
+/// The kind of message that a tag authenticates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// The token in the session cookie.
     Cookie,
-    /// The token of one request, handed to the upstream.
+    /// The token of a request, which the upstream gets.
     Request,
-    /// A call that one instance passes to another.
+    /// A call that one instance forwards to another.
     Peer,
 }
 
-/// Which key made a tag or a seal.
+/// The key that made a tag or a seal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignedBy {
-    /// The key that signs today.
+    /// The key that signs.
     First,
-    /// A key that still verifies, by its place after the first: the token is renewed at its next
+    /// A key that only verifies, by its position after the first. The token is renewed at its next
     /// touch.
     Older(usize),
 }
@@ -67,27 +67,27 @@ impl SignedBy {
 /// A tag: the first 16 bytes of HMAC-SHA-256.
 pub(super) const TAG_BYTES: usize = 16;
 
-/// Bytes of a [`Nonce`].
+/// The length of a [`Nonce`].
 pub(super) const NONCE_BYTES: usize = 24;
 
-/// What makes a seal one of its own: the first half picks its key, the second half is AES-GCM's.
+/// The nonce of a seal: its first half selects the key, its second half is the nonce of AES-GCM.
 pub type Nonce = [u8; NONCE_BYTES];
 
-/// How many bytes longer a sealed text is.
+/// The number of bytes by which a sealed text is longer.
 pub(super) const SEAL_BYTES: usize = 16;
 
 impl KeyRing {
-    /// A ring of `first`, which signs, and `older`, which only verify.
+    /// Creates a ring of `first`, which signs, and `older`, which only verify.
     pub fn new(first: &Key, older: &[Key]) -> Self {
         Self { first: Subkeys::derive(first), older: older.iter().map(Subkeys::derive).collect() }
     }
 
-    /// The tag of `parts`, by the first key.
+    /// Returns the tag of `parts` with the first key.
     pub(super) fn tag(&self, purpose: Purpose, parts: &[&[u8]]) -> [u8; TAG_BYTES] {
         self.first.tag(purpose, parts)
     }
 
-    /// Which key made `tag` over `parts`, if any did; compared in constant time.
+    /// Returns the key that made `tag` over `parts`, if any did. Compares in constant time.
     pub(super) fn verify(&self, purpose: Purpose, parts: &[&[u8]], tag: &[u8]) -> Option<SignedBy> {
         let made_by =
             |keys: &Subkeys| verify_slices_are_equal(&keys.tag(purpose, parts), tag).is_ok();
@@ -98,8 +98,8 @@ impl KeyRing {
         }
     }
 
-    /// `text` that nobody can read or change without the first key, nor take for one beside other
-    /// `data`. The nonce must be random and new.
+    /// Encrypts and authenticates `text` with the first key, and authenticates `data` with it. The
+    /// nonce must be random and new.
     pub(super) fn seal(&self, nonce: &Nonce, data: &[u8], mut text: Vec<u8>) -> Vec<u8> {
         let (key, nonce) = self.first.cipher(nonce);
         key.seal_in_place_append_tag(nonce, aead::Aad::from(data), &mut text)
@@ -107,7 +107,8 @@ impl KeyRing {
         text
     }
 
-    /// The text that was sealed beside `data`, and by which key; `None` where none has sealed it.
+    /// Decrypts a text that was sealed with `data`, and returns the key that sealed it; `None` if no
+    /// key did.
     pub(super) fn open(
         &self,
         nonce: &Nonce,
@@ -150,7 +151,7 @@ impl fmt::Debug for KeyRing {
 }
 
 impl Fingerprint {
-    /// Bytes of a fingerprint.
+    /// The number of bytes.
     pub const BYTES: usize = 8;
 
     /// Returns its bytes.
@@ -158,7 +159,7 @@ impl Fingerprint {
         &self.0
     }
 
-    /// Parses the form that [`fmt::Display`] writes, and no other.
+    /// Parses the format of [`fmt::Display`], and no other spelling.
     pub fn parse(text: &str) -> Option<Self> {
         let is_lower = |digit: u8| matches!(digit, b'0'..=b'9' | b'a'..=b'f');
         let fits = text.len() == 2 * Self::BYTES && text.bytes().all(is_lower);
@@ -179,7 +180,7 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// What HKDF gives for a fingerprint: bytes, and no key.
+/// The output length of HKDF for a fingerprint.
 struct FingerprintLength;
 
 impl hkdf::KeyType for FingerprintLength {
@@ -247,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fingerprint_names_its_key_alone() {
+    fn fingerprint_identifies_its_key() {
         let key = |byte| Zeroizing::new([byte; 32]);
         let ring = KeyRing::new(&key(1), &[key(2), key(3)]);
         let all: Vec<String> = ring.fingerprints().map(|one| one.to_string()).collect();

@@ -1,6 +1,7 @@
-//! What a session is: ids and tokens, the key ring, record and patch, policy, rotation, cookies.
+//! Sessions without I/O: ids and tokens, the key ring, records and patches, policy, rotation, cookies.
 //!
-//! Pure: no I/O, no clock, no await. `now` is an argument, and so is everything random.
+//! No code here performs I/O, reads a clock, awaits or draws random numbers: `now` and randomness are
+//! arguments.
 
 pub mod cookie;
 pub mod id;
@@ -17,17 +18,17 @@ pub mod token;
 
 #[cfg(test)]
 pub(crate) mod tests {
-    //! What the tests of this floor share.
+    //! Helpers for tests.
 
     use super::record::Meta;
     use crate::time::Timestamp;
 
-    /// A point in time, in seconds.
+    /// Returns a time, in seconds since the epoch.
     pub(crate) fn at(seconds: u64) -> Timestamp {
         Timestamp::from_millis(i64::try_from(seconds).expect("a test's time") * 1000)
     }
 
-    /// A session that was made at `now`.
+    /// Returns a session that was created at `now`.
     pub(crate) fn meta(now: Timestamp) -> Meta {
         Meta::new(100, now)
     }

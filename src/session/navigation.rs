@@ -1,35 +1,35 @@
-//! What kind of request it is, as far as its cookie goes: a page that the visitor opens, or one
-//! from which the browser has withheld the cookie.
+//! The kind of a request, as far as its cookie is concerned: whether the visitor opens a page, and
+//! whether the browser has withheld the cookie.
 
 use http::header::{ACCEPT, ACCESS_CONTROL_REQUEST_METHOD, HeaderMap, ORIGIN};
 use http::{HeaderValue, Method};
 
 use super::cookie::SameSite;
 
-/// What the request's headers say of how it came about.
+/// The origin of a request, according to its headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// The visitor opens a page: its response may take a cookie away that opens nothing.
+    /// Whether the visitor opens a page: the response may then delete a cookie of no session.
     pub navigation: Navigation,
-    /// It comes from another site, and `same_site` keeps our cookie from it.
+    /// The request comes from another site, and `same_site` makes the browser withhold our cookie.
     pub withholds_cookie: bool,
 }
 
-/// Whether the visitor opens a page with the request.
+/// The kind of navigation that a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Navigation {
     /// A top-level navigation by GET or HEAD.
     Safe,
     /// A top-level navigation by another method: a form.
     Form,
-    /// An image, a script, a frame, a call from a script, a prefetch; or no browser.
+    /// No navigation: an image, a script, a frame, a call from a script, a prefetch, or no browser.
     None,
 }
 
 impl Origin {
-    /// Reads the Fetch metadata (W3C Fetch Metadata Request Headers) or, if there is none, what
-    /// browsers without it send. To be read before headers are changed; `host` gives the host that the
-    /// browser asked for, as trusted proxies report it.
+    /// Determines the origin from the Fetch metadata (W3C Fetch Metadata Request Headers) or, if there
+    /// is none, from the headers of browsers without it. Call it before headers are changed. `host`
+    /// returns the host that the browser requested, as trusted proxies report it.
     pub fn of(
         method: &Method,
         headers: &HeaderMap,
@@ -65,12 +65,12 @@ impl Origin {
     }
 }
 
-/// Whether Accept names text/html; `*/*` does not.
+/// Returns whether Accept has text/html. `*/*` does not count.
 fn accepts_html(headers: &HeaderMap) -> bool {
     accepted(headers).any(|media| media.eq_ignore_ascii_case("text/html"))
 }
 
-/// The media ranges that Accept names, in their order, without those of weight zero, which are not
+/// Returns the media ranges of Accept, in order, without those of weight zero, which are not
 /// acceptable (RFC 9110 12.4.2).
 pub fn accepted(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let lines = headers.get_all(ACCEPT).iter().filter_map(|line| line.to_str().ok());
@@ -89,8 +89,8 @@ pub fn accepted(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Whether a script made a request, as far as the request says so: it is no navigation by its Fetch
-/// metadata, or has the mark that jQuery and others set.
+/// Returns whether a script sent the request: its Fetch metadata says that it is no navigation, or it
+/// has the header that jQuery and other libraries set.
 pub fn is_of_script(headers: &HeaderMap) -> bool {
     let is = |name: &str, value: &str| {
         headers.get(name).map(|line| line.as_bytes().eq_ignore_ascii_case(value.as_bytes()))
@@ -99,15 +99,15 @@ pub fn is_of_script(headers: &HeaderMap) -> bool {
         || is("x-requested-with", "XMLHttpRequest") == Some(true)
 }
 
-/// Whether a request is a CORS preflight: the browser asks by itself, without cookies, whether a
-/// script may send what it wants to (Fetch Standard, "CORS-preflight request").
+/// Returns whether the request is a CORS preflight: a question of the browser, without cookies,
+/// whether a script may send its request (Fetch Standard, "CORS-preflight request").
 pub fn is_preflight(method: &Method, headers: &HeaderMap) -> bool {
     *method == Method::OPTIONS
         && headers.contains_key(ORIGIN)
         && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// Whether `Origin` names another host than the request's, ports apart. `null` says nothing.
+/// Returns whether `Origin` has another host than the request. Ports and `null` are ignored.
 fn is_from_another_host(headers: &HeaderMap, host: impl FnOnce() -> Option<HeaderValue>) -> bool {
     let Some(origin) = headers.get(ORIGIN).and_then(|value| value.to_str().ok()) else {
         return false;
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_navigation_is_a_document_that_is_no_prefetch() {
+    fn prefetch_is_not_a_navigation() {
         let check = |method, headers, expected| {
             assert_eq!(origin(method, SameSite::Lax, headers).navigation, expected, "{headers:?}");
         };
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn same_site_withholds_the_cookie_from_other_sites() {
+    fn same_site_withholds_the_cookie_cross_site() {
         let form: &[_] = &[("sec-fetch-site", "cross-site"), ("sec-fetch-dest", "document")];
         let check = |method, same_site, headers, expected| {
             assert_eq!(
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn without_fetch_metadata_the_origin_says_it() {
+    fn origin_counts_without_fetch_metadata() {
         let check = |origin_header, expected| {
             let headers: &[_] = &[("origin", origin_header)];
             assert_eq!(
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn scripts_and_preflights_say_what_they_are() {
+    fn scripts_and_preflights_are_recognized() {
         let map = |fields: &[(&'static str, &'static str)]| {
             fields
                 .iter()

@@ -1,4 +1,4 @@
-//! The policy: how long a session lives, when it is touched, when its token is renewed.
+//! The policy: lifetimes of sessions, and when they are touched and their tokens renewed.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::record::{Expiry, Meta};
 use crate::time::Timestamp;
 
-/// What the configuration says of sessions.
+/// The lifetimes and limits of sessions, as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// A session ends this long after its last use.
@@ -18,36 +18,36 @@ pub struct Policy {
     /// A session ends this long after its creation if no request has presented its cookie by then
     /// and no one has logged in to it; `None` is never.
     pub unproven_timeout: Option<Duration>,
-    /// How old a generation grows before its successor goes out; `None` is never. Not less than
+    /// The age of a generation at which its successor is issued; `None` is never. Not less than
     /// `rotation_grace`.
     pub rotate_every: Option<Duration>,
-    /// How long the generation before stays valid, and how long an ended session is remembered.
+    /// The time for which the previous generation stays valid and tombstones are kept.
     pub rotation_grace: Duration,
-    /// What a really old token does.
+    /// The reaction to a token that was replaced long ago.
     pub on_replay: OnReplay,
     /// Cookies end with the browser.
     pub expire_at_browser_close: bool,
-    /// When a visitor gets a session.
+    /// The moment at which a visitor gets a session.
     pub create: Create,
-    /// What prolongs a session.
+    /// The requests that touch a session.
     pub touch: Touch,
-    /// Use is counted once in this time.
+    /// The interval in which use is recorded once.
     pub touch_interval: Duration,
-    /// The largest session: bytes of keys and JSON texts.
+    /// The maximum size of a session: bytes of keys and JSON texts.
     pub max_bytes: usize,
-    /// The most values in a session.
+    /// The maximum number of values in a session.
     pub max_values: usize,
-    /// Keep the client's address and user agent in the session.
+    /// Record the client's address and user agent in the session.
     pub record_client: bool,
-    /// How many sessions a principal may have; `None` is any number.
+    /// The maximum number of sessions of a principal; `None` is any number.
     pub max_per_principal: Option<usize>,
-    /// What a log-in does where there are as many already.
+    /// The reaction to a log-in beyond `max_per_principal`.
     pub at_max_per_principal: AtMax,
-    /// How many sessions requests from one client address may create in a minute, log-ins not
-    /// counted; `None` is any number.
+    /// The maximum number of sessions that one client address may create in a minute, without
+    /// log-ins; `None` is any number.
     pub new_sessions_per_address: Option<u32>,
-    /// How long a request token outlives its request; also how long a session lives after its
-    /// latest write, where its request brought no cookie because the browser withheld it.
+    /// The time for which a request token outlives its request. Also the lifetime after its latest
+    /// write of a session whose request had no cookie because the browser withheld it.
     pub request_token_linger: Duration,
 }
 
@@ -116,10 +116,10 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The longest a browser keeps a cookie: 400 days (RFC 6265bis, section 5.5).
+    /// The maximum age of cookies in browsers: 400 days (RFC 6265bis, section 5.5).
     pub const MAX_COOKIE_AGE: Duration = Duration::from_hours(400 * 24);
 
-    /// How long the session lives without use; its own, or the policy's.
+    /// Returns the idle timeout of a session: its own, or the policy's.
     fn idle_of(&self, meta: &Meta) -> Duration {
         match meta.expiry {
             Some(Expiry::Idle(idle) | Expiry::BrowserClose(Some(idle))) => idle,
@@ -127,26 +127,26 @@ impl Policy {
         }
     }
 
-    /// Use is counted at most once in this time: the policy's interval, or a tenth of the
-    /// session's own idle timeout where that is less.
+    /// Returns the touch interval of a session: the policy's, or a tenth of its idle timeout if that
+    /// is less.
     fn touch_interval_of(&self, meta: &Meta) -> Duration {
         self.touch_interval.min(self.idle_of(meta) / 10)
     }
 
-    /// When the session ends if nobody uses it: what its upstream is told.
+    /// Returns when the session expires without further use, as the upstream sees it.
     pub fn expires_at(&self, meta: &Meta) -> Timestamp {
         self.end(meta, Duration::ZERO)
     }
 
-    /// When the record ends. Use is counted once in a touch interval, so the record stays that
-    /// much longer, and nobody is cut early.
+    /// Returns when the record expires. Use is recorded once in a touch interval, so the record is
+    /// kept that much longer: no session ends early.
     pub fn ends_at(&self, meta: &Meta) -> Timestamp {
         self.end(meta, self.touch_interval_of(meta))
     }
 
-    /// The nearest of its ends. `unproven_timeout` counts from the creation: what a record that no
-    /// browser has come back with is written to later does not keep it. It does not bound the
-    /// cookie, which is to last as long as the session once that is proven.
+    /// Returns the earliest of its ends. `unproven_timeout` counts from the creation, so writes do not
+    /// extend a session that no browser has presented. It does not bound the cookie, which must last
+    /// as long as the session does once it is proven.
     fn end(&self, meta: &Meta, slack: Duration) -> Timestamp {
         let end = self.bounded(meta, self.end_by_use(meta, slack));
         match self.unproven_timeout {
@@ -170,17 +170,18 @@ impl Policy {
         }
     }
 
-    /// Whether the session is alive: the one decision about it, whatever a store has removed yet.
+    /// Returns whether the session is alive. This is the only place that decides it: stores remove
+    /// expired records at any later time.
     pub fn is_alive(&self, meta: &Meta, now: Timestamp) -> bool {
         now < self.ends_at(meta)
     }
 
-    /// Whether use at `now` is to be written down.
+    /// Returns whether use at `now` is due to be recorded.
     pub fn touch_is_due(&self, meta: &Meta, now: Timestamp) -> bool {
         self.touch == Touch::Request && now >= meta.last_seen_at + self.touch_interval_of(meta)
     }
 
-    /// Whether the cookie ends with the browser.
+    /// Returns whether the cookie ends with the browser.
     pub fn expires_at_browser_close(&self, meta: &Meta) -> bool {
         match meta.expiry {
             Some(Expiry::BrowserClose(_)) => true,
@@ -189,7 +190,7 @@ impl Policy {
         }
     }
 
-    /// The cookie's Max-Age at `now`; `None` where it ends with the browser.
+    /// Returns the cookie's Max-Age at `now`; `None` if it ends with the browser.
     pub fn cookie_age(&self, meta: &Meta, now: Timestamp) -> Option<Duration> {
         if self.expires_at_browser_close(meta) {
             return None;
@@ -202,8 +203,8 @@ impl Policy {
         Some(self.bounded(meta, end).since(now).min(Self::MAX_COOKIE_AGE))
     }
 
-    /// Whether a persistent cookie is to be set again, so that its Max-Age slides with the
-    /// session: a tenth of it, at most a day, has gone since it was last set.
+    /// Returns whether a persistent cookie is due to be set again, so that its Max-Age follows the
+    /// session: a tenth of it, at most a day, has passed since it was last set.
     pub fn cookie_is_due(&self, meta: &Meta, now: Timestamp) -> bool {
         let slides = !matches!(meta.expiry, Some(Expiry::At(_)));
         let day = Duration::from_hours(24);
@@ -213,10 +214,10 @@ impl Policy {
                 .is_some_and(|age| now >= meta.cookie_set_at + (age / 10).min(day))
     }
 
-    /// Whether the generation is old enough for its successor to go out: `rotate_every` has passed
-    /// since it moved, and the grace since its own cookie was last set. Else that cookie, late by
-    /// less than the grace, could take the successor's place in the browser, and the visitor would
-    /// be out as soon as the grace of the old one is over.
+    /// Returns whether the next generation is due: `rotate_every` has passed since the last one, and
+    /// the grace period since the cookie was last set. Otherwise that cookie, delayed by less than
+    /// the grace period, could replace its successor in the browser, and the visitor would be logged
+    /// out at the end of the grace period.
     pub fn rotation_is_due(&self, meta: &Meta, now: Timestamp) -> bool {
         self.rotate_every.is_some_and(|every| now >= meta.generation_since + every)
             && now >= meta.cookie_set_at + self.rotation_grace
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_session_ends_one_touch_interval_late_and_never_early() {
+    fn idle_session_never_ends_early() {
         let policy = Policy { idle_timeout: seconds(600), ..Policy::default() };
         let meta = meta(at(0));
         assert_eq!(policy.expires_at(&meta), at(600));
@@ -244,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_absolute_timeout_bounds_everything() {
+    fn absolute_timeout_bounds_all_lifetimes() {
         let policy = Policy { absolute_timeout: Some(seconds(100)), ..Policy::default() };
         for expiry in [
             None,
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_lifetime_of_its_own_is_touched_more_often() {
+    fn short_lifetimes_are_touched_more_often() {
         let meta = Meta { expiry: Some(Expiry::Idle(seconds(5))), ..meta(at(0)) };
         let policy = Policy::default();
         assert!(policy.touch_is_due(&meta, at(1)));
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_slides_after_a_tenth_of_its_age_at_most_a_day() {
+    fn cookie_slides_after_a_tenth_of_its_age() {
         let due = |idle, after| {
             let policy = Policy { idle_timeout: seconds(idle), ..Policy::default() };
             policy.cookie_is_due(&meta(at(0)), at(after))
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fixed_instant_does_not_slide() {
+    fn fixed_expiry_does_not_slide() {
         let meta = Meta { expiry: Some(Expiry::At(at(1000))), ..meta(at(0)) };
         let policy = Policy::default();
         assert!(!policy.cookie_is_due(&meta, at(999)));
@@ -289,13 +290,13 @@ mod tests {
     }
 
     #[test]
-    fn max_age_never_passes_what_browsers_keep() {
+    fn max_age_is_at_most_400_days() {
         let policy = Policy { idle_timeout: Duration::MAX, ..Policy::default() };
         assert_eq!(policy.cookie_age(&meta(at(0)), at(0)), Some(Policy::MAX_COOKIE_AGE));
     }
 
     #[test]
-    fn an_unproven_session_ends_early_and_its_cookie_does_not() {
+    fn unproven_timeout_does_not_bound_the_cookie() {
         let policy = Policy { unproven_timeout: Some(seconds(600)), ..Policy::default() };
         let proven = Meta { last_seen_at: at(500), ..meta(at(0)) };
         let unproven = Meta { unproven: true, ..proven.clone() };
@@ -311,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_without_a_cookie_ends_soon_after_its_latest_write() {
+    fn withheld_session_ends_soon_after_a_write() {
         let meta = Meta { withheld: true, last_seen_at: at(30), ..meta(at(0)) };
         assert_eq!(Policy::default().expires_at(&meta), at(90));
     }

@@ -1,4 +1,4 @@
-//! The record: what a store keeps of a session.
+//! The record that a store keeps of a session.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,21 +9,21 @@ use std::time::Duration;
 use super::json::Json;
 use crate::time::Timestamp;
 
-/// What stands in a store under a session's id.
+/// The content of a store under a session's id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// A session.
     Live(Record),
-    /// The marker of a session that a request of its own browser has ended a moment ago: no
-    /// session, and counted as none, but a token of it is stale rather than unknown.
+    /// The tombstone of a session that a request of its own browser has destroyed a moment ago. It
+    /// counts as no session, but its tokens are stale rather than unknown.
     Ended {
-        /// When the marker goes.
+        /// When the tombstone expires.
         until: Timestamp,
     },
 }
 
 impl Entry {
-    /// Returns the session, if it is one.
+    /// Returns the session, unless this is a tombstone.
     pub fn into_live(self) -> Option<Record> {
         match self {
             Self::Live(record) => Some(record),
@@ -32,49 +32,71 @@ impl Entry {
     }
 }
 
-/// A session, or as much of it as was asked for.
+/// A session, with the values that were asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// All but the values.
+    /// Everything but the values.
     pub meta: Meta,
-    /// The values; those that were asked for, where a store answers.
+    /// The values; from a store, those that were asked for.
     pub values: Values,
 }
 
-/// All of a session but its values.
+/// Everything of a session but its values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Meta {
-    /// Moved by one with every applied patch; starts at a random number, so that an `ETag` from
-    /// before a flush never fits.
+    /// Incremented by each applied patch. Starts at a random number, so that an `ETag` of an earlier
+    /// session does not match.
     pub version: u64,
     /// The generation of the token that opens the session.
     pub generation: u32,
-    /// When the generation last moved.
+    /// When the generation last changed.
     pub generation_since: Timestamp,
-    /// Until when the generation before is valid too.
+    /// Until when the previous generation is also valid.
     pub previous_until: Option<Timestamp>,
-    /// The generation that the last asked-for rotation made: what is below is dead.
+    /// The generation that the last requested rotation made. Tokens of lower generations are invalid.
     pub floor: u32,
-    /// When the last asked-for rotation was a log-in: its time.
+    /// The time of the last requested rotation, if it was a log-in.
     pub login_at: Option<Timestamp>,
-    /// Whom the session is logged in as.
+    /// The principal that the session is logged in as.
     pub principal: Option<Principal>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
     /// When it was last used: a touch, or a patch that counts as use.
     pub last_seen_at: Timestamp,
-    /// When its cookie was last set, as far as the record was told.
+    /// When its cookie was last set, as far as it was recorded.
     pub cookie_set_at: Timestamp,
-    /// What it has in place of the policy's lifetime.
+    /// A lifetime of its own, in place of the policy's.
     pub expiry: Option<Expiry>,
-    /// Made through a request whose cookie the browser withheld: it has no cookie of its own, and
-    /// ends soon after its latest write, unless that request logs in or rotates.
+    /// Created by a request whose cookie the browser withheld. It has no cookie of its own, and ends
+    /// soon after its latest write unless that request logs in or rotates.
     pub withheld: bool,
     /// No request has presented a token of it yet, and no one has logged in to it. Set at its
     /// creation only, and only if the policy or the store makes use of it; `false` if unknown.
     pub unproven: bool,
-    /// Who began it, where the policy keeps that.
+    /// The client that created it, if the policy records that.
     pub client: Option<Client>,
+}
+
+impl Meta {
+    /// Creates that of a new session.
+    pub fn new(version: u64, now: Timestamp) -> Self {
+        Self {
+            version,
+            generation: 1,
+            generation_since: now,
+            previous_until: None,
+            floor: 1,
+            login_at: None,
+            principal: None,
+            created_at: now,
+            last_seen_at: now,
+            cookie_set_at: now,
+            expiry: None,
+            withheld: false,
+            unproven: false,
+            client: None,
+        }
+    }
 }
 
 /// The values of a session, by key.
@@ -85,15 +107,15 @@ pub type Values = BTreeMap<Key, Json>;
 pub struct Key(Arc<str>);
 
 impl Key {
-    /// The longest key, in bytes.
+    /// The maximum length, in bytes.
     pub const MAX_BYTES: usize = 256;
 
-    /// Takes a text of the right length; `None` for another.
+    /// Creates a key; `None` if the text has a wrong length.
     pub fn new(text: &str) -> Option<Self> {
         (1..=Self::MAX_BYTES).contains(&text.len()).then(|| Self(text.into()))
     }
 
-    /// The text.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -110,26 +132,25 @@ impl fmt::Display for Key {
 pub struct Principal(Arc<str>);
 
 impl Principal {
-    /// The longest principal, in bytes.
+    /// The maximum length, in bytes.
     pub const MAX_BYTES: usize = 256;
 
-    /// Takes a text of that form; `None` for another. For what a store holds: callers' names come
-    /// in by [`Principal::from_caller`].
+    /// Creates a principal from a store; `None` if the text has another form. Names from callers are
+    /// checked by [`Principal::from_caller`].
     pub fn new(text: &str) -> Option<Self> {
         let fits = (1..=Self::MAX_BYTES).contains(&text.len());
         (fits && !text.chars().any(char::is_control)).then(|| Self(text.into()))
     }
 
-    /// Takes the name that a caller logs in with or looks for: of that form, and without white space
-    /// at either end.
+    /// Creates a principal from a caller. White space at either end is refused.
     ///
     /// HTTP drops white space around a field value (RFC 9110 section 5.5), so a site would read
-    /// `"admin "` as `admin`. Records that were written before this rule may have such names.
+    /// `"admin "` as `admin`. Older records may have such names.
     pub fn from_caller(text: &str) -> Option<Self> {
         (text.trim().len() == text.len()).then(|| Self::new(text)).flatten()
     }
 
-    /// The text.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -141,33 +162,33 @@ impl fmt::Display for Principal {
     }
 }
 
-/// A lifetime of the session's own.
+/// A lifetime of a session's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
-    /// Ends after this much time without use; whole seconds, at least one.
+    /// Ends after this time without use; whole seconds, at least one.
     Idle(Duration),
-    /// Ends at this instant, whatever its use.
+    /// Ends at this instant, even if it is used.
     At(Timestamp),
-    /// Its cookie ends with the browser; the record ends after this much time without use, or the
-    /// policy's where there is none.
+    /// The cookie ends with the browser. The record ends after this time without use; `None` is the
+    /// policy's.
     BrowserClose(Option<Duration>),
 }
 
-/// Who began a session.
+/// The client that created a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
-    /// The address, where the client came over the network.
+    /// Its address, unless it connected over a Unix socket.
     pub address: Option<IpAddr>,
     /// Its `User-Agent`, at most [`Client::MAX_USER_AGENT`] bytes.
     pub user_agent: Box<str>,
 }
 
 impl Client {
-    /// How much of a `User-Agent` is kept, in bytes.
+    /// The maximum length of a recorded `User-Agent`, in bytes.
     pub const MAX_USER_AGENT: usize = 256;
 }
 
-/// The size of a session: the bytes of its keys and JSON texts.
+/// Returns the size of a session: the bytes of its keys and JSON texts.
 pub fn size_of(values: &Values) -> usize {
     values.iter().map(|(key, text)| key.as_str().len() + text.as_str().len()).sum()
 }

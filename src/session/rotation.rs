@@ -1,4 +1,4 @@
-//! Rotation by generation: what a token of one generation is worth to a record of another.
+//! Rotation: the validity of a token of one generation for a record of another.
 
 use std::time::Duration;
 
@@ -6,31 +6,32 @@ use super::policy::Policy;
 use super::record::Meta;
 use crate::time::Timestamp;
 
-/// How far the clocks of two instances that share a store may be apart. What one of them has
-/// rotated the other takes for a replay only after this much more than the grace.
+/// The maximum difference between the clocks of two instances that share a store. A token counts as
+/// replayed only this long after the grace period.
 const CLOCK_SKEW: Duration = Duration::from_mins(1);
 
-/// What a well-signed token is worth to the record that it names.
+/// The validity of a well-signed token for its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
-    /// A generation that was never issued, or one below the floor after the grace: what is from
-    /// before a log-in or an asked-for rotation proves nothing.
+    /// A generation that was never issued, or one below the floor after the grace period. A token
+    /// from before a log-in or a requested rotation proves nothing.
     Unknown,
-    /// Replaced for longer than the grace: the jar was restored from a backup, or a thief rotated
-    /// first.
+    /// Replaced longer ago than the grace period: the browser was restored from a backup, or a thief
+    /// has rotated first.
     Replayed,
-    /// Over since a moment ago: another response has just given the browser a newer token.
+    /// Replaced a moment ago: another response has just given the browser a newer token.
     Stale,
-    /// The one before, within its grace: the request left before the new cookie arrived.
+    /// The previous generation within its grace period: the request was sent before the new cookie
+    /// arrived.
     Previous,
-    /// The one that the record stands at.
+    /// The current generation of the record.
     Current,
-    /// The pending successor: the client has proved that it arrived.
+    /// The next generation: the client has proved that its cookie arrived.
     Next,
 }
 
 impl Verdict {
-    /// What a token of `generation` is worth to a session at `now`.
+    /// Returns the validity of a token of `generation` at `now`.
     pub fn of(generation: u32, meta: &Meta, policy: &Policy, now: Timestamp) -> Self {
         let current = meta.generation;
         if generation == current {
@@ -52,18 +53,18 @@ impl Verdict {
         }
     }
 
-    /// Whether the token opens the session.
+    /// Returns whether the token opens the session.
     ///
-    /// No other verdict may be given by a record that may be older than the store's: only the
-    /// proxy signs, so a generation above the pending successor's proves that the record is old,
-    /// and time may have moved on for one below.
+    /// A record that may be older than the store's can only give a valid verdict. Only the proxy
+    /// signs, so a generation above the next one proves that the record is old; for one below, the
+    /// record may have changed since.
     pub fn is_valid(self) -> bool {
         matches!(self, Self::Current | Self::Next | Self::Previous)
     }
 }
 
 impl Meta {
-    /// Moves to `generation` if it is the pending successor: its token has reached the client.
+    /// Moves to `generation` if it is the next one: its token has reached the client.
     pub fn promote(&mut self, generation: u32, grace: Duration, now: Timestamp) {
         if self.generation.checked_add(1) == Some(generation) {
             self.generation = generation;
@@ -74,8 +75,8 @@ impl Meta {
         }
     }
 
-    /// The rotation that an upstream asks for: every token issued before, a pending one included,
-    /// is dead when this is stored.
+    /// Rotates at the request of an upstream: all tokens issued before, including the next
+    /// generation's, are invalid once this is stored.
     pub fn rotate(&mut self, now: Timestamp) {
         self.generation = self.generation.saturating_add(2);
         self.floor = self.generation;
@@ -85,14 +86,14 @@ impl Meta {
         self.withheld = false;
     }
 
-    /// Whether a request that was opened at `generation` has been rotated away since.
+    /// Returns whether a request that was opened at `generation` has been rotated away since.
     pub fn rotated_away(&self, generation: u32) -> bool {
         self.floor > generation
     }
 
-    /// Whether the record may be as new as a request that was opened at `generation`, and does not
-    /// contradict it: if it comes from a cache, nobody needs to ask the store.
-    pub fn serves(&self, generation: u32) -> bool {
+    /// Returns whether a cached record is enough for a request that was opened at `generation`: it may
+    /// be as new as the request, and does not contradict it.
+    pub fn suffices_for(&self, generation: u32) -> bool {
         !self.rotated_away(generation) && generation <= self.generation.saturating_add(1)
     }
 }
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_promotion_leaves_the_previous_generation_its_grace() {
+    fn promotion_leaves_a_grace_period() {
         let mut meta = Meta { generation: 5, ..meta(at(0)) };
         meta.promote(6, Policy::default().rotation_grace, at(1000));
         check(
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_pending_successor_promotes() {
+    fn only_the_next_generation_promotes() {
         let before = Meta { generation: 5, ..meta(at(0)) };
         for generation in [4, 5, 7, u32::MAX] {
             let mut meta = before.clone();
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn an_asked_for_rotation_kills_every_token_before_it() {
+    fn requested_rotation_invalidates_all_tokens() {
         let mut meta = Meta { generation: 5, ..meta(at(0)) };
         meta.rotate(at(1000));
         check(
@@ -156,7 +157,7 @@ mod tests {
             &[(5, Verdict::Stale), (6, Verdict::Stale), (7, Verdict::Current), (8, Verdict::Next)],
         );
         check(&meta, 1181, &[(5, Verdict::Unknown), (6, Verdict::Unknown), (7, Verdict::Current)]);
-        // What was rotated since is a replay; what is from before the floor proves nothing still.
+        // A token rotated since is a replay; one from before the floor still proves nothing.
         meta.promote(8, Policy::default().rotation_grace, at(2000));
         check(&meta, 2181, &[(6, Verdict::Unknown), (7, Verdict::Replayed), (8, Verdict::Current)]);
         assert!(meta.rotated_away(6));
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn only_generations_at_the_floor_prolong() {
+    fn only_generations_from_the_floor_touch() {
         let mut meta = Meta { generation: 5, ..meta(at(0)) };
         meta.rotate(at(10));
         meta.promote(8, Duration::from_mins(2), at(20));

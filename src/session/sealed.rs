@@ -1,12 +1,12 @@
-//! The sealed cookie: a whole session, kept by its own client, that nobody else can read or change.
+//! The sealed cookie: a whole session, encrypted and kept by its client.
 //!
 //! `base64url( 1 ‖ nonce[24] ‖ AES-256-GCM(session) )`, with the cookie's name as associated data.
-//! Each cookie has a key of its own, derived from the `sealed` subkey and the first half of its
-//! nonce, so that random nonces never run out, however many cookies one key seals: the way of
-//! XAES-256-GCM (C2SP), with HKDF-Expand (RFC 5869) for its CMAC.
+//! Each cookie has its own key, derived from the `sealed` subkey and the first half of its nonce, so
+//! that the number of cookies that one key seals is not limited by random 96-bit nonces. This is the
+//! construction of XAES-256-GCM (C2SP), with HKDF-Expand (RFC 5869) in place of its CMAC.
 //!
-//! The session is written by postcard: numbers as varints, texts with their lengths, nothing else.
-//! The first byte is the format's; another one is another format.
+//! The session is encoded by postcard: numbers as varints, texts with their lengths. The first byte is
+//! the version of the format.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -27,18 +27,18 @@ use crate::time::Timestamp;
 pub struct Sealed {
     /// Its id.
     pub id: Id,
-    /// All of it.
+    /// The whole record.
     pub record: Record,
 }
 
 const FORMAT: u8 = 1;
 
 impl Sealed {
-    /// The longest name and value together, in bytes, that browsers keep (RFC 6265bis, section
+    /// The maximum length of name and value together, in bytes, in browsers (RFC 6265bis, section
     /// 5.6).
     pub const MAX_COOKIE: usize = 4096;
 
-    /// The cookie's value. The nonce must be random and new.
+    /// Returns the cookie's value. The nonce must be random and new.
     pub fn seal(&self, ring: &KeyRing, cookie_name: &str, nonce: &Nonce) -> Secret {
         let mut bytes = vec![FORMAT];
         bytes.extend_from_slice(nonce);
@@ -46,7 +46,7 @@ impl Sealed {
         Secret::new(URL_SAFE_NO_PAD.encode(bytes))
     }
 
-    /// The session in a cookie that the ring has sealed under this name; `None` for any other text.
+    /// Opens a cookie that the ring has sealed under this name; `None` for any other text.
     pub fn open(ring: &KeyRing, cookie_name: &str, text: &[u8]) -> Option<(Self, SignedBy)> {
         if cookie_name.len() + text.len() > Self::MAX_COOKIE {
             return None;
@@ -59,14 +59,14 @@ impl Sealed {
         Some((sealed, signed_by))
     }
 
-    /// Whether browsers keep it, in a cookie of this name.
+    /// Returns whether it fits a cookie of this name.
     pub fn fits(&self, cookie_name: &str) -> bool {
         let bytes = 1 + NONCE_BYTES + self.to_bytes().len() + SEAL_BYTES;
         cookie_name.len() + (bytes * 4).div_ceil(3) <= Self::MAX_COOKIE
     }
 
     fn to_bytes(&self) -> Vec<u8> {
-        postcard::to_stdvec(&Plain::from(self)).expect("nothing in a session is not to be written")
+        postcard::to_stdvec(&Plain::from(self)).expect("postcard encodes these types")
     }
 
     fn parse(bytes: &[u8]) -> Option<Self> {
@@ -77,7 +77,7 @@ impl Sealed {
     }
 }
 
-/// A session as it is written: the order of the fields is the format.
+/// A session as it is encoded. The order of the fields is the format.
 #[derive(Serialize, Deserialize)]
 struct Plain<'a> {
     id: [u8; Id::BYTES],
@@ -155,7 +155,7 @@ impl Plain<'_> {
             cookie_set_at: Timestamp::from_millis(self.cookie_set_at),
             expiry: self.expiry.map(Expiry::from),
             withheld: self.withheld,
-            // A sealed session exists only where its cookie was presented.
+            // A sealed session exists only in a cookie that was presented.
             unproven: false,
             client,
         };
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_comes_back_as_it_was_sealed() {
+    fn sealed_session_round_trips() {
         let session = sealed(&[("a", "1e400"), ("é", "{\"b\":1,\"a\":[]}")]);
         let text = session.seal(&ring(1, &[]), "__Host-id", &[1; NONCE_BYTES]);
         let open = |ring: &KeyRing, name| Sealed::open(ring, name, text.reveal().as_bytes());
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_tells_nothing_and_no_two_are_the_same() {
+    fn cookies_are_opaque_and_unique() {
         let session = sealed(&[("secret", "\"hunter2\"")]);
         let seal = |nonce| session.seal(&ring(1, &[]), "id", &[nonce; NONCE_BYTES]);
         let (one, other) = (seal(1), seal(2));
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_is_what_browsers_keep() {
+    fn fits_is_the_limit_of_browsers() {
         let with = |bytes: usize| sealed(&[("a", &format!("\"{}\"", "x".repeat(bytes)))]);
         let largest = (2000..4096).take_while(|bytes| with(*bytes).fits("__Host-id")).last();
         let largest = largest.expect("something fits");

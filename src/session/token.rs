@@ -1,6 +1,6 @@
-//! The two tokens: the one in the cookie, and the one of a request.
+//! The two tokens: of the cookie, and of a request.
 //!
-//! Both carry a tag by the key ring, so that a made-up one is refused before the store is asked.
+//! Both are signed by the key ring, so that a forged one is refused before the store is called.
 
 use std::time::Duration;
 
@@ -13,20 +13,20 @@ use super::peer::Instance;
 use crate::secret::Secret;
 use crate::time::Timestamp;
 
-/// What the cookie carries: a session, and the generation of its token.
+/// The token in the cookie: a session, and the generation of the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CookieToken {
     /// The session.
     pub id: Id,
-    /// The generation; whether it still opens the session is the record's to say.
+    /// The generation. The record decides whether it still opens the session.
     pub generation: u32,
 }
 
 impl CookieToken {
-    /// Characters of a token.
+    /// The number of characters.
     pub const LENGTH: usize = 48;
 
-    /// `base64url(id ‖ generation ‖ tag)`: a pure function of id, generation, name and key.
+    /// Returns `base64url(id ‖ generation ‖ tag)`, which depends on id, generation, name and key only.
     pub fn sign(self, ring: &KeyRing, cookie_name: &str) -> Secret {
         let generation = self.generation.to_be_bytes();
         let parts: [&[u8]; 4] = [cookie_name.as_bytes(), &[0], self.id.as_bytes(), &generation];
@@ -36,7 +36,7 @@ impl CookieToken {
         )
     }
 
-    /// Reads a token that the ring has signed for a cookie of this name; `None` for any other text.
+    /// Parses a token that the ring has signed for a cookie of this name; `None` for any other text.
     pub fn verify(ring: &KeyRing, cookie_name: &str, text: &[u8]) -> Option<(Self, SignedBy)> {
         if text.len() != Self::LENGTH {
             return None;
@@ -51,54 +51,53 @@ impl CookieToken {
     }
 }
 
-/// What a request token says: the request, and the session that it had when it was forwarded.
+/// The token of a request: its number, and the session that it had when it was forwarded.
 ///
-/// While the request lasts, the instance's table of requests in flight knows more; afterwards the
-/// token alone has to do, for `request_token_linger`; and at another instance, for what needs no
-/// cookie, at once.
+/// While the request lasts, its instance has the rest in the table of requests in flight. Afterwards
+/// the token alone is accepted for `request_token_linger`. At another instance it is accepted at once
+/// for changes that need no cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestToken {
     /// The request's number on its instance.
     pub number: u64,
-    /// What the request came with.
+    /// The session that the request came with.
     pub bound: Bound,
-    /// Whether its changes prolong the session.
-    pub prolongs: bool,
+    /// Whether its changes touch the session.
+    pub touches: bool,
     /// When it was forwarded.
     pub forwarded_at: Timestamp,
 }
 
-/// What a request was bound to when it was forwarded.
+/// The session of a request when it was forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
     /// A session, opened at this generation.
     Session(Id, u32),
-    /// No session; one that is made gets this id.
+    /// No session; one that the request creates gets this id.
     None(Id),
-    /// A session that the request may not touch (stale, ended, ambiguous) or could not load.
+    /// A session that the request may not change (stale, ended, ambiguous) or could not load.
     Refused,
 }
 
 impl RequestToken {
-    /// Bytes of a token beside its instance's authority.
+    /// The number of bytes without the authority of the instance.
     const BYTES: usize = 8 + 8 + Id::BYTES + 4 + 1 + 6 + TAG_BYTES;
 
-    /// Characters of a token of an instance that no other reaches; one that others reach has four
-    /// more for each three bytes of its authority.
+    /// The number of characters without an authority. Three bytes of authority take four more.
     pub const LENGTH: usize = Self::length(0);
 
     const fn length(authority: usize) -> usize {
         ((Self::BYTES + authority) * 4).div_ceil(3)
     }
 
-    /// Seals the token of a request of `instance` as text.
+    /// Signs the token of a request of `instance`.
     pub fn sign(&self, ring: &KeyRing, instance: &Instance) -> Secret {
         let (kind, id, generation) = match self.bound {
             Bound::Session(id, generation) => (0, id, generation),
             Bound::None(id) => (1, id, 0),
             Bound::Refused => (2, Id::from_bytes([0; Id::BYTES]), 0),
         };
-        let kind = if self.prolongs { kind | PROLONGS } else { kind };
+        let kind = if self.touches { kind | TOUCHES } else { kind };
         let forwarded_at = self.forwarded_at.as_millis().to_be_bytes();
         // 48 bits of milliseconds reach past the year 9999.
         let [_, _, forwarded_at @ ..] = forwarded_at;
@@ -115,7 +114,7 @@ impl RequestToken {
         Secret::new(URL_SAFE_NO_PAD.encode(bytes))
     }
 
-    /// Reads a token that the ring has signed, and which instance's it is; `None` for any other
+    /// Parses a token that the ring has signed, and the instance that issued it; `None` for any other
     /// text.
     pub fn verify(ring: &KeyRing, text: &[u8]) -> Option<(Self, Instance)> {
         if !(Self::LENGTH..=Self::length(Instance::MAX_AUTHORITY)).contains(&text.len()) {
@@ -132,7 +131,7 @@ impl RequestToken {
         let (millis, authority) = rest.split_first_chunk::<6>()?;
         let millis = millis.iter().fold(0, |sum, byte| (sum << 8) | i64::from(*byte));
         let id = Id::from_bytes(*id);
-        let bound = match kind & !PROLONGS {
+        let bound = match kind & !TOUCHES {
             0 => Bound::Session(id, u32::from_be_bytes(*generation)),
             1 => Bound::None(id),
             _ => Bound::Refused,
@@ -140,7 +139,7 @@ impl RequestToken {
         let token = Self {
             number: u64::from_be_bytes(*number),
             bound,
-            prolongs: kind & PROLONGS != 0,
+            touches: kind & TOUCHES != 0,
             forwarded_at: Timestamp::from_millis(millis),
         };
         let number = u64::from_be_bytes(*instance);
@@ -148,17 +147,17 @@ impl RequestToken {
         Some((token, Instance { number, authority }))
     }
 
-    /// Whether the token alone still has authority over values at `now`.
+    /// Returns whether the token alone is still accepted for values at `now`.
     ///
-    /// It is counted from the forwarding, with `slack` for the request itself: requests that last
-    /// longer stay in the table of requests in flight until their own time has passed.
+    /// The time counts from the forwarding, with `slack` for the request itself: longer requests are
+    /// kept in the table of requests in flight until their own time has passed.
     pub fn lingers(&self, now: Timestamp, linger: Duration, slack: Duration) -> bool {
         now <= self.forwarded_at + linger + slack
     }
 }
 
-/// Beside the kind of a token's binding: its request's changes prolong the session.
-const PROLONGS: u8 = 0x80;
+/// The flag in a token's kind that says that its request's changes touch the session.
+const TOUCHES: u8 = 0x80;
 
 #[cfg(test)]
 mod tests {
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_belongs_to_its_cookie_and_its_purpose() {
+    fn token_is_valid_for_one_cookie_and_purpose() {
         let ring = ring(1, &[]);
         let token = CookieToken { id: Id::from_bytes([7; 16]), generation: 3 };
         let text = token.sign(&ring, "__Host-id");
@@ -209,14 +208,14 @@ mod tests {
             numbers: [u64; 2],
             authority in "([a-z0-9.:-]{0,40}|[a-z]{255})",
             millis in 0..253_402_300_799_999_i64,
-            prolongs: bool,
+            touches: bool,
         ) {
             let ring = ring(1, &[]);
             let id = Id::from_bytes(id);
             let instance = Instance { number: numbers[0], authority };
             for bound in [Bound::Session(id, generation), Bound::None(id), Bound::Refused] {
                 let forwarded_at = Timestamp::from_millis(millis);
-                let request = RequestToken { number: numbers[1], bound, prolongs, forwarded_at };
+                let request = RequestToken { number: numbers[1], bound, touches, forwarded_at };
                 let text = request.sign(&ring, &instance);
                 prop_assert_eq!(text.reveal().len(), RequestToken::length(instance.authority.len()));
                 prop_assert_eq!(RequestToken::verify(&ring, text.reveal().as_bytes()), Some((request, instance.clone())));
@@ -229,7 +228,7 @@ mod tests {
             let instance = Instance { number: 1, authority: "http.example.test:80".to_owned() };
             let bound = Bound::Session(Id::from_bytes([7; 16]), 1);
             let forwarded_at = Timestamp::from_millis(1);
-            let text = RequestToken { number: 2, bound, prolongs: true, forwarded_at }.sign(&ring, &instance);
+            let text = RequestToken { number: 2, bound, touches: true, forwarded_at }.sign(&ring, &instance);
             let mut changed = text.reveal().to_owned();
             changed.replace_range(at..=at, &to);
             prop_assume!(changed != text.reveal());

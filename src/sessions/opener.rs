@@ -144,7 +144,7 @@ impl Opener {
                 }
                 _ => None,
             };
-            let (shared, touches) = (Arc::clone(shared), token.prolongs);
+            let (shared, touches) = (Arc::clone(shared), token.touches);
             return Some(TokenLookup::Elsewhere(RemoteSession { shared, bound, touches }));
         }
         let request = match shared.in_flight.find(token) {

@@ -38,9 +38,9 @@ impl RemoteSession {
     /// Reads the session.
     pub(crate) async fn read(&self, want: Want<'_>) -> Result<Snapshot, Failure> {
         let BoundSession { store, id, generation } = self.bound()?;
-        let serves = |meta: &Meta| meta.serves(*generation);
+        let suffices = |meta: &Meta| meta.suffices_for(*generation);
         let calls = Calls::new(&**store, &self.shared);
-        match calls.load_cached(*id, want, serves).await? {
+        match calls.load_cached(*id, want, suffices).await? {
             Some(Entry::Live(record)) if !record.meta.rotated_away(*generation) => {
                 Ok(Snapshot::of(*id, record))
             }

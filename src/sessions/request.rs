@@ -180,9 +180,9 @@ impl InFlightRequest {
                 Bound::Refused
             }
         };
-        let prolongs = context.touch == TouchPolicy::OnUse;
+        let touches = context.touch == TouchPolicy::OnUse;
         Self {
-            token: RequestToken { number, bound, prolongs, forwarded_at: now },
+            token: RequestToken { number, bound, touches, forwarded_at: now },
             outcome,
             context,
             sealed,
@@ -196,7 +196,7 @@ impl InFlightRequest {
         let state = State { is_new: ended.is_new, ..State::new(Phase::Committed, ended.binding) };
         let context = RequestContext {
             origin: Origin { navigation: Navigation::None, withholds_cookie: false },
-            touch: if token.prolongs { TouchPolicy::OnUse } else { TouchPolicy::Never },
+            touch: if token.touches { TouchPolicy::OnUse } else { TouchPolicy::Never },
             client: None,
             address: None,
         };

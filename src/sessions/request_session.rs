@@ -74,7 +74,7 @@ impl RequestSession {
         let (calls, is_new) = (self.calls()?, state.is_new);
         match state.binding {
             Binding::Session { id, generation, .. } => {
-                match calls.load_cached(id, want, |meta| meta.serves(generation)).await? {
+                match calls.load_cached(id, want, |meta| meta.suffices_for(generation)).await? {
                     Some(Entry::Live(record)) if record.meta.rotated_away(generation) => {
                         Err(Refusal::Rotated.into())
                     }

@@ -1,0 +1,278 @@
+//! Changes: a patch with everything that its atomic step needs, and its result.
+
+use super::{Condition, ExpiryChange, Patch, value_tag};
+use crate::session::json::Json;
+use crate::session::policy::Policy;
+use crate::session::record::{Entry, Key, Meta, Record, Values, size_of};
+use crate::time::Timestamp;
+
+/// A patch with everything that its atomic step needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
+    /// The patch.
+    pub patch: &'a Patch,
+    /// A condition on one value, in addition to `if_version`.
+    pub condition: Option<&'a Condition>,
+    /// The authority of the caller.
+    pub authority: Authority,
+    /// The lifetimes and limits.
+    pub policy: &'a Policy,
+    /// The time of the change.
+    pub now: Timestamp,
+    /// Whether the change touches the session.
+    pub touches: bool,
+    /// Whether a session that it destroys leaves a tombstone.
+    pub tombstone: Tombstone,
+}
+
+/// The authority of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Authority {
+    /// A request that was opened at this generation.
+    Request(u32),
+    /// A log-in whose token was stale, ended or rotated away. It may only join a session of the same
+    /// principal.
+    LogIn,
+    /// A back office.
+    Service,
+}
+
+/// Whether a session that is destroyed leaves a tombstone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tombstone {
+    /// It does for the grace period, since its browser is about to get another cookie.
+    Leave,
+    /// It does not.
+    None,
+}
+
+/// The result of a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The entry in the store after the change.
+    pub entry: Option<Entry>,
+    /// The session after the change, even if the change ended it.
+    pub record: Record,
+    /// The effect on the token.
+    pub rotation: Rotation,
+    /// Whether the session's own lifetime changed.
+    pub expiry_changed: bool,
+    /// The previous value of the key that was asked for.
+    pub before: Option<Json>,
+    /// Whether a replica of the store has the change.
+    pub replicated: Replicated,
+}
+
+/// Whether a replica of the store has a change, so that a failover does not undo it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Replicated {
+    /// The change did not wait for a replica.
+    #[default]
+    NotAsked,
+    /// A replica has it.
+    Yes,
+    /// No replica confirmed it in time. The change is made nevertheless.
+    No,
+}
+
+impl Replicated {
+    /// Combines the results of two changes.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::No, _) | (_, Self::No) => Self::No,
+            (Self::Yes, _) | (_, Self::Yes) => Self::Yes,
+            (Self::NotAsked, Self::NotAsked) => Self::NotAsked,
+        }
+    }
+}
+
+/// The effect of a change on the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotation {
+    /// Nothing.
+    None,
+    /// All earlier tokens are invalid.
+    Rotated,
+    /// The request has joined the session of a parallel log-in, without another rotation.
+    Joined,
+}
+
+/// The reason why a change was refused. Nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The session does not exist.
+    #[error("there is no such session")]
+    Gone,
+    /// The session was destroyed a moment ago.
+    #[error("the session was ended a moment ago")]
+    Ended,
+    /// Another request has rotated the token.
+    #[error("the session's token was rotated by another request")]
+    Rotated,
+    /// The session belongs to a principal other than the one that logs in.
+    #[error("the session belongs to another principal")]
+    OtherPrincipal,
+    /// The session has another version.
+    #[error("the session has been changed since")]
+    VersionMoved,
+    /// The value has changed.
+    #[error("the value has been changed since")]
+    ValueMoved,
+    /// The key has a value.
+    #[error("there is a value of this key")]
+    ValueExists,
+    /// The key has no value.
+    #[error("there is no value of this key")]
+    NoSuchValue,
+    /// The value is not an integer.
+    #[error("the value {:?} is not an integer of 64 bits", .0.as_str())]
+    NotAnInteger(Key),
+    /// The sum does not fit 64 bits.
+    #[error("the sum at {:?} does not fit an integer of 64 bits", .0.as_str())]
+    OutOfRange(Key),
+    /// The value is not an array.
+    #[error("the value {:?} is not an array", .0.as_str())]
+    NotAnArray(Key),
+    /// The session would have too many values.
+    #[error("the session would hold more values than it may")]
+    TooManyValues,
+    /// The session would have too many bytes.
+    #[error("the session would be larger than it may")]
+    TooLarge,
+}
+
+impl Change<'_> {
+    /// Applies the whole change, or nothing, to the entry in the store.
+    ///
+    /// `before` is a key whose previous value is returned.
+    pub fn apply(&self, entry: Option<Entry>, before: Option<&Key>) -> Result<Applied, Refusal> {
+        let mut record = self.live(entry)?;
+        let rotation = self.admit(&record.meta)?;
+        self.check_condition(&record.values)?;
+        let before = before.and_then(|key| record.values.get(key).cloned());
+        self.change_values(&mut record)?;
+        let expiry_before = record.meta.expiry;
+        self.change_meta(&mut record.meta, rotation);
+        let expiry_changed = record.meta.expiry != expiry_before;
+        let ends = self.patch.only_destroys() || !self.policy.is_alive(&record.meta, self.now);
+        let entry = match self.tombstone {
+            _ if !ends => Some(Entry::Live(record.clone())),
+            Tombstone::Leave => Some(Entry::Ended { until: self.now + self.policy.rotation_grace }),
+            Tombstone::None => None,
+        };
+        let replicated = Replicated::NotAsked;
+        Ok(Applied { entry, record, rotation, expiry_changed, before, replicated })
+    }
+
+    /// Creates a record from this patch alone, starting with `meta`. The `if_version` of the patch is
+    /// ignored: it is about the record that the new one replaces.
+    pub fn begin(&self, meta: Meta) -> Result<Record, Refusal> {
+        let mut record = Record { meta, values: Values::new() };
+        self.check_condition(&record.values)?;
+        self.change_values(&mut record)?;
+        if self.patch.principal.is_some() {
+            record.meta.login_at = Some(self.now);
+        }
+        record.meta.principal.clone_from(&self.patch.principal);
+        record.meta.unproven &= self.patch.principal.is_none();
+        if let Some(ExpiryChange::Own(expiry)) = self.patch.expiry {
+            record.meta.expiry = Some(expiry);
+        }
+        // A log-in or a requested rotation gives the session a cookie, and with it the usual lifetime.
+        record.meta.withheld &= self.patch.principal.is_none() && !self.patch.rotate;
+        Ok(record)
+    }
+
+    fn live(&self, entry: Option<Entry>) -> Result<Record, Refusal> {
+        match entry {
+            Some(Entry::Live(record)) if self.policy.is_alive(&record.meta, self.now) => Ok(record),
+            Some(Entry::Ended { until }) if self.now <= until => Err(Refusal::Ended),
+            _ => Err(Refusal::Gone),
+        }
+    }
+
+    /// Checks whether the change may be made, and returns its effect on the token.
+    fn admit(&self, meta: &Meta) -> Result<Rotation, Refusal> {
+        let away = match self.authority {
+            Authority::Request(generation) => meta.rotated_away(generation),
+            Authority::LogIn => true,
+            Authority::Service => false,
+        };
+        let rotation = match &self.patch.principal {
+            Some(_) if !away => Rotation::Rotated,
+            Some(principal) if meta.principal.as_ref() != Some(principal) => {
+                return Err(if self.authority == Authority::LogIn {
+                    Refusal::OtherPrincipal
+                } else {
+                    Refusal::Rotated
+                });
+            }
+            Some(_)
+                if meta.login_at.is_some_and(|at| self.now <= at + self.policy.rotation_grace) =>
+            {
+                Rotation::Joined
+            }
+            Some(_) => Rotation::Rotated,
+            None if away => return Err(Refusal::Rotated),
+            None if self.patch.rotate => Rotation::Rotated,
+            None => Rotation::None,
+        };
+        match self.patch.if_version {
+            Some(version) if version != meta.version => Err(Refusal::VersionMoved),
+            _ => Ok(rotation),
+        }
+    }
+
+    fn check_condition(&self, values: &Values) -> Result<(), Refusal> {
+        match self.condition {
+            Some(Condition::Missing(key)) if values.contains_key(key) => Err(Refusal::ValueExists),
+            Some(Condition::Present(key)) if !values.contains_key(key) => Err(Refusal::NoSuchValue),
+            Some(Condition::Tagged(key, tag))
+                if values.get(key).map(value_tag).as_ref() != Some(tag) =>
+            {
+                Err(Refusal::ValueMoved)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn change_values(&self, record: &mut Record) -> Result<(), Refusal> {
+        let Record { meta, values } = record;
+        let size_before = (values.len(), size_of(values));
+        for op in &self.patch.ops {
+            op.apply(meta, values)?;
+        }
+        // A session above a limit that was lowered since may still shrink.
+        if values.len() > self.policy.max_values.max(size_before.0) {
+            return Err(Refusal::TooManyValues);
+        }
+        if size_of(values) > self.policy.max_bytes.max(size_before.1) {
+            return Err(Refusal::TooLarge);
+        }
+        Ok(())
+    }
+
+    fn change_meta(&self, meta: &mut Meta, rotation: Rotation) {
+        meta.version = meta.version.wrapping_add(1);
+        if self.touches || meta.withheld {
+            meta.last_seen_at = meta.last_seen_at.max(self.now);
+        }
+        match self.patch.expiry {
+            None => {}
+            Some(ExpiryChange::Policy) => meta.expiry = None,
+            Some(ExpiryChange::Own(expiry)) => meta.expiry = Some(expiry),
+        }
+        if rotation == Rotation::Rotated {
+            meta.rotate(self.now);
+            meta.login_at = self.patch.principal.is_some().then_some(self.now);
+        }
+        if let Some(principal) = &self.patch.principal {
+            meta.principal = Some(principal.clone());
+            meta.unproven = false;
+        }
+        if rotation != Rotation::None || self.patch.expiry.is_some() {
+            meta.cookie_set_at = self.now;
+        }
+    }
+}

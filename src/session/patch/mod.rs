@@ -1,0 +1,185 @@
+//! Patches, and their effect on a record.
+//!
+//! [`Change::apply`] defines the semantics. The embedded stores call it under their lock or in their
+//! transaction; the Redis script does the same on the bytes of fields, and a property test compares
+//! both.
+
+mod change;
+mod usage;
+
+use super::json::Json;
+use super::record::{Expiry, Key, Meta, Principal, Values};
+
+pub use change::{Applied, Authority, Change, Refusal, Replicated, Rotation, Tombstone};
+pub use usage::Use;
+
+/// A change of a session that an upstream asks for. [`Patch::then`] joins several patches to one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Patch {
+    /// Refuses the patch if the session has another version.
+    pub if_version: Option<u64>,
+    /// Destroys the session. Together with any other member, a new session is created.
+    pub destroy: bool,
+    /// The changes of values, in order.
+    pub ops: Vec<Op>,
+    /// Changes the lifetime.
+    pub expiry: Option<ExpiryChange>,
+    /// Logs in.
+    pub principal: Option<Principal>,
+    /// Replaces the token of the session.
+    pub rotate: bool,
+}
+
+/// A change of values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Removes all values.
+    Clear,
+    /// Remove all if the session belongs to another principal.
+    ClearUnless(Principal),
+    /// Sets a value.
+    Set(Key, Json),
+    /// Sets a value if the key has none.
+    Default(Key, Json),
+    /// Removes a value.
+    Remove(Key),
+    /// Adds to an integer. A missing value counts as 0.
+    Increment(Key, i64),
+    /// Appends to an array. A missing value counts as an empty one.
+    Append(Key, Json),
+}
+
+/// A change of a session's own lifetime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpiryChange {
+    /// Returns to the policy's lifetime.
+    Policy,
+    /// Sets a lifetime of its own.
+    Own(Expiry),
+}
+
+/// The error of two patches in one list that log in as different principals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the patches of one list log in as two principals")]
+pub struct TwoPrincipals;
+
+impl Patch {
+    /// Creates a patch of one change of values.
+    pub fn of(op: Op) -> Self {
+        Self { ops: vec![op], ..Self::default() }
+    }
+
+    /// Joins this patch and `next` to one.
+    pub fn then(self, next: Self) -> Result<Self, TwoPrincipals> {
+        let principal = match (self.principal, next.principal) {
+            (Some(one), Some(other)) if one != other => return Err(TwoPrincipals),
+            (one, other) => other.or(one),
+        };
+        // A destroy ends earlier changes with the session. An earlier log-in stays, since it decides
+        // which session the request gets.
+        let (ops, expiry, rotate) = if next.destroy {
+            (next.ops, next.expiry, next.rotate)
+        } else {
+            let ops = self.ops.into_iter().chain(next.ops).collect();
+            (ops, next.expiry.or(self.expiry), self.rotate || next.rotate)
+        };
+        let if_version = match (self.if_version, next.if_version) {
+            // No session has both versions.
+            (Some(one), Some(other)) if one != other => Some(u64::MAX),
+            (one, other) => one.or(other),
+        };
+        let destroy = self.destroy || next.destroy;
+        Ok(Self { if_version, destroy, ops, expiry, principal, rotate })
+    }
+
+    /// Returns whether it destroys the session and creates no other.
+    pub fn only_destroys(&self) -> bool {
+        self.destroy
+            && self.ops.is_empty()
+            && self.expiry.is_none()
+            && self.principal.is_none()
+            && !self.rotate
+    }
+
+    /// Returns whether it only removes, so that it creates no session.
+    pub fn only_removes(&self) -> bool {
+        let is_removal = |op: &Op| matches!(op, Op::Clear | Op::Remove(_));
+        let removes = self.destroy || !self.ops.is_empty() || self.expiry.is_some();
+        removes
+            && self.ops.iter().all(is_removal)
+            && matches!(self.expiry, None | Some(ExpiryChange::Policy))
+            && self.principal.is_none()
+            && !self.rotate
+    }
+
+    /// Returns whether the browser needs another cookie after it is applied to an existing session.
+    pub fn needs_cookie(&self) -> bool {
+        self.principal.is_some()
+            || self.rotate
+            || self.expiry.is_some()
+            || (self.destroy && !self.only_destroys())
+    }
+}
+
+/// A condition on one value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// The key has no value.
+    Missing(Key),
+    /// The key has a value.
+    Present(Key),
+    /// The value has this [tag](value_tag).
+    Tagged(Key, String),
+}
+
+impl Op {
+    fn apply(&self, meta: &Meta, values: &mut Values) -> Result<(), Refusal> {
+        match self {
+            Self::Clear => values.clear(),
+            Self::ClearUnless(principal) => {
+                if meta.principal.as_ref().is_some_and(|owner| owner != principal) {
+                    values.clear();
+                }
+            }
+            Self::Set(key, text) => drop(values.insert(key.clone(), text.clone())),
+            Self::Default(key, text) => {
+                values.entry(key.clone()).or_insert_with(|| text.clone());
+            }
+            Self::Remove(key) => drop(values.remove(key)),
+            Self::Increment(key, by) => {
+                let sum = match values.get(key) {
+                    None => *by,
+                    Some(text) => text
+                        .as_integer()
+                        .ok_or_else(|| Refusal::NotAnInteger(key.clone()))?
+                        .checked_add(*by)
+                        .ok_or_else(|| Refusal::OutOfRange(key.clone()))?,
+                };
+                values.insert(key.clone(), Json::integer(sum));
+            }
+            Self::Append(key, element) => {
+                let empty = Json::trusted("[]");
+                let array = values.get(key).unwrap_or(&empty);
+                let longer =
+                    array.appended(element).ok_or_else(|| Refusal::NotAnArray(key.clone()))?;
+                values.insert(key.clone(), longer);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the tag of a value's text: 40 hexadecimal digits of SHA-1.
+///
+/// Redis scripts have this hash. It only distinguishes the texts of one session, and protects nothing.
+pub fn value_tag(text: &Json) -> String {
+    use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+    use std::fmt::Write;
+
+    let digest = digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_str().as_bytes());
+    digest.as_ref().iter().fold(String::with_capacity(40), |mut hex, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
