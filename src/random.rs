@@ -1,11 +1,11 @@
 //! Random bytes from the operating system.
 
-/// `N` bytes that nobody can guess.
+/// Returns `N` cryptographically secure random bytes.
 ///
 /// # Panics
-/// Where the operating system has no generator: nothing here is safe without one.
+/// Panics if the operating system has no random number generator: no token is safe without one.
 pub fn bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
+    getrandom::fill(&mut bytes).expect("the operating system provides random bytes");
     bytes
 }

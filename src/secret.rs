@@ -1,4 +1,4 @@
-//! Secrets: values that neither `Debug` nor a log prints, and that leave memory when dropped.
+//! Secrets: redacted in `Debug` output, and erased from memory when dropped.
 
 use std::path::Path;
 use std::{fmt, fs};
@@ -6,19 +6,22 @@ use std::{fmt, fs};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use zeroize::{Zeroize as _, Zeroizing};
 
-/// A text that must not be shown: a cookie token, a password, a service token.
+/// A secret text: a cookie token, a password or a service token.
 ///
-/// It has no `Display`; whoever needs the text says so by calling [`Secret::reveal`].
+/// It has no `Display`: the text is only accessible through [`Secret::reveal`].
 #[derive(Clone)]
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Takes a text into keeping.
+    /// Wraps a text.
     pub fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }
 
-    /// A file's text, without one newline at its end; an error says what is wrong with the file.
+    /// Reads a file, without the newline at its end.
+    ///
+    /// # Errors
+    /// The message says what is wrong with the file.
     pub fn read(path: &Path) -> Result<Self, String> {
         let shown = path.display();
         let bytes = fs::read(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
@@ -35,18 +38,18 @@ impl Secret {
         Ok(Self::new(text))
     }
 
-    /// The text itself.
+    /// Returns the text.
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// Whether `text` is the same, compared in constant time for texts of the same length.
+    /// Returns whether `text` is equal, in constant time for texts of the same length.
     pub fn matches(&self, text: &[u8]) -> bool {
         verify_slices_are_equal(self.0.as_bytes(), text).is_ok()
     }
 }
 
-/// In constant time for texts of the same length.
+/// Compares in constant time for texts of the same length.
 impl PartialEq for Secret {
     fn eq(&self, other: &Self) -> bool {
         self.matches(other.0.as_bytes())

@@ -1,4 +1,4 @@
-//! The one home of spawned tasks: each is tracked, a panic in it is logged, and the drain waits for it.
+//! Spawned tasks: each is tracked, its panic is logged, and the drain waits for it.
 
 use std::any::Any;
 use std::future::poll_fn;
@@ -15,42 +15,42 @@ use tokio_util::task::TaskTracker;
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
-/// How many tasks of this process have ended with a panic.
+/// Returns the number of panics in tasks of this process.
 pub(crate) fn panics() -> u64 {
     PANICS.load(Ordering::Relaxed)
 }
 
-/// The tasks of the process. A clone is the same tasks.
+/// The tasks of the process, and the signals of their shutdown. A clone is the same set.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
-    leave: CancellationToken,
+    announcement: CancellationToken,
     drain: CancellationToken,
-    /// Whether the drain has cut what had not come to its end.
-    cut: Arc<AtomicBool>,
+    /// Whether unfinished work was aborted at the drain's deadline.
+    aborted: Arc<AtomicBool>,
 }
 
-/// A task that runs, whether this is awaited or dropped.
+/// Handle to a running task. Dropping it does not stop the task.
 #[derive(Debug)]
-#[must_use = "drop it with `.detach()` where nobody waits for the task"]
+#[must_use = "call `.detach()` if the task is not awaited"]
 pub struct TaskHandle<T>(JoinHandle<Result<T, TaskFailed>>);
 
-/// A task ended without a result: it panicked, was aborted, or its runtime ended.
+/// Error of a task without a result: it panicked, was aborted, or its runtime shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a task ended without a result")]
+#[error("the task failed")]
 pub struct TaskFailed;
 
 impl Tasks {
-    /// No tasks yet.
+    /// Creates an empty set.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Runs `future` as a task of the current runtime. A panic in it is logged and ends it alone.
+    /// Runs `future` as a task of the current runtime. A panic is logged and ends only this task.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime.
+    /// Panics outside a tokio runtime.
     pub fn run<F>(&self, future: F) -> TaskHandle<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,
@@ -58,23 +58,23 @@ impl Tasks {
         TaskHandle(self.tracker.spawn(catch(future)))
     }
 
-    /// Says that the drain will begin soon: whoever can go elsewhere should.
+    /// Announces that the drain will begin soon, so that clients and load balancers can move elsewhere.
     pub fn announce_shutdown(&self) {
-        self.leave.cancel();
+        self.announcement.cancel();
     }
 
-    /// Whether the drain will begin soon, or has begun.
+    /// Returns whether the drain was announced or has begun.
     pub fn is_shutdown_announced(&self) -> bool {
-        self.leave.is_cancelled()
+        self.announcement.is_cancelled()
     }
 
-    /// Begins the drain: [`Self::draining`] completes, everywhere.
+    /// Begins the drain: [`Self::draining`] completes for all clones.
     pub fn drain(&self) {
-        self.leave.cancel();
+        self.announcement.cancel();
         self.drain.cancel();
     }
 
-    /// Whether the drain has begun.
+    /// Returns whether the drain has begun.
     pub fn is_draining(&self) -> bool {
         self.drain.is_cancelled()
     }
@@ -84,36 +84,37 @@ impl Tasks {
         self.drain.cancelled().await;
     }
 
-    /// Says that the drain's time was over for a task before that had come to its end.
+    /// Records that unfinished work was aborted at the drain's deadline.
     pub fn record_aborted(&self) {
-        self.cut.store(true, Ordering::Relaxed);
+        self.aborted.store(true, Ordering::Relaxed);
     }
 
-    /// Begins the drain and waits, no longer than `deadline`, until no task runs. Whether all came to their
-    /// end: none runs, and none was cut.
+    /// Begins the drain and waits, at most for `deadline`, until no task runs. Returns whether all finished, and none was
+    /// aborted.
     pub async fn drained(&self, deadline: Duration) -> bool {
         self.drain();
         self.tracker.close();
         let ended = tokio::time::timeout(deadline, self.tracker.wait()).await.is_ok();
-        ended && !self.cut.load(Ordering::Relaxed)
+        ended && !self.aborted.load(Ordering::Relaxed)
     }
 
-    /// The same tasks, with a drain signal of their own that follows this one's. A signal has a lock, which
-    /// each poll of a wait for it takes: each worker has its own, so that they do not meet there.
+    /// Returns the same set with signals of its own, which follow these. A signal has a lock, taken by each poll of a wait
+    /// for it: workers with signals of their own do not contend for it.
     #[must_use]
     pub fn sibling(&self) -> Self {
-        let (leave, drain) = (self.leave.child_token(), self.drain.child_token());
-        Self { tracker: self.tracker.clone(), leave, drain, cut: Arc::clone(&self.cut) }
+        let (announcement, drain) = (self.announcement.child_token(), self.drain.child_token());
+        let (tracker, aborted) = (self.tracker.clone(), Arc::clone(&self.aborted));
+        Self { tracker, announcement, drain, aborted }
     }
 }
 
 impl<T> TaskHandle<T> {
-    /// Lets the task run on its own.
+    /// Drops the handle; the task runs on.
     pub fn detach(self) {
         drop(self);
     }
 
-    /// What ends the task before its time: its future is dropped.
+    /// Returns a handle that aborts the task: its future is dropped.
     pub(crate) fn abort_handle(&self) -> AbortHandle {
         self.0.abort_handle()
     }
@@ -127,7 +128,7 @@ impl<T> Future for TaskHandle<T> {
     }
 }
 
-/// For the tasks that hyper spawns for the streams of an HTTP/2 connection.
+/// Runs the tasks that hyper spawns for HTTP/2 streams.
 impl<F> hyper::rt::Executor<F> for Tasks
 where
     F: Future<Output: Send> + Send + 'static,
@@ -137,16 +138,15 @@ where
     }
 }
 
-/// Completes as `future` does, or with [`TaskFailed`] where it panics; the panic is logged.
-///
-/// Nothing of a future that panicked is used again but its destructor.
+/// Completes as `future` does, or with [`TaskFailed`] if it panics. The panic is logged.
 pub(crate) async fn catch<F: Future>(future: F) -> Result<F::Output, TaskFailed> {
     let mut future = pin!(future);
+    // Unwind-safe, since a future that has panicked is only dropped.
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
         Ok(polled) => polled.map(Ok),
         Err(panic) => {
             PANICS.fetch_add(1, Ordering::Relaxed);
-            tracing::error!(panic = message(&*panic), "a task panicked");
+            tracing::error!(panic = message(&*panic), "task panicked");
             Poll::Ready(Err(TaskFailed))
         }
     })
@@ -170,7 +170,7 @@ mod tests {
     use super::{TaskFailed, Tasks};
 
     #[tokio::test]
-    async fn a_panic_ends_its_own_task_only() {
+    async fn panic_ends_its_own_task_only() {
         let tasks = Tasks::new();
         assert_eq!(
             tasks.run(async { panic!("expected by the test") }).await,
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_drain_waits_for_tasks_but_not_for_ever() {
+    async fn drain_waits_until_its_deadline() {
         let tasks = Tasks::new();
         let follower = tasks.clone();
         tasks.run(async move { follower.draining().await }).detach();
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_cut_did_not_come_to_its_end() {
+    async fn drain_reports_aborted_work() {
         let tasks = Tasks::new();
         let follower = tasks.sibling();
         tasks

@@ -11,30 +11,30 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ::time::OffsetDateTime;
 use ::time::format_description::well_known::Rfc3339;
 
-/// A point in time, in whole milliseconds since the UNIX epoch.
+/// A point in time, in milliseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// The last millisecond of the year 9999, the last that RFC 3339 can write.
+    /// The last millisecond of the year 9999, the maximum of RFC 3339.
     pub const MAX: Self = Self(253_402_300_799_999);
 
-    /// From milliseconds since the epoch, brought into the range from 1970 to [`Self::MAX`].
+    /// Creates a timestamp from milliseconds since the epoch, clamped to the range from 1970 to [`Self::MAX`].
     pub fn from_millis(millis: i64) -> Self {
         Self(millis.clamp(0, Self::MAX.0))
     }
 
-    /// Milliseconds since the epoch.
+    /// Returns the milliseconds since the epoch.
     pub fn as_millis(self) -> i64 {
         self.0
     }
 
-    /// How long after `earlier` this is; zero where it is not after it.
+    /// Returns the duration since `earlier`, or zero if that is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0 - earlier.0).unwrap_or(0))
     }
 
-    /// Parses an RFC 3339 instant, with any offset. `None` for anything else, or outside 1970 to 9999.
+    /// Parses an RFC 3339 timestamp with any offset. Returns `None` if it is invalid or outside 1970 to 9999.
     pub fn parse_rfc3339(text: &str) -> Option<Self> {
         let instant = OffsetDateTime::parse(text, &Rfc3339).ok()?;
         let millis = i64::try_from(instant.unix_timestamp_nanos().div_euclid(1_000_000)).ok()?;
@@ -60,7 +60,7 @@ impl Sub<Duration> for Timestamp {
     }
 }
 
-/// RFC 3339 in UTC with milliseconds: `2026-11-20T11:03:12.000Z`.
+/// Writes RFC 3339 in UTC with milliseconds: `2026-11-20T11:03:12.000Z`.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let instant = OffsetDateTime::from_unix_timestamp(self.0.div_euclid(1_000))
@@ -79,29 +79,29 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// Where `now` comes from.
+/// Source of the current time.
 #[derive(Clone, Debug, Default)]
 pub enum Clock {
-    /// The machine's wall clock.
+    /// The system's wall clock.
     #[default]
     System,
-    /// Milliseconds since the epoch, moved by hand.
+    /// A clock for tests, in milliseconds since the epoch, that only [`Clock::advance`] moves.
     Manual(Arc<AtomicI64>),
 }
 
 impl Clock {
-    /// A clock that stands at `now` until it is moved.
+    /// Creates a manual clock that is set to `now`.
     pub fn manual(now: Timestamp) -> Self {
         Self::Manual(Arc::new(AtomicI64::new(now.0)))
     }
 
-    /// Now.
+    /// Returns the current time.
     pub fn now(&self) -> Timestamp {
         Timestamp::default() + self.since_epoch()
     }
 
-    /// Now, in nanoseconds since the epoch, as far as the machine knows them: for those who put several
-    /// machines' records in order.
+    /// Returns the current time in nanoseconds since the epoch, as precise as the system has it. Collectors of spans order
+    /// those of several machines by it.
     pub fn nanoseconds(&self) -> u64 {
         u64::try_from(self.since_epoch().as_nanos()).unwrap_or(u64::MAX)
     }
@@ -117,7 +117,7 @@ impl Clock {
         }
     }
 
-    /// Moves a manual clock forward; the system's stays as it is.
+    /// Moves a manual clock forward. Has no effect on the system clock.
     pub fn advance(&self, duration: Duration) {
         if let Self::Manual(millis) = self {
             let step = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn instants_are_written_and_read_as_rfc_3339() {
+    fn timestamps_round_trip_as_rfc_3339() {
         let instant = Timestamp::from_millis(1_795_172_592_007);
         assert_eq!(instant.to_string(), "2026-11-20T11:03:12.007Z");
         assert_eq!(Timestamp::parse_rfc3339(&instant.to_string()), Some(instant));

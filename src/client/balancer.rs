@@ -19,7 +19,7 @@ use crate::tasks::Tasks;
 
 /// The upstreams of a route, for one worker.
 #[derive(Debug)]
-pub struct Balancer {
+pub(crate) struct Balancer {
     members: Vec<Member>,
     /// State of the random numbers.
     random: AtomicU64,
@@ -36,7 +36,7 @@ struct Member {
 impl Balancer {
     /// Balances over `upstreams`, at least one, each with the health that the workers share. From the first request on,
     /// one of the workers runs the health checks.
-    pub fn new(upstreams: Vec<(Pool, Arc<Health>)>, check: Option<HealthCheck>) -> Self {
+    pub(crate) fn new(upstreams: Vec<(Pool, Arc<Health>)>, check: Option<HealthCheck>) -> Self {
         let member = |(pool, health)| Member { pool, in_flight: Arc::default(), health };
         let members = upstreams.into_iter().map(member).collect();
         Self { members, random: AtomicU64::new(0), check }
@@ -54,7 +54,7 @@ impl Balancer {
     ///
     /// # Errors
     /// There is no response; see [`ErrorKind`].
-    pub async fn send(
+    pub(crate) async fn send(
         &self,
         request: Request<Body>,
         tasks: &Tasks,

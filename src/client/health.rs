@@ -73,7 +73,7 @@ async fn run(pool: &Pool, check: &HealthCheck, tasks: &Tasks) -> CheckResult {
 
 /// Health of one upstream of a route, shared by the workers.
 #[derive(Debug)]
-pub struct Health {
+pub(crate) struct Health {
     target: Target,
     gauge: UpstreamHealthGauge,
     start: Instant,
@@ -91,7 +91,7 @@ pub struct Health {
 
 impl Health {
     /// Starts as healthy, and reports its state in `metrics`.
-    pub fn new(target: Target, metrics: &UpstreamMetrics) -> Self {
+    pub(crate) fn new(target: Target, metrics: &UpstreamMetrics) -> Self {
         Self {
             target,
             gauge: metrics.health(),

@@ -33,9 +33,10 @@ use http::{Request, Response, Uri};
 use crate::body::Body;
 use crate::tasks::Tasks;
 
-pub use balancer::Balancer;
+pub(crate) use balancer::Balancer;
 pub use error::{Error, ErrorKind};
-pub use health::{Health, HealthCheck};
+pub(crate) use health::Health;
+pub use health::HealthCheck;
 pub use pool::{Config, Pool};
 pub use target::{InvalidTarget, Target};
 pub use tls::{ServerTrust, Tls, TlsConfig, TlsError, UpstreamProtocol};

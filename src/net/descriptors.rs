@@ -1,26 +1,26 @@
-//! The file descriptors of the process, and which of them are kept for what must go on when they run out:
-//! the store, the session API, and the admin listener.
+//! The file descriptors of the process. Some are reserved for what must not fail when they run out: the store, the
+//! session API and the admin listener.
 //!
-//! The system gives out the lowest number that is free, so a number tells how many are taken.
+//! The system assigns the lowest free number, so the number of a new descriptor shows how many are in use.
 
 use std::os::fd::{AsFd, AsRawFd as _};
 
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The most that are kept back from clients, and from upstreams.
-const MOST_KEPT: u64 = 1024;
+/// Maximum size of each reserve.
+const MAX_RESERVE: u64 = 1024;
 
-/// For what a descriptor is wanted.
+/// Use of a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
-    /// A client. It may need an upstream too.
+    /// A client connection. Its requests may need one to an upstream as well.
     Client,
-    /// An upstream.
+    /// An upstream connection.
     Upstream,
 }
 
-/// Raises the limit as far as this process may; answers how many descriptors it can have.
+/// Raises the soft limit to the hard limit. Returns the limit that holds.
 pub(crate) fn raise_limit() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: maximum, maximum };
@@ -30,29 +30,29 @@ pub(crate) fn raise_limit() -> u64 {
     current.unwrap_or(u64::MAX)
 }
 
-/// Returns how many descriptors this process can have.
+/// Returns the limit on the descriptors of this process.
 pub(crate) fn limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// Whether a descriptor that was just opened leaves too few to others.
+/// Returns whether a descriptor that was just opened leaves too few for other uses.
 pub(crate) fn are_scarce(opened: impl AsFd, wanted: Use) -> bool {
     let number = u64::try_from(opened.as_fd().as_raw_fd()).unwrap_or(0);
     number >= bound(wanted, limit())
 }
 
-/// The same of the next one that will be opened.
+/// Returns whether the next descriptor to be opened will leave too few for other uses.
 pub(crate) fn will_be_scarce(open: impl AsFd, wanted: Use) -> bool {
     fcntl_dupfd_cloexec(open, 0).map_or(true, |next| are_scarce(next, wanted))
 }
 
-/// From which number on they are kept for others: of four quarters, two are for clients at least, one for
-/// upstreams, and one for what remains.
+/// Returns the first number that is reserved for other uses. Clients may use the first half, upstreams one more quarter,
+/// and the last quarter is for all else. With a high limit, the reserves stay at [`MAX_RESERVE`].
 fn bound(wanted: Use, limit: u64) -> u64 {
-    let kept = (limit / 4).min(MOST_KEPT);
+    let reserve = (limit / 4).min(MAX_RESERVE);
     match wanted {
-        Use::Client => limit - 2 * kept,
-        Use::Upstream => limit - kept,
+        Use::Client => limit - 2 * reserve,
+        Use::Upstream => limit - reserve,
     }
 }
 
@@ -61,7 +61,7 @@ mod tests {
     use super::{Use, are_scarce, bound, will_be_scarce};
 
     #[test]
-    fn the_last_are_not_for_clients() {
+    fn last_descriptors_are_reserved() {
         for (limit, client, upstream) in
             [(256, 128, 192), (1024, 512, 768), (20_000, 17_952, 18_976), (0, 0, 0)]
         {
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_few_are_not_scarce() {
+    fn first_descriptors_are_not_scarce() {
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(!are_scarce(&file, Use::Client));
         assert!(!will_be_scarce(&file, Use::Client));

@@ -1,5 +1,4 @@
-//! The syntax of `Host` (RFC 9110 7.2: RFC 3986's `uri-host [ ":" port ]`), and the names that a
-//! listener answers to.
+//! Syntax of `Host` (RFC 9110, section 7.2: `uri-host [ ":" port ]` of RFC 3986), and the host names of a listener.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -9,10 +8,10 @@ use tracing::warn;
 
 use crate::log::Seen;
 
-/// The host names that a listener answers to, besides IP addresses and `localhost`.
+/// Host names that a listener accepts, in addition to IP addresses and `localhost`.
 ///
-/// A page of a stranger in a browser near us can have its own name lead to our address (DNS
-/// rebinding), and is then of the same origin: but the browser says that name.
+/// This protects against DNS rebinding: a foreign page in a browser on this network can let its own host name resolve to
+/// the listener's address, which makes the listener part of its origin. But the browser sends that host name.
 #[derive(Debug)]
 pub(crate) struct OwnNames {
     names: Vec<String>,
@@ -21,15 +20,15 @@ pub(crate) struct OwnNames {
 }
 
 impl OwnNames {
-    /// Creates the set of these names; `key` is where further ones are configured.
+    /// Accepts `names`; `key` is the configuration key that is logged with a refused name.
     pub(crate) fn new(names: impl IntoIterator<Item = String>, key: &'static str) -> Self {
         let without_dot = |own: String| name(&own).to_ascii_lowercase();
         let names = names.into_iter().map(without_dot).collect();
         Self { names, key, refused: Seen::default() }
     }
 
-    /// Whether a request names us, by its authority and its Host, or says no name at all. A foreign
-    /// name is logged once.
+    /// Returns whether a request has no host name or an accepted one, both in its authority and its Host. A refused name is
+    /// logged once.
     pub(crate) fn admit(&self, uri: &Uri, headers: &HeaderMap) -> bool {
         let authority = uri.authority().map(|authority| authority.as_str().as_bytes());
         let hosts = headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
@@ -49,7 +48,7 @@ impl OwnNames {
     fn has(&self, host: &[u8]) -> bool {
         let Ok(host) = std::str::from_utf8(host) else { return false };
         if host.is_empty() {
-            // As good as none (RFC 9112 3.2).
+            // A client sends an empty Host if the URI has no authority (RFC 9112, section 3.2).
             return true;
         }
         let name = name(host);
@@ -61,25 +60,24 @@ impl OwnNames {
     }
 }
 
-/// How much of a foreign name is logged, in bytes.
+/// Bytes of a refused name that are logged: the maximum length of a DNS name.
 const MAX_LOGGED: usize = 253;
 
-/// The host of an absolute URL; `None` if it has none that can be asked for by name, as
-/// `http+unix://`.
+/// Returns the host of an absolute URL. `None` for a URL of a Unix socket, e.g. `http+unix://`.
 pub(crate) fn of_url(url: &str) -> Option<&str> {
     let (scheme, rest) = url.split_once("://")?;
     let authority = rest.split('/').next()?;
     (!scheme.ends_with("+unix")).then(|| name(authority))
 }
 
-/// Whether a text is a host with an optional port. Not empty, no user information, and no address
-/// of a future version (RFC 3986 allows those; nobody has one).
+/// Returns whether a text is a host with an optional port: not empty, without user information, and not an `IPvFuture`
+/// address, which RFC 3986 allows but does not exist.
 pub(crate) fn is_valid(text: &str) -> bool {
     let (name, port) = split(text);
     is_valid_name(name) && port.is_none_or(is_valid_port)
 }
 
-/// Whether a text is a host without a port.
+/// Returns whether a text is a host without a port.
 pub(crate) fn is_valid_name(name: &str) -> bool {
     match name.strip_prefix('[') {
         Some(rest) => rest.strip_suffix(']').is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()),
@@ -87,12 +85,12 @@ pub(crate) fn is_valid_name(name: &str) -> bool {
     }
 }
 
-/// The host without its port.
+/// Returns the host without its port.
 pub(crate) fn without_port(text: &str) -> &str {
     split(text).0
 }
 
-/// The host without its port and without the root's dot, which browsers keep.
+/// Returns the host without its port and without a trailing dot, which browsers send.
 pub(crate) fn name(text: &str) -> &str {
     let (name, _) = split(text);
     name.strip_suffix('.').unwrap_or(name)
@@ -107,14 +105,14 @@ fn split(text: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// An empty port is the scheme's own (RFC 3986 3.2.3).
+/// Returns whether a text is a port. An empty one is the default of the scheme (RFC 3986, section 3.2.3).
 fn is_valid_port(port: &str) -> bool {
     port.is_empty()
         || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok())
 }
 
-/// RFC 3986 3.2.2: unreserved, percent-encoded and sub-delims, save `,` and `;`, at which upstreams
-/// split a Host that they take for a list.
+/// Returns whether a text is a `reg-name` (RFC 3986, section 3.2.2): unreserved, percent-encoded and sub-delims. `,` and
+/// `;` are refused, since some upstreams split a Host at them as if it were a list.
 fn is_reg_name(name: &[u8]) -> bool {
     let mut rest = name;
     loop {
@@ -135,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_are_names_or_addresses_with_an_optional_port() {
+    fn host_has_an_optional_port() {
         for valid in [
             "example.org",
             "example.org.",
@@ -182,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_has_no_port_and_no_last_dot() {
+    fn name_has_no_port_or_trailing_dot() {
         for (host, expected) in [
             ("a", "a"),
             ("a.:80", "a"),
@@ -196,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_answers_to_its_own_names() {
+    fn listener_accepts_its_own_names() {
         let own = OwnNames::new(["Sessions.internal.".to_owned(), "a_b".to_owned()], "api.hosts");
         let admits = |target: &str, hosts: &[&str]| {
             let mut headers = HeaderMap::new();
@@ -241,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_url_has_its_host() {
+    fn url_has_a_host() {
         for (url, host) in [
             ("http://Sessions.internal:8081/_session", Some("Sessions.internal")),
             ("https://[::1]:8081/_session", Some("[::1]")),

@@ -1,4 +1,4 @@
-//! Addresses and sockets: host names, schemes, trusted proxies, PEM files, file descriptors.
+//! Network vocabulary: host names, schemes, trusted proxies, sockets, PEM files and file descriptors.
 
 pub(crate) mod descriptors;
 pub(crate) mod host;

@@ -1,4 +1,4 @@
-//! Certificates and keys in files of PEM (RFC 7468), as TLS takes them.
+//! Certificates and keys in PEM files (RFC 7468).
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,40 +9,40 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, RootCertStore};
 
-/// A certificate and its key.
+/// Files of a certificate and its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The certificate, and after it what leads to its authority.
+    /// The certificate, followed by its intermediates.
     pub certificate: PathBuf,
-    /// Its key.
+    /// The private key.
     pub key: PathBuf,
 }
 
-/// What is wrong with a file of certificates or keys.
+/// Error of reading a PEM file.
 #[derive(Debug, thiserror::Error)]
 pub enum PemError {
-    /// It cannot be read, or is no PEM.
+    /// The file cannot be read, or is not PEM.
     #[error("{} cannot be read as PEM", path.display())]
     Unreadable {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: pem::Error,
     },
-    /// What is wanted is not in it.
-    #[error("{} holds no certificate", .0.display())]
+    /// The file has no certificate.
+    #[error("{} contains no certificate", .0.display())]
     Empty(PathBuf),
-    /// What it holds is no certificate that can be trusted.
-    #[error("{} holds what is no certificate", path.display())]
+    /// A certificate in the file is not usable as an authority.
+    #[error("{} contains an invalid certificate", path.display())]
     Invalid {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The cause.
         source: rustls::Error,
     },
 }
 
-/// The certificates of a file, in its order: at least one.
+/// Reads the certificates of a file, at least one, in their order.
 pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, PemError> {
     let unreadable = |source| PemError::Unreadable { path: path.to_owned(), source };
     let found = CertificateDer::pem_file_iter(path).map_err(unreadable)?;
@@ -69,13 +69,13 @@ pub(crate) fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     }
 }
 
-/// The key of a file.
+/// Reads the private key of a file.
 pub(crate) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, PemError> {
     PrivateKeyDer::from_pem_file(path)
         .map_err(|source| PemError::Unreadable { path: path.to_owned(), source })
 }
 
-/// The authorities of a file.
+/// Reads the CA certificates of a file.
 pub(crate) fn authorities(path: &Path) -> Result<RootCertStore, PemError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {

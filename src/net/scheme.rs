@@ -1,17 +1,17 @@
-//! How a site is reached: in the clear or with TLS.
+//! URL schemes.
 
-/// How a site is reached.
+/// Scheme of a URL.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Scheme {
-    /// In the clear.
+    /// HTTP without TLS.
     #[default]
     Http,
-    /// With TLS.
+    /// HTTP over TLS.
     Https,
 }
 
 impl Scheme {
-    /// As URLs write it.
+    /// Returns the scheme as it is written in URLs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
@@ -19,7 +19,7 @@ impl Scheme {
         }
     }
 
-    /// The port that URLs need not write.
+    /// Returns the default port.
     pub fn default_port(self) -> u16 {
         match self {
             Self::Http => 80,

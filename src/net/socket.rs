@@ -1,7 +1,6 @@
-//! A connected stream socket, TCP or Unix, with TLS over it or without: what the server accepts and
-//! the client dials.
+//! Connected stream sockets: accepted by the server, dialled by the client.
 //!
-//! One type for all, so that hyper's state machines are compiled once.
+//! One type for TCP, Unix sockets and TLS, so that hyper's state machines are compiled once.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,18 +14,16 @@ use tokio_rustls::TlsStream;
 /// A connected stream socket.
 #[derive(Debug)]
 pub(crate) enum Socket {
-    /// Over TCP.
     Tcp(TcpStream),
-    /// Over a Unix socket.
     Unix(UnixStream),
-    /// With TLS over one of the others, after the handshake.
+    /// TLS over one of the others, after the handshake.
     Tls(Box<TlsStream<Self>>),
 }
 
 impl From<TcpStream> for Socket {
     fn from(stream: TcpStream) -> Self {
-        // Without it, a small write after another waits for the peer's delayed acknowledgement. A socket
-        // that refuses the option is slower, or already dead, which the first read tells.
+        // With Nagle's algorithm, a small write after another waits for the peer's delayed acknowledgement. A socket that
+        // refuses the option is only slower, or already closed, which the first read reports.
         let _ = stream.set_nodelay(true);
         Self::Tcp(stream)
     }
@@ -39,11 +36,10 @@ impl From<UnixStream> for Socket {
 }
 
 impl Socket {
-    /// Has the other side told by a reset, instead of by an end, when this is dropped. A Unix socket knows
-    /// no reset.
+    /// Sends a reset when the socket is dropped, instead of an orderly close. Unix sockets have no reset.
     pub(crate) fn reset_on_drop(&self) {
         match self {
-            // A socket that refuses is closed as ever.
+            // A socket that refuses the option is closed in the usual way.
             Self::Tcp(stream) => drop(stream.set_zero_linger()),
             Self::Unix(_) => {}
             Self::Tls(stream) => stream.get_ref().0.reset_on_drop(),

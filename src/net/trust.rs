@@ -1,10 +1,11 @@
-//! The proxies before us whose word about their clients is taken.
+//! Trusted proxies: their statements about clients are accepted.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// What stands for one customer of a provider: an IPv4 address, or a /64 network of IPv6.
+/// Returns the address by which one customer of a provider is counted: the address itself for IPv4, and its /64 network
+/// for IPv6, since a provider assigns at least that to each.
 pub(crate) fn customer(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
@@ -15,25 +16,25 @@ pub(crate) fn customer(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The proxies whose word is taken.
+/// The networks of trusted proxies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trust(Vec<IpNet>);
 
 impl Trust {
-    /// Trusts the addresses of these networks.
+    /// Trusts all addresses in `networks`.
     pub fn new(networks: Vec<IpNet>) -> Self {
         Self(networks)
     }
 
-    /// Whether an address is trusted. An IPv4 address within IPv6 (a dual-stack socket's) is the IPv4
-    /// address.
+    /// Returns whether `address` is trusted. An IPv4-mapped IPv6 address, e.g. that of a dual-stack socket, is compared as
+    /// IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// Whether a peer is. One without an address came through a Unix socket, so it is a process on this
-    /// machine, and as trusted as the loopback addresses are.
+    /// Returns whether a peer is trusted. One without an address is connected by a Unix socket, so it runs on this machine:
+    /// it is trusted if the loopback addresses are.
     pub fn trusts_peer(&self, peer: Option<IpAddr>) -> bool {
         peer.map_or_else(
             || {

@@ -38,8 +38,9 @@ pub use accept::serve;
 pub use address::{Address, InvalidAddress};
 pub use connection_limit::ConnectionLimit;
 pub use listener::{BoundListener, Inherited, bind};
-pub use reloadable::Reloadable;
-pub use tls::{Certificates, ServerName, Tls, TlsConfig, TlsError};
+pub(crate) use reloadable::Reloadable;
+pub(crate) use tls::Certificates;
+pub use tls::{ServerName, Tls, TlsConfig, TlsError};
 
 /// An HTTP service.
 pub trait Handler: Send + Sync + 'static {

@@ -11,16 +11,16 @@ use super::{Handler, Peer};
 use crate::body::Body;
 
 /// A handler that a reload replaces. A request stays with the handler that it started with.
-pub struct Reloadable<H>(ArcSwap<H>);
+pub(crate) struct Reloadable<H>(ArcSwap<H>);
 
 impl<H> Reloadable<H> {
     /// Starts with `handler`.
-    pub fn new(handler: H) -> Self {
+    pub(crate) fn new(handler: H) -> Self {
         Self(ArcSwap::from_pointee(handler))
     }
 
     /// Replaces the handler for all requests to come.
-    pub fn replace(&self, handler: H) {
+    pub(crate) fn replace(&self, handler: H) {
         self.0.store(Arc::new(handler));
     }
 }

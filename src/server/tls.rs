@@ -75,7 +75,7 @@ const HTTP1: &[u8] = b"http/1.1";
 
 /// The certificates of a listener, read and validated.
 #[derive(Debug)]
-pub struct Certificates {
+pub(crate) struct Certificates {
     config: Arc<ServerConfig>,
     identities: Arc<Identities>,
     /// Expiry of the certificates in each file, in seconds since the Unix epoch.
@@ -128,7 +128,7 @@ impl Tls {
     }
 
     /// Makes the listeners of one site known to each other, once. See [`ServerName::is_served_elsewhere`].
-    pub fn link_listeners(listeners: &[Arc<Self>]) {
+    pub(crate) fn link_listeners(listeners: &[Arc<Self>]) {
         for listener in listeners {
             let others = listeners.iter().filter(|other| !Arc::ptr_eq(other, listener));
             let _ = listener.others.set(others.map(Arc::downgrade).collect());
@@ -140,12 +140,12 @@ impl Tls {
     }
 
     /// Reads the files of `config` for [`Tls::install`].
-    pub fn load(&self, config: &TlsConfig) -> Result<Certificates, TlsError> {
+    pub(crate) fn load(&self, config: &TlsConfig) -> Result<Certificates, TlsError> {
         certificates(config, &self.provider, &self.ticketer)
     }
 
     /// Presents `certificates` from the next handshake on. Open connections are not affected.
-    pub fn install(&self, certificates: Certificates) {
+    pub(crate) fn install(&self, certificates: Certificates) {
         self.current.store(Arc::new(certificates));
     }
 
