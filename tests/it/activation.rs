@@ -1,4 +1,4 @@
-//! A service manager that listens for the proxy and starts it anew.
+//! Socket activation: a service manager listens for the proxy and restarts it.
 
 use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::support::{Browser, Cloakroom, KEY, PATIENCE, Program, Script, Upstream};
 
-/// A configuration whose one public listener is at the socket's address.
+/// Writes a configuration whose only public listener is at the socket's address.
 fn write(file: &Path, socket: &TcpListener, upstream: &Upstream) {
     let text = format!(
         "[[listen]]\naddress = \"{}\"\n[limits]\npredrain = \"300ms\"\n\
@@ -50,7 +50,7 @@ impl Manager {
 }
 
 #[tokio::test]
-async fn no_request_is_lost_between_two_processes() {
+async fn no_request_is_lost_across_a_restart() {
     let (upstream, manager) = (Upstream::start(), Manager::new());
     write(&manager.directory.path().join("cloakroom.toml"), &manager.socket, &upstream);
     let browser = Browser::to(manager.socket.local_addr().unwrap());
@@ -84,7 +84,7 @@ async fn no_request_is_lost_between_two_processes() {
 }
 
 #[tokio::test]
-async fn a_socket_that_nobody_is_configured_for_stops_the_start() {
+async fn unconfigured_inherited_socket_is_an_error() {
     let (upstream, manager) = (Upstream::start(), Manager::new());
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = other.local_addr().unwrap();
@@ -100,7 +100,7 @@ async fn a_socket_that_nobody_is_configured_for_stops_the_start() {
 }
 
 #[tokio::test]
-async fn before_the_drain_answers_ask_for_new_connections_and_the_balancer_hears_of_it() {
+async fn predrain_announces_the_shutdown() {
     let upstream = Upstream::start();
     let proxy = Cloakroom::with(&upstream, "[limits]\npredrain = \"20s\"\n").await;
     let (browser, public, admin) = (Browser::new(&proxy), proxy.public(), proxy.admin());

@@ -1,4 +1,4 @@
-//! Responses whose body breaks in the moment in which their head arrives.
+//! Responses whose body fails at the moment when their head arrives.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -10,7 +10,7 @@ use crate::support::frames::{DATA, END_STREAM, Frames, HEADERS, RST_STREAM};
 use crate::support::raw::read_all;
 use crate::support::{Cloakroom, Upstream};
 
-/// How a site's connection ends.
+/// End of a site's connection.
 #[derive(Clone, Copy, Debug)]
 enum Breaks {
     Closed,
@@ -28,7 +28,7 @@ const CASES: [(Breaks, &str); 6] = [
 
 const ROUNDS: usize = 200;
 
-/// A site that answers each request with these bytes, and breaks off at once.
+/// A site that responds to each request with these bytes and aborts at once.
 fn site(breaks: Breaks, answer: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -61,7 +61,7 @@ async fn proxy(site: SocketAddr) -> Cloakroom {
 }
 
 #[tokio::test]
-async fn a_head_that_arrived_is_sent_before_its_body_breaks() {
+async fn head_is_sent_before_its_body_fails() {
     for (breaks, answer) in CASES {
         let proxy = proxy(site(breaks, answer)).await;
         for round in 0..ROUNDS {
@@ -80,7 +80,7 @@ async fn a_head_that_arrived_is_sent_before_its_body_breaks() {
 }
 
 #[tokio::test]
-async fn over_http2_the_stream_is_reset_after_its_head() {
+async fn http2_stream_is_reset_after_its_head() {
     for (breaks, answer) in CASES {
         let proxy = proxy(site(breaks, answer)).await;
         let mut client = Frames::connect(proxy.public()).await;
@@ -103,9 +103,9 @@ async fn over_http2_the_stream_is_reset_after_its_head() {
     }
 }
 
-/// The client still sends its request, and none of that may reset the connection before the head was read.
+/// The client is still uploading, and its unread bytes must not reset the connection before it has read the head.
 #[tokio::test]
-async fn a_broken_answer_survives_an_upload() {
+async fn broken_response_survives_an_upload() {
     let proxy = proxy(site(Breaks::Closed, CASES[0].1)).await;
     for _ in 0..20 {
         let mut client = TcpStream::connect(proxy.public()).await.unwrap();

@@ -1,5 +1,5 @@
-//! The drain: what is in flight when the proxy is told to end still comes to its end. The list is that of
-//! linkerd2-proxy's `shutdown.rs`; tunnels have theirs beside them.
+//! The drain: requests in flight at a shutdown are completed. The cases are those of linkerd2-proxy's `shutdown.rs`;
+//! those of tunnels are with the tunnels.
 
 use std::net::SocketAddr;
 
@@ -17,7 +17,7 @@ use crate::support::raw::{read_all, read_until};
 use crate::support::{Browser, Cloakroom, PATIENCE, Script, Upstream, until};
 
 #[tokio::test]
-async fn a_request_in_flight_still_reaches_the_api_while_the_proxy_drains() {
+async fn draining_requests_still_reach_the_api() {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::start(&upstream).await;
     let browser = Browser::new(&cloakroom);
@@ -33,7 +33,7 @@ async fn a_request_in_flight_still_reaches_the_api_while_the_proxy_drains() {
         upstream.arrived("calls", 1).await;
         let stopped = cloakroom.stop();
         let open = async {
-            // The drain has begun as soon as nobody listens any more.
+            // The drain has begun once connections are refused.
             while TcpStream::connect(public).await.is_ok() {
                 tokio::task::yield_now().await;
             }
@@ -56,7 +56,7 @@ async fn begun(address: SocketAddr) {
 }
 
 #[tokio::test]
-async fn an_idle_connection_of_http1_is_closed_and_a_busy_one_after_its_answer() {
+async fn drain_closes_http1_connections() {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::start(&upstream).await;
     let public = cloakroom.public();
@@ -84,7 +84,7 @@ async fn an_idle_connection_of_http1_is_closed_and_a_busy_one_after_its_answer()
 }
 
 #[tokio::test]
-async fn a_connection_of_http2_goes_away_and_its_streams_come_to_their_end() {
+async fn drain_finishes_http2_streams() {
     let upstream = Upstream::start();
     let h2c = "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
     let cloakroom = Cloakroom::with(&upstream, h2c).await;
@@ -102,7 +102,7 @@ async fn a_connection_of_http2_goes_away_and_its_streams_come_to_their_end() {
                     went_away = true;
                     upstream.open("stream");
                 }
-                // The connection ends when the client has had time to hear of it.
+                // The connection closes after the client had time to receive the GOAWAY.
                 PING if frame.flags & ACK == 0 => {
                     client.send(PING, ACK, 0, &frame.payload).await;
                 }
@@ -120,7 +120,7 @@ async fn a_connection_of_http2_goes_away_and_its_streams_come_to_their_end() {
 }
 
 #[tokio::test]
-async fn a_client_of_http2_that_is_gone_holds_no_drain_up() {
+async fn vanished_http2_client_does_not_delay_drain() {
     let upstream = Upstream::start();
     let h2c =
         "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n[limits]\ndrain_timeout = \"1h\"\n";
@@ -128,13 +128,13 @@ async fn a_client_of_http2_that_is_gone_holds_no_drain_up() {
     let mut client = Frames::connect(cloakroom.public()).await;
     client.open(1, &GET, END_STREAM).await;
     assert_eq!(client.ended(1).await, StreamEnd::Status(Some(200)));
-    // It answers no ping.
+    // It does not answer pings.
     let stopped = tokio::time::timeout(PATIENCE, cloakroom.stop()).await;
     assert_eq!(stopped, Ok(true), "and that is no cut");
 }
 
 #[tokio::test]
-async fn what_never_ends_is_cut_when_the_drains_time_is_over() {
+async fn drain_timeout_aborts_requests() {
     let upstream = Upstream::start();
     let soon = "[limits]\ndrain_timeout = \"200ms\"\n";
     let cloakroom = Cloakroom::with(&upstream, soon).await;

@@ -1,4 +1,4 @@
-//! Answers that come before the client has sent all of its request, and clients that read them only then.
+//! Early responses, to clients that read them only after they have sent the whole request.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use crate::support::raw::{RawUpstream, read_until};
 use crate::support::{Authority, Cloakroom, Flaw, PATIENCE, Upstream, curl};
 
-/// Ten uploads of 8 MiB by Python's client, which reads nothing until all was sent; the status of each answer.
+/// Uploads 8 MiB ten times with Python's client, which reads nothing until all is sent. Returns the statuses.
 const UPLOADS: &str = r#"
 import http.client, ssl, sys
 scheme, port, path, framing = sys.argv[1:]
@@ -42,7 +42,7 @@ async fn uploads(scheme: &str, port: u16, path: &str, framing: &str) -> Vec<Stri
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }
 
-/// A site that answers from the head alone, and closes: what it has not read resets its connection.
+/// A site that responds after the head and closes; unread bytes reset the connection.
 async fn hasty_site() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -68,7 +68,7 @@ fn routes(hasty: SocketAddr) -> String {
 }
 
 #[tokio::test]
-async fn an_early_answer_survives_the_upload() {
+async fn early_response_survives_the_upload() {
     let upstream = Upstream::start();
     let proxy = Cloakroom::with(&upstream, &routes(hasty_site().await)).await;
     for path in ["/", "/hasty"] {
@@ -80,7 +80,7 @@ async fn an_early_answer_survives_the_upload() {
 }
 
 #[tokio::test]
-async fn over_tls_an_early_answer_survives_the_upload() {
+async fn early_response_survives_the_upload_over_tls() {
     let upstream = Upstream::start();
     let authority = Authority::new();
     let identity = authority.server(Flaw::None);
@@ -107,9 +107,9 @@ async fn over_tls_an_early_answer_survives_the_upload() {
     }
 }
 
-/// What is left of the upload when the site closes does not cost what it has said before.
+/// The rest of an upload that the site does not read does not destroy its response.
 #[tokio::test]
-async fn an_answer_before_a_reset_is_read() {
+async fn response_before_a_reset_is_read() {
     let upstream = RawUpstream::start().await;
     let proxy = Cloakroom::for_site(upstream.address, "", "").await;
     for _ in 0..50 {
@@ -119,7 +119,7 @@ async fn an_answer_before_a_reset_is_read() {
         let (mut site, _) = upstream.head().await;
         let upload = async { client.write_all(&vec![b'x'; 500_000]).await };
         let answer = async {
-            // It has something that it never reads.
+            // Unread bytes cause a reset.
             site.readable().await.unwrap();
             let head = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nno!";
             site.write_all(head).await.unwrap();

@@ -1,5 +1,5 @@
-//! Where one request ends and the next begins: bytes that others have read in two ways, each either refused
-//! with the end of its connection, or one plain request to the upstream.
+//! Request framing: bytes that other proxies have read in two ways. Each is either refused and its connection closed, or
+//! forwarded as one unambiguous request.
 //!
 //! The cases are those of CVEs, of RFC 9112 and of the HTTP Garden's list of bugs in proxies
 //! (github.com/narfindustries/http-garden, TROPHIES.md).
@@ -10,15 +10,15 @@ use tokio::net::TcpStream;
 use crate::support::raw::{RawUpstream, read_all, read_until};
 use crate::support::{Cloakroom, Seen, Upstream};
 
-/// What comes after each request on the same connection.
+/// Sent after each request on the same connection.
 const NEXT: &str = "GET /next HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 
 enum Expected {
-    /// One of these statuses, and nothing after it is read.
+    /// One of these statuses; nothing after it is read.
     Refused(&'static [u16]),
-    /// The upstream has this body, once; what follows is a request of its own.
+    /// The upstream receives this body once; what follows is a separate request.
     Passes(&'static str),
-    /// The same, but the connection ends after it.
+    /// The same, but the connection is closed after it.
     PassesAndCloses(&'static str),
 }
 
@@ -36,11 +36,11 @@ impl Stage {
         Self { upstream, cloakroom }
     }
 
-    /// Sends `request` and another one behind it; answers the statuses that come back, and what the upstream
-    /// saw.
+    /// Sends `request` followed by another one. Returns the statuses of the responses, and the requests that the upstream
+    /// received.
     async fn send(&self, request: &[u8]) -> (Vec<u16>, Vec<Seen>) {
         let mut connection = TcpStream::connect(self.cloakroom.public()).await.unwrap();
-        // A refusal may come before all of it was taken.
+        // The proxy may refuse before it has read everything.
         let _ = connection.write_all(&[request, NEXT.as_bytes()].concat()).await;
         let answer = read_all(&mut connection).await;
         (statuses(&answer), self.upstream.take_seen())
@@ -86,7 +86,7 @@ fn with_head(fields: &str, body: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn lengths_are_digits_and_one() {
+async fn content_length_is_one_number() {
     let stage = Stage::set().await;
     for (value, expected) in [
         ("Content-Length: 5", Passes("hello")),
@@ -109,16 +109,16 @@ async fn lengths_are_digits_and_one() {
     ] {
         stage.check(&with_head(value, "hello"), &expected).await;
     }
-    // RFC 9110, section 8.6 lets a list of equal lengths be one; either is no danger.
+    // RFC 9110, section 8.6 allows to merge a list of equal lengths; both outcomes are safe.
     let (statuses, seen) = stage.send(&with_head("Content-Length: 5,5", "hello")).await;
     assert!(statuses == [200, 200] && seen[0].body == "hello" || statuses == [400], "{statuses:?}");
-    // A body of a GET is a body.
+    // The body of a GET is forwarded like any other.
     let get = b"GET /first HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
     stage.check(get, &Passes("hello")).await;
 }
 
 #[tokio::test]
-async fn chunked_is_the_one_coding_and_a_length_beside_it_is_nothing() {
+async fn chunked_is_the_only_transfer_coding() {
     let stage = Stage::set().await;
     let chunks = "5\r\nhello\r\n0\r\n\r\n";
     for (fields, expected) in [
@@ -152,7 +152,7 @@ async fn chunked_is_the_one_coding_and_a_length_beside_it_is_nothing() {
 }
 
 #[tokio::test]
-async fn chunks_have_sizes_in_hex_and_lines_that_end() {
+async fn chunk_syntax_is_strict() {
     let stage = Stage::set().await;
     let extension = |bytes: usize| format!("5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(bytes));
     let many = "1;".to_owned() + &"x".repeat(8192) + "\r\na\r\n";
@@ -188,7 +188,7 @@ async fn chunks_have_sizes_in_hex_and_lines_that_end() {
 }
 
 #[tokio::test]
-async fn heads_are_lines_of_names_and_values() {
+async fn head_syntax_is_strict() {
     let stage = Stage::set().await;
     for (head, expected) in [
         ("GET /first HTTP/1.1\r\nHost: a\r\n\r\n", Passes("")),
@@ -222,7 +222,7 @@ async fn heads_are_lines_of_names_and_values() {
     ] {
         stage.check(head.as_bytes(), &expected).await;
     }
-    // A name beyond what anybody uses passes, or is refused; it hides nothing behind it.
+    // A very long name is forwarded or refused; it hides no second request.
     let long = format!(
         "GET /first HTTP/1.1\r\nHost: a\r\n{}: b\r\nX-Session-Token: forged\r\n\r\n",
         "n".repeat(300)
@@ -230,14 +230,14 @@ async fn heads_are_lines_of_names_and_values() {
     let (statuses, seen) = stage.send(long.as_bytes()).await;
     assert_eq!(statuses, [200, 200]);
     assert!(!format!("{seen:?}").contains("forged"));
-    // Lines that end in LF alone: what hyper takes has one meaning.
+    // Lines that end in LF alone: what hyper accepts is unambiguous.
     let (statuses, seen) = stage.send(b"GET /first HTTP/1.1\nHost: a\n\n").await;
     assert_eq!((statuses.len(), seen.len()), (2, 2), "{statuses:?}");
 }
 
-/// Bombs: a head beyond its bounds is answered and read no further.
+/// A head beyond the limits is refused without reading the rest.
 #[tokio::test]
-async fn heads_have_bounds() {
+async fn heads_are_bounded() {
     let stage = Stage::set().await;
     let field = |count: usize| "X-A: b\r\n".repeat(count);
     let get = |target: &str, fields: &str| {
@@ -258,9 +258,9 @@ async fn heads_have_bounds() {
     }
 }
 
-/// What one asks for and another answers: nothing of the next request goes by (CVE-2026-2833, T-62).
+/// An upgrade that the upstream does not confirm: no further request passes unseen (CVE-2026-2833, T-62).
 #[tokio::test]
-async fn a_switch_that_was_not_agreed_is_none() {
+async fn unconfirmed_upgrade_does_not_tunnel() {
     let stage = Stage::set().await;
     for fields in [
         "Connection: Upgrade\r\nUpgrade: x",
@@ -275,7 +275,7 @@ async fn a_switch_that_was_not_agreed_is_none() {
         let (first, next) = (&seen[0], &seen[1]);
         assert_eq!((first.target.as_str(), next.target.as_str()), ("/first", "/next"), "{fields}");
         assert_eq!(next.headers.iter().filter(|(name, _)| name == "x-session-token").count(), 1);
-        // A WebSocket is the one switch that there is; this upstream did not agree to it.
+        // WebSocket is the only upgrade that is supported; this upstream did not confirm it.
         let switches = |(name, value): &&(String, String)| {
             name == "http2-settings" || (name == "upgrade" && value != "websocket")
         };
@@ -283,10 +283,9 @@ async fn a_switch_that_was_not_agreed_is_none() {
     }
 }
 
-/// `Expect` is answered here; a connection that was asked for more than it got serves nobody else
-/// (CVE-2024-24791).
+/// The proxy answers `Expect` itself. An upstream connection that is owed part of a body is not reused (CVE-2024-24791).
 #[tokio::test]
-async fn an_expectation_leaves_no_connection_half_read() {
+async fn expect_leaves_no_connection_half_read() {
     let upstream = RawUpstream::start().await;
     let cloakroom = Cloakroom::for_site(upstream.address, "", "").await;
     let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
@@ -295,7 +294,7 @@ async fn an_expectation_leaves_no_connection_half_read() {
     client.write_all(head.as_bytes()).await.unwrap();
     let (mut connection, seen) = upstream.head().await;
     assert!(!seen.to_lowercase().contains("expect"), "{seen}");
-    // The upstream will have none of it.
+    // The upstream refuses the body.
     connection
         .write_all(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n")
         .await
@@ -316,9 +315,9 @@ async fn an_expectation_leaves_no_connection_half_read() {
     }
 }
 
-/// Answered before its body was read, a request's body is not the next request (CVE-2025-4366).
+/// After an early response, the unread body is not mistaken for the next request (CVE-2025-4366).
 #[tokio::test]
-async fn what_is_answered_early_is_read_or_its_connection_ends() {
+async fn unread_body_is_not_the_next_request() {
     let upstream = Upstream::start();
     let toml = "[[route]]\nupstream = \"UPSTREAM\"\nmax_body = \"10B\"\n";
     let stage = Stage { cloakroom: Cloakroom::with(&upstream, toml).await, upstream };
@@ -327,7 +326,7 @@ async fn what_is_answered_early_is_read_or_its_connection_ends() {
     let (statuses, seen) = stage.send(&request).await;
     assert!(matches!(statuses.as_slice(), [413] | [413, 200]), "{statuses:?}");
     assert!(seen.iter().all(|seen| seen.target == "/next"), "{seen:?}");
-    // What is more than is read for nothing ends the connection.
+    // A body too large to discard closes the connection.
     let body = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n".repeat(100_000);
     let request = with_head(&format!("Content-Length: {}", body.len()), &body);
     let (statuses, seen) = stage.send(&request).await;

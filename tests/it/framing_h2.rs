@@ -1,4 +1,4 @@
-//! HTTP/2 that would be something else in HTTP/1.1, and HTTP/2 that only costs: frames written by hand.
+//! HTTP/2 framing, with frames written by hand: requests that would change their meaning in HTTP/1.1, and floods.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ impl Stage {
         Frames::connect(self.cloakroom.public()).await
     }
 
-    /// Whether another client is served as if nothing were.
+    /// Asserts that another client is served.
     async fn serves_others(&self) {
         let mut other = self.connect().await;
         other.open(1, &GET, END_STREAM).await;
@@ -37,7 +37,7 @@ impl Stage {
 }
 
 #[tokio::test]
-async fn what_would_be_another_request_in_http1_is_refused() {
+async fn fields_that_smuggle_into_http1_are_refused() {
     let stage = Stage::set().await;
     let with = |more: &[(&'static str, &'static str)]| [&GET[..], more].concat();
     let but = |name: &str, value: &'static str| {
@@ -93,9 +93,9 @@ async fn what_would_be_another_request_in_http1_is_refused() {
     stage.serves_others().await;
 }
 
-/// RFC 9113, section 8.1.1: a length that is not that of the frames is malformed.
+/// RFC 9113, section 8.1.1: a request whose Content-Length differs from its DATA frames is malformed.
 #[tokio::test]
-async fn a_length_is_that_of_the_frames() {
+async fn content_length_matches_the_frames() {
     let stage = Stage::set().await;
     let post = |length: &'static str| {
         let mut fields = GET.to_vec();
@@ -107,7 +107,7 @@ async fn a_length_is_that_of_the_frames() {
         [("5", "hell"), ("5", "hello!"), ("0", "x"), ("+5", "hello"), ("5,6", "hello")]
     {
         let mut connection = stage.connect().await;
-        // At once: a request that says that it has no body may be answered before one comes.
+        // Sent at once: a request without a body by its length may be answered before its frames arrive.
         let head = frame(HEADERS, END_HEADERS, 1, &block(&post(length)));
         let body = frame(DATA, END_STREAM, 1, data.as_bytes());
         connection.send_bytes(&[head, body].concat()).await;
@@ -122,9 +122,9 @@ async fn a_length_is_that_of_the_frames() {
     assert_eq!((seen.body.as_str(), seen.whole), ("hello", true));
 }
 
-/// CVE-2023-44487: what is reset as soon as it is asked for leaves nothing behind, here or upstream.
+/// CVE-2023-44487 (rapid reset): streams reset at once leave nothing behind, here or upstream.
 #[tokio::test]
-async fn requests_that_are_reset_at_once_leave_nothing() {
+async fn rapid_resets_leave_nothing() {
     let stage = Stage::set().await;
     let mut connection = stage.connect().await;
     let rounds = 200;
@@ -146,9 +146,9 @@ async fn requests_that_are_reset_at_once_leave_nothing() {
     until("nothing is in flight", || in_flight.get() == 0).await;
 }
 
-/// CVE-2024-27316, RUSTSEC-2024-0332: a head of frames without an end.
+/// CVE-2024-27316, RUSTSEC-2024-0332: endless CONTINUATION frames.
 #[tokio::test]
-async fn a_head_that_goes_on_for_ever_ends_its_connection() {
+async fn endless_head_closes_the_connection() {
     let stage = Stage::set().await;
     for payload in [block(&[("x-a", &"b".repeat(1000))]), Vec::new()] {
         let mut connection = stage.connect().await;
@@ -162,15 +162,15 @@ async fn a_head_that_goes_on_for_ever_ends_its_connection() {
     }
 }
 
-/// What asks for an answer and takes none: no more of it is read than is answered.
+/// Frames that require a reply, from a client that reads none: no more are read than replies can be written.
 #[tokio::test]
-async fn floods_that_ask_for_answers_are_held_back() {
+async fn ping_and_settings_floods_are_held_back() {
     let stage = Stage::set().await;
     for flood in [frame(PING, 0, 0, b"12345678"), frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0])] {
         let mut connection = stage.connect().await;
         let bytes = flood.repeat(10_000);
         let mut sent = 0_usize;
-        // As much as sockets hold, and then nothing.
+        // As much as the socket buffers hold, and no more.
         let flooded = tokio::time::timeout(Duration::from_secs(2), async {
             while connection.send_bytes(&bytes).await {
                 sent += bytes.len();
@@ -182,9 +182,9 @@ async fn floods_that_ask_for_answers_are_held_back() {
     }
 }
 
-/// RUSTSEC-2026-0258: frames without data, of which no window keeps count.
+/// RUSTSEC-2026-0258: empty DATA frames, which flow control does not count.
 #[tokio::test]
-async fn a_flood_of_empty_data_does_not_grow_a_request() {
+async fn empty_data_frames_use_no_memory() {
     let stage = Stage::set().await;
     let mut connection = stage.connect().await;
     let mut fields = GET.to_vec();
@@ -201,9 +201,9 @@ async fn a_flood_of_empty_data_does_not_grow_a_request() {
     assert!(!stage.upstream.seen().iter().any(|seen| seen.whole && seen.method == "POST"));
 }
 
-/// RFC 9113, section 6.9.1: a window that overflows is an error, and so is an increment of nothing.
+/// RFC 9113, section 6.9.1: a window that overflows is an error, and so is an increment of zero.
 #[tokio::test]
-async fn windows_do_not_overflow() {
+async fn window_overflow_is_an_error() {
     let stage = Stage::set().await;
     for increment in [0_u32, 0x7fff_ffff] {
         let mut connection = stage.connect().await;
@@ -214,9 +214,9 @@ async fn windows_do_not_overflow() {
     stage.serves_others().await;
 }
 
-/// HPACK: an index that is nowhere, a table larger than was agreed, and a bomb of references.
+/// HPACK: an invalid index, a table larger than allowed, and a decompression bomb.
 #[tokio::test]
-async fn compressed_heads_have_bounds_too() {
+async fn compressed_heads_are_bounded() {
     let stage = Stage::set().await;
     // A field of 3 KiB into the table, then a thousand references to it.
     let mut bomb = vec![0x40];
@@ -234,9 +234,9 @@ async fn compressed_heads_have_bounds_too() {
     stage.serves_others().await;
 }
 
-/// No more at a time than was agreed (RFC 9113, section 5.1.2).
+/// RFC 9113, section 5.1.2: streams beyond the advertised limit are refused.
 #[tokio::test]
-async fn streams_are_so_many_at_a_time() {
+async fn concurrent_streams_are_limited() {
     let stage = Stage::set().await;
     let mut connection = stage.connect().await;
     let mut fields = GET.to_vec();

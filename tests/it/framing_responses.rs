@@ -1,5 +1,5 @@
-//! Responses that are not what they say: each is a 502 or goes on with one meaning, its connection serves
-//! nobody else, and the next client gets the answer to its own request.
+//! Response framing: ambiguous responses. Each becomes a 502 or is forwarded unambiguously, its connection is not reused,
+//! and the next client gets the response to its own request.
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -10,13 +10,13 @@ use crate::support::raw::{RawUpstream, read_all};
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 const NEXT: &str = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nthe-next";
 
-/// What the client gets.
+/// The response that the client receives.
 enum Expected {
-    /// A page of ours.
+    /// An error page of the proxy.
     BadGateway,
-    /// This, and a clean end.
+    /// This body, complete.
     Body(&'static str),
-    /// The upstream's head, and an end that no client takes for the end of the body.
+    /// The upstream's head, and an end that no client mistakes for the end of the body.
     Cut,
 }
 
@@ -34,12 +34,12 @@ impl Stage {
         Self { upstream, cloakroom }
     }
 
-    /// One client's request, answered with these bytes, and the end of the connection where `ends`.
+    /// Responds to a client's request with `bytes`, and closes the connection if `ends`.
     async fn answer(&self, method: &str, bytes: &[u8], ends: bool) -> (String, TcpStream) {
         let mut client = TcpStream::connect(self.cloakroom.public()).await.unwrap();
         client.write_all(GET.replacen("GET", method, 1).as_bytes()).await.unwrap();
         let (mut connection, _) = self.upstream.head().await;
-        // The proxy may have heard enough before the end.
+        // The proxy may close the connection before it has read everything.
         let _ = connection.write_all(bytes).await;
         if ends {
             let _ = connection.shutdown().await;
@@ -73,13 +73,13 @@ impl Stage {
             }
         }
         drop(held);
-        // On a connection of its own: what was said too much on the other is for nobody.
+        // On another connection: excess bytes on the first are not delivered.
         let (next, _) = self.answer("GET", NEXT.as_bytes(), false).await;
         assert!(next.ends_with("\r\n\r\nthe-next"), "after {told}: {next}");
     }
 }
 
-/// Whether a client would take this for a whole response.
+/// Returns whether a client would consider this response complete.
 fn is_whole(answer: &str) -> bool {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
     let length =
@@ -102,7 +102,7 @@ fn unchunked(body: &str) -> String {
 }
 
 #[tokio::test]
-async fn what_is_malformed_is_a_bad_gateway_and_poisons_nothing() {
+async fn malformed_responses_are_bad_gateways() {
     let stage = Stage::set().await;
     let ok = |rest: &str| format!("HTTP/1.1 200 OK\r\n{rest}").into_bytes();
     let huge = format!("X-A: {}\r\nContent-Length: 2\r\n\r\nok", "x".repeat(2 << 20));
@@ -138,7 +138,7 @@ async fn what_is_malformed_is_a_bad_gateway_and_poisons_nothing() {
 }
 
 #[tokio::test]
-async fn what_has_one_meaning_goes_on_with_it() {
+async fn unambiguous_responses_are_forwarded() {
     let stage = Stage::set().await;
     let after = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled";
     let chunks = "2\r\nok\r\n0\r\n\r\n";
@@ -200,9 +200,9 @@ async fn what_has_one_meaning_goes_on_with_it() {
     }
 }
 
-/// RFC 9112, section 8: less than was said is not all.
+/// RFC 9112, section 8: a body shorter than announced is incomplete.
 #[tokio::test]
-async fn what_is_cut_is_cut() {
+async fn truncated_responses_stay_truncated() {
     let stage = Stage::set().await;
     for head in [
         "Content-Length: 100\r\n\r\nhalf",
@@ -216,9 +216,9 @@ async fn what_is_cut_is_cut() {
     }
 }
 
-/// To HTTP/1.0, which has no chunks, a body that is cut ends in a reset: an end would be that of the body.
+/// HTTP/1.0 has no chunked coding, so a truncated body ends with a reset: a close would mean that it is complete.
 #[tokio::test]
-async fn what_is_cut_is_reset_for_clients_without_chunks() {
+async fn truncation_resets_http_1_0_clients() {
     let stage = Stage::set().await;
     let mut client = TcpStream::connect(stage.cloakroom.public()).await.unwrap();
     client.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
@@ -233,9 +233,9 @@ async fn what_is_cut_is_reset_for_clients_without_chunks() {
     assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
 
-/// More heads than anybody means to send end in a bad gateway, and within the upstream's time.
+/// Endless interim responses are a bad gateway, within the response timeout.
 #[tokio::test]
-async fn interim_responses_have_an_end() {
+async fn interim_responses_are_bounded() {
     let upstream = RawUpstream::start().await;
     let soon = "response_timeout = \"500ms\"\n";
     let cloakroom = Cloakroom::for_site(upstream.address, soon, "").await;
@@ -288,7 +288,7 @@ async fn response_heads_beyond_128_kib_are_refused() {
 }
 
 #[tokio::test]
-async fn a_length_is_forwarded_as_one_value() {
+async fn equal_lengths_are_forwarded_once() {
     let stage = Stage::set().await;
     for (method, status, lines, body) in [
         ("GET", "200 OK", "Content-Length: 2, 2\r\n", "ok"),
@@ -302,7 +302,7 @@ async fn a_length_is_forwarded_as_one_value() {
         let lengths = answer.lines().filter(|line| line.starts_with("content-length"));
         assert_eq!(lengths.collect::<Vec<_>>(), ["content-length: 2"], "{method} {status} {lines}");
     }
-    // hyper does not look at the length where there is no body.
+    // hyper does not validate the length of a response without a body.
     for (method, status) in [("HEAD", "200 OK"), ("GET", "304 Not Modified")] {
         for value in ["2, 3", "+2", "2\r\nContent-Length: 3"] {
             let bytes = format!("HTTP/1.1 {status}\r\nContent-Length: {value}\r\n\r\n");
@@ -311,9 +311,9 @@ async fn a_length_is_forwarded_as_one_value() {
     }
 }
 
-/// RFC 9112, section 5.1: a proxy removes it.
+/// RFC 9112, section 5.1: a proxy removes white space between a field name and its colon.
 #[tokio::test]
-async fn space_before_a_colon_is_removed() {
+async fn space_before_colon_is_removed() {
     let stage = Stage::set().await;
     let after = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled";
     for framing in [

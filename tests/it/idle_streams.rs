@@ -1,4 +1,4 @@
-//! Streams that are silent for a time, in one direction or in both, and how they end.
+//! Streams that are silent in one direction or in both.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ const PAIRS: [(Version, Version); 4] = [
     (Version::Http2, Version::Http2),
 ];
 
-/// The limit of uploads and slow readers in these tests, and a silence that is longer than that.
+/// Timeout of uploads and slow readers in these tests, and a silence that is longer.
 const LIMITS: &str = "[limits]\nbody_idle_timeout = \"200ms\"\n";
 const LONG: Duration = Duration::from_millis(700);
 
@@ -63,7 +63,7 @@ async fn quiet_streams_outlive_the_upload_limit() {
 
 /// The request's body is silent and the response flows; then the other way round.
 #[tokio::test]
-async fn traffic_in_either_direction_keeps_a_stream() {
+async fn traffic_in_either_direction_keeps_streams_open() {
     for (client, version) in PAIRS {
         let mut site = Site::start(version).await;
         let proxy = proxy_before(&site, version, "stream_idle_timeout = \"600ms\"\n").await;
@@ -88,7 +88,7 @@ async fn traffic_in_either_direction_keeps_a_stream() {
 }
 
 #[tokio::test]
-async fn silence_in_both_directions_ends_a_stream() {
+async fn silence_in_both_directions_ends_streams() {
     for (client, version) in PAIRS {
         let mut site = Site::start(version).await;
         let proxy = proxy_before(&site, version, "stream_idle_timeout = \"300ms\"\n").await;
@@ -103,7 +103,7 @@ async fn silence_in_both_directions_ends_a_stream() {
 }
 
 #[tokio::test]
-async fn the_access_log_says_why_a_stream_ended() {
+async fn access_log_has_the_stream_end() {
     let upstream = RawUpstream::start().await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("cloakroom.toml");
@@ -126,7 +126,7 @@ async fn the_access_log_says_why_a_stream_ended() {
 
 /// A client that is slow to send is limited until the response's head has arrived, one that is slow to read always.
 #[tokio::test]
-async fn slow_readers_are_limited_as_ever() {
+async fn slow_readers_are_still_limited() {
     let upstream = RawUpstream::start().await;
     let listen = "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
     let proxy = Cloakroom::for_site(upstream.address, "", &format!("{listen}{LIMITS}")).await;
@@ -147,7 +147,7 @@ async fn slow_readers_are_limited_as_ever() {
     assert!(taken.len() < 100_000_000);
 
     let mut client = Frames::connect(proxy.public()).await;
-    // It answers pings and gives no window.
+    // The client answers pings but opens no window.
     client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]).await;
     let get = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
     client.open(1, &get, END_STREAM).await;
@@ -163,7 +163,7 @@ async fn slow_readers_are_limited_as_ever() {
     ended_for(&proxy, "stalled", 2).await;
 }
 
-/// Far from its half a minute, since as many streams are stalled as may be.
+/// Ends long before the timeout of half a minute, since the maximum of streams is stalled.
 #[tokio::test]
 async fn stalled_streams_are_counted_and_bounded() {
     let upstream = Upstream::start();
@@ -194,7 +194,7 @@ async fn stalled_streams_are_counted_and_bounded() {
 }
 
 #[tokio::test]
-async fn a_log_out_ends_the_sessions_event_streams() {
+async fn logout_ends_event_streams() {
     for (client, version) in PAIRS {
         let mut site = Site::start(version).await;
         let lines = format!(

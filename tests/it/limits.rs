@@ -1,4 +1,4 @@
-//! What a client may take.
+//! Limits on clients.
 
 use std::process::Command;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::support::raw::{exchange, read_until};
 use crate::support::{Browser, Cloakroom, Program, Script, Upstream, until};
 
 #[tokio::test]
-async fn an_address_has_so_many_connections_and_no_more() {
+async fn connections_per_address_are_limited() {
     let upstream = Upstream::start();
     let toml = "[limits]\nconnections_per_address = 3\n";
     let proxy = Cloakroom::with(&upstream, toml).await;
@@ -22,11 +22,11 @@ async fn an_address_has_so_many_connections_and_no_more() {
         read_until(&mut connection, "\r\n\r\n").await;
         served.push(connection);
     }
-    // The reset may come before the connection is seen to be there.
+    // The reset may arrive before the connection is established for the client.
     if let Ok(mut refused) = TcpStream::connect(proxy.public()).await {
         assert!(refused.read(&mut [0; 1]).await.is_err());
     }
-    // The API is a place of its own.
+    // The API has a limit of its own.
     let answer = exchange(
         proxy.api(),
         "GET /_session HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
@@ -35,7 +35,7 @@ async fn an_address_has_so_many_connections_and_no_more() {
     drop(served.pop());
     let ask = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     loop {
-        // As soon as the other's end is seen.
+        // Once the server has noticed the other's close.
         let Ok(mut connection) = TcpStream::connect(proxy.public()).await else { continue };
         let _ = connection.write_all(ask.as_bytes()).await;
         let mut answer = Vec::new();
@@ -47,7 +47,7 @@ async fn an_address_has_so_many_connections_and_no_more() {
 }
 
 #[tokio::test]
-async fn a_body_is_as_large_as_its_route_takes() {
+async fn body_size_is_limited_by_route() {
     let upstream = Upstream::start();
     let routes = "[[route]]\nupstream = \"UPSTREAM\"\nmax_body = \"10B\"\n\
                   [[route]]\npath = \"/any\"\nupstream = \"UPSTREAM\"\n";
@@ -69,18 +69,18 @@ async fn a_body_is_as_large_as_its_route_takes() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{framing} {body}: {answer}");
         assert_eq!(answer.contains("\"body_too_large\""), status == "413", "{answer}");
     }
-    // What says that it is too large is not asked for at all.
+    // A body that announces too large a size is not requested at all.
     let expects = "Content-Length: 11\r\nExpect: 100-continue";
     let answer = ask("/", expects, "").await;
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
     let bodies: Vec<String> = upstream.seen().into_iter().map(|seen| seen.body).collect();
-    // What was cut is no body to the site.
+    // The site does not receive a truncated body as a complete one.
     assert_eq!(bodies, ["0123456789", "0123456789a", "0123456789", ""]);
 }
 
-/// What late calls need of a request goes by itself: no request comes to push it out.
+/// The state kept for late calls expires by itself, without further requests.
 #[tokio::test]
-async fn finished_requests_are_forgotten_in_time() {
+async fn finished_requests_expire() {
     let upstream = Upstream::start();
     let proxy = Cloakroom::start(&upstream).await;
     let lingering = |count: usize| {
@@ -108,10 +108,9 @@ async fn finished_requests_are_forgotten_in_time() {
     assert_eq!((late.status, late.code().as_str()), (410, "request_gone"));
 }
 
-/// What the kernel calls EMFILE never comes: clients wait, and what is there goes on, with its upstream, the
-/// API and the admin listener.
+/// EMFILE never occurs: new clients wait, while the others, their upstreams, the API and the admin listener are served.
 #[tokio::test]
-async fn the_last_descriptors_are_not_for_clients() {
+async fn last_descriptors_are_reserved() {
     let upstream = Upstream::start();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("cloakroom.toml");
@@ -156,9 +155,9 @@ async fn the_last_descriptors_are_not_for_clients() {
     assert!(read_until(&mut late, "\r\n\r\n").await.starts_with("HTTP/1.1 200"));
 }
 
-/// What the proxy refused before there was a request is counted too.
+/// Connections that are refused before there is a request are counted too.
 #[tokio::test]
-async fn connections_are_counted_and_why_they_were_cut() {
+async fn aborted_connections_are_counted_by_reason() {
     let upstream = Upstream::start();
     let toml = "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n\
                 [limits]\nheader_timeout = \"200ms\"\n";
@@ -196,9 +195,9 @@ async fn connections_are_counted_and_why_they_were_cut() {
     }
 }
 
-/// A byte now and then is not enough where a rate is asked for.
+/// A byte now and then is not enough if there is a minimum rate.
 #[tokio::test]
-async fn a_body_comes_as_fast_as_its_route_asks() {
+async fn upload_rate_has_a_minimum() {
     let upstream = Upstream::start();
     let toml = "[limits]\nbody_idle_timeout = \"400ms\"\n\
                 [[route]]\nupstream = \"UPSTREAM\"\n\

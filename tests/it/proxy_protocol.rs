@@ -1,4 +1,4 @@
-//! Connections that a proxy passes on, after it has said whose they are.
+//! Connections of a proxy that sends the PROXY protocol.
 
 use crate::support::raw::{exchange, read_all};
 use crate::support::{Authority, Cloakroom, Flaw, Seen, Upstream, curl};
@@ -22,16 +22,16 @@ fn forwarded<'a>(seen: &'a Seen, name: &str) -> &'a str {
 }
 
 #[tokio::test]
-async fn a_trusted_proxy_says_whose_a_connection_is() {
+async fn trusted_proxy_header_sets_the_client() {
     let upstream = Upstream::start();
     let proxy = before(&upstream, "127.0.0.1", "").await;
     let header = "PROXY TCP4 203.0.113.9 192.0.2.1 4000 80\r\n";
     let answer = exchange(proxy.public(), &format!("{header}{GET}")).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     let seen = upstream.take_seen().pop().unwrap();
-    // The client is no proxy whose word is taken.
+    // The client is not a trusted proxy.
     assert_eq!(forwarded(&seen, "x-forwarded-for"), "203.0.113.9");
-    // Of a client that the proxy does not know nothing is believed, and a health check has none.
+    // The header of an unknown client (`UNKNOWN`) or of a health check (`LOCAL`) gives no trust.
     exchange(proxy.public(), &format!("PROXY UNKNOWN\r\n{GET}")).await;
     assert_eq!(forwarded(&upstream.take_seen()[0], "x-forwarded-for"), "127.0.0.1");
     let mut connection = tokio::net::TcpStream::connect(proxy.public()).await.unwrap();
@@ -42,13 +42,13 @@ async fn a_trusted_proxy_says_whose_a_connection_is() {
     for other in ["", "PROXY TCP4 a b c d\r\n", "PROXY "] {
         assert_eq!(exchange(proxy.public(), &format!("{other}{GET}")).await, "", "{other:?}");
     }
-    // Nothing at all costs no more than the time of a head.
+    // A missing header is awaited for the header timeout only.
     assert_eq!(exchange(proxy.public(), "PROXY TCP4 20").await, "");
     assert!(upstream.seen().is_empty());
 }
 
 #[tokio::test]
-async fn its_clients_are_those_who_are_bounded() {
+async fn address_limit_counts_proxied_clients() {
     let upstream = Upstream::start();
     let proxy = before(&upstream, "127.0.0.1", "").await;
     let open = async |client: &str| {
@@ -67,7 +67,7 @@ async fn its_clients_are_those_who_are_bounded() {
 }
 
 #[tokio::test]
-async fn strangers_are_who_they_are() {
+async fn untrusted_peers_send_no_header() {
     let upstream = Upstream::start();
     let proxy = before(&upstream, "10.0.0.0/8", "").await;
     assert!(exchange(proxy.public(), GET).await.starts_with("HTTP/1.1 200"));
@@ -78,7 +78,7 @@ async fn strangers_are_who_they_are() {
 }
 
 #[tokio::test]
-async fn it_comes_before_the_handshake() {
+async fn header_precedes_the_tls_handshake() {
     let (upstream, authority) = (Upstream::start(), Authority::new());
     let identity = authority.server(Flaw::None);
     let (certificate, key) = (identity.certificate.display(), identity.key.display());

@@ -1,4 +1,4 @@
-//! Bodies on their way, and upstreams that fail.
+//! Streamed bodies, and upstreams that fail.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::{Browser, Cloakroom, Script, Upstream};
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 #[tokio::test]
-async fn what_has_come_goes_on_before_the_rest_is_there() {
+async fn bodies_are_streamed() {
     let upstream = RawUpstream::start().await;
     let cloakroom = Cloakroom::for_site(upstream.address, "", "").await;
     let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
@@ -36,7 +36,7 @@ async fn what_has_come_goes_on_before_the_rest_is_there() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_holds_the_upstream_back() {
+async fn slow_reader_slows_the_upstream() {
     let upstream = RawUpstream::start().await;
     let cloakroom = Cloakroom::for_site(upstream.address, "", "").await;
     let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
@@ -45,7 +45,7 @@ async fn a_slow_reader_holds_the_upstream_back() {
     connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").await.unwrap();
     let chunk = vec![b'x'; 64 * 1024];
     let mut written = 0;
-    // What fits is what the sockets hold; nothing else takes more.
+    // Only the socket buffers hold data; the proxy adds none of its own.
     while let Ok(wrote) =
         tokio::time::timeout(Duration::from_millis(500), connection.write(&chunk)).await
     {
@@ -57,7 +57,7 @@ async fn a_slow_reader_holds_the_upstream_back() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_cut_never_ends_cleanly() {
+async fn truncated_body_never_ends_cleanly() {
     let upstream = RawUpstream::start().await;
     let cloakroom = Cloakroom::for_site(upstream.address, "", "").await;
     for head in
@@ -74,7 +74,7 @@ async fn a_body_that_is_cut_never_ends_cleanly() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_ends_its_request_at_the_upstream() {
+async fn client_disconnect_ends_the_upstream_request() {
     let upstream = RawUpstream::start().await;
     let cloakroom = Cloakroom::for_site(upstream.address, "", "").await;
     let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
@@ -85,7 +85,7 @@ async fn a_client_that_hangs_up_ends_its_request_at_the_upstream() {
 }
 
 #[tokio::test]
-async fn a_patch_that_has_come_is_applied_though_the_client_hangs_up() {
+async fn patch_is_applied_after_client_disconnect() {
     let upstream = RawUpstream::start().await;
     let cloakroom = Cloakroom::for_site(upstream.address, "header_exchange = true\n", "").await;
     let browser = Browser::new(&cloakroom);
@@ -110,7 +110,7 @@ async fn a_patch_that_has_come_is_applied_though_the_client_hangs_up() {
 }
 
 #[tokio::test]
-async fn upstreams_that_fail_get_small_clean_pages() {
+async fn failed_upstreams_give_error_pages() {
     let upstream = RawUpstream::start().await;
     let cloakroom =
         Cloakroom::for_site(upstream.address, "response_timeout = \"200ms\"\n", "").await;
@@ -146,7 +146,7 @@ async fn upstreams_that_fail_get_small_clean_pages() {
 }
 
 #[tokio::test]
-async fn answers_without_a_body_stay_so() {
+async fn responses_without_body_stay_empty() {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::start(&upstream).await;
     let browser = Browser::new(&cloakroom);

@@ -40,7 +40,7 @@ impl World {
         Self { _upstream: upstream, proxy, authority }
     }
 
-    /// What curl is answered that comes to a path of a host.
+    /// Requests a path of a host with curl.
     async fn curl(&self, host: &str, path: &str, arguments: &[&str]) -> CurlResponse {
         let port = self.proxy.public().port();
         let authority = self.authority.certificate();
@@ -70,7 +70,7 @@ fn saw(seen: &Seen, name: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_session_over_tls_by_either_protocol() {
+async fn sessions_work_over_both_protocols() {
     let world = World::new(&[&["localhost"]]).await;
     let visit = Script::new().call("POST", "/values/visits/increment", "").to_header();
     let visit = format!("x-script: {visit}");
@@ -94,14 +94,14 @@ async fn a_session_over_tls_by_either_protocol() {
 }
 
 #[tokio::test]
-async fn a_client_is_shown_the_certificate_of_the_name_that_it_asks_for() {
+async fn certificate_is_chosen_by_server_name() {
     let world =
         World::new(&[&["first.test"], &["second.test", "third.test"], &["*.wide.test"]]).await;
     for host in ["first.test", "second.test", "third.test", "a.wide.test", "SECOND.test"] {
         let answer = world.curl(host, "/", &[]).await;
         assert_eq!((answer.exit, answer.status), (0, 200), "{host}");
     }
-    // Of no other name there is one; curl does not believe the first.
+    // No certificate matches this name, and curl rejects the default one.
     for host in ["wide.test", "a.b.wide.test", "other.test"] {
         assert_eq!(world.curl(host, "/", &[]).await.exit, 60, "{host}");
         let answer = world.curl(host, "/", &["--insecure"]).await;
@@ -110,7 +110,7 @@ async fn a_client_is_shown_the_certificate_of_the_name_that_it_asks_for() {
 }
 
 #[tokio::test]
-async fn tls_1_2_and_1_3_and_nothing_older() {
+async fn only_tls_1_2_and_1_3() {
     let world = World::new(&[&["localhost"]]).await;
     for (arguments, exit) in [
         (["--tlsv1.2", "--tls-max", "1.2"], 0),
@@ -122,7 +122,7 @@ async fn tls_1_2_and_1_3_and_nothing_older() {
 }
 
 #[tokio::test]
-async fn who_says_nothing_holds_nobody_up_and_is_let_go() {
+async fn silent_handshake_times_out_alone() {
     let authority = Authority::new();
     let identity = authority.server(Flaw::None);
     let limits = "[limits]\nheader_timeout = \"300ms\"\n";
@@ -136,14 +136,14 @@ async fn who_says_nothing_holds_nobody_up_and_is_let_go() {
     assert_eq!(world.curl("localhost", "/", &[]).await.status, 200);
     for mut connection in silent {
         let mut rest = Vec::new();
-        // A reset is an end too. What comes before is an alert, and no page.
+        // A reset is fine too. Only an alert may precede it, not a page.
         let _ = connection.read_to_end(&mut rest).await;
         assert!(rest.len() < 20, "{rest:?}");
     }
 }
 
 #[tokio::test]
-async fn a_listener_in_the_clear_sends_clients_to_the_one_with_tls() {
+async fn plain_listener_redirects_to_tls() {
     let authority = Authority::new();
     let identity = authority.server(Flaw::None);
     let redirect = "[[listen]]\naddress = \"127.0.0.1:0\"\nredirect_to_https = true\n";
@@ -161,7 +161,7 @@ async fn a_listener_in_the_clear_sends_clients_to_the_one_with_tls() {
     assert_eq!((page.method.as_str(), page.body.as_str()), ("POST", "x=1"));
 }
 
-/// A connection that begins with HTTP/2 in the clear, whose streams have little room.
+/// Opens a cleartext HTTP/2 connection with small flow-control windows.
 async fn h2c(address: SocketAddr) -> http2::SendRequest<Empty<Bytes>> {
     let stream = TcpStream::connect(address).await.unwrap();
     let tasks = Tasks::new();
@@ -173,7 +173,7 @@ async fn h2c(address: SocketAddr) -> http2::SendRequest<Empty<Bytes>> {
 }
 
 #[tokio::test]
-async fn a_stream_whose_client_takes_nothing_is_reset_and_the_others_go_on() {
+async fn unread_stream_is_reset_alone() {
     let (upstream, raw) = (Upstream::start(), RawUpstream::start().await);
     let toml = format!(
         "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n\
@@ -187,7 +187,7 @@ async fn a_stream_whose_client_takes_nothing_is_reset_and_the_others_go_on() {
         let request = Request::get(format!("http://{}{path}", proxy.public()));
         request.header("x-script", script.to_header()).body(Empty::new()).unwrap()
     };
-    // More than its stream has room for, and nobody reads it.
+    // More than the window of its stream, and it is not read.
     let large = async {
         let (mut site, _) = raw.head().await;
         let head = b"HTTP/1.1 200 OK\r\ncontent-length: 500000\r\n\r\n";
@@ -204,7 +204,7 @@ async fn a_stream_whose_client_takes_nothing_is_reset_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn cookies_that_came_as_crumbs_are_one_line_to_the_site() {
+async fn cookie_crumbs_are_joined() {
     let upstream = Upstream::start();
     let toml = "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
     let proxy = Cloakroom::with(&upstream, toml).await;
@@ -221,7 +221,7 @@ async fn cookies_that_came_as_crumbs_are_one_line_to_the_site() {
     assert_eq!(saw(&page, "cookie"), ["a=1; b=\"2;  3\""]);
     assert_eq!(saw(&page, "via").len(), 1);
     assert!(saw(&page, "via")[0].starts_with("2 "), "{:?}", saw(&page, "via"));
-    // HTTP/1 is spoken there too, and HTTP/2 nowhere else in the clear.
+    // That listener accepts HTTP/1 too; the others accept no cleartext HTTP/2.
     let url = format!("http://{}/", proxy.public());
     assert_eq!(curl(["--http1.1", &url]).await.version, "1.1");
     let upgraded = curl(["--http2", &url]).await;
@@ -231,8 +231,8 @@ async fn cookies_that_came_as_crumbs_are_one_line_to_the_site() {
     assert_ne!(refused.exit, 0);
 }
 
-/// RFC 9110, section 15.5.20: a browser that uses a connection of one host for another that its
-/// certificate covers too tries again on one of the other's own.
+/// RFC 9110, section 15.5.20: a browser that reuses a connection for another host of the same certificate retries on a new
+/// one.
 #[tokio::test]
 async fn coalesced_requests_for_unserved_hosts_are_misdirected() {
     let authority = Authority::new();
@@ -250,7 +250,7 @@ async fn coalesced_requests_for_unserved_hosts_are_misdirected() {
         assert_eq!((answer.exit, answer.status), (0, status), "{version} {host}");
         assert_eq!(answer.header("cache-control").is_some(), status != 200, "{version} {host}");
     }
-    // On a connection of its own there is no such page, and no better connection.
+    // On a connection for that host, there is no such page, and a retry would not help.
     assert_eq!(world.curl("b.example.test", "/", &["--http2"]).await.status, 404);
 }
 
@@ -267,7 +267,7 @@ async fn hosts_of_another_listeners_certificate_are_misdirected() {
         let answer = world.curl("one.test", "/", &["--http2", "--header", &host]).await;
         assert_eq!((answer.exit, answer.status), (0, status), "{host}");
     }
-    // At the listener that has the certificate it is served.
+    // The listener that has the certificate serves it.
     let port = world.proxy.listener(1).port();
     let (ca, to) = (world.authority.certificate(), format!("other.test:{port}:127.0.0.1"));
     let url = format!("https://other.test:{port}/");
@@ -275,7 +275,7 @@ async fn hosts_of_another_listeners_certificate_are_misdirected() {
     assert_eq!((own.exit, own.status), (0, 200));
 }
 
-/// What a page is answered by a proxy whose upstream is `site`, with this more for its route.
+/// Returns the status and body of a page through a proxy with `site` as upstream and `tls` added to its route.
 async fn through(site: &World, host: &str, tls: &str) -> (u16, Option<String>) {
     let upstream = Upstream::start();
     let port = site.proxy.public().port();
@@ -287,7 +287,7 @@ async fn through(site: &World, host: &str, tls: &str) -> (u16, Option<String>) {
 }
 
 #[tokio::test]
-async fn an_upstream_with_tls_has_to_prove_who_it_is() {
+async fn upstream_certificate_is_verified() {
     let site = World::new(&[&["app.test", "localhost"]]).await;
     let stranger = Authority::new();
     let (ours, other) = (site.authority.certificate(), stranger.certificate());
@@ -306,7 +306,7 @@ async fn an_upstream_with_tls_has_to_prove_who_it_is() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_speaks_no_tls_is_not_spoken_to_in_the_clear() {
+async fn https_upstream_never_falls_back_to_http() {
     let upstream = Upstream::start();
     let https = upstream.url().replacen("http:", "https:", 1);
     let route = format!("[[route]]\nupstream = \"{https}\"\nupstream_tls = {{ verify = false }}\n");

@@ -1,5 +1,5 @@
-//! What a proxy leaves as it is: the list of linkerd2-proxy's `transparency.rs`, as far as it is about HTTP and
-//! not told elsewhere here (tunnels, framing, trailers).
+//! Transparency: what the proxy leaves unchanged. The cases are those of linkerd2-proxy's `transparency.rs` that concern
+//! HTTP; tunnels, framing and trailers have files of their own.
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -21,7 +21,7 @@ impl Stage {
         Self { site, cloakroom }
     }
 
-    /// What the site sees of a request's head, and the client of this answer.
+    /// Returns the request's head as the site receives it, and the response as the client does.
     async fn pass(&self, request: &str, answer: &str) -> (String, String) {
         let mut client = TcpStream::connect(self.cloakroom.public()).await.unwrap();
         client.write_all(request.as_bytes()).await.unwrap();
@@ -35,7 +35,7 @@ impl Stage {
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 #[tokio::test]
-async fn a_request_without_a_body_gets_no_framing_and_a_length_of_zero_stays() {
+async fn empty_request_gets_no_framing() {
     let stage = Stage::set().await;
     for method in ["GET", "HEAD", "DELETE", "OPTIONS", "POST", "PROPFIND"] {
         let request = format!("{method} / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
@@ -48,7 +48,7 @@ async fn a_request_without_a_body_gets_no_framing_and_a_length_of_zero_stays() {
 }
 
 #[tokio::test]
-async fn the_target_goes_on_byte_for_byte() {
+async fn target_is_forwarded_byte_for_byte() {
     let stage = Stage::set().await;
     for target in [
         "/?",
@@ -62,14 +62,14 @@ async fn the_target_goes_on_byte_for_byte() {
     ] {
         let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         let (head, _) = stage.pass(&request, OK).await;
-        // What follows a raw '#' hyper hides.
+        // hyper drops what follows a raw '#'.
         let expected = format!("get {} http/1.1\r\n", target.trim_end_matches('#').to_lowercase());
         assert!(head.starts_with(&expected), "{target}: {head}");
     }
 }
 
 #[tokio::test]
-async fn what_was_in_absolute_form_goes_in_origin_form_with_its_host() {
+async fn absolute_form_becomes_origin_form() {
     let stage = Stage::set().await;
     let request = "GET http://site.example/x HTTP/1.1\r\nHost: other\r\nConnection: close\r\n\r\n";
     let (head, _) = stage.pass(request, OK).await;
@@ -78,7 +78,7 @@ async fn what_was_in_absolute_form_goes_in_origin_form_with_its_host() {
 }
 
 #[tokio::test]
-async fn an_answer_keeps_its_status_its_reason_aside_and_its_fields_in_order() {
+async fn response_keeps_status_and_field_order() {
     let stage = Stage::set().await;
     let request = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     for status in [200, 201, 226, 299, 300, 399, 401, 418, 451, 499, 500, 599] {
@@ -93,7 +93,7 @@ async fn an_answer_keeps_its_status_its_reason_aside_and_its_fields_in_order() {
 }
 
 #[tokio::test]
-async fn http_1_0_is_served_with_and_without_a_host() {
+async fn http_1_0_works_without_a_host() {
     let stage = Stage::set().await;
     for (lines, host) in [("", None), ("Host: a\r\n", Some("host: a\r\n"))] {
         let request = format!("GET /old HTTP/1.0\r\n{lines}\r\n");
@@ -105,7 +105,7 @@ async fn http_1_0_is_served_with_and_without_a_host() {
 }
 
 #[tokio::test]
-async fn a_response_that_ends_with_its_connection_arrives_whole() {
+async fn close_delimited_response_arrives_complete() {
     let stage = Stage::set().await;
     let request = "GET / HTTP/1.0\r\n\r\n";
     let (_, got) = stage.pass(request, "HTTP/1.0 200 OK\r\n\r\nall of it").await;
@@ -113,15 +113,15 @@ async fn a_response_that_ends_with_its_connection_arrives_whole() {
 }
 
 #[tokio::test]
-async fn what_asks_for_nothing_but_the_proxy_is_answered_here() {
+async fn requests_to_the_proxy_are_answered_locally() {
     let stage = Stage::set().await;
     let connect = "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\nConnection: close\r\n\r\n";
     assert!(exchange(stage.cloakroom.public(), connect).await.starts_with("HTTP/1.1 40"));
 }
 
-/// A stream that its client resets ends at the site, and one that the site cuts is reset.
+/// A stream that the client resets ends at the site, and one that the site truncates is reset.
 #[tokio::test]
-async fn an_end_before_its_time_goes_through_both_ways() {
+async fn resets_are_forwarded_in_both_directions() {
     let stage = Stage::set().await;
     let get = [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/")];
     let mut client = Frames::connect(stage.cloakroom.public()).await;
@@ -145,10 +145,10 @@ async fn an_end_before_its_time_goes_through_both_ways() {
     panic!("the connection ended");
 }
 
-/// linkerd's `http1_requests_without_body_doesnt_add_transfer_encoding`, the other way round: a body whose
-/// length nobody knows stays so.
+/// The counterpart of linkerd's `http1_requests_without_body_doesnt_add_transfer_encoding`: a body of unknown length gets
+/// no Content-Length.
 #[tokio::test]
-async fn a_body_of_unknown_length_goes_in_chunks() {
+async fn body_of_unknown_length_is_chunked() {
     let stage = Stage::set().await;
     let mut client = TcpStream::connect(stage.cloakroom.public()).await.unwrap();
     let head =

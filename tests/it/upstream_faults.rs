@@ -1,4 +1,4 @@
-//! Upstreams that are away, slow, or in their own way.
+//! Upstreams that are unreachable, slow or unusual.
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
@@ -14,8 +14,8 @@ use crate::support::{Browser, Cloakroom, Script, Upstream};
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 
 #[tokio::test]
-async fn one_that_drops_our_packets_costs_the_connect_timeout() {
-    // Beyond its backlog the kernel drops what would connect.
+async fn dropped_packets_cost_the_connect_timeout() {
+    // With a full backlog, the kernel drops the packets of new connections.
     let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     full.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
     full.listen(0).unwrap();
@@ -34,7 +34,7 @@ async fn one_that_drops_our_packets_costs_the_connect_timeout() {
 }
 
 #[tokio::test]
-async fn a_head_that_drips_is_over_with_its_time() {
+async fn dripping_head_times_out() {
     let upstream = RawUpstream::start().await;
     let proxy = Cloakroom::for_site(upstream.address, "response_timeout = \"400ms\"\n", "").await;
     let mut client = TcpStream::connect(proxy.public()).await.unwrap();
@@ -53,7 +53,7 @@ async fn a_head_that_drips_is_over_with_its_time() {
 }
 
 #[tokio::test]
-async fn a_body_that_stands_still_is_cut_and_one_that_drips_is_not() {
+async fn stalled_body_ends_but_dripping_body_does_not() {
     let upstream = RawUpstream::start().await;
     let route = "stream_idle_timeout = \"400ms\"\n";
     let proxy = Cloakroom::for_site(upstream.address, route, "").await;
@@ -70,9 +70,9 @@ async fn a_body_that_stands_still_is_cut_and_one_that_drips_is_not() {
     assert_eq!(read_all(&mut connection).await, "", "the upstream hears of it");
 }
 
-/// Its answer comes before our body is through, and it reads no more.
+/// The upstream responds before the upload is complete, and reads no more.
 #[tokio::test]
-async fn one_that_answers_early_and_closes_its_side_is_heard() {
+async fn early_response_with_half_close_is_forwarded() {
     let upstream = RawUpstream::start().await;
     let proxy = Cloakroom::for_site(upstream.address, "", "").await;
     let mut client = TcpStream::connect(proxy.public()).await.unwrap();
@@ -88,7 +88,7 @@ async fn one_that_answers_early_and_closes_its_side_is_heard() {
     connection.shutdown().await.unwrap();
     let answer = read_until(&mut client, "no!").await;
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
-    // What else the client sends goes nowhere; the next request has another connection.
+    // The rest of the upload is discarded; the next request uses another connection.
     let mut another = TcpStream::connect(proxy.public()).await.unwrap();
     another.write_all(GET.as_bytes()).await.unwrap();
     let (mut fresh, _) = upstream.head().await;
@@ -97,7 +97,7 @@ async fn one_that_answers_early_and_closes_its_side_is_heard() {
 }
 
 #[tokio::test]
-async fn heads_of_ten_thousand_cookies_are_a_bad_gateway() {
+async fn ten_thousand_cookies_are_a_bad_gateway() {
     let upstream = RawUpstream::start().await;
     let proxy = Cloakroom::for_site(upstream.address, "", "").await;
     for (cookies, status) in [(50, "200"), (10_000, "502")] {
@@ -113,9 +113,9 @@ async fn heads_of_ten_thousand_cookies_are_a_bad_gateway() {
     }
 }
 
-/// One request's calls, many at a time, and after its response is over.
+/// Many concurrent calls of one request, and calls after its response has ended.
 #[tokio::test]
-async fn calls_of_the_api_are_as_many_as_a_site_makes() {
+async fn concurrent_api_calls_are_all_served() {
     let upstream = Upstream::start();
     let proxy = Cloakroom::with(&upstream, "[api]\nrequest_token_linger = \"1s\"\n").await;
     let browser = Browser::new(&proxy);
@@ -153,15 +153,15 @@ async fn calls_of_the_api_are_as_many_as_a_site_makes() {
     assert_eq!(proxy.call(&token, ("GET", "/values/n", "")).await.json(), json!(2000));
     upstream.open("held");
     assert_eq!(page.await.unwrap().status.as_u16(), 200);
-    // For a while its work goes on; then its token is nobody's.
+    // Calls are accepted for a while after the response; then the token is unknown.
     assert_eq!(proxy.call(&token, ("GET", "", "")).await.status, 200);
     proxy.advance(Duration::from_secs(2));
     assert_eq!(proxy.call(&token, ("GET", "", "")).await.status, 410);
 }
 
-/// A log that nobody reads, or whose reader is gone, holds up no request.
+/// A log that is not read, or whose reader has exited, delays no request.
 #[tokio::test]
-async fn a_log_that_goes_nowhere_costs_lines_only() {
+async fn blocked_log_delays_no_request() {
     let upstream = Upstream::start();
     for keeps_reader in [true, false] {
         let directory = tempfile::tempdir().unwrap();

@@ -33,7 +33,7 @@ fn frames(data: &[&str], trailer: Option<(&'static str, &'static str)>) -> Frame
     StreamBody::new(futures_util::stream::iter(frames))
 }
 
-/// A site that speaks HTTP/2 alone, in the way of gRPC; how many connections it has had.
+/// A site that accepts HTTP/2 only, like gRPC, with the number of its connections so far.
 struct Grpc {
     address: SocketAddr,
     connections: Arc<AtomicUsize>,
@@ -107,7 +107,7 @@ async fn connected(address: SocketAddr, tasks: &Tasks) -> client::SendRequest<Fr
 }
 
 #[tokio::test]
-async fn trailers_pass_both_ways_from_one_end_to_the_other() {
+async fn trailers_pass_in_both_directions() {
     let (grpc, tasks) = (Grpc::start().await, Tasks::new());
     let toml = format!("[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n{}", grpc.route());
     let proxy = Cloakroom::with(&Upstream::start(), &toml).await;
@@ -134,7 +134,7 @@ async fn trailers_pass_both_ways_from_one_end_to_the_other() {
 }
 
 #[tokio::test]
-async fn a_connection_that_the_upstream_has_closed_is_made_anew() {
+async fn closed_connection_is_reopened() {
     let (grpc, upstream) = (Grpc::start().await, Upstream::start());
     let proxy = Cloakroom::with(&upstream, &grpc.route()).await;
     let browser = Browser::new(&proxy);
@@ -147,7 +147,7 @@ async fn a_connection_that_the_upstream_has_closed_is_made_anew() {
 }
 
 #[tokio::test]
-async fn sessions_and_the_api_are_as_ever() {
+async fn sessions_work_over_http2_upstreams() {
     let upstream = Upstream::start();
     let route = "[[route]]\nupstream = \"UPSTREAM\"\nupstream_protocol = \"h2c\"\n";
     let proxy = Cloakroom::with(&upstream, route).await;
@@ -163,7 +163,7 @@ async fn sessions_and_the_api_are_as_ever() {
 }
 
 #[tokio::test]
-async fn with_tls_the_upstream_chooses() {
+async fn alpn_selects_the_upstream_protocol() {
     let upstream = Upstream::start();
     let authority = Authority::new();
     let identity = authority.server(Flaw::None);
@@ -188,7 +188,7 @@ async fn with_tls_the_upstream_chooses() {
 }
 
 #[tokio::test]
-async fn a_websocket_goes_by_http1() {
+async fn websocket_uses_http1() {
     let (echo, upstream) = (Echo::start().await, Upstream::start());
     let route =
         format!("[[route]]\nupstream = \"http://{}\"\nupstream_protocol = \"h2c\"\n", echo.address);

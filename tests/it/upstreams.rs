@@ -14,7 +14,7 @@ fn count() -> Script {
     Script::new().call("POST", "/values/n/increment", "")
 }
 
-/// A proxy before these, and a browser.
+/// Starts a proxy with these upstreams, and a browser.
 async fn before(upstreams: &[String]) -> (Cloakroom, Browser) {
     let all: Vec<String> = upstreams.iter().map(|url| format!("\"{url}\"")).collect();
     let toml = format!("[[route]]\nupstream = [{}]\n", all.join(", "));
@@ -23,14 +23,14 @@ async fn before(upstreams: &[String]) -> (Cloakroom, Browser) {
     (proxy, browser)
 }
 
-/// A port at which nobody listens.
+/// Returns the URL of a port on which nothing listens.
 async fn nobody() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}", listener.local_addr().unwrap())
 }
 
 #[tokio::test]
-async fn all_serve_one_session() {
+async fn upstreams_share_a_session() {
     let upstreams = [Upstream::start(), Upstream::start(), Upstream::start()];
     let (_proxy, browser) = before(&upstreams.each_ref().map(Upstream::url)).await;
     for expected in 1..=60 {
@@ -42,11 +42,11 @@ async fn all_serve_one_session() {
 }
 
 #[tokio::test]
-async fn one_that_is_down_is_nobodys_error() {
+async fn unreachable_upstream_causes_no_error() {
     let upstream = Upstream::start();
     let (_proxy, browser) = before(&[nobody().await, upstream.url(), nobody().await]).await;
     for expected in 1..=20 {
-        // Nothing was sent to the others, so a POST may go on too.
+        // Nothing was sent to the unreachable upstream, so a POST is sent to another one too.
         let page = browser.send("POST", "/", &[], &count()).await;
         assert_eq!(page.json(), json!(expected));
     }
@@ -54,14 +54,14 @@ async fn one_that_is_down_is_nobodys_error() {
 }
 
 #[tokio::test]
-async fn where_all_are_down_it_is_said() {
+async fn all_upstreams_down_is_an_error() {
     let (_proxy, browser) = before(&[nobody().await, nobody().await]).await;
     for _ in 0..5 {
         assert_eq!(browser.navigate("/", &Script::new()).await.status, 502);
     }
 }
 
-/// An upstream that takes a request and closes without a word; how many it has had.
+/// An upstream that closes each connection without a response, with the number of requests so far.
 async fn mute() -> (String, Arc<AtomicUsize>) {
     let raw = RawUpstream::start().await;
     let (url, taken) = (format!("http://{}", raw.address), Arc::new(AtomicUsize::new(0)));
@@ -77,7 +77,7 @@ async fn mute() -> (String, Arc<AtomicUsize>) {
 }
 
 #[tokio::test]
-async fn what_may_be_repeated_goes_to_another_once_and_nothing_else_does() {
+async fn only_repeatable_requests_are_retried_once() {
     let upstream = Upstream::start();
     for (method, repeats) in [("GET", true), ("DELETE", true), ("POST", false), ("PATCH", false)] {
         let (silent, taken) = mute().await;
@@ -98,7 +98,7 @@ async fn what_may_be_repeated_goes_to_another_once_and_nothing_else_does() {
 }
 
 #[tokio::test]
-async fn what_has_begun_to_answer_is_not_asked_of_another() {
+async fn partial_response_is_not_retried() {
     let (raw, upstream) = (RawUpstream::start().await, Upstream::start());
     let (_proxy, browser) = before(&[format!("http://{}", raw.address), upstream.url()]).await;
     let broken = tokio::spawn(async move {
@@ -114,7 +114,7 @@ async fn what_has_begun_to_answer_is_not_asked_of_another() {
 }
 
 #[tokio::test]
-async fn an_upstream_has_so_many_requests_at_a_time_and_others_wait_their_turn() {
+async fn concurrent_upstream_requests_are_limited() {
     let upstream = Upstream::start();
     let route = "[[route]]\nupstream = \"UPSTREAM\"\nupstream_requests = 2\nconnect_timeout = \"";
     let patient = Cloakroom::with(&upstream, &format!("{route}20s\"\n")).await;
@@ -150,7 +150,7 @@ async fn an_upstream_has_so_many_requests_at_a_time_and_others_wait_their_turn()
 }
 
 #[tokio::test]
-async fn unhealthy_upstream_gets_no_requests_of_any_worker() {
+async fn unhealthy_upstream_gets_no_requests() {
     let (well, ill) = (Upstream::start(), RawUpstream::start().await);
     let status = Arc::new(std::sync::Mutex::new("503 Service Unavailable"));
     let (ill_url, pages) = (format!("http://{}", ill.address), Arc::new(AtomicUsize::new(0)));
