@@ -42,13 +42,14 @@ impl Request<'_> {
 /// A script, which a server runs by its hash once it has seen it.
 #[derive(Debug)]
 pub(crate) struct Script {
-    code: &'static str,
+    code: String,
     hash: String,
 }
 
 impl Script {
-    pub(crate) fn new(code: &'static str) -> Self {
-        let hash = redis::Script::new(code).get_hash().to_owned();
+    pub(crate) fn new(code: impl Into<String>) -> Self {
+        let code = code.into();
+        let hash = redis::Script::new(&code).get_hash().to_owned();
         Self { code, hash }
     }
 
@@ -62,7 +63,7 @@ impl Script {
     /// The same call, for a server that does not know the script: it does afterwards.
     pub(crate) fn spelled_out(&self, call: &Cmd) -> Cmd {
         let mut command = cmd("EVAL");
-        command.arg(self.code);
+        command.arg(&self.code);
         for argument in call.args_iter().skip(2) {
             if let Arg::Simple(bytes) = argument {
                 command.arg(bytes);

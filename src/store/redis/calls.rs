@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use redis::{Cmd, Value};
 
+use super::arguments;
 use super::fields::{Indexed, Unreadable, array, entry_of, instant, text};
 use crate::session::json::Json;
 use crate::session::patch::{
@@ -15,46 +16,44 @@ use crate::session::record::{Entry, Key, Principal};
 use crate::store::{Want, encode};
 use crate::time::Timestamp;
 
-/// The arguments that both scripts begin with.
-fn common(command: &mut Cmd, now: Timestamp, policy: &Policy, indexed: Option<&Indexed>) {
-    // Longer than all time is no longer; Lua holds that exactly.
+fn common<'a>(
+    now: Timestamp,
+    policy: &Policy,
+    indexed: Option<&'a Indexed>,
+) -> arguments::Common<'a> {
+    // `Timestamp::MAX` bounds durations, so that Lua's numbers hold them exactly.
     let millis = |duration: Duration| (Timestamp::default() + duration).as_millis();
-    command
-        .arg(now.as_millis())
-        .arg(millis(policy.idle_timeout))
-        .arg(millis(policy.touch_interval));
-    match policy.absolute_timeout {
-        Some(absolute) => command.arg(millis(absolute)),
-        None => command.arg(""),
-    };
-    command.arg(millis(policy.rotation_grace)).arg(millis(policy.request_token_linger));
-    match policy.unproven_timeout {
-        Some(timeout) => command.arg(millis(timeout)),
-        None => command.arg(""),
-    };
-    match indexed {
-        Some(indexed) => command.arg(indexed.principal.as_str()).arg(indexed.until.as_millis()),
-        None => command.arg("").arg(""),
-    };
+    arguments::Common {
+        now: now.as_millis().into(),
+        idle_timeout: millis(policy.idle_timeout).into(),
+        touch_interval: millis(policy.touch_interval).into(),
+        absolute_timeout: policy.absolute_timeout.map(millis).into(),
+        rotation_grace: millis(policy.rotation_grace).into(),
+        request_token_linger: millis(policy.request_token_linger).into(),
+        unproven_timeout: policy.unproven_timeout.map(millis).into(),
+        indexed_principal: indexed.map(|indexed| indexed.principal.as_str()).into(),
+        indexed_until: indexed.map(|indexed| indexed.until.as_millis()).into(),
+    }
 }
 
-fn flag(set: bool) -> &'static str {
-    if set { "1" } else { "" }
-}
-
-/// The arguments of `use.lua`.
+/// Adds the arguments of `use.lua`.
 pub(super) fn use_arguments(
     command: &mut Cmd,
     used: Use,
     policy: &Policy,
     indexed: Option<&Indexed>,
 ) {
-    common(command, used.now, policy, indexed);
-    command.arg(used.generation).arg(flag(used.touches)).arg(flag(used.sets_cookie));
-    command.arg(flag(used.proves));
+    common(used.now, policy, indexed).add_to(command);
+    let arguments = arguments::Use {
+        generation: i64::from(used.generation).into(),
+        touches: used.touches.into(),
+        sets_cookie: used.sets_cookie.into(),
+        proves: used.proves.into(),
+    };
+    arguments.add_to(command);
 }
 
-/// The arguments of `patch.lua`.
+/// Adds the arguments of `patch.lua`.
 pub(super) fn patch_arguments(
     command: &mut Cmd,
     change: Change<'_>,
@@ -62,43 +61,49 @@ pub(super) fn patch_arguments(
     indexed: Option<&Indexed>,
 ) {
     let Change { patch, policy, .. } = change;
-    common(command, change.now, policy, indexed);
+    common(change.now, policy, indexed).add_to(command);
     let (authority, generation) = match change.authority {
         Authority::Request(generation) => ("request", generation),
         Authority::LogIn => ("login", 0),
         Authority::Service => ("service", 0),
     };
-    let version = patch.if_version.map(|version| version.to_string());
     let expiry = match patch.expiry {
-        None => String::new(),
-        Some(ExpiryChange::Policy) => "-".to_owned(),
-        Some(ExpiryChange::Own(expiry)) => encode::expiry(expiry),
+        None => None,
+        Some(ExpiryChange::Policy) => Some("-".to_owned()),
+        Some(ExpiryChange::Own(expiry)) => Some(encode::expiry(expiry)),
     };
-    let (condition, key, tag) = match change.condition {
+    let (condition, condition_key, condition_tag) = match change.condition {
         None => ("", "", ""),
         Some(Condition::Missing(key)) => ("missing", key.as_str(), ""),
         Some(Condition::Present(key)) => ("present", key.as_str(), ""),
         Some(Condition::Tagged(key, tag)) => ("tagged", key.as_str(), tag.as_str()),
     };
-    let (wanted, of) = match want {
+    let (want, want_key) = match want {
         Want::Meta => ("", ""),
         Want::Value(key) => ("value", key.as_str()),
         Want::Before(key) => ("before", key.as_str()),
         Want::Values => ("values", ""),
     };
-    command
-        .arg(policy.max_values)
-        .arg(policy.max_bytes)
-        .arg(authority)
-        .arg(generation)
-        .arg(version.unwrap_or_default())
-        .arg(flag(patch.only_destroys()))
-        .arg(flag(change.touches))
-        .arg(flag(change.tombstone == Tombstone::Leave))
-        .arg(flag(patch.rotate))
-        .arg(patch.principal.as_ref().map_or("", Principal::as_str))
-        .arg(expiry)
-        .arg(&[condition, key, tag, wanted, of]);
+    let bound = |bound: usize| i64::try_from(bound).unwrap_or(i64::MAX);
+    let arguments = arguments::Patch {
+        max_values: bound(policy.max_values).into(),
+        max_bytes: bound(policy.max_bytes).into(),
+        authority: authority.into(),
+        generation: i64::from(generation).into(),
+        if_version: patch.if_version.map(|version| version.to_string()).into(),
+        only_destroys: patch.only_destroys().into(),
+        touches: change.touches.into(),
+        leaves_tombstone: (change.tombstone == Tombstone::Leave).into(),
+        rotate: patch.rotate.into(),
+        principal: patch.principal.as_ref().map(Principal::as_str).into(),
+        expiry: expiry.into(),
+        condition: condition.into(),
+        condition_key: condition_key.into(),
+        condition_tag: condition_tag.into(),
+        want: want.into(),
+        want_key: want_key.into(),
+    };
+    arguments.add_to(command);
     for op in &patch.ops {
         op_arguments(command, op);
     }

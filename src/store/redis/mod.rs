@@ -13,6 +13,7 @@
 //! An instance of the store has one connection to each server, and belongs to one runtime: one for
 //! each worker.
 
+mod arguments;
 mod calls;
 mod deployment;
 mod error;
@@ -107,11 +108,8 @@ impl Redis {
             notices: deployment.servers.notices(),
             scripts: Scripts {
                 create: Script::new(include_str!("create.lua")),
-                patch: Script::new(concat!(include_str!("prelude.lua"), include_str!("patch.lua"))),
-                record_use: Script::new(concat!(
-                    include_str!("prelude.lua"),
-                    include_str!("use.lua")
-                )),
+                patch: script(arguments::Patch::NAMES, include_str!("patch.lua")),
+                record_use: script(arguments::Use::NAMES, include_str!("use.lua")),
                 remove: Script::new(include_str!("remove.lua")),
                 index: Script::new(include_str!("index.lua")),
             },
@@ -333,6 +331,12 @@ fn guess(change: Change<'_>) -> Option<Indexed> {
         meta.expiry = Some(expiry);
     }
     Some(Indexed { principal, until: change.policy.ends_at(&meta) })
+}
+
+/// Makes a script that changes a session.
+fn script(arguments: &[&str], code: &str) -> Script {
+    let locals = arguments::locals(arguments);
+    Script::new(format!("{locals}{}{code}", include_str!("prelude.lua")))
 }
 
 fn hmget(key: &str) -> Cmd {

@@ -1,14 +1,7 @@
--- Change::apply. Everything is decided on a working table before anything lasting is written:
--- scripts have no rollback.
--- ARGV[10] max values; [11] max bytes; [12] 'request', 'login' or 'service'; [13] the generation of
--- the request; [14] the version asked for; [15] '1' if it only destroys; [16] '1' if it prolongs;
--- [17] '1' if a marker remains; [18] '1' to rotate; [19] the principal; [20] the expiry, '-' for
--- the policy's; [21] 'missing', 'present' or 'tagged', [22] that key, [23] the tag; [24] 'value', 'before' or
--- 'values', as they are wanted, [25] that key. What is not given is empty.
--- From ARGV[26], three for each op: its name, a key or principal, a text.
+-- Change::apply. Everything is decided on a working table before anything lasting is written, because scripts
+-- have no rollback.
 
-local OPS = 26
-local principal = ARGV[19] ~= '' and ARGV[19] or nil
+local principal = arg_principal ~= '' and arg_principal or nil
 
 local function refused(why, op)
   return {'refused', why, op or 0}
@@ -23,23 +16,23 @@ if before.m or not before.v or now >= ends_at(before) then
 end
 
 -- Change::admit
-local away = ARGV[12] == 'login'
-  or (ARGV[12] == 'request' and tonumber(before.f) > tonumber(ARGV[13]))
+local away = arg_authority == 'login'
+  or (arg_authority == 'request' and tonumber(before.f) > tonumber(arg_generation))
 local rotation = 'none'
 if principal and not away then
   rotation = 'rotated'
 elseif principal and before.p ~= principal then
-  return refused(ARGV[12] == 'login' and 'other principal' or 'rotated')
+  return refused(arg_authority == 'login' and 'other principal' or 'rotated')
 elseif principal and before.l and now <= plus(tonumber(before.l), grace) then
   rotation = 'joined'
 elseif principal then
   rotation = 'rotated'
 elseif away then
   return refused('rotated')
-elseif ARGV[18] == '1' then
+elseif arg_rotate == '1' then
   rotation = 'rotated'
 end
-if ARGV[14] ~= '' and ARGV[14] ~= before.v then
+if arg_if_version ~= '' and arg_if_version ~= before.v then
   return refused('version moved')
 end
 
@@ -143,28 +136,28 @@ local ops = {
   end,
 }
 
-if ARGV[21] == 'missing' and value(ARGV[22]) then
+if arg_condition == 'missing' and value(arg_condition_key) then
   return refused('value exists')
-elseif ARGV[21] == 'present' and not value(ARGV[22]) then
+elseif arg_condition == 'present' and not value(arg_condition_key) then
   return refused('no such value')
-elseif ARGV[21] == 'tagged' then
-  local text = value(ARGV[22])
-  if not text or redis.sha1hex(text) ~= ARGV[23] then
+elseif arg_condition == 'tagged' then
+  local text = value(arg_condition_key)
+  if not text or redis.sha1hex(text) ~= arg_condition_tag then
     return refused('value moved')
   end
 end
-local value_before = ARGV[24] == 'before' and value(ARGV[25])
+local value_before = arg_want == 'before' and value(arg_want_key)
 
-for at = OPS, #ARGV, 3 do
+for at = FIRST_OP, #ARGV, 3 do
   local why = ops[ARGV[at]](ARGV[at + 1], ARGV[at + 2])
   if why then
-    return refused(why, (at - OPS) / 3)
+    return refused(why, (at - FIRST_OP) / 3)
   end
 end
-if count > math.max(tonumber(ARGV[10]), tonumber(before.n)) then
+if count > math.max(tonumber(arg_max_values), tonumber(before.n)) then
   return refused('too many values')
 end
-if bytes > math.max(tonumber(ARGV[11]), tonumber(before.b)) then
+if bytes > math.max(tonumber(arg_max_bytes), tonumber(before.b)) then
   return refused('too large')
 end
 
@@ -182,25 +175,25 @@ end
 local meta = copy(before)
 meta.v = next_version(before.v)
 meta.n, meta.b = as_text(count), as_text(bytes)
-if (ARGV[16] == '1' or meta.w) and now > tonumber(meta.s) then
-  meta.s = ARGV[1]
+if (arg_touches == '1' or meta.w) and now > tonumber(meta.s) then
+  meta.s = arg_now
 end
-if ARGV[20] == '-' then
+if arg_expiry == '-' then
   meta.x = nil
-elseif ARGV[20] ~= '' then
-  meta.x = ARGV[20]
+elseif arg_expiry ~= '' then
+  meta.x = arg_expiry
 end
 if rotation == 'rotated' then
   meta.g = as_text(math.min(tonumber(meta.g) + 2, 4294967295))
   meta.f = meta.g
-  meta.gs = ARGV[1]
+  meta.gs = arg_now
   meta.pu = nil
   meta.w = nil
-  meta.l = principal and ARGV[1]
+  meta.l = principal and arg_now
 end
 meta.p = principal or meta.p
-if rotation ~= 'none' or ARGV[20] ~= '' then
-  meta.k = ARGV[1]
+if rotation ~= 'none' or arg_expiry ~= '' then
+  meta.k = arg_now
 end
 carry_unproven(meta)
 meta.e = as_text(ends_at(meta))
@@ -214,9 +207,9 @@ local function wanted()
       found[#found + 1] = text
     end
   end
-  if ARGV[24] == 'value' or ARGV[24] == 'before' then
-    take(ARGV[25], value(ARGV[25]))
-  elseif ARGV[24] == 'values' then
+  if arg_want == 'value' or arg_want == 'before' then
+    take(arg_want_key, value(arg_want_key))
+  elseif arg_want == 'values' then
     local standing = cleared and {} or redis.call('HGETALL', key)
     for at = 1, #standing, 2 do
       local field = standing[at]
@@ -232,8 +225,8 @@ local function wanted()
 end
 
 local stands = 'live'
-if ARGV[15] == '1' or now >= tonumber(meta.e) then
-  stands = ARGV[17] == '1' and 'ended' or 'nothing'
+if arg_only_destroys == '1' or now >= tonumber(meta.e) then
+  stands = arg_leaves_tombstone == '1' and 'ended' or 'nothing'
 elseif not is_indexed(meta, before) then
   return {'index', meta.p, meta.e}
 end

@@ -1,8 +1,6 @@
--- What every script that changes a session knows: its fields, and when it ends.
--- The fields are told in fields.rs. KEYS[1] is the session's hash.
--- ARGV[1] now; ARGV[2..7] the policy, in milliseconds; ARGV[8], ARGV[9] for whom, and until when,
--- the index has the session by now (both empty if nobody asked it).
--- Times are below 2^53, so Lua's numbers hold them; values and versions are never numbers here.
+-- The common part of the scripts that change a session: its fields, and when it expires.
+-- The fields are described in fields.rs, the arguments (arg_…) in arguments.rs. KEYS[1] is the session's hash.
+-- Times are below 2^53, which Lua's numbers hold exactly; values and versions are never numbers here.
 
 local LAST = 253402300799999 -- Timestamp::MAX
 local ANSWERED = 17 -- so many of FIELDS go into an answer
@@ -12,13 +10,13 @@ local FIELDS = {
 }
 
 local key = KEYS[1]
-local now = tonumber(ARGV[1])
-local idle_timeout = tonumber(ARGV[2])
-local touch_interval = tonumber(ARGV[3])
-local absolute_timeout = tonumber(ARGV[4]) -- nil for never
-local grace = tonumber(ARGV[5])
-local linger = tonumber(ARGV[6])
-local unproven_timeout = tonumber(ARGV[7]) -- nil for never
+local now = tonumber(arg_now)
+local idle_timeout = tonumber(arg_idle_timeout)
+local touch_interval = tonumber(arg_touch_interval)
+local absolute_timeout = tonumber(arg_absolute_timeout) -- nil for never
+local grace = tonumber(arg_rotation_grace)
+local linger = tonumber(arg_request_token_linger)
+local unproven_timeout = tonumber(arg_unproven_timeout) -- nil for never
 
 local function as_text(number)
   return string.format('%.0f', number)
@@ -92,8 +90,8 @@ local function is_indexed(meta, before)
     meta.i = nil
   elseif meta.p == before.p and before.i and tonumber(before.i) >= ends then
     meta.i = before.i
-  elseif meta.p == ARGV[8] and tonumber(ARGV[9]) >= ends then
-    meta.i = ARGV[9]
+  elseif meta.p == arg_indexed_principal and tonumber(arg_indexed_until) >= ends then
+    meta.i = arg_indexed_until
   else
     return false
   end

@@ -1,24 +1,23 @@
--- Use::apply. ARGV[10] the generation; ARGV[11] '1' if it prolongs; ARGV[12] '1' if it sets the cookie;
--- ARGV[13] '1' if the request presented a token of the session.
+-- Use::apply.
 
 local before = read()
 if before.m or not before.v or now >= ends_at(before) then
   return {'stands', answered(before)}
 end
 local meta = copy(before)
-if tonumber(meta.g) + 1 == tonumber(ARGV[10]) then
-  meta.g = ARGV[10]
-  meta.gs = ARGV[1]
-  meta.k = ARGV[1]
+if tonumber(meta.g) + 1 == tonumber(arg_generation) then
+  meta.g = arg_generation
+  meta.gs = arg_now
+  meta.k = arg_now
   meta.pu = as_text(plus(now, grace))
 end
-if ARGV[11] == '1' and now > tonumber(meta.s) and tonumber(ARGV[10]) >= tonumber(meta.f) then
-  meta.s = ARGV[1]
+if arg_touches == '1' and now > tonumber(meta.s) and tonumber(arg_generation) >= tonumber(meta.f) then
+  meta.s = arg_now
 end
-if ARGV[12] == '1' and meta.g == ARGV[10] then
-  meta.k = ARGV[1]
+if arg_sets_cookie == '1' and meta.g == arg_generation then
+  meta.k = arg_now
 end
-if ARGV[13] == '1' and tonumber(ARGV[10]) >= tonumber(meta.f) then
+if arg_proves == '1' and tonumber(arg_generation) >= tonumber(meta.f) then
   meta.q = nil
 end
 carry_unproven(meta)

@@ -1,0 +1,180 @@
+//! The arguments of the scripts that change a session: one table for Rust and Lua.
+//!
+//! A script has each argument as a local variable, `arg_` and its name; [`locals`] writes their declaration.
+
+use redis::Cmd;
+
+/// The value of an argument; nothing is the empty string.
+#[derive(Debug)]
+pub(super) enum Value<'a> {
+    Nothing,
+    Number(i64),
+    Text(&'a str),
+    Owned(String),
+}
+
+impl From<bool> for Value<'_> {
+    fn from(flag: bool) -> Self {
+        if flag { Self::Text("1") } else { Self::Nothing }
+    }
+}
+
+impl From<i64> for Value<'_> {
+    fn from(number: i64) -> Self {
+        Self::Number(number)
+    }
+}
+
+impl<'a> From<&'a str> for Value<'a> {
+    fn from(text: &'a str) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<String> for Value<'_> {
+    fn from(text: String) -> Self {
+        Self::Owned(text)
+    }
+}
+
+impl<T: Into<Self>> From<Option<T>> for Value<'_> {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::Nothing, Into::into)
+    }
+}
+
+impl Value<'_> {
+    fn add_to(&self, command: &mut Cmd) {
+        match self {
+            Self::Nothing => command.arg(""),
+            Self::Number(number) => command.arg(*number),
+            Self::Text(text) => command.arg(*text),
+            Self::Owned(text) => command.arg(text),
+        };
+    }
+}
+
+/// Declares arguments, in their order.
+macro_rules! arguments {
+    ($(#[$doc:meta])* $name:ident { $($(#[$argument_doc:meta])* $argument:ident,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub(super) struct $name<'a> {
+            $($(#[$argument_doc])* pub(super) $argument: Value<'a>,)*
+        }
+
+        impl $name<'_> {
+            pub(super) const NAMES: &'static [&'static str] = &[$(stringify!($argument)),*];
+
+            pub(super) fn add_to(&self, command: &mut Cmd) {
+                $(self.$argument.add_to(command);)*
+            }
+        }
+    };
+}
+
+arguments! {
+    /// The arguments with which both scripts begin. Times and durations are in milliseconds.
+    Common {
+        now,
+        idle_timeout,
+        touch_interval,
+        absolute_timeout,
+        rotation_grace,
+        request_token_linger,
+        unproven_timeout,
+        /// The principal whose index has the session, if the index was written.
+        indexed_principal,
+        /// The end that the index has.
+        indexed_until,
+    }
+}
+
+arguments! {
+    /// The further arguments of `use.lua`.
+    Use {
+        /// The generation of the token.
+        generation,
+        /// Whether the use prolongs the session.
+        touches,
+        /// Whether the response sets the cookie.
+        sets_cookie,
+        /// Whether the request presented a token of the session.
+        proves,
+    }
+}
+
+arguments! {
+    /// The further arguments of `patch.lua`. Three for each operation follow: its name, a key or a principal, and a
+    /// text.
+    Patch {
+        max_values,
+        max_bytes,
+        /// `request`, `login` or `service`.
+        authority,
+        /// The generation of the request.
+        generation,
+        if_version,
+        only_destroys,
+        touches,
+        leaves_tombstone,
+        rotate,
+        principal,
+        /// The expiry as it is stored; `-` for the policy's.
+        expiry,
+        /// `missing`, `present` or `tagged`.
+        condition,
+        condition_key,
+        condition_tag,
+        /// `value`, `before` or `values`.
+        want,
+        want_key,
+    }
+}
+
+/// Writes the declaration of a script's arguments: locals, and where the rest of `ARGV` begins.
+pub(super) fn locals(more: &[&str]) -> String {
+    let names = Common::NAMES.iter().chain(more).map(|name| format!("arg_{name}"));
+    let names: Vec<String> = names.collect();
+    let count = names.len();
+    let names = names.join(", ");
+    format!("local {names} = unpack(ARGV, 1, {count})\nlocal FIRST_OP = {}\n", count + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A misspelled name would be a global variable, which is nil.
+    #[test]
+    fn scripts_use_declared_arguments() {
+        let prelude = include_str!("prelude.lua");
+        for (code, more) in
+            [(include_str!("use.lua"), Use::NAMES), (include_str!("patch.lua"), Patch::NAMES)]
+        {
+            let code = format!("{prelude}{code}");
+            let lines = code.lines().map(|line| line.split("--").next().unwrap());
+            let code = lines.collect::<Vec<_>>().join("\n");
+            let names: Vec<&str> = Common::NAMES.iter().chain(more).copied().collect();
+            let words = code.split(|c: char| !c.is_alphanumeric() && c != '_');
+            let used: Vec<&str> =
+                words.clone().filter_map(|word| word.strip_prefix("arg_")).collect();
+            for name in used.iter().filter(|name| !name.is_empty()) {
+                assert!(names.contains(name), "arg_{name} is not declared");
+            }
+            for name in names {
+                assert!(used.contains(&name), "arg_{name} is not used");
+            }
+            let constants = words.filter(|word| {
+                word.len() > 2 && word.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+            });
+            for name in constants.filter(|name| !["KEYS", "ARGV", "FIRST_OP"].contains(name)) {
+                let is_text = code.contains(&format!("'{name}'"));
+                assert!(
+                    is_text || code.contains(&format!("local {name} ")),
+                    "{name} is undeclared"
+                );
+            }
+        }
+    }
+}
