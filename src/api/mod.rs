@@ -1,13 +1,15 @@
 //! The session API: an upstream reads and writes the session of the request that it handles, and a back office any
 //! session.
 //!
-//! It has a listener of its own. A call is found in the tables of `routes`, authorised by its token, parsed, and handled
+//! It has a listener of its own. A call is found in the tables of `calls`, authorised by its token, parsed, and handled
 //! by [`Sessions`], or forwarded to the instance that holds the request. The API does not know the proxy.
 //!
-//! An operation is one row of `routes` and one function in `session`, `principal` or `service`.
+//! An operation is one row of `calls` and one function in `session`, `principal` or `service`.
 
+mod calls;
 pub(crate) mod config;
 mod openapi;
+mod operation;
 mod peer;
 mod principal;
 mod problem;
@@ -37,11 +39,12 @@ use crate::session::token::RequestToken;
 use crate::sessions::{Sessions, TokenLookup};
 use crate::wire::Problem;
 
+use operation::{Effect, Operation, Spec};
 use peer::{Caller, ForwardedCall, Peers};
 use principal::PrincipalCall;
 use problem::ApiResult;
-use request::Query;
-use routes::{Effect, Matched, MethodNotAllowed, Operation, RequestHeader, RouteMatch, Spec};
+use request::{Query, RequestHeader};
+use routes::{Matched, MethodNotAllowed, RouteMatch};
 use service::ServiceCall;
 use session::{SessionCall, Target};
 
@@ -125,7 +128,7 @@ impl Api {
         match self.call(parts, body).await {
             Ok(response) => response,
             Err(Refusal::Problem(problem)) => refuse(&problem),
-            Err(Refusal::MethodNotAllowed(allowed)) => response::method_not_allowed(&allowed),
+            Err(Refusal::MethodNotAllowed(allowed)) => response::method_not_allowed(&allowed.allow),
         }
     }
 

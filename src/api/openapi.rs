@@ -2,10 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::routes::{
-    DOCUMENT, PRINCIPAL, QueryParameter, RequestBody, RequestHeader, Route, SERVICE, SESSIONS,
-    Spec, Success, TEST_COOKIE,
-};
+use super::calls::{DOCUMENT, PRINCIPAL, SERVICE, SESSIONS, TEST_COOKIE};
+use super::operation::{RequestBody, Route, Spec, Success};
+use super::request::{QueryParameter, RequestHeader};
 
 /// Generates the document of an API under `prefix`.
 pub(super) fn document(prefix: &str) -> String {

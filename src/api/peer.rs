@@ -16,8 +16,8 @@ use http::uri::PathAndQuery;
 use http::{Method, Request, Response};
 use tracing::debug;
 
+use super::operation::Effect;
 use super::problem::{self, ApiResult};
-use super::routes::Effect;
 use crate::body::Body;
 use crate::client::{self, Pool, Target, Tls};
 use crate::log::limited;

@@ -8,9 +8,42 @@ use http::request::Parts;
 use percent_encoding::percent_decode_str;
 
 use super::problem::{self, ApiResult};
-use super::routes::QueryParameter;
 use crate::body::{Body, CollectError, collect};
 use crate::session::record::{Key, Principal};
+
+/// A parameter of the query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum QueryParameter {
+    Cursor,
+    Default,
+    Everywhere,
+    Limit,
+    Principal,
+    /// A user is logged out everywhere by name: leaving the name out must not log out all users.
+    RequiredPrincipal,
+    Text,
+}
+
+impl QueryParameter {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Cursor => "cursor",
+            Self::Default => "default",
+            Self::Everywhere => "everywhere",
+            Self::Limit => "limit",
+            Self::Principal | Self::RequiredPrincipal => "principal",
+            Self::Text => "text",
+        }
+    }
+}
+
+/// A header of a request, besides its token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RequestHeader {
+    Prefer,
+    IfMatch,
+    IfNoneMatch,
+}
 
 /// The query of a call.
 #[derive(Debug, Default)]

@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use super::problem::{self, ApiResult};
 use super::request::Preference;
-use super::routes::MethodNotAllowed;
 use crate::body::Body;
 use crate::session::json::Json;
 use crate::session::patch::value_tag;
@@ -88,9 +87,9 @@ pub(super) fn problem(problem: &Problem) -> Response<Body> {
 }
 
 /// Returns 405 with the methods that are allowed.
-pub(super) fn method_not_allowed(allowed: &MethodNotAllowed) -> Response<Body> {
+pub(super) fn method_not_allowed(allow: &str) -> Response<Body> {
     let mut response = problem(&problem::method_not_allowed());
-    insert(response.headers_mut(), ALLOW, &allowed.allow);
+    insert(response.headers_mut(), ALLOW, allow);
     response
 }
 

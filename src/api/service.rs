@@ -4,9 +4,8 @@ use http::Response;
 use serde::Serialize;
 
 use super::problem::{self, ApiResult};
-use super::request::Query;
+use super::request::{Query, QueryParameter};
 use super::response;
-use super::routes::QueryParameter;
 use crate::body::Body;
 use crate::session::id::Id;
 use crate::session::record::Meta;

@@ -5,9 +5,8 @@ use http::Response;
 use serde::Serialize;
 
 use super::problem::{self, ApiResult};
-use super::request::{IfMatch, Preference, Query};
+use super::request::{IfMatch, Preference, Query, QueryParameter};
 use super::response;
-use super::routes::QueryParameter;
 use crate::body::Body;
 use crate::session::id::Id;
 use crate::session::json::Json;

@@ -6,6 +6,8 @@
 mod label;
 mod network;
 mod process;
+mod register;
+mod values;
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,15 +19,19 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Metric, Registry};
+use prometheus_client::registry::Registry;
 
 use crate::time::Timestamp;
-use label::{ByLabel, Label, Labels, label};
+use label::{ByLabel, Labels};
 use network::Network;
 use process::{Process, ProcessCounts};
+use register::{GaugeGuard, Register, request_histogram, store_histogram};
+use values::{ReloadOutcome, StatusClass};
 
 pub(crate) use network::{AbortReason, Resumed, TlsVersion, UpstreamHealthGauge, UpstreamOutcome};
 pub use network::{ListenerMetrics, UpstreamMetrics};
+pub use values::Event;
+pub(crate) use values::{Outcome, ResponseEnd, SpanOutcome, StoreAccess, StoreOperation};
 
 /// The metrics of one process. Clones share their counts.
 #[derive(Clone)]
@@ -54,183 +60,9 @@ struct Series {
     network: Network,
 }
 
-/// A gauge that counts what is open: it falls when this is dropped.
-#[derive(Debug)]
-pub struct GaugeGuard(Gauge);
-
-impl GaugeGuard {
-    fn new(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for GaugeGuard {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
-label! {
-    /// The outcome of a request on a public listener.
-    pub(crate) Outcome as "outcome" {
-        /// The upstream's response was passed on.
-        Forwarded = "forwarded",
-        /// The client was redirected to the TLS listener.
-        Redirected = "redirected",
-        /// The client's request was malformed or not allowed.
-        ClientError = "client_error",
-        /// The upstream failed, timed out or sent an invalid response.
-        UpstreamError = "upstream_error",
-        /// The session store failed.
-        StoreError = "store_error",
-        /// An error of Cloakroom itself.
-        InternalError = "internal_error",
-    }
-}
-
-label! {
-    /// The class of a response's status code (RFC 9110, section 15).
-    pub(crate) StatusClass as "code" {
-        Informational = "1xx",
-        Successful = "2xx",
-        Redirection = "3xx",
-        ClientError = "4xx",
-        ServerError = "5xx",
-    }
-}
-
-impl StatusClass {
-    fn of(status: u16) -> Self {
-        match status {
-            0..200 => Self::Informational,
-            200..300 => Self::Successful,
-            300..400 => Self::Redirection,
-            400..500 => Self::ClientError,
-            500.. => Self::ServerError,
-        }
-    }
-}
-
-label! {
-    /// The end of a response to a client.
-    pub(crate) ResponseEnd as "end" {
-        /// Its body was sent to its end.
-        Complete = "complete",
-        /// The upstream's connection broke, or the body was malformed or too large.
-        Broken = "broken",
-        /// The upstream sent nothing for too long.
-        Idle = "idle",
-        /// Its session ended.
-        SessionEnded = "session_ended",
-        /// The client read nothing of it for too long.
-        Stalled = "stalled",
-        /// The drain's deadline passed.
-        Drained = "drained",
-        /// The client closed the connection or reset the stream.
-        Dropped = "dropped",
-    }
-}
-
-label! {
-    /// An event of a session or a session cookie.
-    pub Event as "event" {
-        /// A session was created.
-        Created = "created",
-        /// A token was rotated because the upstream asked for it.
-        Rotated = "rotated",
-        /// A log-in joined the session that a parallel log-in had just created.
-        Joined = "joined",
-        /// The new token of a periodic rotation was sent.
-        RenewalIssued = "renewal_issued",
-        /// A session was destroyed by a request.
-        Destroyed = "destroyed",
-        /// A session was found expired and removed.
-        Expired = "expired",
-        /// A record in the store is corrupt.
-        Unreadable = "unreadable",
-        /// A token of a generation that was replaced long ago was presented.
-        Replayed = "replayed",
-        /// A token that another response has just replaced was presented.
-        Stale = "stale",
-        /// A request had the cookies of two sessions.
-        AmbiguousCookie = "ambiguous_cookie",
-        /// A cross-site request whose browser withheld the cookie (`SameSite`).
-        CookieWithheld = "cookie_withheld",
-        /// A session cookie had no valid signature.
-        InvalidCookie = "invalid_cookie",
-        /// The full memory store evicted a session that no browser had come back with.
-        Evicted = "evicted",
-        /// A session was not created because its client's address had reached its limit.
-        TooManyNewSessions = "too_many_new_sessions",
-        /// A patch by response header was dropped.
-        PatchDropped = "patch_dropped",
-    }
-}
-
-label! {
-    /// An operation of the session store.
-    pub(crate) StoreOperation as "operation" {
-        Load = "load",
-        Create = "create",
-        Patch = "patch",
-        RecordUse = "use",
-        Remove = "remove",
-        List = "list",
-        Sweep = "sweep",
-        /// The comparison of session keys between instances.
-        Keys = "keys",
-        Ping = "ping",
-        Probe = "probe",
-    }
-}
-
-label! {
-    /// A direction of access to the session store.
-    pub(crate) StoreAccess as "operation" {
-        Read = "read",
-        Write = "write",
-    }
-}
-
-label! {
-    ReloadOutcome as "outcome" {
-        Success = "success",
-        Failure = "failure",
-    }
-}
-
-label! {
-    /// The outcome of a recorded span.
-    pub(crate) SpanOutcome as "outcome" {
-        /// The collector accepted it.
-        Exported = "exported",
-        /// The queue was full.
-        Dropped = "dropped",
-        /// The collector rejected it, or did not respond in time.
-        Failed = "failed",
-    }
-}
-
 /// The statuses that the session API is known to respond with.
 const API_STATUSES: [u16; 17] =
     [200, 204, 400, 401, 404, 405, 409, 410, 412, 413, 415, 421, 422, 500, 501, 503, 504];
-
-/// Seconds. From 50 µs, the round trip to a store on the same machine, to the deadline.
-const STORE_BUCKETS: [f64; 11] =
-    [0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5];
-
-/// Seconds. A latency objective is read off a bucket's bound, so these have the usual ones: 100, 200, 300 and 500 ms, 1 s.
-const REQUEST_BUCKETS: [f64; 15] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
-
-fn store_histogram() -> Histogram {
-    Histogram::new(STORE_BUCKETS)
-}
-
-fn request_histogram() -> Histogram {
-    Histogram::new(REQUEST_BUCKETS)
-}
 
 /// Counters of the session API's responses, by status.
 struct ApiRequests {
@@ -507,43 +339,6 @@ fn build_info() -> Info<Labels> {
         ("os", std::env::consts::OS.to_owned()),
         ("arch", std::env::consts::ARCH.to_owned()),
     ])
-}
-
-/// A registry, and the ways in which metrics are added to it.
-struct Register<'a>(&'a mut Registry);
-
-impl Register<'_> {
-    fn metric(&mut self, name: &str, help: &str, metric: impl Metric) {
-        self.0.register(name, help, metric);
-    }
-
-    /// Adds a metric without labels, or a family without series.
-    fn default<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
-        let metric = M::default();
-        self.metric(name, help, metric.clone());
-        metric
-    }
-
-    /// Adds a family, with a constructor of its series.
-    fn family<M>(&mut self, name: &str, help: &str, new: fn() -> M) -> Family<Labels, M, fn() -> M>
-    where
-        M: Clone,
-        Family<Labels, M, fn() -> M>: Metric,
-    {
-        let family = Family::new_with_constructor(new);
-        self.metric(name, help, family.clone());
-        family
-    }
-
-    /// Adds a family with one series for each value of its only label.
-    fn by_label<L: Label, M>(&mut self, name: &str, help: &str, new: fn() -> M) -> ByLabel<L, M>
-    where
-        M: Clone,
-        Family<Labels, M, fn() -> M>: Metric,
-    {
-        let family = self.family(name, help, new);
-        ByLabel::new(|value: L| family.get_or_create_owned(&vec![value.pair()]))
-    }
 }
 
 impl Default for Metrics {

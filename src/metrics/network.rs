@@ -12,7 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::label::{ByLabel, Label, Labels, label};
-use super::{GaugeGuard, Register, request_histogram};
+use super::register::{GaugeGuard, Register, request_histogram};
 
 label! {
     /// The reason why a client's connection was refused, or closed before the client wanted.
