@@ -27,7 +27,7 @@ pub struct Attributes {
     pub partitioned: bool,
 }
 
-/// What requests from other sites carry the cookie (RFC 6265bis, section 5.6.7).
+/// The cross-site requests that carry the cookie (RFC 6265bis, section 5.6.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum SameSite {
     /// None.

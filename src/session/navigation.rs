@@ -9,7 +9,7 @@ use super::cookie::SameSite;
 /// The origin of a request, according to its headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// Whether the visitor opens a page: the response may then delete a cookie of no session.
+    /// The kind of navigation. The response to one may delete a cookie of no session.
     pub navigation: Navigation,
     /// The request comes from another site, and `same_site` makes the browser withhold our cookie.
     pub withholds_cookie: bool,

@@ -51,27 +51,27 @@ pub struct Policy {
     pub request_token_linger: Duration,
 }
 
-/// What a token of a generation that was over long ago does.
+/// The reaction to a token that was replaced long ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnReplay {
-    /// It names no session.
+    /// The token opens no session.
     Ignore,
-    /// It ends the session: a thief may have rotated first.
+    /// The session is destroyed: a thief may have rotated it first.
     Revoke,
 }
 
-/// What a log-in does where its principal has as many sessions as it may have.
+/// The reaction to a log-in of a principal that has reached its limit of sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AtMax {
-    /// It ends those that logged in first.
+    /// The sessions that logged in first are destroyed.
     EvictOldest,
-    /// It is refused.
+    /// The log-in is refused.
     Reject,
 }
 
-/// When a visitor gets a session.
+/// The moment at which a visitor gets a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Create {
@@ -81,7 +81,7 @@ pub enum Create {
     Navigation,
 }
 
-/// What prolongs a session.
+/// The requests that touch a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Touch {

@@ -62,7 +62,7 @@ pub struct RequestToken {
     pub number: u64,
     /// The session that the request came with.
     pub bound: Bound,
-    /// Whether its changes touch the session.
+    /// Its changes touch the session.
     pub touches: bool,
     /// When it was forwarded.
     pub forwarded_at: Timestamp,

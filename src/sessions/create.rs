@@ -13,7 +13,7 @@ use crate::session::patch::Authority;
 use crate::session::record::{Meta, Record};
 use crate::store::{Backend as _, Created, Error as StoreError, Unproven};
 
-/// Whether a new session counts against `new_sessions_per_address`.
+/// The effect of a new session on `new_sessions_per_address`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AddressLimit {
     Counts,

@@ -31,7 +31,7 @@ pub(crate) struct InFlight {
 struct Shard {
     /// Requests that last, and ended ones that a call uses.
     requests: HashMap<u64, Arc<InFlightRequest>>,
-    /// What is kept of the other ended requests.
+    /// The kept parts of the other ended requests.
     ended: HashMap<u64, EndedRequest>,
     /// All ended requests, by the time when they expire.
     expiring: VecDeque<(Timestamp, u64)>,

@@ -6,12 +6,12 @@ use crate::session::key_ring::Fingerprint;
 use crate::store::{KnownKey, KnownKeys};
 use crate::time::Timestamp;
 
-/// Whether the other instances verify what this one signs with its first key.
+/// The result of comparing this instance's first key with the keys of the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum KeyCheck {
-    /// They do, or there is no other known instance.
+    /// The others verify the first key, or there is no other known instance.
     Known,
-    /// They may not: the key has not been known to all of them for `rotation_grace`.
+    /// The others may not verify it: they have not all known it for `rotation_grace`.
     New(Fingerprint),
     /// The store keeps no keys.
     NotKept,

@@ -22,7 +22,7 @@ pub(crate) struct RemoteSession {
     pub(super) shared: Arc<Shared>,
     /// `None` if only the other instance knows whether the request has a session, or still lasts.
     pub(super) bound: Option<BoundSession>,
-    /// Whether changes of the request touch the session.
+    /// Changes of the request touch the session.
     pub(super) touches: bool,
 }
 

@@ -73,7 +73,7 @@ pub(crate) enum CookieOutcome {
     Unavailable,
 }
 
-/// Whether the requests of a route touch their sessions.
+/// The requests of a route that touch their sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TouchPolicy {
     /// Each request, if the policy touches on use.

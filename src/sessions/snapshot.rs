@@ -57,7 +57,7 @@ pub(crate) struct Snapshot {
     pub(crate) before: Option<Json>,
     /// This request has created the session.
     pub(crate) is_new: bool,
-    /// Whether a replica has the end of the session, if the change ended it.
+    /// The confirmation by a replica, if the change ended the session.
     pub(crate) replicated: Replicated,
 }
 
@@ -88,7 +88,7 @@ impl Snapshot {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Destroyed {
     pub(crate) count: u64,
-    /// Whether a replica has the end of each of them.
+    /// The confirmation by a replica of the end of all of them.
     pub(crate) replicated: Replicated,
 }
 

@@ -19,9 +19,9 @@ pub struct Change<'a> {
     pub policy: &'a Policy,
     /// The time of the change.
     pub now: Timestamp,
-    /// Whether the change touches the session.
+    /// The change counts as a use of the session.
     pub touches: bool,
-    /// Whether a session that it destroys leaves a tombstone.
+    /// The tombstone of a session that the change destroys.
     pub tombstone: Tombstone,
 }
 
@@ -37,12 +37,12 @@ pub enum Authority {
     Service,
 }
 
-/// Whether a session that is destroyed leaves a tombstone.
+/// The tombstone of a session that is destroyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tombstone {
-    /// It does for the grace period, since its browser is about to get another cookie.
+    /// Leaves one for the grace period, since the browser is about to get another cookie.
     Leave,
-    /// It does not.
+    /// Leaves none.
     None,
 }
 
@@ -55,15 +55,15 @@ pub struct Applied {
     pub record: Record,
     /// The effect on the token.
     pub rotation: Rotation,
-    /// Whether the session's own lifetime changed.
+    /// The session's own lifetime has changed.
     pub expiry_changed: bool,
     /// The previous value of the key that was asked for.
     pub before: Option<Json>,
-    /// Whether a replica of the store has the change.
+    /// The confirmation of the change by a replica of the store.
     pub replicated: Replicated,
 }
 
-/// Whether a replica of the store has a change, so that a failover does not undo it.
+/// The confirmation of a change by a replica of the store: a failover does not undo it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Replicated {
     /// The change did not wait for a replica.

@@ -11,11 +11,11 @@ use crate::time::Timestamp;
 pub struct Use {
     /// The generation that the request was opened at. If it is the next one, the record moves to it.
     pub generation: u32,
-    /// Whether it touches the session.
+    /// The use touches the session.
     pub touches: bool,
-    /// Whether the cookie is set again, if the generation is still current.
+    /// The cookie is set again, if the generation is still current.
     pub sets_cookie: bool,
-    /// Whether the request presented a token of the session.
+    /// The request presented a token of the session.
     pub proves: bool,
     /// The time of the use.
     pub now: Timestamp,
