@@ -1,5 +1,5 @@
 //! A store with a cache before it: hot sessions are read without asking the store, by callers that
-//! can do with a record that may be a moment old ([`Store::cached`]).
+//! can do with a record that may be a moment old ([`Backend::cached`]).
 //!
 //! Every change goes to the store, and what the cache holds of the session goes with it, before and
 //! after. What others change is told from elsewhere: for Redis by its invalidation connection
