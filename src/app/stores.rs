@@ -14,7 +14,7 @@ use crate::metrics::Metrics;
 use crate::server::Tasks;
 use crate::session::policy::Policy;
 use crate::store::Store;
-use crate::store::cache::{Cached, Coherence, Hot};
+use crate::store::cache::{Cached, Coherence, RecordCache};
 use crate::store::config::Backend;
 use crate::store::file::Files;
 use crate::store::health::{Health, Observed, Place};
@@ -26,7 +26,7 @@ use crate::time::{Clock, Timestamp};
 /// The store of the process.
 pub(super) struct Stores {
     set: StoreSet,
-    cache: Option<Arc<Hot>>,
+    cache: Option<Arc<RecordCache>>,
     health: Arc<Health>,
     /// The lock of a SQLite database, held as long as the database is open.
     _lock: Option<File>,
@@ -75,7 +75,7 @@ impl Stores {
         let Some(bytes) = cache_bytes else {
             return Ok(Self { set, cache: None, health, _lock: lock });
         };
-        let cache = Arc::new(Hot::new(bytes, set.coherence()));
+        let cache = Arc::new(RecordCache::new(bytes, set.coherence()));
         let set = set.map(|store| Arc::new(Cached::new(store, Arc::clone(&cache))));
         Ok(Self { set, cache: Some(cache), health, _lock: lock })
     }

@@ -22,7 +22,7 @@ use crate::session::policy::Policy;
 use crate::session::record::{Entry, Expiry, Key, Meta, Principal, Record, Values};
 use crate::session::rotation::Verdict;
 use crate::session::token::CookieToken;
-use crate::store::cache::{Cached, Coherence, Hot};
+use crate::store::cache::{Cached, Coherence, RecordCache};
 use crate::store::config::OnError;
 use crate::store::memory::Memory;
 use crate::store::{Backend as _, Want};
@@ -74,7 +74,7 @@ impl World {
             instance: Instance { number: 1, authority: String::new() },
         });
         let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new()));
-        let hot = Arc::new(Hot::new(1 << 20, Coherence::Owned));
+        let hot = Arc::new(RecordCache::new(1 << 20, Coherence::Owned));
         let cache = Arc::new(Cached::new(Arc::<Memory>::clone(&store), hot));
         let id = Id::from_bytes([7; 16]);
         let record = Record { meta: Meta::new(1, clock.now()), values: Values::new() };

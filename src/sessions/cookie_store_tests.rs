@@ -31,9 +31,9 @@ mod one_request {
     use super::*;
 
     suite!(|| Fresh::new(CookieBacked::new(NAME, None), ());
-        parallel_increments_all_count
-        parallel_patches_of_different_keys_all_hold
-        create_overwrites_neither_a_session_nor_a_marker
+        parallel_increments_are_all_counted
+        parallel_patches_of_different_keys_are_all_kept
+        create_never_overwrites
     );
 }
 
@@ -41,8 +41,8 @@ mod request_after_request {
     use super::*;
 
     suite!(|| Fresh::new(Jars::new(), ());
-        random_histories_answer_as_the_pure_function
-        create_overwrites_neither_a_session_nor_a_marker
+        random_histories_match_the_model
+        create_never_overwrites
     );
 }
 

@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lifetime_is_read_as_it_was_written() {
+    fn expiry_round_trips() {
         for (kind, text) in [
             (Expiry::Idle(Duration::from_mins(1)), "i60"),
             (Expiry::At(Timestamp::from_millis(7)), "a7"),

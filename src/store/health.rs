@@ -1,6 +1,7 @@
-//! Whether the store can be read and written, as its calls and probes have found it.
+//! Store health: tracks whether the store can be read and written, from its calls and probes.
 
 use std::error::Error as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,52 +16,67 @@ use crate::session::policy::Policy;
 use crate::session::record::{Entry, Principal, Record};
 use crate::time::Timestamp;
 
-/// For this long after its last failure a side stays down. On a nearly full disk small changes
-/// go through and others do not, by turns.
-const SETTLES: Duration = Duration::from_secs(2);
+/// A side stays down for this long after its last failure: on a nearly full disk, small changes
+/// succeed and larger ones fail, by turns.
+const RECOVERY_DELAY: Duration = Duration::from_secs(2);
 
-/// Where a store is, which decides what its failures mean for the traffic that an instance takes.
+/// The location of a store, which decides whether an instance with a failing store takes traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// In the memory of the process.
     Process,
-    /// On a disk of the machine: without it the instance is of no use.
+    /// On a disk of the machine: an instance whose disk fails must take no traffic.
     Disk,
-    /// Over the network: all instances lose it together.
+    /// On the network: all instances lose it together.
     Network,
 }
 
-/// The state of the store of this process. Its lines are in the log for a store of the process or
-/// the disk; Redis has its own.
+/// The state of the store of this process. Logs the changes of a local store; the Redis store logs
+/// its own.
 #[derive(Debug)]
 pub struct Health {
     place: Place,
     metrics: Metrics,
-    read: Mutex<Side>,
-    write: Mutex<Side>,
+    read: Side,
+    write: Side,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+/// The state of reads, or of writes.
+#[derive(Debug, Default)]
 struct Side {
-    /// Whether it has ever done what it was asked for.
+    /// True while `history` is `reached` and has no failure. A successful call, which is nearly every
+    /// one, then changes nothing and takes no lock.
+    works: AtomicBool,
+    history: Mutex<History>,
+}
+
+#[derive(Debug, Default)]
+struct History {
+    /// True once a call has succeeded.
     reached: bool,
-    /// When it last failed, if it has not recovered since.
+    /// The last failure, if there was no recovery since.
     failed_at: Option<Instant>,
 }
 
+impl Side {
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Health {
-    /// Nothing is known yet.
+    /// Returns the state before the first call.
     pub fn new(place: Place, metrics: Metrics) -> Self {
         // A local store has been opened by now. One over the network may not have been reached.
         let up = place != Place::Network;
         metrics.store_up(StoreAccess::Read, up);
         metrics.store_up(StoreAccess::Write, up);
-        Self { place, metrics, read: Mutex::default(), write: Mutex::default() }
+        Self { place, metrics, read: Side::default(), write: Side::default() }
     }
 
-    /// Returns whether [`Self::is_ready`] needs a probe to be right: of a disk always, since
-    /// an instance that is not ready may get no calls that would show its recovery; of Redis until
-    /// it was reached.
+    /// Returns true if [`Self::is_ready`] needs a probe first: a store on disk always, since an
+    /// instance that is not ready may get no calls that would show its recovery; a store on the
+    /// network until it was reached.
     pub fn needs_probe(&self) -> bool {
         match self.place {
             Place::Process => false,
@@ -69,9 +85,9 @@ impl Health {
         }
     }
 
-    /// Returns whether the store lets this instance take traffic. A store over the network that
-    /// was read and written once since the start does for ever: if it goes away, it does so for all
-    /// instances, and taking all of them out at once helps no one.
+    /// Returns true if the store lets this instance take traffic. A store on the network does so once
+    /// it was read and written: if it becomes unreachable, it does so for all instances, and taking
+    /// all of them out of service would turn a degradation into an outage.
     pub fn is_ready(&self) -> bool {
         match self.place {
             Place::Process => true,
@@ -80,71 +96,79 @@ impl Health {
         }
     }
 
-    /// Returns whether a store on disk could not be read or written lately.
+    /// Returns true if the store is on disk and its last reads or writes failed.
     pub fn is_down_on_disk(&self) -> bool {
         self.place == Place::Disk && self.is_down()
     }
 
     fn was_reached(&self) -> bool {
-        self.side(StoreAccess::Read).reached && self.side(StoreAccess::Write).reached
+        let reached = |access| self.side(access).history().reached;
+        reached(StoreAccess::Read) && reached(StoreAccess::Write)
     }
 
     fn is_down(&self) -> bool {
-        let down = |operation| self.side(operation).failed_at.is_some();
+        let down = |access| self.side(access).history().failed_at.is_some();
         down(StoreAccess::Read) || down(StoreAccess::Write)
     }
 
-    fn side(&self, operation: StoreAccess) -> MutexGuard<'_, Side> {
-        let side = match operation {
+    fn side(&self, access: StoreAccess) -> &Side {
+        match access {
             StoreAccess::Read => &self.read,
             StoreAccess::Write => &self.write,
-        };
-        side.lock().unwrap_or_else(PoisonError::into_inner)
+        }
     }
 
-    fn succeeded(&self, operation: StoreAccess) {
-        let mut side = self.side(operation);
-        let was_reached = std::mem::replace(&mut side.reached, true);
-        match side.failed_at {
+    fn succeeded(&self, access: StoreAccess) {
+        let side = self.side(access);
+        if side.works.load(Ordering::Relaxed) {
+            return;
+        }
+        // The lock is held until the metric is set, so that it shows the last change.
+        let mut history = side.history();
+        let was_reached = std::mem::replace(&mut history.reached, true);
+        match history.failed_at {
             None if was_reached => return,
             None => {}
-            Some(failed_at) if self.place != Place::Network && failed_at.elapsed() < SETTLES => {
+            Some(failed_at)
+                if self.place != Place::Network && failed_at.elapsed() < RECOVERY_DELAY =>
+            {
                 return;
             }
             Some(_) => {
-                side.failed_at = None;
+                history.failed_at = None;
                 if self.place != Place::Network {
-                    let operation = operation.as_str();
-                    info!(operation, "session store recovered");
+                    info!(operation = access.as_str(), "session store recovered");
                 }
             }
         }
-        self.metrics.store_up(operation, true);
+        side.works.store(true, Ordering::Relaxed);
+        self.metrics.store_up(access, true);
     }
 
-    fn failed(&self, operation: StoreAccess, error: &Error) {
-        let mut side = self.side(operation);
-        if side.failed_at.replace(Instant::now()).is_some() {
+    fn failed(&self, access: StoreAccess, error: &Error) {
+        let side = self.side(access);
+        let mut history = side.history();
+        if history.failed_at.replace(Instant::now()).is_some() {
             return;
         }
-        self.metrics.store_up(operation, false);
+        side.works.store(false, Ordering::Relaxed);
+        self.metrics.store_up(access, false);
         if self.place != Place::Network {
-            let operation = operation.as_str();
             let cause = error.source().map(ToString::to_string);
-            error!(operation, %error, cause, "session store failed");
+            error!(operation = access.as_str(), %error, cause, "session store failed");
         }
     }
 
-    /// Notes what a read was answered. A record that cannot be read is an answer.
-    fn note_read<T>(&self, answer: &Result<T, Error>) {
+    /// Records the result of a read. A corrupt record shows that the store can be read.
+    fn record_read<T>(&self, answer: &Result<T, Error>) {
         match answer {
             Ok(_) | Err(Error::Corrupt(_)) => self.succeeded(StoreAccess::Read),
             Err(error) => self.failed(StoreAccess::Read, error),
         }
     }
 
-    /// Notes what a change was answered. Only one that needed room shows that there is some.
-    fn note_write<T>(&self, answer: &Result<T, Error>, needed_room: impl FnOnce(&T) -> bool) {
+    /// Records the result of a change. Only one that needed space shows that there is some.
+    fn record_write<T>(&self, answer: &Result<T, Error>, needed_room: impl FnOnce(&T) -> bool) {
         match answer {
             Ok(answer) if needed_room(answer) => self.succeeded(StoreAccess::Write),
             Ok(_) | Err(Error::Corrupt(_)) => {}
@@ -153,7 +177,7 @@ impl Health {
     }
 }
 
-/// A store whose answers are noted.
+/// A store that records the results of its calls in a [`Health`].
 #[derive(Debug)]
 pub struct Observed {
     store: Arc<dyn Store>,
@@ -161,7 +185,7 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// `store`, whose answers tell `health` how it is. All stores of a process share one.
+    /// Wraps `store`. All stores of a process share one `health`.
     pub fn new(store: Arc<dyn Store>, health: Arc<Health>) -> Self {
         Self { store, health }
     }
@@ -169,7 +193,7 @@ impl Observed {
     fn reads<'a, T: 'a>(&'a self, answer: Answer<'a, T>) -> Answer<'a, T> {
         Box::pin(async {
             let answer = answer.await;
-            self.health.note_read(&answer);
+            self.health.record_read(&answer);
             answer
         })
     }
@@ -181,7 +205,7 @@ impl Observed {
     ) -> Answer<'a, T> {
         Box::pin(async {
             let answer = answer.await;
-            self.health.note_write(&answer, needed_room);
+            self.health.record_write(&answer, needed_room);
             answer
         })
     }
@@ -308,9 +332,9 @@ mod tests {
     #[test]
     fn removals_do_not_show_that_there_is_room() {
         let health = health(Place::Disk);
-        health.note_write(&Ok(()), |()| false);
+        health.record_write(&Ok(()), |()| false);
         assert!(!health.was_reached());
-        health.note_write(&Err::<(), _>(Error::Corrupt("one record".into())), |()| true);
+        health.record_write(&Err::<(), _>(Error::Corrupt("one record".into())), |()| true);
         assert!(!health.is_down());
     }
 }

@@ -16,6 +16,7 @@ mod owned;
 pub mod redis;
 pub mod sqlite;
 pub(crate) mod url;
+mod worker_thread;
 
 use std::fmt;
 use std::future::Future;

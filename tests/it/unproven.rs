@@ -1,4 +1,5 @@
-//! Sessions whose cookie never came back: strangers' first requests cost no one else a session.
+//! Unproven sessions, whose cookie was never presented: they expire early, are evicted first, and are
+//! limited per address.
 
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ fn read() -> Script {
     Script::new().get("")
 }
 
-/// `[store]` of each kind; the server is to live as long as they.
+/// Returns a `[store]` section per kind of store. `server` must outlive them.
 fn stores(server: &RedisServer, prefix: &str) -> Vec<String> {
     let redis =
         format!("url = \"{}\"\nkey_prefix = \"{prefix}\"\ntimeout = \"20s\"\n", server.url());
@@ -49,7 +50,7 @@ fn uses(proxy: &Cloakroom) -> u64 {
 }
 
 #[tokio::test]
-async fn a_session_that_never_comes_back_ends_early() {
+async fn unproven_session_expires_early() {
     let server = RedisServer::start(&[]);
     for store in stores(&server, "early:") {
         let (_upstream, proxy) = started(
@@ -76,7 +77,7 @@ async fn a_session_that_never_comes_back_ends_early() {
         assert_eq!(uses(&proxy), 3, "{store}");
         proxy.advance(Duration::from_hours(2));
         assert_eq!(gone.navigate("/", &read()).await.json()["id"], Value::Null, "{store}");
-        // That was no use: each ends fourteen days after its last write.
+        // That did not count as a use: each expires fourteen days after its last write.
         for (browser, hours) in [(&used, 25), (&polled, 25), (&rotated, 2)] {
             let page = browser.navigate("/", &read()).await;
             assert_eq!(page.json()["values"], json!({"x": 1}), "{store}");
@@ -89,7 +90,7 @@ async fn a_session_that_never_comes_back_ends_early() {
 }
 
 #[tokio::test]
-async fn a_first_return_is_one_write_with_a_touch_that_is_due() {
+async fn first_return_and_due_touch_are_one_write() {
     let server = RedisServer::start(&[]);
     for store in stores(&server, "touch:") {
         let (_upstream, proxy) = started("unproven_timeout = \"1h\"\n", &store).await;
@@ -105,7 +106,7 @@ async fn a_first_return_is_one_write_with_a_touch_that_is_due() {
 }
 
 #[tokio::test]
-async fn without_a_use_for_it_nothing_is_written() {
+async fn returns_are_written_only_if_needed() {
     let server = RedisServer::start(&[]);
     for store in stores(&server, "never:") {
         let (_upstream, proxy) = started("", &store).await;
@@ -115,7 +116,7 @@ async fn without_a_use_for_it_nothing_is_written() {
             browser.navigate("/", &read()).await;
             browser.fetch("/poll", &read()).await;
         }
-        // A full memory store needs to know.
+        // The memory store records it for the choice of evictions.
         assert_eq!(uses(&proxy), u64::from(store.contains("memory")), "{store}");
     }
     let script = "return redis.call('HKEYS', redis.call('KEYS', 'never:s:*')[1])";
@@ -124,7 +125,7 @@ async fn without_a_use_for_it_nothing_is_written() {
 }
 
 #[tokio::test]
-async fn a_session_from_before_the_timeout_is_not_ended_by_it() {
+async fn new_timeout_spares_existing_sessions() {
     let server = RedisServer::start(&[]);
     let upstream = Upstream::start();
     for store in stores(&server, "before:").into_iter().skip(1) {
@@ -157,11 +158,11 @@ async fn a_session_from_before_the_timeout_is_not_ended_by_it() {
     }
 }
 
-/// Values of this size, so that few of them fill the store.
+/// Size of a value; few of them fill the store.
 const LARGE: usize = 60 * 1024 * 1024;
 
 #[tokio::test]
-async fn strangers_do_not_fill_the_memory_store() {
+async fn unproven_sessions_do_not_fill_the_memory_store() {
     let store = "url = \"memory:\"\n";
     let (upstream, proxy) = started("max_bytes = \"64MiB\"\n", store).await;
     let (visitor, member) = (Browser::new(&proxy), Browser::new(&proxy));
@@ -196,13 +197,13 @@ const LIMITED: &str = "[limits]\nnew_sessions_per_address = 3\ntrusted_proxies =
      [[route]]\nupstream = \"UPSTREAM\"\n\
      [[route]]\npath = \"/exchange\"\nupstream = \"UPSTREAM\"\nheader_exchange = true\n";
 
-/// A visitor's first request, from this address.
+/// Sends the first request of a visitor at this address.
 async fn first(proxy: &Cloakroom, from: &str, path: &str, script: &Script) -> Page {
     Browser::new(proxy).send("GET", path, &[("x-forwarded-for", from)], script).await
 }
 
 #[tokio::test]
-async fn an_address_creates_so_many_sessions_in_a_minute() {
+async fn new_sessions_are_limited_per_address() {
     let upstream = Upstream::start();
     let proxy = Cloakroom::with(&upstream, LIMITED).await;
     for _ in 0..3 {
@@ -214,13 +215,13 @@ async fn an_address_creates_so_many_sessions_in_a_minute() {
     assert_eq!((refused.status, refused.code().as_str()), (503, "too_many_new_sessions"));
     assert_eq!(refused.header("retry-after"), Some("51"));
     assert_eq!((page.json()["id"].clone(), page.set_cookies().len()), (Value::Null, 0));
-    // Others, and log-ins, are as free as before; so are writes to a session that is there.
+    // Other addresses, log-ins and writes to existing sessions are not limited.
     assert_eq!(first(&proxy, "203.0.113.8", "/", &write()).await.last().status, 200);
     let browser = Browser::new(&proxy);
     let from = [("x-forwarded-for", "203.0.113.7")];
     let page = browser.send("GET", "/", &from, &log_in("ada")).await;
     assert_eq!((page.last().status, page.set_cookies().len()), (200, 1));
-    // One that takes the place of its own session is no further one.
+    // A session that replaces the client's own does not count.
     for script in [
         write(),
         Script::new().patch(&json!({"destroy": true, "values": {"y": 1}})),
@@ -229,12 +230,12 @@ async fn an_address_creates_so_many_sessions_in_a_minute() {
         let page = browser.send("GET", "/", &from, &script).await;
         assert_eq!(page.last().status, 200);
     }
-    // By header.
+    // The same by header exchange.
     let patch = Script::new().header("X-Session-Patch", "{\"values\": {\"x\": 1}}");
     let page = first(&proxy, "203.0.113.7", "/exchange", &patch).await;
     assert_eq!((page.status.as_u16(), page.header("retry-after")), (503, Some("51")));
     assert!(page.body.contains("too_many_new_sessions"), "{}", page.body);
-    // A page that only would have had a session goes out without.
+    // A navigation that would only start a session is answered without one.
     let navigates = [("x-forwarded-for", "203.0.113.7"), ("sec-fetch-dest", "document")];
     let page = Browser::new(&proxy).send("GET", "/", &navigates, &Script::new()).await;
     assert_eq!((page.status.as_u16(), page.set_cookies().len()), (200, 0));
@@ -244,7 +245,7 @@ async fn an_address_creates_so_many_sessions_in_a_minute() {
 }
 
 #[tokio::test]
-async fn a_network_of_ipv6_and_a_silent_proxy_are_counted_right() {
+async fn ipv6_networks_are_one_address_and_unknown_clients_are_exempt() {
     let upstream = Upstream::start();
     let proxy = Cloakroom::with(&upstream, LIMITED).await;
     for host in ["1", "2:3", "ffff:1:2:3"] {
@@ -256,12 +257,12 @@ async fn a_network_of_ipv6_and_a_silent_proxy_are_counted_right() {
     }
     assert_eq!(first(&proxy, "2001:db8:0:1::9", "/", &write()).await.last().status, 503);
     assert_eq!(first(&proxy, "2001:db8:0:2::9", "/", &write()).await.last().status, 200);
-    // Many may be behind a proxy that does not say whose a request is.
+    // Requests without a client address may come from many clients.
     for _ in 0..5 {
         let page = Browser::new(&proxy).send("GET", "/", &[], &write()).await;
         assert_eq!(page.last().status, 200);
     }
-    // And what strangers say of themselves counts for nothing.
+    // The header of an untrusted peer is ignored.
     let proxy = Cloakroom::with(&upstream, &LIMITED.replace("127.0.0.1", "10.0.0.1")).await;
     for number in 0..3 {
         let from = format!("203.0.113.{number}");

@@ -15,7 +15,7 @@ use cloakroom::session::id::Id;
 use cloakroom::session::patch::{Authority, Change, Op, Patch, Tombstone};
 use cloakroom::session::policy::Policy;
 use cloakroom::session::record::{Entry, Key, Meta, Record, Values};
-use cloakroom::store::cache::{Cached, Coherence, Hot};
+use cloakroom::store::cache::{Cached, Coherence, RecordCache};
 use cloakroom::store::config::{DurableDestroy, Redis as Config};
 use cloakroom::store::redis::{Deployment, LEASE, Redis, track};
 use cloakroom::store::{Backend as _, Store, Want};
@@ -146,7 +146,7 @@ fn inject(fault: TrackingFault, server: &RedisServer, proxy: &FaultProxy, world:
 }
 
 async fn instance(number: usize, world: Arc<World>, direct: Deployment, tracked: Deployment) {
-    let hot = Arc::new(Hot::new(8 << 20, Coherence::Leased));
+    let hot = Arc::new(RecordCache::new(8 << 20, Coherence::Leased));
     let tasks = Tasks::new();
     tasks.run(track(tracked, Arc::clone(&hot), tasks.clone())).detach();
     let store = Arc::new(Cached::new(Arc::new(Redis::new(&direct, tasks.clone())), hot));

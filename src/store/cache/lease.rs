@@ -1,31 +1,31 @@
-//! For how long what the cache holds may be told.
+//! The lease of a cache: limits for how long cached records may be served.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-/// A lease: what the cache holds is served until it ends, and nothing else ends it but time.
+/// A lease on the cached records: they are served until it expires.
 ///
-/// Somebody who knows that nothing was missed prolongs it again and again, from a moment at which
-/// that was known. (Gray and Cheriton, "Leases: an efficient fault-tolerant mechanism for
-/// distributed file cache consistency", 1989.)
+/// The connection that receives invalidations extends it repeatedly, from an instant at which it knew
+/// that none was missed. If that connection fails, time alone ends the lease. (Gray and Cheriton,
+/// "Leases: an efficient fault-tolerant mechanism for distributed file cache consistency", 1989.)
 #[derive(Debug)]
 pub struct Lease {
     base: Instant,
     /// Nanoseconds after `base`.
     until: AtomicU64,
-    /// Whether somebody has looked since that was asked.
-    looked: AtomicBool,
+    /// True if the lease was checked since the last [`Lease::was_wanted`].
+    checked: AtomicBool,
     wanted: Notify,
 }
 
-/// Whether the cache may be served.
+/// The origin of changes to the cached records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coherence {
-    /// Whatever changes the records passes this cache.
+    /// All changes go through this cache.
     Owned,
-    /// Others change them too; who tells us of it holds the lease.
+    /// Other processes change the records too; their invalidations arrive while the lease holds.
     Leased,
 }
 
@@ -34,18 +34,18 @@ impl Default for Lease {
         Self {
             base: Instant::now(),
             until: AtomicU64::new(0),
-            looked: AtomicBool::new(false),
+            checked: AtomicBool::new(false),
             wanted: Notify::new(),
         }
     }
 }
 
 impl Lease {
-    /// Whether it runs now. Asking says that somebody wants it.
+    /// Returns true while the lease holds. Records that it is wanted.
     pub(super) fn runs(&self) -> bool {
         let runs = self.nanos(Instant::now()) < self.until.load(Ordering::Acquire);
-        if !self.looked.load(Ordering::Relaxed) {
-            self.looked.store(true, Ordering::Relaxed);
+        if !self.checked.load(Ordering::Relaxed) {
+            self.checked.store(true, Ordering::Relaxed);
             if !runs {
                 self.wanted.notify_one();
             }
@@ -53,23 +53,23 @@ impl Lease {
         runs
     }
 
-    /// Lets it run until `duration` after `known_at`.
+    /// Extends the lease to `duration` after `known_at`; never shortens it.
     pub fn prolong(&self, known_at: Instant, duration: Duration) {
         let until = self.nanos(known_at + duration);
         self.until.fetch_max(until, Ordering::AcqRel);
     }
 
-    /// Ends it now.
+    /// Ends the lease now.
     pub fn end(&self) {
         self.until.store(0, Ordering::Release);
     }
 
-    /// Whether anybody has looked since the last time that this was asked.
+    /// Whether anybody has checked since the last time that this was asked.
     pub fn was_wanted(&self) -> bool {
-        self.looked.swap(false, Ordering::Relaxed)
+        self.checked.swap(false, Ordering::Relaxed)
     }
 
-    /// Completes when somebody looks who finds that it does not run.
+    /// Completes when a check finds that the lease does not hold.
     pub async fn wanted(&self) {
         self.wanted.notified().await;
     }
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_runs_from_when_it_was_known_and_not_from_when_that_was_told() {
+    fn lease_counts_from_the_instant_of_knowledge() {
         let lease = Lease::default();
         assert!(!lease.runs());
         let now = Instant::now();

@@ -1,18 +1,18 @@
-//! A store with a cache before it: hot sessions are read without asking the store, by callers that
-//! can do with a record that may be a moment old ([`Backend::cached`]).
+//! A store with a record cache in front of it. Callers that accept a slightly stale record read hot
+//! sessions without a call to the store ([`Backend::cached`]).
 //!
-//! Every change goes to the store, and what the cache holds of the session goes with it, before and
-//! after. What others change is told from elsewhere: for Redis by its invalidation connection
+//! Every change goes to the store, and invalidates the cached record before and after. Changes by
+//! others are reported from elsewhere: for Redis by its invalidation connection
 //! (`redis/tracking.rs`), which holds the cache's lease.
 
-mod hot;
 mod lease;
+mod records;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
-pub use self::hot::Hot;
 pub use self::lease::{Coherence, Lease};
+pub use self::records::RecordCache;
 use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want};
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
@@ -21,16 +21,16 @@ use crate::session::policy::Policy;
 use crate::session::record::{Entry, Principal, Record};
 use crate::time::Timestamp;
 
-/// A store with a cache before it.
+/// A store with a cache in front of it.
 #[derive(Debug)]
 pub struct Cached {
     store: Arc<dyn Store>,
-    hot: Arc<Hot>,
+    records: Arc<RecordCache>,
 }
 
-/// A change that is being made: the session is forgotten when it is over, however it ends.
-struct Changing<'a> {
-    hot: &'a Hot,
+/// Invalidates the cached record when a change ends, also if its future is dropped.
+struct Invalidation<'a> {
+    records: &'a RecordCache,
     id: Id,
     outcome: Outcome,
 }
@@ -38,59 +38,54 @@ struct Changing<'a> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Known,
-    /// Nobody waited for the answer, or none came.
+    /// The caller stopped waiting, or the store does not know.
     Unknown,
 }
 
 impl Cached {
-    /// `store`, with `hot` before it. Stores of one deployment in one process share one `hot`.
-    pub fn new(store: Arc<dyn Store>, hot: Arc<Hot>) -> Self {
-        Self { store, hot }
+    /// Puts `records` in front of `store`. The stores of one deployment in a process share one cache.
+    pub fn new(store: Arc<dyn Store>, records: Arc<RecordCache>) -> Self {
+        Self { store, records }
     }
 
     async fn load_entry(&self, id: Id, want: Want<'_>) -> Result<Option<Entry>, Error> {
-        let Some(ticket) = self.hot.ticket(id) else {
+        let Some(ticket) = self.records.ticket(id) else {
             return self.store.load(id, want).await;
         };
         let entry = self.store.load(id, Want::Values).await?;
         if let Some(entry) = &entry {
-            self.hot.put(id, entry, ticket);
+            self.records.put(id, entry, ticket);
         }
         Ok(entry.map(|entry| want.of(&entry)))
     }
 
-    /// Begins a change, of a session that is forgotten before and after; also where nobody waits
-    /// for the answer.
-    fn changing<'a, T: 'a>(
+    /// Makes a change, and invalidates the record before and after it.
+    fn invalidating<'a, T: 'a>(
         &'a self,
         id: Id,
-        begin: impl FnOnce() -> Answer<'a, T>,
+        change: impl FnOnce() -> Answer<'a, T>,
     ) -> Answer<'a, T> {
-        self.hot.forget(id);
-        let mut changing = Changing { hot: &self.hot, id, outcome: Outcome::Unknown };
-        let answer = begin();
+        self.records.invalidate(id);
+        // Created before the future is first polled: the store may have begun the change already.
+        let mut invalidation =
+            Invalidation { records: &self.records, id, outcome: Outcome::Unknown };
+        let answer = change();
         Box::pin(async move {
             let answer = answer.await;
             if !matches!(answer, Err(Error::OutcomeUnknown(_))) {
-                changing.ends();
+                invalidation.outcome = Outcome::Known;
             }
+            drop(invalidation);
             answer
         })
     }
 }
 
-impl Changing<'_> {
-    /// The answer has come.
-    fn ends(&mut self) {
-        self.outcome = Outcome::Known;
-    }
-}
-
-impl Drop for Changing<'_> {
+impl Drop for Invalidation<'_> {
     fn drop(&mut self) {
         match self.outcome {
-            Outcome::Known => self.hot.forget(self.id),
-            Outcome::Unknown => self.hot.doubt(self.id),
+            Outcome::Known => self.records.invalidate(self.id),
+            Outcome::Unknown => self.records.mark_uncertain(self.id),
         }
     }
 }
@@ -101,11 +96,11 @@ impl Backend for Cached {
     }
 
     fn cached(&self, id: Id, want: Want<'_>) -> Option<Entry> {
-        self.hot.get(id, want)
+        self.records.get(id, want)
     }
 
     fn create<'a>(&'a self, id: Id, record: &'a Record, policy: &'a Policy) -> Answer<'a, Created> {
-        self.changing(id, || self.store.create(id, record, policy))
+        self.invalidating(id, || self.store.create(id, record, policy))
     }
 
     fn patch<'a>(
@@ -114,7 +109,7 @@ impl Backend for Cached {
         change: Change<'a>,
         want: Want<'a>,
     ) -> Answer<'a, Result<Applied, Refusal>> {
-        self.changing(id, || self.store.patch(id, change, want))
+        self.invalidating(id, || self.store.patch(id, change, want))
     }
 
     fn record_use<'a>(
@@ -123,11 +118,11 @@ impl Backend for Cached {
         used: Use,
         policy: &'a Policy,
     ) -> Answer<'a, Option<Entry>> {
-        self.changing(id, || self.store.record_use(id, used, policy))
+        self.invalidating(id, || self.store.record_use(id, used, policy))
     }
 
     fn remove(&self, id: Id) -> Answer<'_, Option<Replicated>> {
-        self.changing(id, || self.store.remove(id))
+        self.invalidating(id, || self.store.remove(id))
     }
 
     fn unproven(&self) -> Unproven {
@@ -145,7 +140,7 @@ impl Store for Cached {
         self.store.list(principal, cursor, limit)
     }
 
-    /// What it removes is over, and nobody takes it for alive.
+    /// Leaves the cache alone: the policy rejects expired records wherever they come from.
     fn sweep(&self, now: Timestamp) -> Answer<'_, u64> {
         self.store.sweep(now)
     }

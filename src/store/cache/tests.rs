@@ -1,4 +1,4 @@
-//! The suite over stores with a cache, and what only a cache can do wrong.
+//! The conformance suite over cached stores, and tests of the cache.
 
 use std::time::{Duration, Instant};
 
@@ -6,13 +6,15 @@ use super::*;
 use crate::metrics::Metrics;
 use crate::session::patch::{Op, Patch};
 use crate::session::record::Values;
-use crate::store::conformance::{Fresh, json, key, made, now, patch, record, runtime, suite};
+use crate::store::conformance::{
+    Fresh, create_session, json, key, now, patch, record, runtime, suite,
+};
 use crate::store::memory::Memory;
 
 const ROOM: usize = 1024 * 1024;
 
 fn cached(store: Arc<dyn Store>, coherence: Coherence) -> Cached {
-    Cached::new(store, Arc::new(Hot::new(ROOM, coherence)))
+    Cached::new(store, Arc::new(RecordCache::new(ROOM, coherence)))
 }
 
 fn memory() -> Arc<Memory> {
@@ -54,12 +56,12 @@ mod files {
     suite!(fresh);
 }
 
-async fn begun(store: &dyn Store) -> Id {
+async fn new_session(store: &dyn Store) -> Id {
     let one = record(now(), [(key("a"), json("1"))].into_iter().collect::<Values>());
-    made(store, &one).await
+    create_session(store, &one).await
 }
 
-async fn a_of(store: &dyn Store, id: Id) -> Option<String> {
+async fn value_of_a(store: &dyn Store, id: Id) -> Option<String> {
     let name = key("a");
     let entry = match store.cached(id, Want::Value(&name)) {
         Some(entry) => Some(entry),
@@ -77,92 +79,94 @@ async fn set(store: &dyn Store, id: Id, text: &str) {
 }
 
 #[test]
-fn what_is_held_is_told_without_the_store_and_what_was_changed_here_is_not() {
+fn cached_records_are_served_until_changed() {
     runtime().block_on(async {
-        let beneath = memory();
-        let store = cached(Arc::<Memory>::clone(&beneath), Coherence::Owned);
-        let id = begun(&store).await;
-        assert_eq!(a_of(&store, id).await.as_deref(), Some("1"));
-        // Behind its back, which nobody may do where the cache owns the records.
-        set(&*beneath, id, "2").await;
-        assert_eq!(a_of(&store, id).await.as_deref(), Some("1"));
+        let inner = memory();
+        let store = cached(Arc::<Memory>::clone(&inner), Coherence::Owned);
+        let id = new_session(&store).await;
+        assert_eq!(value_of_a(&store, id).await.as_deref(), Some("1"));
+        // Bypasses the cache, which no caller may do if the cache owns the records.
+        set(&*inner, id, "2").await;
+        assert_eq!(value_of_a(&store, id).await.as_deref(), Some("1"));
         set(&store, id, "3").await;
-        assert_eq!(a_of(&store, id).await.as_deref(), Some("3"));
+        assert_eq!(value_of_a(&store, id).await.as_deref(), Some("3"));
         assert!(store.remove(id).await.expect("removed").is_some());
-        assert_eq!(a_of(&store, id).await, None);
+        assert_eq!(value_of_a(&store, id).await, None);
     });
 }
 
 #[test]
-fn without_a_lease_nothing_is_told_and_nothing_is_kept() {
+fn without_a_lease_nothing_is_served_or_kept() {
     runtime().block_on(async {
-        let beneath = memory();
-        let store = cached(Arc::<Memory>::clone(&beneath), Coherence::Leased);
-        let id = begun(&store).await;
+        let inner = memory();
+        let store = cached(Arc::<Memory>::clone(&inner), Coherence::Leased);
+        let id = new_session(&store).await;
         for text in ["2", "3"] {
-            set(&*beneath, id, text).await;
-            assert_eq!(a_of(&store, id).await.as_deref(), Some(text));
+            set(&*inner, id, text).await;
+            assert_eq!(value_of_a(&store, id).await.as_deref(), Some(text));
         }
-        store.hot.lease.prolong(Instant::now(), Duration::from_hours(1));
-        assert_eq!(a_of(&store, id).await.as_deref(), Some("3"));
-        set(&*beneath, id, "4").await;
-        assert_eq!(a_of(&store, id).await.as_deref(), Some("3"), "held");
-        store.hot.lease.end();
-        assert_eq!(a_of(&store, id).await.as_deref(), Some("4"));
+        store.records.lease.prolong(Instant::now(), Duration::from_hours(1));
+        assert_eq!(value_of_a(&store, id).await.as_deref(), Some("3"));
+        set(&*inner, id, "4").await;
+        assert_eq!(value_of_a(&store, id).await.as_deref(), Some("3"), "cached");
+        store.records.lease.end();
+        assert_eq!(value_of_a(&store, id).await.as_deref(), Some("4"));
     });
 }
 
 #[test]
-fn what_was_read_before_a_change_is_not_put_there_after_it() {
+fn change_voids_earlier_reads() {
     runtime().block_on(async {
-        let beneath = memory();
-        let store = cached(Arc::<Memory>::clone(&beneath), Coherence::Owned);
-        let id = begun(&store).await;
-        for change in [Hot::forget as fn(&Hot, Id), |hot, _| hot.clear()] {
-            assert!(store.hot.get(id, Want::Values).is_none(), "held");
-            let ticket = store.hot.ticket(id).expect("served");
-            let old = beneath.load(id, Want::Values).await.expect("loaded").expect("a session");
-            set(&*beneath, id, "2").await;
-            change(&store.hot, id);
-            store.hot.put(id, &old, ticket);
-            assert_eq!(a_of(&store, id).await.as_deref(), Some("2"));
-            store.hot.clear();
-            set(&*beneath, id, "1").await;
+        let inner = memory();
+        let store = cached(Arc::<Memory>::clone(&inner), Coherence::Owned);
+        let id = new_session(&store).await;
+        for change in
+            [RecordCache::invalidate as fn(&RecordCache, Id), |records, _| records.clear()]
+        {
+            assert!(store.records.get(id, Want::Values).is_none(), "cached");
+            let ticket = store.records.ticket(id).expect("served");
+            let old = inner.load(id, Want::Values).await.expect("loaded").expect("a session");
+            set(&*inner, id, "2").await;
+            change(&store.records, id);
+            store.records.put(id, &old, ticket);
+            assert_eq!(value_of_a(&store, id).await.as_deref(), Some("2"));
+            store.records.clear();
+            set(&*inner, id, "1").await;
         }
     });
 }
 
 #[test]
-fn a_change_that_nobody_waited_for_keeps_its_session_out() {
+fn abandoned_change_keeps_its_session_uncached() {
     runtime().block_on(async {
-        let beneath = memory();
-        let store = cached(Arc::<Memory>::clone(&beneath), Coherence::Owned);
-        let id = begun(&store).await;
-        assert_eq!(a_of(&store, id).await.as_deref(), Some("1"));
-        drop(store.changing::<()>(id, || Box::pin(std::future::pending())));
-        // The change may be made at any time now.
+        let inner = memory();
+        let store = cached(Arc::<Memory>::clone(&inner), Coherence::Owned);
+        let id = new_session(&store).await;
+        assert_eq!(value_of_a(&store, id).await.as_deref(), Some("1"));
+        drop(store.invalidating::<()>(id, || Box::pin(std::future::pending())));
+        // From now on the change may be made at any time.
         for text in ["2", "3"] {
-            set(&*beneath, id, text).await;
-            assert_eq!(a_of(&store, id).await.as_deref(), Some(text));
+            set(&*inner, id, text).await;
+            assert_eq!(value_of_a(&store, id).await.as_deref(), Some(text));
         }
     });
 }
 
 #[test]
-fn a_large_record_is_not_held_and_many_small_ones_stay_in_their_room() {
+fn cache_stays_within_its_bounds() {
     runtime().block_on(async {
-        let beneath = memory();
-        let store = cached(Arc::<Memory>::clone(&beneath), Coherence::Owned);
-        let id = begun(&store).await;
+        let inner = memory();
+        let store = cached(Arc::<Memory>::clone(&inner), Coherence::Owned);
+        let id = new_session(&store).await;
         let large = format!("\"{}\"", "x".repeat(70_000));
         set(&store, id, &large).await;
-        assert_eq!(a_of(&store, id).await.as_deref(), Some(&*large));
-        set(&*beneath, id, "2").await;
-        assert_eq!(a_of(&store, id).await.as_deref(), Some("2"));
+        assert_eq!(value_of_a(&store, id).await.as_deref(), Some(&*large));
+        set(&*inner, id, "2").await;
+        assert_eq!(value_of_a(&store, id).await.as_deref(), Some("2"));
         for _ in 0..5_000 {
-            let id = begun(&store).await;
-            assert_eq!(a_of(&store, id).await.as_deref(), Some("1"));
+            let id = new_session(&store).await;
+            assert_eq!(value_of_a(&store, id).await.as_deref(), Some("1"));
         }
-        assert!(store.hot.weight() <= ROOM as u64, "{}", store.hot.weight());
+        assert!(store.records.weight() <= ROOM as u64, "{}", store.records.weight());
     });
 }

@@ -1,4 +1,4 @@
-//! Random histories, played against a store and the model at once.
+//! Random histories, played against a store and the model in parallel.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestCaseResult, TestRunner};
 
+use super::kit::{json, key, new_id, now, pages};
 use super::model::Model;
-use super::named::{json, key, new_id, now, pages};
 use super::seed::{
     AuthoritySeed, ConditionSeed, ExpirySeed, KEYS, Kind, PatchSeed, RecordSeed, SLOTS, Step,
     UseSeed, WantSeed, any_policy, any_record, any_step,
@@ -26,7 +26,7 @@ use crate::time::Timestamp;
 const CASES: u32 = 48;
 const STEPS: usize = 70;
 
-pub(crate) fn random_histories_answer_as_the_pure_function(fresh: fn() -> Fresh) {
+pub(crate) fn random_histories_match_the_model(fresh: fn() -> Fresh) {
     let runtime = runtime();
     let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
     let begin = [(); SLOTS].map(|()| any_record());
@@ -43,8 +43,8 @@ pub(crate) fn random_histories_answer_as_the_pure_function(fresh: fn() -> Fresh)
 
 /// Plays a history against the store and the model.
 ///
-/// The clock begins a minute ahead of the machine's, which a server of its own may go by: nothing
-/// that is alive here may be over there, while much that is over here stands there still.
+/// The clock starts a minute ahead of the machine's, which the server of a store may use: an entry that
+/// is alive here must not have expired there. The reverse is allowed.
 async fn play(
     store: &dyn Store,
     policy: Policy,
@@ -57,8 +57,8 @@ async fn play(
         keys: KEYS.map(key),
     };
     for (at, step) in steps.enumerate() {
-        let what = format!("step {at}: {step:?}");
-        play.step(step).await.map_err(|error| TestCaseError::fail(format!("{what}: {error}")))?;
+        let name = format!("step {at}: {step:?}");
+        play.step(step).await.map_err(|error| TestCaseError::fail(format!("{name}: {error}")))?;
     }
     for slot in 0..SLOTS {
         play.load(play.ids[slot], WantSeed::Values).await?;
@@ -99,7 +99,7 @@ impl Play<'_> {
                     Some(Entry::Ended { until }) => *until,
                     None => self.model.now,
                 };
-                // Not to the end of time, after which nothing else happens.
+                // Not to the end of time: every later step would find everything expired.
                 if end < self.model.now + Duration::from_hours(24) {
                     self.model.wait_until(Timestamp::from_millis(end.as_millis() + after));
                 }
@@ -111,11 +111,13 @@ impl Play<'_> {
     async fn create(&mut self, id: Id, seed: RecordSeed) -> TestCaseResult {
         let record = self.record(seed);
         let created = self.store.create(id, &record, &self.model.policy).await?;
-        let stands = self.model.entries.contains_key(&id);
+        let exists = self.model.entries.contains_key(&id);
         match created {
-            Created::Exists => prop_assert!(stands || self.model.over.contains(&id), "not taken"),
+            Created::Exists => {
+                prop_assert!(exists || self.model.expired.contains(&id), "not taken");
+            }
             Created::Done => {
-                prop_assert!(!stands, "overwritten");
+                prop_assert!(!exists, "overwritten");
                 self.model.insert(id, record);
             }
         }
@@ -124,12 +126,12 @@ impl Play<'_> {
 
     async fn load(&self, id: Id, want: WantSeed) -> TestCaseResult {
         let want = self.want(want);
-        // Of its own changes a cache holds nothing older.
+        // A cache must not serve a record older than a change that went through it.
         if let Some(held) = self.store.cached(id, want) {
-            same(&self.model.standing(Some(held)), &self.model.load(id, want))?;
+            same(&self.model.unexpired(Some(held)), &self.model.load(id, want))?;
         }
         let answer = self.store.load(id, want).await?;
-        same(&self.model.standing(answer), &self.model.load(id, want))
+        same(&self.model.unexpired(answer), &self.model.load(id, want))
     }
 
     async fn patch(&mut self, id: Id, seed: PatchSeed, want: WantSeed) -> TestCaseResult {
@@ -169,7 +171,7 @@ impl Play<'_> {
         let keys = self.keys.clone();
         let want = wanted(&keys, want);
         let answer = self.store.patch(id, change, want).await?;
-        // Whether a replica has it is the deployment's to say.
+        // Replication depends on the deployment, which the model does not know.
         let replicated = Replicated::NotAsked;
         let answer = answer.map(|applied| Applied { replicated, ..applied });
         same(&answer, &self.model.patch(id, change, want))
@@ -186,7 +188,7 @@ impl Play<'_> {
         };
         let used = Use { generation, touches, sets_cookie, proves, now: self.model.now };
         let answer = self.store.record_use(id, used, &self.model.policy).await?;
-        same(&self.model.standing(answer), &self.model.record_use(id, used))
+        same(&self.model.unexpired(answer), &self.model.record_use(id, used))
     }
 
     async fn remove(&mut self, id: Id) -> TestCaseResult {
@@ -214,7 +216,7 @@ impl Play<'_> {
     async fn sweep(&self) -> TestCaseResult {
         let swept = self.store.sweep(self.model.now).await?;
         prop_assert!(
-            usize::try_from(swept).is_ok_and(|swept| swept <= self.model.over.len()),
+            usize::try_from(swept).is_ok_and(|swept| swept <= self.model.expired.len()),
             "swept {swept}"
         );
         Ok(())
@@ -234,7 +236,7 @@ impl Play<'_> {
         meta.principal = seed.principal;
         meta.expiry = seed.expiry.and_then(|seed| self.expiry(seed));
         meta.withheld = seed.withheld;
-        // As they come about: without a principal, and without a renewed token.
+        // Unproven records have no principal and no renewed token.
         meta.unproven =
             seed.unproven && meta.principal.is_none() && self.store.unproven() != Unproven::None;
         meta.floor = seed.generation.saturating_sub(u32::from(!meta.unproven));

@@ -1,7 +1,8 @@
-//! The suite that every store passes: the same random histories as the pure function, the same
-//! answers. A store's tests call it by [`suite!`]; what it says there is the contract.
+//! The conformance suite, which every store passes: it plays random histories against the store and a
+//! model, and tests concurrency, listing and sweeping. The tests of a store run it by [`suite!`].
 
 mod history;
+mod kit;
 mod model;
 mod named;
 mod seed;
@@ -12,18 +13,19 @@ use std::sync::Arc;
 
 use tokio::runtime::{Builder, Runtime};
 
-pub(crate) use history::random_histories_answer_as_the_pure_function;
+pub(crate) use history::random_histories_match_the_model;
+pub(crate) use kit::*;
 pub(crate) use named::*;
 
 use super::Store;
 use crate::session::id::Id;
 
-/// An empty store, and what must live as long as it (a directory, say).
+/// An empty store, and what must live as long as it, e.g. its directory.
 pub(crate) struct Fresh {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) keep: Box<dyn Any>,
-    /// Makes the record under an id unreadable, in the way of this number. `None` if nothing can be
-    /// unreadable there.
+    /// Corrupts the record under an id, in the way of this number. `None` if records cannot be
+    /// corrupt there.
     pub(crate) spoil: Option<Spoil>,
 }
 
@@ -34,7 +36,7 @@ impl Fresh {
         Self { store: Arc::new(store), keep: Box::new(keep), spoil: None }
     }
 
-    /// The same with a way to spoil its records.
+    /// Adds a function that corrupts records.
     pub(crate) fn spoiled_by<F>(self, spoil: impl Fn(Id, usize) -> F + 'static) -> Self
     where
         F: Future<Output = ()> + 'static,
@@ -43,25 +45,25 @@ impl Fresh {
     }
 }
 
-/// A runtime as a worker has it.
+/// Returns a runtime like that of a worker.
 pub(crate) fn runtime() -> Runtime {
     crate::log::begin_for_tests();
     Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// The suite's tests, over the stores that this function makes: `fn() -> Fresh`.
+/// Declares the tests of the suite over the stores that an `fn() -> Fresh` creates.
 macro_rules! suite {
     ($fresh:expr) => {
         $crate::store::conformance::suite!($fresh;
-            random_histories_answer_as_the_pure_function
-            parallel_increments_all_count
-            parallel_patches_of_different_keys_all_hold
-            create_overwrites_neither_a_session_nor_a_marker
-            what_is_over_is_swept_and_nothing_else
-            every_byte_of_a_value_survives
-            a_list_of_many_has_pages
-            unreadable_records_break_no_list
-            it_answers_pings_and_probes
+            random_histories_match_the_model
+            parallel_increments_are_all_counted
+            parallel_patches_of_different_keys_are_all_kept
+            create_never_overwrites
+            sweep_removes_only_expired_entries
+            values_are_stored_byte_for_byte
+            long_lists_have_pages
+            unreadable_records_do_not_break_lists
+            answers_pings_and_probes
         );
     };
     ($fresh:expr; $($test:ident)*) => {

@@ -1,4 +1,4 @@
-//! The model: a map and the pure functions.
+//! The reference model: a map and the pure functions of [`session`](crate::session).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -6,57 +6,57 @@ use std::time::Duration;
 use crate::session::id::Id;
 use crate::session::patch::{Applied, Change, Refusal, Use};
 use crate::session::policy::Policy;
-use crate::session::record::{Entry, Record, Values};
+use crate::session::record::{Entry, Record};
 use crate::store::Want;
 use crate::time::Timestamp;
 
-/// What a store must hold.
+/// The entries that a store must have.
 pub(super) struct Model {
     pub(super) entries: BTreeMap<Id, Entry>,
-    /// Sessions and markers that are over: a store may have removed them, or hold them still.
-    pub(super) over: BTreeSet<Id>,
+    /// Expired sessions and markers: a store may have removed them or not.
+    pub(super) expired: BTreeSet<Id>,
     pub(super) policy: Policy,
     pub(super) now: Timestamp,
 }
 
 impl Model {
     pub(super) fn new(policy: Policy, now: Timestamp) -> Self {
-        Self { entries: BTreeMap::new(), over: BTreeSet::new(), policy, now }
+        Self { entries: BTreeMap::new(), expired: BTreeSet::new(), policy, now }
     }
 
-    /// Moves the clock, which never goes back.
+    /// Advances the clock to `then`; never sets it back.
     pub(super) fn wait_until(&mut self, then: Timestamp) {
         self.now = self.now.max(then);
-        self.forget_what_is_over();
+        self.forget_expired();
     }
 
     pub(super) fn wait(&mut self, step: Duration) {
         self.wait_until(self.now + step);
     }
 
-    pub(super) fn is_over(&self, entry: &Entry) -> bool {
+    pub(super) fn is_expired(&self, entry: &Entry) -> bool {
         match entry {
             Entry::Live(record) => !self.policy.is_alive(&record.meta, self.now),
             Entry::Ended { until } => self.now > *until,
         }
     }
 
-    fn forget_what_is_over(&mut self) {
-        let over: Vec<Id> = self
+    fn forget_expired(&mut self) {
+        let expired: Vec<Id> = self
             .entries
             .iter()
-            .filter(|(_, entry)| self.is_over(entry))
+            .filter(|(_, entry)| self.is_expired(entry))
             .map(|(id, _)| *id)
             .collect();
-        for id in over {
+        for id in expired {
             self.entries.remove(&id);
-            self.over.insert(id);
+            self.expired.insert(id);
         }
     }
 
-    /// What a load may say: entries that are over do not count.
-    pub(super) fn standing(&self, answer: Option<Entry>) -> Option<Entry> {
-        answer.filter(|entry| !self.is_over(entry))
+    /// Drops an expired entry from the answer of a load: it does not matter if the store still has it.
+    pub(super) fn unexpired(&self, answer: Option<Entry>) -> Option<Entry> {
+        answer.filter(|entry| !self.is_expired(entry))
     }
 
     pub(super) fn load(&self, id: Id, want: Want<'_>) -> Option<Entry> {
@@ -64,9 +64,9 @@ impl Model {
     }
 
     pub(super) fn insert(&mut self, id: Id, record: Record) {
-        self.over.remove(&id);
+        self.expired.remove(&id);
         self.entries.insert(id, Entry::Live(record));
-        self.forget_what_is_over();
+        self.forget_expired();
     }
 
     pub(super) fn patch(
@@ -92,13 +92,13 @@ impl Model {
         self.load(id, Want::Meta)
     }
 
-    /// Whether a removal must have found a session; `None` where either is right.
+    /// Returns true if a removal must find a session; `None` if either result is right.
     pub(super) fn remove(&mut self, id: Id) -> Option<bool> {
         let live = matches!(self.entries.get(&id), Some(Entry::Live(_)));
         if live {
             self.entries.remove(&id);
         }
-        (live || !self.over.contains(&id)).then_some(live)
+        (live || !self.expired.contains(&id)).then_some(live)
     }
 }
 
@@ -109,9 +109,4 @@ fn wanted(entry: Entry, want: Want<'_>) -> Entry {
         }
         ended @ Entry::Ended { .. } => ended,
     }
-}
-
-/// The values of these pairs.
-pub(super) fn values(pairs: &[(&str, &str)]) -> Values {
-    pairs.iter().map(|(key, text)| (super::named::key(key), super::named::json(text))).collect()
 }

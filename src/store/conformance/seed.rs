@@ -1,5 +1,5 @@
-//! What random histories are made of. A step knows nothing of the state that it will meet: it says
-//! "the right version" or "one generation below", and the player finds out what that is.
+//! Strategies for random histories. Steps are relative to the state that they will meet, e.g. "the
+//! right version" or "one generation below"; the player resolves them.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::named::{json, key};
+use super::kit::{json, key};
 use crate::session::patch::{Op, Tombstone};
 use crate::session::policy::Policy;
 use crate::session::record::{Client, Key, Principal};
 
-/// Few, so that steps meet on them.
+/// Number of sessions of a history. Few, so that steps affect each other.
 pub(super) const SLOTS: usize = 3;
 
 pub(super) const KEYS: [&str; 6] = ["a", "b", "v", "=", "+", "é \"\\\n\0🍪"];
@@ -48,13 +48,13 @@ pub(super) enum Step {
     List(Option<Principal>, usize),
     Sweep,
     Wait(Duration),
-    /// Until so many milliseconds after the end of what stands there.
+    /// Waits until this many milliseconds after the expiry of the entry.
     WaitForEnd(usize, i64),
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UseSeed {
-    /// So much away from the generation of the record.
+    /// Difference from the generation of the record.
     pub(super) away: i64,
     pub(super) touches: bool,
     pub(super) sets_cookie: bool,
@@ -89,7 +89,7 @@ pub(super) enum ExpirySeed {
     Policy,
     Idle(u64),
     BrowserClose(Option<u64>),
-    /// So many milliseconds from now.
+    /// Milliseconds from now.
     At(i64),
     Never,
 }
@@ -113,7 +113,7 @@ pub(super) enum Kind {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum AuthoritySeed {
-    /// A request's, so much away from the generation of the record.
+    /// A request whose token differs by this much from the generation of the record.
     Request(i64),
     LogIn,
     Service,
@@ -234,7 +234,7 @@ fn any_patch() -> impl Strategy<Value = PatchSeed> {
         ConditionSeed::WrongTag,
     ]);
     (
-        // 0 is the right one.
+        // Difference from the right version.
         prop::option::weighted(0.15, 0_u64..2),
         prop_oneof![1 => Just(Kind::Destroy), 20 => change],
         authority,

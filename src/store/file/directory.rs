@@ -245,16 +245,6 @@ fn is_link(error: &io::Error) -> bool {
 }
 
 impl Fault {
-    /// The queue takes no more.
-    pub(super) fn busy() -> Self {
-        io::Error::from(ErrorKind::ResourceBusy).into()
-    }
-
-    /// Nobody works on it.
-    pub(super) fn ended() -> Self {
-        io::Error::from(ErrorKind::BrokenPipe).into()
-    }
-
     fn corrupt(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::new(Kind::Corrupt, error)
     }

@@ -1,4 +1,4 @@
-//! Which sessions there are, whose, and when each is over.
+//! The index of all session files, by id, principal and expiry.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
@@ -15,13 +15,13 @@ use crate::time::Timestamp;
 pub(super) struct Index {
     entries: BTreeMap<Id, Known>,
     by_principal: HashMap<Principal, BTreeSet<Id>>,
-    by_end: BTreeSet<(Timestamp, Id)>,
+    by_expiry: BTreeSet<(Timestamp, Id)>,
 }
 
-/// An entry whose time is over.
+/// An entry that has expired.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Over {
-    pub(super) ended_at: Timestamp,
+pub(super) struct Expired {
+    pub(super) since: Timestamp,
     pub(super) id: Id,
     pub(super) is_session: bool,
 }
@@ -40,14 +40,14 @@ enum Kind {
 }
 
 impl Index {
-    /// Reads every file. One that cannot be read is told, and left where it is.
+    /// Builds the index from every file. Logs those that cannot be read, and leaves them in place.
     pub(super) fn of(directory: &Directory) -> Result<Self, OpenError> {
         let mut index = Self::default();
         for id in directory.ids()? {
             match directory.read(id) {
                 Ok(Some(stored)) => index.put(id, &stored),
                 Ok(None) => {}
-                Err(fault) => warn!(session = %id, ?fault, "a session's file cannot be read"),
+                Err(fault) => warn!(session = %id, ?fault, "failed to read a session file"),
             }
         }
         Ok(index)
@@ -62,13 +62,13 @@ impl Index {
         if let Some(principal) = &principal {
             self.by_principal.entry(principal.clone()).or_default().insert(id);
         }
-        self.by_end.insert((stored.over_at, id));
+        self.by_expiry.insert((stored.over_at, id));
         self.entries.insert(id, Known { over_at: stored.over_at, principal, kind });
     }
 
     pub(super) fn remove(&mut self, id: Id) {
         let Some(known) = self.entries.remove(&id) else { return };
-        self.by_end.remove(&(known.over_at, id));
+        self.by_expiry.remove(&(known.over_at, id));
         if let Some(principal) = known.principal
             && let Some(ids) = self.by_principal.get_mut(&principal)
         {
@@ -79,7 +79,7 @@ impl Index {
         }
     }
 
-    /// At most `limit` sessions, and the last of them where there are more.
+    /// Returns at most `limit` sessions and, if there are more, the last of them as the cursor.
     pub(super) fn page(
         &self,
         principal: Option<&Principal>,
@@ -101,26 +101,26 @@ impl Index {
         (ids, next)
     }
 
-    /// Returns the first `limit` of those that are over at `now` and come after `after`, ordered
-    /// by their end.
-    pub(super) fn over(
+    /// Returns the next `limit` entries after `after` that have expired at `now`, the earliest first.
+    pub(super) fn expired(
         &self,
         now: Timestamp,
         after: Option<(Timestamp, Id)>,
         limit: usize,
-    ) -> Vec<Over> {
+    ) -> Vec<Expired> {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let over = self.by_end.range((start, Bound::Unbounded));
-        let over = over.take_while(|(over_at, _)| *over_at <= now).take(limit);
-        over.map(|(over_at, id)| Over {
-            ended_at: *over_at,
-            id: *id,
-            is_session: self.entries.get(id).is_some_and(Known::is_session),
-        })
-        .collect()
+        let by_expiry = self.by_expiry.range((start, Bound::Unbounded));
+        let expired = by_expiry.take_while(|(over_at, _)| *over_at <= now).take(limit);
+        expired
+            .map(|(over_at, id)| Expired {
+                since: *over_at,
+                id: *id,
+                is_session: self.entries.get(id).is_some_and(Known::is_session),
+            })
+            .collect()
     }
 
-    pub(super) fn is_over(&self, id: Id, now: Timestamp) -> bool {
+    pub(super) fn is_expired(&self, id: Id, now: Timestamp) -> bool {
         self.entries.get(&id).is_some_and(|known| known.over_at <= now)
     }
 }

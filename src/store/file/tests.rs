@@ -1,4 +1,4 @@
-//! The suite, and what only files can do wrong.
+//! The conformance suite over files, and tests of the directory.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -10,7 +10,7 @@ use super::*;
 use crate::session::patch::{Op, Patch};
 use crate::session::record::Values;
 use crate::store::conformance::{
-    Fresh, json, key, made, now, pages, patch, record, runtime, suite,
+    Fresh, create_session, json, key, now, pages, patch, record, runtime, suite,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -28,7 +28,7 @@ fn fresh() -> Fresh {
     })
 }
 
-/// Makes a file unreadable in one of several ways.
+/// Corrupts a file in one of several ways.
 pub(crate) fn spoil(file: &Path, way: usize) {
     let bytes = fs::read(file).expect("read");
     match way % 3 {
@@ -43,11 +43,11 @@ pub(crate) fn spoil(file: &Path, way: usize) {
 
 suite!(fresh);
 
-/// A store with one session, and the session's file.
-async fn one(directory: &TempDir) -> (Files, Id, std::path::PathBuf) {
+/// Returns a store with one session, and the session's file.
+async fn store_with_session(directory: &TempDir) -> (Files, Id, std::path::PathBuf) {
     let store = opened(directory);
-    let begun = record(now(), [(key("a"), json("1"))].into_iter().collect::<Values>());
-    let id = made(&store, &begun).await;
+    let first = record(now(), [(key("a"), json("1"))].into_iter().collect::<Values>());
+    let id = create_session(&store, &first).await;
     let file = directory.path().join("sessions").join(id.to_string());
     (store, id, file)
 }
@@ -57,14 +57,14 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn a_restart_finds_all_and_whose_they_are() {
+fn restart_finds_all_sessions_and_principals() {
     let directory = tempfile::tempdir().expect("a directory");
     runtime().block_on(async {
-        let (store, id, _) = one(&directory).await;
+        let (store, id, _) = store_with_session(&directory).await;
         let ada = Principal::new("ada").expect("a principal");
         let mut hers = record(now(), Values::new());
         hers.meta.principal = Some(ada.clone());
-        let hers = made(&store, &hers).await;
+        let hers = create_session(&store, &hers).await;
         let before = store.load(id, Want::Values).await.expect("loaded");
         assert!(before.is_some());
         drop(store);
@@ -77,10 +77,10 @@ fn a_restart_finds_all_and_whose_they_are() {
 }
 
 #[test]
-fn nobody_else_may_look_and_no_other_process_may_write() {
+fn files_are_private_and_locked() {
     let directory = tempfile::tempdir().expect("a directory");
     runtime().block_on(async {
-        let (store, _, file) = one(&directory).await;
+        let (store, _, file) = store_with_session(&directory).await;
         assert_eq!(mode(&file), 0o600);
         assert_eq!(mode(&directory.path().join("sessions")), 0o700);
         let again = Files::open(&directory.path().join("sessions"), TIMEOUT);
@@ -91,7 +91,7 @@ fn nobody_else_may_look_and_no_other_process_may_write() {
 }
 
 #[test]
-fn a_directory_that_is_a_link_or_open_to_others_is_refused() {
+fn symlinked_or_shared_directory_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     let real = directory.path().join("real");
     drop(Files::open(&real, TIMEOUT).expect("opened"));
@@ -105,10 +105,10 @@ fn a_directory_that_is_a_link_or_open_to_others_is_refused() {
 }
 
 #[test]
-fn a_link_in_the_place_of_a_session_is_not_followed() {
+fn symlinked_session_file_is_not_followed() {
     let directory = tempfile::tempdir().expect("a directory");
     runtime().block_on(async {
-        let (store, id, file) = one(&directory).await;
+        let (store, id, file) = store_with_session(&directory).await;
         let elsewhere = directory.path().join("elsewhere");
         fs::rename(&file, &elsewhere).expect("moved");
         symlink(&elsewhere, &file).expect("a link");
@@ -118,7 +118,7 @@ fn a_link_in_the_place_of_a_session_is_not_followed() {
         let set = Patch::of(Op::Set(key("a"), json("2")));
         let changed = patch(&store, id, &set, Want::Meta).await;
         assert!(matches!(changed, Err(Error::Corrupt(_))), "{changed:?}");
-        // Nor is one in the place of what is being written.
+        // Nor is one followed at the path of an unfinished file.
         let (store_of_other, other) = (&store, record(now(), Values::new()));
         let id = crate::store::conformance::new_id();
         let unfinished = directory.path().join("sessions").join(format!("{id}.new"));
@@ -130,10 +130,10 @@ fn a_link_in_the_place_of_a_session_is_not_followed() {
 }
 
 #[test]
-fn a_file_that_is_not_whole_is_corrupt_and_not_missing() {
+fn incomplete_file_is_corrupt_not_missing() {
     let directory = tempfile::tempdir().expect("a directory");
     runtime().block_on(async {
-        let (store, id, file) = one(&directory).await;
+        let (store, id, file) = store_with_session(&directory).await;
         let whole = fs::read(&file).expect("read");
         for length in 0..whole.len() {
             fs::write(&file, &whole[..length]).expect("cut");
@@ -141,13 +141,13 @@ fn a_file_that_is_not_whole_is_corrupt_and_not_missing() {
             assert!(matches!(found, Err(Error::Corrupt(_))), "{length}: {found:?}");
         }
         for at in 0..whole.len() {
-            let mut spoilt = whole.clone();
-            spoilt[at] ^= 1;
-            fs::write(&file, &spoilt).expect("spoilt");
+            let mut corrupted = whole.clone();
+            corrupted[at] ^= 1;
+            fs::write(&file, &corrupted).expect("corrupted");
             let found = store.load(id, Want::Values).await;
             assert!(matches!(found, Err(Error::Corrupt(_))), "{at}: {found:?}");
         }
-        // A start tells of it, and leaves it where it is.
+        // A start logs the corrupt file and leaves it in place.
         drop(store);
         let store = opened(&directory);
         assert!(matches!(store.load(id, Want::Meta).await, Err(Error::Corrupt(_))));
@@ -158,10 +158,10 @@ fn a_file_that_is_not_whole_is_corrupt_and_not_missing() {
 }
 
 #[test]
-fn a_crash_before_the_rename_leaves_the_session_as_it_was() {
+fn crash_before_rename_keeps_the_old_record() {
     let directory = tempfile::tempdir().expect("a directory");
     runtime().block_on(async {
-        let (store, id, file) = one(&directory).await;
+        let (store, id, file) = store_with_session(&directory).await;
         let before = store.load(id, Want::Values).await.expect("loaded");
         drop(store);
         let unfinished = file.with_extension("new");
@@ -173,10 +173,10 @@ fn a_crash_before_the_rename_leaves_the_session_as_it_was() {
 }
 
 #[test]
-fn a_directory_that_is_gone_is_no_missing_session() {
+fn missing_directory_is_unavailable_not_empty() {
     let directory = tempfile::tempdir().expect("a directory");
     runtime().block_on(async {
-        let (store, id, _) = one(&directory).await;
+        let (store, id, _) = store_with_session(&directory).await;
         let path = directory.path().join("sessions");
         fs::rename(&path, directory.path().join("away")).expect("moved");
         for answer in [store.load(id, Want::Meta).await.map(drop), store.ping().await] {
@@ -198,7 +198,7 @@ fn five_thousand_sessions_are_listed_and_swept() {
             let store = Arc::clone(&store);
             making.spawn(async move {
                 for _ in 0..5_000 / 16 {
-                    made(&*store, &record(begin, Values::new())).await;
+                    create_session(&*store, &record(begin, Values::new())).await;
                 }
             });
         }

@@ -40,7 +40,7 @@ fn evicted(store: &Memory) -> u64 {
 }
 
 #[test]
-fn a_full_store_evicts_the_oldest_unproven_record() {
+fn full_store_evicts_the_oldest_unproven_record() {
     runtime().block_on(async {
         let (store, now) = (store_of(4), now());
         let older = |seconds| now - Duration::from_secs(seconds);
@@ -62,7 +62,7 @@ fn a_full_store_evicts_the_oldest_unproven_record() {
 }
 
 #[test]
-fn a_store_full_of_proven_records_refuses_and_keeps_them() {
+fn store_full_of_proven_records_refuses_new_ones() {
     runtime().block_on(async {
         let (store, now) = (store_of(3), now());
         let unproven = create(&store, &of(now, 500, true)).await.expect("room");
@@ -89,7 +89,7 @@ fn a_store_full_of_proven_records_refuses_and_keeps_them() {
 }
 
 #[test]
-fn a_log_in_takes_an_unproven_record_out_of_reach() {
+fn log_in_protects_a_record_from_eviction() {
     runtime().block_on(async {
         let (store, now) = (store_of(2), now());
         let mine =
@@ -113,7 +113,7 @@ fn a_log_in_takes_an_unproven_record_out_of_reach() {
 }
 
 #[test]
-fn what_is_counted_goes_with_what_is_removed() {
+fn removal_frees_counted_bytes() {
     runtime().block_on(async {
         let (store, now) = (store_of(100), now());
         let mut one = of(now, 100, true);

@@ -5,7 +5,7 @@
 //! shows that it is alive; its answer comes after every push before it. So what the cache holds is
 //! good until [`LEASE`] after the sending of the last `PING` that was answered, whatever happens to
 //! the connection; and where it breaks or is late, everything is dropped. What was read before the
-//! connection was armed is never put into the cache after it ([`Hot::clear`] moves all stamps).
+//! connection was armed is never put into the cache after it ([`RecordCache::clear`] moves all stamps).
 //!
 //! (redis-rs has a cache of its own, which tells what was overwritten on its own connection and
 //! keeps what was read before a push that came first.)
@@ -22,7 +22,7 @@ use super::deployment::Deployment;
 use super::fields;
 use crate::redis::config::Address;
 use crate::redis::{CONNECT_TIMEOUT, Cause, Layout, Place, Role, whole};
-use crate::store::cache::Hot;
+use crate::store::cache::RecordCache;
 use crate::tasks::Tasks;
 
 /// For how long a record is told after it was last known to be good.
@@ -47,7 +47,7 @@ struct Moved(Address);
 
 /// Keeps `hot` coherent with the deployment until the drain. In a cluster it does nothing, and
 /// nothing is cached.
-pub async fn track(deployment: Deployment, hot: Arc<Hot>, tasks: Tasks) {
+pub async fn track(deployment: Deployment, hot: Arc<RecordCache>, tasks: Tasks) {
     let Layout::One(place) = &deployment.servers.layout else { return };
     let mut told = false;
     loop {
@@ -81,7 +81,7 @@ pub async fn track(deployment: Deployment, hot: Arc<Hot>, tasks: Tasks) {
 async fn arm(
     deployment: &Deployment,
     place: &Place,
-    hot: &Arc<Hot>,
+    hot: &Arc<RecordCache>,
 ) -> Result<(Address, MultiplexedConnection), Cause> {
     let address = place.find(&deployment.servers.dialer).await?;
     let deadline = tokio::time::Instant::now() + CONNECT_TIMEOUT;
@@ -108,7 +108,7 @@ async fn beat(
     mut connection: MultiplexedConnection,
     place: &Place,
     address: &Address,
-    hot: &Hot,
+    hot: &RecordCache,
 ) -> Result<std::convert::Infallible, Cause> {
     let mut idle = 0;
     loop {
@@ -140,13 +140,13 @@ async fn beat(
     }
 }
 
-fn hear(hot: &Hot, push: PushInfo) {
+fn hear(hot: &RecordCache, push: PushInfo) {
     match (push.kind, push.data.first()) {
         (PushKind::Invalidate, Some(Value::Array(keys))) => {
             for key in keys {
                 // Others may be under our prefix that are not ours.
                 if let Some(id) = fields::id_of(key) {
-                    hot.forget(id);
+                    hot.invalidate(id);
                 }
             }
         }

@@ -10,10 +10,6 @@ pub(super) use crate::store::fault::Kind;
 /// Errors that SQLite itself does not report.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum Trouble {
-    #[error("the queue is full")]
-    QueueFull,
-    #[error("the store's thread has ended")]
-    ThreadEnded,
     #[error("a column holds what was never written there")]
     Unreadable,
     #[error("the transaction was rolled back")]

@@ -1,12 +1,11 @@
-//! Records in a file of SQLite: kept over restarts, and shared by processes of one machine.
+//! The SQLite store: one database file, shared by the processes of a machine; survives restarts.
 //!
-//! One thread writes, and commits in groups what has queued up meanwhile; a few read. An answer
-//! goes out after its commit. No worker ever waits for the disk: it waits for a channel, and no
-//! longer than the deadline.
+//! One thread writes. It commits what is queued as one transaction (group commit), and answers after
+//! the commit. A few threads read, each on a connection of its own. No async task waits for the disk:
+//! it waits for a channel, up to the deadline.
 
 mod database;
 mod fault;
-mod reader;
 mod reserve;
 mod row;
 mod schema;
@@ -17,15 +16,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::Connection;
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use self::database::{Check, Database, Identity};
 use self::fault::{Fault, Trouble};
-use self::reader::Readers;
 pub use self::schema::OpenError;
-use self::writer::{Need, Writer};
+use self::writer::{Committer, Need, QueuedChange};
 use super::owned::{OwnedChange, OwnedWant};
+use super::worker_thread::{IoKind, Job, WorkerThreads};
 use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want, over_at};
 use crate::random;
 use crate::session::id::Id;
@@ -35,16 +33,22 @@ use crate::session::policy::Policy;
 use crate::session::record::{Entry, Principal, Record};
 use crate::time::Timestamp;
 
+/// Number of threads that read.
+const READERS: usize = 4;
+
+/// Maximum number of changes in one transaction.
+const MAX_BATCH: usize = 256;
+
 /// The SQLite store.
 #[derive(Debug)]
 pub struct Sqlite {
     timeout: Duration,
     database: Arc<Database>,
     check: Check,
-    /// Before the writer: dropped first, so that the writer's is the last connection, which
-    /// leaves one file behind.
-    readers: Readers,
-    writer: Writer,
+    /// Declared, and so dropped, before the writer: the writer's connection must be the last to close,
+    /// so that it can truncate the log and leave one file.
+    readers: WorkerThreads<Job<Connection>>,
+    writer: WorkerThreads<QueuedChange>,
 }
 
 impl Sqlite {
@@ -60,38 +64,48 @@ impl Sqlite {
         // A lock that another process holds is to be reported before the deadline.
         let patience = timeout / 2;
         let connection = schema::open(path, patience)?;
-        let readers = Readers::open(path, patience)?;
+        let readers: Vec<Connection> =
+            (0..READERS).map(|_| schema::open_reader(path, patience)).collect::<Result<_, _>>()?;
         let database = Arc::new(Database::of(path, identity).map_err(unknown)?);
         let check = Check::start(path, patience, Arc::clone(&database))?;
-        let writer = Writer::start(connection, path, Arc::clone(&database))
-            .map_err(|source| OpenError::Thread { source })?;
+        let thread = |source| OpenError::Thread { source };
+        let readers = readers.into_iter().map(|connection| {
+            move |jobs: Vec<Job<Connection>>| {
+                for mut job in jobs.into_iter().filter(Job::is_wanted) {
+                    job.run(&connection);
+                    job.report(Ok(()));
+                }
+            }
+        });
+        let readers = WorkerThreads::start("sqlite-reader", 1, readers).map_err(thread)?;
+        let mut committer = Committer::new(connection, path, Arc::clone(&database));
+        let commit = move |changes| committer.commit_batch(changes);
+        let writer = WorkerThreads::start("sqlite-writer", MAX_BATCH, [commit]).map_err(thread)?;
         Ok(Self { timeout, database, check, readers, writer })
     }
 
     async fn read<T: Send + 'static>(
         &self,
-        query: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+        mut query: impl FnMut(&Connection) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Error> {
         let database = Arc::clone(&self.database);
-        let answer = self.readers.submit(move |connection| database.query(|| query(connection)))?;
-        match timeout(self.timeout, answer).await {
-            Ok(Ok(answer)) => Ok(answer?),
-            Ok(Err(closed)) => Err(Error::Unavailable(closed.into())),
-            Err(elapsed) => Err(Error::Unavailable(elapsed.into())),
-        }
+        let (job, answer) = Job::new(IoKind::Read, move |connection: &Connection| {
+            database.query(|| query(connection))
+        });
+        self.readers.submit(job)?;
+        answer.within(self.timeout).await
     }
 
+    /// Queues a change. It must write by its last statement alone: then it is made completely or not
+    /// at all, and can be made again after a rollback.
     async fn write<T: Send + 'static>(
         &self,
         need: Need,
         change: impl FnMut(&Connection) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Error> {
-        let answer: oneshot::Receiver<Result<T, Fault>> = self.writer.submit(need, change)?;
-        match timeout(self.timeout, answer).await {
-            Ok(Ok(answer)) => Ok(answer?),
-            Ok(Err(closed)) => Err(Error::OutcomeUnknown(closed.into())),
-            Err(elapsed) => Err(Error::OutcomeUnknown(elapsed.into())),
-        }
+        let (job, answer) = Job::new(IoKind::Write, change);
+        self.writer.submit(QueuedChange { need, job })?;
+        answer.within(self.timeout).await
     }
 }
 

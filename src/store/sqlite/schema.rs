@@ -143,6 +143,16 @@ pub(super) fn connect(path: &Path, patience: Duration) -> rusqlite::Result<Conne
     Ok(connection)
 }
 
+/// Opens a connection for a thread that reads.
+pub(super) fn open_reader(path: &Path, patience: Duration) -> Result<Connection, OpenError> {
+    let failed = |source| OpenError::Sqlite { path: path.to_owned(), source };
+    let connection = connect(path, patience).map_err(failed)?;
+    connection.pragma_update(None, "query_only", true).map_err(failed)?;
+    // SQLite opens the log at the first read. Later, another file may be at its path.
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).map_err(failed)?;
+    Ok(connection)
+}
+
 enum Whose {
     Ours,
     Nobodys,

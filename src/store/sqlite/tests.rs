@@ -1,4 +1,4 @@
-//! The suite, and what only a file can do.
+//! The conformance suite over SQLite, and tests of the database file.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use crate::session::patch::{Op, Patch};
 use crate::session::record::Values;
 use crate::store::conformance::{Fresh, json, key, new_id, now, patch, record, runtime, suite};
 
-/// The suite shares two cores with everything else that is tested.
+/// Generous: tests run in parallel on few cores.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn directory() -> (TempDir, PathBuf) {
@@ -30,7 +30,7 @@ fn fresh() -> Fresh {
     Fresh::new(store, directory).spoiled_by(spoiler(path))
 }
 
-/// Makes rows unreadable, in one of several ways.
+/// Returns a function that corrupts rows in one of several ways.
 pub(crate) fn spoiler(path: PathBuf) -> impl Fn(Id, usize) -> std::future::Ready<()> {
     move |id, way| {
         let connection = Connection::open(&path).expect("opened");
@@ -51,15 +51,15 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).expect("there").permissions().mode() & 0o777
 }
 
-/// The path of a file that SQLite keeps beside the main one.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+/// Returns the path of a file that SQLite keeps next to the database.
+fn sibling(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
 #[test]
-fn what_was_acknowledged_is_there_after_a_reopening() {
+fn acknowledged_changes_survive_reopening() {
     let (_directory, path) = directory();
     let id = new_id();
     let first = record(now(), Values::new());
@@ -71,13 +71,13 @@ fn what_was_acknowledged_is_there_after_a_reopening() {
         let changed = patch(&store, id, &one, Want::Values).await;
         let changed = changed.expect("answered").expect("applied").entry;
         drop(store);
-        assert!(!beside(&path, "-wal").exists(), "the log was worked in");
+        assert!(!sibling(&path, "-wal").exists(), "the log was checkpointed");
         let found = open(&path).load(id, Want::Values).await;
         assert_eq!(found.expect("loaded"), changed);
     });
 }
 
-/// What a version before `unproven_at` does to a session that is used and changed.
+/// The statements of a version before `unproven_at` for a use and a change of a session.
 const OLDER_USE: &str = "UPDATE sessions SET ends_at = ?2, generation = ?3, generation_since = ?4, \
      previous_until = ?5, last_seen_at = ?6, cookie_set_at = ?7 WHERE id = ?1";
 const OLDER_PUT: &str = "INSERT INTO sessions (id, ended, ends_at, version, generation, generation_since, \
@@ -95,7 +95,7 @@ const OLDER_PUT: &str = "INSERT INTO sessions (id, ended, ends_at, version, gene
      excluded.json)";
 
 #[test]
-fn an_older_file_is_read_and_written() {
+fn older_file_is_read_and_written() {
     let (directory, path) = directory();
     fs::create_dir(path.parent().expect("a directory")).expect("made");
     let id = new_id();
@@ -136,7 +136,7 @@ const POLICY: fn() -> Policy =
     || Policy { unproven_timeout: Some(Duration::from_hours(1)), ..Policy::default() };
 
 #[test]
-fn what_an_older_version_uses_is_proven() {
+fn use_by_an_older_version_proves_a_session() {
     let (_directory, path) = directory();
     let store = open(&path);
     let now = now();
@@ -179,12 +179,12 @@ fn only_the_owner_reads_the_files() {
     });
     assert_eq!(mode(path.parent().expect("a directory")), 0o700);
     for suffix in ["", "-wal", "-shm"] {
-        assert_eq!(mode(&beside(&path, suffix)), 0o600, "{suffix}");
+        assert_eq!(mode(&sibling(&path, suffix)), 0o600, "{suffix}");
     }
 }
 
 #[test]
-fn a_foreign_file_is_refused_and_left_as_it_is() {
+fn foreign_file_is_refused_and_unchanged() {
     let (directory, _) = directory();
     let path = directory.path().join("other.db");
     let other = Connection::open(&path).expect("opened");
@@ -202,7 +202,7 @@ fn a_foreign_file_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn a_file_of_a_later_format_is_refused() {
+fn newer_format_is_refused() {
     let (_directory, path) = directory();
     drop(open(&path));
     let connection = Connection::open(&path).expect("opened");
@@ -213,7 +213,7 @@ fn a_file_of_a_later_format_is_refused() {
 }
 
 #[test]
-fn two_handles_on_one_file_see_each_others_changes() {
+fn stores_on_one_file_see_each_others_changes() {
     let (_directory, path) = directory();
     let (one, other) = (open(&path), open(&path));
     runtime().block_on(async {
@@ -239,7 +239,7 @@ fn two_handles_on_one_file_see_each_others_changes() {
 }
 
 #[test]
-fn a_full_disk_is_said_and_changes_nothing() {
+fn full_disk_is_reported_and_changes_nothing() {
     let (_directory, path) = directory();
     let store = open(&path);
     runtime().block_on(async {
@@ -277,7 +277,7 @@ fn a_full_disk_is_said_and_changes_nothing() {
 }
 
 #[test]
-fn a_locked_file_is_not_available_and_its_reads_go_on() {
+fn locked_file_rejects_writes_but_not_reads() {
     let (_directory, path) = directory();
     let store = Sqlite::open(&path, Duration::from_millis(400)).expect("opened");
     let other = Connection::open(&path).expect("opened");
@@ -296,7 +296,7 @@ fn a_locked_file_is_not_available_and_its_reads_go_on() {
 }
 
 #[test]
-fn a_row_that_we_did_not_write_is_corrupt_and_not_missing() {
+fn foreign_row_is_corrupt_not_missing() {
     let (_directory, path) = directory();
     let store = open(&path);
     runtime().block_on(async {

@@ -5,11 +5,11 @@ use std::thread;
 use std::time::Duration;
 
 use super::*;
-use crate::store::cache::{Cached, Coherence, Hot};
+use crate::store::cache::{Cached, Coherence, RecordCache};
 
 /// The connection has a thread of its own, as with several workers.
-fn tracked(deployment: &Deployment) -> Arc<Hot> {
-    let hot = Arc::new(Hot::new(1024 * 1024, Coherence::Leased));
+fn tracked(deployment: &Deployment) -> Arc<RecordCache> {
+    let hot = Arc::new(RecordCache::new(1024 * 1024, Coherence::Leased));
     let (deployment, kept) = (deployment.clone(), Arc::clone(&hot));
     thread::spawn(move || runtime().block_on(track(deployment, kept, Tasks::new())));
     let start = std::time::Instant::now();
