@@ -10,11 +10,12 @@ use cloakroom::server::Tasks;
 
 use crate::support::raw::exchange;
 use crate::support::{
-    Browser, Cloakroom, KEY, PATIENCE, Program, RedisServer, Script, Upstream, curl, until,
+    Browser, Cloakroom, KEY, PATIENCE, Program, RedisServer, Script, Upstream, curl, needs, until,
 };
 
 #[tokio::test]
 async fn admin_reports_liveness_readiness_and_metrics() {
+    needs!("redis-server");
     let upstream = Upstream::start();
     let mut server = Some(RedisServer::start(&[]));
     let toml =
@@ -62,6 +63,7 @@ async fn admin_reports_liveness_readiness_and_metrics() {
 
 #[tokio::test]
 async fn anonymous_on_error_serves_without_a_session() {
+    needs!("redis-server");
     let upstream = Upstream::start();
     let server = RedisServer::start(&[]);
     let toml = format!(
@@ -96,6 +98,7 @@ fn on_redis(server: &RedisServer, more: &str) -> String {
 
 #[tokio::test]
 async fn wrong_password_is_never_ready() {
+    needs!("redis-server");
     let upstream = Upstream::start();
     let server = RedisServer::start(&[]);
     server.command(&["CONFIG", "SET", "requirepass", "right"]);
@@ -111,6 +114,7 @@ async fn wrong_password_is_never_ready() {
 
 #[tokio::test]
 async fn full_redis_keeps_instance_ready() {
+    needs!("redis-server");
     let upstream = Upstream::start();
     let server = RedisServer::start(&[]);
     let cloakroom = Cloakroom::with(&upstream, &on_redis(&server, "")).await;
@@ -147,6 +151,7 @@ async fn anonymous_routes_need_no_store() {
 
 #[tokio::test]
 async fn many_pollers_make_few_probes() {
+    needs!("redis-server");
     let upstream = Upstream::start();
     let server = RedisServer::start(&[]);
     let cloakroom = Arc::new(Cloakroom::with(&upstream, &on_redis(&server, "")).await);
@@ -247,6 +252,7 @@ async fn listeners_can_be_unix_sockets() {
 
 #[tokio::test]
 async fn foreign_host_names_are_misdirected() {
+    needs!("curl");
     let upstream = Upstream::start();
     let toml = "[api]\nurl = \"http://sessions.internal:8081/_session\"\n\
         instance_url = \"http://one.internal:8081\"\nhosts = [\"cloakroom.svc\"]\n\

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::{
-    Authority, Browser, Cloakroom, CurlResponse, Flaw, RedisServer, Script, Upstream, curl,
+    Authority, Browser, Cloakroom, CurlResponse, Flaw, RedisServer, Script, Upstream, curl, needs,
 };
 
 /// Returns `[api]` with TLS of this authority, which clients must have certificates of.
@@ -57,6 +57,7 @@ fn token(upstream: &Upstream) -> String {
 
 #[tokio::test]
 async fn calls_need_a_client_certificate() {
+    needs!("curl");
     let (upstream, authority, other) = (Upstream::start(), Authority::new(), Authority::new());
     let proxy = Cloakroom::with(&upstream, &api(&authority)).await;
     let page = {
@@ -79,6 +80,7 @@ async fn calls_need_a_client_certificate() {
 
 #[tokio::test]
 async fn instances_call_each_other_over_tls() {
+    needs!("redis-server", "curl");
     let (upstream, authority) = (Upstream::start(), Authority::new());
     let store = format!(
         "{}[store]\nurl = \"{}\"\nkey_prefix = \"api-tls:\"\ntimeout = \"20s\"\n",
@@ -107,6 +109,7 @@ async fn instances_call_each_other_over_tls() {
 
 #[tokio::test]
 async fn certificates_of_the_api_are_reloaded() {
+    needs!("curl");
     let (upstream, authorities) = (Upstream::start(), [Authority::new(), Authority::new()]);
     let mut proxy = Cloakroom::with(&upstream, &api(&authorities[0])).await;
     let exit = async |proxy: &Cloakroom, authority: &Authority| {

@@ -3,7 +3,7 @@
 use cloakroom::demo::{Demo, Options};
 use serde_json::{Value, json};
 
-use crate::support::{Driver, Window};
+use crate::support::{Driver, Window, needs};
 
 fn start() -> Demo {
     crate::support::init_log();
@@ -23,6 +23,7 @@ async fn cookie(window: &Window<'_>) -> Value {
 
 #[tokio::test]
 async fn localhost_gets_the_default_cookie_without_tls() {
+    needs!("chromium", "chromedriver");
     let demo = start();
     let driver = Driver::start().await;
     let window = driver.window().await;
@@ -54,6 +55,7 @@ async fn localhost_gets_the_default_cookie_without_tls() {
 
 #[tokio::test]
 async fn login_rotates_the_cookie_and_logout_deletes_it() {
+    needs!("chromium", "chromedriver");
     let demo = start();
     let account = format!("{}account", demo.url());
     let driver = Driver::start().await;
@@ -98,6 +100,7 @@ async fn login_rotates_the_cookie_and_logout_deletes_it() {
 
 #[tokio::test]
 async fn messages_are_shown_once_and_values_removed_once() {
+    needs!("chromium", "chromedriver");
     let demo = start();
     let driver = Driver::start().await;
     let window = driver.window().await;
@@ -124,6 +127,7 @@ async fn messages_are_shown_once_and_values_removed_once() {
 
 #[tokio::test]
 async fn browser_close_removes_the_cookies_expiry() {
+    needs!("chromium", "chromedriver");
     let demo = start();
     let driver = Driver::start().await;
     let window = driver.window().await;
@@ -146,6 +150,7 @@ async fn browser_close_removes_the_cookies_expiry() {
 
 #[tokio::test]
 async fn the_test_cookie_shows_if_cookies_work() {
+    needs!("chromium", "chromedriver");
     let demo = start();
     let driver = Driver::start().await;
     for (window, verdict) in [
@@ -162,6 +167,7 @@ async fn the_test_cookie_shows_if_cookies_work() {
 
 #[tokio::test]
 async fn one_browser_logs_another_out() {
+    needs!("chromium", "chromedriver");
     let demo = start();
     let driver = Driver::start().await;
     let (mine, other) = (driver.window().await, driver.window().await);
@@ -187,6 +193,7 @@ async fn one_browser_logs_another_out() {
 
 #[tokio::test]
 async fn header_exchange_counts_visits_across_a_rotation() {
+    needs!("chromium", "chromedriver");
     let demo = start();
     let driver = Driver::start().await;
     let window = driver.window().await;
@@ -208,6 +215,7 @@ async fn header_exchange_counts_visits_across_a_rotation() {
 
 #[tokio::test]
 async fn atomic_increments_survive_20_requests_at_once() {
+    needs!("chromium", "chromedriver");
     let demo = start();
     let driver = Driver::start().await;
     let window = driver.window().await;

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::support::{Browser, Cloakroom, Script, Upstream, until};
+use crate::support::{Browser, Cloakroom, Script, Upstream, needs, until};
 
 /// A running cache that listens at `address`, and is stopped on drop.
 struct Cache {
@@ -157,15 +157,18 @@ async fn check_isolation(vary: Vary, cache: impl AsyncFn(SocketAddr) -> Cache) {
 
 #[tokio::test]
 async fn nginx_keeps_sessions_apart() {
+    needs!("nginx");
     check_isolation(Vary::Honoured, async |origin| Cache::nginx(origin, "").await).await;
 }
 
 #[tokio::test]
 async fn nginx_ignoring_vary_keeps_sessions_apart() {
+    needs!("nginx");
     check_isolation(Vary::Ignored, async |origin| Cache::nginx(origin, "Vary").await).await;
 }
 
 #[tokio::test]
 async fn varnish_keeps_sessions_apart() {
+    needs!("varnishd");
     check_isolation(Vary::Honoured, Cache::varnish).await;
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Cluster, Instance, RedisServer, Script, Upstream, until};
+use crate::support::{Cluster, Instance, RedisServer, Script, Upstream, needs, until};
 
 fn store(nodes: &[&RedisServer]) -> String {
     let nodes: Vec<String> = nodes.iter().map(|node| node.address().to_string()).collect();
@@ -29,6 +29,7 @@ fn without_slots() -> RedisServer {
 
 #[tokio::test]
 async fn replicas_lead_to_the_primaries() {
+    needs!("redis-server");
     let cluster = tokio::task::spawn_blocking(Cluster::start).await.unwrap();
     let upstream = Upstream::start();
     let stray = without_slots();
@@ -43,6 +44,7 @@ async fn replicas_lead_to_the_primaries() {
 
 #[tokio::test]
 async fn a_failover_leaves_the_nodes_of_the_url_as_replicas() {
+    needs!("redis-server");
     let cluster = tokio::task::spawn_blocking(Cluster::start).await.unwrap();
     let upstream = Upstream::start();
     let primaries: Vec<&RedisServer> = cluster.nodes()[..3].iter().collect();
@@ -69,6 +71,7 @@ async fn a_failover_leaves_the_nodes_of_the_url_as_replicas() {
 
 #[tokio::test]
 async fn a_map_without_primaries_is_not_ready() {
+    needs!("redis-server");
     let upstream = Upstream::start();
     let (node, other) = (without_slots(), without_slots());
     let instance = Instance::start(&upstream, &store(&[&node, &other])).await;

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Browser, Cloakroom, Page, RedisServer, Script, Upstream};
+use crate::support::{Browser, Cloakroom, Page, RedisServer, Script, Upstream, needs};
 
 const PARALLEL: usize = 50;
 const ROUNDS: usize = 20;
@@ -58,6 +58,7 @@ async fn no_update_is_lost_in_sqlite() {
 
 #[tokio::test]
 async fn no_update_is_lost_in_redis() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     check_no_lost_updates(&format!("redis://127.0.0.1:{}/0", server.port())).await;
 }

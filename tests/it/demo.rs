@@ -9,7 +9,7 @@ use cloakroom::demo::{Demo, Error, Options};
 use cloakroom::server::Tasks;
 use http::{Request, StatusCode};
 
-use crate::support::{Browser, PATIENCE, Page, Script};
+use crate::support::{Browser, PATIENCE, Page, Script, needs};
 
 fn start(port: u16) -> Result<Demo, Error> {
     crate::support::init_log();
@@ -120,6 +120,7 @@ fn snippets(page: &str, language: &str) -> Vec<String> {
 /// The complete sites are run by `examples.rs`; the snippets must at least be valid code.
 #[tokio::test]
 async fn code_of_every_page_has_no_syntax_errors() {
+    needs!("php", "python3", "node");
     let demo = start(0).unwrap();
     let visitor = visitor(&demo);
     let directory = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::Program;
+use crate::support::{Program, needs};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -255,6 +255,7 @@ async fn accept(arguments: Vec<&str>) {
 /// Runs the tutorial's commands in order, on free ports, and finds what it says is printed.
 #[test]
 fn tutorial_works() {
+    needs!("php", "curl");
     let text = fs::read_to_string(root().join("docs/tutorial.md")).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let port = || {

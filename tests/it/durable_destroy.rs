@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Cluster, Instance, RedisServer, Script, Sentinels, Upstream, until};
+use crate::support::{Cluster, Instance, RedisServer, Script, Sentinels, Upstream, needs, until};
 
 /// What the answer to a destroy of a session says of replicas: true, false, or null if it was not
 /// waited for. With the session's id.
@@ -32,6 +32,7 @@ async fn has_lost_its_replicas(primary: &RedisServer) {
 
 #[tokio::test]
 async fn a_server_that_had_a_replica_is_waited_for() {
+    needs!("redis-server");
     let primary = RedisServer::start(&[]);
     let upstream = Upstream::start();
     let instance = Instance::start(&upstream, &store(&primary)).await;
@@ -49,6 +50,7 @@ async fn a_server_that_had_a_replica_is_waited_for() {
 
 #[tokio::test]
 async fn a_replica_seen_at_the_start_is_remembered() {
+    needs!("redis-server");
     let primary = RedisServer::start(&[]);
     let replica = RedisServer::replica_of(&primary);
     let upstream = Upstream::start();
@@ -60,6 +62,7 @@ async fn a_replica_seen_at_the_start_is_remembered() {
 
 #[tokio::test]
 async fn with_sentinels_a_destroy_always_waits() {
+    needs!("redis-server");
     let sentinels = tokio::task::spawn_blocking(Sentinels::start).await.unwrap();
     let upstream = Upstream::start();
     let addresses = sentinels.addresses().join(",");
@@ -73,6 +76,7 @@ async fn with_sentinels_a_destroy_always_waits() {
 
 #[tokio::test]
 async fn in_a_cluster_slots_that_had_a_replica_wait() {
+    needs!("redis-server");
     let cluster = tokio::task::spawn_blocking(Cluster::start).await.unwrap();
     let upstream = Upstream::start();
     let seeds = cluster.seeds().join(",");
@@ -93,6 +97,7 @@ async fn in_a_cluster_slots_that_had_a_replica_wait() {
 
 #[tokio::test]
 async fn a_cluster_without_replicas_waits_for_nothing() {
+    needs!("redis-server");
     let node = RedisServer::start(&["--cluster-enabled", "yes"]);
     node.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).done();
     let answers = || node.command(&["CLUSTER", "INFO"]).text().contains("cluster_state:ok");
@@ -105,6 +110,7 @@ async fn a_cluster_without_replicas_waits_for_nothing() {
 
 #[tokio::test]
 async fn a_refused_command_switches_the_wait_off() {
+    needs!("redis-server");
     let upstream = Upstream::start();
     for refused in ["-wait", "-role"] {
         let primary = RedisServer::start(&[]);

@@ -8,7 +8,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::support::raw::{RawUpstream, read_until};
-use crate::support::{Authority, Cloakroom, Flaw, PATIENCE, Upstream, curl};
+use crate::support::{Authority, Cloakroom, Flaw, PATIENCE, Upstream, curl, needs};
 
 /// Uploads 8 MiB ten times with Python's client, which reads nothing until all is sent. Returns the statuses.
 const UPLOADS: &str = r#"
@@ -69,6 +69,7 @@ fn routes(hasty: SocketAddr) -> String {
 
 #[tokio::test]
 async fn early_response_survives_the_upload() {
+    needs!("python3");
     let upstream = Upstream::start();
     let proxy = Cloakroom::with(&upstream, &routes(hasty_site().await)).await;
     for path in ["/", "/hasty"] {
@@ -81,6 +82,7 @@ async fn early_response_survives_the_upload() {
 
 #[tokio::test]
 async fn early_response_survives_the_upload_over_tls() {
+    needs!("python3");
     let upstream = Upstream::start();
     let authority = Authority::new();
     let identity = authority.server(Flaw::None);

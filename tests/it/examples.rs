@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::docs::markdown;
 use crate::support::raw::exchange;
-use crate::support::{Browser, Cloakroom, Script, Upstream, until};
+use crate::support::{Browser, Cloakroom, Script, Upstream, needs, until};
 
 /// A site in another language. Dropping it ends it.
 struct Site(Child);
@@ -116,6 +116,7 @@ async fn survive(cloakroom: &Cloakroom) {
 /// By the program of this machine's configuration, and by one without a php.ini.
 #[tokio::test]
 async fn a_site_in_php() {
+    needs!("php");
     for option in [&[][..], &["-n"]] {
         let address = free_address();
         let (file, at) = (example("site.php"), address.to_string());
@@ -129,6 +130,7 @@ async fn a_site_in_php() {
 
 #[tokio::test]
 async fn a_site_in_python() {
+    needs!("python3");
     let address = free_address();
     let file = example("site.py");
     let _site =
@@ -141,6 +143,7 @@ async fn a_site_in_python() {
 
 #[tokio::test]
 async fn a_site_in_node() {
+    needs!("node");
     let address = free_address();
     let file = example("site.mjs");
     let _site =
@@ -152,6 +155,7 @@ async fn a_site_in_node() {
 
 #[tokio::test]
 async fn a_site_of_shell_scripts() {
+    needs!("python3", "curl");
     let address = free_address();
     let (runner, script, port) =
         (example("cgi.py"), example("site.cgi"), address.port().to_string());
@@ -164,6 +168,7 @@ async fn a_site_of_shell_scripts() {
 
 #[tokio::test]
 async fn a_shell_script_that_makes_no_call() {
+    needs!("python3");
     let address = free_address();
     let (runner, script, port) =
         (example("cgi.py"), example("exchange.cgi"), address.port().to_string());
@@ -211,6 +216,7 @@ const NODE_PATH: &str = "/usr/share/nodejs";
 
 #[tokio::test]
 async fn frameworks_see_the_scheme_behind_tls() {
+    needs!("php", "node", "django-admin", "flask");
     let shown = documentation();
     for (file, line, programs, check) in [
         (
@@ -244,6 +250,7 @@ async fn frameworks_see_the_scheme_behind_tls() {
 /// By itself it compresses nothing for requests with a Via.
 #[tokio::test]
 async fn nginx_compresses_behind_the_proxy() {
+    needs!("nginx");
     let directory = tempfile::tempdir().unwrap();
     let (at, address) = (directory.path(), free_address());
     let shown = documentation();

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::support::{Browser, Instance, RedisServer, Script, Sentinels, Upstream, until};
+use crate::support::{Browser, Instance, RedisServer, Script, Sentinels, Upstream, needs, until};
 
 /// Two instances, a visitor of each who goes on writing, and the servers.
 struct World {
@@ -178,6 +178,7 @@ fn clients(server: &RedisServer) -> Vec<String> {
 
 #[tokio::test]
 async fn an_old_primary_is_left_before_it_is_demoted() {
+    needs!("redis-server");
     let world = World::new().await;
     let writers = world.writers();
     let mut moments = Vec::new();
@@ -235,6 +236,7 @@ async fn an_old_primary_is_left_before_it_is_demoted() {
 
 #[tokio::test]
 async fn a_killed_primary_is_replaced_and_back_as_replica() {
+    needs!("redis-server");
     let world = World::new().await;
     let writers = world.writers();
     let mut moments = Vec::new();
@@ -268,6 +270,7 @@ async fn a_killed_primary_is_replaced_and_back_as_replica() {
 
 #[tokio::test]
 async fn a_sentinel_that_was_frozen_leads_nobody_back() {
+    needs!("redis-server");
     let world = World::new().await;
     let writers = world.writers();
     for writer in &writers {

@@ -4,7 +4,7 @@
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use crate::support::{Connection, Direction, End, Fault, FaultProxy, RedisServer, Reply};
+use crate::support::{Connection, Direction, End, Fault, FaultProxy, RedisServer, Reply, needs};
 
 /// Long enough for an answer that comes, short enough to wait for one that does not.
 const SHORT: Duration = Duration::from_millis(150);
@@ -32,6 +32,7 @@ fn silent(connection: &mut Connection) {
 
 #[test]
 fn a_delay_is_counted_each_way() {
+    needs!("redis-server");
     let proxy = before_redis();
     let mut connection = open(&proxy);
     let (fixed, jitter) = (Duration::from_millis(60), Duration::from_millis(20));
@@ -45,6 +46,7 @@ fn a_delay_is_counted_each_way() {
 
 #[test]
 fn a_stall_holds_what_it_is_told_to_and_lets_it_go_afterwards() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let proxy = FaultProxy::to(server.address());
     for way in [Direction::Both, Direction::Requests, Direction::Replies] {
@@ -67,6 +69,7 @@ fn a_stall_holds_what_it_is_told_to_and_lets_it_go_afterwards() {
 
 #[test]
 fn a_connection_is_cut_in_the_middle_of_a_reply() {
+    needs!("redis-server");
     let proxy = before_redis();
     let mut connection = open(&proxy);
     let mut other = open(&proxy);
@@ -85,6 +88,7 @@ fn a_connection_is_cut_in_the_middle_of_a_reply() {
 
 #[test]
 fn all_connections_are_reset() {
+    needs!("redis-server");
     let proxy = before_redis();
     let mut connections = [open(&proxy), open(&proxy)];
     assert_eq!((proxy.connections(), proxy.accepted()), (2, 2));
@@ -97,6 +101,7 @@ fn all_connections_are_reset() {
 
 #[test]
 fn garbage_and_answers_to_no_question_come_once() {
+    needs!("redis-server");
     let proxy = before_redis();
     let mut connection = open(&proxy);
     proxy.garbage(b"?!\r\n");
@@ -111,6 +116,7 @@ fn garbage_and_answers_to_no_question_come_once() {
 
 #[test]
 fn new_connections_are_refused_or_reset_while_old_ones_go_on() {
+    needs!("redis-server");
     let proxy = before_redis();
     let mut connection = open(&proxy);
     proxy.set(Fault::Refuse);
@@ -132,6 +138,7 @@ fn new_connections_are_refused_or_reset_while_old_ones_go_on() {
 
 #[test]
 fn a_blackhole_takes_the_old_connections_and_new_ones_work() {
+    needs!("redis-server");
     let proxy = before_redis();
     let mut connection = open(&proxy);
     proxy.blackhole();
@@ -143,6 +150,7 @@ fn a_blackhole_takes_the_old_connections_and_new_ones_work() {
 
 #[test]
 fn it_points_elsewhere_and_ends_with_its_handle() {
+    needs!("redis-server");
     let other = RedisServer::start(&[]);
     other.command(&["SET", "here", "yes"]).done();
     let proxy = before_redis();

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use crate::support::raw::exchange;
 use crate::support::{
     API, Browser, Fault, FaultProxy, KEY, Page, Program, RedisServer, Script, Serving, Upstream,
-    until,
+    needs, until,
 };
 
 /// A running instance, and the fault proxy between it and Redis.
@@ -102,6 +102,7 @@ async fn visit(here: &Instance, there: &Instance, round: usize) {
 
 #[tokio::test]
 async fn log_in_at_one_instance_opens_at_the_other() {
+    needs!("redis-server");
     let upstream = Upstream::start();
     let server = RedisServer::start(&[]);
     let keys = format!("keys = [\"{KEY}\"]");
@@ -200,6 +201,7 @@ async fn known(server: &RedisServer, fingerprint: &str) {
 
 #[tokio::test]
 async fn key_rotation_in_three_steps_logs_nobody_out() {
+    needs!("redis-server");
     let (upstream, server) = (Upstream::start(), RedisServer::start(&[]));
     let a = Arc::new(Instance::start(&upstream, &server, &keys(&[OLD]), "").await);
     let b = Arc::new(Instance::start(&upstream, &server, &keys(&[OLD]), "").await);
@@ -242,6 +244,7 @@ async fn key_rotation_in_three_steps_logs_nobody_out() {
 
 #[tokio::test]
 async fn unknown_first_key_warns_at_once() {
+    needs!("redis-server");
     let (upstream, server) = (Upstream::start(), RedisServer::start(&[]));
     let reloaded = Instance::start(&upstream, &server, &keys(&[OLD]), "").await;
     reloaded.program.wait_for_log("session keys, by fingerprint").await;

@@ -4,7 +4,7 @@ use cloakroom::metrics::Event;
 use cloakroom::session::id::Id;
 use serde_json::json;
 
-use crate::support::{Browser, Cloakroom, Page, RedisServer, Script, Upstream};
+use crate::support::{Browser, Cloakroom, Page, RedisServer, Script, Upstream, needs};
 
 async fn log_in(browser: &Browser, name: &str) -> Page {
     browser.navigate("/", &Script::new().patch(&json!({"principal": name}))).await
@@ -56,6 +56,7 @@ fn stores() -> Vec<String> {
 
 #[tokio::test]
 async fn newest_logins_evict_the_oldest() {
+    needs!("redis-server");
     for store in stores() {
         let world = World::new(&store, "evict_oldest").await;
         assert_eq!(log_in(&world.browsers[3], "ada").await.last().status, 200);
@@ -70,6 +71,7 @@ async fn newest_logins_evict_the_oldest() {
 
 #[tokio::test]
 async fn excess_logins_are_rejected_without_changes() {
+    needs!("redis-server");
     for store in stores() {
         let world = World::new(&store, "reject").await;
         let script = Script::new().call("PUT", "/values/cart", "1");
@@ -90,6 +92,7 @@ async fn excess_logins_are_rejected_without_changes() {
 /// HTTP strips whitespace around a field value, so the site would receive another name.
 #[tokio::test]
 async fn principals_with_outer_space_are_rejected() {
+    needs!("redis-server");
     let (upstream, server) = (Upstream::start(), RedisServer::start(&[]));
     let proxy = Cloakroom::with(&upstream, &format!("[store]\nurl = \"{}\"\n", server.url())).await;
     for name in ["admin ", " admin", "\tadmin", "admin\u{a0}", "\u{2003}admin", " "] {
@@ -134,6 +137,7 @@ fn spoil(store: &str, world: &World, id: &str) {
 
 #[tokio::test]
 async fn corrupt_records_do_not_break_principals() {
+    needs!("redis-server");
     let stores = ["sqlite:cap.db".to_owned(), "file:cap".to_owned(), RedisServer::shared().url()];
     for store in stores {
         let world = World::apart(&store, "reject", "spoilt").await;

@@ -1,7 +1,7 @@
 //! Connections of a proxy that sends the PROXY protocol.
 
 use crate::support::raw::{exchange, read_all};
-use crate::support::{Authority, Cloakroom, Flaw, Seen, Upstream, curl};
+use crate::support::{Authority, Cloakroom, Flaw, Seen, Upstream, curl, needs};
 
 const GET: &str =
     "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 10.9.9.9\r\nConnection: close\r\n\r\n";
@@ -79,6 +79,7 @@ async fn untrusted_peers_send_no_header() {
 
 #[tokio::test]
 async fn header_precedes_the_tls_handshake() {
+    needs!("curl");
     let (upstream, authority) = (Upstream::start(), Authority::new());
     let identity = authority.server(Flaw::None);
     let (certificate, key) = (identity.certificate.display(), identity.key.display());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use cloakroom::time::Clock;
 use serde_json::json;
 
-use crate::support::{Browser, Cloakroom, Instance, RedisServer, Script, Upstream};
+use crate::support::{Browser, Cloakroom, Instance, RedisServer, Script, Upstream, needs};
 
 async fn instance(upstream: &Upstream, server: &RedisServer, store: &str) -> Cloakroom {
     let toml = format!(
@@ -31,6 +31,7 @@ fn commands(server: &RedisServer) -> u64 {
 
 #[tokio::test]
 async fn a_destroy_says_whether_a_replica_has_it() {
+    needs!("redis-server");
     let primary = RedisServer::start(&[]);
     let replica = RedisServer::replica_of(&primary);
     let upstream = Upstream::start();
@@ -72,6 +73,7 @@ async fn a_destroy_says_whether_a_replica_has_it() {
 
 #[tokio::test]
 async fn with_the_cache_a_hot_page_costs_no_command_and_a_log_out_elsewhere_is_heard_of() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let upstream = Upstream::start();
     let cache = "cache = { max_bytes = \"4MiB\" }\n";
@@ -102,6 +104,7 @@ async fn with_the_cache_a_hot_page_costs_no_command_and_a_log_out_elsewhere_is_h
 
 #[tokio::test]
 async fn the_log_says_once_that_changes_are_refused() {
+    needs!("redis-server");
     let server = RedisServer::start(&["--appendonly", "yes"]);
     let upstream = Upstream::start();
     let store = format!("url = \"{}\"\n", server.url());

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Authority, Cluster, Connection, Flaw, Identity, RedisServer, Reply, Sentinels,
+    Authority, Cluster, Connection, Flaw, Identity, RedisServer, Reply, Sentinels, needs,
 };
 
 fn ok() -> Reply {
@@ -13,6 +13,7 @@ fn ok() -> Reply {
 
 #[test]
 fn a_server_stops_continues_dies_and_comes_back_with_its_data() {
+    needs!("redis-server");
     let server = RedisServer::start(&["--appendonly", "yes"]);
     assert_eq!(server.command(&["SET", "a", "b"]), ok());
     assert_eq!(server.info("process_id"), server.pid().to_string());
@@ -35,6 +36,7 @@ fn a_server_stops_continues_dies_and_comes_back_with_its_data() {
 
 #[test]
 fn a_stopped_server_ends_with_its_handle() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     server.stop();
     let began = Instant::now();
@@ -46,6 +48,7 @@ fn a_stopped_server_ends_with_its_handle() {
 
 #[test]
 fn a_replica_has_the_data_of_its_primary() {
+    needs!("redis-server");
     let primary = RedisServer::start(&["--requirepass", "hunter2"]);
     primary.command(&["SET", "a", "b"]).done();
     let replica = RedisServer::replica_of(&primary);
@@ -55,6 +58,7 @@ fn a_replica_has_the_data_of_its_primary() {
 
 #[test]
 fn sentinels_name_the_primary_and_replace_it_by_command_and_when_it_dies() {
+    needs!("redis-server");
     let all = Sentinels::start();
     assert_eq!(all.addresses().len(), 3);
     let first = all.primary();
@@ -75,6 +79,7 @@ fn sentinels_name_the_primary_and_replace_it_by_command_and_when_it_dies() {
 
 #[test]
 fn sentinels_and_servers_have_passwords() {
+    needs!("redis-server");
     let all = Sentinels::start_with(Some("of-servers"), Some("of-sentinels"));
     for (server, password) in
         [(&all.servers()[1], "of-servers"), (&all.sentinels()[1], "of-sentinels")]
@@ -87,6 +92,7 @@ fn sentinels_and_servers_have_passwords() {
 
 #[test]
 fn a_cluster_fails_over_by_command_and_when_a_primary_dies() {
+    needs!("redis-server");
     let cluster = Cluster::start();
     let slot = cluster.slot_of("a");
     let first = cluster.primary_of(slot).unwrap();
@@ -110,6 +116,7 @@ fn a_cluster_fails_over_by_command_and_when_a_primary_dies() {
 
 #[test]
 fn a_slot_moves_step_by_step() {
+    needs!("redis-server");
     let cluster = Cluster::start();
     let slot = cluster.slot_of("{a}");
     let from = cluster.primary_of(slot).unwrap();
@@ -138,6 +145,7 @@ fn a_slot_moves_step_by_step() {
 
 #[test]
 fn a_server_listens_at_a_unix_socket_only() {
+    needs!("redis-server");
     let server = RedisServer::unix(&[]);
     let url = server.url();
     let path = url.strip_prefix("redis+unix://").unwrap().strip_suffix("?db=0").unwrap();
@@ -162,6 +170,7 @@ fn ping(server: &RedisServer, authority: &Authority, client: Option<&Identity>) 
 
 #[test]
 fn a_server_speaks_tls_with_clients_that_have_a_certificate() {
+    needs!("redis-server");
     let (ours, other) = (Authority::new(), Authority::new());
     let server = RedisServer::tls(&ours, &ours.server(Flaw::None), &[]);
     assert_eq!(server.url(), format!("rediss://127.0.0.1:{}/", server.port()));
@@ -183,6 +192,7 @@ fn a_server_speaks_tls_with_clients_that_have_a_certificate() {
 
 #[test]
 fn certificates_name_the_server_or_another() {
+    needs!("openssl");
     let authority = Authority::new();
     for (flaw, address, valid) in [
         (Flaw::None, "127.0.0.1", true),
@@ -200,6 +210,7 @@ fn certificates_name_the_server_or_another() {
 
 #[test]
 fn users_have_rules_and_outlive_a_restart() {
+    needs!("redis-server");
     let server = RedisServer::with_acl_file();
     server.acl_user("ada", "hunter2", "~ours:* +@all -flushall");
     for _ in 0..2 {

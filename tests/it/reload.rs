@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::raw::exchange;
-use crate::support::{Authority, Browser, Cloakroom, Flaw, Program, Script, Upstream, curl};
+use crate::support::{Authority, Browser, Cloakroom, Flaw, Program, Script, Upstream, curl, needs};
 
 fn count() -> Script {
     Script::new().call("POST", "/values/n/increment", "")
@@ -71,6 +71,7 @@ async fn keys_that_need_a_restart_are_reported() {
 
 #[tokio::test]
 async fn next_handshake_gets_the_new_certificate() {
+    needs!("curl");
     let (upstream, authorities) = (Upstream::start(), [Authority::new(), Authority::new()]);
     let files = tempfile::tempdir().unwrap();
     let [certificate, key] = ["cert.pem", "key.pem"].map(|name| files.path().join(name));

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use crate::support::raw::RawUpstream;
 use crate::support::{
     Authority, Browser, Cloakroom, CurlResponse, Flaw, Identity, Script, Seen, Upstream, curl,
-    until,
+    needs, until,
 };
 
 /// A proxy with TLS for these, and what goes with it.
@@ -71,6 +71,7 @@ fn saw(seen: &Seen, name: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn sessions_work_over_both_protocols() {
+    needs!("curl");
     let world = World::new(&[&["localhost"]]).await;
     let visit = Script::new().call("POST", "/values/visits/increment", "").to_header();
     let visit = format!("x-script: {visit}");
@@ -95,6 +96,7 @@ async fn sessions_work_over_both_protocols() {
 
 #[tokio::test]
 async fn certificate_is_chosen_by_server_name() {
+    needs!("curl");
     let world =
         World::new(&[&["first.test"], &["second.test", "third.test"], &["*.wide.test"]]).await;
     for host in ["first.test", "second.test", "third.test", "a.wide.test", "SECOND.test"] {
@@ -111,6 +113,7 @@ async fn certificate_is_chosen_by_server_name() {
 
 #[tokio::test]
 async fn only_tls_1_2_and_1_3() {
+    needs!("curl");
     let world = World::new(&[&["localhost"]]).await;
     for (arguments, exit) in [
         (["--tlsv1.2", "--tls-max", "1.2"], 0),
@@ -123,6 +126,7 @@ async fn only_tls_1_2_and_1_3() {
 
 #[tokio::test]
 async fn silent_handshake_times_out_alone() {
+    needs!("curl");
     let authority = Authority::new();
     let identity = authority.server(Flaw::None);
     let limits = "[limits]\nheader_timeout = \"300ms\"\n";
@@ -144,6 +148,7 @@ async fn silent_handshake_times_out_alone() {
 
 #[tokio::test]
 async fn plain_listener_redirects_to_tls() {
+    needs!("curl");
     let authority = Authority::new();
     let identity = authority.server(Flaw::None);
     let redirect = "[[listen]]\naddress = \"127.0.0.1:0\"\nredirect_to_https = true\n";
@@ -205,6 +210,7 @@ async fn unread_stream_is_reset_alone() {
 
 #[tokio::test]
 async fn cookie_crumbs_are_joined() {
+    needs!("curl");
     let upstream = Upstream::start();
     let toml = "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
     let proxy = Cloakroom::with(&upstream, toml).await;
@@ -235,6 +241,7 @@ async fn cookie_crumbs_are_joined() {
 /// one.
 #[tokio::test]
 async fn coalesced_requests_for_unserved_hosts_are_misdirected() {
+    needs!("curl");
     let authority = Authority::new();
     let identity = authority.of(&["*.example.test"]);
     let route = "[[route]]\nhost = \"a.example.test\"\nupstream = \"UPSTREAM\"\n";
@@ -256,6 +263,7 @@ async fn coalesced_requests_for_unserved_hosts_are_misdirected() {
 
 #[tokio::test]
 async fn hosts_of_another_listeners_certificate_are_misdirected() {
+    needs!("curl");
     let authority = Authority::new();
     let [one, other] = ["one.test", "other.test"].map(|name| authority.of(&[name]));
     let second = listen(&[other]);

@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::Error;
 
 use crate::support::raw::{RawUpstream, exchange, read_until};
 use crate::support::{
-    Browser, Cloakroom, Echo, Message, RedisServer, Script, Socket, Upstream, socket, until,
+    Browser, Cloakroom, Echo, Message, RedisServer, Script, Socket, Upstream, needs, socket, until,
 };
 
 /// A site with pages, WebSockets at `/ws`, and WebSockets that outlive their session at `/free`.
@@ -116,6 +116,7 @@ async fn tunnels_end_with_their_session() {
 
 #[tokio::test]
 async fn logout_at_another_instance_closes_tunnels() {
+    needs!("redis-server");
     let store = format!(
         "[store]\nurl = \"{}\"\nkey_prefix = \"tunnels:\"\ntimeout = \"20s\"\n",
         RedisServer::shared().url()

@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::support::raw::RawUpstream;
 use crate::support::{
-    API, ApiResponse, Browser, Call, Cloakroom, Page, RedisServer, Script, Upstream,
+    API, ApiResponse, Browser, Call, Cloakroom, Page, RedisServer, Script, Upstream, needs,
 };
 
 /// Two instances in front of one upstream, and a browser that uses both.
@@ -125,6 +125,7 @@ const COOKIE_CALLS: [(&str, &str, &str); 8] = [
 
 #[tokio::test]
 async fn changes_are_visible_at_once() {
+    needs!("redis-server");
     let world = World::new().await;
     let (a, b) = (&world.a, &world.b);
     world.page(a, a, &write("x")).await;
@@ -145,6 +146,7 @@ async fn changes_are_visible_at_once() {
 
 #[tokio::test]
 async fn value_calls_need_no_owner() {
+    needs!("redis-server");
     let world = World::with("", "[session]\ntouch = \"write\"\n").await;
     world.page(&world.a, &world.a, &write("x")).await;
     let asked = calls_of(&world.a).await;
@@ -197,6 +199,7 @@ async fn value_calls_need_no_owner() {
 
 #[tokio::test]
 async fn calls_for_cookies_reach_the_owner() {
+    needs!("redis-server");
     let world = World::new().await;
     let made = world.across(&Script::new().get("").patch(&json!({"values": {"x": 1}}))).await;
     assert_eq!(made.calls()[0].json()["id"], Value::Null);
@@ -252,6 +255,7 @@ async fn calls_for_cookies_reach_the_owner() {
 
 #[tokio::test]
 async fn login_with_a_stale_token_succeeds_anywhere() {
+    needs!("redis-server");
     let world = World::new().await;
     world.page(&world.a, &world.a, &write("x")).await;
     let old = world.browser.copy();
@@ -266,6 +270,7 @@ async fn login_with_a_stale_token_succeeds_anywhere() {
 
 #[tokio::test]
 async fn session_conflicts_are_reported_anywhere() {
+    needs!("redis-server");
     let world = World::new().await;
     world.page(&world.a, &world.a, &write("x")).await;
     for (method, path, gate, code) in
@@ -287,6 +292,7 @@ async fn session_conflicts_are_reported_anywhere() {
 
 #[tokio::test]
 async fn no_increment_is_lost() {
+    needs!("redis-server");
     let world = World::new().await;
     world.page(&world.a, &world.a, &Script::new().call("PUT", "/values/n", "0")).await;
     let script = Script::new().call("POST", "/values/n/increment", "").call(
@@ -313,6 +319,7 @@ async fn no_increment_is_lost() {
 
 #[tokio::test]
 async fn owner_knows_requests_with_expired_tokens() {
+    needs!("redis-server");
     let world = World::new().await;
     world.page(&world.a, &world.a, &write("x")).await;
     let (token, page) = world.held("long").await;
@@ -334,6 +341,7 @@ async fn owner_knows_requests_with_expired_tokens() {
 
 #[tokio::test]
 async fn value_calls_work_without_the_owner() {
+    needs!("redis-server");
     let world = World::with("", "[limits]\ndrain_timeout = \"0s\"\n").await;
     let visitor = world.browser.copy();
     let made =
@@ -404,6 +412,7 @@ async fn tokens_before_a_restart_serve_values_only() {
 
 #[tokio::test]
 async fn only_instances_may_forward_calls() {
+    needs!("redis-server");
     let world = World::new().await;
     world.page(&world.a, &world.a, &write("x")).await;
     let (token, page) = world.held("forged").await;
@@ -422,6 +431,7 @@ async fn only_instances_may_forward_calls() {
 
 #[tokio::test]
 async fn calls_are_forwarded_once() {
+    needs!("redis-server");
     let world = World::new().await;
     // The address in their tokens is that of the other, as with the address of a load balancer.
     let c = world.another(&format!("instance_url = \"http://{}\"", world.b.api())).await;
@@ -437,6 +447,7 @@ async fn calls_are_forwarded_once() {
 
 #[tokio::test]
 async fn only_the_owner_may_respond() {
+    needs!("redis-server");
     let raw = RawUpstream::start().await;
     let world = World::with(&format!("instance_url = \"http://{}\"", raw.address), "").await;
     world.page(&world.a, &world.a, &write("x")).await;

@@ -7,7 +7,7 @@ use cloakroom::metrics::Event;
 use cloakroom::time::Clock;
 use serde_json::{Value, json};
 
-use crate::support::{Browser, Cloakroom, Page, RedisServer, Script, Upstream};
+use crate::support::{Browser, Cloakroom, Page, RedisServer, Script, Upstream, needs};
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -51,6 +51,7 @@ fn uses(proxy: &Cloakroom) -> u64 {
 
 #[tokio::test]
 async fn unproven_session_expires_early() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     for store in stores(&server, "early:") {
         let (_upstream, proxy) = started(
@@ -91,6 +92,7 @@ async fn unproven_session_expires_early() {
 
 #[tokio::test]
 async fn first_return_and_due_touch_are_one_write() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     for store in stores(&server, "touch:") {
         let (_upstream, proxy) = started("unproven_timeout = \"1h\"\n", &store).await;
@@ -107,6 +109,7 @@ async fn first_return_and_due_touch_are_one_write() {
 
 #[tokio::test]
 async fn returns_are_written_only_if_needed() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     for store in stores(&server, "never:") {
         let (_upstream, proxy) = started("", &store).await;
@@ -126,6 +129,7 @@ async fn returns_are_written_only_if_needed() {
 
 #[tokio::test]
 async fn new_timeout_spares_existing_sessions() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let upstream = Upstream::start();
     for store in stores(&server, "before:").into_iter().skip(1) {

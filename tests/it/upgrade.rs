@@ -9,7 +9,7 @@ use cloakroom::time::{Clock, Timestamp};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{Browser, FakeClock, KEY, Program, RedisServer, Script, Upstream};
+use crate::support::{Browser, FakeClock, KEY, Program, RedisServer, Script, Upstream, needs};
 
 /// The fixture of one store, served by the current program.
 struct World {
@@ -167,6 +167,7 @@ fn restore(server: &RedisServer, now: Timestamp) {
 
 #[tokio::test]
 async fn reads_sqlite_of_the_previous_release() {
+    needs!("faketime");
     let world =
         World::new("sqlite", "url = \"sqlite:cloakroom.db\"", Some(&clock_of("sqlite"))).await;
     world.opens_every_session().await;
@@ -176,6 +177,7 @@ async fn reads_sqlite_of_the_previous_release() {
 
 #[tokio::test]
 async fn reads_files_of_the_previous_release() {
+    needs!("faketime");
     let world = World::new("file", "url = \"file:sessions\"", Some(&clock_of("file"))).await;
     world.opens_every_session().await;
     world.remembers_the_ended().await;
@@ -184,6 +186,7 @@ async fn reads_files_of_the_previous_release() {
 
 #[tokio::test]
 async fn reads_redis_of_the_previous_release() {
+    needs!("redis-server", "faketime");
     // The allocator of redis-server does not work with faketime.
     let server = RedisServer::start(&[]);
     restore(&server, Clock::System.now());
@@ -200,6 +203,7 @@ async fn reads_redis_of_the_previous_release() {
 
 #[tokio::test]
 async fn opens_sealed_cookies_of_the_previous_release() {
+    needs!("faketime");
     let store = "url = \"cookie:\"\naccept_no_revocation = true";
     let world = World::new("cookie", store, Some(&clock_of("cookie"))).await;
     world.opens_every_session().await;

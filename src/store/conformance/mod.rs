@@ -53,8 +53,8 @@ pub(crate) fn runtime() -> Runtime {
 
 /// Declares the tests of the suite over the stores that an `fn() -> Fresh` creates.
 macro_rules! suite {
-    ($fresh:expr) => {
-        $crate::store::conformance::suite!($fresh;
+    ($fresh:expr $(, needs $program:literal)?) => {
+        $crate::store::conformance::suite!(@tests $fresh; { $(needs!($program);)? }
             random_histories_match_the_model
             parallel_increments_are_all_counted
             parallel_patches_of_different_keys_are_all_kept
@@ -67,11 +67,15 @@ macro_rules! suite {
         );
     };
     ($fresh:expr; $($test:ident)*) => {
+        $crate::store::conformance::suite!(@tests $fresh; {} $($test)*);
+    };
+    (@tests $fresh:expr; $needs:tt $($test:ident)*) => {
         mod conformance {
             use super::*;
 
             $(#[test]
             fn $test() {
+                $needs
                 $crate::store::conformance::$test($fresh);
             })*
         }

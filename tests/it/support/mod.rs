@@ -18,6 +18,7 @@ mod program;
 pub mod raw;
 mod redis;
 mod script;
+mod tools;
 mod upstream;
 mod webdriver;
 
@@ -34,6 +35,7 @@ pub(crate) use self::redis::{
     wait_until,
 };
 pub use self::script::{ApiResponse, Call, Script};
+pub(crate) use self::tools::needs;
 pub use self::upstream::{ANSWERED_AT, API, Seen, Upstream, call, elapsed};
 pub use self::webdriver::{Driver, Window};
 

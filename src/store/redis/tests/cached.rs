@@ -32,7 +32,7 @@ fn fresh() -> Fresh {
     Fresh::new(cached_on(&Deployment::new(&config, TIMEOUT)), ()).spoiled_by(spoiler(&config))
 }
 
-suite!(fresh);
+suite!(fresh, needs "redis-server");
 
 /// The cache's connection finds its server by the sentinels, too.
 mod by_sentinels {
@@ -43,11 +43,12 @@ mod by_sentinels {
         Fresh::new(cached_on(&Deployment::new(&config, TIMEOUT)), ())
     }
 
-    suite!(fresh);
+    suite!(fresh, needs "redis-server");
 }
 
 #[test]
 fn what_another_instance_changes_ends_or_lets_expire_is_heard_of() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let deployment = Deployment::new(&super::server(local(server.port())), TIMEOUT);
     let here = cached_on(&deployment);
@@ -79,6 +80,7 @@ fn what_another_instance_changes_ends_or_lets_expire_is_heard_of() {
 
 #[test]
 fn a_hot_session_is_read_without_a_command() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let deployment = Deployment::new(&super::server(local(server.port())), TIMEOUT);
     let here = cached_on(&deployment);

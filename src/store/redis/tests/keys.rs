@@ -28,6 +28,7 @@ async fn exchange(store: &Redis, own: &[u8], now: Timestamp) -> Vec<(u8, Timesta
 
 #[test]
 fn keys_are_known_since_all_instances_had_them() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store =
         Redis::new(&Deployment::new(&super::server(local(server.port())), TIMEOUT), Tasks::new());
@@ -46,6 +47,7 @@ fn keys_are_known_since_all_instances_had_them() {
 
 #[test]
 fn refused_or_foreign_set_turns_it_off() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let config = super::server(local(server.port()));
     let store = Redis::new(&Deployment::new(&config, TIMEOUT), Tasks::new());

@@ -6,11 +6,14 @@ mod keys;
 #[expect(dead_code, unused_imports, reason = "the kit of other tests too")]
 mod kit;
 mod older;
+#[path = "../../../../tests/it/support/tools.rs"]
+mod tools;
 mod topologies;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use self::kit::RedisServer;
+use self::tools::needs;
 use super::*;
 use crate::redis::config::{Address, Password, Topology};
 use crate::secret::Secret;
@@ -59,7 +62,7 @@ fn fresh() -> Fresh {
     Fresh::new(store_of(&config, TIMEOUT), ()).spoiled_by(spoiler(&config))
 }
 
-suite!(fresh);
+suite!(fresh, needs "redis-server");
 
 /// Makes records unreadable, in one of several ways, on a connection of the test's own.
 fn spoiler(
@@ -226,6 +229,7 @@ async fn warm(server: &RedisServer) -> Redis {
 
 #[test]
 fn a_call_is_one_command() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     runtime().block_on(async {
         let store = warm(&server).await;
@@ -248,6 +252,7 @@ fn a_call_is_one_command() {
 
 #[test]
 fn a_log_in_is_two_commands_and_a_touch_after_it_one() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     runtime().block_on(async {
         let store = warm(&server).await;
@@ -265,6 +270,7 @@ fn a_log_in_is_two_commands_and_a_touch_after_it_one() {
 
 #[test]
 fn the_index_is_a_superset_and_outlives_the_record() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
     runtime().block_on(async {
@@ -297,6 +303,7 @@ fn the_index_is_a_superset_and_outlives_the_record() {
 
 #[test]
 fn the_index_forgets_what_is_over_and_gone_and_nothing_else() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
     runtime().block_on(async {
@@ -316,6 +323,7 @@ fn the_index_forgets_what_is_over_and_gone_and_nothing_else() {
 
 #[test]
 fn copied_record_breaks_no_list() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
     runtime().block_on(async {
@@ -330,6 +338,7 @@ fn copied_record_breaks_no_list() {
 
 #[test]
 fn unreadable_index_keeps_nobody_from_logging_in() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
     runtime().block_on(async {
@@ -346,6 +355,7 @@ fn unreadable_index_keeps_nobody_from_logging_in() {
 
 #[test]
 fn probes_end_by_themselves() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
     runtime().block_on(async {
@@ -365,6 +375,7 @@ fn probes_end_by_themselves() {
 
 #[test]
 fn an_increment_leaves_no_field_behind() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
     runtime().block_on(async {
@@ -379,6 +390,7 @@ fn an_increment_leaves_no_field_behind() {
 
 #[test]
 fn a_server_that_is_away_is_not_available_and_found_again_when_it_is_back() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let port = server.port();
     let store = store_on(&server);
@@ -403,6 +415,7 @@ fn a_server_that_is_away_is_not_available_and_found_again_when_it_is_back() {
 
 #[test]
 fn a_change_without_an_answer_is_unknown_and_the_third_replaces_the_connection() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_at(server.port(), Duration::from_millis(300));
     runtime().block_on(async {
@@ -443,6 +456,7 @@ fn a_server_that_never_answers_is_not_available() {
 
 #[test]
 fn a_full_server_is_said_and_changes_nothing() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
     runtime().block_on(async {
@@ -464,6 +478,7 @@ fn a_full_server_is_said_and_changes_nothing() {
 
 #[test]
 fn what_we_did_not_write_is_corrupt_and_not_missing() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
     runtime().block_on(async {
@@ -484,6 +499,7 @@ fn what_we_did_not_write_is_corrupt_and_not_missing() {
 
 #[test]
 fn a_replica_and_a_wrong_password_are_not_available_and_nothing_tells_the_password() {
+    needs!("redis-server");
     let server = RedisServer::start(&["--requirepass", "hunter2"]);
     let with = |password: &str| {
         let password = Some(Password::Fixed(Secret::new(password.to_owned())));
@@ -537,6 +553,7 @@ fn server_with_access(access: &str) -> (RedisServer, Deployment) {
 
 #[test]
 fn the_access_that_is_documented_is_enough() {
+    needs!("redis-server");
     let told = include_str!("../../../../docs/guides/operate/redis.md");
     for command in ACCESS.split_whitespace() {
         assert!(told.contains(command), "{command}");
@@ -568,6 +585,7 @@ fn the_access_that_is_documented_is_enough() {
 
 #[test]
 fn the_survey_says_which_command_is_refused_and_what_is_evicted() {
+    needs!("redis-server");
     runtime().block_on(async {
         let (server, deployment) = server_with_access(&ACCESS.replace("+hset ", ""));
         let told = match deployment.survey(&POLICY, now()).await {
@@ -588,6 +606,7 @@ fn the_survey_says_which_command_is_refused_and_what_is_evicted() {
 
 #[test]
 fn a_marker_goes_by_itself() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
     runtime().block_on(async {

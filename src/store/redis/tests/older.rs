@@ -69,6 +69,7 @@ async fn unproven(store: &Redis, id: Id) -> bool {
 
 #[test]
 fn what_an_older_instance_uses_is_proven() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
     let policy = Policy { unproven_timeout: Some(Duration::from_mins(10)), ..POLICY };
@@ -112,6 +113,7 @@ fn what_an_older_instance_uses_is_proven() {
 
 #[test]
 fn an_older_instance_reads_and_changes_an_unproven_session() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
     let policy = Policy { unproven_timeout: Some(Duration::from_mins(10)), ..POLICY };

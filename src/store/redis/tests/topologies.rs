@@ -39,7 +39,7 @@ mod sentinel {
         Fresh::new(store_of(&config, TIMEOUT), ()).spoiled_by(spoiler(&config))
     }
 
-    suite!(fresh);
+    suite!(fresh, needs "redis-server");
 }
 
 mod cluster {
@@ -52,7 +52,7 @@ mod cluster {
         Fresh::new(store_of(&config, TIMEOUT), ()).spoiled_by(spoiler(&config))
     }
 
-    suite!(fresh);
+    suite!(fresh, needs "redis-server");
 }
 
 /// What a store is for, once.
@@ -66,6 +66,7 @@ async fn serves(store: &Redis) {
 
 #[test]
 fn a_socket_and_a_database_serve() {
+    needs!("redis-server");
     let server = RedisServer::unix(&[]);
     let address = Address::Unix(server.socket());
     let store = store_of(&config::Redis { database: 3, ..super::server(address) }, TIMEOUT);
@@ -75,6 +76,7 @@ fn a_socket_and_a_database_serve() {
 
 #[test]
 fn tls_serves_with_the_right_certificates_and_with_no_others() {
+    needs!("redis-server");
     let authority = Authority::new();
     let client = authority.client(Flaw::None);
     let store_with = |server: &RedisServer, tls| {
@@ -109,6 +111,7 @@ fn tls_serves_with_the_right_certificates_and_with_no_others() {
 
 #[test]
 fn a_password_that_changes_in_its_file_heals_without_a_restart() {
+    needs!("redis-server");
     let server = RedisServer::start(&["--requirepass", "first"]);
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("password");
@@ -132,6 +135,7 @@ fn a_password_that_changes_in_its_file_heals_without_a_restart() {
 
 #[test]
 fn a_destroy_says_whether_a_replica_has_it() {
+    needs!("redis-server");
     let primary = RedisServer::start(&[]);
     let config = server(local(primary.port()));
     // What will not be confirmed is not waited for long.
@@ -177,6 +181,7 @@ fn live(entry: Entry) -> Option<Record> {
 
 #[test]
 fn the_promoted_replica_is_found() {
+    needs!("redis-server");
     let sentinels = Sentinels::start();
     let store = store_of(&by_sentinels(&sentinels), Duration::from_secs(5));
     runtime().block_on(async {
@@ -202,6 +207,7 @@ fn the_promoted_replica_is_found() {
 
 #[test]
 fn a_slot_moves_under_calls_that_notice_nothing() {
+    needs!("redis-server");
     let cluster = Cluster::start();
     let store = store_of(&in_cluster(&cluster), TIMEOUT);
     runtime().block_on(async {
@@ -235,6 +241,7 @@ fn a_slot_moves_under_calls_that_notice_nothing() {
 
 #[test]
 fn a_frozen_primary_is_replaced_and_holds_nobody_else_up() {
+    needs!("redis-server");
     let cluster = Cluster::start();
     let store = store_of(&in_cluster(&cluster), Duration::from_millis(300));
     runtime().block_on(async {
@@ -267,6 +274,7 @@ fn a_frozen_primary_is_replaced_and_holds_nobody_else_up() {
 
 #[test]
 fn an_answer_to_another_question_serves_nobody() {
+    needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_at(server.port(), Duration::from_millis(500));
     runtime().block_on(async {
