@@ -1,13 +1,12 @@
-//! The way to a cluster: a link to each node that has slots, and the map that says which.
+//! A cluster: a connection to each node that owns slots, and the slot map.
 //!
-//! Every command is about one key. It goes to the node that the map names, and follows where that
-//! node sends it (`MOVED`, `ASK`, `TRYAGAIN`; Redis cluster specification, "Redirection and
-//! resharding"). The map is asked for again when a node redirects, does not answer, or says that
-//! the cluster is down; so a promoted replica is found without its frozen primary saying anything.
-//! (redis-rs's own cluster client asks nobody after time-outs.)
+//! Every command is about one key. It is sent to the owner of the key's slot, and follows redirections (`MOVED`,
+//! `ASK`, `TRYAGAIN`; Redis cluster specification, "Redirection and resharding"). The map is refreshed when a
+//! node redirects, times out, or reports that the cluster is down; so a promoted replica is found even if its
+//! frozen primary never replies. (The cluster client of the `redis` crate does not refresh after time-outs.)
 //!
-//! Any node tells the map, a replica too. A map in which no node has slots is none: as long as no
-//! node tells another one, calls fail, and so does [`Cluster::owners`].
+//! Any node reports the map, replicas too. A map without owners is not used: as long as no node reports
+//! another one, calls fail, and so does [`Cluster::owners`].
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,10 +20,10 @@ use tracing::debug;
 
 use super::Cause;
 use super::config::Address;
+use super::connection::{Connection, Reply};
 use super::deployment::{Deployment, Place};
 use super::dial::{Dialer, Role};
 use super::error::{CallError, whole};
-use super::link::{Link, Told};
 use super::notices::Notices;
 use super::replicate::{CallMode, Replicas};
 use super::request::Request;
@@ -32,22 +31,22 @@ use super::slot::{SlotMap, redirected, slot_of};
 use crate::random;
 use crate::tasks::Tasks;
 
-/// How often a command is sent on; a slot that moves sends it on once or twice.
+/// Maximum number of redirections; a slot that moves causes one or two.
 const HOPS: usize = 8;
 
-/// While a slot moves, its keys may be on neither side for a moment.
+/// Pause after `TRYAGAIN`: while a slot moves, its keys may be on neither node for a moment.
 const TRY_AGAIN: Duration = Duration::from_millis(10);
 
-/// The map is asked for no more often than this.
+/// Minimum interval between refreshes of the map.
 const REFRESH_EVERY: Duration = Duration::from_millis(200);
 
-/// For one node's answer about the map; another is asked next.
+/// Deadline for one node's reply about the map; the next node is tried then.
 const REFRESH_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// What the log calls a cluster of which no node tells the map.
+/// Name in the log of a cluster without a map.
 const WHOLE: &str = "the cluster's slot map";
 
-/// The way to a cluster.
+/// A cluster.
 pub(crate) struct Cluster {
     me: Weak<Self>,
     dialer: Arc<Dialer>,
@@ -56,43 +55,43 @@ pub(crate) struct Cluster {
     notices: Arc<Notices>,
     tasks: Tasks,
     state: Mutex<State>,
-    /// How often the map was asked for, whatever came of it.
+    /// Number of refreshes, successful or not.
     refreshed: watch::Sender<u64>,
 }
 
 #[derive(Default)]
 struct State {
     map: Arc<SlotMap>,
-    /// Why the last request for the map has brought none, if it has not.
+    /// Why the last refresh failed, if it did.
     unmapped: Option<Arc<str>>,
-    links: HashMap<Address, Arc<Link>>,
+    connections: HashMap<Address, Arc<Connection>>,
     refreshing: Refreshing,
 }
 
 #[derive(Default, PartialEq, Eq)]
 enum Refreshing {
-    /// Not before this, where it is said.
+    /// `Since` is the time of the last refresh.
     #[default]
     Idle,
     Since(Instant),
     Running,
 }
 
-/// Whom a command is sent to next.
+/// The next node for a command.
 enum Hop {
     Owner,
     Moved(Address),
     Ask(Address),
 }
 
-/// No node is known to have the slot.
+/// The map has no owner for a slot.
 #[derive(Debug, thiserror::Error)]
-#[error("no node of the cluster is known to have slot {0}")]
+#[error("no node of the cluster is known to own slot {0}")]
 struct Unowned(u16);
 
-/// No node tells a map of use.
+/// No node reports a map with owners.
 #[derive(Debug, thiserror::Error)]
-#[error("no node of the cluster tells which nodes have slots; the last one: {0}")]
+#[error("no node of the cluster reports the owners of slots; the last one: {0}")]
 struct Unmapped(Arc<str>);
 
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +99,7 @@ struct Unmapped(Arc<str>);
 struct Circle;
 
 impl Cluster {
-    /// The way to the cluster of a deployment, of which these nodes are known.
+    /// Creates a client for a deployment; `seeds` are some of its nodes.
     pub(crate) fn new(deployment: &Deployment, seeds: &[Address], tasks: Tasks) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
@@ -114,14 +113,14 @@ impl Cluster {
         })
     }
 
-    /// Makes a call about `key` to the node that has it, and follows redirections.
+    /// Sends a request about `key` to the owner of its slot, and follows redirections.
     pub(crate) async fn call(
         &self,
         key: &str,
         request: Request<'_>,
         mode: CallMode<'_>,
         deadline: Instant,
-    ) -> Result<Told, CallError> {
+    ) -> Result<Reply, CallError> {
         let slot = slot_of(key);
         let mut hop = Hop::Owner;
         for _ in 0..HOPS {
@@ -135,34 +134,34 @@ impl Cluster {
             if let CallMode::Replicated(_) = mode {
                 self.replicas.mark_if_owner_has(&address, slot);
             }
-            let trouble = match self.link(&address).call(request, mode, deadline).await {
+            let error = match self.connection(&address).call(request, mode, deadline).await {
                 Ok(answer) => return Ok(answer),
-                Err(trouble) => trouble,
+                Err(error) => error,
             };
-            hop = match self.next_hop(&trouble, &address) {
+            hop = match self.next_hop(&error, &address) {
                 Some(Hop::Owner) => {
                     let pause = timeout_at(deadline, sleep(TRY_AGAIN)).await;
                     pause.map_err(|elapsed| CallError::NotSent(elapsed.into()))?;
                     Hop::Owner
                 }
                 Some(hop) => hop,
-                None => return Err(trouble),
+                None => return Err(error),
             };
         }
         Err(CallError::NotSent(Circle.into()))
     }
 
-    /// Where a command goes that one node did not take; `None` where nowhere.
-    fn next_hop(&self, trouble: &CallError, asked: &Address) -> Option<Hop> {
+    /// Returns the next node after an error; `None` if there is none.
+    fn next_hop(&self, error: &CallError, asked: &Address) -> Option<Hop> {
         let to = |error: &redis::RedisError| {
             error.redirect_node().and_then(|(to, _)| redirected(to, asked))
         };
-        match (trouble, trouble.server_error()) {
+        match (error, error.server_error()) {
             (_, Some(ServerErrorKind::TryAgain)) => Some(Hop::Owner),
-            (CallError::Refused(error), Some(ServerErrorKind::Ask)) => to(error).map(Hop::Ask),
-            (CallError::Refused(error), Some(ServerErrorKind::Moved)) => {
+            (CallError::Refused(refusal), Some(ServerErrorKind::Ask)) => to(refusal).map(Hop::Ask),
+            (CallError::Refused(refusal), Some(ServerErrorKind::Moved)) => {
                 self.refresh();
-                to(error).map(Hop::Moved)
+                to(refusal).map(Hop::Moved)
             }
             (CallError::Refused(_), Some(ServerErrorKind::ClusterDown))
             | (CallError::NotSent(_) | CallError::Closed(_) | CallError::TimedOut(_), _) => {
@@ -173,7 +172,7 @@ impl Cluster {
         }
     }
 
-    /// The node that has a slot, by the map; the first caller waits for it.
+    /// Returns the owner of a slot. The first caller waits for the map.
     async fn owner(&self, slot: u16, deadline: Instant) -> Result<Address, Cause> {
         let owner = |cluster: &Self| cluster.state().map.owner(slot).cloned();
         if let Some(owner) = owner(self) {
@@ -186,10 +185,10 @@ impl Cluster {
         }
     }
 
-    /// All nodes that have slots: at least one.
+    /// Returns all owners of slots: at least one.
     ///
     /// # Errors
-    /// No node tells the map, or one in which no node has slots.
+    /// No node reports a map with owners.
     pub(crate) async fn owners(&self, deadline: Instant) -> Result<Vec<Address>, Cause> {
         if let Some(owners) = self.mapped_owners() {
             return Ok(owners);
@@ -209,27 +208,27 @@ impl Cluster {
         Some(Unmapped(cause).into())
     }
 
-    /// The node that the map names for a key, if it names one.
+    /// Returns the owner of a key's slot, if the map has one.
     pub(crate) fn owner_of(&self, key: &str) -> Option<Address> {
         self.state().map.owner(slot_of(key)).cloned()
     }
 
-    /// The link to a node.
-    pub(crate) fn link(&self, address: &Address) -> Arc<Link> {
+    /// Returns the connection to a node.
+    pub(crate) fn connection(&self, address: &Address) -> Arc<Connection> {
         let mut state = self.state();
-        let link = state.links.entry(address.clone()).or_insert_with(|| {
+        let connection = state.connections.entry(address.clone()).or_insert_with(|| {
             let (dialer, notices) = (Arc::clone(&self.dialer), Arc::clone(&self.notices));
             let place = Place::Fixed(address.clone());
-            Link::new(dialer, place, Role::Node, notices, self.tasks.clone())
+            Connection::new(dialer, place, Role::Node, notices, self.tasks.clone())
         });
-        Arc::clone(link)
+        Arc::clone(connection)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the map was asked for.
+    /// Waits for a refresh of the map.
     async fn refreshed(&self, deadline: Instant) -> Result<(), Cause> {
         let mut refreshed = self.refreshed.subscribe();
         self.refresh();
@@ -237,7 +236,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Asks for the map, unless it is being asked for; a moment later if it just was.
+    /// Refreshes the map, unless a refresh is running; not before [`REFRESH_EVERY`] has passed.
     fn refresh(&self) {
         let pause = {
             let mut state = self.state();
@@ -253,7 +252,7 @@ impl Cluster {
         let refreshing = async move {
             sleep(pause).await;
             let Some(cluster) = me.upgrade() else { return };
-            let map = cluster.ask_for_map().await;
+            let map = cluster.fetch_map().await;
             let mut state = cluster.state();
             state.refreshing = Refreshing::Since(Instant::now());
             match map {
@@ -263,7 +262,7 @@ impl Cluster {
                         cluster.replicas.learn_map(map);
                     }
                     cluster.replicas.keep_nodes(&owners);
-                    state.links.retain(|address, _| {
+                    state.connections.retain(|address, _| {
                         let stays = owners.contains(address);
                         if !stays {
                             cluster.notices.forget(address);
@@ -285,53 +284,58 @@ impl Cluster {
         self.tasks.run(refreshing).detach();
     }
 
-    /// Asks the nodes for the map, those first that seem well.
+    /// Requests the map from the nodes, reachable ones first.
     ///
     /// # Errors
-    /// What the last one said.
-    async fn ask_for_map(&self) -> Result<SlotMap, Arc<str>> {
-        let mut nodes: Vec<(Address, Arc<Link>)> = {
+    /// The error of the last one.
+    async fn fetch_map(&self) -> Result<SlotMap, Arc<str>> {
+        let mut nodes: Vec<(Address, Arc<Connection>)> = {
             let state = self.state();
-            state.links.iter().map(|(at, link)| (at.clone(), Arc::clone(link))).collect()
+            state
+                .connections
+                .iter()
+                .map(|(at, connection)| (at.clone(), Arc::clone(connection)))
+                .collect()
         };
-        // By chance, so that one which is wrong about it is not the one that is asked every time.
-        nodes.sort_by_cached_key(|(_, link)| (!link.is_hopeful(), random::bytes::<4>()));
+        // In random order, so that a node with a wrong map is not always the first.
+        nodes.sort_by_cached_key(|(_, connection)| {
+            (!connection.is_reachable(), random::bytes::<4>())
+        });
         let unknown = self.seeds.iter().filter(|seed| nodes.iter().all(|(at, _)| at != *seed));
-        let seeds: Vec<_> = unknown.map(|seed| (seed.clone(), self.link(seed))).collect();
-        let mut last: Arc<str> = "none was asked".into();
-        for (address, link) in nodes.into_iter().chain(seeds) {
+        let seeds: Vec<_> = unknown.map(|seed| (seed.clone(), self.connection(seed))).collect();
+        let mut last: Arc<str> = "no node is known".into();
+        for (address, connection) in nodes.into_iter().chain(seeds) {
             let mut command = cmd("CLUSTER");
             command.arg("SLOTS");
             let deadline = Instant::now() + REFRESH_TIMEOUT;
-            let told = link.call(Request::One(&command), CallMode::Shared, deadline).await;
-            let cause = match told {
-                Ok(told) => match SlotMap::parse(told.value, &address) {
+            let reply = connection.call(Request::One(&command), CallMode::Shared, deadline).await;
+            let cause = match reply {
+                Ok(reply) => match SlotMap::parse(reply.value, &address) {
                     Some(map) => return Ok(map),
-                    None => format!("{address} knows no node that has slots"),
+                    None => format!("{address} reports no owner of slots"),
                 },
-                Err(trouble) => format!("{address}: {}", whole(&trouble)),
+                Err(error) => format!("{address}: {}", whole(&error)),
             };
-            debug!(cause, "a node did not tell the slot map");
+            debug!(cause, "CLUSTER SLOTS failed on this node");
             last = cause.into();
         }
         Err(last)
     }
 }
 
-/// All nodes that have slots, and what they are asked.
 impl Cluster {
-    /// Sends a request to one node, which nobody redirects.
+    /// Sends a request to one node, without redirections.
     pub(crate) async fn call_at(
         &self,
         address: &Address,
         request: Request<'_>,
         deadline: Instant,
     ) -> Result<Value, CallError> {
-        let answer = self.link(address).call(request, CallMode::Shared, deadline).await;
-        if let Err(trouble) = &answer {
-            self.next_hop(trouble, address);
+        let answer = self.connection(address).call(request, CallMode::Shared, deadline).await;
+        if let Err(error) = &answer {
+            self.next_hop(error, address);
         }
-        answer.map(|told| told.value)
+        answer.map(|reply| reply.value)
     }
 }
 

@@ -27,21 +27,21 @@ pub(crate) struct Config {
 pub enum Topology {
     /// One server.
     Server(Address),
-    /// A primary and its replicas; sentinels say which is the primary.
+    /// A primary and its replicas; sentinels elect the primary.
     Sentinel {
-        /// Where the sentinels are: at least one.
+        /// The sentinels: at least one.
         sentinels: Vec<Address>,
-        /// The name under which they know the primary.
+        /// The name of the primary's service.
         service: String,
     },
     /// A cluster.
     Cluster {
-        /// Some of its nodes, to ask for all: at least one.
+        /// Some of its nodes: at least one.
         nodes: Vec<Address>,
     },
 }
 
-/// Where one server is.
+/// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Address {
     /// On the network.
@@ -51,39 +51,39 @@ pub enum Address {
         /// The port.
         port: u16,
     },
-    /// On this machine: a socket's path.
+    /// The path of a Unix socket.
     Unix(PathBuf),
 }
 
 /// A password that may change while the process runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Password {
-    /// It stays as it is: from the environment or the configuration itself.
+    /// From the environment or the configuration itself.
     Fixed(Secret),
-    /// It is read for each connection that is made, so that a new one needs no restart.
+    /// A file that is read for each connection, so that a new password needs no restart.
     File(PathBuf),
 }
 
-/// TLS to a server. The files are read for each connection that is made.
+/// TLS to a server. The files are read for each connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// Certificates of the authorities that are trusted, in PEM; `None` for those of the system.
+    /// The CA certificates to trust, in PEM; `None` for those of the system.
     pub ca: Option<PathBuf>,
-    /// What the server knows us by.
+    /// The client certificate.
     pub client: Option<ClientCertificate>,
 }
 
 /// A certificate and its key, in PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate {
-    /// The certificate and what leads to its authority.
+    /// The certificate chain.
     pub certificate: PathBuf,
     /// Its key.
     pub key: PathBuf,
 }
 
 impl Password {
-    /// The password as it is now; an error says what is wrong with its file.
+    /// Reads the password; an error says what is wrong with its file.
     pub fn read(&self) -> Result<Secret, String> {
         match self {
             Self::Fixed(secret) => Ok(secret.clone()),

@@ -1,4 +1,4 @@
-//! A deployment, as all workers of a process know it.
+//! A deployment, shared by all workers of a process.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::replicate::Replicas;
 use super::sentinel::Sentinels;
 use crate::tasks::Tasks;
 
-/// A deployment of Redis, as all workers of a process know it; nothing is spoken to yet.
+/// A deployment of Redis, shared by all workers of a process, without connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Deployment {
     pub(crate) dialer: Arc<Dialer>,
@@ -20,14 +20,14 @@ pub(crate) struct Deployment {
     pub(crate) notices: Arc<Notices>,
 }
 
-/// Which servers there are.
+/// The servers of a deployment.
 #[derive(Clone, Debug)]
 pub(crate) enum Layout {
     One(Place),
     Cluster(Vec<Address>),
 }
 
-/// Where one server is.
+/// The address of a server: fixed, or found by sentinels.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
     Fixed(Address),
@@ -56,13 +56,13 @@ impl Deployment {
         }
     }
 
-    /// The same deployment for stores of a runtime that ends before the others do. What is known
-    /// of the servers is shared; connections, and what sentinels announce, are not.
+    /// Returns the same deployment for a runtime that ends before the others. What is known of the servers is
+    /// shared; connections, and what sentinels announce, are not.
     #[must_use]
     pub(crate) fn apart(&self) -> Self {
         let layout = match &self.layout {
             Layout::One(Place::Elected(sentinels)) => {
-                Layout::One(Place::Elected(Arc::new(sentinels.unheard())))
+                Layout::One(Place::Elected(Arc::new(sentinels.unsubscribed())))
             }
             other => other.clone(),
         };
@@ -79,9 +79,8 @@ impl Deployment {
         Arc::clone(&self.notices)
     }
 
-    /// Subscribes to the sentinels until the drain: every store on this deployment leaves an old
-    /// primary when they announce another. To be called once, in a runtime that lives as long as
-    /// the stores. Does nothing without sentinels.
+    /// Subscribes to the sentinels until shutdown: every connection leaves an old primary when they announce another.
+    /// Call it once, in a runtime that lives as long as the connections. Does nothing without sentinels.
     ///
     /// # Panics
     ///
@@ -94,7 +93,7 @@ impl Deployment {
 }
 
 impl Place {
-    /// Where the server is now.
+    /// Returns the current address.
     pub(crate) async fn find(&self, dialer: &Dialer) -> Result<Address, Cause> {
         match self {
             Self::Fixed(address) => Ok(address.clone()),
@@ -102,7 +101,7 @@ impl Place {
         }
     }
 
-    /// Where sentinels announce that the server is, if they do.
+    /// Returns the address that sentinels announce, if any.
     pub(crate) fn announced(&self) -> Option<Address> {
         match self {
             Self::Fixed(_) => None,
@@ -110,8 +109,8 @@ impl Place {
         }
     }
 
-    /// Whether sentinels announce another server than this one.
-    pub(crate) fn is_left(&self, address: &Address) -> bool {
+    /// Returns whether sentinels announce another server than this one.
+    pub(crate) fn is_superseded(&self, address: &Address) -> bool {
         match self {
             Self::Fixed(_) => false,
             Self::Elected(sentinels) => sentinels.announce_other_than(address),
@@ -126,7 +125,7 @@ impl Place {
         }
     }
 
-    /// Tells everybody that calls go to this address from now on.
+    /// Records that connections are made to this address from now on.
     pub(crate) fn found(&self, address: &Address) {
         match self {
             Self::Fixed(_) => {}

@@ -1,4 +1,4 @@
-//! One connection to one server: how it is reached, who we are there, and what it must be.
+//! Dialling: address, TLS, log-in, and the check of a server's role.
 
 use std::fs;
 use std::io;
@@ -19,16 +19,16 @@ use super::Cause;
 use super::config::{Address, Config, Password, Tls};
 use super::replicate::Replicas;
 
-/// For one server: TCP, TLS, log-in and the look at its role.
+/// Deadline for one server: TCP, TLS, log-in and the check of its role.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How many commands may wait to be written.
+/// Number of commands that may wait to be written.
 const QUEUE: usize = 1024;
 
-/// A path that has died is asked after so long, and is given up after as long again.
+/// Time after which a silent path is probed, and given up after the same time again.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
-/// Makes connections; every one reads passwords and certificates anew.
+/// Opens connections. Passwords and certificates are read for each.
 #[derive(Clone, Debug)]
 pub(crate) struct Dialer {
     user: Option<String>,
@@ -39,30 +39,29 @@ pub(crate) struct Dialer {
     replicas: Arc<Replicas>,
 }
 
-/// What a server has to be to be of use.
+/// The role that a server must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// It takes writes.
+    /// It accepts writes.
     Primary,
-    /// It belongs to a cluster, and answers `MOVED` to commands about keys that others serve: a
-    /// replica is of use, too, because it tells the slot map.
+    /// A node of a cluster, whatever its role: a replica redirects commands, and reports the slot map.
     Node,
-    /// It knows who does.
+    /// It knows the primary.
     Sentinel,
 }
 
-/// A server that is of no use now, though it answers.
+/// A server that replies but has another role.
 #[derive(Debug, thiserror::Error)]
 #[error("{0} is a replica")]
 struct NotPrimary(Address);
 
-/// A password or a certificate cannot be had.
+/// A password or a certificate cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Unreadable(String);
 
 impl Dialer {
-    /// What a primary says of its replicas goes into `replicas`.
+    /// Creates a dialler that records in `replicas` what primaries report.
     pub(crate) fn new(config: &Config, replicas: Arc<Replicas>) -> Self {
         Self {
             user: config.user.clone(),
@@ -74,8 +73,8 @@ impl Dialer {
         }
     }
 
-    /// A connection that is logged in, to a server of this role. What the server pushes goes to
-    /// `pushes`, and so does the end of the connection.
+    /// Opens a connection to a server of this role, and logs in. Push messages, and the end of the connection, go to
+    /// `pushes`.
     pub(crate) async fn dial(
         &self,
         address: &Address,
@@ -103,9 +102,9 @@ impl Dialer {
         timeout_at(deadline, connect).await?
     }
 
-    /// The client is made for each connection, because it holds what may have changed meanwhile.
+    /// Creates a client for each connection, because passwords and certificates may have changed.
     fn client(&self, address: &Address, role: Role) -> Result<Client, Cause> {
-        // RESP3, because only then the end of a connection is told when it comes.
+        // RESP3 reports the end of a connection at once.
         let settings = RedisConnectionInfo::default()
             .set_protocol(ProtocolVersion::RESP3)
             .set_skip_set_lib_name();
@@ -118,18 +117,18 @@ impl Dialer {
             .set_keepalive(TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE));
         #[cfg(target_os = "linux")]
         let tcp = tcp.set_user_timeout(KEEPALIVE * 2);
-        let info = self.place(address).into_connection_info()?;
+        let info = self.connection_address(address).into_connection_info()?;
         let info = info.set_redis_settings(settings).set_tcp_settings(tcp);
         Ok(match &self.tls {
             None => Client::open(info)?,
             Some(tls) => {
-                name_the_provider();
+                set_crypto_provider();
                 Client::build_with_tls(info, certificates(tls)?)?
             }
         })
     }
 
-    fn place(&self, address: &Address) -> ConnectionAddr {
+    fn connection_address(&self, address: &Address) -> ConnectionAddr {
         match address {
             Address::Unix(path) => ConnectionAddr::Unix(path.clone()),
             Address::Tcp { host, port } if self.tls.is_some() => ConnectionAddr::TcpTls {
@@ -142,7 +141,7 @@ impl Dialer {
         }
     }
 
-    /// A server whose access list keeps `ROLE` from us is believed until a write is refused.
+    /// Checks the role. A server whose access list refuses `ROLE` counts as primary until it refuses a write.
     async fn check_primary(
         &self,
         connection: &mut MultiplexedConnection,
@@ -158,7 +157,7 @@ impl Dialer {
         Ok(())
     }
 
-    /// A node is of use whatever its role; of a primary, `ROLE` names the replicas.
+    /// Records the replicas of a primary. A node may have any role.
     async fn check_node(
         &self,
         connection: &mut MultiplexedConnection,
@@ -192,13 +191,13 @@ fn with_password(
     })
 }
 
-/// A server that still loads its data refuses the `PING`.
+/// Checks that a server has loaded its data; until then it refuses the `PING`.
 async fn check_loaded(connection: &mut MultiplexedConnection) -> Result<(), Cause> {
     let _: Value = cmd("PING").query_async(connection).await?;
     Ok(())
 }
 
-/// What `ROLE` answers begins with the role.
+/// Returns whether the reply to `ROLE` is a replica's.
 fn is_replica(answer: &Value) -> bool {
     let Value::Array(parts) = answer else { return false };
     parts
@@ -220,15 +219,16 @@ fn certificates(tls: &Tls) -> Result<TlsCertificates, Cause> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Cause> {
-    let told = |error: io::Error| Unreadable(format!("{} cannot be read: {error}", path.display()));
-    Ok(fs::read(path).map_err(told)?)
+    let unreadable =
+        |error: io::Error| Unreadable(format!("{} cannot be read: {error}", path.display()));
+    Ok(fs::read(path).map_err(unreadable)?)
 }
 
-/// rustls asks for its provider of cryptography once in a process.
-fn name_the_provider() {
+/// Sets the cryptography provider of rustls, once in a process.
+fn set_crypto_provider() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // Where somebody has named one already, that one stays.
+        // A provider that is set already stays.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     });
 }

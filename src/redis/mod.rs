@@ -6,10 +6,10 @@
 
 mod cluster;
 pub mod config;
+mod connection;
 mod deployment;
 mod dial;
 mod error;
-mod link;
 mod notices;
 mod replicate;
 mod request;
@@ -19,10 +19,10 @@ mod slot;
 
 use std::error::Error;
 
+pub(crate) use connection::Reply;
 pub(crate) use deployment::{Deployment, Layout, Place};
 pub(crate) use dial::{CONNECT_TIMEOUT, Role};
 pub(crate) use error::{CallError, is_demoted, is_denied, whole};
-pub(crate) use link::Told;
 pub(crate) use notices::Notices;
 pub(crate) use replicate::{CallMode, Confirmed, Replicas, WaitPolicy};
 pub(crate) use request::{Request, Script};

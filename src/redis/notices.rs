@@ -1,5 +1,5 @@
-//! What the log says of a deployment: one line when a server goes, or refuses changes, and one when
-//! that is over, however many workers notice it.
+//! Log lines about a deployment: one when a server becomes unreachable or refuses changes, and one when that ends,
+//! however many workers notice it.
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -10,23 +10,23 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-/// Changes are taken again when one is, and none was refused for so long: while memory is about full,
-/// or one node of several refuses, both come by turns.
+/// Changes are accepted again after this time without a refusal: while memory is almost full, or one node of
+/// several refuses, both alternate.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// What has been logged of a deployment.
+/// What has been logged about a deployment.
 #[derive(Debug, Default)]
 pub(crate) struct Notices {
-    /// What is unreachable: servers, by their places.
+    /// Unreachable servers.
     unreachable: Mutex<HashSet<String>>,
-    /// Whether `refused` holds an instant.
+    /// Whether `refused` has a time.
     refuses: AtomicBool,
-    /// When a change was refused last.
+    /// The time of the last refusal.
     refused: Mutex<Option<Instant>>,
 }
 
 impl Notices {
-    /// Logs that a server cannot be used, unless it did so already.
+    /// Logs that a server is unreachable, unless it is known.
     pub(crate) fn unreachable(&self, server: impl Display, cause: impl Display) {
         let server = server.to_string();
         if lock(&self.unreachable).insert(server.clone()) {
@@ -34,7 +34,7 @@ impl Notices {
         }
     }
 
-    /// Logs that a server can be used again, if it logged that it could not.
+    /// Logs that a server is reachable again, if it was logged as unreachable.
     pub(crate) fn reachable(&self, server: impl Display) {
         let server = server.to_string();
         if lock(&self.unreachable).remove(&server) {
@@ -42,12 +42,12 @@ impl Notices {
         }
     }
 
-    /// Forgets a server that does not belong to the deployment any more.
+    /// Forgets a server that no longer belongs to the deployment.
     pub(crate) fn forget(&self, server: impl Display) {
         lock(&self.unreachable).remove(&server.to_string());
     }
 
-    /// Logs that changes are refused, unless it did so already.
+    /// Logs that changes are refused, unless it is known.
     pub(crate) fn refused(&self, cause: impl Display) {
         let mut refused = lock(&self.refused);
         if refused.replace(Instant::now()).is_none() {
@@ -56,7 +56,7 @@ impl Notices {
         }
     }
 
-    /// Logs that changes are taken again, if they were refused, and not a moment ago.
+    /// Logs that changes are accepted again, if they were refused, and not just now.
     pub(crate) fn taken(&self) {
         if !self.refuses.load(Ordering::Relaxed) {
             return;

@@ -1,11 +1,10 @@
-//! Changes that a failover must not undo: waited for until a replica has them.
+//! Changes that a failover must not undo wait until a replica has confirmed them.
 //!
-//! `WAIT` blocks the connection that it is sent on, and is about that connection's own writes, so
-//! such a change has a connection to itself (`link.rs`). What is not confirmed in time is done all
-//! the same; it is only said.
+//! `WAIT` blocks its connection and covers that connection's own writes, so such a change has a connection of
+//! its own (`connection.rs`). A change that is not confirmed in time is done all the same, and reported.
 //!
-//! Whether there are replicas is remembered for as long as the process runs: just after a failover
-//! the new primary has none, and that is when the wait is needed.
+//! Replicas are remembered as long as the process runs: just after a failover the new primary has none, and
+//! that is when the wait is needed.
 
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
@@ -22,12 +21,12 @@ use super::config::Address;
 use super::error::is_unavailable;
 use super::slot::{SLOTS, SlotMap};
 
-/// How a request is sent.
+/// The connection that a request is sent on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum CallMode<'a> {
-    /// Among all others.
+    /// The shared one.
     Shared,
-    /// By itself, and waited for as this has it.
+    /// One of its own, to wait for a replica.
     Replicated(Wait<'a>),
 }
 
@@ -54,28 +53,27 @@ pub(crate) enum WaitPolicy {
 /// Whether a change of a key in one slot waits for a replica.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wait<'a> {
-    /// Whatever is known of replicas: the configuration says so.
+    /// Wait even if no replica is known.
     always: bool,
     slot: u16,
     replicas: &'a Replicas,
 }
 
-/// Which slots have had a replica since the start; without a cluster, all or none.
+/// The slots that have had a replica since the start; without a cluster, all or none.
 #[derive(Debug)]
 pub(crate) struct Replicas {
     slots: Box<[AtomicU64]>,
-    /// Nodes of a cluster that have named a replica. The map leaves replicas out that have just
-    /// come or do not answer.
+    /// Nodes of a cluster that have reported a replica. The map omits replicas that are new or do not reply.
     nodes: Mutex<HashSet<Address>>,
-    /// Whether the server does not let us ask or wait.
+    /// Whether the server refuses `ROLE` or `WAIT`.
     refused: AtomicBool,
 }
 
-/// So long before the deadline the wait ends, that its answer can still be told.
+/// Time between the end of the wait and the deadline, for the reply.
 const MARGIN: Duration = Duration::from_millis(20);
 
 impl Replicas {
-    /// None is known yet.
+    /// Creates a set without replicas.
     pub(crate) fn new() -> Self {
         let words = SLOTS.div_ceil(64);
         let slots = (0..words).map(|_| AtomicU64::new(0)).collect();
@@ -98,28 +96,28 @@ impl Replicas {
         }
     }
 
-    /// Remembers what the answer to `ROLE` of a server without a cluster says.
+    /// Records the reply to `ROLE` of a server without a cluster.
     pub(crate) fn learn(&self, role: &Value) {
-        if names_replicas(role) {
+        if lists_replicas(role) {
             self.mark_all();
         }
     }
 
-    /// Remembers what the answer to `ROLE` of a cluster's node says.
+    /// Records the reply to `ROLE` of a cluster's node.
     pub(crate) fn learn_of_node(&self, node: &Address, role: &Value) {
-        if names_replicas(role) {
+        if lists_replicas(role) {
             self.nodes().insert(node.clone());
         }
     }
 
-    /// Remembers that a slot has a replica, if its owner has named one.
+    /// Records that a slot has a replica, if its owner has reported one.
     pub(crate) fn mark_if_owner_has(&self, owner: &Address, slot: u16) {
         if !self.has(slot) && self.nodes().contains(owner) {
             self.mark(slot..=slot);
         }
     }
 
-    /// Remembers which slots have a replica, by a map and by what their owners have named.
+    /// Records the slots with a replica, by a map and by what their owners have reported.
     pub(crate) fn learn_map(&self, map: &SlotMap) {
         let nodes = self.nodes();
         for (slots, owner, replicated) in map.ranges() {
@@ -129,7 +127,7 @@ impl Replicas {
         }
     }
 
-    /// Forgets nodes that have no slots any more; their slots are remembered.
+    /// Forgets nodes without slots; their slots are remembered.
     pub(crate) fn keep_nodes(&self, owners: &[Address]) {
         self.nodes().retain(|node| owners.contains(node));
     }
@@ -143,7 +141,7 @@ impl Replicas {
         word.is_some_and(|word| word.load(Ordering::Relaxed) & (1 << (slot % 64)) != 0)
     }
 
-    /// How a destroy of a key in this slot is sent.
+    /// Returns how a change of a key in this slot is sent.
     pub(crate) fn mode(&self, policy: WaitPolicy, slot: u16) -> CallMode<'_> {
         let wait = |always| CallMode::Replicated(Wait { always, slot, replicas: self });
         match policy {
@@ -154,7 +152,7 @@ impl Replicas {
         }
     }
 
-    /// Waits for nothing from now on, and says so once.
+    /// Stops waiting, and logs it once.
     fn refuse(&self, command: &str, error: &RedisError) {
         if !self.refused.swap(true, Ordering::Relaxed) {
             warn!(
@@ -168,13 +166,13 @@ impl Replicas {
 }
 
 impl Wait<'_> {
-    /// Whether a replica is expected to confirm, as far as is known.
+    /// Returns whether a replica is expected to confirm.
     pub(crate) fn is_expected(&self) -> bool {
         self.always || self.replicas.has(self.slot)
     }
 }
 
-/// Waits until a replica has what was written on this connection.
+/// Waits until a replica has confirmed the writes of this connection.
 pub(crate) async fn confirm(
     connection: &mut MultiplexedConnection,
     wait: Wait<'_>,
@@ -182,7 +180,7 @@ pub(crate) async fn confirm(
 ) -> Confirmed {
     if !wait.is_expected() {
         match timeout_at(deadline, cmd("ROLE").query_async::<Value>(connection)).await {
-            Ok(Ok(answer)) if names_replicas(&answer) => {
+            Ok(Ok(answer)) if lists_replicas(&answer) => {
                 wait.replicas.mark(wait.slot..=wait.slot);
             }
             Ok(Ok(_)) => return Confirmed::NotAsked,
@@ -190,12 +188,12 @@ pub(crate) async fn confirm(
                 wait.replicas.refuse("ROLE", &error);
                 return Confirmed::NotAsked;
             }
-            // Not known, so not confirmed either.
+            // Unknown counts as unconfirmed.
             Ok(Err(_)) | Err(_) => return Confirmed::No,
         }
     }
     let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(MARGIN);
-    // 0 would be without end.
+    // 0 would wait forever.
     let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
     let mut command = cmd("WAIT");
     command.arg(1).arg(millis);
@@ -209,8 +207,8 @@ pub(crate) async fn confirm(
     }
 }
 
-/// `ROLE` of a primary: its role, its offset, its replicas.
-fn names_replicas(answer: &Value) -> bool {
+/// Returns whether a reply to `ROLE` lists replicas: a primary's has its role, its offset and its replicas.
+fn lists_replicas(answer: &Value) -> bool {
     matches!(answer, Value::Array(parts)
         if matches!(parts.get(2), Some(Value::Array(replicas)) if !replicas.is_empty()))
 }

@@ -1,14 +1,14 @@
-//! What is sent in one go.
+//! Requests and scripts.
 
 use redis::aio::MultiplexedConnection;
 use redis::{Arg, Cmd, Pipeline, RedisError, Value, cmd};
 
-/// What to send: one command, or several in one go.
+/// A command, or several in one round trip.
 #[derive(Clone, Copy)]
 pub(crate) enum Request<'a> {
     One(&'a Cmd),
     Several(&'a Pipeline),
-    /// One command to a cluster's node that does not own its key yet.
+    /// One command, to a node of a cluster that imports its slot.
     Asking(&'a Cmd),
 }
 
@@ -29,17 +29,17 @@ impl Request<'_> {
         }
     }
 
-    /// The same, sent to where a cluster is moving its key.
+    /// Returns the same request for the node that imports its slot.
     pub(crate) fn asking(self) -> Self {
         match self {
             Self::One(command) | Self::Asking(command) => Self::Asking(command),
-            // Keys of several slots do not move together.
+            // Keys of several slots are not redirected together.
             Self::Several(pipeline) => Self::Several(pipeline),
         }
     }
 }
 
-/// A script, which a server runs by its hash once it has seen it.
+/// A script, which a server runs by its hash once it is loaded.
 #[derive(Debug)]
 pub(crate) struct Script {
     code: String,
@@ -53,15 +53,15 @@ impl Script {
         Self { code, hash }
     }
 
-    /// A call of it on one key, to which arguments are to be added.
+    /// Starts a call on one key; the caller adds the arguments.
     pub(crate) fn on(&self, key: &str) -> Cmd {
         let mut command = cmd("EVALSHA");
         command.arg(&self.hash).arg(1).arg(key);
         command
     }
 
-    /// The same call, for a server that does not know the script: it does afterwards.
-    pub(crate) fn spelled_out(&self, call: &Cmd) -> Cmd {
+    /// Returns the same call with the script's text, which loads it.
+    pub(crate) fn with_text(&self, call: &Cmd) -> Cmd {
         let mut command = cmd("EVAL");
         command.arg(&self.code);
         for argument in call.args_iter().skip(2) {

@@ -1,11 +1,10 @@
-//! Which server is the primary now: the sentinels say.
+//! Sentinels, which elect the primary.
 //!
-//! One task per sentinel subscribes to it ([`Sentinels::follow`]), because a sentinel announces a
-//! failover when it hears of it itself, which may be seconds after the one that led it. What the
-//! sentinels say is ordered by the configuration epoch, so one that was cut off leads nobody back
-//! to an old primary. As long as none is subscribed to, they are asked one after the other, the
-//! one that answered first (guidelines for clients of Redis Sentinel), and the server's own role
-//! is checked (`dial.rs`).
+//! One task per sentinel subscribes to it ([`Sentinels::follow`]), because a sentinel announces a failover when
+//! it learns of it itself, which may be seconds after the one that led it. Announcements are ordered by the
+//! configuration epoch, so a sentinel that was partitioned never leads back to an old primary. Without a
+//! subscription they are queried one after the other, beginning with the one that replied last (guidelines
+//! for clients of Redis Sentinel), and the server's own role is checked (`dial.rs`).
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -26,21 +25,21 @@ use super::dial::{Dialer, Role};
 use super::error::{is_answer, whole};
 use crate::tasks::Tasks;
 
-/// For one sentinel; some may be gone without a word.
+/// Deadline for one sentinel's reply.
 const ASK_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// For one answer on a subscribed connection. It is kept through a moment of load.
+/// Deadline for one reply on a subscribed connection, long enough for a moment of load.
 const BEAT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Between two questions on a subscribed connection: they show that it is alive, and find what was
-/// changed without an announcement.
+/// Interval of queries on a subscribed connection. They show that it is alive, and find changes without an
+/// announcement.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// Between two attempts to subscribe.
+/// Pause between two attempts to subscribe.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What a sentinel publishes when the primary is another: the first by the one that leads the
-/// failover, as soon as the replica is promoted; the second by each, when its configuration changes.
+/// Channels on which sentinels publish another primary: on the first, the one that leads the failover, as soon as
+/// the replica is promoted; on the second, each when its configuration changes.
 const CHANNELS: [&str; 2] = ["+promoted-slave", "+switch-master"];
 
 /// The sentinels of one primary.
@@ -49,34 +48,34 @@ pub(crate) struct Sentinels {
     addresses: Vec<Address>,
     service: String,
     first: AtomicUsize,
-    heard: Mutex<Heard>,
+    views: Mutex<Views>,
     known: watch::Sender<Known>,
 }
 
-/// Where the primary is.
+/// The address of the primary.
 #[derive(Clone, Debug, Default)]
 struct Known {
-    /// As the sentinels say that are subscribed to.
+    /// As subscribed sentinels announce it.
     announced: Option<Address>,
-    /// Where the last connection was made.
+    /// Of the last connection.
     reached: Option<Address>,
 }
 
-/// What each sentinel has said, in the order of the addresses.
+/// The state of each sentinel, in the order of the addresses.
 #[derive(Debug)]
-struct Heard {
-    sentinels: Vec<Hearing>,
-    /// How often one of them has changed its view.
+struct Views {
+    sentinels: Vec<SentinelState>,
+    /// Number of changed views.
     changes: u64,
-    /// Whether the log says that none is subscribed to.
+    /// Whether the log has a line that there is no subscription.
     logged: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Hearing {
-    /// No attempt has ended yet.
+enum SentinelState {
+    /// The first attempt is running.
     Pending,
-    /// The last attempt failed, or its connection ended.
+    /// The last attempt failed, or its connection closed.
     Lost,
     Subscribed {
         view: View,
@@ -87,12 +86,12 @@ enum Hearing {
 /// A sentinel's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct View {
-    /// The configuration epoch: the higher one is the later one, whoever says it.
+    /// The configuration epoch; a higher one is later, on whichever sentinel.
     epoch: u64,
     primary: Address,
 }
 
-/// No sentinel could say where the primary is.
+/// No sentinel knows the primary.
 #[derive(Debug, thiserror::Error)]
 #[error("no sentinel knows the primary of {service}; the last one: {last}")]
 struct Unknown {
@@ -101,35 +100,38 @@ struct Unknown {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("{0} does not know it")]
+#[error("{0} does not know the service")]
 struct NoSuchService(Address);
 
 impl Sentinels {
     pub(crate) fn new(addresses: Vec<Address>, service: String) -> Self {
-        let heard =
-            Heard { sentinels: vec![Hearing::Pending; addresses.len()], changes: 0, logged: false };
+        let views = Views {
+            sentinels: vec![SentinelState::Pending; addresses.len()],
+            changes: 0,
+            logged: false,
+        };
         Self {
             addresses,
             service,
             first: AtomicUsize::new(0),
-            heard: Mutex::new(heard),
+            views: Mutex::new(views),
             known: watch::Sender::default(),
         }
     }
 
-    /// The same sentinels, of which nothing was heard.
-    pub(crate) fn unheard(&self) -> Self {
+    /// Returns the same sentinels, without subscriptions.
+    pub(crate) fn unsubscribed(&self) -> Self {
         Self::new(self.addresses.clone(), self.service.clone())
     }
 
-    /// Where the primary is: as announced, or as the first sentinel says that answers.
+    /// Returns the address of the primary: as announced, or by the first sentinel that replies.
     pub(crate) async fn primary(&self, dialer: &Dialer) -> Result<Address, Cause> {
         if let Some(announced) = self.announced() {
             return Ok(announced);
         }
         let first = self.first.load(Ordering::Relaxed);
         let numbered = self.addresses.iter().enumerate();
-        let mut last: Cause = "none was asked".into();
+        let mut last: Cause = "no sentinel is configured".into();
         for (number, sentinel) in numbered.clone().skip(first).chain(numbered.take(first)) {
             match self.ask(dialer, sentinel).await {
                 Ok(primary) => {
@@ -142,12 +144,12 @@ impl Sentinels {
         Err(Unknown { service: self.service.clone(), last }.into())
     }
 
-    /// Where the sentinels say that the primary is; `None` while none is subscribed to.
+    /// Returns the announced address; `None` without a subscription.
     pub(crate) fn announced(&self) -> Option<Address> {
         self.known.borrow().announced.clone()
     }
 
-    /// Whether the sentinels announce another primary than this one.
+    /// Returns whether the sentinels announce another primary than this one.
     pub(crate) fn announce_other_than(&self, address: &Address) -> bool {
         self.known.borrow().announced.as_ref().is_some_and(|announced| announced != address)
     }
@@ -157,7 +159,7 @@ impl Sentinels {
         self.becomes(|known| known.announced.clone(), address).await
     }
 
-    /// Tells everybody that calls go to this address from now on.
+    /// Records that connections are made to this address from now on.
     pub(crate) fn found(&self, address: &Address) {
         self.known.send_if_modified(|known| {
             let moved = known.reached.as_ref() != Some(address);
@@ -188,7 +190,7 @@ impl Sentinels {
                 Some(_) | None => {}
             }
             if known.changed().await.is_err() {
-                // Nobody can tell any more.
+                // The sender is dropped with the sentinels.
                 return std::future::pending().await;
             }
         }
@@ -196,9 +198,10 @@ impl Sentinels {
 
     async fn ask(&self, dialer: &Dialer, sentinel: &Address) -> Result<Address, Cause> {
         let deadline = Instant::now() + ASK_TIMEOUT;
-        let unheard = |_: PushInfo| Ok::<_, SendError>(());
+        let unsubscribed = |_: PushInfo| Ok::<_, SendError>(());
         let asked = async {
-            let mut connection = dialer.dial(sentinel, Role::Sentinel, unheard, deadline).await?;
+            let mut connection =
+                dialer.dial(sentinel, Role::Sentinel, unsubscribed, deadline).await?;
             self.address(&mut connection, sentinel).await
         };
         timeout_at(deadline, asked).await?
@@ -219,9 +222,8 @@ impl Sentinels {
 
 /// Subscriptions, which outlast every connection to a server.
 impl Sentinels {
-    /// Subscribes to each sentinel until the drain, so that an old primary is left as soon as
-    /// another is promoted. Until the old one learns of it, which may be 10 seconds later, it takes
-    /// writes that are lost.
+    /// Subscribes to each sentinel until shutdown, so that connections leave an old primary as soon as another is
+    /// promoted. Until the old one learns of it, up to 10 seconds later, it accepts writes that are lost.
     pub(crate) fn follow(self: &Arc<Self>, dialer: &Arc<Dialer>, tasks: &Tasks) {
         for (number, address) in self.addresses.iter().enumerate() {
             let (sentinels, address) = (Arc::clone(self), address.clone());
@@ -243,8 +245,8 @@ impl Sentinels {
         }
     }
 
-    /// Subscribes to one sentinel, and asks it for its view whenever it publishes something and
-    /// every [`BEAT`], until the connection ends.
+    /// Subscribes to one sentinel, and queries its view whenever it publishes something, and every [`BEAT`], until
+    /// the connection closes.
     async fn subscribe(
         &self,
         number: usize,
@@ -265,15 +267,15 @@ impl Sentinels {
         let mut connection = dialer.dial(sentinel, Role::Sentinel, pushed, deadline).await?;
         timeout_at(deadline, connection.subscribe(&CHANNELS)).await??;
         loop {
-            // What was announced before the subscription is asked for, too.
+            // Announcements from before the subscription count too.
             let view = timeout(BEAT_TIMEOUT, self.view(&mut connection, sentinel)).await??;
-            self.hear(number, sentinel, view);
+            self.record(number, sentinel, view);
             let _ = timeout(BEAT, published.notified()).await;
         }
     }
 
-    /// The epoch is asked for first: between the two answers only the address may change, and then
-    /// an announcement follows.
+    /// Queries the view. The epoch comes first: between the two replies only the address may change, and then an
+    /// announcement follows.
     async fn view(
         &self,
         connection: &mut MultiplexedConnection,
@@ -285,7 +287,7 @@ impl Sentinels {
             command.query_async(connection).await;
         let epoch = match answer {
             Ok(fields) => fields.get("config-epoch").and_then(|epoch| epoch.parse().ok()),
-            // The access list of the sentinel keeps it from us: then the latest change counts.
+            // Refused by the sentinel's access list: the latest change counts then.
             Err(error) if is_answer(&error) => None,
             Err(error) => return Err(error.into()),
         };
@@ -293,31 +295,31 @@ impl Sentinels {
         Ok(View { epoch: epoch.unwrap_or(0), primary })
     }
 
-    fn hear(&self, number: usize, sentinel: &Address, view: View) {
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        if heard.set(number, view) {
+    fn record(&self, number: usize, sentinel: &Address, view: View) {
+        let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        if views.set(number, view) {
             debug!(%sentinel, "subscribed to a sentinel");
         }
-        if std::mem::take(&mut heard.logged) {
+        if std::mem::take(&mut views.logged) {
             info!(%sentinel, service = self.service, "subscribed to a sentinel again");
         }
-        self.announce(heard.latest());
+        self.announce(views.latest());
     }
 
     fn lose(&self, number: usize, sentinel: &Address, cause: &Cause) {
         let cause = whole(&**cause);
         debug!(%sentinel, cause, "cannot subscribe to a sentinel");
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        if heard.lose(number) && !std::mem::replace(&mut heard.logged, true) {
+        let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        if views.lose(number) && !std::mem::replace(&mut views.logged, true) {
             warn!(
                 service = self.service,
                 cause, "cannot subscribe to any sentinel; a failover is noticed late"
             );
         }
-        self.announce(heard.latest());
+        self.announce(views.latest());
     }
 
-    /// Called with the lock held, so that what is announced last is what was heard last.
+    /// Publishes the primary. The caller holds the lock, so that the last announcement is the last one received.
     fn announce(&self, latest: Option<Address>) {
         self.known.send_if_modified(|known| {
             let moved = known.announced != latest;
@@ -330,31 +332,33 @@ impl Sentinels {
     }
 }
 
-impl Heard {
-    /// Takes what a sentinel says. Whether it is subscribed to from now on, and was not before.
+impl Views {
+    /// Records a sentinel's view. Returns whether its subscription is new.
     fn set(&mut self, number: usize, view: View) -> bool {
-        let Some(hearing) = self.sentinels.get_mut(number) else { return false };
-        let is_new = !matches!(hearing, Hearing::Subscribed { .. });
-        if !matches!(hearing, Hearing::Subscribed { view: before, .. } if *before == view) {
+        let Some(state) = self.sentinels.get_mut(number) else { return false };
+        let is_new = !matches!(state, SentinelState::Subscribed { .. });
+        if !matches!(state, SentinelState::Subscribed { view: before, .. } if *before == view) {
             self.changes += 1;
-            *hearing = Hearing::Subscribed { view, changed: self.changes };
+            *state = SentinelState::Subscribed { view, changed: self.changes };
         }
         is_new
     }
 
-    /// Forgets what a sentinel said. Whether none is subscribed to, and none may be in a moment.
+    /// Forgets a sentinel's view. Returns whether no sentinel is subscribed to, or connecting.
     fn lose(&mut self, number: usize) -> bool {
-        if let Some(hearing) = self.sentinels.get_mut(number) {
-            *hearing = Hearing::Lost;
+        if let Some(state) = self.sentinels.get_mut(number) {
+            *state = SentinelState::Lost;
         }
-        self.sentinels.iter().all(|hearing| *hearing == Hearing::Lost)
+        self.sentinels.iter().all(|state| *state == SentinelState::Lost)
     }
 
-    /// The primary by the highest epoch; of several, by the latest change.
+    /// Returns the primary of the highest epoch; of several, the latest change.
     fn latest(&self) -> Option<Address> {
-        let views = self.sentinels.iter().filter_map(|hearing| match hearing {
-            Hearing::Subscribed { view, changed } => Some((view.epoch, changed, &view.primary)),
-            Hearing::Pending | Hearing::Lost => None,
+        let views = self.sentinels.iter().filter_map(|state| match state {
+            SentinelState::Subscribed { view, changed } => {
+                Some((view.epoch, changed, &view.primary))
+            }
+            SentinelState::Pending | SentinelState::Lost => None,
         });
         views.max().map(|(_, _, primary)| primary.clone())
     }
@@ -378,69 +382,69 @@ mod tests {
         Address::Tcp { host: "server".to_owned(), port }
     }
 
-    fn three() -> Heard {
-        Heard { sentinels: vec![Hearing::Pending; 3], changes: 0, logged: false }
+    fn three() -> Views {
+        Views { sentinels: vec![SentinelState::Pending; 3], changes: 0, logged: false }
     }
 
     #[test]
-    fn the_highest_epoch_names_the_primary() {
-        let mut heard = three();
-        assert_eq!(heard.latest(), None);
-        assert!(heard.set(0, view(7, 1)));
-        assert_eq!(heard.latest(), Some(at(1)));
-        // One that was cut off comes back and says what it last knew.
-        assert!(heard.set(1, view(6, 2)));
-        assert_eq!(heard.latest(), Some(at(1)));
-        // One that leads a failover.
-        heard.set(2, view(8, 3));
-        assert_eq!(heard.latest(), Some(at(3)));
-        assert!(!heard.set(0, view(8, 3)));
-        assert!(!heard.lose(2));
-        assert_eq!(heard.latest(), Some(at(3)));
-        // All are set up again, and count from the start.
-        heard.set(0, view(0, 4));
-        heard.set(1, view(0, 4));
-        assert_eq!(heard.latest(), Some(at(4)));
+    fn highest_epoch_names_the_primary() {
+        let mut views = three();
+        assert_eq!(views.latest(), None);
+        assert!(views.set(0, view(7, 1)));
+        assert_eq!(views.latest(), Some(at(1)));
+        // One that was partitioned returns with an old view.
+        assert!(views.set(1, view(6, 2)));
+        assert_eq!(views.latest(), Some(at(1)));
+        // The one that leads a failover.
+        views.set(2, view(8, 3));
+        assert_eq!(views.latest(), Some(at(3)));
+        assert!(!views.set(0, view(8, 3)));
+        assert!(!views.lose(2));
+        assert_eq!(views.latest(), Some(at(3)));
+        // All are reset, and count from the start.
+        views.set(0, view(0, 4));
+        views.set(1, view(0, 4));
+        assert_eq!(views.latest(), Some(at(4)));
     }
 
     #[test]
-    fn without_epochs_the_latest_change_counts() {
-        let mut heard = three();
+    fn latest_change_counts_without_epochs() {
+        let mut views = three();
         for number in 0..3 {
-            heard.set(number, view(0, 1));
+            views.set(number, view(0, 1));
         }
-        heard.set(1, view(0, 2));
-        heard.set(2, view(0, 1));
-        assert_eq!(heard.latest(), Some(at(2)));
-        heard.set(2, view(0, 2));
-        heard.set(0, view(0, 1));
-        assert_eq!(heard.latest(), Some(at(2)));
+        views.set(1, view(0, 2));
+        views.set(2, view(0, 1));
+        assert_eq!(views.latest(), Some(at(2)));
+        views.set(2, view(0, 2));
+        views.set(0, view(0, 1));
+        assert_eq!(views.latest(), Some(at(2)));
     }
 
     #[test]
-    fn none_is_heard_once_every_attempt_has_failed() {
-        let mut heard = three();
-        assert!(!heard.lose(0));
-        assert!(!heard.lose(1));
-        assert!(heard.lose(2));
-        heard.set(1, view(1, 1));
-        assert!(!heard.lose(0));
-        assert!(heard.lose(1));
-        assert_eq!(heard.latest(), None);
+    fn no_subscription_after_every_attempt_failed() {
+        let mut views = three();
+        assert!(!views.lose(0));
+        assert!(!views.lose(1));
+        assert!(views.lose(2));
+        views.set(1, view(1, 1));
+        assert!(!views.lose(0));
+        assert!(views.lose(1));
+        assert_eq!(views.latest(), None);
     }
 
     #[tokio::test]
-    async fn links_leave_for_what_is_announced() {
+    async fn announcements_move_connections() {
         let sentinels = Sentinels::new(vec![at(100), at(101)], "main".to_owned());
         assert!(!sentinels.announce_other_than(&at(1)));
-        sentinels.hear(0, &at(100), view(1, 1));
+        sentinels.record(0, &at(100), view(1, 1));
         assert!(!sentinels.announce_other_than(&at(1)));
         sentinels.found(&at(1));
-        sentinels.hear(1, &at(101), view(2, 2));
+        sentinels.record(1, &at(101), view(2, 2));
         assert!(sentinels.announce_other_than(&at(1)));
         assert_eq!(sentinels.announced_other_than(Some(&at(1))).await, at(2));
         assert_eq!(sentinels.moved_from(&at(1)).await, at(2));
-        // Nobody is heard any more: nothing is known against a server.
+        // Without a subscription, no server is known to be wrong.
         let cause = Cause::from("closed");
         sentinels.lose(0, &at(100), &cause);
         sentinels.lose(1, &at(101), &cause);

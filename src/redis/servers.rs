@@ -1,4 +1,4 @@
-//! The servers of a deployment, as the store calls them: by key.
+//! The servers of a deployment, called by key.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use tokio::time::Instant;
 use super::Cause;
 use super::cluster::Cluster;
 use super::config::Address;
+use super::connection::{Connection, Reply};
 use super::deployment::{Deployment, Layout};
 use super::dial::Role;
 use super::error::CallError;
-use super::link::{Link, Told};
 use super::replicate::CallMode;
 use super::request::{Request, Script};
 use super::slot::slot_of;
@@ -20,9 +20,9 @@ use crate::tasks::Tasks;
 /// The servers of a deployment.
 #[derive(Debug)]
 pub(crate) enum Servers {
-    /// One takes all commands.
-    One(Arc<Link>),
-    /// Each takes those about its own keys.
+    /// A single server, or the primary.
+    One(Arc<Connection>),
+    /// Each node serves its own keys.
     Cluster(Arc<Cluster>),
 }
 
@@ -32,14 +32,13 @@ impl Servers {
             Layout::One(place) => {
                 let dialer = Arc::clone(&deployment.dialer);
                 let notices = Arc::clone(&deployment.notices);
-                Self::One(Link::new(dialer, place.clone(), Role::Primary, notices, tasks))
+                Self::One(Connection::new(dialer, place.clone(), Role::Primary, notices, tasks))
             }
             Layout::Cluster(nodes) => Self::Cluster(Cluster::new(deployment, nodes, tasks)),
         }
     }
 
-    /// Returns the slot of a key. Without a cluster all keys share one, so that what is learned of
-    /// one key's slot holds for all.
+    /// Returns the slot of a key. Without a cluster all keys share one.
     pub(crate) fn slot_of(&self, key: &str) -> u16 {
         match self {
             Self::One(_) => 0,
@@ -54,14 +53,14 @@ impl Servers {
         request: Request<'_>,
         mode: CallMode<'_>,
         deadline: Instant,
-    ) -> Result<Told, CallError> {
+    ) -> Result<Reply, CallError> {
         match self {
-            Self::One(link) => link.call(request, mode, deadline).await,
+            Self::One(connection) => connection.call(request, mode, deadline).await,
             Self::Cluster(cluster) => cluster.call(key, request, mode, deadline).await,
         }
     }
 
-    /// Sends a command that changes nothing; once more where the connection ended under it.
+    /// Sends a command that changes nothing; again if the connection closed.
     pub(crate) async fn ask(
         &self,
         key: &str,
@@ -69,14 +68,14 @@ impl Servers {
         deadline: Instant,
     ) -> Result<Value, CallError> {
         let request = Request::One(command);
-        let told = match self.call(key, request, CallMode::Shared, deadline).await {
+        let reply = match self.call(key, request, CallMode::Shared, deadline).await {
             Err(CallError::Closed(_)) => self.call(key, request, CallMode::Shared, deadline).await,
-            told => told,
+            reply => reply,
         };
-        told.map(|told| told.value)
+        reply.map(|reply| reply.value)
     }
 
-    /// Runs a script; a server that does not know it is told it. `call` is made by [`Script::on`].
+    /// Runs a script, and loads it if the server does not know it. `call` is made by [`Script::on`].
     pub(crate) async fn run(
         &self,
         script: &Script,
@@ -84,29 +83,29 @@ impl Servers {
         call: &Cmd,
         mode: CallMode<'_>,
         deadline: Instant,
-    ) -> Result<Told, CallError> {
+    ) -> Result<Reply, CallError> {
         match self.call(key, Request::One(call), mode, deadline).await {
-            Err(trouble) if trouble.server_error() == Some(redis::ServerErrorKind::NoScript) => {
-                let spelled = script.spelled_out(call);
+            Err(error) if error.server_error() == Some(redis::ServerErrorKind::NoScript) => {
+                let spelled = script.with_text(call);
                 self.call(key, Request::One(&spelled), mode, deadline).await
             }
-            told => told,
+            reply => reply,
         }
     }
 
-    /// Leaves the connection to the node that has a key: what comes on it answers other questions.
-    pub(crate) fn distrust(&self, key: &str) {
+    /// Closes the connection to the owner of a key, after a reply that does not match its request.
+    pub(crate) fn discard(&self, key: &str) {
         match self {
-            Self::One(link) => link.distrust(),
+            Self::One(connection) => connection.discard(),
             Self::Cluster(cluster) => {
                 if let Some(owner) = cluster.owner_of(key) {
-                    cluster.link(&owner).distrust();
+                    cluster.connection(&owner).discard();
                 }
             }
         }
     }
 
-    /// The nodes that hold keys, in order: one, without a name, where there is no cluster.
+    /// Lists the nodes that hold keys, in order; a single server has no name.
     pub(crate) async fn nodes(&self, deadline: Instant) -> Result<Vec<Option<Address>>, Cause> {
         match self {
             Self::One(_) => Ok(vec![None]),
@@ -127,15 +126,15 @@ impl Servers {
         match (self, node) {
             (Self::Cluster(cluster), Some(node)) => cluster.call_at(node, request, deadline).await,
             (Self::Cluster(_), None) => {
-                Err(CallError::NotSent("a cluster's node has a name".into()))
+                Err(CallError::NotSent("a node of a cluster has a name".into()))
             }
-            (Self::One(link), _) => {
-                link.call(request, CallMode::Shared, deadline).await.map(|told| told.value)
+            (Self::One(connection), _) => {
+                connection.call(request, CallMode::Shared, deadline).await.map(|reply| reply.value)
             }
         }
     }
 
-    /// Which of the [nodes](Self::nodes) has a key, as far as is known.
+    /// Returns which of the [nodes](Self::nodes) has a key, as far as is known.
     pub(crate) fn node_of(&self, key: &str) -> Option<Address> {
         match self {
             Self::One(_) => None,

@@ -1,4 +1,4 @@
-//! Which slot of a cluster a key is in, and which node has it.
+//! The slots of a cluster, and their owners.
 
 use std::ops::RangeInclusive;
 
@@ -6,11 +6,11 @@ use redis::{Value, from_redis_value};
 
 use super::config::Address;
 
-/// How many slots a cluster has.
+/// Number of slots.
 pub(crate) const SLOTS: u16 = 16384;
 
-/// The slot of a key: CRC-16 (XMODEM) of its hash tag, or of all of it where it has none.
-/// Redis cluster specification, "Key distribution model".
+/// Returns the slot of a key: CRC-16 (XMODEM) of its hash tag, or of the whole key without one (Redis cluster
+/// specification, "Key distribution model").
 pub(crate) fn slot_of(key: &str) -> u16 {
     let tag = key
         .split_once('{')
@@ -29,10 +29,10 @@ fn crc16(bytes: &[u8]) -> u16 {
     })
 }
 
-/// Which node has which slots.
+/// The owners of the slots.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SlotMap {
-    /// By their first slot.
+    /// Sorted by their first slot.
     ranges: Vec<Range>,
 }
 
@@ -46,9 +46,8 @@ struct Range {
 }
 
 impl SlotMap {
-    /// Reads what `CLUSTER SLOTS` answers; `asked` is the node that did, which may leave its own
-    /// name out. `None` if it names no primary. A range without a primary that can be reached is
-    /// left out.
+    /// Reads the reply to `CLUSTER SLOTS` of the node `asked`, which may omit its own name. `None` without any
+    /// primary. A range without a reachable primary is omitted.
     pub(crate) fn parse(answer: Value, asked: &Address) -> Option<Self> {
         let Value::Array(rows) = answer else { return None };
         let ranges = rows.into_iter().filter_map(|row| range(row, asked));
@@ -57,21 +56,21 @@ impl SlotMap {
         (!ranges.is_empty()).then_some(Self { ranges })
     }
 
-    /// The node that has a slot.
+    /// Returns the owner of a slot.
     pub(crate) fn owner(&self, slot: u16) -> Option<&Address> {
         let after = self.ranges.partition_point(|range| range.first <= slot);
         let range = self.ranges.get(after.checked_sub(1)?)?;
         (slot <= range.last).then_some(&range.owner)
     }
 
-    /// The ranges of slots: which, whose, and whether the map names a replica.
+    /// Lists the ranges: slots, owner, and whether the map has a replica.
     pub(crate) fn ranges(&self) -> impl Iterator<Item = (RangeInclusive<u16>, &Address, bool)> {
         self.ranges
             .iter()
             .map(|range| (range.first..=range.last.min(SLOTS - 1), &range.owner, range.replicated))
     }
 
-    /// All nodes that have slots, each once, in order.
+    /// Lists the owners, each once, in order.
     pub(crate) fn owners(&self) -> Vec<Address> {
         let mut owners: Vec<Address> =
             self.ranges.iter().map(|range| range.owner.clone()).collect();
@@ -81,7 +80,7 @@ impl SlotMap {
     }
 }
 
-/// First slot, last slot, the primary, its replicas.
+/// Reads a row: first slot, last slot, the primary, its replicas.
 fn range(row: Value, asked: &Address) -> Option<Range> {
     let Value::Array(parts) = row else { return None };
     let mut parts = parts.into_iter();
@@ -90,13 +89,13 @@ fn range(row: Value, asked: &Address) -> Option<Range> {
     let Value::Array(primary) = parts.next()? else { return None };
     let mut primary = primary.into_iter();
     let host: Option<String> = from_redis_value(primary.next()?).ok()?;
-    // 0 is that of a node which cannot be reached this way.
+    // A node that cannot be reached this way has port 0.
     let port: u16 = from_redis_value(primary.next()?).ok().filter(|port| *port != 0)?;
     let owner = located(host.as_deref(), port, asked)?;
     Some(Range { first, last, owner, replicated: parts.next().is_some() })
 }
 
-/// A node says neither host nor name where it does not know how others reach it: as we did.
+/// Completes an address: a node that does not know its own host is reached at the host that was asked.
 fn located(host: Option<&str>, port: u16, asked: &Address) -> Option<Address> {
     match (host, asked) {
         (Some(host), _) if !host.is_empty() && host != "?" => {
@@ -107,7 +106,7 @@ fn located(host: Option<&str>, port: u16, asked: &Address) -> Option<Address> {
     }
 }
 
-/// Where a redirection leads: `host:port` after `MOVED` or `ASK`.
+/// Reads the target of a redirection: `host:port` after `MOVED` or `ASK`.
 pub(crate) fn redirected(to: &str, asked: &Address) -> Option<Address> {
     let (host, port) = to.rsplit_once(':')?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -119,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slot_is_that_of_the_specification() {
+    fn slots_follow_the_specification() {
         assert_eq!(crc16(b"123456789"), 0x31c3);
         assert_eq!(slot_of("123456789"), 0x31c3);
         assert_eq!(slot_of("foo"), 12182);
@@ -129,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_finds_owners_and_holes() {
+    fn maps_have_owners_and_holes() {
         let bulk = |text: &str| Value::BulkString(text.as_bytes().to_vec());
         let row = |first, last, host: &str, port| {
             let node = Value::Array(vec![bulk(host), Value::Int(port), bulk("id")]);

@@ -250,6 +250,19 @@ fn imports(source: &Source) -> Vec<Module> {
         .collect()
 }
 
+/// Finds the module that defines what a path names, through any `pub use` on the way.
+fn definition<'a>(
+    path: &[String],
+    modules: &BTreeMap<&'a [String], &Source>,
+) -> Option<&'a [String]> {
+    let length = (1..=path.len()).rev().find(|length| modules.contains_key(&path[..*length]))?;
+    let (module, source) = modules.get_key_value(&path[..length])?;
+    match path.get(length).and_then(|name| source.reexports.get(name)) {
+        Some(onward) if onward != path => definition(onward, modules),
+        _ => Some(module),
+    }
+}
+
 fn place_of(module: &str) -> (usize, usize) {
     let found = FLOORS.iter().enumerate().find_map(|(floor, (_, modules))| {
         Some((floor, modules.iter().position(|known| *known == module)?))
@@ -272,6 +285,35 @@ fn imports_point_down() {
             let ordered = FLOORS[floor].0 == Order::Ordered && below == floor && later > place;
             assert!(below > floor || ordered, "{} imports {import}", source.path.display());
         }
+    }
+}
+
+/// A file may use what its own `mod.rs` defines, and that may use the file: a folder is one unit.
+/// Between any other files, imports form no circle.
+#[test]
+fn files_import_in_no_circle() {
+    let sources = shipped();
+    let modules: BTreeMap<&[String], &Source> =
+        sources.iter().map(|source| (&source.module[..], source)).collect();
+    let mut arrows: BTreeMap<&[String], BTreeSet<&[String]>> = BTreeMap::new();
+    for (module, source) in &modules {
+        let imported = imports(source);
+        let files = imported.iter().filter_map(|path| definition(path, &modules));
+        let others = files.filter(|file| !module.starts_with(file));
+        arrows.insert(module, others.collect());
+    }
+    for start in arrows.keys() {
+        let mut reached = BTreeSet::new();
+        let mut next = vec![*start];
+        while let Some(module) = next.pop() {
+            next.extend(arrows[module].iter().filter(|module| reached.insert(**module)));
+        }
+        let circle: Vec<_> = reached.iter().map(|module| module.join("::")).collect();
+        assert!(
+            !reached.contains(start),
+            "{} is in a circle; it reaches {circle:?}",
+            start.join("::")
+        );
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::super::environment::Environment;
 use super::super::problem::{Place, Problem, Problems};
 use super::super::read::Places;
-use super::super::secret::Source;
+use super::super::secret::{Literal, Source};
 use super::super::state;
 use crate::secret::Secret;
 
@@ -103,7 +103,7 @@ impl Context<'_> {
             }
             Source::Literal(_) | Source::File { .. } => {}
         }
-        match source.secret(&self.base, self.environment) {
+        match read_secret(source, &self.base, self.environment) {
             Ok(secret) => Some(secret),
             Err(message) => {
                 self.error(key, message);
@@ -155,6 +155,23 @@ impl Context<'_> {
     }
 }
 
+/// Reads a secret, which is not empty; an error says what is wrong. A relative file is looked up in `base`.
+fn read_secret(source: &Source, base: &Path, environment: &Environment) -> Result<Secret, String> {
+    let secret = match source {
+        Source::File { file } => Secret::read(&base.join(file))?,
+        Source::Variable { env: name } => match environment.text(name) {
+            Some(Ok(text)) => Secret::new(text.to_owned()),
+            Some(Err(_)) => return Err(format!("the variable {name} is not UTF-8")),
+            None => return Err(format!("the variable {name} is not set")),
+        },
+        Source::Literal(Literal(secret)) => secret.clone(),
+    };
+    if secret.reveal().is_empty() {
+        return Err("the secret is empty; set it or remove the key".to_owned());
+    }
+    Ok(secret)
+}
+
 /// Writes an error and its causes in one line.
 pub(super) fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -169,4 +186,41 @@ pub(super) fn with_causes(error: &dyn Error) -> String {
 /// Returns whether a file is known not to exist. Other errors are reported when it is read.
 fn is_missing(path: &Path) -> bool {
     matches!(path.try_exists(), Ok(false))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn drops_one_final_newline_of_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        for (written, secret) in
+            [("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a ", "a "), ("a", "a")]
+        {
+            fs::write(directory.path().join("secret"), written).unwrap();
+            let source = Source::File { file: "secret".into() };
+            let read = read_secret(&source, directory.path(), &Environment::default()).unwrap();
+            assert_eq!(read.reveal(), secret, "{written:?}");
+        }
+    }
+
+    #[test]
+    fn missing_and_empty_secrets_are_errors() {
+        let environment = Environment::from([("EMPTY", ""), ("FULL", "x")]);
+        let check = |source: Source, expected: Result<&str, &str>| {
+            let secret = read_secret(&source, Path::new("/nowhere"), &environment);
+            match (secret, expected) {
+                (Ok(secret), Ok(text)) => assert_eq!(secret.reveal(), text),
+                (Err(said), Err(part)) => assert!(said.contains(part), "{said}"),
+                other => panic!("{other:?}"),
+            }
+        };
+        check(Source::Variable { env: "FULL".to_owned() }, Ok("x"));
+        check(Source::Variable { env: "EMPTY".to_owned() }, Err("is empty"));
+        check(Source::Variable { env: "NONE".to_owned() }, Err("NONE is not set"));
+        check(Source::File { file: "secret".into() }, Err("/nowhere/secret cannot be read"));
+    }
 }

@@ -1,4 +1,4 @@
-//! What the scripts are told, and what they answer.
+//! What the scripts are reply, and what they answer.
 
 use std::time::Duration;
 

@@ -24,7 +24,7 @@ impl Redis {
         }
         let deadline = self.deadline();
         match self.servers.run(&script, &key, &command, CallMode::Shared, deadline).await {
-            Ok(told) => Ok(known(told.value).unwrap_or_else(|error| denied(&error))),
+            Ok(reply) => Ok(known(reply.value).unwrap_or_else(|error| denied(&error))),
             Err(trouble) => match error::of_write(trouble) {
                 Error::Corrupt(cause) => Ok(denied(&*cause)),
                 error => match denial(&error) {

@@ -40,7 +40,7 @@ use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, W
 use crate::log::limited;
 use crate::redis::config::Address;
 use crate::redis::{
-    CallError, CallMode, Confirmed, Notices, Replicas, Request, Script, Servers, Told, WaitPolicy,
+    CallError, CallMode, Confirmed, Notices, Replicas, Reply, Request, Script, Servers, WaitPolicy,
     whole,
 };
 use crate::session::id::Id;
@@ -194,7 +194,7 @@ impl Redis {
 
     fn crossed(&self, id: Id) -> Crossed {
         limited!(error, "crossed_reply", session = %id, "response does not match the request; closing the Redis connection");
-        self.servers.distrust(&self.key(id));
+        self.servers.discard(&self.key(id));
         Crossed
     }
 
@@ -221,8 +221,8 @@ impl Redis {
         for (name, text) in fields::fields_of(id, record, ends_at, indexed.as_ref()) {
             command.arg(name).arg(text);
         }
-        let told = self.write(script, &key, &command, CallMode::Shared, deadline).await;
-        let answer = told.map_err(error::of_write)?.value;
+        let reply = self.write(script, &key, &command, CallMode::Shared, deadline).await;
+        let answer = reply.map_err(error::of_write)?.value;
         self.notices.taken();
         match self.count(id, &answer).map_err(Crossed::of_write)? {
             0 => Ok(Created::Exists),
@@ -249,15 +249,15 @@ impl Redis {
         for _ in 0..ATTEMPTS {
             let mut command = script.on(&key);
             calls::patch_arguments(&mut command, change, want, indexed.as_ref());
-            let told = self.write(script, &key, &command, mode, deadline).await;
-            let told = told.map_err(error::of_write)?;
+            let reply = self.write(script, &key, &command, mode, deadline).await;
+            let reply = reply.map_err(error::of_write)?;
             if !change.patch.only_destroys() {
                 self.notices.taken();
             }
-            self.check(id, &told.value).map_err(Crossed::of_write)?;
-            match calls::patched(told.value, change)? {
+            self.check(id, &reply.value).map_err(Crossed::of_write)?;
+            match calls::patched(reply.value, change)? {
                 Answered::Done(answer) => {
-                    let replicated = told.confirmed.into();
+                    let replicated = reply.confirmed.into();
                     return Ok(answer.map(|applied| Applied { replicated, ..applied }));
                 }
                 Answered::Index(needed) => {
@@ -276,8 +276,8 @@ impl Redis {
         for _ in 0..ATTEMPTS {
             let mut command = script.on(&key);
             calls::use_arguments(&mut command, used, policy, indexed.as_ref());
-            let told = self.write(script, &key, &command, CallMode::Shared, deadline).await;
-            let answer = told.map_err(error::of_write)?.value;
+            let reply = self.write(script, &key, &command, CallMode::Shared, deadline).await;
+            let answer = reply.map_err(error::of_write)?.value;
             self.notices.taken();
             self.check(id, &answer).map_err(Crossed::of_write)?;
             match calls::used(answer)? {
@@ -295,10 +295,10 @@ impl Redis {
         let key = self.key(id);
         let command = script.on(&key);
         let (mode, deadline) = (self.destroy_mode(&key), self.deadline());
-        let told = self.write(script, &key, &command, mode, deadline).await;
-        let told = told.map_err(error::of_write)?;
-        let removed = self.count(id, &told.value).map_err(Crossed::of_write)?;
-        Ok((removed == 1).then_some(told.confirmed.into()))
+        let reply = self.write(script, &key, &command, mode, deadline).await;
+        let reply = reply.map_err(error::of_write)?;
+        let removed = self.count(id, &reply.value).map_err(Crossed::of_write)?;
+        Ok((removed == 1).then_some(reply.confirmed.into()))
     }
 
     /// Runs a script that changes something, and has the log say it if changes are refused. That
@@ -310,12 +310,12 @@ impl Redis {
         command: &Cmd,
         mode: CallMode<'_>,
         deadline: Instant,
-    ) -> Result<Told, CallError> {
-        let told = self.servers.run(script, key, command, mode, deadline).await;
-        if let Some(refusal) = told.as_ref().err().and_then(error::refuses_changes) {
+    ) -> Result<Reply, CallError> {
+        let reply = self.servers.run(script, key, command, mode, deadline).await;
+        if let Some(refusal) = reply.as_ref().err().and_then(error::refuses_changes) {
             self.notices.refused(whole(refusal));
         }
-        told
+        reply
     }
 
     fn destroy_mode(&self, key: &str) -> CallMode<'_> {

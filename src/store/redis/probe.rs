@@ -23,8 +23,8 @@ impl Redis {
             let mut command = script.on(&key);
             let ends = now + PROBE_LASTS;
             command.arg(ends.as_millis()).arg("id").arg(id.to_string());
-            let told = self.servers.run(script, &key, &command, CallMode::Shared, deadline).await;
-            told.map_err(error::of_write)?;
+            let reply = self.servers.run(script, &key, &command, CallMode::Shared, deadline).await;
+            reply.map_err(error::of_write)?;
         }
         Ok(())
     }

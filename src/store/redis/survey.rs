@@ -22,7 +22,7 @@ const PROBE_LASTS: Duration = Duration::from_secs(1);
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Survey {
-    /// It keeps what it is given, as far as can be told.
+    /// It keeps what it is given, as far as can be reply.
     Keeps,
     /// When its memory is full it removes sessions, by this policy.
     Evicts(String),
@@ -47,7 +47,7 @@ impl Deployment {
         if let Err(error) = store.probe(policy, now).await {
             let plain = store.probe_plainly().await.err();
             return Err(match plain.as_ref().and_then(denial) {
-                Some(told) => SurveyError::Denied(told),
+                Some(reply) => SurveyError::Denied(reply),
                 None => SurveyError::of(error),
             });
         }
@@ -133,7 +133,7 @@ impl Redis {
 impl SurveyError {
     fn of(error: Error) -> Self {
         match denial(&error) {
-            Some(told) => Self::Denied(told),
+            Some(reply) => Self::Denied(reply),
             None => Self::Away(error),
         }
     }

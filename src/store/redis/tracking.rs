@@ -49,11 +49,11 @@ struct Moved(Address);
 /// nothing is cached.
 pub async fn track(deployment: Deployment, hot: Arc<RecordCache>, tasks: Tasks) {
     let Layout::One(place) = &deployment.servers.layout else { return };
-    let mut told = false;
+    let mut logged = false;
     loop {
         let watched = async {
             let (address, connection) = arm(&deployment, place, &hot).await?;
-            if std::mem::take(&mut told) {
+            if std::mem::take(&mut logged) {
                 info!(server = %address, "the cache is kept coherent again");
             }
             beat(connection, place, &address, &hot).await
@@ -65,7 +65,7 @@ pub async fn track(deployment: Deployment, hot: Arc<RecordCache>, tasks: Tasks) 
         hot.lease.end();
         hot.clear();
         if let Err(cause) = ended
-            && !std::mem::replace(&mut told, true)
+            && !std::mem::replace(&mut logged, true)
         {
             let cause = whole(&*cause);
             warn!(%cause, "the cache is not kept coherent, and not used");
@@ -77,7 +77,7 @@ pub async fn track(deployment: Deployment, hot: Arc<RecordCache>, tasks: Tasks) 
     }
 }
 
-/// A connection on which every change is told, from now on.
+/// A connection on which every change is logged, from now on.
 async fn arm(
     deployment: &Deployment,
     place: &Place,
@@ -113,7 +113,7 @@ async fn beat(
     let mut idle = 0;
     loop {
         let sent = Instant::now();
-        if place.is_left(address) {
+        if place.is_superseded(address) {
             return Err("the sentinels announce another primary".into());
         }
         timeout(SILENCE, cmd("PING").query_async::<Value>(&mut connection)).await??;

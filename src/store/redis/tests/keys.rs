@@ -17,8 +17,8 @@ async fn exchange(store: &Redis, own: &[u8], now: Timestamp) -> Vec<(u8, Timesta
     let own: Vec<_> = own.iter().copied().map(fingerprint).collect();
     match store.exchange_keys(&own, now).await.expect("answered") {
         KnownKeys::Known(known) => {
-            let told = |key: KnownKey| (key.fingerprint.as_bytes()[7], key.since);
-            let mut known: Vec<_> = known.into_iter().map(told).collect();
+            let reply = |key: KnownKey| (key.fingerprint.as_bytes()[7], key.since);
+            let mut known: Vec<_> = known.into_iter().map(reply).collect();
             known.sort_unstable();
             known
         }

@@ -554,9 +554,9 @@ fn server_with_access(access: &str) -> (RedisServer, Deployment) {
 #[test]
 fn the_access_that_is_documented_is_enough() {
     needs!("redis-server");
-    let told = include_str!("../../../../docs/guides/operate/redis.md");
+    let documented = include_str!("../../../../docs/guides/operate/redis.md");
     for command in ACCESS.split_whitespace() {
-        assert!(told.contains(command), "{command}");
+        assert!(documented.contains(command), "{command}");
     }
     let (server, deployment) = server_with_access(ACCESS);
     runtime().block_on(async {
@@ -588,11 +588,11 @@ fn the_survey_says_which_command_is_refused_and_what_is_evicted() {
     needs!("redis-server");
     runtime().block_on(async {
         let (server, deployment) = server_with_access(&ACCESS.replace("+hset ", ""));
-        let told = match deployment.survey(&POLICY, now()).await {
-            Err(SurveyError::Denied(told)) => told,
+        let reply = match deployment.survey(&POLICY, now()).await {
+            Err(SurveyError::Denied(reply)) => reply,
             other => panic!("{other:?}"),
         };
-        assert!(told.contains("hset"), "{told}");
+        assert!(reply.contains("hset"), "{reply}");
         let mut other = connection_to(&server, None);
         let mut allow = cmd("ACL");
         allow.arg("SETUSER").arg("cloakroom").arg("+hset").exec(&mut other).expect("allowed");

@@ -1,0 +1,443 @@
+//! The connection to one server, shared by all calls, which reconnects by itself.
+//!
+//! A connection that closes is replaced at once, and calls wait for the first attempt. If that fails, if several
+//! calls in a row time out, or if the server no longer accepts writes, it is *unreachable*: calls fail at once,
+//! and one task reconnects, at most once a second. Every attempt looks up the address and reads the password
+//! again. (The connection manager of the `redis` crate does not reconnect after time-outs or `READONLY`.)
+
+use std::fmt;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use redis::aio::{MultiplexedConnection, SendError};
+use redis::{PushInfo, PushKind, RedisError, Value};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::Cause;
+use super::config::Address;
+use super::deployment::Place;
+use super::dial::{CONNECT_TIMEOUT, Dialer, Role};
+use super::error::{CallError, is_answer, is_demoted, whole};
+use super::notices::Notices;
+use super::replicate::{CallMode, Confirmed, confirm};
+use super::request::Request;
+use crate::random;
+use crate::tasks::Tasks;
+
+/// Number of time-outs in a row after which the server is unreachable; the operating system notices a dead path
+/// much later. Calls that waited at the same time count once.
+const TIMEOUTS: u32 = 3;
+
+/// Pause between two attempts to connect: the first, and the longest.
+const PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+
+/// The connection to one server.
+pub(crate) struct Connection {
+    me: Weak<Self>,
+    dialer: Arc<Dialer>,
+    place: Place,
+    role: Role,
+    notices: Arc<Notices>,
+    tasks: Tasks,
+    state: watch::Sender<State>,
+    made: AtomicU64,
+    /// Connections for a single call at a time, whose replies take long.
+    spare: Mutex<Vec<Spare>>,
+    /// Limits the number of such calls.
+    dedicated: Semaphore,
+}
+
+/// A reply, and whether a replica has confirmed the change.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) value: Value,
+    pub(crate) confirmed: Confirmed,
+}
+
+#[derive(Clone)]
+enum State {
+    /// Before the first call.
+    Idle,
+    /// Calls wait.
+    Connecting,
+    Live(Live),
+    /// Calls fail at once.
+    Unreachable(Arc<str>),
+}
+
+/// An open connection.
+#[derive(Clone)]
+struct Live {
+    connection: MultiplexedConnection,
+    address: Address,
+    number: u64,
+    timeouts: Arc<TimeoutStreak>,
+}
+
+/// Time-outs since the last reply.
+struct TimeoutStreak {
+    count: AtomicU32,
+    /// The time of the last one.
+    counted_at: Mutex<Instant>,
+}
+
+struct Spare {
+    connection: MultiplexedConnection,
+    /// The number of the open connection at its creation.
+    number: u64,
+}
+
+/// The sentinels announce another primary than the one that replied.
+#[derive(Debug, thiserror::Error)]
+#[error("the sentinels announce another primary than {0}")]
+struct Superseded(Address);
+
+/// The server was unreachable before, and a task reconnects.
+#[derive(Debug, thiserror::Error)]
+#[error("Redis is unreachable: {0}")]
+struct StillUnreachable(Arc<str>);
+
+/// Number of connections for a single call at a time, and how many of them are kept.
+const DEDICATED: usize = 64;
+const SPARES: usize = 8;
+
+impl Connection {
+    /// Creates a connection to a server of this role, without connecting.
+    pub(crate) fn new(
+        dialer: Arc<Dialer>,
+        place: Place,
+        role: Role,
+        notices: Arc<Notices>,
+        tasks: Tasks,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            dialer,
+            place,
+            role,
+            notices,
+            tasks,
+            state: watch::Sender::new(State::Idle),
+            made: AtomicU64::new(0),
+            spare: Mutex::default(),
+            dedicated: Semaphore::new(DEDICATED),
+        })
+    }
+
+    /// Sends a request, and waits for its reply until `deadline`.
+    pub(crate) async fn call(
+        &self,
+        request: Request<'_>,
+        mode: CallMode<'_>,
+        deadline: Instant,
+    ) -> Result<Reply, CallError> {
+        let started = Instant::now();
+        let mut live = self.live(deadline).await.map_err(CallError::NotSent)?;
+        // If too many wait already, this change does not wait for a replica.
+        let dedicated = match mode {
+            CallMode::Replicated(wait) => {
+                self.dedicated.try_acquire().ok().map(|permit| (permit, wait))
+            }
+            CallMode::Shared => None,
+        };
+        let Some((_permit, wait)) = dedicated else {
+            let answer = timeout_at(deadline, request.send(&mut live.connection)).await;
+            let value = self.conclude(&live, started, answer)?;
+            let confirmed = match mode {
+                CallMode::Replicated(wait) if wait.is_expected() => Confirmed::No,
+                CallMode::Replicated(_) | CallMode::Shared => Confirmed::NotAsked,
+            };
+            return Ok(Reply { value, confirmed });
+        };
+        let mut connection = self.spare(&live, deadline).await.map_err(CallError::NotSent)?;
+        let answer = timeout_at(deadline, request.send(&mut connection)).await;
+        let value = self.conclude(&live, started, answer)?;
+        let confirmed = confirm(&mut connection, wait, deadline).await;
+        self.check(&live)?;
+        self.keep(Spare { connection, number: live.number });
+        Ok(Reply { value, confirmed })
+    }
+
+    /// Draws the conclusions from a reply, an error or a time-out.
+    fn conclude(
+        &self,
+        live: &Live,
+        started: Instant,
+        answer: Result<Result<Value, RedisError>, tokio::time::error::Elapsed>,
+    ) -> Result<Value, CallError> {
+        match answer {
+            Ok(Ok(value)) => {
+                live.timeouts.end();
+                self.check(live)?;
+                Ok(value)
+            }
+            Ok(Err(error)) if is_answer(&error) => {
+                live.timeouts.end();
+                if is_demoted(&error) {
+                    self.close(live.number, State::Unreachable(error.to_string().into()));
+                }
+                Err(CallError::Refused(error))
+            }
+            Ok(Err(error)) => {
+                self.close(live.number, State::Connecting);
+                Err(CallError::Closed(error.into()))
+            }
+            Err(elapsed) => {
+                if live.timeouts.count(started) >= TIMEOUTS {
+                    self.close(live.number, State::Unreachable("it does not reply".into()));
+                }
+                Err(CallError::TimedOut(elapsed.into()))
+            }
+        }
+    }
+
+    /// Refuses the reply of a primary whose successor has been announced: what it wrote is lost, and what it read
+    /// may be outdated.
+    fn check(&self, live: &Live) -> Result<(), CallError> {
+        if !self.place.is_superseded(&live.address) {
+            return Ok(());
+        }
+        self.close(live.number, State::Connecting);
+        Err(CallError::Closed(Superseded(live.address.clone()).into()))
+    }
+
+    /// Closes the open connection.
+    pub(crate) fn discard(&self) {
+        let number = match &*self.state.borrow() {
+            State::Live(live) => live.number,
+            State::Idle | State::Connecting | State::Unreachable(_) => return,
+        };
+        self.close(number, State::Connecting);
+    }
+
+    /// Returns whether calls would not fail at once.
+    pub(crate) fn is_reachable(&self) -> bool {
+        !matches!(*self.state.borrow(), State::Unreachable(_))
+    }
+
+    /// Returns the open connection, or waits for the next one.
+    async fn live(&self, deadline: Instant) -> Result<Live, Cause> {
+        let up = match &*self.state.borrow() {
+            State::Live(live) => Some(live.clone()),
+            State::Idle | State::Connecting | State::Unreachable(_) => None,
+        };
+        match up {
+            Some(live) if !self.place.is_superseded(&live.address) => return Ok(live),
+            Some(live) => self.close(live.number, State::Connecting),
+            None => {}
+        }
+        let mut state = self.state.subscribe();
+        self.start();
+        let settled = |state: &State| matches!(state, State::Live(_) | State::Unreachable(_));
+        let state = timeout_at(deadline, state.wait_for(settled)).await??;
+        match &*state {
+            State::Live(live) => Ok(live.clone()),
+            State::Unreachable(cause) => Err(StillUnreachable(Arc::clone(cause)).into()),
+            State::Idle | State::Connecting => Err("the connection is not open".into()),
+        }
+    }
+
+    /// Starts to connect, before the first call.
+    fn start(&self) {
+        let begins = self.state.send_if_modified(|state| {
+            let idle = matches!(state, State::Idle);
+            if idle {
+                *state = State::Connecting;
+            }
+            idle
+        });
+        if begins {
+            self.reconnect();
+            self.follow();
+        }
+    }
+
+    /// Leaves a primary as soon as the sentinels announce another, even without calls.
+    fn follow(&self) {
+        if matches!(self.place, Place::Fixed(_)) {
+            return;
+        }
+        let (me, place) = (self.me.clone(), self.place.clone());
+        let (drain, mut state) = (self.tasks.clone(), self.state.subscribe());
+        let following = async move {
+            loop {
+                let up = match &*state.borrow_and_update() {
+                    State::Live(live) => Some((live.number, live.address.clone())),
+                    State::Idle | State::Connecting | State::Unreachable(_) => None,
+                };
+                let left = async {
+                    match &up {
+                        Some((_, address)) => place.announced_other_than(Some(address)).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = left => {
+                        let Some(connection) = me.upgrade() else { return };
+                        if let Some((number, _)) = up {
+                            connection.close(number, State::Connecting);
+                        }
+                    }
+                    changed = state.changed() => if changed.is_err() { return },
+                }
+            }
+        };
+        let until_drain = async move {
+            tokio::select! {
+                () = drain.draining() => {}
+                () = following => {}
+            }
+        };
+        self.tasks.run(until_drain).detach();
+    }
+
+    /// Closes an open connection, unless it was replaced already.
+    fn close(&self, number: u64, next: State) {
+        let mut cause_text = None;
+        let lost = self.state.send_if_modified(|state| {
+            let State::Live(live) = state else { return false };
+            if live.number != number {
+                return false;
+            }
+            if let State::Unreachable(cause) = &next {
+                cause_text = Some(Arc::clone(cause));
+            }
+            *state = next;
+            true
+        });
+        if let Some(cause) = cause_text {
+            self.notices.unreachable(&self.place, cause);
+        }
+        if lost {
+            self.spares().clear();
+            self.reconnect();
+        }
+    }
+
+    /// Connects until a connection is open, or this one is dropped. An announcement ends a pause.
+    fn reconnect(&self) {
+        let (me, tasks, place) = (self.me.clone(), self.tasks.clone(), self.place.clone());
+        let reconnecting = async move {
+            let mut pause = PAUSE;
+            loop {
+                let Some(connection) = me.upgrade() else { return };
+                let announced = place.announced();
+                match connection.connect().await {
+                    // An old primary again: the pauses grow.
+                    Ok(live) if place.is_superseded(&live.address) => {
+                        connection.give_up(&Superseded(live.address).into());
+                    }
+                    Ok(live) => return connection.set_live(live),
+                    Err(cause) => connection.give_up(&cause),
+                }
+                drop(connection);
+                tokio::select! {
+                    () = sleep(jittered(pause)) => {}
+                    () = place.announced_other_than(announced.as_ref()) => {}
+                    () = tasks.draining() => return,
+                }
+                pause = MAX_PAUSE.min(pause * 2);
+            }
+        };
+        self.tasks.run(reconnecting).detach();
+    }
+
+    fn set_live(&self, live: Live) {
+        self.state.send_replace(State::Live(live));
+        self.notices.reachable(&self.place);
+    }
+
+    fn give_up(&self, cause: &Cause) {
+        let cause_text: Arc<str> = whole(&**cause).into();
+        let was = self.state.send_replace(State::Unreachable(Arc::clone(&cause_text)));
+        if !matches!(was, State::Unreachable(_)) {
+            self.notices.unreachable(&self.place, cause_text);
+        }
+    }
+
+    async fn connect(&self) -> Result<Live, Cause> {
+        let address = self.place.find(&self.dialer).await?;
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        let me = self.me.clone();
+        let pushed = move |push: PushInfo| {
+            if push.kind == PushKind::Disconnection
+                && let Some(connection) = me.upgrade()
+            {
+                connection.close(number, State::Connecting);
+            }
+            Ok::<_, SendError>(())
+        };
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        let connection = self.dialer.dial(&address, self.role, pushed, deadline).await?;
+        self.place.found(&address);
+        Ok(Live { connection, address, number, timeouts: Arc::default() })
+    }
+
+    async fn spare(&self, live: &Live, deadline: Instant) -> Result<MultiplexedConnection, Cause> {
+        let kept = {
+            let mut spare = self.spares();
+            spare.retain(|spare| spare.number == live.number);
+            spare.pop()
+        };
+        if let Some(spare) = kept {
+            return Ok(spare.connection);
+        }
+        let ignore = |_: PushInfo| Ok::<_, SendError>(());
+        self.dialer.dial(&live.address, self.role, ignore, deadline).await
+    }
+
+    /// Keeps a connection for the next call, unless the open connection of its time was closed.
+    fn keep(&self, spare: Spare) {
+        let state = self.state.borrow();
+        if !matches!(&*state, State::Live(live) if live.number == spare.number) {
+            return;
+        }
+        let mut kept = self.spares();
+        if kept.len() < SPARES {
+            kept.push(spare);
+        }
+    }
+
+    fn spares(&self) -> MutexGuard<'_, Vec<Spare>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for TimeoutStreak {
+    fn default() -> Self {
+        Self { count: AtomicU32::new(0), counted_at: Mutex::new(Instant::now()) }
+    }
+}
+
+impl TimeoutStreak {
+    fn end(&self) {
+        if self.count.load(Ordering::Relaxed) != 0 {
+            self.count.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a call that began at `started` and timed out. Returns the length of the streak.
+    fn count(&self, started: Instant) -> u32 {
+        let mut counted_at = self.counted_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if started < *counted_at {
+            return self.count.load(Ordering::Relaxed);
+        }
+        *counted_at = Instant::now();
+        self.count.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// Returns three to five quarters of a pause, so that instances do not reconnect at the same moment.
+fn jittered(pause: Duration) -> Duration {
+    let [byte] = random::bytes();
+    pause * (192 + u32::from(byte) / 2) / 256
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("place", &self.place).finish_non_exhaustive()
+    }
+}
