@@ -129,12 +129,14 @@ fn code_of_page(code: &Code) -> String {
 /// Returns the same code in three languages, one of them open at a time.
 pub(super) fn languages(code: &Code) -> String {
     let mut blocks = String::new();
-    for (name, class, text) in
-        [("PHP", "php", code.php), ("Python", "python", code.python), ("Node", "node", code.node)]
-    {
+    for (name, class, open, text) in [
+        ("PHP", "php", " open", code.php),
+        ("Python", "python", "", code.python),
+        ("Node", "node", "", code.node),
+    ] {
         let _ = write!(
             blocks,
-            "<details name=code><summary>{name}</summary><pre><code class={class}>{}</code></pre>\
+            "<details name=code{open}><summary>{name}</summary><pre><code class={class}>{}</code></pre>\
              </details>",
             Text(text)
         );
@@ -155,7 +157,7 @@ fn received(headers: &HeaderMap) -> String {
         );
     }
     format!(
-        "<section id=received><h2>What the site received</h2><details><summary>The request's headers\
+        "<section id=received><h2>What the site received</h2><details open><summary>The request's headers\
          </summary><table><tbody>{rows}</tbody></table></details><p class=calls>The proxy added the \
          <code>x-session-…</code> headers and removed the session cookie. A client cannot send these \
          headers: the proxy removes its copies.</p></section>\n"

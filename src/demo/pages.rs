@@ -33,16 +33,16 @@ pub(super) fn visits(before: &Session, after: &Session, now: Timestamp) -> Strin
 pub(super) fn parallel(session: &Session) -> String {
     let count = |key| session.number(key).unwrap_or_default();
     format!(
-        "<section><p>Your browser sends 20 requests at the same time, as many as it opens connections \
-         for. For each, the site adds one to two counters in your session.</p>\
+        "<section><p>Your browser sends 20 requests at once, on up to six connections. For each \
+         request, the site adds one to two counters in your session.</p>\
          <form method=post action='/parallel' id=burst><button>20 requests at once</button></form>\
          <noscript><p>Without JavaScript, the button sends one request.</p></noscript>\
          <div class=counters>\
          <div><p>Browser: responses</p><p class=big id=answered>0</p></div>\
          <div><p>Session: atomic increment</p><p class=big id=atomic>{}</p></div>\
          <div><p>Session: read, then write</p><p class=big id=overwritten>{}</p></div></div>\
-         <p>The atomic counter has every request. The other one loses those that overwrite each \
-         other: use <code>increment</code> and <code>append</code>.</p>\
+         <p>The atomic counter counts every request. The other one misses requests, because \
+         they overwrite each other's result: use <code>increment</code> and <code>append</code>.</p>\
          <form method=post action='/parallel/reset'><button id=reset class=plain>Reset</button></form>\
          <p class=calls><code>PATCH /_session {{\"increment\": {{\"atomic\": 1}}}}</code>; <code>GET \
          /_session</code>, then <code>PATCH /_session {{\"values\": {{\"overwritten\": …}}}}</code></p>\
@@ -220,7 +220,7 @@ pub(super) fn cookie(test: TestCookie) -> String {
 /// The sessions of the visitor.
 pub(super) fn devices(session: &Session, devices: &[Device], now: Timestamp) -> String {
     let Some(name) = &session.principal else {
-        return "<section><p id=nobody><a href='/account'>Log in</a> first, here and in another \
+        return "<section><p id=not-logged-in><a href='/account'>Log in</a> first, here and in another \
                 browser.</p></section>"
             .to_owned();
     };
@@ -280,7 +280,7 @@ pub(super) fn own_site() -> String {
          <section><h2>3. Before it is public</h2><ul><li>Serve HTTPS: with <code>[[listen]] tls</code>, \
          or behind a server that does.</li><li>Copy what you need from \
          <code>config.example.toml</code>, and check it: <code>cloakroom check FILE</code>.</li>\
-         <li>Let your site listen on the loopback only, so that every request passes the proxy.</li>\
+         <li>Let your site listen on the loopback only, so that every request passes through the proxy.</li>\
          </ul></section>",
         languages(&SITES)
     )

@@ -180,7 +180,7 @@ async fn one_browser_logs_another_out() {
     mine.click("#devices tr:not(:has(strong)) button").await;
     assert_eq!(mine.count("#devices tr").await, 1);
     other.open(&devices).await;
-    assert_eq!(other.count("#nobody").await, 1);
+    assert_eq!(other.count("#not-logged-in").await, 1);
     assert!(other.cookie().await.is_none());
 
     log_in(&other, &demo, "ada").await;
@@ -188,7 +188,7 @@ async fn one_browser_logs_another_out() {
     mine.click("#log-others-out").await;
     assert_eq!(mine.text("#flash").await, "Logged out elsewhere: 1");
     other.open(&devices).await;
-    assert_eq!(other.count("#nobody").await, 1);
+    assert_eq!(other.count("#not-logged-in").await, 1);
 }
 
 #[tokio::test]
