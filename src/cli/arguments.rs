@@ -54,8 +54,8 @@ pub(super) enum Command {
     /// Print a new session key
     ///
     /// Instances that share a store need the same keys: keep them in files that only the instances can
-    /// read, and list the files in [session] keys. To rotate, put a new key first in the list and keep
-    /// the old ones: existing sessions stay valid.
+    /// read, and list them as session.keys. To change the key, put a new one first and keep the old ones:
+    /// existing sessions stay valid.
     GenerateKey,
     /// Remove expired sessions from the store
     ///

@@ -43,6 +43,7 @@ mod tunnels;
 #[path = "../it/support/mod.rs"]
 #[expect(
     dead_code,
+    unused_macros,
     unused_imports,
     clippy::format_push_string,
     clippy::format_collect,

@@ -31,7 +31,8 @@ impl Report {
         run: impl Future<Output = Measurement>,
     ) {
         let began = Instant::now();
-        let measured = run.await;
+        // A scenario is a large future, which would make each caller as large.
+        let measured = Box::pin(run).await;
         self.push(Row {
             scenario: scenario.into(),
             repetitions: repetitions.into(),
