@@ -1,4 +1,4 @@
-//! What a store is told.
+//! The settings of a store.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,45 +8,44 @@ use serde::{Deserialize, Serialize};
 
 use crate::redis::config::{self as redis, Password, Tls, Topology};
 
-/// What a store is told.
+/// The settings of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Which one it is.
+    /// The kind of store.
     pub backend: Backend,
-    /// For one answer of the store; more than nothing, at most a minute.
+    /// The deadline of a call: above zero, at most a minute.
     pub timeout: Duration,
-    /// What becomes of requests while it is away, unless their route says otherwise.
+    /// The treatment of requests while it is unavailable, unless their route has its own.
     pub on_error: OnError,
-    /// How many bytes of records, about, are held in the process; `None` holds none.
+    /// The approximate size of the cache in bytes; `None` for no cache.
     pub cache: Option<usize>,
 }
 
-/// The stores.
+/// The kinds of stores.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// In this process, gone at exit.
+    /// In this process; lost at exit.
     Memory,
     /// A database file.
     Sqlite {
-        /// Absolute, where the configuration came from a file or the environment. Its directory is
-        /// not made by the store.
+        /// Absolute if it comes from the configuration. The store does not create its directory.
         path: PathBuf,
     },
     /// A file for each session.
     File {
-        /// Absolute, as the path of a database file. It is made where it is missing, its parent is not.
+        /// Absolute if it comes from the configuration. It is created if it is missing; its parent is not.
         directory: PathBuf,
     },
     /// Redis or Valkey, shared with other instances.
     Redis(Box<Redis>),
-    /// None: each session lives sealed in its client's cookie.
+    /// No store: each session is sealed in its client's cookie.
     Cookies,
 }
 
 /// A deployment of Redis or Valkey.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redis {
-    /// Its servers, and how one finds the one to ask.
+    /// Its servers.
     pub topology: Topology,
     /// The user of its access list; `None` is the default user.
     pub user: Option<String>,
@@ -56,10 +55,10 @@ pub struct Redis {
     pub sentinel_password: Option<Password>,
     /// The number of the database; 0 in a cluster.
     pub database: u32,
-    /// `None` speaks without TLS.
+    /// `None` connects without TLS.
     pub tls: Option<Tls>,
-    /// What our keys begin with: no braces, which would move a cluster's hash tag, no control
-    /// characters; at most 256 bytes, and possibly empty.
+    /// The prefix of our keys: no braces, which would move a cluster's hash tag, and no control characters; at
+    /// most 256 bytes, and possibly empty.
     pub key_prefix: String,
     /// Whether a destroy waits for a replica.
     pub durable_destroy: DurableDestroy,
@@ -77,18 +76,18 @@ pub enum DurableDestroy {
     Off,
 }
 
-/// What becomes of requests while the store is away.
+/// The treatment of requests while the store is unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnError {
-    /// A request that presents a session is answered with 503.
+    /// A request with a session gets 503.
     Fail,
-    /// Every request goes through without a session.
+    /// Every request passes without a session.
     Anonymous,
 }
 
 impl Redis {
-    /// Returns what the client needs.
+    /// Returns the settings of the client.
     pub(crate) fn servers(&self) -> redis::Config {
         redis::Config {
             topology: self.topology.clone(),
@@ -102,8 +101,8 @@ impl Redis {
 }
 
 impl Backend {
-    /// Whether what a cache in the process holds can be kept coherent. In a cluster that would take
-    /// a connection to each primary, and word of every failover before it comes about.
+    /// Returns whether a cache in the process can be kept coherent. In a cluster that would take a connection to
+    /// each primary, and notice of every failover before it happens.
     pub fn can_be_cached(&self) -> bool {
         match self {
             Self::Memory | Self::Sqlite { .. } | Self::File { .. } => true,
@@ -112,7 +111,7 @@ impl Backend {
         }
     }
 
-    /// Whether other instances may use the same sessions, so that all need the same session keys.
+    /// Returns whether other instances may use the same sessions, so that all need the same session keys.
     pub fn is_shared(&self) -> bool {
         matches!(self, Self::Redis(_) | Self::Cookies)
     }

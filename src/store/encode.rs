@@ -1,24 +1,24 @@
-//! Texts that the stores on disk and on the network both write.
+//! The text of a record's fields, for the stores on disk and on the network.
 //!
 //! | field | holds |
 //! | --- | --- |
-//! | `m` | of a marker, and then alone: until when it stands |
+//! | `m` | of a tombstone, and then alone: its end |
 //! | `v` | version, decimal |
 //! | `g`, `gs`, `pu`, `f`, `l` | `generation`, `generation_since`, `previous_until`, `floor`, `login_at` |
 //! | `p` | principal |
 //! | `c`, `s`, `k` | `created_at`, `last_seen_at`, `cookie_set_at` |
 //! | `x` | expiry: `i` seconds, `a` milliseconds, `b`, or `b` seconds |
-//! | `w` | `1` where it is withheld |
-//! | `q` | where it is unproven: the same as `s` |
+//! | `w` | `1` if its cookie is withheld |
+//! | `q` | if it is unproven: the same as `s` |
 //! | `ca`, `cu` | the client's address and user agent |
-//! | `e` | when the record ends |
+//! | `e` | the record's end |
 //! | `=` and a key | that value's text |
 //!
-//! `q` counts only while it equals `s`, `g` equals `f` and there is no `p`. An older version does not
-//! know it: it drops it, or leaves it as it is, but moves `s` by a touch or a write that prolongs, and
-//! `g` by a renewed token that is presented. So what it has seen in use is not taken for unproven.
+//! `q` is valid only while it equals `s`, `g` equals `f` and there is no `p`. An older release does not know it: it
+//! drops or keeps it, but moves `s` by a touch or a write that prolongs, and `g` by a renewed token. So what it
+//! has seen in use does not count as unproven.
 //!
-//! Times are milliseconds since the epoch, decimal. What is absent is `None`.
+//! Times are milliseconds since the epoch, decimal. Absent fields are `None`.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -26,17 +26,17 @@ use std::time::Duration;
 use crate::session::record::{Client, Expiry, Key, Meta, Principal};
 use crate::time::Timestamp;
 
-/// What stands there is nothing that we wrote.
+/// A record that we did not write.
 #[derive(Debug, thiserror::Error)]
 #[error("a session in the store cannot be read")]
 pub(super) struct Unreadable;
 
-/// What a parser says adds nothing to that.
+/// The parser's error adds nothing to that.
 pub(super) fn unreadable(_: impl std::error::Error) -> Unreadable {
     Unreadable
 }
 
-/// The fields of a record without its values; what is absent is left out.
+/// Lists the fields of a record without its values, and without absent ones.
 pub(super) fn meta_fields(meta: &Meta) -> Vec<(&'static str, String)> {
     let time = |time: Timestamp| Some(time.as_millis().to_string());
     let client = meta.client.as_ref();
@@ -60,7 +60,7 @@ pub(super) fn meta_fields(meta: &Meta) -> Vec<(&'static str, String)> {
     fields.into_iter().filter_map(|(name, text)| Some((name, text?))).collect()
 }
 
-/// The record without values that has these fields.
+/// Builds the record without values that has these fields.
 pub(super) fn meta_of<'a>(field: impl Fn(&str) -> Option<&'a str>) -> Result<Meta, Unreadable> {
     let time = |name| Ok(number(&field, name)?.map(Timestamp::from_millis));
     let principal = field("p").map(|name| Principal::new(name).ok_or(Unreadable));
@@ -96,13 +96,13 @@ fn number<'a, T: FromStr<Err: std::error::Error>>(
     field(name).map(|text| text.parse().map_err(unreadable)).transpose()
 }
 
-/// The name of a value's field.
+/// Returns the name of a value's field.
 pub(super) fn field_of(key: &Key) -> String {
     format!("={}", key.as_str())
 }
 
-/// A lifetime as text: `i` and seconds for idle, `a` and milliseconds since the epoch for an
-/// instant, `b` and perhaps seconds for the browser's close.
+/// Writes an expiry: `i` and seconds for idle, `a` and milliseconds since the epoch for a time, `b` and
+/// optionally seconds for the browser's close.
 pub(super) fn expiry(expiry: Expiry) -> String {
     match expiry {
         Expiry::Idle(idle) => format!("i{}", idle.as_secs()),
@@ -112,7 +112,7 @@ pub(super) fn expiry(expiry: Expiry) -> String {
     }
 }
 
-/// The lifetime that [`expiry`] wrote.
+/// Reads what [`expiry`] wrote.
 pub(super) fn parse_expiry(text: &str) -> Option<Expiry> {
     let (kind, number) = text.split_at_checked(1)?;
     let seconds = |number: &str| number.parse().ok().map(Duration::from_secs);

@@ -13,7 +13,7 @@ pub(super) struct Fault {
     cause: Arc<dyn Cause + Send + Sync>,
 }
 
-/// Which [`Error`] it is.
+/// The kind of [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Unavailable,
@@ -21,7 +21,7 @@ pub(super) enum Kind {
     Full,
     /// The record cannot be read.
     Corrupt,
-    /// The file that holds all records is damaged: no record of it can be relied on.
+    /// The file that holds all records is damaged: none of its records is reliable.
     Damaged,
 }
 

@@ -1,4 +1,4 @@
-//! Where records live: the contract of a store, and the stores.
+//! The stores, and their contract.
 //!
 //! A store keeps entries under ids and changes each in one atomic step. It knows records and
 //! patches; it does not know cookies, requests or HTTP. Every call has a deadline of its own.
@@ -31,11 +31,10 @@ use crate::session::policy::Policy;
 use crate::session::record::{Entry, Key, Meta, Principal, Record, Values};
 use crate::time::Timestamp;
 
-/// What a store answers, some time later.
+/// The future result of a call.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
 
-/// The place where the sessions of a request live: a [`Store`] of all sessions, or the request's own
-/// sealed cookie.
+/// The storage of a request's session: a [`Store`] of all sessions, or the request's own sealed cookie.
 ///
 /// * An [`Error`] is never "no session": only `None` is.
 /// * A backend may return an entry that has expired; [`Policy::is_alive`] decides. What it has
@@ -54,7 +53,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
         None
     }
 
-    /// Puts a new record under `id`, unless the id is taken.
+    /// Stores a new record under `id`, unless the id is taken.
     fn create<'a>(&'a self, id: Id, record: &'a Record, policy: &'a Policy) -> Answer<'a, Created>;
 
     /// Applies a change ([`Change::apply`]) in one atomic step. With a record that lives on, the
@@ -114,41 +113,41 @@ pub trait Store: Backend {
     fn probe(&self, now: Timestamp) -> Answer<'_, ()>;
 }
 
-/// What a store keeps of the session keys of its instances.
+/// The session keys of the instances that share a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KnownKeys {
-    /// Nothing: it is not shared.
+    /// The store is not shared.
     NotKept,
-    /// Nothing, because the server does not permit it, for this reason.
+    /// The server refuses to record them, for this reason.
     Denied(String),
-    /// These; empty on the first start.
+    /// The recorded keys; empty on the first start.
     Known(Vec<KnownKey>),
 }
 
-/// A session key that every instance has that started since.
+/// A session key that every instance has which started since a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownKey {
-    /// Its public name.
+    /// Its fingerprint.
     pub fingerprint: Fingerprint,
-    /// Since when.
+    /// The time.
     pub since: Timestamp,
 }
 
-/// Which values an answer is to carry.
+/// The values that a result must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want<'a> {
     /// None.
     Meta,
-    /// This one.
+    /// One value.
     Value(&'a Key),
-    /// Of a patch: this one as it was before, as [`Applied::before`]. Of a load: this one.
+    /// One value; of a patch, as it was before, in [`Applied::before`].
     Before(&'a Key),
     /// All.
     Values,
 }
 
 impl Want<'_> {
-    /// The key whose value before a patch is wanted.
+    /// Returns the key whose value before a patch is requested.
     pub fn before(&self) -> Option<&Key> {
         match self {
             Self::Before(key) => Some(key),
@@ -156,7 +155,7 @@ impl Want<'_> {
         }
     }
 
-    /// An entry with those of its values that are wanted.
+    /// Returns an entry with the requested values.
     pub fn of(&self, entry: &Entry) -> Entry {
         match entry {
             Entry::Ended { until } => Entry::Ended { until: *until },
@@ -170,7 +169,7 @@ impl Want<'_> {
         }
     }
 
-    /// Leaves in an answer those values that are wanted.
+    /// Removes values that are not requested from a result.
     pub fn narrow(&self, applied: &mut Applied) {
         applied.record.values = self.select(std::mem::take(&mut applied.record.values));
         if let Some(Entry::Live(record)) = &mut applied.entry {
@@ -178,7 +177,7 @@ impl Want<'_> {
         }
     }
 
-    /// Those of `values` that are wanted.
+    /// Returns the requested ones of `values`.
     pub fn select(&self, values: Values) -> Values {
         match self {
             Self::Meta => Values::new(),
@@ -191,7 +190,7 @@ impl Want<'_> {
     }
 }
 
-/// The first instant at which an entry is over. A marker still stands at its `until`.
+/// Returns the first time at which an entry has expired. A tombstone is still valid at its `until`.
 fn over_at(entry: &Entry, policy: &Policy) -> Timestamp {
     match entry {
         Entry::Live(record) => policy.ends_at(&record.meta),
@@ -199,7 +198,7 @@ fn over_at(entry: &Entry, policy: &Policy) -> Timestamp {
     }
 }
 
-/// What a store does with the mark of unproven records ([`Meta::unproven`]).
+/// The use that a store has for the mark of unproven records ([`Meta::unproven`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unproven {
     /// It keeps the mark, for the policy to use.
@@ -210,10 +209,10 @@ pub enum Unproven {
     None,
 }
 
-/// What became of a new record.
+/// The result of a creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Created {
-    /// It is there.
+    /// The record is stored.
     Done,
     /// The id is taken: draw another. Nothing was overwritten.
     Exists,
@@ -226,26 +225,26 @@ pub struct Page {
     pub sessions: Vec<(Id, Meta)>,
     /// Records that cannot be read.
     pub unreadable: Vec<Id>,
-    /// Where the next page begins; `None` after the last.
+    /// The cursor of the next page; `None` after the last.
     pub next: Option<String>,
 }
 
-/// Why a store did not answer.
+/// The failure of a store.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It could not be reached or did not answer in time, and nothing has changed.
+    /// The store is unreachable or did not reply in time; nothing has changed.
     #[error("the store is not available")]
     Unavailable(#[source] Cause),
-    /// A change was sent, and whether it was made is not known.
+    /// A change was sent, and it is unknown whether it was made.
     #[error("the store did not say whether the change was made")]
     OutcomeUnknown(#[source] Cause),
-    /// It has no room; nothing has changed.
+    /// The store has no room; nothing has changed.
     #[error("the store is full")]
     Full,
-    /// What stands there is nothing that we wrote.
-    #[error("the store holds what cannot be read")]
+    /// The record is not one that we wrote.
+    #[error("corrupt record")]
     Corrupt(#[source] Cause),
 }
 
-/// What lies beneath an [`Error`].
+/// The cause of an [`Error`].
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;

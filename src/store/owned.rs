@@ -1,4 +1,4 @@
-//! What a call borrows, as its own: it goes to another thread, and may outlive the call.
+//! Owned copies of what a call borrows, since a job runs on another thread and may outlive its call.
 
 use crate::session::patch::{Authority, Change, Condition, Patch, Tombstone};
 use crate::session::policy::Policy;
@@ -6,7 +6,7 @@ use crate::session::record::Key;
 use crate::store::Want;
 use crate::time::Timestamp;
 
-/// A [`Change`] of its own.
+/// An owned [`Change`].
 #[derive(Debug)]
 pub(super) struct OwnedChange {
     patch: Patch,
@@ -46,7 +46,7 @@ impl OwnedChange {
     }
 }
 
-/// A [`Want`] of its own.
+/// An owned [`Want`].
 #[derive(Debug)]
 pub(super) enum OwnedWant {
     Meta,

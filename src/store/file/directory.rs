@@ -1,4 +1,4 @@
-//! The directory: files that are whole or not there, for their owner alone.
+//! The directory: files that are complete or missing, for their owner only.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -16,15 +16,15 @@ use crate::session::id::Id;
 pub(super) use crate::store::fault::Fault;
 pub(super) use crate::store::fault::Kind;
 
-/// The directory of one store, which no other process has meanwhile.
+/// The directory of one store, locked against other processes.
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,
-    /// Open, to be synced.
+    /// Open for syncing.
     handle: File,
     /// Its device and inode.
     identity: (u64, u64),
-    /// Locked for as long as it is open.
+    /// Locked while it is open.
     _lock: File,
     changes: AtomicU64,
 }
@@ -32,21 +32,21 @@ pub(super) struct Directory {
 /// Why a directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// It cannot be made, read or locked.
+    /// It cannot be created, read or locked.
     #[error("the directory {path} cannot be used")]
     Directory {
-        /// Where.
+        /// Its path.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// It is a file or a symbolic link.
-    #[error("{0} is no directory; symbolic links are not followed")]
+    #[error("{0} is not a directory; symbolic links are not followed")]
     NotDirectory(PathBuf),
-    /// Others may write there.
-    #[error("others than its owner may write into {0}; take that from them: chmod go-w")]
+    /// Other users may write there.
+    #[error("{0} is writable by group or others; run chmod go-w")]
     Shared(PathBuf),
-    /// Another process has it.
+    /// Another process has locked it.
     #[error("another process uses {0}")]
     InUse(PathBuf),
     /// A thread could not be started.
@@ -56,20 +56,20 @@ pub enum OpenError {
 
 /// The directory was deleted or replaced while in use.
 #[derive(Debug, thiserror::Error)]
-#[error("{} was replaced while in use; restart to use what is there now", .0.display())]
+#[error("{} was replaced while in use; restart to use the new one", .0.display())]
 struct Replaced(PathBuf);
 
-/// The name of the file that is locked: no id has it.
+/// The name of the lock file: not an id.
 const LOCK: &str = "lock";
 
-/// What the names of files end with that are being written.
+/// The suffix of files that are being written.
 const UNFINISHED: &str = ".new";
 
-/// No session is larger; what is, is not ours.
+/// Maximum size of a session's file.
 const MAX_FILE: u64 = 256 * 1024 * 1024;
 
 impl Directory {
-    /// Opens it, makes it where it is missing, and removes what a crash has left half written.
+    /// Opens the directory, creates it if it is missing, and removes incomplete files of a crash.
     pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
         let failed = |source| OpenError::Directory { path: path.to_owned(), source };
         match DirBuilder::new().mode(0o700).create(path) {
@@ -113,7 +113,7 @@ impl Directory {
         Ok(names.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
-    /// The sessions that have a file; other files are nobody's here.
+    /// Lists the sessions that have a file; other files are ignored.
     pub(super) fn ids(&self) -> Result<Vec<Id>, OpenError> {
         let failed = |source| OpenError::Directory { path: self.path.clone(), source };
         Ok(self.names().map_err(failed)?.iter().filter_map(|name| Id::parse(name)).collect())
@@ -123,7 +123,7 @@ impl Directory {
         self.path.join(id.to_string())
     }
 
-    /// Whether anything stands under the name of a session.
+    /// Returns whether a session has a file.
     pub(super) fn has(&self, id: Id) -> Result<bool, Fault> {
         match fs::symlink_metadata(self.file(id)) {
             Ok(_) => Ok(true),
@@ -137,7 +137,7 @@ impl Directory {
         let mut options = OpenOptions::new();
         let file = match nofollow(options.read(true)).open(self.file(id)) {
             Ok(file) => file,
-            // A file that is gone is no session; a directory that is gone is no answer.
+            // A missing file is no session; a missing directory is an error.
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 return self.check().map(|()| None);
             }
@@ -152,8 +152,7 @@ impl Directory {
         Stored::parse(&bytes).map(Some).map_err(Fault::corrupt)
     }
 
-    /// Puts a whole file in the place of what stands there. It is on disk; that it has this name is
-    /// after the next [`Self::sync`].
+    /// Replaces a file as a whole. Its content is on disk afterwards; its name is after the next [`Self::sync`].
     pub(super) fn write(&self, id: Id, stored: &Stored) -> Result<(), Fault> {
         self.check()?;
         let unfinished = self.path.join(format!("{id}{UNFINISHED}"));
@@ -164,7 +163,7 @@ impl Directory {
             fs::rename(&unfinished, self.file(id))
         })();
         if let Err(error) = written {
-            // What is left of it is removed at the next opening otherwise.
+            // Otherwise the next opening removes the rest.
             let _ = fs::remove_file(&unfinished);
             return Err(error.into());
         }
@@ -172,7 +171,7 @@ impl Directory {
         Ok(())
     }
 
-    /// Removes a file, if it is there.
+    /// Removes a file, if it exists.
     pub(super) fn remove(&self, id: Id) -> Result<(), Fault> {
         self.check()?;
         match fs::remove_file(self.file(id)) {
@@ -185,21 +184,20 @@ impl Directory {
         }
     }
 
-    /// How often a name has changed.
+    /// Returns the number of changed names.
     pub(super) fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
     }
 
-    /// Syncs which names there are, of the directory that is at its path.
+    /// Syncs the names of the directory at the path.
     pub(super) fn sync(&self) -> Result<(), Fault> {
         let unknown = |error| Fault::new(Kind::OutcomeUnknown, error);
         self.handle.sync_all().map_err(unknown)?;
-        // What was written in the meantime may be in another one.
+        // Writes in the meantime may have gone to another one.
         self.check_or(Kind::OutcomeUnknown)
     }
 
-    /// Checks that the open directory is the one at its path: what is written elsewhere is neither
-    /// locked nor synced.
+    /// Checks that the open directory is the one at its path: another one is neither locked nor synced.
     pub(super) fn check(&self) -> Result<(), Fault> {
         self.check_or(Kind::Unavailable)
     }
@@ -214,7 +212,7 @@ impl Directory {
         }
     }
 
-    /// Writes a file, syncs it, and removes it. What a crash leaves of it goes at the next opening.
+    /// Writes a file, syncs it, and removes it. The next opening removes what a crash leaves of it.
     pub(super) fn probe(&self) -> Result<(), Fault> {
         self.check()?;
         let path = self.path.join(format!("probe{UNFINISHED}"));
@@ -228,7 +226,7 @@ impl Directory {
     }
 }
 
-/// Of a file for its owner alone, that is no symbolic link.
+/// Returns the options for a file that only its owner can read and that is not a symbolic link.
 fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     nofollow(options.write(true)).mode(0o600);
@@ -239,7 +237,7 @@ fn nofollow(options: &mut OpenOptions) -> &mut OpenOptions {
     options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
 }
 
-/// What `O_NOFOLLOW` says of a symbolic link.
+/// The error of `O_NOFOLLOW` for a symbolic link.
 fn is_link(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
 }

@@ -1,8 +1,8 @@
 //! A session as the bytes of a file.
 //!
-//! A line that names the format; then each field as a line with its name and length, its text, and
-//! a newline; at last a line with the SHA-256 of all before it, without which the file is not whole.
-//! The fields are told in `encode.rs`.
+//! A line with the format; then each field as a line with its length and name, its text, and a newline; last a
+//! line with the SHA-256 of everything before it, without which the file is incomplete. `encode.rs` describes
+//! the fields.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -14,11 +14,11 @@ use crate::session::record::{Entry, Key, Record, Values};
 use crate::store::encode::{self, Unreadable, unreadable};
 use crate::time::Timestamp;
 
-/// What a file holds.
+/// The content of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Stored {
     pub(super) entry: Entry,
-    /// The first instant at which it is over.
+    /// The first time at which it has expired.
     pub(super) over_at: Timestamp,
 }
 
@@ -29,7 +29,7 @@ impl Stored {
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let mut out = HEAD.to_owned();
         let mut push = |name: &str, text: &str| {
-            // The length stands before the name, which may be any text.
+            // The length comes before the name, which may be any text.
             // Writing to a String cannot fail.
             let _ = write!(out, "{} {}\n{name}\n{text}\n", name.len(), text.len());
         };
@@ -78,7 +78,7 @@ impl Stored {
     }
 }
 
-/// A text of so many bytes, the newline after it, and what follows.
+/// Splits off a text of a number of bytes, and the newline after it.
 fn counted<'a>(text: &'a str, length: &str) -> Result<(&'a str, &'a str), Unreadable> {
     let length: usize = length.parse().map_err(unreadable)?;
     let (found, rest) = text.split_at_checked(length).ok_or(Unreadable)?;

@@ -40,7 +40,7 @@ enum Kind {
 }
 
 impl Index {
-    /// Builds the index from every file. Logs those that cannot be read, and leaves them in place.
+    /// Builds the index from all files. Unreadable ones are logged and left in place.
     pub(super) fn of(directory: &Directory) -> Result<Self, OpenError> {
         let mut index = Self::default();
         for id in directory.ids()? {

@@ -1,4 +1,4 @@
-//! Records in this process: gone at exit, and the plainest reading of the contract.
+//! Records in this process, lost at exit: the plainest implementation of the contract.
 
 mod state;
 
@@ -34,26 +34,25 @@ pub struct Memory {
 #[derive(Debug, Default)]
 struct Held {
     state: State,
-    /// When evictions were last logged, and how many came since.
+    /// The time of the last log line about evictions, and the evictions since.
     warned_at: Option<Instant>,
     evicted: u64,
 }
 
-/// How often evictions are logged.
+/// Minimum interval of log lines about evictions.
 const WARN_EVERY: Duration = Duration::from_mins(1);
 
 impl Memory {
-    /// How much memory the records of a store take at most, unless it is given another bound.
+    /// Default bound of the records' memory.
     pub const DEFAULT_MAX_BYTES: usize = 512 * 1024 * 1024;
 
-    /// An empty store whose records take at most `max_bytes` of memory; beyond, [`Error::Full`]. What
-    /// they take, and its evictions, are counted in `metrics`.
+    /// Creates an empty store whose records take at most `max_bytes` of memory; above it, [`Error::Full`]. Memory
+    /// and evictions are counted in `metrics`.
     pub fn new(max_bytes: usize, metrics: Metrics) -> Self {
         Self { max_bytes, metrics, held: Mutex::default() }
     }
 
-    /// No method panics while it holds the lock half way through a change, so a poisoned lock
-    /// still guards a consistent state.
+    /// No method panics in the middle of a change, so a poisoned lock still guards a consistent state.
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -10,7 +10,7 @@ use crate::session::record::{Entry, Key, Meta, Principal, Record, Values};
 use crate::store::{Error, Want};
 use crate::time::Timestamp;
 
-/// What the store holds.
+/// The content of the store.
 #[derive(Debug, Default)]
 pub(super) struct State {
     /// Boxed, so that the free slots of the tree's nodes are small.
@@ -22,20 +22,19 @@ pub(super) struct State {
     bytes: usize,
 }
 
-/// An entry as it is held.
+/// A stored entry.
 #[derive(Debug)]
 pub(super) struct Stored {
     kept: Kept,
-    /// The first instant at which it is over.
+    /// The first time at which it has expired.
     pub(super) over_at: Timestamp,
-    /// What it takes in all, its places in the indexes too.
+    /// Its memory in bytes, with its places in the indexes.
     bytes: usize,
 }
 
 #[derive(Debug)]
 enum Kept {
-    /// The values in the order of their keys: a slice takes what they need and no more, which a tree
-    /// of few does not.
+    /// The values in the order of their keys. A slice takes less memory than a small tree.
     Live {
         meta: Meta,
         values: Box<[(Key, Json)]>,
@@ -46,7 +45,7 @@ enum Kept {
 }
 
 impl State {
-    /// What all records take, in bytes.
+    /// The memory of all records in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -55,8 +54,8 @@ impl State {
         self.entries.get(&id).map(|stored| &**stored)
     }
 
-    /// Puts `stored` in the place of what stands under `id`. What grows beyond `max_bytes` makes room
-    /// by evicting unproven records, the oldest first; returns how many.
+    /// Replaces the entry of `id` by `stored`. If that exceeds `max_bytes`, unproven records are evicted, the oldest
+    /// first; returns their number.
     ///
     /// # Errors
     /// [`Error::Full`] if that is not enough. Then nothing has changed.
@@ -97,7 +96,7 @@ impl State {
         evicted
     }
 
-    /// Takes what stands under `id` out of the indexes and the count too.
+    /// Removes the entry of `id`, also from the indexes and the count.
     pub(super) fn take(&mut self, id: Id) -> Option<Box<Stored>> {
         let stored = self.entries.remove(&id)?;
         self.bytes -= stored.bytes;
@@ -111,7 +110,7 @@ impl State {
         Some(stored)
     }
 
-    /// Puts an entry where nothing stands.
+    /// Inserts an entry under a free id.
     pub(super) fn put(&mut self, id: Id, stored: Box<Stored>) {
         self.bytes += stored.bytes;
         if let Some(principal) = stored.principal() {
@@ -124,7 +123,7 @@ impl State {
         self.entries.insert(id, stored);
     }
 
-    /// Sessions by id after `last`, of one principal or of all.
+    /// Lists sessions by id after `last`, of one principal or of all.
     pub(super) fn sessions<'a>(
         &'a self,
         principal: Option<&'a Principal>,
@@ -147,7 +146,7 @@ impl State {
         }
     }
 
-    /// What is over at `now`.
+    /// Lists what has expired at `now`.
     pub(super) fn over(&self, now: Timestamp) -> Vec<Id> {
         let over = self.entries.iter().filter(|(_, stored)| stored.over_at <= now);
         over.map(|(id, _)| *id).collect()
@@ -167,7 +166,7 @@ impl Stored {
         stored
     }
 
-    /// The entry, with those of its values that are wanted.
+    /// Returns the entry with the requested values.
     pub(super) fn entry(&self, want: Want<'_>) -> Entry {
         let (meta, values) = match &self.kept {
             Kept::Ended { until } => return Entry::Ended { until: *until },
@@ -184,7 +183,7 @@ impl Stored {
         Entry::Live(Record { meta, values })
     }
 
-    /// Takes another meta of the same session.
+    /// Replaces the meta of the same session.
     pub(super) fn set_meta(&mut self, meta: Meta) {
         if let Kept::Live { meta: stands, .. } = &mut self.kept {
             *stands = meta;
@@ -227,17 +226,17 @@ impl Stored {
     }
 }
 
-/// The two counts of an `Arc`, which stand before its text.
+/// Size of the two counts of an `Arc`, in front of its text.
 const COUNTS: usize = size_of::<Arc<[usize]>>();
 
-/// What a slot of a tree takes: a node has 11 of them, of which about 7.6 are taken if keys come in
-/// any order, and 6 if they come in theirs; and one node in eight has twelve pointers more.
+/// Memory of a slot of a tree: a node has 11, of which about 7.6 are used if keys are inserted in random order,
+/// and 6 in ascending order; one node in eight has twelve more pointers.
 const SLOT: usize = 45;
 const PRINCIPAL_SLOT: usize = 59;
 const UNPROVEN_SLOT: usize = 59;
 
-/// What an allocator takes for a piece of so many bytes: glibc's has a head of 8, steps of 16, and
-/// nothing below 32; others come close.
+/// Memory that an allocator takes for a number of bytes: glibc's has a header of 8, steps of 16, and a minimum of
+/// 32; others are similar.
 fn allocated(bytes: usize) -> usize {
     match bytes {
         0 => 0,

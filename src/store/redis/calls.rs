@@ -1,4 +1,4 @@
-//! What the scripts are reply, and what they answer.
+//! The arguments and replies of the scripts.
 
 use std::time::Duration;
 
@@ -127,11 +127,11 @@ fn op_arguments(command: &mut Cmd, op: &Op) {
     };
 }
 
-/// What a script answers.
+/// The reply of a script.
 pub(super) enum Answered<T> {
-    /// What it is for.
+    /// The result.
     Done(T),
-    /// Nothing has changed: the index is to have the session until its end first.
+    /// Nothing has changed: the index must have the session until its end first.
     Index(Indexed),
 }
 
@@ -145,7 +145,7 @@ fn index(parts: &[Value]) -> Result<Indexed, Unreadable> {
     })
 }
 
-/// The answer of `use.lua`.
+/// Reads the reply of `use.lua`.
 pub(super) fn used(answer: Value) -> Result<Answered<Option<Entry>>, Unreadable> {
     let parts = array(answer)?;
     let (kind, parts) = parts.split_first().ok_or(Unreadable)?;
@@ -156,7 +156,7 @@ pub(super) fn used(answer: Value) -> Result<Answered<Option<Entry>>, Unreadable>
     }
 }
 
-/// The answer of `patch.lua`.
+/// Reads the reply of `patch.lua`.
 pub(super) fn patched(
     answer: Value,
     change: Change<'_>,

@@ -1,4 +1,5 @@
--- Puts a session where nothing stands. ARGV[1] its end; then field and text, for each. Answers the key, and 1 or 0.
+-- Creates a session unless its key exists. ARGV[1] its end; then field and text, for each. Returns the key, and 1
+-- or 0.
 
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return { KEYS[1], 0 }

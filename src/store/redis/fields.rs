@@ -1,14 +1,14 @@
 //! Sessions as fields of a hash.
 //!
-//! The fields of a record are told in `encode.rs`. These are Redis's own:
+//! `encode.rs` describes the fields of a record. These are Redis's own:
 //!
 //! | field | holds |
 //! | --- | --- |
 //! | `id` | the session's id |
-//! | `n`, `b` | how many values there are, and their size |
-//! | `e` | when the record ends, which is the key's time to live |
-//! | `i` | until when the index of the principal has the session |
-//! | `+` | the scripts', while they add |
+//! | `n`, `b` | number of values, and their size |
+//! | `e` | end of the record, which is the key's time to live |
+//! | `i` | end that the principal's index has |
+//! | `+` | used by the scripts while they add |
 
 use redis::Value;
 
@@ -19,21 +19,21 @@ use crate::store::encode;
 pub(super) use crate::store::encode::{Unreadable, unreadable};
 use crate::time::Timestamp;
 
-/// The fields that make an entry without values; in this order the scripts answer them.
+/// The fields of an entry without values, in the order of the scripts' replies.
 pub(super) const FIELDS: [&str; 17] =
     ["m", "v", "g", "gs", "pu", "f", "l", "p", "c", "s", "k", "x", "w", "q", "ca", "cu", ID];
 
-/// The field of the session's own id, by which an answer is known to be about it.
+/// The field of the session's own id, by which a reply is matched to it.
 const ID: &str = "id";
 
-/// For whom, and until when, the index has a session.
+/// The principal whose index has a session, and until when.
 #[derive(Clone, Debug)]
 pub(super) struct Indexed {
     pub(super) principal: Principal,
     pub(super) until: Timestamp,
 }
 
-/// All fields of a record that ends at `ends_at`.
+/// Lists all fields of a record that ends at `ends_at`.
 pub(super) fn fields_of(
     id: Id,
     record: &Record,
@@ -69,18 +69,18 @@ pub(super) fn instant(value: &Value) -> Result<Option<Timestamp>, Unreadable> {
     Ok(millis.map(Timestamp::from_millis))
 }
 
-/// Whether an answer can be the one about this session. On a connection on which one answer too
-/// many has come, each would be taken for the next question's, and one visitor be served as another.
+/// Returns whether a reply can be about this session. After one reply too many on a connection, each would be
+/// taken for the next request's, and one visitor served as another.
 pub(super) fn is_about(answer: &Value, id: Id) -> bool {
-    // What is no id was never written there, and makes the record unreadable.
+    // Anything but an id was never written there, and makes the record unreadable.
     let named = |value: &Value| !matches!(text(value), Ok(Some(name)) if Id::parse(name).is_some_and(|named| named != id));
     match answer {
         Value::Map(pairs) => {
             let own = pairs.iter().find(|(name, _)| matches!(text(name), Ok(Some(ID))));
             own.is_none_or(|(_, value)| named(value))
         }
-        // A script tells the fields beside others.
-        Value::Array(parts) => match parts.iter().find_map(told_fields) {
+        // A script returns the fields among other parts.
+        Value::Array(parts) => match parts.iter().find_map(returned_fields) {
             Some(fields) => fields.get(FIELDS.len() - 1).is_none_or(named),
             None => parts.get(FIELDS.len() - 1).is_none_or(named),
         },
@@ -88,7 +88,7 @@ pub(super) fn is_about(answer: &Value, id: Id) -> bool {
     }
 }
 
-/// Whether an `HMGET` of [`FIELDS`] names this session.
+/// Returns whether an `HMGET` of [`FIELDS`] is about this session.
 pub(super) fn names(answer: &Value, id: Id) -> bool {
     match answer {
         Value::Array(parts) => parts.get(FIELDS.len() - 1).is_some_and(
@@ -98,7 +98,7 @@ pub(super) fn names(answer: &Value, id: Id) -> bool {
     }
 }
 
-/// What a script says beside the key that it was about, which has to be this one.
+/// Reads the count next to the key in a script's reply; `None` if the key is another one.
 pub(super) fn count_of(answer: &Value, key: &str) -> Option<i64> {
     match answer {
         Value::Array(parts) => match parts.as_slice() {
@@ -111,14 +111,14 @@ pub(super) fn count_of(answer: &Value, key: &str) -> Option<i64> {
     }
 }
 
-fn told_fields(part: &Value) -> Option<&Vec<Value>> {
+fn returned_fields(part: &Value) -> Option<&Vec<Value>> {
     match part {
         Value::Array(fields) if fields.len() == FIELDS.len() => Some(fields),
         _ => None,
     }
 }
 
-/// What the values of [`FIELDS`] make, without values of its own.
+/// Builds an entry from [`FIELDS`], without values.
 pub(super) fn entry_of(fields: &[Value]) -> Result<Option<Entry>, Unreadable> {
     let (marker, meta) = fields.split_first().ok_or(Unreadable)?;
     if let Some(until) = instant(marker)? {
@@ -143,7 +143,7 @@ fn meta_of(fields: &[Value]) -> Result<Meta, Unreadable> {
     })
 }
 
-/// What an `HMGET` of [`FIELDS`], and of `key`'s field where one is given, has found.
+/// Builds an entry from an `HMGET` of [`FIELDS`] and, if given, of `key`'s field.
 pub(super) fn entry_of_hmget(
     answer: Value,
     key: Option<&Key>,
@@ -159,7 +159,7 @@ pub(super) fn entry_of_hmget(
     Ok(entry)
 }
 
-/// What an `HGETALL` has found.
+/// Builds an entry from an `HGETALL`.
 pub(super) fn entry_of_hgetall(answer: Value) -> Result<Option<Entry>, Unreadable> {
     let pairs: Vec<(Value, Value)> = match answer {
         Value::Map(pairs) => pairs,

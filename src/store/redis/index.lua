@@ -1,5 +1,5 @@
--- Puts a session into a principal's index, or raises its end there: never lowers it. The index
--- itself lives as long as the last of its sessions.
+-- Adds a session to a principal's index, or raises its end there; never lowers it. The index itself lives as
+-- long as the last of its sessions.
 -- KEYS[1] the index; ARGV[1] the end; ARGV[2] the id.
 
 local score = redis.pcall('ZSCORE', KEYS[1], ARGV[2])
@@ -7,7 +7,7 @@ if type(score) == 'table' and score.err then
   if not string.find(score.err, 'WRONGTYPE', 1, true) then
     return score
   end
-  -- No index was ever written so, and log-ins of this principal go on.
+  -- An index never has another type; it is replaced, so that log-ins of this principal go on.
   redis.call('DEL', KEYS[1])
   score = false
 end

@@ -1,5 +1,5 @@
-//! Which session keys the instances of a deployment have: fingerprints in a sorted set at
-//! `<prefix>keys`, each with the time since when every instance that started had it.
+//! The session keys of a deployment's instances: fingerprints in a sorted set at `<prefix>keys`, each with the
+//! time since when every instance that started had it.
 
 use super::fields::{Unreadable, array, text};
 use super::survey::denial;
@@ -36,12 +36,12 @@ impl Redis {
     }
 }
 
-/// Something else is under the name of the set.
+/// The key of the set has another type.
 fn denied(cause: &dyn std::error::Error) -> KnownKeys {
     KnownKeys::Denied(whole(cause))
 }
 
-/// Reads fingerprints and scores by turns.
+/// Reads alternating fingerprints and scores.
 fn known(answer: redis::Value) -> Result<KnownKeys, Unreadable> {
     let parts = array(answer)?;
     let mut keys = Vec::with_capacity(parts.len() / 2);

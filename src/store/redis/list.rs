@@ -1,4 +1,4 @@
-//! Lists: of one principal by its index, of all by `SCAN`. Not on the way of any request.
+//! Lists: of a principal by its index, of all sessions by `SCAN`. No request needs them.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::session::record::{Entry, Principal};
 use crate::store::{Error, Page};
 use crate::time::Timestamp;
 
-/// A member of an index, as it stands there: by its end, then by its text.
+/// A member of an index, ordered by its end, then by its text.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Member {
     ends: Timestamp,
@@ -34,7 +34,7 @@ impl Member {
 }
 
 impl Redis {
-    /// Ends only grow, so a session that is used meanwhile comes twice rather than never.
+    /// Ends only grow, so a session that is used in the meantime is listed twice rather than never.
     pub(super) async fn list_of(
         &self,
         principal: &Principal,
@@ -45,7 +45,7 @@ impl Redis {
         let after = cursor.and_then(Member::parse);
         let (members, next) = match self.members(principal, after, limit, deadline).await {
             Err(Error::Corrupt(cause)) => {
-                // The next log-in of the principal puts another in its place.
+                // The next log-in of the principal replaces it.
                 limited!(error, "unreadable_index", %principal, cause, "index of a principal cannot be read");
                 return Ok(Page::default());
             }
@@ -63,7 +63,7 @@ impl Redis {
                 {
                     page.sessions.push((id, record.meta));
                 }
-                // While its end has not come, the record may be about to be written.
+                // Before its end, the record may be about to be written.
                 Ok(None) => over.extend(
                     members
                         .iter()
@@ -82,7 +82,7 @@ impl Redis {
         Ok(page)
     }
 
-    /// At most `limit` members of an index after one, and where the next page begins.
+    /// Returns at most `limit` members of an index after one, and the start of the next page.
     async fn members(
         &self,
         principal: &Principal,
@@ -109,14 +109,14 @@ impl Redis {
                 from_redis_value(self.ask(&key, &command, deadline).await?).map_err(unreadable)?;
             let count = rows.len();
             for (name, score) in rows {
-                // Other members are not ours, and name no session.
+                // Other members are not ours.
                 let Ok(Some(name)) = fields::text(&name) else { continue };
-                // Written as an integer, and read as one.
+                // The scores were written as integers.
                 let Ok(ends) = format!("{score:.0}").parse() else { continue };
                 let ends = Timestamp::from_millis(ends);
                 members.push(Member { ends, name: name.to_owned() });
             }
-            // Several may end in the millisecond in which the page before has stopped.
+            // Several may end in the last millisecond of the previous page.
             members.retain(|member| after.as_ref().is_none_or(|after| member > after));
             if members.len() > limit {
                 members.truncate(limit);
@@ -130,7 +130,7 @@ impl Redis {
         }
     }
 
-    /// A page is what one `SCAN` of one node finds; what is too much for it goes into the cursor.
+    /// A page has the result of one `SCAN` of one node; the surplus goes into the cursor.
     pub(super) async fn list_all(&self, cursor: Option<&str>, limit: usize) -> Result<Page, Error> {
         let deadline = self.deadline();
         let nodes = self.nodes(deadline).await?;
@@ -152,7 +152,7 @@ impl Redis {
                 Err(Unreadable) => page.unreadable.push(id),
             }
         }
-        // The nodes in their order, so that one which comes or goes meanwhile moves no other.
+        // In order, so that a node which joins or leaves in the meantime moves no other.
         let following = nodes.into_iter().find(|node| *node > at.node);
         let next = match following {
             _ if !at.is_over() => Some(at),
@@ -175,7 +175,7 @@ impl Redis {
         Ok(())
     }
 
-    /// Returns what stands under these ids, without values, and the servers' time.
+    /// Returns the entries of these ids, without values, and the servers' time.
     async fn entries(
         &self,
         ids: &[Id],
@@ -186,7 +186,7 @@ impl Redis {
             by_node.entry(self.servers.node_of(&self.key(id))).or_default().push((number, *id));
         }
         let mut entries = BTreeMap::new();
-        // The earliest of their times, since one that is ahead ends nothing too soon then.
+        // The earliest of their times, so that a clock ahead expires nothing too soon.
         let mut now = Timestamp::MAX;
         for (node, ids) in by_node {
             let (time, found) = self.entries_at(node.as_ref(), &ids, deadline).await?;
@@ -213,7 +213,7 @@ impl Redis {
             Err(CallError::Refused(_)) => return self.entries_one_by_one(ids, deadline).await,
             Err(trouble) => return Err(error::of_read(trouble)),
         };
-        // E.g. a slot has moved since the map was drawn: each is asked for by itself.
+        // E.g. a slot has moved since the map was read: each is requested by itself.
         if answers.iter().any(is_refused) {
             return self.entries_one_by_one(ids, deadline).await;
         }
@@ -221,8 +221,8 @@ impl Redis {
         let time = answers.next().ok_or(Unreadable)?;
         let (seconds, _): (i64, i64) = from_redis_value(time).map_err(unreadable)?;
         let answers: Vec<(Id, Value)> = ids.iter().map(|(_, id)| *id).zip(answers).collect();
-        // Where one answer names its session the others are not shifted: one that names another
-        // session is that of a record which was copied.
+        // If one reply names its session, the replies are not shifted: one that names another session is of a
+        // record that was copied.
         let aligned = answers.iter().any(|(id, answer)| fields::names(answer, *id));
         let entries = answers.into_iter().map(|(id, answer)| match answer {
             Value::ServerError(_) => Ok(Err(Unreadable)),
@@ -254,26 +254,26 @@ impl Redis {
             self.check(*id, &answer).map_err(|crossed| Error::Unavailable(crossed.into()))?;
             entries.push(fields::entry_of_hmget(answer, None));
         }
-        // The time is not known, and none of them is taken for expired.
+        // Without the servers' time, none of them counts as expired.
         Ok((Timestamp::from_millis(0), entries))
     }
 }
 
-/// What stands under an id, if it can be read.
+/// The entry of an id, if it can be read.
 type Found = Result<Option<Entry>, Unreadable>;
 
-/// Whether a server has refused a command, and not because of what stands under its key.
+/// Returns whether a server has refused a command for another reason than the content of its key.
 fn is_refused(answer: &Value) -> bool {
     matches!(answer, Value::ServerError(error) if error.code() != "WRONGTYPE")
 }
 
-/// How far a list of all sessions has come.
+/// The progress of a list of all sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Scan {
     node: Option<Address>,
-    /// What `SCAN` goes on with; `0` after the end, and at the beginning.
+    /// The cursor of `SCAN`; `0` at the start and after the end.
     cursor: String,
-    /// Found, and not listed yet.
+    /// Ids that were found and not listed yet.
     rest: Vec<Id>,
 }
 
@@ -284,7 +284,7 @@ impl Default for Scan {
 }
 
 impl Scan {
-    /// `host:port~cursor~id,id`; without host where there is no cluster.
+    /// Writes `host:port~cursor~id,id`, without host unless in a cluster.
     fn parse(text: &str) -> Option<Self> {
         let (rest, ids) = text.rsplit_once('~')?;
         let (node, cursor) = rest.rsplit_once('~')?;
@@ -307,13 +307,13 @@ impl Scan {
         format!("{node}~{}~{}", self.cursor, rest.join(","))
     }
 
-    /// Whether all of this node has been listed.
+    /// Returns whether all of this node has been listed.
     fn is_over(&self) -> bool {
         self.cursor == "0" && self.rest.is_empty()
     }
 }
 
-/// The pattern of the keys of sessions.
+/// Returns the pattern of the keys of sessions.
 fn glob(prefix: &str) -> String {
     let mut pattern = String::new();
     for char in prefix.chars() {

@@ -1,12 +1,12 @@
 //! Records in Redis, shared by any number of instances.
 //!
 //! One hash per session at `<prefix>s:{<id>}` (its fields: `fields.rs`), which Redis removes by
-//! itself when it is over. Every change is one script on that one key.
+//! itself when it expires. Every change is one script on that one key.
 //!
-//! A sorted set per principal at `<prefix>p:{<principal>}` names their sessions, with the end of
-//! each. It is a superset of the truth: it has a session before the record says whose it is, and
-//! until after the record's end. It is told a later end than the record's, and the record holds
-//! how far that goes, so that a touch seldom needs it.
+//! A sorted set per principal at `<prefix>p:{<principal>}`, the index, lists their sessions with the end of
+//! each. It is a superset of the truth: it has a session before the record names the principal, and until
+//! after the record's end. Its ends are later than the records', and a record holds the index's, so that a
+//! touch seldom needs to write it.
 //!
 //! A sorted set at `<prefix>keys` has the fingerprints of the instances' session keys (`keys.rs`).
 //!
@@ -51,7 +51,7 @@ use crate::session::record::{Entry, Meta, Principal, Record};
 use crate::tasks::Tasks;
 use crate::time::Timestamp;
 
-/// How often a change is tried again because the index was not told enough.
+/// Number of attempts of a change that the index was not ready for.
 const ATTEMPTS: usize = 4;
 
 /// The Redis store.
@@ -75,12 +75,12 @@ struct Scripts {
     index: Script,
 }
 
-/// The index and the record were changed by turns, as often as this store tries.
+/// The index was never ready for the record, within [`ATTEMPTS`].
 #[derive(Debug, thiserror::Error)]
 #[error("the session's principal kept changing")]
 struct Unsettled;
 
-/// An answer has come that is about another session.
+/// A reply is about another session than its request.
 #[derive(Debug, thiserror::Error)]
 #[error("Redis answered another question")]
 struct Crossed;
@@ -96,8 +96,7 @@ impl Crossed {
 }
 
 impl Redis {
-    /// A store on a deployment, which is not spoken to before the first call. Connections are made
-    /// anew by `tasks`.
+    /// Creates a store on a deployment, which connects at the first call. `tasks` run the reconnections.
     pub fn new(deployment: &Deployment, tasks: Tasks) -> Self {
         Self {
             servers: Servers::new(&deployment.servers, tasks),
@@ -138,7 +137,7 @@ impl Redis {
         format!("{}p:{{{principal}}}", self.prefix)
     }
 
-    /// Lets the index have a session until some time after `ends`.
+    /// Writes a session into the index, until some time after its end.
     async fn index(
         &self,
         id: Id,
@@ -153,7 +152,7 @@ impl Redis {
         let mut command = script.on(&key);
         command.arg(until.as_millis()).arg(id.to_string());
         let answer = self.write(script, &key, &command, CallMode::Shared, deadline).await;
-        // Nothing of the session has changed yet, whatever became of this.
+        // The session has not changed yet, whatever the outcome of this.
         answer.map_err(error::of_read)?;
         Ok(Indexed { principal, until })
     }
@@ -182,12 +181,12 @@ impl Redis {
         })
     }
 
-    /// Leaves the connection on which an answer has come that is about another session.
+    /// Checks that a reply is about a session; otherwise closes its connection.
     fn check(&self, id: Id, answer: &Value) -> Result<(), Crossed> {
         if fields::is_about(answer, id) { Ok(()) } else { Err(self.crossed(id)) }
     }
 
-    /// How many sessions a script has changed, of which the answer says whose it is.
+    /// Returns the number of sessions that a script has changed, after the same check.
     fn count(&self, id: Id, answer: &Value) -> Result<i64, Crossed> {
         fields::count_of(answer, &self.key(id)).ok_or_else(|| self.crossed(id))
     }
@@ -242,7 +241,7 @@ impl Redis {
         let mode =
             if change.patch.only_destroys() { self.destroy_mode(&key) } else { CallMode::Shared };
         let mut indexed = None;
-        // A log-in needs the index for sure; its end is guessed, most often right.
+        // A log-in always needs the index; its end is guessed, mostly right.
         if let Some(needed) = guess(change) {
             indexed = Some(self.index(id, needed, change.now, deadline).await?);
         }
@@ -301,8 +300,8 @@ impl Redis {
         Ok((removed == 1).then_some(reply.confirmed.into()))
     }
 
-    /// Runs a script that changes something, and has the log say it if changes are refused. That
-    /// they are taken again is for the caller to say: a full server still takes what frees memory.
+    /// Runs a script that changes something, and logs it if changes are refused. The caller logs that they are
+    /// accepted again, because a full server still accepts what frees memory.
     async fn write(
         &self,
         script: &Script,
@@ -323,7 +322,7 @@ impl Redis {
     }
 }
 
-/// When a session that logs in ends, as far as can be told without it.
+/// Guesses the end of a session that logs in, without its record.
 fn guess(change: Change<'_>) -> Option<Indexed> {
     let principal = change.patch.principal.clone()?;
     let mut meta = Meta::new(0, change.now);
@@ -410,7 +409,7 @@ impl Store for Redis {
         }
     }
 
-    /// Redis removes by itself what is over.
+    /// Redis removes expired sessions by itself.
     fn sweep(&self, _now: Timestamp) -> Answer<'_, u64> {
         Box::pin(std::future::ready(Ok(0)))
     }
@@ -423,7 +422,7 @@ impl Store for Redis {
         Box::pin(self.announce_keys(own, now))
     }
 
-    /// Every node that holds keys is to answer.
+    /// Every node that holds keys must reply.
     fn ping(&self) -> Answer<'_, ()> {
         Box::pin(async {
             let deadline = self.deadline();
@@ -436,7 +435,7 @@ impl Store for Redis {
         })
     }
 
-    /// Every node that holds keys is to take one, which it removes by itself.
+    /// Every node that holds keys must accept one, which it removes by itself.
     fn probe(&self, now: Timestamp) -> Answer<'_, ()> {
         Box::pin(self.write_probes(now))
     }

@@ -36,7 +36,7 @@ if arg_if_version ~= '' and arg_if_version ~= before.v then
   return refused('version moved')
 end
 
--- The values, as far as they are changed: a text, or false for removed.
+-- The changed values: a text, or false if removed.
 local work, cleared = {}, false
 local count, bytes = tonumber(before.n), tonumber(before.b)
 
@@ -78,7 +78,7 @@ local function is_integer(text)
   return #digits < #edge or (#digits == #edge and digits <= edge)
 end
 
--- The sum as text, or false where it does not fit. Redis adds, in a field that is gone afterwards.
+-- Returns the sum as text, or false if it does not fit. Redis adds, in a temporary field.
 local function sum(text, by)
   redis.call('HSET', key, '+', text)
   local added = redis.pcall('HINCRBY', key, '+', by)
@@ -96,7 +96,7 @@ local function appended(array, element)
   return string.sub(array, 1, -2) .. comma .. element .. ']'
 end
 
--- Op::apply; answers why not.
+-- Op::apply; returns the refusal, if any.
 local ops = {
   clear = clear,
   clear_unless = function(owner)
@@ -161,7 +161,7 @@ if bytes > math.max(tonumber(arg_max_bytes), tonumber(before.b)) then
   return refused('too large')
 end
 
--- The next of 64 bits, after the last of which comes 0.
+-- Returns the next number of 64 bits; 0 follows the last one.
 local function next_version(version)
   if version == '18446744073709551615' then
     return '0'
@@ -198,7 +198,7 @@ end
 carry_unproven(meta)
 meta.e = as_text(ends_at(meta))
 
--- The values that are wanted, as they are afterwards: name, text, name, text.
+-- The requested values after the change: name, text, name, text.
 local function wanted()
   local found = {}
   local function take(name, text)

@@ -32,14 +32,14 @@ local function read()
   for at, name in ipairs(FIELDS) do
     meta[name] = found[at] or nil
   end
-  -- What a version that does not know q has used since is proven (encode.rs).
+  -- A session that an older release has used since is proven (encode.rs).
   if meta.q ~= meta.s or meta.g ~= meta.f or meta.p then
     meta.q = nil
   end
   return meta
 end
 
--- What q is, once the others are as they will stand.
+-- Sets q, after all other fields.
 local function carry_unproven(meta)
   meta.q = meta.q and meta.g == meta.f and not meta.p and meta.s or nil
 end
@@ -83,7 +83,7 @@ local function ends_at(meta)
   return ends
 end
 
--- Whether the index has the session until its end, which the record may say only then.
+-- Returns whether the index has the session until its end, without which the record may not be written.
 local function is_indexed(meta, before)
   local ends = tonumber(meta.e)
   if not meta.p then
@@ -98,13 +98,13 @@ local function is_indexed(meta, before)
   return true
 end
 
--- Writes what differs. The time to live comes last: where it has passed, the key goes with it.
+-- Writes what differs. The time to live comes last: if it has passed, the key is removed with it.
 local function write(meta, before)
   local set, gone = {}, {}
   for _, name in ipairs(FIELDS) do
     local text = meta[name]
     if text == before[name] then
-      -- stays
+      -- unchanged
     elseif text then
       set[#set + 1] = name
       set[#set + 1] = text

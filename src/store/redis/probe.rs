@@ -1,4 +1,4 @@
-//! Probes: whether every node takes a key, by what the access list allows for sessions anyway.
+//! Probes that every node accepts a key, with the commands that sessions need anyway.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use crate::session::id::Id;
 use crate::store::Error;
 use crate::time::Timestamp;
 
-/// How long the key of a probe lasts. No pattern of ours finds it.
+/// Lifetime of a probe's key, which no list of sessions finds.
 const PROBE_LASTS: Duration = Duration::from_secs(2);
 
 impl Redis {
-    /// Writes a key that is no session's to every node, which removes it by itself.
+    /// Writes a key to every node, which removes it by itself.
     pub(super) async fn write_probes(&self, now: Timestamp) -> Result<(), Error> {
         let deadline = self.deadline();
         let script = &self.scripts.create;
@@ -31,7 +31,7 @@ impl Redis {
 
     /// Returns a new key that belongs to a node. `None` if it no longer has any.
     fn probe_key(&self, node: Option<&Address>) -> Option<(Id, String)> {
-        // A node with one slot in 16,384 is found by one of these but for 1 time in 400.
+        // A node with a single slot of 16,384 is missed 1 time in 400.
         (0..100_000).find_map(|_| {
             let id = Id::from_bytes(random::bytes());
             let key = format!("{}probe:{{{id}}}", self.prefix);

@@ -1,4 +1,4 @@
--- Removes a session, whatever the key holds, and no marker. Answers the key, and 1 or 0.
+-- Removes a session, whatever the key holds, but no tombstone. Returns the key, and 1 or 0.
 
 local marker = redis.pcall('HGET', KEYS[1], 'm')
 if type(marker) == 'table' and marker.err and not string.find(marker.err, 'WRONGTYPE', 1, true) then

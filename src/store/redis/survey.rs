@@ -1,5 +1,4 @@
-//! The first look at a deployment, before anybody is served: may we do there what we do, and does
-//! it keep what it is given?
+//! A check of a deployment at the start: does its access list allow all commands, and does it evict sessions?
 
 use std::time::Duration;
 
@@ -16,32 +15,31 @@ use crate::store::{Error, Want};
 use crate::tasks::Tasks;
 use crate::time::Timestamp;
 
-/// How long the session lasts that the survey makes, and its place in the index.
+/// Lifetime of the session that the survey creates, and of its entry in the index.
 const PROBE_LASTS: Duration = Duration::from_secs(1);
 
-/// What was found.
+/// The result of a survey.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Survey {
-    /// It keeps what it is given, as far as can be reply.
+    /// It keeps sessions, as far as it reports.
     Keeps,
-    /// When its memory is full it removes sessions, by this policy.
+    /// If its memory is full it evicts sessions, by this policy.
     Evicts(String),
 }
 
-/// Why there is nothing to say, or nothing good.
+/// Why a survey failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SurveyError {
-    /// The server does not let us do what we do.
+    /// The access list refuses a command.
     #[error("Redis refuses a command that is needed: {0}")]
     Denied(String),
-    /// It did not answer, or could not do it now.
-    #[error("Redis could not be looked at")]
+    /// It did not reply, or is not ready.
+    #[error("the check of Redis failed")]
     Away(#[source] Error),
 }
 
 impl Deployment {
-    /// Makes, changes, uses and removes a session, and asks what becomes of sessions when memory
-    /// is full.
+    /// Creates, changes, uses and removes a session, and asks for the eviction policy.
     pub async fn survey(&self, policy: &Policy, now: Timestamp) -> Result<Survey, SurveyError> {
         let store = Redis::new(self, Tasks::new());
         if let Err(error) = store.probe(policy, now).await {
@@ -72,7 +70,7 @@ impl Redis {
             touches: true,
             tombstone: Tombstone::None,
         };
-        // What it answers does not matter: another clock may take the session for over.
+        // The result does not matter: by another clock the session may have expired.
         let _ = self.change(id, change, Want::Values).await?;
         let used = Use { generation: 1, touches: true, sets_cookie: false, proves: false, now };
         self.write_use(id, used, policy).await?;
@@ -82,8 +80,8 @@ impl Redis {
         Ok(())
     }
 
-    /// What the scripts do, each command by itself: of one in a script Redis 7.0 does not say which
-    /// it was that it refused.
+    /// Runs each command of the scripts by itself, because Redis 7.0 does not report which one it refused in a
+    /// script.
     async fn probe_plainly(&self) -> Result<(), Error> {
         let key = self.key("survey");
         let deadline = self.deadline();
@@ -112,7 +110,7 @@ impl Redis {
         Ok(())
     }
 
-    /// `None` where the server does not tell.
+    /// `None` if the server does not report it.
     async fn eviction(&self) -> Option<Survey> {
         let deadline = self.deadline();
         let mut info = cmd("INFO");
@@ -139,7 +137,7 @@ impl SurveyError {
     }
 }
 
-/// What the access list has to say, if that is what is wrong.
+/// Returns the refusal of the access list, if that is the cause.
 pub(super) fn denial(error: &Error) -> Option<String> {
     let cause = match error {
         Error::Unavailable(cause) | Error::Corrupt(cause) => cause,

@@ -1,14 +1,13 @@
-//! What keeps a cache coherent: a connection on which the server says which sessions have changed.
+//! Keeps a cache coherent: a connection on which the server reports changed sessions.
 //!
-//! `CLIENT TRACKING ON BCAST PREFIX …` pushes the name of every key of ours that anybody changes,
-//! or that ends, in the order of the changes. A `PING` on the same connection, again and again,
-//! shows that it is alive; its answer comes after every push before it. So what the cache holds is
-//! good until [`LEASE`] after the sending of the last `PING` that was answered, whatever happens to
-//! the connection; and where it breaks or is late, everything is dropped. What was read before the
-//! connection was armed is never put into the cache after it ([`RecordCache::clear`] moves all stamps).
+//! `CLIENT TRACKING ON BCAST PREFIX …` pushes the name of every key of ours that changes or expires, in the order
+//! of the changes. A repeated `PING` on the same connection shows that it is alive; its reply follows every
+//! earlier push. So the cache is valid until [`LEASE`] after the sending of the last answered `PING`, whatever
+//! happens to the connection. If it breaks or is late, the cache is emptied. What was read before the connection
+//! was set up is never cached after it ([`RecordCache::clear`] moves all stamps).
 //!
-//! (redis-rs has a cache of its own, which tells what was overwritten on its own connection and
-//! keeps what was read before a push that came first.)
+//! (The cache of the `redis` crate returns what was overwritten on its own connection, and keeps what was read
+//! before a push that arrived first.)
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,27 +24,27 @@ use crate::redis::{CONNECT_TIMEOUT, Cause, Layout, Place, Role, whole};
 use crate::store::cache::RecordCache;
 use crate::tasks::Tasks;
 
-/// For how long a record is told after it was last known to be good.
+/// Time that a record is used after it was last known to be current.
 pub const LEASE: Duration = Duration::from_millis(50);
 
-/// Between an answer and the next `PING`: two may be late before the lease ends.
+/// Pause between a reply and the next `PING`: two may be late before the lease ends.
 const BEAT: Duration = Duration::from_millis(15);
 
-/// A `PING` without an answer ends the connection.
+/// Deadline of a `PING`; the connection is closed then.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// After so many beats of which nobody had any use, the next waits until somebody has.
+/// Number of unused beats after which the next one waits until the cache is used.
 const IDLE_BEATS: u32 = 200;
 
-/// Between two attempts to connect.
+/// Pause between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Why a tracked connection is given up.
+/// The primary has moved.
 #[derive(Debug, thiserror::Error)]
 #[error("the primary is at {0} now")]
 struct Moved(Address);
 
-/// Keeps `hot` coherent with the deployment until the drain. In a cluster it does nothing, and
+/// Keeps `hot` coherent with the deployment until shutdown. In a cluster it does nothing, and
 /// nothing is cached.
 pub async fn track(deployment: Deployment, hot: Arc<RecordCache>, tasks: Tasks) {
     let Layout::One(place) = &deployment.servers.layout else { return };
@@ -54,7 +53,7 @@ pub async fn track(deployment: Deployment, hot: Arc<RecordCache>, tasks: Tasks) 
         let watched = async {
             let (address, connection) = arm(&deployment, place, &hot).await?;
             if std::mem::take(&mut logged) {
-                info!(server = %address, "the cache is kept coherent again");
+                info!(server = %address, "cache enabled again: invalidation connection open");
             }
             beat(connection, place, &address, &hot).await
         };
@@ -68,7 +67,7 @@ pub async fn track(deployment: Deployment, hot: Arc<RecordCache>, tasks: Tasks) 
             && !std::mem::replace(&mut logged, true)
         {
             let cause = whole(&*cause);
-            warn!(%cause, "the cache is not kept coherent, and not used");
+            warn!(%cause, "cache disabled: invalidation connection lost");
         }
         tokio::select! {
             () = tasks.draining() => return,
@@ -77,7 +76,7 @@ pub async fn track(deployment: Deployment, hot: Arc<RecordCache>, tasks: Tasks) 
     }
 }
 
-/// A connection on which every change is logged, from now on.
+/// Opens a connection on which every change is reported from now on.
 async fn arm(
     deployment: &Deployment,
     place: &Place,
@@ -98,12 +97,12 @@ async fn arm(
     tracking.arg("TRACKING").arg("ON").arg("BCAST");
     tracking.arg("PREFIX").arg(format!("{}s:", deployment.prefix));
     tokio::time::timeout_at(deadline, tracking.query_async::<()>(&mut connection)).await??;
-    // What was read until now may have changed unheard.
+    // What was read until now may have changed without a report.
     hot.clear();
     Ok((address, connection))
 }
 
-/// Prolongs the lease for as long as the server answers, and is the one that takes writes.
+/// Prolongs the lease as long as the server replies and is the primary.
 async fn beat(
     mut connection: MultiplexedConnection,
     place: &Place,
@@ -120,7 +119,7 @@ async fn beat(
         if sent.elapsed() < LEASE {
             hot.lease.prolong(sent, LEASE);
         } else {
-            // Late: what was held has not been told for a while, and begins anew.
+            // Late: the cache was not used for a while, and starts empty.
             debug!(late = ?sent.elapsed(), "the cache's connection was late");
             hot.lease.end();
             hot.clear();
@@ -144,13 +143,13 @@ fn hear(hot: &RecordCache, push: PushInfo) {
     match (push.kind, push.data.first()) {
         (PushKind::Invalidate, Some(Value::Array(keys))) => {
             for key in keys {
-                // Others may be under our prefix that are not ours.
+                // Other keys may have our prefix.
                 if let Some(id) = fields::id_of(key) {
                     hot.invalidate(id);
                 }
             }
         }
-        // The server was emptied.
+        // FLUSHALL or FLUSHDB.
         (PushKind::Invalidate, _) => hot.clear(),
         (PushKind::Disconnection, _) => {
             hot.lease.end();

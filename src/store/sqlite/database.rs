@@ -1,4 +1,4 @@
-//! The database file: whether it is still the one that was opened, and whether it is damaged.
+//! Checks that the database file is still the one that was opened, and not damaged.
 
 use std::fmt;
 use std::io;
@@ -17,8 +17,8 @@ use super::schema::{self, OpenError};
 
 /// The files of a database, as they were when it was opened, and the damage found in them since.
 ///
-/// Damage stays until a restart: in a damaged tree a row that is there may not be found, and no
-/// answer may be "no session" for that.
+/// Damage stays until a restart: in a damaged tree an existing row may not be found, which must not count as
+/// "no session".
 #[derive(Debug)]
 pub(super) struct Database {
     parts: Vec<Part>,
@@ -45,7 +45,7 @@ impl Identity {
     }
 }
 
-/// The path of a file that belongs to the database at `path`.
+/// Returns the path of a file that belongs to the database at `path`.
 pub(super) fn sibling(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
@@ -53,11 +53,11 @@ pub(super) fn sibling(path: &Path, suffix: &str) -> PathBuf {
 }
 
 impl Database {
-    /// Notes which files these are. All connections must have read once, so that they have them
-    /// open; `opened` is what was at the path before the first of them.
+    /// Records the files. All connections must have read once, so that they have them open; `opened` is the file
+    /// at the path before the first of them.
     pub(super) fn of(path: &Path, opened: Identity) -> io::Result<Self> {
-        // A commit that lies in a deleted log is lost with it, and without its index other
-        // processes neither see nor respect our changes.
+        // A commit in a deleted log is lost with it, and without the log's index other processes neither see
+        // nor respect our changes.
         let parts = ["", "-wal", "-shm"].into_iter().map(|suffix| {
             let path = sibling(path, suffix);
             let identity = Identity::of(&path)?;
@@ -70,10 +70,10 @@ impl Database {
         Ok(Self { parts, damage: OnceLock::new() })
     }
 
-    /// Checks that the open files are those at their paths. What is written to others is lost.
+    /// Checks that the open files are those at their paths. Writes to other files are lost.
     pub(super) fn in_place(&self, otherwise: Kind) -> Result<(), Fault> {
         for part in &self.parts {
-            // An error of another kind says nothing about which file it is.
+            // Another error does not tell which file it is.
             let moved = match Identity::of(&part.path) {
                 Ok(identity) => identity != part.identity,
                 Err(error) => error.kind() == io::ErrorKind::NotFound,
@@ -93,14 +93,14 @@ impl Database {
         }
     }
 
-    /// Remembers damage, if that is what `fault` is about.
+    /// Records damage, if `fault` is about that.
     pub(super) fn note(&self, fault: &Fault) {
         if fault.kind() == Kind::Damaged {
             self.damage.get_or_init(|| fault.to_string());
         }
     }
 
-    /// Runs a query, and vouches for the file that its answer is from.
+    /// Runs a query, and checks the file that its result is from.
     pub(super) fn query<T>(&self, query: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
         self.sound()?;
         let answer = query().inspect_err(|fault| self.note(fault));

@@ -1,4 +1,4 @@
-//! Disk space kept for log-outs: a file of nothing, which is deleted when the disk is full.
+//! Disk space reserved for log-outs: a file of zeros, which is deleted when the disk is full.
 //!
 //! A destroy frees pages of the database, but has to be written to the log first, and what the log
 //! holds already may need room in the database. The reserve has room for both: SQLite works a log
@@ -16,20 +16,19 @@ use tracing::warn;
 
 use super::database::sibling;
 
-/// How large it is, in bytes; less on a small disk, of which it takes a share of what is free, down
-/// to the minimum.
+/// Size in bytes; on a small disk a share of the free space, down to the minimum.
 const SIZE: u64 = 6 * 1024 * 1024;
 const SHARE: u64 = 4;
 const MINIMUM: u64 = 96 * 1024;
 
-/// How often a reserve that was given up is tried to be restored.
+/// Interval of attempts to restore a reserve.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The reserve of a database. Processes that share the database share it.
 #[derive(Debug)]
 pub(super) struct Reserve {
     path: PathBuf,
-    /// When it was given up, or last tried to be restored; `None` unless it was given up.
+    /// The time when it was released, or of the last attempt to restore it; `None` unless it was released.
     missing_since: Option<Instant>,
 }
 
@@ -45,8 +44,8 @@ impl Reserve {
         Self { path, missing_since: None }
     }
 
-    /// Whether changes that need room may use what there is: not while the reserve is given up,
-    /// since they would take from the log-outs what it has left them. Tries to restore it.
+    /// Returns whether changes that need room may use it: not while the reserve is released, since they would take
+    /// the room of log-outs. Tries to restore it.
     pub(super) fn is_kept(&mut self) -> bool {
         let Some(since) = self.missing_since else { return true };
         if since.elapsed() < RETRY {
@@ -90,7 +89,7 @@ fn allocate_exactly(path: &Path, size: u64) -> io::Result<()> {
         allocated => Ok(allocated?),
     };
     if allocated.is_err() {
-        // What it has taken is needed elsewhere; the error says why it is not there.
+        // Its room is needed elsewhere; the error has the cause.
         let _ = fs::remove_file(path);
     }
     allocated

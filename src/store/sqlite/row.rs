@@ -1,4 +1,4 @@
-//! Rows and entries, and the statements over them.
+//! Rows, entries, and the statements for them.
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
@@ -11,14 +11,14 @@ use crate::store::encode;
 use crate::store::{Page, Want};
 use crate::time::Timestamp;
 
-/// How many rows one step of a sweep removes.
+/// Number of rows that one step of a sweep removes.
 const SWEEP: i64 = 500;
 
 const COLUMNS: &str = "ended, ends_at, version, generation, generation_since, previous_until, \
      floor, login_at, principal, created_at, last_seen_at, cookie_set_at, expiry, withheld, \
      client_address, client_user_agent, unproven_at";
 
-/// What stands under `id`.
+/// Reads the entry of `id`.
 pub(super) fn load(
     connection: &Connection,
     id: Id,
@@ -42,7 +42,7 @@ pub(super) fn load(
     Ok(Some(entry))
 }
 
-/// Puts an entry where nothing stands; answers whether that was so.
+/// Inserts an entry; returns whether the id was free.
 pub(super) fn insert(
     connection: &Connection,
     id: Id,
@@ -53,7 +53,7 @@ pub(super) fn insert(
     Ok(made == 1)
 }
 
-/// Puts an entry in the place of what stands.
+/// Replaces an entry.
 pub(super) fn put(
     connection: &Connection,
     id: Id,
@@ -125,13 +125,13 @@ fn address(meta: &Meta) -> Option<String> {
     client.address.map(|address| address.to_string())
 }
 
-/// Where it is unproven, its `last_seen_at`: as in `encode.rs`, a mark that a version which does not
-/// know it makes void as it moves that.
+/// Returns its `last_seen_at` if it is unproven: as in `encode.rs`, an older release invalidates the mark when it
+/// moves that.
 fn unproven_at(meta: &Meta) -> Option<i64> {
     meta.unproven.then(|| meta.last_seen_at.as_millis())
 }
 
-/// Writes down what a use changes.
+/// Writes what a use changes.
 pub(super) fn write_use(
     connection: &Connection,
     id: Id,
@@ -155,21 +155,21 @@ pub(super) fn write_use(
     Ok(())
 }
 
-/// Removes what stands under `id`.
+/// Removes the row of `id`.
 pub(super) fn delete(connection: &Connection, id: Id) -> Result<(), Fault> {
     let mut statement = connection.prepare_cached("DELETE FROM sessions WHERE id = ?1")?;
     statement.execute([id.as_bytes()])?;
     Ok(())
 }
 
-/// Removes a session, also one that cannot be read, and no marker. Returns whether there was one.
+/// Removes a session, also an unreadable one, but no tombstone. Returns whether there was one.
 pub(super) fn remove_session(connection: &Connection, id: Id) -> Result<bool, Fault> {
     let mut statement =
         connection.prepare_cached("DELETE FROM sessions WHERE id = ?1 AND ended IS NOT 1")?;
     Ok(statement.execute([id.as_bytes()])? == 1)
 }
 
-/// A page of sessions, by id.
+/// Lists a page of sessions, by id.
 pub(super) fn list(
     connection: &Connection,
     principal: Option<&Principal>,
@@ -178,7 +178,7 @@ pub(super) fn list(
 ) -> Result<Page, Fault> {
     // The empty blob comes before every id.
     let after = after.as_ref().map_or(&[][..], |id| id.as_bytes());
-    // One more than asked for tells whether there is a next page.
+    // One more than requested shows whether there is a next page.
     let most = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
     let filter = match principal {
         Some(_) => "principal = ?3 AND",
@@ -215,7 +215,7 @@ pub(super) fn list(
     Ok(page)
 }
 
-/// What one step of a sweep removed.
+/// The result of one step of a sweep.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Swept {
     pub(super) sessions: u64,
@@ -223,13 +223,13 @@ pub(super) struct Swept {
 }
 
 impl Swept {
-    /// Whether there was no more to remove.
+    /// Whether nothing is left to remove.
     pub(super) fn is_last(self) -> bool {
         self.rows < SWEEP
     }
 }
 
-/// One step of a sweep. A marker still stands at its end.
+/// Runs one step of a sweep. A tombstone is still valid at its end.
 pub(super) fn sweep(connection: &Connection, now: Timestamp) -> Result<Swept, Fault> {
     let mut statement = connection.prepare_cached(
         "DELETE FROM sessions WHERE rowid IN (SELECT rowid FROM sessions \
@@ -239,7 +239,7 @@ pub(super) fn sweep(connection: &Connection, now: Timestamp) -> Result<Swept, Fa
     let mut swept = Swept { sessions: 0, rows: 0 };
     while let Some(row) = rows.next()? {
         swept.rows += 1;
-        // A row that cannot be read is no marker, and goes when it is over like any other.
+        // An unreadable row is not a tombstone, and expires like any other.
         swept.sessions += u64::from(row.get_ref(0)?.as_i64() != Ok(1));
     }
     Ok(swept)
@@ -254,8 +254,7 @@ pub(super) fn ping(connection: &Connection) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Changes pages as a session does, and leaves nothing; at worst a marker that the next sweep
-/// removes.
+/// Changes pages as a session does, and leaves nothing, or at worst a tombstone that the next sweep removes.
 pub(super) fn probe(connection: &Connection, id: Id) -> Result<(), Fault> {
     let until = Timestamp::from_millis(0);
     insert(connection, id, &Entry::Ended { until }, until)?;
@@ -266,7 +265,7 @@ fn unreadable(_: impl std::error::Error) -> Fault {
     Fault::unreadable()
 }
 
-/// The entry of a row, without values.
+/// Builds the entry of a row, without values.
 fn entry_of(row: &Row<'_>) -> Result<Entry, Fault> {
     let time = |column: &str| row.get(column).map(Timestamp::from_millis);
     let maybe_time = |column: &str| {
@@ -314,7 +313,7 @@ fn client_of(address: Option<String>, user_agent: Option<String>) -> Result<Opti
     Ok(Some(Client { address, user_agent: user_agent.into() }))
 }
 
-/// The values as one JSON object.
+/// Writes the values as one JSON object.
 fn object_of(values: &Values) -> String {
     let mut object = String::from("{");
     for (key, text) in values {

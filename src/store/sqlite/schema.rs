@@ -1,4 +1,4 @@
-//! The file: how it is made, opened, and told from others'.
+//! The database file: how it is created, opened and recognised.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io;
@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 const APPLICATION_ID: i32 = 0x436c_6b72;
 const VERSION: i32 = 1;
 
-/// Values come last: SQLite reads a row from its front, and only as far as it must.
+/// Values come last: SQLite reads a row from its start, and only as far as needed.
 pub(super) const SCHEMA: &str = "
 CREATE TABLE sessions (
     id BLOB NOT NULL PRIMARY KEY,
@@ -38,33 +38,32 @@ CREATE INDEX sessions_by_end ON sessions (ends_at);
 CREATE INDEX sessions_by_principal ON sessions (principal, id) WHERE principal IS NOT NULL;
 ";
 
-/// Where a session is unproven, its `last_seen_at`. The column is added to files without it and does
-/// not move the format's number: a version that does not know it names the columns that it reads and
-/// writes, and goes on. After the values, where it costs nothing: what is NULL takes no room in a row,
-/// and is read without what stands before it.
+/// The column of a session's `last_seen_at` if it is unproven. It is added to files without it, under the same
+/// format number: an older release names the columns that it uses, and continues to work. It is the last column,
+/// since NULL takes no room at the end of a row.
 const UNPROVEN: &str = "ALTER TABLE sessions ADD COLUMN unproven_at INTEGER";
 
 /// Why a file could not be opened as a store.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The directory is missing and cannot be made.
-    #[error("cannot make the directory {}", path.display())]
+    /// The directory is missing and cannot be created.
+    #[error("cannot create the directory {}", path.display())]
     Directory {
         /// The directory.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// The file is missing and cannot be made.
-    #[error("cannot make the file {}", path.display())]
+    /// The file is missing and cannot be created.
+    #[error("cannot create the file {}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// The file is somebody else's.
-    #[error("{} is no session store of Cloakroom; it was left as it is", path.display())]
+    /// The file belongs to another program.
+    #[error("{} is not a session store of Cloakroom; it was left unchanged", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
@@ -93,8 +92,7 @@ pub enum OpenError {
     },
 }
 
-/// Makes the file where there is none. It has its mode from the first moment; SQLite gives the
-/// files beside it the same.
+/// Creates the file if it is missing, with its final mode, which SQLite gives to its other files too.
 pub(super) fn make_file(path: &Path) -> Result<(), OpenError> {
     if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         DirBuilder::new()
@@ -112,7 +110,7 @@ pub(super) fn make_file(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// The connection that writes. Looks whose file it is before it changes anything.
+/// Opens the connection that writes. Checks whose file it is before it changes anything.
 pub(super) fn open(path: &Path, patience: Duration) -> Result<Connection, OpenError> {
     let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => OpenError::Foreign { path: path.to_owned() },
@@ -132,13 +130,13 @@ pub(super) fn open(path: &Path, patience: Duration) -> Result<Connection, OpenEr
     Ok(connection)
 }
 
-/// A connection to a file that is there.
+/// Opens a connection to an existing file.
 pub(super) fn connect(path: &Path, patience: Duration) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(patience)?;
     connection.set_prepared_statement_cache_capacity(32);
-    // Damage of a page shows when it is read, and not as a row that is not found.
+    // Damage of a page is an error when it is read, and not a missing row.
     connection.pragma_update(None, "cell_size_check", true)?;
     Ok(connection)
 }
@@ -173,7 +171,7 @@ fn whose(connection: &Connection) -> rusqlite::Result<Whose> {
     })
 }
 
-/// Brings the file to our format. Two processes may do so at once: the second finds it done.
+/// Migrates the file to our format. Two processes may do so at once: the second finds it done.
 fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;

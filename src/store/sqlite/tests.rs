@@ -196,7 +196,7 @@ fn foreign_file_is_refused_and_unchanged() {
         let before = fs::read(&path).expect("read");
         let refused = Sqlite::open(&path, TIMEOUT).expect_err("refused");
         assert!(matches!(refused, OpenError::Foreign { .. }), "{refused:?}");
-        assert!(refused.to_string().contains("no session store"));
+        assert!(refused.to_string().contains("not a session store"));
         assert_eq!(fs::read(&path).expect("read"), before);
     }
 }

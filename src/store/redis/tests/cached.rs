@@ -47,7 +47,7 @@ mod by_sentinels {
 }
 
 #[test]
-fn what_another_instance_changes_ends_or_lets_expire_is_heard_of() {
+fn changes_of_other_instances_invalidate() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     let deployment = Deployment::new(&super::server(local(server.port())), TIMEOUT);
@@ -79,7 +79,7 @@ fn what_another_instance_changes_ends_or_lets_expire_is_heard_of() {
 }
 
 #[test]
-fn a_hot_session_is_read_without_a_command() {
+fn hot_session_needs_no_command() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     let deployment = Deployment::new(&super::server(local(server.port())), TIMEOUT);

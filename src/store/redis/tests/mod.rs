@@ -24,7 +24,7 @@ use crate::store::conformance::{Fresh, json, key, new_id, now, patch, record, ru
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A deployment at this address, logged in as nobody.
+/// A deployment at this address, without a user.
 fn server(address: Address) -> config::Redis {
     config::Redis {
         topology: Topology::Server(address),
@@ -228,7 +228,7 @@ async fn warm(server: &RedisServer) -> Redis {
 }
 
 #[test]
-fn a_call_is_one_command() {
+fn calls_are_one_command() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     runtime().block_on(async {
@@ -251,7 +251,7 @@ fn a_call_is_one_command() {
 }
 
 #[test]
-fn a_log_in_is_two_commands_and_a_touch_after_it_one() {
+fn log_in_takes_two_commands() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     runtime().block_on(async {
@@ -269,7 +269,7 @@ fn a_log_in_is_two_commands_and_a_touch_after_it_one() {
 }
 
 #[test]
-fn the_index_is_a_superset_and_outlives_the_record() {
+fn index_is_a_superset_of_the_records() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
@@ -302,7 +302,7 @@ fn the_index_is_a_superset_and_outlives_the_record() {
 }
 
 #[test]
-fn the_index_forgets_what_is_over_and_gone_and_nothing_else() {
+fn index_forgets_only_expired_members() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
@@ -337,7 +337,7 @@ fn copied_record_breaks_no_list() {
 }
 
 #[test]
-fn unreadable_index_keeps_nobody_from_logging_in() {
+fn unreadable_index_does_not_prevent_log_ins() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
@@ -374,7 +374,7 @@ fn probes_end_by_themselves() {
 }
 
 #[test]
-fn an_increment_leaves_no_field_behind() {
+fn increment_leaves_no_extra_field() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
@@ -389,7 +389,7 @@ fn an_increment_leaves_no_field_behind() {
 }
 
 #[test]
-fn a_server_that_is_away_is_not_available_and_found_again_when_it_is_back() {
+fn client_reconnects_to_a_restarted_server() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     let port = server.port();
@@ -414,7 +414,7 @@ fn a_server_that_is_away_is_not_available_and_found_again_when_it_is_back() {
 }
 
 #[test]
-fn a_change_without_an_answer_is_unknown_and_the_third_replaces_the_connection() {
+fn third_timeout_replaces_the_connection() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_at(server.port(), Duration::from_millis(300));
@@ -438,7 +438,7 @@ fn a_change_without_an_answer_is_unknown_and_the_third_replaces_the_connection()
 }
 
 #[test]
-fn a_server_that_never_answers_is_not_available() {
+fn silent_server_is_unavailable() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let store = store_at(port, Duration::from_millis(100));
@@ -455,7 +455,7 @@ fn a_server_that_never_answers_is_not_available() {
 }
 
 #[test]
-fn a_full_server_is_said_and_changes_nothing() {
+fn full_server_refuses_changes() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
@@ -477,7 +477,7 @@ fn a_full_server_is_said_and_changes_nothing() {
 }
 
 #[test]
-fn what_we_did_not_write_is_corrupt_and_not_missing() {
+fn foreign_record_is_corrupt_not_missing() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
@@ -498,7 +498,7 @@ fn what_we_did_not_write_is_corrupt_and_not_missing() {
 }
 
 #[test]
-fn a_replica_and_a_wrong_password_are_not_available_and_nothing_tells_the_password() {
+fn errors_do_not_reveal_the_password() {
     needs!("redis-server");
     let server = RedisServer::start(&["--requirepass", "hunter2"]);
     let with = |password: &str| {
@@ -508,10 +508,10 @@ fn a_replica_and_a_wrong_password_are_not_available_and_nothing_tells_the_passwo
     };
     let store = with("hunter2");
     let wrong = with("hunter3");
-    let nobody = store_on(&server);
+    let anonymous = store_on(&server);
     runtime().block_on(async {
         let id = made(&store, &record(now(), Values::new())).await;
-        for store in [&wrong, &nobody] {
+        for store in [&wrong, &anonymous] {
             let found = store.load(id, Want::Meta).await;
             assert!(matches!(found, Err(Error::Unavailable(_))), "{found:?}");
             let said = format!("{found:?} {store:?}");
@@ -552,7 +552,7 @@ fn server_with_access(access: &str) -> (RedisServer, Deployment) {
 }
 
 #[test]
-fn the_access_that_is_documented_is_enough() {
+fn documented_access_is_enough() {
     needs!("redis-server");
     let documented = include_str!("../../../../docs/guides/operate/redis.md");
     for command in ACCESS.split_whitespace() {
@@ -584,7 +584,7 @@ fn the_access_that_is_documented_is_enough() {
 }
 
 #[test]
-fn the_survey_says_which_command_is_refused_and_what_is_evicted() {
+fn survey_names_the_refused_command() {
     needs!("redis-server");
     runtime().block_on(async {
         let (server, deployment) = server_with_access(&ACCESS.replace("+hset ", ""));
@@ -605,7 +605,7 @@ fn the_survey_says_which_command_is_refused_and_what_is_evicted() {
 }
 
 #[test]
-fn a_marker_goes_by_itself() {
+fn tombstones_expire() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);

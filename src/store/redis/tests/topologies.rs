@@ -65,7 +65,7 @@ async fn serves(store: &Redis) {
 }
 
 #[test]
-fn a_socket_and_a_database_serve() {
+fn socket_and_database_work() {
     needs!("redis-server");
     let server = RedisServer::unix(&[]);
     let address = Address::Unix(server.socket());
@@ -75,7 +75,7 @@ fn a_socket_and_a_database_serve() {
 }
 
 #[test]
-fn tls_serves_with_the_right_certificates_and_with_no_others() {
+fn tls_requires_the_right_certificates() {
     needs!("redis-server");
     let authority = Authority::new();
     let client = authority.client(Flaw::None);
@@ -110,7 +110,7 @@ fn tls_serves_with_the_right_certificates_and_with_no_others() {
 }
 
 #[test]
-fn a_password_that_changes_in_its_file_heals_without_a_restart() {
+fn changed_password_file_needs_no_restart() {
     needs!("redis-server");
     let server = RedisServer::start(&["--requirepass", "first"]);
     let directory = tempfile::tempdir().expect("a directory");
@@ -134,7 +134,7 @@ fn a_password_that_changes_in_its_file_heals_without_a_restart() {
 }
 
 #[test]
-fn a_destroy_says_whether_a_replica_has_it() {
+fn destroy_reports_the_replica() {
     needs!("redis-server");
     let primary = RedisServer::start(&[]);
     let config = server(local(primary.port()));
@@ -180,7 +180,7 @@ fn live(entry: Entry) -> Option<Record> {
 }
 
 #[test]
-fn the_promoted_replica_is_found() {
+fn promoted_replica_is_found() {
     needs!("redis-server");
     let sentinels = Sentinels::start();
     let store = store_of(&by_sentinels(&sentinels), Duration::from_secs(5));
@@ -189,7 +189,7 @@ fn the_promoted_replica_is_found() {
         apply(&store, id, &add(1), Want::Meta).await;
         replicated(&store, 2).await;
         sentinels.failover();
-        // What the old primary takes until it hears of it is lost, whoever asks.
+        // What the old primary accepts until it learns of it is lost.
         sentinels.wait_until_whole();
         healed(&store).await;
         apply(&store, id, &add(1), Want::Meta).await;
@@ -206,7 +206,7 @@ fn the_promoted_replica_is_found() {
 }
 
 #[test]
-fn a_slot_moves_under_calls_that_notice_nothing() {
+fn calls_follow_a_moving_slot() {
     needs!("redis-server");
     let cluster = Cluster::start();
     let store = store_of(&in_cluster(&cluster), TIMEOUT);
@@ -240,7 +240,7 @@ fn a_slot_moves_under_calls_that_notice_nothing() {
 }
 
 #[test]
-fn a_frozen_primary_is_replaced_and_holds_nobody_else_up() {
+fn frozen_primary_is_replaced_and_blocks_no_other() {
     needs!("redis-server");
     let cluster = Cluster::start();
     let store = store_of(&in_cluster(&cluster), Duration::from_millis(300));
@@ -273,7 +273,7 @@ fn a_frozen_primary_is_replaced_and_holds_nobody_else_up() {
 }
 
 #[test]
-fn an_answer_to_another_question_serves_nobody() {
+fn mismatched_reply_closes_the_connection() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_at(server.port(), Duration::from_millis(500));
