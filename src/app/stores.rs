@@ -15,9 +15,9 @@ use crate::server::Tasks;
 use crate::session::policy::Policy;
 use crate::store::Store;
 use crate::store::cache::{Cached, Coherence, RecordCache};
-use crate::store::config::Backend;
+use crate::store::config::StoreKind;
 use crate::store::file::Files;
-use crate::store::health::{Health, Observed, Place};
+use crate::store::health::{Health, Observed};
 use crate::store::memory::Memory;
 use crate::store::redis::{Deployment, Redis, Survey, SurveyError, track};
 use crate::store::sqlite::Sqlite;
@@ -64,13 +64,14 @@ impl Stores {
         metrics: &Metrics,
     ) -> Result<Self, StartError> {
         let set = StoreSet::open(config, clock, tasks, metrics)?;
-        let health = Arc::new(Health::new(place(&config.store.backend), metrics.clone()));
+        let health = Arc::new(Health::new(config.store.backend.place(), metrics.clone()));
         // Below the cache, because a cache hit says nothing about the health of the store.
         let set = set.map(|store| Arc::new(Observed::new(store, Arc::clone(&health))));
         let cache_bytes = config.store.cache.filter(|_| caching == Caching::Configured);
         let lock = match &config.store.backend {
-            Backend::Sqlite { path } => lock_database(path, caching, cache_bytes.is_some())?,
-            Backend::Memory | Backend::File { .. } | Backend::Redis(_) | Backend::Cookies => None,
+            StoreKind::Sqlite { path } => lock_database(path, caching, cache_bytes.is_some())?,
+            // Others have locks of their own, or share nothing on disk.
+            _ => None,
         };
         let Some(bytes) = cache_bytes else {
             return Ok(Self { set, cache: None, health, _lock: lock });
@@ -168,15 +169,6 @@ fn preflight(deployment: &Deployment, policy: &Policy, now: Timestamp) -> Result
     Ok(())
 }
 
-/// Returns where the records of a store are.
-fn place(backend: &Backend) -> Place {
-    match backend {
-        Backend::Memory | Backend::Cookies => Place::Process,
-        Backend::Sqlite { .. } | Backend::File { .. } => Place::Disk,
-        Backend::Redis(_) => Place::Network,
-    }
-}
-
 impl StoreSet {
     fn open(
         config: &Config,
@@ -186,16 +178,16 @@ impl StoreSet {
     ) -> Result<Self, StartError> {
         let timeout = config.store.timeout;
         Ok(match &config.store.backend {
-            Backend::Memory => {
+            StoreKind::Memory => {
                 let memory = Memory::new(Memory::DEFAULT_MAX_BYTES, metrics.clone());
                 Self::Embedded(Arc::new(memory))
             }
-            Backend::Sqlite { path } => Self::Embedded(Arc::new(Sqlite::open(path, timeout)?)),
-            Backend::File { directory } => {
+            StoreKind::Sqlite { path } => Self::Embedded(Arc::new(Sqlite::open(path, timeout)?)),
+            StoreKind::File { directory } => {
                 Self::Embedded(Arc::new(Files::open(directory, timeout)?))
             }
-            Backend::Cookies => Self::Cookies,
-            Backend::Redis(redis) => {
+            StoreKind::Cookies => Self::Cookies,
+            StoreKind::Redis(redis) => {
                 let deployment = Deployment::new(redis, timeout);
                 // Independent connections, because those of the preflight end with its runtime.
                 preflight(&deployment.apart(), &config.policy, clock.now())?;

@@ -24,7 +24,6 @@ use std::sync::Arc;
 use crate::session::cookie::Attributes;
 use crate::session::key_ring::KeyRing;
 use crate::session::policy::Policy;
-use crate::store::config::Backend;
 use crate::{admin, api, log, proxy, server, store, telemetry};
 
 use build::{Context, Site};
@@ -267,10 +266,8 @@ impl Config {
             Keys::BesideData(path) => Some(path),
             Keys::Given(_) | Keys::InMemory => None,
         };
-        let data = match &self.store.backend {
-            Backend::Sqlite { path } | Backend::File { directory: path } => Some(path),
-            Backend::Memory | Backend::Redis(_) | Backend::Cookies => None,
-        };
-        [self.state_directory.as_ref(), key, data].into_iter().flatten().cloned().collect()
+        let data = self.store.backend.path();
+        let state = self.state_directory.as_deref();
+        [state, key.map(PathBuf::as_path), data].into_iter().flatten().map(Path::to_owned).collect()
     }
 }

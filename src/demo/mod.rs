@@ -26,7 +26,7 @@ use crate::app::{App, StartError};
 use crate::config::{self, Config, ConfigError, Environment, Overrides};
 use crate::proxy::config::RouteConfig;
 use crate::server::{self, Address, ConnectionLimit, Limits, Protocol, Settings, Tasks};
-use crate::store::config::Backend;
+use crate::store::config::StoreKind;
 use crate::time::Clock;
 
 use directory::TempDirectory;
@@ -185,7 +185,7 @@ fn configuration(site: &Address, directory: &Path) -> Result<Config, Error> {
     let environment = Environment::from([("CLOAKROOM_STORE_URL", "memory:")]);
     let overrides = Overrides { upstream: Some(format!("http://{site}")), listen: None };
     let mut config = config::load(None, &environment, &overrides)?.config;
-    config.store.backend = Backend::Sqlite { path: directory.join("sessions.db") };
+    config.store.backend = StoreKind::Sqlite { path: directory.join("sessions.db") };
     config.policy.record_client = true;
     config.limits.drain_timeout = DRAIN_TIMEOUT;
     let exchange = config.proxy.routes.first().map(|route| RouteConfig {

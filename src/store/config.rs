@@ -1,18 +1,19 @@
 //! The settings of a store.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::health::Place;
 use crate::redis::config::{self as redis, Password, Tls, Topology};
 
 /// The settings of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The kind of store.
-    pub backend: Backend,
+    pub backend: StoreKind,
     /// The deadline of a call: above zero, at most a minute.
     pub timeout: Duration,
     /// The treatment of requests while it is unavailable, unless their route has its own.
@@ -23,7 +24,7 @@ pub struct Config {
 
 /// The kinds of stores.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Backend {
+pub enum StoreKind {
     /// In this process; lost at exit.
     Memory,
     /// A database file.
@@ -100,7 +101,24 @@ impl Redis {
     }
 }
 
-impl Backend {
+impl StoreKind {
+    /// Returns the path of the data, if it is on a disk of this machine.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Sqlite { path } | Self::File { directory: path } => Some(path),
+            Self::Memory | Self::Redis(_) | Self::Cookies => None,
+        }
+    }
+
+    /// Returns where its failures come from.
+    pub(crate) fn place(&self) -> Place {
+        match self {
+            Self::Memory | Self::Cookies => Place::Process,
+            Self::Sqlite { .. } | Self::File { .. } => Place::Disk,
+            Self::Redis(_) => Place::Network,
+        }
+    }
+
     /// Returns whether a cache in the process can be kept coherent. In a cluster that would take a connection to
     /// each primary, and notice of every failover before it happens.
     pub fn can_be_cached(&self) -> bool {

@@ -258,11 +258,11 @@ fn tutorial_works() {
     needs!("php", "curl");
     let text = fs::read_to_string(root().join("docs/tutorial.md")).unwrap();
     let directory = tempfile::tempdir().unwrap();
-    let port = || {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap().port()
-    };
-    let (site, public) = (port(), port());
+    // Below the range from which other tests get their ports, so that none takes these in between.
+    let first = 20_000 + u16::try_from(std::process::id() % 10_000).unwrap();
+    let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let mut ports = (first..32_000).filter(is_free);
+    let [site, public, api, admin] = std::array::from_fn(|_| ports.next().unwrap());
     let mut script = String::from("set -e\ntrap 'kill $(jobs -p)' EXIT\n");
     for (language, block) in blocks(&text) {
         match language {
@@ -270,14 +270,14 @@ fn tutorial_works() {
             "sh" => script += block,
             _ => {}
         }
-        // The servers have started when they answer.
-        if block.trim_end().ends_with('&') || block.contains("&\ncurl") {
-            script = script.replace(
-                "&\ncurl",
-                "&\nuntil curl -s -o /dev/null http://localhost:8080/; do :; done\ncurl",
-            );
-        }
     }
+    // A server has started when it responds.
+    let wait = |url: &str| {
+        format!("&\nfor _ in $(seq 600); do curl -s -o /dev/null {url} && break; sleep 0.1; done\n")
+    };
+    let script =
+        script.replace("site.php &\n", &format!("site.php {}", wait("http://127.0.0.1:3000/")));
+    let script = script.replace(":3000 &\n", &format!(":3000 {}", wait("http://localhost:8080/")));
     let script = script
         .replace("cargo build --release\n", "")
         .replace("target/release/cloakroom", env!("CARGO_BIN_EXE_cloakroom"))
@@ -288,8 +288,8 @@ fn tutorial_works() {
         .current_dir(directory.path())
         .env("STATE_DIRECTORY", directory.path())
         .env("CLOAKROOM_LISTEN_ADDRESS", format!("127.0.0.1:{public}"))
-        .env("CLOAKROOM_API_ADDRESS", format!("127.0.0.1:{}", port()))
-        .env("CLOAKROOM_ADMIN_ADDRESS", format!("127.0.0.1:{}", port()))
+        .env("CLOAKROOM_API_ADDRESS", format!("127.0.0.1:{api}"))
+        .env("CLOAKROOM_ADMIN_ADDRESS", format!("127.0.0.1:{admin}"))
         .env("CLOAKROOM_COOKIE_SECURE", "false")
         .output()
         .unwrap();

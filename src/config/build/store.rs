@@ -11,8 +11,8 @@ use super::context::Context;
 use crate::redis::config::{ClientCertificate, Password, Tls, Topology};
 use crate::session::key_ring::{Key, KeyRing};
 use crate::session::policy::OnReplay;
-use crate::store::config::{Backend, Config, DurableDestroy, Redis};
-use crate::store::url::{Encryption, RedisUrl, StoreUrl};
+use crate::store::config::{Config, DurableDestroy, Redis, StoreKind};
+use crate::store::url::{Encryption, RedisUrl};
 
 /// The key that is generated for an embedded store, in the directory of its data.
 const AUTO_KEY_FILE: &str = "auto-session-key";
@@ -34,34 +34,24 @@ pub(super) fn store(file: &mut File, context: &mut Context<'_>) -> (Config, Keys
     (config, keys)
 }
 
-fn backend(store: &mut file::Store, context: &mut Context<'_>) -> Backend {
-    let key = "store.url";
-    let backend = match &mut store.url {
-        StoreUrl::Redis(url) => {
-            let url = url.clone();
-            return Backend::Redis(Box::new(redis(url, store, context)));
-        }
-        StoreUrl::Memory => Backend::Memory,
-        StoreUrl::Cookies => Backend::Cookies,
-        StoreUrl::Sqlite(path) => {
-            context.locate_in_state(key, path);
-            Backend::Sqlite { path: path.clone() }
-        }
-        StoreUrl::File(path) => {
-            context.locate_in_state(key, path);
-            Backend::File { directory: path.clone() }
-        }
+fn backend(store: &mut file::Store, context: &mut Context<'_>) -> StoreKind {
+    if let Some(path) = store.url.path_mut() {
+        context.locate_in_state("store.url", path);
+    }
+    let kind = match store.url.kind() {
+        Ok(kind) => kind,
+        Err(url) => return StoreKind::Redis(Box::new(redis(url.clone(), store, context))),
     };
     let keys = ["password", "sentinel_password", "durable_destroy", "tls"];
     let keys = keys.map(|key| format!("store.{key}"));
     context.refuse(&keys.each_ref().map(String::as_str), "applies to redis stores only; remove it");
-    backend
+    kind
 }
 
 /// Sealed cookies are stored by their clients alone, so whatever needs a list of sessions is refused, and
 /// the operator has to accept that sessions cannot be revoked.
-fn check_revocation(file: &File, backend: &Backend, context: &mut Context<'_>) {
-    if !matches!(backend, Backend::Cookies) {
+fn check_revocation(file: &File, backend: &StoreKind, context: &mut Context<'_>) {
+    if !matches!(backend, StoreKind::Cookies) {
         let message = "has no effect on a store that can revoke sessions; remove it";
         return context.refuse(&["store.accept_no_revocation"], message);
     }
@@ -80,10 +70,12 @@ fn check_revocation(file: &File, backend: &Backend, context: &mut Context<'_>) {
     }
 }
 
-fn cache(store: &file::Store, backend: &Backend, context: &mut Context<'_>) -> Option<usize> {
+fn cache(store: &file::Store, backend: &StoreKind, context: &mut Context<'_>) -> Option<usize> {
     let cache = store.cache.as_ref()?;
     match backend {
-        Backend::Cookies => context.error("store.cache", "sealed cookies need no cache; remove it"),
+        StoreKind::Cookies => {
+            context.error("store.cache", "sealed cookies need no cache; remove it");
+        }
         backend if backend.can_be_cached() => {}
         _ => context.error("store.cache", "cannot be kept coherent with a cluster; remove it"),
     }
@@ -178,7 +170,7 @@ fn check_key_prefix(store: &file::Store, context: &mut Context<'_>) {
     }
 }
 
-fn keys(session: &file::Session, backend: &Backend, context: &mut Context<'_>) -> Keys {
+fn keys(session: &file::Session, backend: &StoreKind, context: &mut Context<'_>) -> Keys {
     let sources = session.keys.iter().flatten().enumerate();
     let read = sources
         .filter_map(|(index, source)| key(&format!("session.keys[{index}]"), source, context));
@@ -186,23 +178,18 @@ fn keys(session: &file::Session, backend: &Backend, context: &mut Context<'_>) -
     if let Some((first, older)) = read.split_first() {
         return Keys::Given(Arc::new(KeyRing::new(first, older)));
     }
-    match backend {
-        Backend::Sqlite { path } | Backend::File { directory: path } => {
-            let [new, old] =
-                [AUTO_KEY_FILE, OLD_AUTO_KEY_FILE].map(|name| path.with_file_name(name));
-            Keys::BesideData(if !new.exists() && old.exists() { old } else { new })
-        }
-        Backend::Redis(_) | Backend::Cookies
-            if session.keys.as_ref().is_some_and(Vec::is_empty)
-                || !context.is_set("session.keys") =>
-        {
-            let message = "shared sessions need session.keys, the same for every instance; \
-                           `cloakroom generate-key` prints one";
-            context.error("store.url", message);
-            Keys::InMemory
-        }
-        Backend::Redis(_) | Backend::Cookies | Backend::Memory => Keys::InMemory,
+    if let Some(path) = backend.path() {
+        let [new, old] = [AUTO_KEY_FILE, OLD_AUTO_KEY_FILE].map(|name| path.with_file_name(name));
+        return Keys::BesideData(if !new.exists() && old.exists() { old } else { new });
     }
+    let is_missing =
+        session.keys.as_ref().is_some_and(Vec::is_empty) || !context.is_set("session.keys");
+    if backend.is_shared() && is_missing {
+        let message = "shared sessions need session.keys, the same for every instance; \
+                       `cloakroom generate-key` prints one";
+        context.error("store.url", message);
+    }
+    Keys::InMemory
 }
 
 fn key(path: &str, source: &Source, context: &mut Context<'_>) -> Option<Key> {

@@ -6,6 +6,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use super::config::StoreKind;
+
 pub(crate) use redis::{Encryption, RedisUrl};
 
 /// The URL of a store, taken apart.
@@ -16,6 +18,27 @@ pub(crate) enum StoreUrl {
     File(PathBuf),
     Redis(RedisUrl),
     Cookies,
+}
+
+impl StoreUrl {
+    /// Returns the path of the data, if it is on a disk of this machine.
+    pub(crate) fn path_mut(&mut self) -> Option<&mut PathBuf> {
+        match self {
+            Self::Sqlite(path) | Self::File(path) => Some(path),
+            Self::Memory | Self::Redis(_) | Self::Cookies => None,
+        }
+    }
+
+    /// Returns the kind of a store that needs no more settings; the URL of one that does is the error.
+    pub(crate) fn kind(&self) -> Result<StoreKind, &RedisUrl> {
+        match self {
+            Self::Memory => Ok(StoreKind::Memory),
+            Self::Sqlite(path) => Ok(StoreKind::Sqlite { path: path.clone() }),
+            Self::File(directory) => Ok(StoreKind::File { directory: directory.clone() }),
+            Self::Cookies => Ok(StoreKind::Cookies),
+            Self::Redis(url) => Err(url),
+        }
+    }
 }
 
 const RIGHT: &str = "write e.g. \"memory:\", \"sqlite:PATH\" or \"redis://HOST:PORT/DB\"";
