@@ -66,9 +66,9 @@
 //! 8. Session headers in a client's request, and the session cookie or session headers in an upstream's
 //!    response, are never forwarded.
 //! 9. Only [`config`] knows TOML and environment variables; only [`wire`] knows the JSON of patches,
-//!    sessions and problems; only [`time`] reads the clock.
-//! 10. A cached record may only show that a token opens its session. All other answers come from the
-//!     store: that a token is invalid, that a session has ended, which cookie is set.
+//!    sessions and problems; only [`time`] reads the wall clock.
+//! 10. A cached record may show that a token opens its session, and serve its values. All other answers
+//!     come from the store: that a token is invalid, that a session has ended, which cookie is set.
 //! 11. Every spawned task has an owner and ends at the drain; every wait has a deadline; every queue and
 //!     buffer has a bound.
 

@@ -300,8 +300,8 @@ section! {
         sentinel_password: Option<Source> = None,
         /// TLS settings for `rediss`; the files are read again for each new connection.
         tls: Option<StoreTls> = None,
-        /// Let a destroy wait for one replica. If unset: with sentinels, and if there has been a replica since
-        /// the start.
+        /// Let a destroy wait for one replica. If unset: always with sentinels; otherwise if there has been a
+        /// replica since the start.
         durable_destroy: Option<bool> = None,
         /// Required with `cookie:`: a copied cookie is valid until it expires.
         accept_no_revocation: Option<bool> = None,

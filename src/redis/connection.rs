@@ -2,8 +2,8 @@
 //!
 //! A connection that closes is replaced at once, and calls wait for the first attempt. If that fails, if several
 //! calls in a row time out, or if the server no longer accepts writes, it is *unreachable*: calls fail at once,
-//! and one task reconnects, at most once a second. Every attempt looks up the address and reads the password
-//! again. (The connection manager of the `redis` crate does not reconnect after time-outs or `READONLY`.)
+//! and one task reconnects, after pauses that grow from 100 ms to 1 s; an announcement of sentinels ends a pause.
+//! Every attempt looks up the address and reads the password again. (The connection manager of the `redis` crate does not reconnect after time-outs or `READONLY`.)
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

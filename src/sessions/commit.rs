@@ -268,7 +268,7 @@ impl CookieDecision<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Renewal {
     None,
-    /// The same token with a later expiry.
+    /// The same generation, set again with a later expiry.
     Slide,
     /// The token of the next generation.
     Rotate,

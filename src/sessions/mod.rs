@@ -7,7 +7,7 @@
 //!   and decides the one Set-Cookie.
 //! * `Directory` is for administration: it lists, changes and destroys sessions by id and by principal.
 //!
-//! It knows neither routes nor HTTP bodies.
+//! It does no routing, and knows no HTTP bodies.
 
 mod address_limit;
 mod apply;

@@ -131,7 +131,7 @@ impl Opener {
     }
 
     /// Finds the request that a token of `instance` leads to. `None` if this instance forwarded it,
-    /// and it ended longer than `request_token_linger` ago.
+    /// and it ended longer than `request_token_linger` ago, or was forgotten because too many had ended.
     pub(crate) fn find(&self, token: RequestToken, instance: &Instance) -> Option<TokenLookup> {
         let shared = &self.shared;
         let (now, linger) = (shared.clock.now(), shared.policy.request_token_linger);

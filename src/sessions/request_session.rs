@@ -63,7 +63,8 @@ impl RequestSession {
         self.request.ended_at()
     }
 
-    /// Returns whether the request has a session, or had one that is stale or has ended.
+    /// Returns whether the request is bound to a session, even if that is stale, has ended, is ambiguous or could not
+    /// be loaded.
     pub(crate) async fn has_session(&self) -> bool {
         !matches!(self.request.state.read().await.binding, Binding::None(_))
     }
