@@ -37,25 +37,26 @@
 //! 6  proxy · api · admin      the HTTP services
 //! 5  sessions → wire          the session of a request; JSON of patches, sessions and problems
 //! 4  store                    where records are kept: memory, SQLite, files, Redis; cache
-//! 3  session · redis          pure: tokens, records, patches, policy, cookies; a Redis client that
+//! 3  session · redis          pure: tokens, records, patches, policy, cookies · a Redis client that
 //!                             reconnects by itself and knows no session
 //! 2  telemetry                trace context, spans and their export
-//! 1  server · client          listeners, connections, limits; upstream connections, balancing, health
+//! 1  server · client          listeners, connections, limits · upstream connections, balancing, health
 //! 0  body log metrics net random secret tasks time   vocabulary
 //! ```
 //!
 //! Each module owns the plain settings that it consumes, and [`config`] produces them; there are no
 //! globals. Every worker is a thread with a runtime, upstream pools and, for Redis, a store connection
-//! of its own, and accepts on every listener. Workers share little: requests in flight, metrics, the
-//! configuration, and the embedded stores.
+//! of its own, and accepts on every listener. Workers share the table of requests in flight, the health
+//! of upstreams, connection limits, metrics, the configuration, the cache and the embedded stores.
 //!
 //! # Invariants
 //!
 //! 1. [`session`] does no I/O, never awaits and never reads a clock: `now` is an argument.
 //! 2. Whether a session is alive is decided by [`session::policy`] when its record is loaded. The
 //!    expiry in a store is garbage collection only.
-//! 3. A store error is never "no session": only a successful response without a record is. A store
-//!    whose files are damaged or missing returns errors.
+//! 3. A store error never means "no session": only a successful response without a record does. A
+//!    store whose files are damaged or missing returns errors. (With `on_error = "anonymous"`, requests
+//!    are served without a session while the store is unavailable, and their cookies are kept.)
 //! 4. The session token is in the cookie and in its own type only. Stores, upstreams, the API and logs
 //!    see the session id.
 //! 5. A write is acknowledged only after it has taken effect in the store, and never restores a

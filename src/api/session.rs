@@ -81,7 +81,7 @@ impl SessionCall {
 
     pub(super) async fn rotate(self) -> ApiResult<Response<Body>> {
         if let Target::Request(session) = &self.target
-            && !session.has_session().await
+            && !session.is_bound().await
         {
             return Err(problem::no_such_session());
         }

@@ -178,7 +178,7 @@ impl App {
         config: Config,
         clock: Clock,
     ) -> Result<Self, StartError> {
-        let mut created = config.made_at_start();
+        let mut created = config.created_at_start();
         created.retain(|path| !path.exists());
         let ring = config.prepare()?;
         let tasks = ShutdownPhases::new();

@@ -64,7 +64,7 @@ impl Stores {
         metrics: &Metrics,
     ) -> Result<Self, StartError> {
         let set = StoreSet::open(config, clock, tasks, metrics)?;
-        let health = Arc::new(Health::new(config.store.backend.place(), metrics.clone()));
+        let health = Arc::new(Health::new(config.store.backend.location(), metrics.clone()));
         // Below the cache, because a cache hit says nothing about the health of the store.
         let set = set.map(|store| Arc::new(Observed::new(store, Arc::clone(&health))));
         let cache_bytes = config.store.cache.filter(|_| caching == Caching::Configured);

@@ -2,7 +2,8 @@
 //! and documentation.
 //!
 //! The JSON Schema, the reference in `docs/`, the names of environment variables and the suggestions for
-//! mistyped keys come from these declarations. Only `config.example.toml` repeats the keys.
+//! mistyped keys come from these declarations. `config.example.toml` repeats the keys, and the `Default`s
+//! of some rooms their values; tests compare them.
 //!
 //! `x-range` bounds durations and sizes, `range` numbers; the reader checks both.
 
@@ -14,7 +15,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::secret::Source;
+use super::secret::SecretSource;
 use super::value::{
     Count, Level, Mode, Network, OneOrMany, PrincipalHeader, Ratio, Size, Span, Text, Timeout,
 };
@@ -79,7 +80,7 @@ section! {
         log: Log = Log::default(),
         /// Spans of requests for an OpenTelemetry collector.
         telemetry: Telemetry = Telemetry::default(),
-        /// Routes: which requests go to which upstream. The host is compared first, then the longest path.
+        /// Routes: which requests go to which upstream. The most specific host wins, then the longest path.
         /// Segments match as a whole: `/foo` does not match `/foobar`. On a host with several routes, a
         /// path that servers may read as different routes' is refused with 400.
         route: Vec<Route> = Vec::new(),
@@ -198,7 +199,7 @@ section! {
         /// Path under which the API is served.
         prefix: Text = "/_session".into(),
         /// Token that opens any session by its id. If unset, only request tokens are accepted.
-        service_token: Option<Source> = None,
+        service_token: Option<SecretSource> = None,
         /// Time that a request token remains valid after its request.
         #[schemars(extend("x-range" = ["1s", "1d"]))]
         request_token_linger: Span = seconds(60),
@@ -221,7 +222,7 @@ section! {
     Session {
         /// Keys that sign cookies: the first signs, all verify; `cloakroom generate-key` prints one. If unset,
         /// an embedded store keeps a key next to its data.
-        keys: Option<Vec<Source>> = None,
+        keys: Option<Vec<SecretSource>> = None,
         /// Time that a session lives after its last use.
         #[schemars(extend("x-range" = ["1s", "400d"]))]
         idle_timeout: Span = seconds(14 * 86_400),
@@ -295,9 +296,9 @@ section! {
         /// `rediss` uses TLS.
         url: StoreUrl = StoreUrl::Sqlite(PathBuf::from("cloakroom.db")),
         /// Password of Redis. A file is read again for each new connection.
-        password: Option<Source> = None,
+        password: Option<SecretSource> = None,
         /// Password of the sentinels.
-        sentinel_password: Option<Source> = None,
+        sentinel_password: Option<SecretSource> = None,
         /// TLS settings for `rediss`; the files are read again for each new connection.
         tls: Option<StoreTls> = None,
         /// Let a destroy wait for one replica. If unset: always with sentinels; otherwise if there has been a
@@ -358,7 +359,7 @@ section! {
         otlp_url: Option<Collector> = None,
         /// Headers of each export.
         #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-        otlp_headers: BTreeMap<String, Source> = BTreeMap::new(),
+        otlp_headers: BTreeMap<String, SecretSource> = BTreeMap::new(),
         /// TLS settings for an https collector.
         tls: Option<ClientTls> = None,
         /// `service.name` of the spans. If unset: `cloakroom`.
@@ -402,7 +403,7 @@ section! {
         require_principal: Option<Text> = None,
         /// Headers added to each request, e.g. a secret by which the site knows that it came from here.
         #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-        request_headers: BTreeMap<String, Source> = BTreeMap::new(),
+        request_headers: BTreeMap<String, SecretSource> = BTreeMap::new(),
         /// As `store.on_error`, for this route. If unset: that.
         on_error: Option<OnError> = None,
         /// Most requests at a time to each upstream; more wait for `connect_timeout`, then get 503.

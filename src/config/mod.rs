@@ -1,7 +1,7 @@
-//! The configuration: TOML and the environment to what each module consumes.
+//! The configuration: reads TOML, environment variables and arguments into the settings of each module.
 //!
-//! This module alone knows TOML, the names of variables and the defaults. [`load`] reads and checks and
-//! changes nothing; [`Config::prepare`] creates what is missing.
+//! No other module knows TOML or the names of variables. [`load`] reads and validates, and changes nothing;
+//! [`Config::prepare`] creates the state directory and the session key if they are missing.
 
 mod build;
 mod environment;
@@ -28,7 +28,7 @@ use crate::{admin, api, log, proxy, server, store, telemetry};
 
 use build::{Context, Site};
 use file::File;
-use problem::{Problems, Source};
+use problem::{Problems, SourceText};
 
 pub use environment::Environment;
 pub use keys::{KeyError, Keys, generate as generate_key};
@@ -103,7 +103,7 @@ pub struct Overrides {
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// What is doubtful.
+    /// Problems that do not prevent the start.
     pub warnings: Vec<Problem>,
     /// The keys with the values that apply.
     effective: File,
@@ -122,7 +122,7 @@ impl Loaded {
     }
 }
 
-/// An invalid configuration: everything that is wrong with it, one line each.
+/// All errors of an invalid configuration, displayed one per line.
 #[derive(Debug)]
 pub struct ConfigError {
     /// At least one.
@@ -141,8 +141,12 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Reads the file, if there is one, overrides it by the environment and that by the command line, and checks
-/// it all. Reads the files of secrets and certificates; changes nothing.
+/// Loads and validates a configuration, including the files of secrets and certificates. Changes nothing.
+///
+/// Arguments override variables, and variables the file. Without `path`, defaults take its place.
+///
+/// # Errors
+/// Lists every error found, not only the first.
 pub fn load(
     path: Option<&Path>,
     environment: &Environment,
@@ -180,7 +184,7 @@ fn load_for(
         }
         None => String::new(),
     };
-    let source = Source::new(&name, &text);
+    let source = SourceText::new(&name, &text);
     let mut problems = Problems::default();
     let (mut assignments, unknown) = environment::assignments(environment, &mut problems);
     assignments.extend(overrides.assignments());
@@ -261,7 +265,7 @@ impl Config {
 
     /// Lists what a start creates if it is missing: the state directory, the session key, and an embedded
     /// store.
-    pub fn made_at_start(&self) -> Vec<PathBuf> {
+    pub fn created_at_start(&self) -> Vec<PathBuf> {
         let key = match &self.keys {
             Keys::BesideData(path) => Some(path),
             Keys::Given(_) | Keys::InMemory => None,

@@ -87,12 +87,12 @@ impl Place {
 
 /// A file's text, to find places in it.
 #[derive(Debug)]
-pub(super) struct Source<'a> {
+pub(super) struct SourceText<'a> {
     name: Arc<str>,
     text: &'a str,
 }
 
-impl<'a> Source<'a> {
+impl<'a> SourceText<'a> {
     pub(super) fn new(name: &str, text: &'a str) -> Self {
         Self { name: name.into(), text }
     }
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn places_count_from_one() {
-        let source = Source::new("a.toml", "é = 1\n\nkey = 2");
+        let source = SourceText::new("a.toml", "é = 1\n\nkey = 2");
         for (offset, line, column) in
             [(0, 1, 1), (3, 1, 3), (6, 2, 1), (7, 2, 1), (8, 3, 1), (14, 3, 7)]
         {

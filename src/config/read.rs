@@ -1,7 +1,7 @@
 //! Reads the file, and the variables and arguments over it, into the sections of [`File`].
 //!
-//! All wrong keys are reported, not the first alone: each key is deserialised on its own, inside an
-//! otherwise empty file, and one that fails is left out. What remains is deserialised as a whole.
+//! To report all wrong keys in one run, each key is deserialised by itself, in an otherwise empty file. Keys
+//! that fail are left out, and the rest is deserialised as a whole.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,7 +15,7 @@ use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::file::File;
-use super::problem::{Place, Problem, Problems, Source, nearest};
+use super::problem::{Place, Problem, Problems, SourceText, nearest};
 use super::value::{Size, Timeout, Value as _};
 
 /// The JSON Schema of the file, without references.
@@ -38,10 +38,13 @@ pub(super) struct Assignment {
 /// Where each key is set, by its path, e.g. `route[1].upstream`.
 pub(super) type Places = BTreeMap<String, Place>;
 
-/// Reads a file's text with the assignments over it. Of a file that is not TOML the problem is the error;
-/// keys that are wrong are added to `problems` and have their defaults.
+/// Reads a file's text, overridden by `assignments`. Wrong keys are added to `problems`, and have their
+/// defaults in the result.
+///
+/// # Errors
+/// Returns the syntax error of a text that is not TOML.
 pub(super) fn read(
-    source: &Source<'_>,
+    source: &SourceText<'_>,
     text: &str,
     assignments: &[Assignment],
     problems: &mut Problems,
@@ -59,7 +62,7 @@ pub(super) fn read(
     Ok((file, places))
 }
 
-fn syntax_error(source: &Source<'_>, text: &str, error: &toml::de::Error) -> Problem {
+fn syntax_error(source: &SourceText<'_>, text: &str, error: &toml::de::Error) -> Problem {
     let span = error.span().unwrap_or(0..0);
     let message = unquoted(text, span.start).unwrap_or_else(|| error.message().to_owned());
     Problem::new("", source.place(&span), message)
@@ -175,7 +178,7 @@ fn entries(schema: &Json) -> Option<&Json> {
 }
 
 struct Reader<'a> {
-    source: &'a Source<'a>,
+    source: &'a SourceText<'a>,
     assigned: Places,
     places: Places,
     problems: &'a mut Problems,

@@ -18,7 +18,7 @@ const HIDDEN: &str = "[hidden]";
     expecting = "invalid secret; expected { file = \"…\" } or { env = \"NAME\" }"
 )]
 #[schemars(title = "secret")]
-pub(super) enum Source {
+pub(super) enum SecretSource {
     /// Path of a file with the secret.
     File { file: PathBuf },
     /// Name of an environment variable with the secret.
@@ -37,7 +37,7 @@ impl<'de> Deserialize<'de> for Literal {
     }
 }
 
-impl Serialize for Source {
+impl Serialize for SecretSource {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(HIDDEN)
     }

@@ -109,7 +109,7 @@ fn commented_keys_of_the_example_are_valid() {
         for line in text.lines().filter(|line| line.starts_with('#') && key_of(line).is_some()) {
             let text = format!("{head}\n{}", line.trim_start_matches('#'));
             let mut problems = Problems::default();
-            read::read(&Source::new("example", &text), &text, &[], &mut problems).unwrap();
+            read::read(&SourceText::new("example", &text), &text, &[], &mut problems).unwrap();
             assert_eq!(problems.errors, [], "[{name}] {line}");
         }
     }

@@ -21,7 +21,7 @@ use tracing::debug;
 use super::Cause;
 use super::config::Address;
 use super::connection::{Connection, Reply};
-use super::deployment::{Deployment, Place};
+use super::deployment::{Deployment, Locator};
 use super::dial::{Dialer, Role};
 use super::error::{CallError, whole};
 use super::notices::Notices;
@@ -218,8 +218,8 @@ impl Cluster {
         let mut state = self.state();
         let connection = state.connections.entry(address.clone()).or_insert_with(|| {
             let (dialer, notices) = (Arc::clone(&self.dialer), Arc::clone(&self.notices));
-            let place = Place::Fixed(address.clone());
-            Connection::new(dialer, place, Role::Node, notices, self.tasks.clone())
+            let locator = Locator::Fixed(address.clone());
+            Connection::new(dialer, locator, Role::Node, notices, self.tasks.clone())
         });
         Arc::clone(connection)
     }

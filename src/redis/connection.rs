@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Cause;
 use super::config::Address;
-use super::deployment::Place;
+use super::deployment::Locator;
 use super::dial::{CONNECT_TIMEOUT, Dialer, Role};
 use super::error::{CallError, is_answer, is_demoted, whole};
 use super::notices::Notices;
@@ -38,7 +38,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Connection {
     me: Weak<Self>,
     dialer: Arc<Dialer>,
-    place: Place,
+    locator: Locator,
     role: Role,
     notices: Arc<Notices>,
     tasks: Tasks,
@@ -90,9 +90,9 @@ struct Spare {
     number: u64,
 }
 
-/// The sentinels announce another primary than the one that replied.
+/// The reply came from a primary that the sentinels have replaced.
 #[derive(Debug, thiserror::Error)]
-#[error("the sentinels announce another primary than {0}")]
+#[error("the sentinels have replaced the primary {0}")]
 struct Superseded(Address);
 
 /// The server was unreachable before, and a task reconnects.
@@ -108,7 +108,7 @@ impl Connection {
     /// Creates a connection to a server of this role, without connecting.
     pub(crate) fn new(
         dialer: Arc<Dialer>,
-        place: Place,
+        locator: Locator,
         role: Role,
         notices: Arc<Notices>,
         tasks: Tasks,
@@ -116,7 +116,7 @@ impl Connection {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             dialer,
-            place,
+            locator,
             role,
             notices,
             tasks,
@@ -156,7 +156,7 @@ impl Connection {
         let answer = timeout_at(deadline, request.send(&mut connection)).await;
         let value = self.conclude(&live, started, answer)?;
         let confirmed = confirm(&mut connection, wait, deadline).await;
-        self.check(&live)?;
+        self.refuse_superseded(&live)?;
         self.keep(Spare { connection, number: live.number });
         Ok(Reply { value, confirmed })
     }
@@ -171,7 +171,7 @@ impl Connection {
         match answer {
             Ok(Ok(value)) => {
                 live.timeouts.end();
-                self.check(live)?;
+                self.refuse_superseded(live)?;
                 Ok(value)
             }
             Ok(Err(error)) if is_answer(&error) => {
@@ -196,8 +196,8 @@ impl Connection {
 
     /// Refuses the reply of a primary whose successor has been announced: what it wrote is lost, and what it read
     /// may be outdated.
-    fn check(&self, live: &Live) -> Result<(), CallError> {
-        if !self.place.is_superseded(&live.address) {
+    fn refuse_superseded(&self, live: &Live) -> Result<(), CallError> {
+        if !self.locator.is_superseded(&live.address) {
             return Ok(());
         }
         self.close(live.number, State::Connecting);
@@ -225,7 +225,7 @@ impl Connection {
             State::Idle | State::Connecting | State::Unreachable(_) => None,
         };
         match up {
-            Some(live) if !self.place.is_superseded(&live.address) => return Ok(live),
+            Some(live) if !self.locator.is_superseded(&live.address) => return Ok(live),
             Some(live) => self.close(live.number, State::Connecting),
             None => {}
         }
@@ -257,10 +257,10 @@ impl Connection {
 
     /// Leaves a primary as soon as the sentinels announce another, even without calls.
     fn follow(&self) {
-        if matches!(self.place, Place::Fixed(_)) {
+        if matches!(self.locator, Locator::Fixed(_)) {
             return;
         }
-        let (me, place) = (self.me.clone(), self.place.clone());
+        let (me, locator) = (self.me.clone(), self.locator.clone());
         let (drain, mut state) = (self.tasks.clone(), self.state.subscribe());
         let following = async move {
             loop {
@@ -270,7 +270,7 @@ impl Connection {
                 };
                 let left = async {
                     match &up {
-                        Some((_, address)) => place.announced_other_than(Some(address)).await,
+                        Some((_, address)) => locator.announced_other_than(Some(address)).await,
                         None => std::future::pending().await,
                     }
                 };
@@ -309,7 +309,7 @@ impl Connection {
             true
         });
         if let Some(cause) = cause_text {
-            self.notices.unreachable(&self.place, cause);
+            self.notices.unreachable(&self.locator, cause);
         }
         if lost {
             self.spares().clear();
@@ -319,15 +319,15 @@ impl Connection {
 
     /// Connects until a connection is open, or this one is dropped. An announcement ends a pause.
     fn reconnect(&self) {
-        let (me, tasks, place) = (self.me.clone(), self.tasks.clone(), self.place.clone());
+        let (me, tasks, locator) = (self.me.clone(), self.tasks.clone(), self.locator.clone());
         let reconnecting = async move {
             let mut pause = PAUSE;
             loop {
                 let Some(connection) = me.upgrade() else { return };
-                let announced = place.announced();
+                let announced = locator.announced();
                 match connection.connect().await {
                     // An old primary again: the pauses grow.
-                    Ok(live) if place.is_superseded(&live.address) => {
+                    Ok(live) if locator.is_superseded(&live.address) => {
                         connection.give_up(&Superseded(live.address).into());
                     }
                     Ok(live) => return connection.set_live(live),
@@ -336,7 +336,7 @@ impl Connection {
                 drop(connection);
                 tokio::select! {
                     () = sleep(jittered(pause)) => {}
-                    () = place.announced_other_than(announced.as_ref()) => {}
+                    () = locator.announced_other_than(announced.as_ref()) => {}
                     () = tasks.draining() => return,
                 }
                 pause = MAX_PAUSE.min(pause * 2);
@@ -347,19 +347,19 @@ impl Connection {
 
     fn set_live(&self, live: Live) {
         self.state.send_replace(State::Live(live));
-        self.notices.reachable(&self.place);
+        self.notices.reachable(&self.locator);
     }
 
     fn give_up(&self, cause: &Cause) {
         let cause_text: Arc<str> = whole(&**cause).into();
         let was = self.state.send_replace(State::Unreachable(Arc::clone(&cause_text)));
         if !matches!(was, State::Unreachable(_)) {
-            self.notices.unreachable(&self.place, cause_text);
+            self.notices.unreachable(&self.locator, cause_text);
         }
     }
 
     async fn connect(&self) -> Result<Live, Cause> {
-        let address = self.place.find(&self.dialer).await?;
+        let address = self.locator.find(&self.dialer).await?;
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let me = self.me.clone();
         let pushed = move |push: PushInfo| {
@@ -372,7 +372,7 @@ impl Connection {
         };
         let deadline = Instant::now() + CONNECT_TIMEOUT;
         let connection = self.dialer.dial(&address, self.role, pushed, deadline).await?;
-        self.place.found(&address);
+        self.locator.found(&address);
         Ok(Live { connection, address, number, timeouts: Arc::default() })
     }
 
@@ -438,6 +438,6 @@ fn jittered(pause: Duration) -> Duration {
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("place", &self.place).finish_non_exhaustive()
+        f.debug_struct("Connection").field("locator", &self.locator).finish_non_exhaustive()
     }
 }

@@ -23,13 +23,13 @@ pub(crate) struct Deployment {
 /// The servers of a deployment.
 #[derive(Clone, Debug)]
 pub(crate) enum Layout {
-    One(Place),
+    One(Locator),
     Cluster(Vec<Address>),
 }
 
 /// The address of a server: fixed, or found by sentinels.
 #[derive(Clone, Debug)]
-pub(crate) enum Place {
+pub(crate) enum Locator {
     Fixed(Address),
     Elected(Arc<Sentinels>),
 }
@@ -39,13 +39,13 @@ impl Deployment {
     pub(crate) fn new(config: &Config) -> Self {
         let layout = match config.topology.clone() {
             Topology::Cluster { nodes } => Layout::Cluster(nodes),
-            Topology::Server(address) => Layout::One(Place::Fixed(address)),
+            Topology::Server(address) => Layout::One(Locator::Fixed(address)),
             Topology::Sentinel { sentinels, service } => {
-                Layout::One(Place::Elected(Arc::new(Sentinels::new(sentinels, service))))
+                Layout::One(Locator::Elected(Arc::new(Sentinels::new(sentinels, service))))
             }
         };
         let replicas = Arc::new(Replicas::new());
-        if matches!(layout, Layout::One(Place::Elected(_))) {
+        if matches!(layout, Layout::One(Locator::Elected(_))) {
             replicas.mark_all();
         }
         Self {
@@ -61,8 +61,8 @@ impl Deployment {
     #[must_use]
     pub(crate) fn apart(&self) -> Self {
         let layout = match &self.layout {
-            Layout::One(Place::Elected(sentinels)) => {
-                Layout::One(Place::Elected(Arc::new(sentinels.unsubscribed())))
+            Layout::One(Locator::Elected(sentinels)) => {
+                Layout::One(Locator::Elected(Arc::new(sentinels.unsubscribed())))
             }
             other => other.clone(),
         };
@@ -86,13 +86,13 @@ impl Deployment {
     ///
     /// Outside a tokio runtime.
     pub(crate) fn follow(&self, tasks: &Tasks) {
-        if let Layout::One(Place::Elected(sentinels)) = &self.layout {
+        if let Layout::One(Locator::Elected(sentinels)) = &self.layout {
             sentinels.follow(&self.dialer, tasks);
         }
     }
 }
 
-impl Place {
+impl Locator {
     /// Returns the current address.
     pub(crate) async fn find(&self, dialer: &Dialer) -> Result<Address, Cause> {
         match self {
@@ -142,7 +142,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Locator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fixed(address) => write!(f, "{address}"),

@@ -1,8 +1,8 @@
 //! A Redis client for one server, for a primary that sentinels elect, or for a cluster.
 //!
-//! Every server has one multiplexed connection, shared by all calls. It reconnects by itself after time-outs,
-//! refused writes and failovers, which the connection manager of the `redis` crate does not. This module
-//! knows no session.
+//! Every worker has one multiplexed connection to each server, shared by its calls, and up to 64 more for
+//! calls that wait for a replica. A connection reconnects by itself after time-outs, refused writes and
+//! failovers, which the connection manager of the `redis` crate does not. This module knows no session.
 
 mod cluster;
 pub mod config;
@@ -20,7 +20,7 @@ mod slot;
 use std::error::Error;
 
 pub(crate) use connection::Reply;
-pub(crate) use deployment::{Deployment, Layout, Place};
+pub(crate) use deployment::{Deployment, Layout, Locator};
 pub(crate) use dial::{CONNECT_TIMEOUT, Role};
 pub(crate) use error::{CallError, is_demoted, is_denied, whole};
 pub(crate) use notices::Notices;

@@ -29,10 +29,10 @@ pub(crate) enum Servers {
 impl Servers {
     pub(crate) fn new(deployment: &Deployment, tasks: Tasks) -> Self {
         match &deployment.layout {
-            Layout::One(place) => {
+            Layout::One(locator) => {
                 let dialer = Arc::clone(&deployment.dialer);
                 let notices = Arc::clone(&deployment.notices);
-                Self::One(Connection::new(dialer, place.clone(), Role::Primary, notices, tasks))
+                Self::One(Connection::new(dialer, locator.clone(), Role::Primary, notices, tasks))
             }
             Layout::Cluster(nodes) => Self::Cluster(Cluster::new(deployment, nodes, tasks)),
         }

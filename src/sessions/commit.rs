@@ -1,4 +1,4 @@
-//! The response's head: the last change, the record of the use, and the one Set-Cookie.
+//! Commits a request's session: the last change, the record of the use, and the one Set-Cookie.
 
 use http::HeaderValue;
 use tracing::debug;
@@ -20,21 +20,21 @@ use crate::session::token::CookieToken;
 use crate::store::Want;
 use crate::time::Timestamp;
 
-/// The kind of a response, as far as its cookie depends on it.
+/// The kinds of responses that the decision on the cookie distinguishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ResponseKind {
-    /// A page, a redirect or a refusal.
+    /// Any other status: a page, a redirect, a 4xx.
     Normal,
     /// 304: it does not renew the cookie, because caches would combine it with a stored response
     /// (RFC 9111, section 4.3.4).
     NotModified,
-    /// 5xx, from the upstream or from us: it creates no session by itself.
+    /// 5xx, from the upstream or from the proxy: no session is created for it.
     Failed,
 }
 
 impl RequestSession {
-    /// Commits the response's head: waits for running calls, applies the upstream's patch, records
-    /// the use and returns the Set-Cookie. From now on this request cannot set a cookie.
+    /// Waits for running calls, applies the upstream's patch, records the use and returns the
+    /// Set-Cookie. Afterwards this request cannot set a cookie.
     ///
     /// The cookie is returned even if the patch failed, because it is owed for earlier changes.
     pub(crate) async fn commit(
@@ -54,8 +54,10 @@ impl RequestSession {
         (self.render_cookie(pending), applied)
     }
 
-    /// Returns whether a refused patch should be dropped, instead of failing a page: the visitor's
-    /// own log-in or its response is on its way, or was lost.
+    /// Returns whether to drop a refused patch instead of failing the page.
+    ///
+    /// The session was rotated or has ended while a page was loaded, e.g. by a log-in in another tab
+    /// whose response is still in transit. The visitor sees the page, and the next one is right.
     pub(crate) fn should_drop_patch(&self, patch: &Patch, failure: &Failure) -> bool {
         self.request.context.origin.navigation == Navigation::Safe
             && patch.principal.is_none()
@@ -125,9 +127,11 @@ impl CookieDecision<'_> {
         match self.state.binding {
             Binding::Session { id, generation, .. } if self.state.owes_cookie => {
                 self.record_proof(id, generation).await;
-                self.after_change(id, generation, just_changed).await
+                self.owed_cookie(id, generation, just_changed).await
             }
-            Binding::Session { id, generation, .. } => self.renewal(id, generation).await,
+            Binding::Session { id, generation, .. } => {
+                self.record_use_and_renew(id, generation).await
+            }
             Binding::None(_) if self.state.ended_own => PendingCookie::Delete,
             Binding::None(_)
                 if request.outcome == CookieOutcome::Unknown
@@ -145,7 +149,7 @@ impl CookieDecision<'_> {
     /// A request that came with the previous generation sets the current one: its own would
     /// overwrite a newer cookie in the browser. A session that the request created or has just
     /// changed is known; any other is loaded again.
-    async fn after_change(&self, id: Id, generation: u32, just_changed: bool) -> PendingCookie {
+    async fn owed_cookie(&self, id: Id, generation: u32, just_changed: bool) -> PendingCookie {
         let known = self.state.meta.clone();
         let meta = if just_changed || self.state.is_new {
             known
@@ -187,7 +191,7 @@ impl CookieDecision<'_> {
 
     /// Records the use if that is due, and renews the cookie if that is due and its generation is
     /// still current. A failure does not fail the request.
-    async fn renewal(&self, id: Id, generation: u32) -> PendingCookie {
+    async fn record_use_and_renew(&self, id: Id, generation: u32) -> PendingCookie {
         let CookieOutcome::Session { id: presented, verdict, signed_by, meta, .. } =
             &self.session.request.outcome
         else {

@@ -1,10 +1,10 @@
-//! Sessions of requests: where policy, cookie and store meet.
+//! Sessions of requests: applies the policy to cookies and records.
 //!
 //! * [`Opener`] finds the session that a request's cookies name, and later, for calls of the session
 //!   API, the request that a request token names.
 //! * `RequestSession` is the session of one request. While the upstream works, the session API changes
-//!   it (`apply`); as the response's head leaves, `commit` applies changes by header, records the use
-//!   and decides the one Set-Cookie.
+//!   it (`apply`). Before the response head is sent, `commit` applies changes by header, records the
+//!   use and decides the one Set-Cookie.
 //! * `Directory` is for administration: it lists, changes and destroys sessions by id and by principal.
 //!
 //! It does no routing, and knows no HTTP bodies.
@@ -62,7 +62,7 @@ pub use shared::Shared;
 pub(crate) use snapshot::{ChangeRequest, Destroyed, Snapshot};
 pub(crate) use watch::{SessionStatus, WatchedSession};
 
-/// The sessions of a configuration, as one worker reaches them.
+/// The sessions of a configuration, with one worker's connection to the store.
 #[derive(Clone, Debug)]
 pub struct Sessions {
     store: Option<Arc<dyn Store>>,
@@ -77,7 +77,7 @@ pub(crate) struct Probed {
 }
 
 impl Sessions {
-    /// Creates the sessions in `store`; without one, sessions live in their clients' cookies.
+    /// Creates the sessions in `store`; without one, sessions are kept in cookies.
     pub(crate) fn new(store: Option<Arc<dyn Store>>, shared: Arc<Shared>) -> Self {
         Self { store, shared }
     }
@@ -94,7 +94,7 @@ impl Sessions {
     /// Returns the directory of all sessions.
     ///
     /// # Errors
-    /// Sessions live in their clients' cookies.
+    /// Returns [`Failure::NoStore`] if sessions are kept in cookies.
     pub(crate) fn directory(&self) -> Result<Directory, Failure> {
         let store = self.store.as_ref().ok_or(Failure::NoStore)?;
         Ok(Directory::new(Arc::clone(store), Arc::clone(&self.shared)))
@@ -126,10 +126,11 @@ impl Sessions {
         Probed { read: read.is_ok(), write: write.is_ok() }
     }
 
-    /// Announces this instance's keys to the other instances, and checks that they know the first.
+    /// Adds the fingerprints of this instance's keys to those in the store, and checks whether its
+    /// first key was there before.
     ///
     /// # Errors
-    /// The store did not answer.
+    /// Returns the error of the store, which keeps no fingerprint then.
     pub(crate) async fn check_keys(&self) -> Result<KeyCheck, StoreError> {
         let Some(store) = &self.store else { return Ok(KeyCheck::NotKept) };
         let now = self.shared.clock.now();

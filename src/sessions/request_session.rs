@@ -65,7 +65,7 @@ impl RequestSession {
 
     /// Returns whether the request is bound to a session, even if that is stale, has ended, is ambiguous or could not
     /// be loaded.
-    pub(crate) async fn has_session(&self) -> bool {
+    pub(crate) async fn is_bound(&self) -> bool {
         !matches!(self.request.state.read().await.binding, Binding::None(_))
     }
 

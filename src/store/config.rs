@@ -6,7 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::health::Place;
+use super::health::Location;
 use crate::redis::config::{self as redis, Password, Tls, Topology};
 
 /// The settings of a store.
@@ -111,11 +111,11 @@ impl StoreKind {
     }
 
     /// Returns where its failures come from.
-    pub(crate) fn place(&self) -> Place {
+    pub(crate) fn location(&self) -> Location {
         match self {
-            Self::Memory | Self::Cookies => Place::Process,
-            Self::Sqlite { .. } | Self::File { .. } => Place::Disk,
-            Self::Redis(_) => Place::Network,
+            Self::Memory | Self::Cookies => Location::Process,
+            Self::Sqlite { .. } | Self::File { .. } => Location::Disk,
+            Self::Redis(_) => Location::Network,
         }
     }
 

@@ -22,7 +22,7 @@ const RECOVERY_DELAY: Duration = Duration::from_secs(2);
 
 /// The location of a store, which decides whether an instance with a failing store takes traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Location {
     /// In the memory of the process.
     Process,
     /// On a disk of the machine: an instance whose disk fails must take no traffic.
@@ -35,7 +35,7 @@ pub enum Place {
 /// its own.
 #[derive(Debug)]
 pub struct Health {
-    place: Place,
+    location: Location,
     metrics: Metrics,
     read: Side,
     write: Side,
@@ -66,22 +66,22 @@ impl Side {
 
 impl Health {
     /// Returns the state before the first call.
-    pub fn new(place: Place, metrics: Metrics) -> Self {
+    pub fn new(location: Location, metrics: Metrics) -> Self {
         // A local store has been opened by now. One over the network may not have been reached.
-        let up = place != Place::Network;
+        let up = location != Location::Network;
         metrics.store_up(StoreAccess::Read, up);
         metrics.store_up(StoreAccess::Write, up);
-        Self { place, metrics, read: Side::default(), write: Side::default() }
+        Self { location, metrics, read: Side::default(), write: Side::default() }
     }
 
     /// Returns true if [`Self::is_ready`] needs a probe first: a store on disk always, since an
     /// instance that is not ready may get no calls that would show its recovery; a store on the
     /// network until it was reached.
     pub fn needs_probe(&self) -> bool {
-        match self.place {
-            Place::Process => false,
-            Place::Disk => true,
-            Place::Network => !self.was_reached(),
+        match self.location {
+            Location::Process => false,
+            Location::Disk => true,
+            Location::Network => !self.was_reached(),
         }
     }
 
@@ -89,16 +89,16 @@ impl Health {
     /// it was read and written: if it becomes unreachable, it does so for all instances, and taking
     /// all of them out of service would turn a degradation into an outage.
     pub fn is_ready(&self) -> bool {
-        match self.place {
-            Place::Process => true,
-            Place::Disk => self.was_reached() && !self.is_down(),
-            Place::Network => self.was_reached(),
+        match self.location {
+            Location::Process => true,
+            Location::Disk => self.was_reached() && !self.is_down(),
+            Location::Network => self.was_reached(),
         }
     }
 
     /// Returns true if the store is on disk and its last reads or writes failed.
     pub fn is_down_on_disk(&self) -> bool {
-        self.place == Place::Disk && self.is_down()
+        self.location == Location::Disk && self.is_down()
     }
 
     fn was_reached(&self) -> bool {
@@ -130,13 +130,13 @@ impl Health {
             None if was_reached => return,
             None => {}
             Some(failed_at)
-                if self.place != Place::Network && failed_at.elapsed() < RECOVERY_DELAY =>
+                if self.location != Location::Network && failed_at.elapsed() < RECOVERY_DELAY =>
             {
                 return;
             }
             Some(_) => {
                 history.failed_at = None;
-                if self.place != Place::Network {
+                if self.location != Location::Network {
                     info!(operation = access.as_str(), "session store recovered");
                 }
             }
@@ -153,7 +153,7 @@ impl Health {
         }
         side.works.store(false, Ordering::Relaxed);
         self.metrics.store_up(access, false);
-        if self.place != Place::Network {
+        if self.location != Location::Network {
             let cause = error.source().map(ToString::to_string);
             error!(operation = access.as_str(), %error, cause, "session store failed");
         }
@@ -291,12 +291,12 @@ mod tests {
 
     suite!(|| {
         let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new()));
-        let health = Arc::new(Health::new(Place::Network, Metrics::new()));
+        let health = Arc::new(Health::new(Location::Network, Metrics::new()));
         Fresh::new(Observed::new(store, health), ())
     });
 
-    fn health(place: Place) -> Health {
-        Health::new(place, Metrics::new())
+    fn health(location: Location) -> Health {
+        Health::new(location, Metrics::new())
     }
 
     fn fail(health: &Health) {
@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn network_store_stays_ready_once_reached() {
-        let health = health(Place::Network);
+        let health = health(Location::Network);
         assert!(!health.is_ready() && health.needs_probe());
         health.succeeded(StoreAccess::Read);
         assert!(!health.is_ready());
@@ -317,7 +317,7 @@ mod tests {
 
     #[test]
     fn disk_store_is_ready_while_it_works() {
-        let health = health(Place::Disk);
+        let health = health(Location::Disk);
         assert!(!health.is_ready() && health.needs_probe());
         health.succeeded(StoreAccess::Read);
         health.succeeded(StoreAccess::Write);
@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn removals_do_not_show_that_there_is_room() {
-        let health = health(Place::Disk);
+        let health = health(Location::Disk);
         health.record_write(&Ok(()), |()| false);
         assert!(!health.was_reached());
         health.record_write(&Err::<(), _>(Error::Corrupt("one record".into())), |()| true);

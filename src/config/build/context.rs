@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::super::environment::Environment;
 use super::super::problem::{Place, Problem, Problems};
 use super::super::read::Places;
-use super::super::secret::{Literal, Source};
+use super::super::secret::{Literal, SecretSource};
 use super::super::state;
 use crate::secret::Secret;
 
@@ -90,18 +90,18 @@ impl Context<'_> {
     }
 
     /// Reads a secret whose relative file is next to the configuration file.
-    pub(super) fn secret(&mut self, key: &str, source: &Source) -> Option<Secret> {
+    pub(super) fn secret(&mut self, key: &str, source: &SecretSource) -> Option<Secret> {
         match source {
-            Source::Variable { env } => {
+            SecretSource::Variable { env } => {
                 self.referenced.insert(env.clone());
             }
-            Source::Literal(_) if matches!(self.place(key), Place::File { .. }) => {
+            SecretSource::Literal(_) if matches!(self.place(key), Place::File { .. }) => {
                 self.warn(
                     key,
                     "secret stored in plain text; use { file = \"…\" } or { env = \"NAME\" }",
                 );
             }
-            Source::Literal(_) | Source::File { .. } => {}
+            SecretSource::Literal(_) | SecretSource::File { .. } => {}
         }
         match read_secret(source, &self.base, self.environment) {
             Ok(secret) => Some(secret),
@@ -114,8 +114,8 @@ impl Context<'_> {
 
     /// Reads a session key. A relative file is looked up next to the configuration file, and then in the
     /// state directory, the only place in earlier releases.
-    pub(super) fn session_key(&mut self, key: &str, source: &Source) -> Option<Secret> {
-        let (Source::File { file: path }, Some(state)) =
+    pub(super) fn session_key(&mut self, key: &str, source: &SecretSource) -> Option<Secret> {
+        let (SecretSource::File { file: path }, Some(state)) =
             (source, state::directory(self.environment))
         else {
             return self.secret(key, source);
@@ -140,7 +140,7 @@ impl Context<'_> {
                 );
                 self.warn(key, message);
                 self.state_directory = Some(state);
-                self.secret(key, &Source::File { file: in_state })
+                self.secret(key, &SecretSource::File { file: in_state })
             }
             (false, false) if std::fs::read(&here).ok() != std::fs::read(&in_state).ok() => {
                 let message = format!(
@@ -156,15 +156,19 @@ impl Context<'_> {
 }
 
 /// Reads a secret, which is not empty; an error says what is wrong. A relative file is looked up in `base`.
-fn read_secret(source: &Source, base: &Path, environment: &Environment) -> Result<Secret, String> {
+fn read_secret(
+    source: &SecretSource,
+    base: &Path,
+    environment: &Environment,
+) -> Result<Secret, String> {
     let secret = match source {
-        Source::File { file } => Secret::read(&base.join(file))?,
-        Source::Variable { env: name } => match environment.text(name) {
+        SecretSource::File { file } => Secret::read(&base.join(file))?,
+        SecretSource::Variable { env: name } => match environment.text(name) {
             Some(Ok(text)) => Secret::new(text.to_owned()),
             Some(Err(_)) => return Err(format!("the variable {name} is not UTF-8")),
             None => return Err(format!("the variable {name} is not set")),
         },
-        Source::Literal(Literal(secret)) => secret.clone(),
+        SecretSource::Literal(Literal(secret)) => secret.clone(),
     };
     if secret.reveal().is_empty() {
         return Err("the secret is empty; set it or remove the key".to_owned());
@@ -201,7 +205,7 @@ mod tests {
             [("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a ", "a "), ("a", "a")]
         {
             fs::write(directory.path().join("secret"), written).unwrap();
-            let source = Source::File { file: "secret".into() };
+            let source = SecretSource::File { file: "secret".into() };
             let read = read_secret(&source, directory.path(), &Environment::default()).unwrap();
             assert_eq!(read.reveal(), secret, "{written:?}");
         }
@@ -210,7 +214,7 @@ mod tests {
     #[test]
     fn missing_and_empty_secrets_are_errors() {
         let environment = Environment::from([("EMPTY", ""), ("FULL", "x")]);
-        let check = |source: Source, expected: Result<&str, &str>| {
+        let check = |source: SecretSource, expected: Result<&str, &str>| {
             let secret = read_secret(&source, Path::new("/nowhere"), &environment);
             match (secret, expected) {
                 (Ok(secret), Ok(text)) => assert_eq!(secret.reveal(), text),
@@ -218,9 +222,9 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         };
-        check(Source::Variable { env: "FULL".to_owned() }, Ok("x"));
-        check(Source::Variable { env: "EMPTY".to_owned() }, Err("is empty"));
-        check(Source::Variable { env: "NONE".to_owned() }, Err("NONE is not set"));
-        check(Source::File { file: "secret".into() }, Err("/nowhere/secret cannot be read"));
+        check(SecretSource::Variable { env: "FULL".to_owned() }, Ok("x"));
+        check(SecretSource::Variable { env: "EMPTY".to_owned() }, Err("is empty"));
+        check(SecretSource::Variable { env: "NONE".to_owned() }, Err("NONE is not set"));
+        check(SecretSource::File { file: "secret".into() }, Err("/nowhere/secret cannot be read"));
     }
 }

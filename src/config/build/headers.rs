@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use http::{HeaderName, HeaderValue};
 
 use super::super::file::Limits;
-use super::super::secret::Source;
+use super::super::secret::SecretSource;
 use super::super::value::Text;
 use super::context::Context;
 use crate::proxy::forwarded::is_written;
@@ -78,7 +78,7 @@ pub(super) fn stripped_and_kept(
 /// table.
 pub(super) fn secrets(
     key: &str,
-    table: &mut BTreeMap<String, Source>,
+    table: &mut BTreeMap<String, SecretSource>,
     taken: Option<&HeaderName>,
     context: &mut Context<'_>,
 ) -> Vec<(HeaderName, HeaderValue)> {

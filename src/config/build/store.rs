@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::super::file::{self, File};
 use super::super::keys::{self, Keys};
 use super::super::problem::Place;
-use super::super::secret::{Literal, Source};
+use super::super::secret::{Literal, SecretSource};
 use super::context::Context;
 use crate::redis::config::{ClientCertificate, Password, Tls, Topology};
 use crate::session::key_ring::{Key, KeyRing};
@@ -99,7 +99,7 @@ fn redis(url: RedisUrl, store: &mut file::Store, context: &mut Context<'_>) -> R
     }
     check_key_prefix(store, context);
     if let Some(password) = &url.password {
-        store.password = Some(Source::Literal(Literal(password.clone())));
+        store.password = Some(SecretSource::Literal(Literal(password.clone())));
     }
     Redis {
         topology: url.topology,
@@ -118,16 +118,20 @@ fn redis(url: RedisUrl, store: &mut file::Store, context: &mut Context<'_>) -> R
 }
 
 /// Reads a password. Its file is read again for each connection; a mistake is reported now.
-fn password(key: &str, source: Option<&Source>, context: &mut Context<'_>) -> Option<Password> {
+fn password(
+    key: &str,
+    source: Option<&SecretSource>,
+    context: &mut Context<'_>,
+) -> Option<Password> {
     let source = source?;
     let secret = context.secret(key, source)?;
     Some(match source {
-        Source::File { file: path } => {
+        SecretSource::File { file: path } => {
             let mut path = path.clone();
             context.locate(&mut path);
             Password::File(path)
         }
-        Source::Variable { .. } | Source::Literal(_) => Password::Fixed(secret),
+        SecretSource::Variable { .. } | SecretSource::Literal(_) => Password::Fixed(secret),
     })
 }
 
@@ -192,7 +196,7 @@ fn keys(session: &file::Session, backend: &StoreKind, context: &mut Context<'_>)
     Keys::InMemory
 }
 
-fn key(path: &str, source: &Source, context: &mut Context<'_>) -> Option<Key> {
+fn key(path: &str, source: &SecretSource, context: &mut Context<'_>) -> Option<Key> {
     let text = context.session_key(path, source)?;
     let key = keys::parse(&text);
     if key.is_none() {

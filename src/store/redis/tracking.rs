@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 use super::deployment::Deployment;
 use super::fields;
 use crate::redis::config::Address;
-use crate::redis::{CONNECT_TIMEOUT, Cause, Layout, Place, Role, whole};
+use crate::redis::{CONNECT_TIMEOUT, Cause, Layout, Locator, Role, whole};
 use crate::store::cache::RecordCache;
 use crate::tasks::Tasks;
 
@@ -47,15 +47,15 @@ struct Moved(Address);
 /// Keeps `hot` coherent with the deployment until shutdown. In a cluster it does nothing, and
 /// nothing is cached.
 pub async fn track(deployment: Deployment, hot: Arc<RecordCache>, tasks: Tasks) {
-    let Layout::One(place) = &deployment.servers.layout else { return };
+    let Layout::One(locator) = &deployment.servers.layout else { return };
     let mut logged = false;
     loop {
         let watched = async {
-            let (address, connection) = arm(&deployment, place, &hot).await?;
+            let (address, connection) = arm(&deployment, locator, &hot).await?;
             if std::mem::take(&mut logged) {
                 info!(server = %address, "cache enabled again: invalidation connection open");
             }
-            beat(connection, place, &address, &hot).await
+            beat(connection, locator, &address, &hot).await
         };
         let ended: Result<std::convert::Infallible, Cause> = tokio::select! {
             () = tasks.draining() => return,
@@ -79,10 +79,10 @@ pub async fn track(deployment: Deployment, hot: Arc<RecordCache>, tasks: Tasks) 
 /// Opens a connection on which every change is reported from now on.
 async fn arm(
     deployment: &Deployment,
-    place: &Place,
+    locator: &Locator,
     hot: &Arc<RecordCache>,
 ) -> Result<(Address, MultiplexedConnection), Cause> {
-    let address = place.find(&deployment.servers.dialer).await?;
+    let address = locator.find(&deployment.servers.dialer).await?;
     let deadline = tokio::time::Instant::now() + CONNECT_TIMEOUT;
     let pushed = {
         let hot = Arc::clone(hot);
@@ -105,14 +105,14 @@ async fn arm(
 /// Prolongs the lease as long as the server replies and is the primary.
 async fn beat(
     mut connection: MultiplexedConnection,
-    place: &Place,
+    locator: &Locator,
     address: &Address,
     hot: &RecordCache,
 ) -> Result<std::convert::Infallible, Cause> {
     let mut idle = 0;
     loop {
         let sent = Instant::now();
-        if place.is_superseded(address) {
+        if locator.is_superseded(address) {
             return Err("the sentinels announce another primary".into());
         }
         timeout(SILENCE, cmd("PING").query_async::<Value>(&mut connection)).await??;
@@ -134,7 +134,7 @@ async fn beat(
         };
         tokio::select! {
             () = next => {}
-            moved = place.moved_from(address) => return Err(Moved(moved).into()),
+            moved = locator.moved_from(address) => return Err(Moved(moved).into()),
         }
     }
 }
