@@ -151,7 +151,7 @@ impl Want<'_> {
     pub fn before(&self) -> Option<&Key> {
         match self {
             Self::Before(key) => Some(key),
-            _ => None,
+            Self::Meta | Self::Value(_) | Self::Values => None,
         }
     }
 
@@ -162,7 +162,9 @@ impl Want<'_> {
             Entry::Live(record) => {
                 let values = match self {
                     Self::Meta => Values::new(),
-                    _ => self.select(record.values.clone()),
+                    Self::Value(_) | Self::Before(_) | Self::Values => {
+                        self.select(record.values.clone())
+                    }
                 };
                 Entry::Live(Record { meta: record.meta.clone(), values })
             }

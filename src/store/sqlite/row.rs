@@ -26,7 +26,9 @@ pub(super) fn load(
 ) -> Result<Option<Entry>, Fault> {
     let columns = match want {
         Want::Meta => format!("SELECT {COLUMNS} FROM sessions WHERE id = ?1"),
-        _ => format!("SELECT {COLUMNS}, json FROM sessions WHERE id = ?1"),
+        Want::Value(_) | Want::Before(_) | Want::Values => {
+            format!("SELECT {COLUMNS}, json FROM sessions WHERE id = ?1")
+        }
     };
     let mut statement = connection.prepare_cached(&columns)?;
     let mut rows = statement.query([id.as_bytes()])?;
