@@ -196,3 +196,22 @@ pub(super) fn id_of(name: &Value) -> Option<Id> {
     let name = text(name).ok().flatten()?;
     Id::parse(name.trim_end_matches('}').rsplit('{').next()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The scripts return fields by their place, without names.
+    #[test]
+    fn scripts_return_the_same_fields() {
+        let prelude = include_str!("prelude.lua");
+        let between = |start: &str, end: &str| {
+            let (_, rest) = prelude.split_once(start).expect(start);
+            rest.split_once(end).expect(end).0
+        };
+        let count: usize = between("local REPLY_FIELDS = ", " ").parse().expect("a number");
+        let fields = between("local FIELDS = {", "}").split(',').map(str::trim);
+        let fields: Vec<&str> = fields.map(|field| field.trim_matches('\'')).collect();
+        assert_eq!(fields[..count], FIELDS);
+    }
+}

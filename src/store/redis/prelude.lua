@@ -3,7 +3,7 @@
 -- Times are below 2^53, which Lua's numbers hold exactly; values and versions are never numbers here.
 
 local LAST = 253402300799999 -- Timestamp::MAX
-local ANSWERED = 17 -- so many of FIELDS go into an answer
+local REPLY_FIELDS = 17 -- number of FIELDS in a reply: FIELDS in fields.rs, whose test compares them
 local FIELDS = {
   'm', 'v', 'g', 'gs', 'pu', 'f', 'l', 'p', 'c', 's', 'k', 'x', 'w', 'q', 'ca', 'cu', 'id',
   'n', 'b', 'e', 'i',
@@ -54,7 +54,7 @@ end
 
 local function answered(meta)
   local fields = {}
-  for at = 1, ANSWERED do
+  for at = 1, REPLY_FIELDS do
     fields[at] = meta[FIELDS[at]] or false
   end
   return fields
