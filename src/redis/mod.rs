@@ -16,6 +16,8 @@ mod request;
 mod sentinel;
 mod servers;
 mod slot;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::error::Error;
 

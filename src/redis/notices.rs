@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn refusals_by_turns_are_one() {
+    async fn alternating_refusals_are_logged_once() {
         let notices = Notices::default();
         notices.taken();
         assert_eq!(*lock(&notices.refused), None);
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_goes_once_and_comes_once() {
+    fn unreachable_server_is_logged_once() {
         let notices = Notices::default();
         for _ in 0..2 {
             notices.unreachable("one", "closed");

@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slot_that_had_a_replica_is_remembered() {
+    fn slots_with_replicas_are_remembered() {
         let replicas = Replicas::new();
         let expected = |slot| match replicas.mode(WaitPolicy::IfReplicated, slot) {
             CallMode::Replicated(wait) => wait.is_expected(),
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_names_holds_for_its_slots() {
+    fn replicas_of_a_node_mark_its_slots() {
         let replicas = Replicas::new();
         let at = |port| Address::Tcp { host: "node".to_owned(), port };
         let named = Value::Array(vec![Value::Nil, Value::Nil, Value::Array(vec![Value::Nil])]);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_role_with_replicas_counts() {
+    fn only_roles_that_list_replicas_count() {
         let role = |replicas: Vec<Value>| {
             let name = Value::BulkString(b"master".to_vec());
             Value::Array(vec![name, Value::Int(1), Value::Array(replicas)])
@@ -269,6 +269,6 @@ mod tests {
         known.learn(&role(vec![Value::Nil]));
         assert!(known.has(0));
         known.learn(&role(Vec::new()));
-        assert!(known.has(0), "it was there");
+        assert!(known.has(0), "it was seen before");
     }
 }

@@ -69,3 +69,23 @@ fn is_about_a_session(error: &RedisError) -> bool {
         && !is_denied(error);
     says(error, "WRONGTYPE") || (script_failed && !says(error, "OOM"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcome_of_an_unsent_change_is_known() {
+        let cause = || "a cause".into();
+        let sent = [CallError::Closed, CallError::TimedOut];
+        for error in sent {
+            let (read, write) = (of_read(error(cause())), of_write(error(cause())));
+            assert!(matches!(read, Error::Unavailable(_)), "{read:?}");
+            assert!(matches!(write, Error::OutcomeUnknown(_)), "{write:?}");
+        }
+        for convert in [of_read, of_write] {
+            let error = convert(CallError::NotSent(cause()));
+            assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
+        }
+    }
+}

@@ -1,5 +1,6 @@
-//! The fingerprints of session keys that instances leave for each other.
+//! Fingerprints of the session keys of all instances.
 
+use super::access::{ACCESS, server_with_access};
 use super::*;
 use crate::session::key_ring::Fingerprint;
 use crate::store::{KnownKey, KnownKeys};
@@ -15,7 +16,7 @@ fn at(seconds: i64) -> Timestamp {
 
 async fn exchange(store: &Redis, own: &[u8], now: Timestamp) -> Vec<(u8, Timestamp)> {
     let own: Vec<_> = own.iter().copied().map(fingerprint).collect();
-    match store.exchange_keys(&own, now).await.expect("answered") {
+    match store.exchange_keys(&own, now).await.expect("a reply") {
         KnownKeys::Known(known) => {
             let reply = |key: KnownKey| (key.fingerprint.as_bytes()[7], key.since);
             let mut known: Vec<_> = known.into_iter().map(reply).collect();
@@ -27,16 +28,16 @@ async fn exchange(store: &Redis, own: &[u8], now: Timestamp) -> Vec<(u8, Timesta
 }
 
 #[test]
-fn keys_are_known_since_all_instances_had_them() {
+fn keys_have_the_time_all_instances_had_them() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store =
-        Redis::new(&Deployment::new(&super::server(local(server.port())), TIMEOUT), Tasks::new());
+        Redis::new(&Deployment::new(&settings(local(server.port())), TIMEOUT), Tasks::new());
     let zero = Timestamp::from_millis(0);
     runtime().block_on(async {
         assert_eq!(exchange(&store, &[1], at(0)).await, []);
         assert_eq!(exchange(&store, &[1, 2], at(1)).await, [(1, zero)]);
-        // An entry keeps its time; a start without the key takes it away.
+        // An entry keeps its time until an instance starts without the key.
         assert_eq!(exchange(&store, &[2, 1], at(2)).await, [(1, zero), (2, at(1))]);
         assert_eq!(exchange(&store, &[1], at(3)).await, [(1, zero), (2, at(1))]);
         assert_eq!(exchange(&store, &[1, 2], at(4)).await, [(1, zero)]);
@@ -46,21 +47,21 @@ fn keys_are_known_since_all_instances_had_them() {
 }
 
 #[test]
-fn refused_or_foreign_set_turns_it_off() {
+fn refused_or_foreign_set_disables_exchange() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
-    let config = super::server(local(server.port()));
+    let config = settings(local(server.port()));
     let store = Redis::new(&Deployment::new(&config, TIMEOUT), Tasks::new());
     runtime().block_on(async {
         raw(&store, &["SET", &format!("{}keys", store.prefix), "x"]).await;
-        let answer = store.exchange_keys(&[fingerprint(1)], at(0)).await.expect("answered");
+        let answer = store.exchange_keys(&[fingerprint(1)], at(0)).await.expect("a reply");
         assert!(matches!(answer, KnownKeys::Denied(_)), "{answer:?}");
     });
     for access in [ACCESS.replace("+zadd ", ""), ACCESS.replace("+zrange ", "")] {
         let (_server, deployment) = server_with_access(&access);
         let store = Redis::new(&deployment, Tasks::new());
         runtime().block_on(async {
-            let answer = store.exchange_keys(&[fingerprint(1)], at(0)).await.expect("answered");
+            let answer = store.exchange_keys(&[fingerprint(1)], at(0)).await.expect("a reply");
             assert!(matches!(answer, KnownKeys::Denied(_)), "{access}: {answer:?}");
         });
     }

@@ -1,5 +1,4 @@
-//! Instances of a version that does not know of unproven sessions, on the same server: their scripts,
-//! as they were.
+//! Instances of an older version on the same server, which has no unproven sessions: its scripts, unchanged.
 
 use redis::Arg;
 
@@ -10,7 +9,7 @@ const PRELUDE: &str = include_str!("older/prelude.lua");
 const PATCH: &str = include_str!("older/patch.lua");
 const USE: &str = include_str!("older/use.lua");
 
-/// The place of `unproven_timeout` among the arguments.
+/// Index of `unproven_timeout` in the arguments.
 const UNPROVEN_TIMEOUT: usize = 6;
 
 /// Runs a script of the older version on a session.
@@ -21,7 +20,7 @@ async fn older(store: &Redis, id: Id, script: &str, arguments: &[Vec<u8>]) -> Va
     store.servers.ask(&key, &command, store.deadline()).await.expect("run")
 }
 
-/// The arguments of a command that the older version gives its scripts too.
+/// Returns the arguments of a command that the older version has too.
 fn known(command: &Cmd) -> Vec<Vec<u8>> {
     let arguments = command.args_iter().map(|argument| match argument {
         Arg::Simple(bytes) => bytes.to_vec(),
@@ -68,7 +67,7 @@ async fn unproven(store: &Redis, id: Id) -> bool {
 }
 
 #[test]
-fn what_an_older_instance_uses_is_proven() {
+fn use_by_an_older_version_proves_a_session() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
@@ -95,16 +94,16 @@ fn what_an_older_instance_uses_is_proven() {
         assert!(!unproven(&store, touched).await);
         assert!(!unproven(&store, changed).await);
         assert!(!unproven(&store, promoted).await);
-        // Nothing says that these are in use; of the first, the older version has dropped the mark.
+        // Neither was used, but the older version removes the field of the first with all values.
         assert!(!unproven(&store, cleared).await);
         assert!(unproven(&store, kept).await);
-        // And this version goes on with all of them.
+        // Proven sessions outlive the time-out of unproven ones.
         let end = begin + Duration::from_mins(11);
         for (id, lives) in
             [(touched, true), (promoted, true), (changed, true), (cleared, true), (kept, false)]
         {
-            let stands = store.record_use(id, touch(end), &policy).await.expect("used");
-            let Some(Entry::Live(record)) = stands else { panic!("no session") };
+            let used = store.record_use(id, touch(end), &policy).await.expect("used");
+            let Some(Entry::Live(record)) = used else { panic!("no session") };
             assert_eq!(policy.is_alive(&record.meta, end), lives);
             assert_eq!(record.meta.last_seen_at == end, lives);
         }
@@ -112,7 +111,7 @@ fn what_an_older_instance_uses_is_proven() {
 }
 
 #[test]
-fn an_older_instance_reads_and_changes_an_unproven_session() {
+fn older_version_changes_an_unproven_session() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     let store = store_on(&server);
@@ -124,7 +123,7 @@ fn an_older_instance_reads_and_changes_an_unproven_session() {
         let id = new_id();
         assert_eq!(store.create(id, &one, &policy).await.expect("created"), Created::Done);
         older_patch(&store, id, &Patch::of(Op::Increment(key("a"), 1)), begin, true).await;
-        // In the same millisecond: the mark stands, and this version takes it away.
+        // The last use is in the same millisecond, so the session is still unproven until this version proves it.
         assert!(unproven(&store, id).await);
         let proves = Use { proves: true, touches: false, ..touch(begin) };
         store.record_use(id, proves, &policy).await.expect("used");
@@ -132,6 +131,6 @@ fn an_older_instance_reads_and_changes_an_unproven_session() {
         let values = store.load(id, Want::Values).await.expect("loaded");
         let Some(Entry::Live(found)) = values else { panic!("no session") };
         assert_eq!(found.values.get(&key("a")), Some(&json("2")));
-        assert_eq!(found.meta.last_seen_at, one.meta.last_seen_at, "it touches nothing");
+        assert_eq!(found.meta.last_seen_at, one.meta.last_seen_at, "proving is no use");
     });
 }
