@@ -83,9 +83,9 @@ arguments! {
         rotation_grace,
         request_token_linger,
         unproven_timeout,
-        /// The principal whose index has the session, if the index was written.
+        /// The principal whose index has the session. Nothing if this call has not written the index.
         indexed_principal,
-        /// The end that the index has.
+        /// The session's end in that index.
         indexed_until,
     }
 }

@@ -6,11 +6,11 @@ use crate::redis;
 use crate::store::config;
 use crate::tasks::Tasks;
 
-/// A deployment of Redis, shared by the stores of all workers. Nothing is connected yet.
+/// A deployment of Redis without connections, shared by the stores of all workers.
 #[derive(Clone, Debug)]
 pub struct Deployment {
     pub(super) servers: redis::Deployment,
-    /// What our keys begin with.
+    /// The prefix of all keys.
     pub(super) prefix: String,
     /// The deadline of a call, connecting included.
     pub(super) timeout: Duration,
@@ -33,8 +33,8 @@ impl Deployment {
         }
     }
 
-    /// Returns the same deployment for stores of a runtime that ends before the others. What is known of the
-    /// servers is shared; connections, and what sentinels announce, are not.
+    /// Returns the same deployment for stores of a runtime that ends before the others. What is known about the
+    /// servers is shared; connections and the announcements of sentinels are not.
     #[must_use]
     pub fn apart(&self) -> Self {
         Self { servers: self.servers.apart(), ..self.clone() }

@@ -120,7 +120,7 @@ async fn beat(
             hot.lease.prolong(sent, LEASE);
         } else {
             // Late: the cache was not used for a while, and starts empty.
-            debug!(late = ?sent.elapsed(), "the cache's connection was late");
+            debug!(late = ?sent.elapsed(), "invalidation connection was late; cache emptied");
             hot.lease.end();
             hot.clear();
         }
