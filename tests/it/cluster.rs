@@ -1,4 +1,4 @@
-//! The program before a cluster: where the slot map comes from, and what it means if there is none.
+//! The program with a cluster: the nodes that its URL lists, and a slot map without primaries.
 
 use serde_json::json;
 
@@ -13,8 +13,8 @@ fn count() -> Script {
     Script::new().call("POST", "/values/n/increment", "")
 }
 
-/// As many visitors as are likely to have sessions on every node count to `count`.
-async fn visitors_count(instance: &Instance) {
+/// Increments a counter in enough sessions that every node probably has some.
+async fn check_counters(instance: &Instance) {
     for _ in 0..20 {
         let browser = instance.browser();
         for expected in 1..=3 {
@@ -23,27 +23,27 @@ async fn visitors_count(instance: &Instance) {
     }
 }
 
-fn without_slots() -> RedisServer {
+fn node_without_slots() -> RedisServer {
     RedisServer::start(&["--cluster-enabled", "yes", "--cluster-node-timeout", "1500"])
 }
 
 #[tokio::test]
-async fn replicas_lead_to_the_primaries() {
+async fn replicas_suffice_to_find_the_primaries() {
     needs!("redis-server");
     let cluster = tokio::task::spawn_blocking(Cluster::start).await.unwrap();
     let upstream = Upstream::start();
-    let stray = without_slots();
+    let stray = node_without_slots();
     let replicas: Vec<&RedisServer> = cluster.nodes()[3..].iter().collect();
     let with_stray = [&[&stray], &*replicas].concat();
     for nodes in [&replicas[..], &replicas[..1], &with_stray] {
         let instance = Instance::start(&upstream, &store(nodes)).await;
-        visitors_count(&instance).await;
+        check_counters(&instance).await;
         assert_eq!(instance.readiness().await, 200);
     }
 }
 
 #[tokio::test]
-async fn a_failover_leaves_the_nodes_of_the_url_as_replicas() {
+async fn nodes_of_the_url_may_become_replicas() {
     needs!("redis-server");
     let cluster = tokio::task::spawn_blocking(Cluster::start).await.unwrap();
     let upstream = Upstream::start();
@@ -61,26 +61,26 @@ async fn a_failover_leaves_the_nodes_of_the_url_as_replicas() {
     let primaries: Vec<&RedisServer> = cluster.nodes()[..3].iter().collect();
     let after = Instance::start(&upstream, &store(&primaries)).await;
     assert_eq!(after.readiness().await, 200);
-    visitors_count(&after).await;
+    check_counters(&after).await;
     let browser = browser.at(after.serving.public);
     assert_eq!(browser.navigate("/", &count()).await.json(), json!(2));
-    // The one that has seen it all goes on as well.
-    visitors_count(&before).await;
+    // The instance that ran during the failovers still works.
+    check_counters(&before).await;
     assert_eq!(before.readiness().await, 200);
 }
 
 #[tokio::test]
-async fn a_map_without_primaries_is_not_ready() {
+async fn map_without_primaries_is_not_ready() {
     needs!("redis-server");
     let upstream = Upstream::start();
-    let (node, other) = (without_slots(), without_slots());
+    let (node, other) = (node_without_slots(), node_without_slots());
     let instance = Instance::start(&upstream, &store(&[&node, &other])).await;
     assert_eq!(instance.readiness().await, 503);
     let page = instance.browser().navigate("/", &count()).await;
     assert_eq!(page.last().status, 503, "{page:?}");
     node.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).done();
-    let answers = || node.command(&["CLUSTER", "INFO"]).text().contains("cluster_state:ok");
-    until("the cluster is well", answers).await;
+    let is_up = || node.command(&["CLUSTER", "INFO"]).text().contains("cluster_state:ok");
+    until("the cluster is up", is_up).await;
     assert_eq!(instance.readiness().await, 200);
-    visitors_count(&instance).await;
+    check_counters(&instance).await;
 }

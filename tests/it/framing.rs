@@ -1,5 +1,5 @@
-//! Request framing: bytes that other proxies have read in two ways. Each is either refused and its connection closed, or
-//! forwarded as one unambiguous request.
+//! Request framing: bytes that other proxies have interpreted differently. Each is either refused and
+//! its connection closed, or forwarded as one unambiguous request.
 //!
 //! The cases are those of CVEs, of RFC 9112 and of the HTTP Garden's list of bugs in proxies
 //! (github.com/narfindustries/http-garden, TROPHIES.md).
@@ -24,13 +24,13 @@ enum Expected {
 
 use Expected::{Passes, PassesAndCloses, Refused};
 
-struct Stage {
+struct Setup {
     upstream: Upstream,
     cloakroom: Cloakroom,
 }
 
-impl Stage {
-    async fn set() -> Self {
+impl Setup {
+    async fn start() -> Self {
         let upstream = Upstream::start();
         let cloakroom = Cloakroom::start(&upstream).await;
         Self { upstream, cloakroom }
@@ -48,27 +48,30 @@ impl Stage {
 
     async fn check(&self, request: &[u8], expected: &Expected) {
         let (statuses, seen) = self.send(request).await;
-        let told = format!("{:?}: {statuses:?}, {seen:?}", String::from_utf8_lossy(request));
+        let context = format!("{:?}: {statuses:?}, {seen:?}", String::from_utf8_lossy(request));
         let whole: Vec<&Seen> = seen.iter().filter(|seen| seen.whole).collect();
         let (body, next) = match expected {
             Refused(expected) => {
-                assert!(matches!(statuses.as_slice(), [one] if expected.contains(one)), "{told}");
-                assert!(whole.is_empty(), "{told}");
+                assert!(
+                    matches!(statuses.as_slice(), [one] if expected.contains(one)),
+                    "{context}"
+                );
+                assert!(whole.is_empty(), "{context}");
                 return;
             }
             Passes(body) => (body, true),
             PassesAndCloses(body) => (body, false),
         };
-        assert_eq!(statuses, vec![200; 1 + usize::from(next)], "{told}");
-        assert_eq!(whole.len(), statuses.len(), "{told}");
-        assert_eq!(whole[0].body, *body, "{told}");
-        assert_eq!(next, whole.iter().any(|seen| seen.target == "/next"), "{told}");
+        assert_eq!(statuses, vec![200; 1 + usize::from(next)], "{context}");
+        assert_eq!(whole.len(), statuses.len(), "{context}");
+        assert_eq!(whole[0].body, *body, "{context}");
+        assert_eq!(next, whole.iter().any(|seen| seen.target == "/next"), "{context}");
         let framing: Vec<_> = whole[0]
             .headers
             .iter()
             .filter(|(name, _)| name == "content-length" || name == "transfer-encoding")
             .collect();
-        assert!(framing.len() <= 1, "{told}");
+        assert!(framing.len() <= 1, "{context}");
     }
 }
 
@@ -87,7 +90,7 @@ fn with_head(fields: &str, body: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn content_length_is_one_number() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     for (value, expected) in [
         ("Content-Length: 5", Passes("hello")),
         ("Content-Length:    5  ", Passes("hello")),
@@ -107,19 +110,19 @@ async fn content_length_is_one_number() {
         ("Content-Length : 5", Refused(&[400])),
         ("Content\u{0}-Length: 5", Refused(&[400])),
     ] {
-        stage.check(&with_head(value, "hello"), &expected).await;
+        setup.check(&with_head(value, "hello"), &expected).await;
     }
     // RFC 9110, section 8.6 allows to merge a list of equal lengths; both outcomes are safe.
-    let (statuses, seen) = stage.send(&with_head("Content-Length: 5,5", "hello")).await;
+    let (statuses, seen) = setup.send(&with_head("Content-Length: 5,5", "hello")).await;
     assert!(statuses == [200, 200] && seen[0].body == "hello" || statuses == [400], "{statuses:?}");
     // The body of a GET is forwarded like any other.
     let get = b"GET /first HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
-    stage.check(get, &Passes("hello")).await;
+    setup.check(get, &Passes("hello")).await;
 }
 
 #[tokio::test]
 async fn chunked_is_the_only_transfer_coding() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     let chunks = "5\r\nhello\r\n0\r\n\r\n";
     for (fields, expected) in [
         ("Transfer-Encoding: chunked", Passes("hello")),
@@ -142,18 +145,18 @@ async fn chunked_is_the_only_transfer_coding() {
         ("Transfer-Encoding: weird\r\nContent-Length: 18", Refused(&[400])),
         ("Transfer_Encoding: chunked\r\nContent-Length: 15", Passes("5\r\nhello\r\n0\r\n\r\n")),
     ] {
-        stage.check(&with_head(fields, chunks), &expected).await;
+        setup.check(&with_head(fields, chunks), &expected).await;
     }
     let old = b"POST /first HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
-    stage.check(old, &Refused(&[400])).await;
+    setup.check(old, &Refused(&[400])).await;
     // The body of an HTTP/1.0 request ends where its length says, and never with the connection (CVE-2026-2835).
     let old = b"POST /first HTTP/1.0\r\nHost: a\r\n\r\n";
-    stage.check(old, &PassesAndCloses("")).await;
+    setup.check(old, &PassesAndCloses("")).await;
 }
 
 #[tokio::test]
 async fn chunk_syntax_is_strict() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     let extension = |bytes: usize| format!("5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(bytes));
     let many = "1;".to_owned() + &"x".repeat(8192) + "\r\na\r\n";
     let sizes = [
@@ -183,13 +186,13 @@ async fn chunk_syntax_is_strict() {
         ("5\r\nhello\r\n0\r\nX-A: a\rb\r\n\r\n".to_owned(), Refused(&[400])),
     ];
     for (chunks, expected) in sizes {
-        stage.check(&with_head("Transfer-Encoding: chunked", &chunks), &expected).await;
+        setup.check(&with_head("Transfer-Encoding: chunked", &chunks), &expected).await;
     }
 }
 
 #[tokio::test]
 async fn head_syntax_is_strict() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     for (head, expected) in [
         ("GET /first HTTP/1.1\r\nHost: a\r\n\r\n", Passes("")),
         ("\r\nGET /first HTTP/1.1\r\nHost: a\r\n\r\n", Passes("")),
@@ -220,25 +223,25 @@ async fn head_syntax_is_strict() {
         ("GET ftp://a/first HTTP/1.1\r\nHost: a\r\n\r\n", Refused(&[400])),
         ("GET http://u@a/first HTTP/1.1\r\nHost: a\r\n\r\n", Refused(&[400])),
     ] {
-        stage.check(head.as_bytes(), &expected).await;
+        setup.check(head.as_bytes(), &expected).await;
     }
     // A very long name is forwarded or refused; it hides no second request.
     let long = format!(
         "GET /first HTTP/1.1\r\nHost: a\r\n{}: b\r\nX-Session-Token: forged\r\n\r\n",
         "n".repeat(300)
     );
-    let (statuses, seen) = stage.send(long.as_bytes()).await;
+    let (statuses, seen) = setup.send(long.as_bytes()).await;
     assert_eq!(statuses, [200, 200]);
     assert!(!format!("{seen:?}").contains("forged"));
     // Lines that end in LF alone: what hyper accepts is unambiguous.
-    let (statuses, seen) = stage.send(b"GET /first HTTP/1.1\nHost: a\n\n").await;
+    let (statuses, seen) = setup.send(b"GET /first HTTP/1.1\nHost: a\n\n").await;
     assert_eq!((statuses.len(), seen.len()), (2, 2), "{statuses:?}");
 }
 
 /// A head beyond the limits is refused without reading the rest.
 #[tokio::test]
 async fn heads_are_bounded() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     let field = |count: usize| "X-A: b\r\n".repeat(count);
     let get = |target: &str, fields: &str| {
         format!("GET {target} HTTP/1.1\r\nHost: a\r\n{fields}\r\n").into_bytes()
@@ -254,21 +257,21 @@ async fn heads_are_bounded() {
         (get(&format!("/{}", long(70_000)), ""), Refused(&[414, 431])),
         (get("/first", &format!("Cookie: {cookies}z=1\r\n")), Passes("")),
     ] {
-        stage.check(&request, &expected).await;
+        setup.check(&request, &expected).await;
     }
 }
 
-/// An upgrade that the upstream does not confirm: no further request passes unseen (CVE-2026-2833, T-62).
+/// If the upstream does not confirm an upgrade, the next request is still parsed and checked (CVE-2026-2833, T-62).
 #[tokio::test]
 async fn unconfirmed_upgrade_does_not_tunnel() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     for fields in [
         "Connection: Upgrade\r\nUpgrade: x",
         "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__",
         "Connection: Upgrade\r\nUpgrade: websocket",
         "Upgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13",
     ] {
-        let (statuses, seen) = stage
+        let (statuses, seen) = setup
             .send(format!("GET /first HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n").as_bytes())
             .await;
         assert_eq!(statuses, [200, 200], "{fields}");
@@ -283,7 +286,8 @@ async fn unconfirmed_upgrade_does_not_tunnel() {
     }
 }
 
-/// The proxy answers `Expect` itself. An upstream connection that is owed part of a body is not reused (CVE-2024-24791).
+/// The proxy answers `Expect` itself. An upstream connection is not reused while part of a body is outstanding
+/// (CVE-2024-24791).
 #[tokio::test]
 async fn expect_leaves_no_connection_half_read() {
     let upstream = RawUpstream::start().await;
@@ -303,15 +307,15 @@ async fn expect_leaves_no_connection_half_read() {
     assert!(answer.contains("417"));
     let mut another = TcpStream::connect(cloakroom.public()).await.unwrap();
     another.write_all(NEXT.as_bytes()).await.unwrap();
-    // On a connection of its own: the first still owes five bytes.
+    // On a new connection: the first still lacks five bytes of a body.
     let (mut fresh, head) = upstream.head().await;
     assert!(head.starts_with("GET /next"), "{head}");
     fresh.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
     assert!(read_all(&mut another).await.starts_with("HTTP/1.1 200"));
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     for expectation in ["tea", "100-continue, tea"] {
         let fields = format!("Expect: {expectation}\r\nContent-Length: 5");
-        stage.check(&with_head(&fields, "hello"), &Refused(&[417])).await;
+        setup.check(&with_head(&fields, "hello"), &Refused(&[417])).await;
     }
 }
 
@@ -320,16 +324,16 @@ async fn expect_leaves_no_connection_half_read() {
 async fn unread_body_is_not_the_next_request() {
     let upstream = Upstream::start();
     let toml = "[[route]]\nupstream = \"UPSTREAM\"\nmax_body = \"10B\"\n";
-    let stage = Stage { cloakroom: Cloakroom::with(&upstream, toml).await, upstream };
+    let setup = Setup { cloakroom: Cloakroom::with(&upstream, toml).await, upstream };
     let body = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n".repeat(2);
     let request = with_head(&format!("Content-Length: {}", body.len()), &body);
-    let (statuses, seen) = stage.send(&request).await;
+    let (statuses, seen) = setup.send(&request).await;
     assert!(matches!(statuses.as_slice(), [413] | [413, 200]), "{statuses:?}");
     assert!(seen.iter().all(|seen| seen.target == "/next"), "{seen:?}");
     // A body too large to discard closes the connection.
     let body = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n".repeat(100_000);
     let request = with_head(&format!("Content-Length: {}", body.len()), &body);
-    let (statuses, seen) = stage.send(&request).await;
+    let (statuses, seen) = setup.send(&request).await;
     assert!(matches!(statuses.as_slice(), [413] | []), "{statuses:?}");
     assert!(seen.is_empty(), "{seen:?}");
 }

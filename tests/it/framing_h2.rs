@@ -11,13 +11,13 @@ use crate::support::{Cloakroom, Upstream, until};
 const GET: [(&str, &str); 4] =
     [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/first")];
 
-struct Stage {
+struct Setup {
     upstream: Upstream,
     cloakroom: Cloakroom,
 }
 
-impl Stage {
-    async fn set() -> Self {
+impl Setup {
+    async fn start() -> Self {
         let upstream = Upstream::start();
         let toml = "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
         let cloakroom = Cloakroom::with(&upstream, toml).await;
@@ -29,7 +29,7 @@ impl Stage {
     }
 
     /// Asserts that another client is served.
-    async fn serves_others(&self) {
+    async fn check_other_client(&self) {
         let mut other = self.connect().await;
         other.open(1, &GET, END_STREAM).await;
         assert_eq!(other.ended(1).await, StreamEnd::Status(Some(200)));
@@ -37,8 +37,8 @@ impl Stage {
 }
 
 #[tokio::test]
-async fn fields_that_smuggle_into_http1_are_refused() {
-    let stage = Stage::set().await;
+async fn fields_ambiguous_in_http1_are_refused() {
+    let setup = Setup::start().await;
     let with = |more: &[(&'static str, &'static str)]| [&GET[..], more].concat();
     let but = |name: &str, value: &'static str| {
         GET.map(|(known, was)| if known == name { (known, value) } else { (known, was) }).to_vec()
@@ -83,20 +83,20 @@ async fn fields_that_smuggle_into_http1_are_refused() {
         GET[..3].to_vec(),
         GET[1..].to_vec(),
     ] {
-        let mut connection = stage.connect().await;
+        let mut connection = setup.connect().await;
         connection.open(1, &fields, END_STREAM).await;
         let ended = connection.ended(1).await;
         assert_ne!(ended, StreamEnd::Status(Some(200)), "{fields:?}");
-        let seen = stage.upstream.take_seen();
+        let seen = setup.upstream.take_seen();
         assert!(seen.is_empty(), "{fields:?}: {seen:?}");
     }
-    stage.serves_others().await;
+    setup.check_other_client().await;
 }
 
 /// RFC 9113, section 8.1.1: a request whose Content-Length differs from its DATA frames is malformed.
 #[tokio::test]
 async fn content_length_matches_the_frames() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     let post = |length: &'static str| {
         let mut fields = GET.to_vec();
         fields[0] = (":method", "POST");
@@ -106,27 +106,27 @@ async fn content_length_matches_the_frames() {
     for (length, data) in
         [("5", "hell"), ("5", "hello!"), ("0", "x"), ("+5", "hello"), ("5,6", "hello")]
     {
-        let mut connection = stage.connect().await;
+        let mut connection = setup.connect().await;
         // Sent at once: a request without a body by its length may be answered before its frames arrive.
         let head = frame(HEADERS, END_HEADERS, 1, &block(&post(length)));
         let body = frame(DATA, END_STREAM, 1, data.as_bytes());
         connection.send_bytes(&[head, body].concat()).await;
         assert_ne!(connection.ended(1).await, StreamEnd::Status(Some(200)), "{length} {data}");
     }
-    assert!(!stage.upstream.take_seen().iter().any(|seen| seen.whole));
-    let mut connection = stage.connect().await;
+    assert!(!setup.upstream.take_seen().iter().any(|seen| seen.whole));
+    let mut connection = setup.connect().await;
     connection.open(1, &post("5"), 0).await;
     connection.send(DATA, END_STREAM, 1, b"hello").await;
     assert_eq!(connection.ended(1).await, StreamEnd::Status(Some(200)));
-    let seen = stage.upstream.take_seen().pop().unwrap();
+    let seen = setup.upstream.take_seen().pop().unwrap();
     assert_eq!((seen.body.as_str(), seen.whole), ("hello", true));
 }
 
-/// CVE-2023-44487 (rapid reset): streams reset at once leave nothing behind, here or upstream.
+/// CVE-2023-44487 (rapid reset): streams that are reset at once leave no request in flight.
 #[tokio::test]
-async fn rapid_resets_leave_nothing() {
-    let stage = Stage::set().await;
-    let mut connection = stage.connect().await;
+async fn rapid_resets_leave_no_requests() {
+    let setup = Setup::start().await;
+    let mut connection = setup.connect().await;
     let rounds = 200;
     for round in 0..rounds {
         let bytes: Vec<u8> = (0..50)
@@ -140,53 +140,53 @@ async fn rapid_resets_leave_nothing() {
             break;
         }
     }
-    stage.serves_others().await;
+    setup.check_other_client().await;
     drop(connection);
-    let in_flight = stage.cloakroom.metrics().requests_in_flight().clone();
-    until("nothing is in flight", || in_flight.get() == 0).await;
+    let in_flight = setup.cloakroom.metrics().requests_in_flight().clone();
+    until("no request is in flight", || in_flight.get() == 0).await;
 }
 
 /// CVE-2024-27316, RUSTSEC-2024-0332: endless CONTINUATION frames.
 #[tokio::test]
 async fn endless_head_closes_the_connection() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     for payload in [block(&[("x-a", &"b".repeat(1000))]), Vec::new()] {
-        let mut connection = stage.connect().await;
+        let mut connection = setup.connect().await;
         connection.send(HEADERS, END_STREAM, 1, &block(&GET)).await;
         let mut frames = 0;
         while connection.send(CONTINUATION, 0, 1, &payload).await {
             frames += 1;
             assert!(frames < 1_000_000, "it took {frames} frames of {} bytes", payload.len());
         }
-        stage.serves_others().await;
+        setup.check_other_client().await;
     }
 }
 
 /// Frames that require a reply, from a client that reads none: no more are read than replies can be written.
 #[tokio::test]
 async fn ping_and_settings_floods_are_held_back() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     for flood in [frame(PING, 0, 0, b"12345678"), frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0])] {
-        let mut connection = stage.connect().await;
+        let mut connection = setup.connect().await;
         let bytes = flood.repeat(10_000);
         let mut sent = 0_usize;
-        // As much as the socket buffers hold, and no more.
+        // The socket buffers hold some; then writing blocks.
         let flooded = tokio::time::timeout(Duration::from_secs(2), async {
             while connection.send_bytes(&bytes).await {
                 sent += bytes.len();
-                assert!(sent < 256 << 20, "{sent} bytes were taken unanswered");
+                assert!(sent < 256 << 20, "{sent} bytes were accepted without replies");
             }
         });
         let _ = flooded.await;
-        stage.serves_others().await;
+        setup.check_other_client().await;
     }
 }
 
 /// RUSTSEC-2026-0258: empty DATA frames, which flow control does not count.
 #[tokio::test]
 async fn empty_data_frames_use_no_memory() {
-    let stage = Stage::set().await;
-    let mut connection = stage.connect().await;
+    let setup = Setup::start().await;
+    let mut connection = setup.connect().await;
     let mut fields = GET.to_vec();
     fields[0] = (":method", "POST");
     connection.open(1, &fields, 0).await;
@@ -196,56 +196,56 @@ async fn empty_data_frames_use_no_memory() {
             break;
         }
     }
-    stage.serves_others().await;
+    setup.check_other_client().await;
     drop(connection);
-    assert!(!stage.upstream.seen().iter().any(|seen| seen.whole && seen.method == "POST"));
+    assert!(!setup.upstream.seen().iter().any(|seen| seen.whole && seen.method == "POST"));
 }
 
 /// RFC 9113, section 6.9.1: a window that overflows is an error, and so is an increment of zero.
 #[tokio::test]
 async fn window_overflow_is_an_error() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     for increment in [0_u32, 0x7fff_ffff] {
-        let mut connection = stage.connect().await;
+        let mut connection = setup.connect().await;
         connection.send(WINDOW_UPDATE, 0, 0, &increment.to_be_bytes()).await;
         connection.send(WINDOW_UPDATE, 0, 0, &increment.to_be_bytes()).await;
         assert!(!connection.is_alive().await, "{increment}");
     }
-    stage.serves_others().await;
+    setup.check_other_client().await;
 }
 
 /// HPACK: an invalid index, a table larger than allowed, and a decompression bomb.
 #[tokio::test]
 async fn compressed_heads_are_bounded() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     // A field of 3 KiB into the table, then a thousand references to it.
     let mut bomb = vec![0x40];
     bomb.extend(&block(&[("x-a", &"b".repeat(3000))])[1..]);
     bomb.extend(block(&GET));
     bomb.extend([0xbe; 1000]);
-    let (nowhere, table) = (vec![0xff, 0xff, 0x03], vec![0x3f, 0xe1, 0xff, 0x03]);
-    for payload in [nowhere, table, bomb] {
-        let mut connection = stage.connect().await;
+    let (invalid_index, table) = (vec![0xff, 0xff, 0x03], vec![0x3f, 0xe1, 0xff, 0x03]);
+    for payload in [invalid_index, table, bomb] {
+        let mut connection = setup.connect().await;
         connection.send(HEADERS, END_HEADERS | END_STREAM, 1, &payload).await;
         let ended = connection.ended(1).await;
         assert_ne!(ended, StreamEnd::Status(Some(200)));
-        assert!(stage.upstream.take_seen().is_empty());
+        assert!(setup.upstream.take_seen().is_empty());
     }
-    stage.serves_others().await;
+    setup.check_other_client().await;
 }
 
 /// RFC 9113, section 5.1.2: streams beyond the advertised limit are refused.
 #[tokio::test]
 async fn concurrent_streams_are_limited() {
-    let stage = Stage::set().await;
-    let mut connection = stage.connect().await;
+    let setup = Setup::start().await;
+    let mut connection = setup.connect().await;
     let mut fields = GET.to_vec();
     fields.push(("x-script", r#"{"calls":[],"wait":"held","headers":[]}"#));
     for index in 0..101 {
         connection.open(index * 2 + 1, &fields, END_STREAM).await;
     }
     assert_eq!(connection.ended(201).await, StreamEnd::Reset);
-    stage.upstream.arrived("held", 100).await;
-    stage.upstream.open("held");
+    setup.upstream.arrived("held", 100).await;
+    setup.upstream.open("held");
     assert!(connection.is_alive().await);
 }

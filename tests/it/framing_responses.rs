@@ -16,19 +16,19 @@ enum Expected {
     BadGateway,
     /// This body, complete.
     Body(&'static str),
-    /// The upstream's head, and an end that no client mistakes for the end of the body.
-    Cut,
+    /// The head, and a body that clients recognise as incomplete.
+    Truncated,
 }
 
-use Expected::{BadGateway, Body, Cut};
+use Expected::{BadGateway, Body, Truncated};
 
-struct Stage {
+struct Setup {
     upstream: RawUpstream,
     cloakroom: Cloakroom,
 }
 
-impl Stage {
-    async fn set() -> Self {
+impl Setup {
+    async fn start() -> Self {
         let upstream = RawUpstream::start().await;
         let cloakroom = Cloakroom::for_site(upstream.address, "", "").await;
         Self { upstream, cloakroom }
@@ -48,19 +48,19 @@ impl Stage {
     }
 
     async fn check(&self, method: &str, bytes: &[u8], expected: &Expected) {
-        let told = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).into_owned();
+        let context = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).into_owned();
         let ends = !matches!(expected, Body(_));
-        let (answer, held) = self.answer(method, bytes, ends).await;
+        let (answer, connection) = self.answer(method, bytes, ends).await;
         match expected {
-            BadGateway => assert!(answer.starts_with("HTTP/1.1 502"), "{told}: {answer}"),
-            Cut => {
-                assert!(answer.starts_with("HTTP/1.1 200"), "{told}: {answer}");
-                assert!(!is_whole(&answer), "{told}: {answer}");
+            BadGateway => assert!(answer.starts_with("HTTP/1.1 502"), "{context}: {answer}"),
+            Truncated => {
+                assert!(answer.starts_with("HTTP/1.1 200"), "{context}: {answer}");
+                assert!(!is_whole(&answer), "{context}: {answer}");
             }
             Body(body) => {
                 assert!(
                     answer.starts_with("HTTP/1.1 2") || answer.starts_with("HTTP/1.1 304"),
-                    "{told}: {answer}"
+                    "{context}: {answer}"
                 );
                 let (head, got) = answer.split_once("\r\n\r\n").unwrap();
                 let got = if head.contains("transfer-encoding: chunked") {
@@ -68,14 +68,14 @@ impl Stage {
                 } else {
                     got.to_owned()
                 };
-                assert_eq!(got, *body, "{told}: {answer}");
-                assert!(!answer.contains("smuggled"), "{told}: {answer}");
+                assert_eq!(got, *body, "{context}: {answer}");
+                assert!(!answer.contains("smuggled"), "{context}: {answer}");
             }
         }
-        drop(held);
+        drop(connection);
         // On another connection: excess bytes on the first are not delivered.
         let (next, _) = self.answer("GET", NEXT.as_bytes(), false).await;
-        assert!(next.ends_with("\r\n\r\nthe-next"), "after {told}: {next}");
+        assert!(next.ends_with("\r\n\r\nthe-next"), "after {context}: {next}");
     }
 }
 
@@ -103,7 +103,7 @@ fn unchunked(body: &str) -> String {
 
 #[tokio::test]
 async fn malformed_responses_are_bad_gateways() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     let ok = |rest: &str| format!("HTTP/1.1 200 OK\r\n{rest}").into_bytes();
     let huge = format!("X-A: {}\r\nContent-Length: 2\r\n\r\nok", "x".repeat(2 << 20));
     for (bytes, expected) in [
@@ -133,13 +133,13 @@ async fn malformed_responses_are_bad_gateways() {
         ),
         (b"".to_vec(), BadGateway),
     ] {
-        stage.check("GET", &bytes, &expected).await;
+        setup.check("GET", &bytes, &expected).await;
     }
 }
 
 #[tokio::test]
 async fn unambiguous_responses_are_forwarded() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     let after = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled";
     let chunks = "2\r\nok\r\n0\r\n\r\n";
     for (method, bytes, body) in [
@@ -196,14 +196,14 @@ async fn unambiguous_responses_are_forwarded() {
             "ok",
         ),
     ] {
-        stage.check(method, bytes.as_bytes(), &Body(body)).await;
+        setup.check(method, bytes.as_bytes(), &Body(body)).await;
     }
 }
 
 /// RFC 9112, section 8: a body shorter than announced is incomplete.
 #[tokio::test]
 async fn truncated_responses_stay_truncated() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     for head in [
         "Content-Length: 100\r\n\r\nhalf",
         "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
@@ -212,17 +212,17 @@ async fn truncated_responses_stay_truncated() {
         "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nZ\r\n",
         "Transfer-Encoding: chunked\r\n\r\n4\r\nhalfX0\r\n\r\n",
     ] {
-        stage.check("GET", format!("HTTP/1.1 200 OK\r\n{head}").as_bytes(), &Cut).await;
+        setup.check("GET", format!("HTTP/1.1 200 OK\r\n{head}").as_bytes(), &Truncated).await;
     }
 }
 
 /// HTTP/1.0 has no chunked coding, so a truncated body ends with a reset: a close would mean that it is complete.
 #[tokio::test]
 async fn truncation_resets_http_1_0_clients() {
-    let stage = Stage::set().await;
-    let mut client = TcpStream::connect(stage.cloakroom.public()).await.unwrap();
+    let setup = Setup::start().await;
+    let mut client = TcpStream::connect(setup.cloakroom.public()).await.unwrap();
     client.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
-    let (mut connection, _) = stage.upstream.head().await;
+    let (mut connection, _) = setup.upstream.head().await;
     connection
         .write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
         .await
@@ -237,8 +237,8 @@ async fn truncation_resets_http_1_0_clients() {
 #[tokio::test]
 async fn interim_responses_are_bounded() {
     let upstream = RawUpstream::start().await;
-    let soon = "response_timeout = \"500ms\"\n";
-    let cloakroom = Cloakroom::for_site(upstream.address, soon, "").await;
+    let settings = "response_timeout = \"500ms\"\n";
+    let cloakroom = Cloakroom::for_site(upstream.address, settings, "").await;
     let mut client = TcpStream::connect(cloakroom.public()).await.unwrap();
     client.write_all(GET.as_bytes()).await.unwrap();
     let (mut connection, _) = upstream.head().await;
@@ -251,27 +251,27 @@ async fn interim_responses_are_bounded() {
 /// The bound is on bytes: pages with many `Link: preload` or `Set-Cookie` fields are ordinary.
 #[tokio::test]
 async fn many_response_fields_are_forwarded() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     for count in [101, 1000, 1998] {
         let links: String =
             (0..count).map(|index| format!("Link: </{index}.png>; rel=preload\r\n")).collect();
         let head =
             format!("HTTP/1.1 200 OK\r\n{links}Set-Cookie: last=1\r\nContent-Length: 2\r\n\r\nok");
-        let (answer, _) = stage.answer("GET", head.as_bytes(), false).await;
+        let (answer, _) = setup.answer("GET", head.as_bytes(), false).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{count}: {answer}");
         assert_eq!(answer.matches("\r\nlink: </").count(), count);
         assert!(answer.contains("\r\nset-cookie: last=1\r\n") && answer.ends_with("ok"));
     }
     let short =
         format!("HTTP/1.1 200 OK\r\n{}Content-Length: 2\r\n\r\nok", "A: b\r\n".repeat(1999));
-    let (answer, _) = stage.answer("GET", short.as_bytes(), false).await;
+    let (answer, _) = setup.answer("GET", short.as_bytes(), false).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert_eq!(answer.matches("\r\na: b").count(), 1999);
 }
 
 #[tokio::test]
 async fn response_heads_beyond_128_kib_are_refused() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     let head = |bytes: usize| {
         let (start, end) = ("HTTP/1.1 200 OK\r\n", "Content-Length: 2\r\n\r\n");
         let line = format!("Link: </{}>\r\n", "x".repeat(89));
@@ -283,13 +283,13 @@ async fn response_heads_beyond_128_kib_are_refused() {
         format!("{head}ok").into_bytes()
     };
     let limit = 128 * 1024;
-    stage.check("GET", &head(limit), &Body("ok")).await;
-    stage.check("GET", &head(limit + 1), &BadGateway).await;
+    setup.check("GET", &head(limit), &Body("ok")).await;
+    setup.check("GET", &head(limit + 1), &BadGateway).await;
 }
 
 #[tokio::test]
 async fn equal_lengths_are_forwarded_once() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     for (method, status, lines, body) in [
         ("GET", "200 OK", "Content-Length: 2, 2\r\n", "ok"),
         ("GET", "200 OK", "Content-Length: 2\r\nContent-Length: 2\r\n", "ok"),
@@ -297,7 +297,7 @@ async fn equal_lengths_are_forwarded_once() {
         ("HEAD", "200 OK", "Content-Length: 2, 2\r\n", ""),
     ] {
         let bytes = format!("HTTP/1.1 {status}\r\n{lines}\r\n{body}");
-        let (answer, _) = stage.answer(method, bytes.as_bytes(), false).await;
+        let (answer, _) = setup.answer(method, bytes.as_bytes(), false).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{method} {lines}: {answer}");
         let lengths = answer.lines().filter(|line| line.starts_with("content-length"));
         assert_eq!(lengths.collect::<Vec<_>>(), ["content-length: 2"], "{method} {status} {lines}");
@@ -306,7 +306,7 @@ async fn equal_lengths_are_forwarded_once() {
     for (method, status) in [("HEAD", "200 OK"), ("GET", "304 Not Modified")] {
         for value in ["2, 3", "+2", "2\r\nContent-Length: 3"] {
             let bytes = format!("HTTP/1.1 {status}\r\nContent-Length: {value}\r\n\r\n");
-            stage.check(method, bytes.as_bytes(), &BadGateway).await;
+            setup.check(method, bytes.as_bytes(), &BadGateway).await;
         }
     }
 }
@@ -314,7 +314,7 @@ async fn equal_lengths_are_forwarded_once() {
 /// RFC 9112, section 5.1: a proxy removes white space between a field name and its colon.
 #[tokio::test]
 async fn space_before_colon_is_removed() {
-    let stage = Stage::set().await;
+    let setup = Setup::start().await;
     let after = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled";
     for framing in [
         "Content-Length : 2\r\n\r\nok",
@@ -323,13 +323,13 @@ async fn space_before_colon_is_removed() {
         "Transfer-Encoding : chunked\r\nContent-Length: 7\r\n\r\n2\r\nok\r\n0\r\n\r\n",
     ] {
         let bytes = format!("HTTP/1.1 200 OK\r\nX-A : b\r\n{framing}{after}");
-        stage.check("GET", bytes.as_bytes(), &Body("ok")).await;
-        let (answer, _) = stage.answer("GET", bytes.as_bytes(), false).await;
+        setup.check("GET", bytes.as_bytes(), &Body("ok")).await;
+        let (answer, _) = setup.answer("GET", bytes.as_bytes(), false).await;
         assert!(answer.contains("\r\nx-a: b\r\n"), "{answer}");
         assert!(!answer.contains(" :") && !answer.contains("\t:"), "{answer}");
     }
     for broken in ["X A: b", "X A : b", " X-A: b", ": b", " : b"] {
         let bytes = format!("HTTP/1.1 200 OK\r\n{broken}\r\nContent-Length: 2\r\n\r\nok");
-        stage.check("GET", bytes.as_bytes(), &BadGateway).await;
+        setup.check("GET", bytes.as_bytes(), &BadGateway).await;
     }
 }

@@ -1,4 +1,4 @@
-//! The whole proxy with Redis: what a deployment with replicas, or a cache, shows to the outside.
+//! The proxy with Redis, from outside: replicas, the cache, and refused changes.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ async fn instance(upstream: &Upstream, server: &RedisServer, store: &str) -> Clo
     Cloakroom::at(upstream, &toml, Clock::System, directory).await
 }
 
-/// How many commands of clients the server has run.
+/// Returns the number of commands that the server has run to read or change sessions.
 fn commands(server: &RedisServer) -> u64 {
     let stats = server.command(&["INFO", "commandstats"]).text();
     let wanted = ["cmdstat_hgetall:", "cmdstat_hmget:", "cmdstat_evalsha:"];
@@ -30,23 +30,23 @@ fn commands(server: &RedisServer) -> u64 {
 }
 
 #[tokio::test]
-async fn a_destroy_says_whether_a_replica_has_it() {
+async fn destroy_reports_whether_a_replica_has_it() {
     needs!("redis-server");
     let primary = RedisServer::start(&[]);
     let replica = RedisServer::replica_of(&primary);
     let upstream = Upstream::start();
     let proxy = instance(&upstream, &primary, "").await;
-    let told = [("prefer", "return=representation")];
+    let prefer = [("prefer", "return=representation")];
     let log_in = Script::new().patch(&json!({"principal": "ada"}));
     let check = async |replicated: bool| {
         let browser = Browser::new(&proxy);
         browser.send("GET", "/", &[], &log_in).await;
-        let end = Script::new().call_with("DELETE", "", &told, "");
-        let page = browser.send("GET", "/", &[], &end).await;
+        let destroy = Script::new().call_with("DELETE", "", &prefer, "");
+        let page = browser.send("GET", "/", &[], &destroy).await;
         assert_eq!(page.json(), json!({"destroyed": 1, "replicated": replicated}));
         browser.send("GET", "/", &[], &log_in).await;
-        let end = Script::new().patch(&json!({"destroy": true}));
-        let page = browser.send("GET", "/", &[], &end).await;
+        let destroy = Script::new().patch(&json!({"destroy": true}));
+        let page = browser.send("GET", "/", &[], &destroy).await;
         assert_eq!(page.json()["replicated"], json!(replicated));
         let (one, other) = (Browser::new(&proxy), Browser::new(&proxy));
         one.send("GET", "/", &[], &log_in).await;
@@ -54,7 +54,7 @@ async fn a_destroy_says_whether_a_replica_has_it() {
         let others = Script::new().call("DELETE", "/principal/sessions", "");
         let page = one.send("GET", "/", &[], &others).await;
         assert_eq!(page.json(), json!({"destroyed": 1, "replicated": replicated}));
-        let everywhere = Script::new().call_with("DELETE", "?everywhere=true", &told, "");
+        let everywhere = Script::new().call_with("DELETE", "?everywhere=true", &prefer, "");
         let page = one.send("GET", "/", &[], &everywhere).await;
         assert_eq!(page.json(), json!({"destroyed": 1, "replicated": replicated}));
     };
@@ -66,13 +66,13 @@ async fn a_destroy_says_whether_a_replica_has_it() {
     let proxy = instance(&upstream, &alone, "").await;
     let browser = Browser::new(&proxy);
     browser.send("GET", "/", &[], &log_in).await;
-    let end = Script::new().call_with("DELETE", "", &told, "");
-    let page = browser.send("GET", "/", &[], &end).await;
+    let destroy = Script::new().call_with("DELETE", "", &prefer, "");
+    let page = browser.send("GET", "/", &[], &destroy).await;
     assert_eq!(page.json(), json!({"destroyed": 1, "replicated": null}));
 }
 
 #[tokio::test]
-async fn with_the_cache_a_hot_page_costs_no_command_and_a_log_out_elsewhere_is_heard_of() {
+async fn cache_saves_commands_and_sees_remote_log_outs() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     let upstream = Upstream::start();
@@ -82,7 +82,7 @@ async fn with_the_cache_a_hot_page_costs_no_command_and_a_log_out_elsewhere_is_h
     let browser = Browser::new(&a);
     browser.send("GET", "/", &[], &Script::new().call("PUT", "/values/x", "1")).await;
     let read = Script::new().get("/values/x");
-    // Until the cache's connection stands, and as long as no heartbeat of it is late.
+    // Fails until the cache's connection is open, and while a heartbeat is late.
     eventually(async || {
         browser.send("GET", "/", &[], &read).await;
         let before = commands(&server);
@@ -93,8 +93,8 @@ async fn with_the_cache_a_hot_page_costs_no_command_and_a_log_out_elsewhere_is_h
     })
     .await;
     let kept = browser.copy();
-    let end = Script::new().call("DELETE", "", "");
-    browser.at(b.public()).send("GET", "/", &[], &end).await;
+    let destroy = Script::new().call("DELETE", "", "");
+    browser.at(b.public()).send("GET", "/", &[], &destroy).await;
     eventually(async || {
         let page = kept.at(a.public()).send("GET", "/", &[], &Script::new().get("")).await;
         page.saw("x-session-error").as_deref() == Some("session_ended")
@@ -103,14 +103,14 @@ async fn with_the_cache_a_hot_page_costs_no_command_and_a_log_out_elsewhere_is_h
 }
 
 #[tokio::test]
-async fn the_log_says_once_that_changes_are_refused() {
+async fn refused_changes_are_logged_once() {
     needs!("redis-server");
     let server = RedisServer::start(&["--appendonly", "yes"]);
     let upstream = Upstream::start();
     let store = format!("url = \"{}\"\n", server.url());
     let instance = Instance::start(&upstream, &store).await;
     let count = Script::new().call("POST", "/values/n/increment", "");
-    // Each on a connection of its own, so that every worker has its share.
+    // One connection per request, so that every worker gets some.
     let statuses = async || {
         let mut statuses = Vec::new();
         for _ in 0..20 {
@@ -118,39 +118,41 @@ async fn the_log_says_once_that_changes_are_refused() {
         }
         statuses
     };
-    let says = |line: &str| instance.program.log().matches(line).count();
+    let logged = |line: &str| instance.program.log().matches(line).count();
     assert_eq!(statuses().await, [200; 20]);
     let full = [("maxmemory", "1"), ("min-replicas-to-write", "1")];
     for (round, (setting, value)) in (1..).zip(full) {
         server.command(&["CONFIG", "SET", setting, value]).done();
         assert_eq!(statuses().await, [503; 20], "{setting}");
-        assert_eq!(says("Redis refuses changes"), round);
+        assert_eq!(logged("Redis refuses changes"), round);
         server.command(&["CONFIG", "SET", setting, "0"]).done();
         eventually(async || {
             assert_eq!(statuses().await, [200; 20], "{setting}");
-            says("Redis takes changes again") == round
+            logged("Redis takes changes again") == round
         })
         .await;
     }
     server.kill();
     eventually(async || {
         assert_eq!(statuses().await, [503; 20]);
-        says("Redis unreachable") > 0
+        logged("Redis unreachable") > 0
     })
     .await;
     server.restart();
     eventually(async || statuses().await == [200; 20]).await;
-    eventually(async || says("Redis reconnected") > 0).await;
+    eventually(async || logged("Redis reconnected") > 0).await;
     let lines = ["Redis unreachable", "Redis reconnected", "Redis refuses", "Redis takes"];
-    assert_eq!(lines.map(says), [1, 1, 2, 2], "{}", instance.program.log());
+    assert_eq!(lines.map(logged), [1, 1, 2, 2], "{}", instance.program.log());
 }
 
-/// Repeats what is asked until it holds.
+/// Polls until `holds` returns true.
 async fn eventually(holds: impl AsyncFn() -> bool) {
     let waiting = async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("it holds at last");
+    tokio::time::timeout(Duration::from_secs(20), waiting)
+        .await
+        .expect("it holds before the time-out");
 }

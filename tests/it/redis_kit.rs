@@ -1,4 +1,4 @@
-//! The kit's servers do what their names say. Nothing of the proxy is tested here.
+//! The servers that tests start, without the proxy.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ fn ok() -> Reply {
 }
 
 #[test]
-fn a_server_stops_continues_dies_and_comes_back_with_its_data() {
+fn server_continues_and_restarts_with_its_data() {
     needs!("redis-server");
     let server = RedisServer::start(&["--appendonly", "yes"]);
     assert_eq!(server.command(&["SET", "a", "b"]), ok());
@@ -35,19 +35,19 @@ fn a_server_stops_continues_dies_and_comes_back_with_its_data() {
 }
 
 #[test]
-fn a_stopped_server_ends_with_its_handle() {
+fn drop_kills_a_stopped_server() {
     needs!("redis-server");
     let server = RedisServer::start(&[]);
     server.stop();
-    let began = Instant::now();
+    let start = Instant::now();
     let address = server.address();
     drop(server);
-    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < Duration::from_secs(5));
     Connection::open(address).unwrap_err();
 }
 
 #[test]
-fn a_replica_has_the_data_of_its_primary() {
+fn replica_has_the_data_of_its_primary() {
     needs!("redis-server");
     let primary = RedisServer::start(&["--requirepass", "hunter2"]);
     primary.command(&["SET", "a", "b"]).done();
@@ -57,7 +57,7 @@ fn a_replica_has_the_data_of_its_primary() {
 }
 
 #[test]
-fn sentinels_name_the_primary_and_replace_it_by_command_and_when_it_dies() {
+fn sentinels_fail_over_on_command_and_crash() {
     needs!("redis-server");
     let all = Sentinels::start();
     assert_eq!(all.addresses().len(), 3);
@@ -84,14 +84,14 @@ fn sentinels_and_servers_have_passwords() {
     for (server, password) in
         [(&all.servers()[1], "of-servers"), (&all.sentinels()[1], "of-sentinels")]
     {
-        let mut stranger = Connection::open(server.address()).unwrap();
-        assert!(stranger.command(&["PING"]).unwrap().text().starts_with("NOAUTH"));
+        let mut anonymous = Connection::open(server.address()).unwrap();
+        assert!(anonymous.command(&["PING"]).unwrap().text().starts_with("NOAUTH"));
         assert_eq!(server.command_as("default", password, &["PING"]).text(), "PONG");
     }
 }
 
 #[test]
-fn a_cluster_fails_over_by_command_and_when_a_primary_dies() {
+fn cluster_fails_over_on_command_and_crash() {
     needs!("redis-server");
     let cluster = Cluster::start();
     let slot = cluster.slot_of("a");
@@ -115,7 +115,7 @@ fn a_cluster_fails_over_by_command_and_when_a_primary_dies() {
 }
 
 #[test]
-fn a_slot_moves_step_by_step() {
+fn slot_migration_has_separate_steps() {
     needs!("redis-server");
     let cluster = Cluster::start();
     let slot = cluster.slot_of("{a}");
@@ -129,10 +129,11 @@ fn a_slot_moves_step_by_step() {
     assert_eq!(migration.move_keys(2), 2);
     assert_eq!(from.command(&["CLUSTER", "COUNTKEYSINSLOT", &slot.to_string()]).number(), 1);
 
-    // Half way: the old primary sends us on, and the new one serves those who ask.
+    // In the middle: the old primary redirects, and the new one serves only clients that send ASKING.
     let ask = Reply::Error(format!("ASK {slot} {}", to.address()));
-    let gone = ["{a}1", "{a}2", "{a}3"].iter().filter(|key| from.command(&["GET", key]) == ask);
-    assert_eq!(gone.count(), 2);
+    let redirected =
+        ["{a}1", "{a}2", "{a}3"].iter().filter(|key| from.command(&["GET", key]) == ask);
+    assert_eq!(redirected.count(), 2);
     let mut connection = to.connect().unwrap();
     assert!(connection.command(&["GET", "{a}4"]).unwrap().text().starts_with("MOVED"));
     connection.command(&["ASKING"]).unwrap().done();
@@ -144,7 +145,7 @@ fn a_slot_moves_step_by_step() {
 }
 
 #[test]
-fn a_server_listens_at_a_unix_socket_only() {
+fn unix_server_has_no_tcp_port() {
     needs!("redis-server");
     let server = RedisServer::unix(&[]);
     let url = server.url();
@@ -155,7 +156,7 @@ fn a_server_listens_at_a_unix_socket_only() {
     assert_eq!(server.info("tcp_port"), "0");
 }
 
-/// Says PING by TLS, as redis-cli would: what it says, in both its streams.
+/// Runs `redis-cli PING` over TLS. Returns its standard output and standard error.
 fn ping(server: &RedisServer, authority: &Authority, client: Option<&Identity>) -> String {
     let mut command = Command::new("redis-cli");
     command.args(["-h", "127.0.0.1", "-p", &server.port().to_string(), "--tls"]);
@@ -169,29 +170,30 @@ fn ping(server: &RedisServer, authority: &Authority, client: Option<&Identity>) 
 }
 
 #[test]
-fn a_server_speaks_tls_with_clients_that_have_a_certificate() {
+fn tls_server_requires_a_client_certificate() {
     needs!("redis-server");
     let (ours, other) = (Authority::new(), Authority::new());
     let server = RedisServer::tls(&ours, &ours.server(Flaw::None), &[]);
     assert_eq!(server.url(), format!("rediss://127.0.0.1:{}/", server.port()));
-    assert_eq!(server.command(&["PING"]).text(), "PONG", "the kit's own way in");
+    assert_eq!(server.command(&["PING"]).text(), "PONG", "the kit's own connection");
     assert!(Connection::open(server.address()).unwrap().command(&["PING"]).is_err(), "no TLS");
 
     let client = ours.client(Flaw::None);
     assert_eq!(ping(&server, &ours, Some(&client)), "PONG");
-    let refused = |said: &str, why: &str| assert!(said != "PONG" && !said.is_empty(), "{why}");
+    let refused =
+        |output: &str, why: &str| assert!(output != "PONG" && !output.is_empty(), "{why}");
     refused(&ping(&server, &ours, None), "no certificate");
-    refused(&ping(&server, &ours, Some(&other.client(Flaw::None))), "of another authority");
+    refused(&ping(&server, &ours, Some(&other.client(Flaw::None))), "issued by another authority");
     refused(&ping(&server, &ours, Some(&ours.client(Flaw::Expired))), "expired");
     refused(&ping(&server, &other, Some(&client)), "the client trusts another authority");
 
     let expired = RedisServer::tls(&ours, &ours.server(Flaw::Expired), &[]);
-    let said = ping(&expired, &ours, Some(&client));
-    assert!(said.contains("certificate verify failed"), "{said}");
+    let output = ping(&expired, &ours, Some(&client));
+    assert!(output.contains("certificate verify failed"), "{output}");
 }
 
 #[test]
-fn certificates_name_the_server_or_another() {
+fn certificates_have_the_requested_flaw() {
     needs!("openssl");
     let authority = Authority::new();
     for (flaw, address, valid) in [
@@ -209,7 +211,7 @@ fn certificates_name_the_server_or_another() {
 }
 
 #[test]
-fn users_have_rules_and_outlive_a_restart() {
+fn users_have_rules_and_survive_restarts() {
     needs!("redis-server");
     let server = RedisServer::with_acl_file();
     server.acl_user("ada", "hunter2", "~ours:* +@all -flushall");
