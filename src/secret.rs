@@ -14,7 +14,7 @@ pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Wraps a text.
-    pub fn new(text: String) -> Self {
+    pub(crate) fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }
 
@@ -22,7 +22,7 @@ impl Secret {
     ///
     /// # Errors
     /// The message says what is wrong with the file.
-    pub fn read(path: &Path) -> Result<Self, String> {
+    pub(crate) fn read(path: &Path) -> Result<Self, String> {
         let shown = path.display();
         let bytes = fs::read(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
         let mut text = String::from_utf8(bytes).map_err(|error| {
@@ -44,7 +44,7 @@ impl Secret {
     }
 
     /// Returns whether `text` is equal, in constant time for texts of the same length.
-    pub fn matches(&self, text: &[u8]) -> bool {
+    pub(crate) fn matches(&self, text: &[u8]) -> bool {
         verify_slices_are_equal(self.0.as_bytes(), text).is_ok()
     }
 }

@@ -59,12 +59,12 @@ impl Tasks {
     }
 
     /// Announces that the drain will begin soon, so that clients and load balancers can move elsewhere.
-    pub fn announce_shutdown(&self) {
+    pub(crate) fn announce_shutdown(&self) {
         self.announcement.cancel();
     }
 
     /// Returns whether the drain was announced or has begun.
-    pub fn is_shutdown_announced(&self) -> bool {
+    pub(crate) fn is_shutdown_announced(&self) -> bool {
         self.announcement.is_cancelled()
     }
 
@@ -75,7 +75,7 @@ impl Tasks {
     }
 
     /// Returns whether the drain has begun.
-    pub fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.drain.is_cancelled()
     }
 
@@ -85,7 +85,7 @@ impl Tasks {
     }
 
     /// Records that unfinished work was aborted at the drain's deadline.
-    pub fn record_aborted(&self) {
+    pub(crate) fn record_aborted(&self) {
         self.aborted.store(true, Ordering::Relaxed);
     }
 
@@ -101,7 +101,7 @@ impl Tasks {
     /// Returns the same set with signals of its own, which follow these. A signal has a lock, taken by each poll of a wait
     /// for it: workers with signals of their own do not contend for it.
     #[must_use]
-    pub fn sibling(&self) -> Self {
+    pub(crate) fn sibling(&self) -> Self {
         let (announcement, drain) = (self.announcement.child_token(), self.drain.child_token());
         let (tracker, aborted) = (self.tracker.clone(), Arc::clone(&self.aborted));
         Self { tracker, announcement, drain, aborted }

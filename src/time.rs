@@ -17,10 +17,10 @@ pub struct Timestamp(i64);
 
 impl Timestamp {
     /// The last millisecond of the year 9999, the maximum of RFC 3339.
-    pub const MAX: Self = Self(253_402_300_799_999);
+    pub(crate) const MAX: Self = Self(253_402_300_799_999);
 
     /// Creates a timestamp from milliseconds since the epoch, clamped to the range from 1970 to [`Self::MAX`].
-    pub fn from_millis(millis: i64) -> Self {
+    pub(crate) fn from_millis(millis: i64) -> Self {
         Self(millis.clamp(0, Self::MAX.0))
     }
 
@@ -30,12 +30,12 @@ impl Timestamp {
     }
 
     /// Returns the duration since `earlier`, or zero if that is later.
-    pub fn since(self, earlier: Self) -> Duration {
+    pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0 - earlier.0).unwrap_or(0))
     }
 
     /// Parses an RFC 3339 timestamp with any offset. Returns `None` if it is invalid or outside 1970 to 9999.
-    pub fn parse_rfc3339(text: &str) -> Option<Self> {
+    pub(crate) fn parse_rfc3339(text: &str) -> Option<Self> {
         let instant = OffsetDateTime::parse(text, &Rfc3339).ok()?;
         let millis = i64::try_from(instant.unix_timestamp_nanos().div_euclid(1_000_000)).ok()?;
         (0..=Self::MAX.0).contains(&millis).then_some(Self(millis))
@@ -102,7 +102,7 @@ impl Clock {
 
     /// Returns the current time in nanoseconds since the epoch, as precise as the system has it. Collectors of spans order
     /// those of several machines by it.
-    pub fn nanoseconds(&self) -> u64 {
+    pub(crate) fn nanoseconds(&self) -> u64 {
         u64::try_from(self.since_epoch().as_nanos()).unwrap_or(u64::MAX)
     }
 

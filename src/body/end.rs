@@ -4,7 +4,7 @@ use crate::metrics::ResponseEnd;
 
 /// How a body ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     /// It was read to its end.
     Complete,
     /// It was truncated, malformed or too large.

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use self::idle::IdleTimeout;
 
-pub use self::end::{BodyError, CollectError, End};
+pub(crate) use self::end::{BodyError, CollectError, End};
 pub(crate) use self::idle::Activity;
 pub use self::read::collect;
 pub(crate) use self::read::{DiscardTimeouts, UPLOAD_TIMEOUTS, discard};
@@ -53,16 +53,16 @@ type Remainder = Box<dyn FnOnce(Incoming) + Send>;
 
 /// Handle to end a body early; see [`Body::interruptible`].
 #[derive(Debug)]
-pub struct Interrupt(oneshot::Sender<()>);
+pub(crate) struct Interrupt(oneshot::Sender<()>);
 
 impl Interrupt {
     /// Completes when the body has ended.
-    pub async fn body_ended(&mut self) {
+    pub(crate) async fn body_ended(&mut self) {
         self.0.closed().await;
     }
 
     /// Ends the body with [`BodyError::Interrupted`], unless it has ended already.
-    pub fn interrupt(self) {
+    pub(crate) fn interrupt(self) {
         // A body that has ended has dropped its receiver.
         let _ = self.0.send(());
     }
@@ -99,7 +99,7 @@ impl Body {
 
     /// Requires a minimum rate, if the body has an idle timeout. Each byte extends the deadline by its share of a second,
     /// up to the idle timeout, so a sender cannot hold the connection by sending a byte at a time.
-    pub fn with_min_rate(mut self, bytes_per_second: u64) -> Self {
+    pub(crate) fn with_min_rate(mut self, bytes_per_second: u64) -> Self {
         if let Some(idle) = &mut self.idle {
             idle.set_min_rate(bytes_per_second);
         }
@@ -146,21 +146,21 @@ impl Body {
     }
 
     /// Returns the body with a handle to end it early.
-    pub fn interruptible(mut self) -> (Self, Interrupt) {
+    pub(crate) fn interruptible(mut self) -> (Self, Interrupt) {
         let (sender, receiver) = oneshot::channel();
         self.interrupt = Some(receiver);
         (self, Interrupt(sender))
     }
 
     /// Ends it with [`BodyError::TooLarge`] if it exceeds `limit` bytes.
-    pub fn with_limit(mut self, limit: u64) -> Self {
+    pub(crate) fn with_limit(mut self, limit: u64) -> Self {
         self.remaining = Some(limit);
         self
     }
 
     /// Calls `guard` once, as soon as the body ends: when its last frame is returned, on an error, or when it is dropped.
     /// If the body is empty, that is now. Guards are called in the order in which they were added.
-    pub fn with_guard(mut self, guard: impl FnOnce(End) + Send + 'static) -> Self {
+    pub(crate) fn with_guard(mut self, guard: impl FnOnce(End) + Send + 'static) -> Self {
         if self.is_end_stream() {
             guard(End::Complete);
         } else {
@@ -177,7 +177,10 @@ impl Body {
 
     /// Passes the trailers through `filter`, and drops them if it removes all fields. A later filter replaces an earlier
     /// one.
-    pub fn with_trailers(mut self, filter: impl Fn(&mut HeaderMap) + Send + 'static) -> Self {
+    pub(crate) fn with_trailers(
+        mut self,
+        filter: impl Fn(&mut HeaderMap) + Send + 'static,
+    ) -> Self {
         self.trailers = Some(Box::new(filter));
         self
     }

@@ -16,7 +16,7 @@ pub struct Error {
 
 /// Kind of an [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorKind {
+pub(crate) enum ErrorKind {
     /// No connection could be opened; nothing was sent.
     Connect,
     /// No connection could be opened in time; nothing was sent.
@@ -48,7 +48,7 @@ impl Error {
     }
 
     /// Returns the upstream that the request was for, if one was chosen.
-    pub fn upstream(&self) -> Option<&Target> {
+    pub(crate) fn upstream(&self) -> Option<&Target> {
         self.upstream.as_deref()
     }
 
@@ -71,7 +71,7 @@ impl Error {
     }
 
     /// Returns the kind.
-    pub fn kind(&self) -> ErrorKind {
+    pub(crate) fn kind(&self) -> ErrorKind {
         self.kind
     }
 
@@ -81,7 +81,7 @@ impl Error {
     }
 
     /// Returns whether the upstream exceeded a timeout.
-    pub fn is_timeout(&self) -> bool {
+    pub(crate) fn is_timeout(&self) -> bool {
         matches!(
             self.kind,
             ErrorKind::ConnectTimeout | ErrorKind::ResponseTimeout | ErrorKind::ResponseBodyTimeout
@@ -89,14 +89,14 @@ impl Error {
     }
 
     /// Returns whether the request's body failed, for which the upstream is not to blame.
-    pub fn is_request_body(&self) -> bool {
+    pub(crate) fn is_request_body(&self) -> bool {
         matches!(self.kind, ErrorKind::RequestBody | ErrorKind::RequestBodyTooLarge)
     }
 }
 
 impl ErrorKind {
     /// Returns the message for logs.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Connect => "failed to connect to the upstream",
             Self::ConnectTimeout => "connecting to the upstream timed out",

@@ -25,11 +25,11 @@ const MAX_EJECTION: Duration = Duration::from_secs(30);
 
 /// Health check of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HealthCheck {
+pub(crate) struct HealthCheck {
     /// Path of the GET request. A status below 400 is healthy.
-    pub path: PathAndQuery,
+    pub(crate) path: PathAndQuery,
     /// Time between a response and the next check; also the timeout of a check.
-    pub interval: Duration,
+    pub(crate) interval: Duration,
 }
 
 /// Bytes of a response that are read, so that its connection can be reused.

@@ -34,12 +34,14 @@ use crate::body::Body;
 use crate::tasks::Tasks;
 
 pub(crate) use balancer::Balancer;
-pub use error::{Error, ErrorKind};
+pub use error::Error;
+pub(crate) use error::ErrorKind;
 pub(crate) use health::Health;
-pub use health::HealthCheck;
+pub(crate) use health::HealthCheck;
 pub use pool::{Config, Pool};
-pub use target::{InvalidTarget, Target};
-pub use tls::{ServerTrust, Tls, TlsConfig, TlsError, UpstreamProtocol};
+pub(crate) use target::InvalidTarget;
+pub use target::Target;
+pub(crate) use tls::{ServerTrust, Tls, TlsConfig, TlsError, UpstreamProtocol};
 
 /// Sends a GET request on a new connection and reads the whole response, at most `limit` bytes, within `deadline`.
 ///

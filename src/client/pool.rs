@@ -109,7 +109,7 @@ impl Pool {
     }
 
     /// Returns the upstream.
-    pub fn target(&self) -> &Target {
+    pub(crate) fn target(&self) -> &Target {
         &self.0.target
     }
 
@@ -124,7 +124,7 @@ impl Pool {
     ///
     /// # Errors
     /// There is no response; see [`ErrorKind`].
-    pub async fn send(
+    pub(crate) async fn send(
         &self,
         request: Request<Body>,
         tasks: &Tasks,

@@ -40,7 +40,7 @@ pub enum InvalidTarget {
 
 impl Target {
     /// Returns the scheme; that of a Unix socket is `http`.
-    pub fn scheme(&self) -> Scheme {
+    pub(crate) fn scheme(&self) -> Scheme {
         match self {
             Self::Http { scheme, .. } => *scheme,
             Self::Unix(_) => Scheme::Http,
@@ -49,7 +49,7 @@ impl Target {
 
     /// Returns the Host of requests that have none: host and port, without the scheme's default port; `localhost` for a
     /// Unix socket.
-    pub fn authority(&self) -> String {
+    pub(crate) fn authority(&self) -> String {
         match self {
             Self::Http { scheme, host, port } => {
                 let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };

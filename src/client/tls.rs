@@ -21,18 +21,18 @@ use crate::net::socket::Socket;
 
 /// TLS settings of an upstream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TlsConfig {
+pub(crate) struct TlsConfig {
     /// Verification of the upstream's certificate.
-    pub trust: ServerTrust,
+    pub(crate) trust: ServerTrust,
     /// Server name that is sent and verified; by default the host of the target.
-    pub name: Option<String>,
+    pub(crate) name: Option<String>,
     /// Client certificate, for an upstream that requests one.
-    pub identity: Option<Identity>,
+    pub(crate) identity: Option<Identity>,
 }
 
 /// Certificate authorities that an upstream's certificate is verified against.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum ServerTrust {
+pub(crate) enum ServerTrust {
     /// The CA certificates of the system.
     #[default]
     System,
@@ -107,7 +107,7 @@ pub struct Tls {
 
 impl Tls {
     /// Reads the files of `config`.
-    pub fn open(config: &TlsConfig) -> Result<Self, TlsError> {
+    pub(crate) fn open(config: &TlsConfig) -> Result<Self, TlsError> {
         let provider = Arc::new(default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()?

@@ -24,12 +24,12 @@ impl Environment {
     }
 
     /// Returns a variable that is not empty.
-    pub fn raw(&self, name: &str) -> Option<&OsStr> {
+    pub(crate) fn raw(&self, name: &str) -> Option<&OsStr> {
         self.0.get(name).map(OsString::as_os_str).filter(|value| !value.is_empty())
     }
 
     /// Returns a variable as text; the error is a value that is not UTF-8.
-    pub fn text(&self, name: &str) -> Option<Result<&str, &OsStr>> {
+    pub(crate) fn text(&self, name: &str) -> Option<Result<&str, &OsStr>> {
         self.0.get(name).map(|value| value.to_str().ok_or(value.as_os_str()))
     }
 }

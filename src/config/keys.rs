@@ -17,7 +17,7 @@ use crate::session::key_ring::{Key, KeyRing};
 
 /// The source of the key ring.
 #[derive(Clone, Debug)]
-pub enum Keys {
+pub(crate) enum Keys {
     /// From the configuration.
     Given(Arc<KeyRing>),
     /// One key in this file, which is created if it is missing.
@@ -63,13 +63,13 @@ pub(super) const RIGHT: &str = "it is the 43 characters that `cloakroom generate
 
 impl Keys {
     /// Returns whether they are lost with the process.
-    pub fn is_for_this_process(&self) -> bool {
+    pub(crate) fn is_for_this_process(&self) -> bool {
         matches!(self, Self::InMemory)
     }
 
     /// Returns the key ring, and creates the key if it is missing. Of several processes that do so at once, all
     /// get the same key.
-    pub fn open(&self) -> Result<Arc<KeyRing>, KeyError> {
+    pub(crate) fn open(&self) -> Result<Arc<KeyRing>, KeyError> {
         match self {
             Self::Given(ring) => Ok(Arc::clone(ring)),
             Self::InMemory => Ok(Arc::new(KeyRing::new(&Zeroizing::new(random::bytes()), &[]))),

@@ -31,54 +31,55 @@ use file::File;
 use problem::{Problems, SourceText};
 
 pub use environment::Environment;
-pub use keys::{KeyError, Keys, generate as generate_key};
-pub use problem::{Place, Problem};
+pub use keys::generate as generate_key;
+pub(crate) use keys::{KeyError, Keys};
+pub(crate) use problem::{Place, Problem};
 
 /// Everything that is configured.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The public listeners: at least one, no two at one address, none at that of `api` or `admin`.
-    pub listen: Vec<Listen>,
+    pub(crate) listen: Vec<Listen>,
     /// Limits of the connections to each listener.
-    pub limits: server::Limits,
+    pub(crate) limits: server::Limits,
     /// The session API.
     pub(crate) api: api::config::Config,
     /// The admin listener.
     pub(crate) admin: admin::config::Config,
     /// The session policy.
-    pub policy: Policy,
+    pub(crate) policy: Policy,
     /// The source of the key ring.
-    pub keys: Keys,
+    pub(crate) keys: Keys,
     /// The session cookie.
-    pub cookie: Attributes,
+    pub(crate) cookie: Attributes,
     /// The store.
-    pub store: store::config::Config,
+    pub(crate) store: store::config::Config,
     /// The public proxy and its routes.
-    pub proxy: proxy::config::Config,
+    pub(crate) proxy: proxy::config::Config,
     /// The log.
     pub(crate) log: log::Config,
     /// The export of spans, if there is a collector.
     pub(crate) telemetry: Option<telemetry::Config>,
     /// The state directory, if a path in it is used.
-    pub state_directory: Option<PathBuf>,
+    pub(crate) state_directory: Option<PathBuf>,
 }
 
 /// A public listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listen {
+pub(crate) struct Listen {
     /// Its address.
-    pub address: server::Address,
+    pub(crate) address: server::Address,
     /// The mode of a Unix socket's file, at most 0777; `None` leaves it to the umask.
-    pub socket_mode: Option<u32>,
+    pub(crate) socket_mode: Option<u32>,
     /// Whether trusted proxies begin each connection with a PROXY header.
-    pub proxy_protocol: bool,
+    pub(crate) proxy_protocol: bool,
     /// What it serves.
-    pub role: Role,
+    pub(crate) role: Role,
 }
 
 /// What a public listener serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// The site, by HTTP/1.
     Http1,
     /// The site, by HTTP/1, or by HTTP/2 to clients with prior knowledge.
@@ -93,9 +94,9 @@ pub enum Role {
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     /// `--upstream`: that of the one route.
-    pub upstream: Option<String>,
+    pub(crate) upstream: Option<String>,
     /// `--listen`: the address of the one public listener.
-    pub listen: Option<String>,
+    pub(crate) listen: Option<String>,
 }
 
 /// A valid configuration.
@@ -104,7 +105,7 @@ pub struct Loaded {
     /// The configuration.
     pub config: Config,
     /// Problems that do not prevent the start.
-    pub warnings: Vec<Problem>,
+    pub(crate) warnings: Vec<Problem>,
     /// The keys with the values that apply.
     effective: File,
 }
@@ -126,7 +127,7 @@ impl Loaded {
 #[derive(Debug)]
 pub struct ConfigError {
     /// At least one.
-    pub problems: Vec<Problem>,
+    pub(crate) problems: Vec<Problem>,
 }
 
 impl fmt::Display for ConfigError {
@@ -156,7 +157,7 @@ pub fn load(
 }
 
 /// Like [`load`], for commands that serve no site: routes without an upstream are left out.
-pub fn load_without_site(
+pub(crate) fn load_without_site(
     path: Option<&Path>,
     environment: &Environment,
 ) -> Result<Loaded, ConfigError> {
@@ -164,7 +165,7 @@ pub fn load_without_site(
 }
 
 /// Returns the JSON Schema of the file, for editors.
-pub fn schema() -> String {
+pub(crate) fn schema() -> String {
     format!("{:#}", *read::SCHEMA)
 }
 
@@ -255,7 +256,7 @@ pub enum PrepareError {
 impl Config {
     /// Creates the state directory and the session key if they are needed and missing, before the store is
     /// opened; returns the key ring.
-    pub fn prepare(&self) -> Result<Arc<KeyRing>, PrepareError> {
+    pub(crate) fn prepare(&self) -> Result<Arc<KeyRing>, PrepareError> {
         if let Some(path) = &self.state_directory {
             state::create(path)
                 .map_err(|source| PrepareError::StateDirectory { path: path.clone(), source })?;
@@ -265,7 +266,7 @@ impl Config {
 
     /// Lists what a start creates if it is missing: the state directory, the session key, and an embedded
     /// store.
-    pub fn created_at_start(&self) -> Vec<PathBuf> {
+    pub(crate) fn created_at_start(&self) -> Vec<PathBuf> {
         let key = match &self.keys {
             Keys::BesideData(path) => Some(path),
             Keys::Given(_) | Keys::InMemory => None,

@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 /// An error or a warning about a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub(crate) struct Problem {
     /// The key, e.g. `session.idle_timeout`; empty if the problem is not about one.
-    pub key: String,
+    pub(crate) key: String,
     /// Where the key is set.
-    pub place: Place,
+    pub(crate) place: Place,
     /// What is wrong, and what would be right.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 impl Problem {
@@ -47,7 +47,7 @@ impl fmt::Display for Problem {
 
 /// Where a key is set.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub(crate) enum Place {
     /// Nowhere: the default applies.
     Default,
     /// In the file.

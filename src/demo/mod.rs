@@ -80,7 +80,7 @@ pub struct Demo {
 }
 
 /// Runs the demo until `shutdown` completes. Prints its address on standard output.
-pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+pub(crate) async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let demo = Demo::start(options)?;
     writeln!(io::stdout(), "{}", demo.instructions()).map_err(Error::Print)?;
     shutdown.await;

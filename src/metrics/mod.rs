@@ -29,7 +29,7 @@ use register::{GaugeGuard, Register, request_histogram, store_histogram};
 use values::{ReloadOutcome, StatusClass};
 
 pub(crate) use network::{AbortReason, Resumed, TlsVersion, UpstreamHealthGauge, UpstreamOutcome};
-pub use network::{ListenerMetrics, UpstreamMetrics};
+pub(crate) use network::{ListenerMetrics, UpstreamMetrics};
 pub use values::Event;
 pub(crate) use values::{Outcome, ResponseEnd, SpanOutcome, StoreAccess, StoreOperation};
 
@@ -91,7 +91,7 @@ impl ApiRequests {
 
 /// Counters of the cookies that opened a session, by the key that signed them.
 #[derive(Clone, Debug, Default)]
-pub struct SessionTokens(Arc<[Counter]>);
+pub(crate) struct SessionTokens(Arc<[Counter]>);
 
 impl SessionTokens {
     /// Counts a cookie that was signed by the key at this place of the ring.
@@ -114,7 +114,7 @@ pub(crate) struct CertificateExpiry {
 impl Metrics {
     /// Registers all metrics, with their counts at zero.
     #[expect(clippy::too_many_lines, reason = "a list: one call for each metric")]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Process));
         let ours = registry.sub_registry_with_prefix("cloakroom");

@@ -2,7 +2,7 @@
 
 pub(crate) mod descriptors;
 pub(crate) mod host;
-pub mod pem;
+pub(crate) mod pem;
 pub mod scheme;
 pub(crate) mod socket;
 pub mod trust;

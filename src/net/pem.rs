@@ -13,9 +13,9 @@ use rustls::{CertificateError, RootCertStore};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The certificate, followed by its intermediates.
-    pub certificate: PathBuf,
+    pub(crate) certificate: PathBuf,
     /// The private key.
-    pub key: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 /// Error of reading a PEM file.

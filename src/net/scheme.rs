@@ -12,7 +12,7 @@ pub enum Scheme {
 
 impl Scheme {
     /// Returns the scheme as it is written in URLs.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
             Self::Https => "https",
@@ -20,7 +20,7 @@ impl Scheme {
     }
 
     /// Returns the default port.
-    pub fn default_port(self) -> u16 {
+    pub(crate) fn default_port(self) -> u16 {
         match self {
             Self::Http => 80,
             Self::Https => 443,

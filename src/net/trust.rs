@@ -28,7 +28,7 @@ impl Trust {
 
     /// Returns whether `address` is trusted. An IPv4-mapped IPv6 address, e.g. that of a dual-stack socket, is compared as
     /// IPv4.
-    pub fn contains(&self, address: IpAddr) -> bool {
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|network| network.contains(&address))
     }

@@ -10,7 +10,7 @@ use crate::session::record::Principal;
 
 /// The login page of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LoginPage {
+pub(crate) struct LoginPage {
     /// The part before the requested path.
     before: String,
     /// The part after it; `None` if there is no placeholder.
@@ -23,7 +23,7 @@ const PLACEHOLDER: &str = "{path}";
 impl LoginPage {
     /// Parses a path of the site, or an absolute URL, with an optional placeholder `{path}` for the
     /// requested path and query. Returns `None` if the text is invalid.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (before, after) = match text.split_once(PLACEHOLDER) {
             Some((before, after)) => (before, Some(after)),
             None => (text, None),
@@ -36,14 +36,6 @@ impl LoginPage {
         let fits = begins && !text.starts_with("//") && is_plain(before);
         (fits && after.is_none_or(is_plain))
             .then(|| Self { before: before.to_owned(), after: after.map(str::to_owned) })
-    }
-
-    /// Returns the text that was parsed.
-    pub fn text(&self) -> String {
-        match &self.after {
-            Some(after) => format!("{}{PLACEHOLDER}{after}", self.before),
-            None => self.before.clone(),
-        }
     }
 
     /// Admits a request if it has a principal. The login page itself is open to all, and so are CORS
@@ -109,7 +101,6 @@ mod tests {
             let expected = format!("/login?next=%2F{next}&x=1");
             assert_eq!(page.location(path).expect("a header"), expected, "{path}");
         }
-        assert_eq!(page.text(), "/login?next={path}&x=1");
         let page = LoginPage::parse("https://sso.example.org/").expect("a page");
         assert_eq!(page.location("/a").expect("a header"), "https://sso.example.org/");
     }

@@ -7,14 +7,14 @@
 
 mod access;
 mod caching;
-pub mod config;
+pub(crate) mod config;
 mod error;
 mod event_streams;
 mod exchange_headers;
 pub mod forwarded;
 mod hop;
 mod list;
-pub mod login;
+pub(crate) mod login;
 pub(crate) mod names;
 mod path;
 mod readings;
@@ -62,7 +62,7 @@ use tunnel::{Handshake, Tunnel, UpgradeRequest};
 
 pub(crate) use redirect::Redirect;
 pub(crate) use site::Site;
-pub use site::SiteError;
+pub(crate) use site::SiteError;
 
 /// The public proxy of one worker.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ pub enum HostPattern {
 impl HostPattern {
     /// Parses `shop.example.org` or `*.example.org`. Returns `None` for anything else, such as a host
     /// with a port.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let text = text.strip_suffix('.').unwrap_or(text);
         let (name, below) = match text.strip_prefix('*') {
             Some(below) => (below.strip_prefix('.')?, Some(below)),

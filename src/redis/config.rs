@@ -68,23 +68,23 @@ pub enum Password {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
     /// The CA certificates to trust, in PEM; `None` for those of the system.
-    pub ca: Option<PathBuf>,
+    pub(crate) ca: Option<PathBuf>,
     /// The client certificate.
-    pub client: Option<ClientCertificate>,
+    pub(crate) client: Option<ClientCertificate>,
 }
 
 /// A certificate and its key, in PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientCertificate {
+pub(crate) struct ClientCertificate {
     /// The certificate chain.
-    pub certificate: PathBuf,
+    pub(crate) certificate: PathBuf,
     /// Its key.
-    pub key: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 impl Password {
     /// Reads the password; an error says what is wrong with its file.
-    pub fn read(&self) -> Result<Secret, String> {
+    pub(crate) fn read(&self) -> Result<Secret, String> {
         match self {
             Self::Fixed(secret) => Ok(secret.clone()),
             Self::File(path) => Secret::read(path),

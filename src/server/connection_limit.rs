@@ -53,7 +53,7 @@ impl ConnectionLimit {
     /// Also allows each address only `max` connections. An IPv6 /64 counts as one address, since a provider assigns
     /// at least that to each customer; addresses in `exempt` are not counted.
     #[must_use]
-    pub fn with_per_address_limit(self, max: usize, exempt: Trust) -> Self {
+    pub(crate) fn with_per_address_limit(self, max: usize, exempt: Trust) -> Self {
         let per_address = PerAddress { max, exempt, open: Mutex::default() };
         Self { per_address: Some(Arc::new(per_address)), ..self }
     }

@@ -59,14 +59,14 @@ pub fn bind(address: &Address, socket_mode: Option<u32>) -> io::Result<BoundList
 /// Listening sockets passed in by the parent process, e.g. systemd (`sd_listen_fds(3)`). They outlive this process, so
 /// connections wait while it restarts.
 #[derive(Debug, Default)]
-pub struct Inherited(Vec<BoundListener>);
+pub(crate) struct Inherited(Vec<BoundListener>);
 
 impl Inherited {
     /// Takes the sockets passed to this process. A second call returns none.
     ///
     /// # Errors
     /// One of them is not a listening stream socket.
-    pub fn of_process() -> io::Result<Self> {
+    pub(crate) fn of_process() -> io::Result<Self> {
         let mut given = ListenFd::from_env();
         let mut listeners = Vec::new();
         for index in 0..given.len() {
@@ -84,12 +84,12 @@ impl Inherited {
     }
 
     /// Returns the addresses of the sockets that were not taken.
-    pub fn addresses(&self) -> impl Iterator<Item = &Address> {
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = &Address> {
         self.0.iter().map(BoundListener::local_address)
     }
 
     /// Takes the socket that listens at `address`.
-    pub fn take(&mut self, address: &Address) -> Option<BoundListener> {
+    pub(crate) fn take(&mut self, address: &Address) -> Option<BoundListener> {
         let index = self.0.iter().position(|listener| listener.address == *address)?;
         Some(self.0.swap_remove(index))
     }
@@ -114,7 +114,7 @@ impl BoundListener {
     }
 
     /// Returns the same socket for another worker. Each connection goes to one of them.
-    pub fn try_clone(&self) -> io::Result<Self> {
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
             socket: self.socket.try_clone()?,
             address: self.address.clone(),

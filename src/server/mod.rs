@@ -33,14 +33,15 @@ use crate::metrics::ListenerMetrics;
 use crate::net::scheme::Scheme;
 use crate::net::trust::Trust;
 
-pub use crate::tasks::{TaskFailed, TaskHandle, Tasks};
+pub use crate::tasks::Tasks;
 pub use accept::serve;
-pub use address::{Address, InvalidAddress};
+pub use address::Address;
 pub use connection_limit::ConnectionLimit;
-pub use listener::{BoundListener, Inherited, bind};
+pub(crate) use listener::Inherited;
+pub use listener::{BoundListener, bind};
 pub(crate) use reloadable::Reloadable;
 pub(crate) use tls::Certificates;
-pub use tls::{ServerName, Tls, TlsConfig, TlsError};
+pub(crate) use tls::{ServerName, Tls, TlsConfig, TlsError};
 
 /// An HTTP service.
 pub trait Handler: Send + Sync + 'static {
@@ -72,15 +73,15 @@ where
 pub struct Peer {
     /// The client's address: from the PROXY header if there is one, and otherwise the socket's; `None` over a Unix socket.
     /// An IPv4-mapped IPv6 address is converted to IPv4.
-    pub address: Option<SocketAddr>,
+    pub(crate) address: Option<SocketAddr>,
     /// The listener that accepted the connection.
-    pub listener: Arc<Address>,
+    pub(crate) listener: Arc<Address>,
     /// The scheme that the client used, according to the PROXY header if that has it, and otherwise the listener's.
-    pub scheme: Scheme,
+    pub(crate) scheme: Scheme,
     /// The server name in the client's TLS handshake, if any (SNI).
-    pub server_name: Option<Arc<ServerName>>,
+    pub(crate) server_name: Option<Arc<ServerName>>,
     /// Whether the address is that of a proxy, whose PROXY header says nothing of the client (`UNKNOWN`, `LOCAL`).
-    pub is_unknown: bool,
+    pub(crate) is_unknown: bool,
 }
 
 impl Peer {
@@ -104,7 +105,7 @@ pub enum Protocol {
 
 impl Protocol {
     /// Returns the scheme of the listener's URLs.
-    pub fn scheme(&self) -> Scheme {
+    pub(crate) fn scheme(&self) -> Scheme {
         match self {
             Self::Http1 | Self::Http1AndH2c => Scheme::Http,
             Self::Tls(_) => Scheme::Https,

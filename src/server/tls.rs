@@ -25,11 +25,11 @@ use crate::net::socket::Socket;
 
 /// TLS settings of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsConfig {
+pub(crate) struct TlsConfig {
     /// Certificates and their keys, at least one. The first is the default for clients whose server name matches none.
-    pub identities: Vec<Identity>,
+    pub(crate) identities: Vec<Identity>,
     /// CA certificates of clients. If set, a client without a certificate of theirs is refused.
-    pub client_authorities: Option<PathBuf>,
+    pub(crate) client_authorities: Option<PathBuf>,
 }
 
 /// Error of setting up TLS.
@@ -94,20 +94,20 @@ pub struct Tls {
 
 /// The server name in a client's handshake (RFC 6066, section 3), with the listener that received it.
 #[derive(Debug)]
-pub struct ServerName {
+pub(crate) struct ServerName {
     name: Box<str>,
     tls: Arc<Tls>,
 }
 
 impl ServerName {
     /// Returns whether the client named `host`, which has no port.
-    pub fn is(&self, host: &str) -> bool {
+    pub(crate) fn is(&self, host: &str) -> bool {
         self.name.eq_ignore_ascii_case(host)
     }
 
     /// Returns whether another listener has a certificate for `host` and this one has none. A client that had connected
     /// to `host` itself would then have verified a different certificate.
-    pub fn is_served_elsewhere(&self, host: &str) -> bool {
+    pub(crate) fn is_served_elsewhere(&self, host: &str) -> bool {
         let others = self.tls.others.get().map(Vec::as_slice).unwrap_or_default();
         if others.is_empty() {
             return false;
@@ -120,7 +120,7 @@ impl ServerName {
 
 impl Tls {
     /// Reads the files of `config`.
-    pub fn open(config: &TlsConfig) -> Result<Self, TlsError> {
+    pub(crate) fn open(config: &TlsConfig) -> Result<Self, TlsError> {
         let provider = Arc::new(default_provider());
         let ticketer = Ticketer::new()?;
         let current = ArcSwap::from_pointee(certificates(config, &provider, &ticketer)?);

@@ -10,26 +10,26 @@ use crate::secret::Secret;
 
 /// The name and the attributes of the session cookie.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attributes {
+pub(crate) struct Attributes {
     /// The name, which is case-sensitive.
-    pub name: String,
+    pub(crate) name: String,
     /// The path of the requests that carry it.
-    pub path: String,
+    pub(crate) path: String,
     /// The domain, if subdomains get it too.
-    pub domain: Option<String>,
+    pub(crate) domain: Option<String>,
     /// Sent over TLS and to localhost only.
-    pub secure: bool,
+    pub(crate) secure: bool,
     /// Hidden from scripts.
-    pub http_only: bool,
+    pub(crate) http_only: bool,
     /// The cross-site requests that carry it.
-    pub same_site: SameSite,
+    pub(crate) same_site: SameSite,
     /// Kept separately for each site that embeds this one.
-    pub partitioned: bool,
+    pub(crate) partitioned: bool,
 }
 
 /// The cross-site requests that carry the cookie (RFC 6265bis, section 5.6.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-pub enum SameSite {
+pub(crate) enum SameSite {
     /// None.
     Strict,
     /// Top-level navigations by a safe method.
@@ -55,12 +55,12 @@ impl Default for Attributes {
 impl Attributes {
     /// Returns the Set-Cookie that gives the browser `token`. Without `max_age` the cookie ends with
     /// the browser. It is marked sensitive, so that no `Debug` of headers prints it.
-    pub fn set(&self, token: &Secret, max_age: Option<Duration>) -> HeaderValue {
+    pub(crate) fn set(&self, token: &Secret, max_age: Option<Duration>) -> HeaderValue {
         self.line(token.reveal(), max_age)
     }
 
     /// Returns the Set-Cookie that deletes the cookie.
-    pub fn delete(&self) -> HeaderValue {
+    pub(crate) fn delete(&self) -> HeaderValue {
         self.line("", Some(Duration::ZERO))
     }
 
@@ -131,7 +131,7 @@ fn contains(line: &[u8], name: &[u8]) -> bool {
 ///
 /// A cookie without a name (`=id=x`) is sent as its value alone (RFC 6265bis 5.8.3), and browsers
 /// remove white space around name and value (5.6).
-pub fn is_sent_as(line: &[u8], name: &str) -> bool {
+pub(crate) fn is_sent_as(line: &[u8], name: &str) -> bool {
     let mut sent = trim(line.split(|byte| *byte == b';').next().unwrap_or_default());
     while let [b'=', value @ ..] = sent {
         sent = trim(value);

@@ -5,14 +5,14 @@
 
 pub mod cookie;
 pub mod id;
-pub mod json;
+pub(crate) mod json;
 pub mod key_ring;
-pub mod navigation;
+pub(crate) mod navigation;
 pub mod patch;
-pub mod peer;
+pub(crate) mod peer;
 pub mod policy;
 pub mod record;
-pub mod rotation;
+pub(crate) mod rotation;
 pub mod sealed;
 pub mod token;
 

@@ -8,16 +8,16 @@ use super::cookie::SameSite;
 
 /// The origin of a request, according to its headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin {
+pub(crate) struct Origin {
     /// The kind of navigation. The response to one may delete a cookie of no session.
-    pub navigation: Navigation,
+    pub(crate) navigation: Navigation,
     /// The request comes from another site, and `same_site` makes the browser withhold our cookie.
-    pub withholds_cookie: bool,
+    pub(crate) withholds_cookie: bool,
 }
 
 /// The kind of navigation that a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Navigation {
+pub(crate) enum Navigation {
     /// A top-level navigation by GET or HEAD.
     Safe,
     /// A top-level navigation by another method: a form.
@@ -30,7 +30,7 @@ impl Origin {
     /// Determines the origin from the Fetch metadata (W3C Fetch Metadata Request Headers) or, if there
     /// is none, from the headers of browsers without it. Call it before headers are changed. `host`
     /// returns the host that the browser requested, as trusted proxies report it.
-    pub fn of(
+    pub(crate) fn of(
         method: &Method,
         headers: &HeaderMap,
         same_site: SameSite,
@@ -72,7 +72,7 @@ fn accepts_html(headers: &HeaderMap) -> bool {
 
 /// Returns the media ranges of Accept, in order, without those of weight zero, which are not
 /// acceptable (RFC 9110 12.4.2).
-pub fn accepted(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+pub(crate) fn accepted(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let lines = headers.get_all(ACCEPT).iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).filter_map(|range| {
         let mut parts = range.split(';');
@@ -91,7 +91,7 @@ pub fn accepted(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 
 /// Returns whether a script sent the request: its Fetch metadata says that it is no navigation, or it
 /// has the header that jQuery and other libraries set.
-pub fn is_of_script(headers: &HeaderMap) -> bool {
+pub(crate) fn is_of_script(headers: &HeaderMap) -> bool {
     let is = |name: &str, value: &str| {
         headers.get(name).map(|line| line.as_bytes().eq_ignore_ascii_case(value.as_bytes()))
     };
@@ -101,7 +101,7 @@ pub fn is_of_script(headers: &HeaderMap) -> bool {
 
 /// Returns whether the request is a CORS preflight: a question of the browser, without cookies,
 /// whether a script may send its request (Fetch Standard, "CORS-preflight request").
-pub fn is_preflight(method: &Method, headers: &HeaderMap) -> bool {
+pub(crate) fn is_preflight(method: &Method, headers: &HeaderMap) -> bool {
     *method == Method::OPTIONS
         && headers.contains_key(ORIGIN)
         && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)

@@ -15,32 +15,32 @@ use crate::time::Timestamp;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
     /// Random at each start, so that a restarted process is another instance.
-    pub number: u64,
+    pub(crate) number: u64,
     /// Host and port of its session API for other instances; empty if they cannot reach it.
-    pub authority: String,
+    pub(crate) authority: String,
 }
 
 impl Instance {
     /// Most bytes of an authority: the request token has to fit a header.
-    pub const MAX_AUTHORITY: usize = 255;
+    pub(crate) const MAX_AUTHORITY: usize = 255;
 }
 
 /// The parts of a call that one instance forwards to another, as they are signed.
 #[derive(Clone, Copy, Debug)]
-pub struct PeerCall<'a> {
+pub(crate) struct PeerCall<'a> {
     /// The request token, as text.
-    pub token: &'a [u8],
+    pub(crate) token: &'a [u8],
     /// The method.
-    pub method: &'a str,
+    pub(crate) method: &'a str,
     /// The path and query.
-    pub target: &'a str,
+    pub(crate) target: &'a str,
     /// The body.
-    pub body: &'a [u8],
+    pub(crate) body: &'a [u8],
 }
 
 /// The signature of one forwarded call: a time, and a tag over the call and the time.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct PeerSignature {
+pub(crate) struct PeerSignature {
     signed_at: [u8; 8],
     tag: [u8; TAG_BYTES],
 }
@@ -50,7 +50,7 @@ const ALLOWANCE: Duration = Duration::from_mins(1);
 
 impl PeerCall<'_> {
     /// Signs the call.
-    pub fn sign(&self, ring: &KeyRing, now: Timestamp) -> PeerSignature {
+    pub(crate) fn sign(&self, ring: &KeyRing, now: Timestamp) -> PeerSignature {
         let signed_at = now.as_millis().to_be_bytes();
         let digest = digest(&SHA256, self.body);
         let tag = ring.tag(Purpose::Peer, &self.parts(digest.as_ref(), &signed_at));
@@ -58,7 +58,12 @@ impl PeerCall<'_> {
     }
 
     /// Parses and verifies a signature of this call. It is valid for a minute.
-    pub fn verify(&self, ring: &KeyRing, text: &[u8], now: Timestamp) -> Option<PeerSignature> {
+    pub(crate) fn verify(
+        &self,
+        ring: &KeyRing,
+        text: &[u8],
+        now: Timestamp,
+    ) -> Option<PeerSignature> {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         let (signed_at, tag) = bytes.split_first_chunk::<8>()?;
         let tag: [u8; TAG_BYTES] = tag.try_into().ok()?;
@@ -78,17 +83,17 @@ impl PeerCall<'_> {
 
 impl PeerSignature {
     /// Returns the value of the call's header.
-    pub fn text(&self) -> Secret {
+    pub(crate) fn text(&self) -> Secret {
         Secret::new(URL_SAFE_NO_PAD.encode([self.signed_at.as_slice(), &self.tag].concat()))
     }
 
     /// Returns the value of the response's header: proof that an instance with the same keys handled the call.
-    pub fn sign_response(&self, ring: &KeyRing) -> Secret {
+    pub(crate) fn sign_response(&self, ring: &KeyRing) -> Secret {
         Secret::new(URL_SAFE_NO_PAD.encode(ring.tag(Purpose::Peer, &self.response_parts())))
     }
 
     /// Returns whether this is the header of the response to the call.
-    pub fn verify_response(&self, ring: &KeyRing, header: &[u8]) -> bool {
+    pub(crate) fn verify_response(&self, ring: &KeyRing, header: &[u8]) -> bool {
         let tag = URL_SAFE_NO_PAD.decode(header).ok();
         tag.and_then(|tag| ring.verify(Purpose::Peer, &self.response_parts(), &tag)).is_some()
     }

@@ -12,49 +12,49 @@ use crate::time::Timestamp;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// A session ends this long after its last use.
-    pub idle_timeout: Duration,
+    pub(crate) idle_timeout: Duration,
     /// A session ends this long after its creation, whatever its use; `None` is never.
-    pub absolute_timeout: Option<Duration>,
+    pub(crate) absolute_timeout: Option<Duration>,
     /// A session ends this long after its creation if no request has presented its cookie by then
     /// and no one has logged in to it; `None` is never.
-    pub unproven_timeout: Option<Duration>,
+    pub(crate) unproven_timeout: Option<Duration>,
     /// The age of a generation at which its successor is issued; `None` is never. Not less than
     /// `rotation_grace`.
-    pub rotate_every: Option<Duration>,
+    pub(crate) rotate_every: Option<Duration>,
     /// The time for which the previous generation stays valid and tombstones are kept.
-    pub rotation_grace: Duration,
+    pub(crate) rotation_grace: Duration,
     /// The reaction to a token that was replaced long ago.
-    pub on_replay: OnReplay,
+    pub(crate) on_replay: OnReplay,
     /// Cookies end with the browser.
-    pub expire_at_browser_close: bool,
+    pub(crate) expire_at_browser_close: bool,
     /// The moment at which a visitor gets a session.
-    pub create: Create,
+    pub(crate) create: Create,
     /// The requests that touch a session.
-    pub touch: Touch,
+    pub(crate) touch: Touch,
     /// The interval in which use is recorded once.
-    pub touch_interval: Duration,
+    pub(crate) touch_interval: Duration,
     /// The maximum size of a session: bytes of keys and JSON texts.
-    pub max_bytes: usize,
+    pub(crate) max_bytes: usize,
     /// The maximum number of values in a session.
-    pub max_values: usize,
+    pub(crate) max_values: usize,
     /// Record the client's address and user agent in the session.
-    pub record_client: bool,
+    pub(crate) record_client: bool,
     /// The maximum number of sessions of a principal; `None` is any number.
-    pub max_per_principal: Option<usize>,
+    pub(crate) max_per_principal: Option<usize>,
     /// The reaction to a log-in beyond `max_per_principal`.
-    pub at_max_per_principal: AtMax,
+    pub(crate) at_max_per_principal: AtMax,
     /// The maximum number of sessions that one client address may create in a minute, without
     /// log-ins; `None` is any number.
-    pub new_sessions_per_address: Option<u32>,
+    pub(crate) new_sessions_per_address: Option<u32>,
     /// The time for which a request token outlives its request. Also the lifetime after its latest
     /// write of a session whose request had no cookie because the browser withheld it.
-    pub request_token_linger: Duration,
+    pub(crate) request_token_linger: Duration,
 }
 
 /// The reaction to a token that was replaced long ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum OnReplay {
+pub(crate) enum OnReplay {
     /// The token opens no session.
     Ignore,
     /// The session is destroyed: a thief may have rotated it first.
@@ -64,7 +64,7 @@ pub enum OnReplay {
 /// The reaction to a log-in of a principal that has reached its limit of sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum AtMax {
+pub(crate) enum AtMax {
     /// The sessions that logged in first are destroyed.
     EvictOldest,
     /// The log-in is refused.
@@ -74,7 +74,7 @@ pub enum AtMax {
 /// The moment at which a visitor gets a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Create {
+pub(crate) enum Create {
     /// At the first write.
     OnWrite,
     /// At the first page that the visitor opens.
@@ -84,7 +84,7 @@ pub enum Create {
 /// The requests that touch a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Touch {
+pub(crate) enum Touch {
     /// Every request that presents it.
     Request,
     /// Only a change.
@@ -117,7 +117,7 @@ impl Default for Policy {
 
 impl Policy {
     /// The maximum age of cookies in browsers: 400 days (RFC 6265bis, section 5.5).
-    pub const MAX_COOKIE_AGE: Duration = Duration::from_hours(400 * 24);
+    pub(crate) const MAX_COOKIE_AGE: Duration = Duration::from_hours(400 * 24);
 
     /// Returns the idle timeout of a session: its own, or the policy's.
     fn idle_of(&self, meta: &Meta) -> Duration {
@@ -134,13 +134,13 @@ impl Policy {
     }
 
     /// Returns when the session expires without further use, as the upstream sees it.
-    pub fn expires_at(&self, meta: &Meta) -> Timestamp {
+    pub(crate) fn expires_at(&self, meta: &Meta) -> Timestamp {
         self.end(meta, Duration::ZERO)
     }
 
     /// Returns when the record expires. Use is recorded once in a touch interval, so the record is
     /// kept that much longer: no session ends early.
-    pub fn ends_at(&self, meta: &Meta) -> Timestamp {
+    pub(crate) fn ends_at(&self, meta: &Meta) -> Timestamp {
         self.end(meta, self.touch_interval_of(meta))
     }
 
@@ -172,17 +172,17 @@ impl Policy {
 
     /// Returns whether the session is alive. This is the only place that decides it: stores remove
     /// expired records at any later time.
-    pub fn is_alive(&self, meta: &Meta, now: Timestamp) -> bool {
+    pub(crate) fn is_alive(&self, meta: &Meta, now: Timestamp) -> bool {
         now < self.ends_at(meta)
     }
 
     /// Returns whether use at `now` is due to be recorded.
-    pub fn touch_is_due(&self, meta: &Meta, now: Timestamp) -> bool {
+    pub(crate) fn touch_is_due(&self, meta: &Meta, now: Timestamp) -> bool {
         self.touch == Touch::Request && now >= meta.last_seen_at + self.touch_interval_of(meta)
     }
 
     /// Returns whether the cookie ends with the browser.
-    pub fn expires_at_browser_close(&self, meta: &Meta) -> bool {
+    pub(crate) fn expires_at_browser_close(&self, meta: &Meta) -> bool {
         match meta.expiry {
             Some(Expiry::BrowserClose(_)) => true,
             Some(Expiry::Idle(_) | Expiry::At(_)) => false,
@@ -191,7 +191,7 @@ impl Policy {
     }
 
     /// Returns the cookie's Max-Age at `now`; `None` if it ends with the browser.
-    pub fn cookie_age(&self, meta: &Meta, now: Timestamp) -> Option<Duration> {
+    pub(crate) fn cookie_age(&self, meta: &Meta, now: Timestamp) -> Option<Duration> {
         if self.expires_at_browser_close(meta) {
             return None;
         }
@@ -205,7 +205,7 @@ impl Policy {
 
     /// Returns whether a persistent cookie is due to be set again, so that its Max-Age follows the
     /// session: a tenth of it, at most a day, has passed since it was last set.
-    pub fn cookie_is_due(&self, meta: &Meta, now: Timestamp) -> bool {
+    pub(crate) fn cookie_is_due(&self, meta: &Meta, now: Timestamp) -> bool {
         let slides = !matches!(meta.expiry, Some(Expiry::At(_)));
         let day = Duration::from_hours(24);
         slides
@@ -218,7 +218,7 @@ impl Policy {
     /// the grace period since the cookie was last set. Otherwise that cookie, delayed by less than
     /// the grace period, could replace its successor in the browser, and the visitor would be logged
     /// out at the end of the grace period.
-    pub fn rotation_is_due(&self, meta: &Meta, now: Timestamp) -> bool {
+    pub(crate) fn rotation_is_due(&self, meta: &Meta, now: Timestamp) -> bool {
         self.rotate_every.is_some_and(|every| now >= meta.generation_since + every)
             && now >= meta.cookie_set_at + self.rotation_grace
     }

@@ -24,7 +24,7 @@ pub enum Entry {
 
 impl Entry {
     /// Returns the session, unless this is a tombstone.
-    pub fn into_live(self) -> Option<Record> {
+    pub(crate) fn into_live(self) -> Option<Record> {
         match self {
             Self::Live(record) => Some(record),
             Self::Ended { .. } => None,
@@ -46,35 +46,35 @@ pub struct Record {
 pub struct Meta {
     /// Incremented by each applied patch. Starts at a random number, so that an `ETag` of an earlier
     /// session does not match.
-    pub version: u64,
+    pub(crate) version: u64,
     /// The generation of the token that opens the session.
-    pub generation: u32,
+    pub(crate) generation: u32,
     /// When the generation last changed.
-    pub generation_since: Timestamp,
+    pub(crate) generation_since: Timestamp,
     /// Until when the previous generation is also valid.
-    pub previous_until: Option<Timestamp>,
+    pub(crate) previous_until: Option<Timestamp>,
     /// The generation that the last requested rotation made. Tokens of lower generations are invalid.
-    pub floor: u32,
+    pub(crate) floor: u32,
     /// The time of the last requested rotation, if it was a log-in.
-    pub login_at: Option<Timestamp>,
+    pub(crate) login_at: Option<Timestamp>,
     /// The principal that the session is logged in as.
-    pub principal: Option<Principal>,
+    pub(crate) principal: Option<Principal>,
     /// When it was created.
-    pub created_at: Timestamp,
+    pub(crate) created_at: Timestamp,
     /// When it was last used: a touch, or a patch that counts as use.
-    pub last_seen_at: Timestamp,
+    pub(crate) last_seen_at: Timestamp,
     /// When its cookie was last set, as far as it was recorded.
-    pub cookie_set_at: Timestamp,
+    pub(crate) cookie_set_at: Timestamp,
     /// A lifetime of its own, in place of the policy's.
-    pub expiry: Option<Expiry>,
+    pub(crate) expiry: Option<Expiry>,
     /// Created by a request whose cookie the browser withheld. It has no cookie of its own, and ends
     /// soon after its latest write unless that request logs in or rotates.
-    pub withheld: bool,
+    pub(crate) withheld: bool,
     /// No request has presented a token of it yet, and no one has logged in to it. Set at its
     /// creation only, and only if the policy or the store makes use of it; `false` if unknown.
-    pub unproven: bool,
+    pub(crate) unproven: bool,
     /// The client that created it, if the policy records that.
-    pub client: Option<Client>,
+    pub(crate) client: Option<Client>,
 }
 
 impl Meta {
@@ -108,7 +108,7 @@ pub struct Key(Arc<str>);
 
 impl Key {
     /// The maximum length, in bytes.
-    pub const MAX_BYTES: usize = 256;
+    pub(crate) const MAX_BYTES: usize = 256;
 
     /// Creates a key; `None` if the text has a wrong length.
     pub fn new(text: &str) -> Option<Self> {
@@ -116,7 +116,7 @@ impl Key {
     }
 
     /// Returns the text.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -133,11 +133,11 @@ pub struct Principal(Arc<str>);
 
 impl Principal {
     /// The maximum length, in bytes.
-    pub const MAX_BYTES: usize = 256;
+    pub(crate) const MAX_BYTES: usize = 256;
 
     /// Creates a principal from a store; `None` if the text has another form. Names from callers are
     /// checked by [`Principal::from_caller`].
-    pub fn new(text: &str) -> Option<Self> {
+    pub(crate) fn new(text: &str) -> Option<Self> {
         let fits = (1..=Self::MAX_BYTES).contains(&text.len());
         (fits && !text.chars().any(char::is_control)).then(|| Self(text.into()))
     }
@@ -146,12 +146,12 @@ impl Principal {
     ///
     /// HTTP drops white space around a field value (RFC 9110 section 5.5), so a site would read
     /// `"admin "` as `admin`. Older records may have such names.
-    pub fn from_caller(text: &str) -> Option<Self> {
+    pub(crate) fn from_caller(text: &str) -> Option<Self> {
         (text.trim().len() == text.len()).then(|| Self::new(text)).flatten()
     }
 
     /// Returns the text.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -176,19 +176,19 @@ pub enum Expiry {
 
 /// The client that created a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Client {
+pub(crate) struct Client {
     /// Its address, unless it connected over a Unix socket.
-    pub address: Option<IpAddr>,
+    pub(crate) address: Option<IpAddr>,
     /// Its `User-Agent`, at most [`Client::MAX_USER_AGENT`] bytes.
-    pub user_agent: Box<str>,
+    pub(crate) user_agent: Box<str>,
 }
 
 impl Client {
     /// The maximum length of a recorded `User-Agent`, in bytes.
-    pub const MAX_USER_AGENT: usize = 256;
+    pub(crate) const MAX_USER_AGENT: usize = 256;
 }
 
 /// Returns the size of a session: the bytes of its keys and JSON texts.
-pub fn size_of(values: &Values) -> usize {
+pub(crate) fn size_of(values: &Values) -> usize {
     values.iter().map(|(key, text)| key.as_str().len() + text.as_str().len()).sum()
 }

@@ -12,7 +12,7 @@ const CLOCK_SKEW: Duration = Duration::from_mins(1);
 
 /// The validity of a well-signed token for its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// A generation that was never issued, or one below the floor after the grace period. A token
     /// from before a log-in or a requested rotation proves nothing.
     Unknown,
@@ -32,7 +32,7 @@ pub enum Verdict {
 
 impl Verdict {
     /// Returns the validity of a token of `generation` at `now`.
-    pub fn of(generation: u32, meta: &Meta, policy: &Policy, now: Timestamp) -> Self {
+    pub(crate) fn of(generation: u32, meta: &Meta, policy: &Policy, now: Timestamp) -> Self {
         let current = meta.generation;
         if generation == current {
             Self::Current
@@ -58,14 +58,14 @@ impl Verdict {
     /// A record that may be older than the store's can only give a valid verdict. Only the proxy
     /// signs, so a generation above the next one proves that the record is old; for one below, the
     /// record may have changed since.
-    pub fn is_valid(self) -> bool {
+    pub(crate) fn is_valid(self) -> bool {
         matches!(self, Self::Current | Self::Next | Self::Previous)
     }
 }
 
 impl Meta {
     /// Moves to `generation` if it is the next one: its token has reached the client.
-    pub fn promote(&mut self, generation: u32, grace: Duration, now: Timestamp) {
+    pub(crate) fn promote(&mut self, generation: u32, grace: Duration, now: Timestamp) {
         if self.generation.checked_add(1) == Some(generation) {
             self.generation = generation;
             self.generation_since = now;
@@ -77,7 +77,7 @@ impl Meta {
 
     /// Rotates at the request of an upstream: all tokens issued before, including the next
     /// generation's, are invalid once this is stored.
-    pub fn rotate(&mut self, now: Timestamp) {
+    pub(crate) fn rotate(&mut self, now: Timestamp) {
         self.generation = self.generation.saturating_add(2);
         self.floor = self.generation;
         self.generation_since = now;
@@ -87,13 +87,13 @@ impl Meta {
     }
 
     /// Returns whether a request that was opened at `generation` has been rotated away since.
-    pub fn rotated_away(&self, generation: u32) -> bool {
+    pub(crate) fn rotated_away(&self, generation: u32) -> bool {
         self.floor > generation
     }
 
     /// Returns whether a cached record is enough for a request that was opened at `generation`: it may
     /// be as new as the request, and does not contradict it.
-    pub fn suffices_for(&self, generation: u32) -> bool {
+    pub(crate) fn suffices_for(&self, generation: u32) -> bool {
         !self.rotated_away(generation) && generation <= self.generation.saturating_add(1)
     }
 }

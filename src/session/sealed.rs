@@ -26,9 +26,9 @@ use crate::time::Timestamp;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sealed {
     /// Its id.
-    pub id: Id,
+    pub(crate) id: Id,
     /// The whole record.
-    pub record: Record,
+    pub(crate) record: Record,
 }
 
 const FORMAT: u8 = 1;
@@ -39,7 +39,7 @@ impl Sealed {
     pub const MAX_COOKIE: usize = 4096;
 
     /// Returns the cookie's value. The nonce must be random and new.
-    pub fn seal(&self, ring: &KeyRing, cookie_name: &str, nonce: &Nonce) -> Secret {
+    pub(crate) fn seal(&self, ring: &KeyRing, cookie_name: &str, nonce: &Nonce) -> Secret {
         let mut bytes = vec![FORMAT];
         bytes.extend_from_slice(nonce);
         bytes.extend(ring.seal(nonce, cookie_name.as_bytes(), self.to_bytes()));
@@ -60,7 +60,7 @@ impl Sealed {
     }
 
     /// Returns whether it fits a cookie of this name.
-    pub fn fits(&self, cookie_name: &str) -> bool {
+    pub(crate) fn fits(&self, cookie_name: &str) -> bool {
         let bytes = 1 + NONCE_BYTES + self.to_bytes().len() + SEAL_BYTES;
         cookie_name.len() + (bytes * 4).div_ceil(3) <= Self::MAX_COOKIE
     }

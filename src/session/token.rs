@@ -17,17 +17,17 @@ use crate::time::Timestamp;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CookieToken {
     /// The session.
-    pub id: Id,
+    pub(crate) id: Id,
     /// The generation. The record decides whether it still opens the session.
-    pub generation: u32,
+    pub(crate) generation: u32,
 }
 
 impl CookieToken {
     /// The number of characters.
-    pub const LENGTH: usize = 48;
+    pub(crate) const LENGTH: usize = 48;
 
     /// Returns `base64url(id ‖ generation ‖ tag)`, which depends on id, generation, name and key only.
-    pub fn sign(self, ring: &KeyRing, cookie_name: &str) -> Secret {
+    pub(crate) fn sign(self, ring: &KeyRing, cookie_name: &str) -> Secret {
         let generation = self.generation.to_be_bytes();
         let parts: [&[u8]; 4] = [cookie_name.as_bytes(), &[0], self.id.as_bytes(), &generation];
         let tag = ring.tag(Purpose::Cookie, &parts);
@@ -59,18 +59,18 @@ impl CookieToken {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestToken {
     /// The request's number on its instance.
-    pub number: u64,
+    pub(crate) number: u64,
     /// The session that the request came with.
-    pub bound: Bound,
+    pub(crate) bound: Bound,
     /// Its changes touch the session.
-    pub touches: bool,
+    pub(crate) touches: bool,
     /// When it was forwarded.
-    pub forwarded_at: Timestamp,
+    pub(crate) forwarded_at: Timestamp,
 }
 
 /// The session of a request when it was forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bound {
+pub(crate) enum Bound {
     /// A session, opened at this generation.
     Session(Id, u32),
     /// No session; one that the request creates gets this id.
@@ -91,7 +91,7 @@ impl RequestToken {
     }
 
     /// Signs the token of a request of `instance`.
-    pub fn sign(&self, ring: &KeyRing, instance: &Instance) -> Secret {
+    pub(crate) fn sign(&self, ring: &KeyRing, instance: &Instance) -> Secret {
         let (kind, id, generation) = match self.bound {
             Bound::Session(id, generation) => (0, id, generation),
             Bound::None(id) => (1, id, 0),
@@ -151,7 +151,7 @@ impl RequestToken {
     ///
     /// The time counts from the forwarding, with `slack` for the request itself: longer requests are
     /// kept in the table of requests in flight until their own time has passed.
-    pub fn lingers(&self, now: Timestamp, linger: Duration, slack: Duration) -> bool {
+    pub(crate) fn lingers(&self, now: Timestamp, linger: Duration, slack: Duration) -> bool {
         now <= self.forwarded_at + linger + slack
     }
 }

@@ -53,18 +53,18 @@ pub(crate) use failure::Failure;
 pub(crate) use guard::RequestGuard;
 pub(crate) use in_flight::InFlight;
 pub(crate) use key_check::KeyCheck;
-pub use opener::Opener;
+pub(crate) use opener::Opener;
 pub(crate) use opener::{Arrival, Opened, TokenLookup};
 pub(crate) use remote::RemoteSession;
 pub(crate) use request::TouchPolicy;
 pub(crate) use request_session::RequestSession;
-pub use shared::Shared;
+pub(crate) use shared::Shared;
 pub(crate) use snapshot::{ChangeRequest, Destroyed, Snapshot};
 pub(crate) use watch::{SessionStatus, WatchedSession};
 
 /// The sessions of a configuration, with one worker's connection to the store.
 #[derive(Clone, Debug)]
-pub struct Sessions {
+pub(crate) struct Sessions {
     store: Option<Arc<dyn Store>>,
     shared: Arc<Shared>,
 }

@@ -29,7 +29,7 @@ use crate::store::{Error as StoreError, Store, Want};
 
 /// Opens the sessions of requests, for one worker.
 #[derive(Clone, Debug)]
-pub struct Opener {
+pub(crate) struct Opener {
     /// `None` if sessions live in their clients' cookies.
     store: Option<Arc<dyn Store>>,
     shared: Arc<Shared>,

@@ -11,20 +11,20 @@ use crate::redis::config::{self as redis, Password, Tls, Topology};
 
 /// The settings of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
+pub(crate) struct Config {
     /// The kind of store.
-    pub backend: StoreKind,
+    pub(crate) backend: StoreKind,
     /// The deadline of a call: above zero, at most a minute.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
     /// The treatment of requests while it is unavailable, unless their route has its own.
-    pub on_error: OnError,
+    pub(crate) on_error: OnError,
     /// The approximate size of the cache in bytes; `None` for no cache.
-    pub cache: Option<usize>,
+    pub(crate) cache: Option<usize>,
 }
 
 /// The kinds of stores.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StoreKind {
+pub(crate) enum StoreKind {
     /// In this process; lost at exit.
     Memory,
     /// A database file.
@@ -80,7 +80,7 @@ pub enum DurableDestroy {
 /// The treatment of requests while the store is unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum OnError {
+pub(crate) enum OnError {
     /// A request with a session gets 503.
     Fail,
     /// Every request passes without a session.
@@ -121,7 +121,7 @@ impl StoreKind {
 
     /// Returns whether a cache in the process can be kept coherent. In a cluster that would take a connection to
     /// each primary, and notice of every failover before it happens.
-    pub fn can_be_cached(&self) -> bool {
+    pub(crate) fn can_be_cached(&self) -> bool {
         match self {
             Self::Memory | Self::Sqlite { .. } | Self::File { .. } => true,
             Self::Redis(redis) => !matches!(redis.topology, Topology::Cluster { .. }),
@@ -130,7 +130,7 @@ impl StoreKind {
     }
 
     /// Returns whether other instances may use the same sessions, so that all need the same session keys.
-    pub fn is_shared(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         matches!(self, Self::Redis(_) | Self::Cookies)
     }
 }

@@ -22,7 +22,7 @@ const RECOVERY_DELAY: Duration = Duration::from_secs(2);
 
 /// The location of a store, which decides whether an instance with a failing store takes traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Location {
+pub(crate) enum Location {
     /// In the memory of the process.
     Process,
     /// On a disk of the machine: an instance whose disk fails must take no traffic.
@@ -34,7 +34,7 @@ pub enum Location {
 /// The state of the store of this process. Logs the changes of a local store; the Redis store logs
 /// its own.
 #[derive(Debug)]
-pub struct Health {
+pub(crate) struct Health {
     location: Location,
     metrics: Metrics,
     read: Side,
@@ -66,7 +66,7 @@ impl Side {
 
 impl Health {
     /// Returns the state before the first call.
-    pub fn new(location: Location, metrics: Metrics) -> Self {
+    pub(crate) fn new(location: Location, metrics: Metrics) -> Self {
         // A local store has been opened by now. One over the network may not have been reached.
         let up = location != Location::Network;
         metrics.store_up(StoreAccess::Read, up);
@@ -77,7 +77,7 @@ impl Health {
     /// Returns true if [`Self::is_ready`] needs a probe first: a store on disk always, since an
     /// instance that is not ready may get no calls that would show its recovery; a store on the
     /// network until it was reached.
-    pub fn needs_probe(&self) -> bool {
+    pub(crate) fn needs_probe(&self) -> bool {
         match self.location {
             Location::Process => false,
             Location::Disk => true,
@@ -88,7 +88,7 @@ impl Health {
     /// Returns true if the store lets this instance take traffic. A store on the network does so once
     /// it was read and written: if it becomes unreachable, it does so for all instances, and taking
     /// all of them out of service would turn a degradation into an outage.
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         match self.location {
             Location::Process => true,
             Location::Disk => self.was_reached() && !self.is_down(),
@@ -97,7 +97,7 @@ impl Health {
     }
 
     /// Returns true if the store is on disk and its last reads or writes failed.
-    pub fn is_down_on_disk(&self) -> bool {
+    pub(crate) fn is_down_on_disk(&self) -> bool {
         self.location == Location::Disk && self.is_down()
     }
 
@@ -179,14 +179,14 @@ impl Health {
 
 /// A store that records the results of its calls in a [`Health`].
 #[derive(Debug)]
-pub struct Observed {
+pub(crate) struct Observed {
     store: Arc<dyn Store>,
     health: Arc<Health>,
 }
 
 impl Observed {
     /// Wraps `store`. All stores of a process share one `health`.
-    pub fn new(store: Arc<dyn Store>, health: Arc<Health>) -> Self {
+    pub(crate) fn new(store: Arc<dyn Store>, health: Arc<Health>) -> Self {
         Self { store, health }
     }
 

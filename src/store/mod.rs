@@ -9,12 +9,12 @@ pub mod config;
 pub(crate) mod conformance;
 mod encode;
 mod fault;
-pub mod file;
-pub mod health;
-pub mod memory;
+pub(crate) mod file;
+pub(crate) mod health;
+pub(crate) mod memory;
 mod owned;
 pub mod redis;
-pub mod sqlite;
+pub(crate) mod sqlite;
 pub(crate) mod url;
 mod worker_thread;
 
@@ -32,7 +32,7 @@ use crate::session::record::{Entry, Key, Meta, Principal, Record, Values};
 use crate::time::Timestamp;
 
 /// The future result of a call.
-pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
 
 /// The storage of a request's session: a [`Store`] of all sessions, or the request's own sealed cookie.
 ///
@@ -128,9 +128,9 @@ pub enum KnownKeys {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownKey {
     /// Its fingerprint.
-    pub fingerprint: Fingerprint,
+    pub(crate) fingerprint: Fingerprint,
     /// The time.
-    pub since: Timestamp,
+    pub(crate) since: Timestamp,
 }
 
 /// The values that a result must have.
@@ -148,7 +148,7 @@ pub enum Want<'a> {
 
 impl Want<'_> {
     /// Returns the key whose value before a patch is requested.
-    pub fn before(&self) -> Option<&Key> {
+    pub(crate) fn before(&self) -> Option<&Key> {
         match self {
             Self::Before(key) => Some(key),
             Self::Meta | Self::Value(_) | Self::Values => None,
@@ -156,7 +156,7 @@ impl Want<'_> {
     }
 
     /// Returns an entry with the requested values.
-    pub fn of(&self, entry: &Entry) -> Entry {
+    pub(crate) fn of(&self, entry: &Entry) -> Entry {
         match entry {
             Entry::Ended { until } => Entry::Ended { until: *until },
             Entry::Live(record) => {
@@ -172,7 +172,7 @@ impl Want<'_> {
     }
 
     /// Removes values that are not requested from a result.
-    pub fn narrow(&self, applied: &mut Applied) {
+    pub(crate) fn narrow(&self, applied: &mut Applied) {
         applied.record.values = self.select(std::mem::take(&mut applied.record.values));
         if let Some(Entry::Live(record)) = &mut applied.entry {
             record.values.clone_from(&applied.record.values);
@@ -180,7 +180,7 @@ impl Want<'_> {
     }
 
     /// Returns the requested ones of `values`.
-    pub fn select(&self, values: Values) -> Values {
+    pub(crate) fn select(&self, values: Values) -> Values {
         match self {
             Self::Meta => Values::new(),
             Self::Values => values,
@@ -224,11 +224,11 @@ pub enum Created {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
     /// The sessions.
-    pub sessions: Vec<(Id, Meta)>,
+    pub(crate) sessions: Vec<(Id, Meta)>,
     /// Records that cannot be read.
-    pub unreadable: Vec<Id>,
+    pub(crate) unreadable: Vec<Id>,
     /// The cursor of the next page; `None` after the last.
-    pub next: Option<String>,
+    pub(crate) next: Option<String>,
 }
 
 /// The failure of a store.
@@ -249,4 +249,4 @@ pub enum Error {
 }
 
 /// The cause of an [`Error`].
-pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;

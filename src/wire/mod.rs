@@ -6,7 +6,7 @@ mod problem;
 mod session;
 mod values;
 
-pub use malformed::Malformed;
+pub(crate) use malformed::Malformed;
 pub use patch::{element, expiry, increment, patch, patches, value, values};
 pub(crate) use problem::Problem;
 pub(crate) use session::{DestroyedObject, SessionObject, View};

@@ -77,9 +77,9 @@ pub struct Client {
     /// peer of a Unix socket reported none.
     pub address: Option<IpAddr>,
     /// The scheme as the browser sees it.
-    pub scheme: Scheme,
+    pub(crate) scheme: Scheme,
     /// The host as the browser sees it, with the port. `None` for HTTP/1.0 without a Host.
-    pub host: Option<HeaderValue>,
+    pub(crate) host: Option<HeaderValue>,
 }
 
 /// The result of [`rewrite`].
@@ -88,10 +88,10 @@ pub struct Rewritten {
     /// The client of the request.
     pub client: Client,
     /// Names of the removed fields.
-    pub dropped: Vec<HeaderName>,
+    pub(crate) dropped: Vec<HeaderName>,
     /// Whether an untrusted peer reported HTTPS for a request without TLS: it may be a TLS terminator
     /// that is missing from the configuration.
-    pub lost_https: bool,
+    pub(crate) lost_https: bool,
 }
 
 /// Determines the client and rewrites the fields that describe it to the upstream.

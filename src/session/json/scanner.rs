@@ -28,12 +28,12 @@ impl JsonError {
     }
 
     /// Returns the offset of the error, in bytes.
-    pub fn at(&self) -> usize {
+    pub(crate) fn at(&self) -> usize {
         self.at
     }
 
     /// Returns the error without its offset.
-    pub fn reason(&self) -> impl fmt::Display {
+    pub(crate) fn reason(&self) -> impl fmt::Display {
         self.kind
     }
 }

@@ -50,17 +50,17 @@ pub enum Tombstone {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
     /// The entry in the store after the change.
-    pub entry: Option<Entry>,
+    pub(crate) entry: Option<Entry>,
     /// The session after the change, even if the change ended it.
     pub record: Record,
     /// The effect on the token.
-    pub rotation: Rotation,
+    pub(crate) rotation: Rotation,
     /// The session's own lifetime has changed.
-    pub expiry_changed: bool,
+    pub(crate) expiry_changed: bool,
     /// The previous value of the key that was asked for.
-    pub before: Option<Json>,
+    pub(crate) before: Option<Json>,
     /// The confirmation of the change by a replica of the store.
-    pub replicated: Replicated,
+    pub(crate) replicated: Replicated,
 }
 
 /// The confirmation of a change by a replica of the store: a failover does not undo it.
@@ -78,7 +78,7 @@ pub enum Replicated {
 impl Replicated {
     /// Combines the results of two changes.
     #[must_use]
-    pub fn and(self, other: Self) -> Self {
+    pub(crate) fn and(self, other: Self) -> Self {
         match (self, other) {
             (Self::No, _) | (_, Self::No) => Self::No,
             (Self::Yes, _) | (_, Self::Yes) => Self::Yes,
@@ -89,7 +89,7 @@ impl Replicated {
 
 /// The effect of a change on the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rotation {
+pub(crate) enum Rotation {
     /// Nothing.
     None,
     /// All earlier tokens are invalid.
@@ -146,7 +146,11 @@ impl Change<'_> {
     /// Applies the whole change, or nothing, to the entry in the store.
     ///
     /// `before` is a key whose previous value is returned.
-    pub fn apply(&self, entry: Option<Entry>, before: Option<&Key>) -> Result<Applied, Refusal> {
+    pub(crate) fn apply(
+        &self,
+        entry: Option<Entry>,
+        before: Option<&Key>,
+    ) -> Result<Applied, Refusal> {
         let mut record = self.live(entry)?;
         let rotation = self.admit(&record.meta)?;
         self.check_condition(&record.values)?;
@@ -167,7 +171,7 @@ impl Change<'_> {
 
     /// Creates a record from this patch alone, starting with `meta`. The `if_version` of the patch is
     /// ignored: it is about the record that the new one replaces.
-    pub fn begin(&self, meta: Meta) -> Result<Record, Refusal> {
+    pub(crate) fn begin(&self, meta: Meta) -> Result<Record, Refusal> {
         let mut record = Record { meta, values: Values::new() };
         self.check_condition(&record.values)?;
         self.change_values(&mut record)?;

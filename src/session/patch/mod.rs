@@ -10,8 +10,9 @@ mod usage;
 use super::json::Json;
 use super::record::{Expiry, Key, Meta, Principal, Values};
 
-pub use change::{Applied, Authority, Change, Refusal, Replicated, Rotation, Tombstone};
-pub use usage::Use;
+pub(crate) use change::{Applied, Refusal, Replicated, Rotation};
+pub use change::{Authority, Change, Tombstone};
+pub(crate) use usage::Use;
 
 /// A change of a session that an upstream asks for. [`Patch::then`] joins several patches to one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,7 +62,7 @@ pub enum ExpiryChange {
 /// The error of two patches in one list that log in as different principals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the patches of one list log in as two principals")]
-pub struct TwoPrincipals;
+pub(crate) struct TwoPrincipals;
 
 impl Patch {
     /// Creates a patch of one change of values.
@@ -70,7 +71,7 @@ impl Patch {
     }
 
     /// Joins this patch and `next` to one.
-    pub fn then(self, next: Self) -> Result<Self, TwoPrincipals> {
+    pub(crate) fn then(self, next: Self) -> Result<Self, TwoPrincipals> {
         let principal = match (self.principal, next.principal) {
             (Some(one), Some(other)) if one != other => return Err(TwoPrincipals),
             (one, other) => other.or(one),
@@ -93,7 +94,7 @@ impl Patch {
     }
 
     /// Returns whether it destroys the session and creates no other.
-    pub fn only_destroys(&self) -> bool {
+    pub(crate) fn only_destroys(&self) -> bool {
         self.destroy
             && self.ops.is_empty()
             && self.expiry.is_none()
@@ -102,7 +103,7 @@ impl Patch {
     }
 
     /// Returns whether it only removes, so that it creates no session.
-    pub fn only_removes(&self) -> bool {
+    pub(crate) fn only_removes(&self) -> bool {
         let is_removal = |op: &Op| matches!(op, Op::Clear | Op::Remove(_));
         let removes = self.destroy || !self.ops.is_empty() || self.expiry.is_some();
         removes
@@ -113,7 +114,7 @@ impl Patch {
     }
 
     /// Returns whether the browser needs another cookie after it is applied to an existing session.
-    pub fn needs_cookie(&self) -> bool {
+    pub(crate) fn needs_cookie(&self) -> bool {
         self.principal.is_some()
             || self.rotate
             || self.expiry.is_some()
@@ -172,7 +173,7 @@ impl Op {
 /// Returns the tag of a value's text: 40 hexadecimal digits of SHA-1.
 ///
 /// Redis scripts have this hash. It only distinguishes the texts of one session, and protects nothing.
-pub fn value_tag(text: &Json) -> String {
+pub(crate) fn value_tag(text: &Json) -> String {
     use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
     use std::fmt::Write;
 

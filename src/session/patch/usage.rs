@@ -10,20 +10,20 @@ use crate::time::Timestamp;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Use {
     /// The generation that the request was opened at. If it is the next one, the record moves to it.
-    pub generation: u32,
+    pub(crate) generation: u32,
     /// The use touches the session.
-    pub touches: bool,
+    pub(crate) touches: bool,
     /// The cookie is set again, if the generation is still current.
-    pub sets_cookie: bool,
+    pub(crate) sets_cookie: bool,
     /// The request presented a token of the session.
-    pub proves: bool,
+    pub(crate) proves: bool,
     /// The time of the use.
-    pub now: Timestamp,
+    pub(crate) now: Timestamp,
 }
 
 impl Use {
     /// Records the use if the entry is a live session, and returns its metadata then.
-    pub fn apply_to<'a>(&self, entry: &'a mut Entry, policy: &Policy) -> Option<&'a Meta> {
+    pub(crate) fn apply_to<'a>(&self, entry: &'a mut Entry, policy: &Policy) -> Option<&'a Meta> {
         match entry {
             Entry::Live(Record { meta, .. }) if policy.is_alive(meta, self.now) => {
                 self.apply(meta, policy.rotation_grace);
@@ -35,7 +35,7 @@ impl Use {
 
     /// Records the use. A generation below the floor touches and proves nothing: its token may be in
     /// other hands than the cookie of the log-in or rotation that set the floor.
-    pub fn apply(&self, meta: &mut Meta, grace: Duration) {
+    pub(crate) fn apply(&self, meta: &mut Meta, grace: Duration) {
         meta.promote(self.generation, grace, self.now);
         let proves_anything = !meta.rotated_away(self.generation);
         meta.unproven &= !(self.proves && proves_anything);

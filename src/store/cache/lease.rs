@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 /// that none was missed. If that connection fails, time alone ends the lease. (Gray and Cheriton,
 /// "Leases: an efficient fault-tolerant mechanism for distributed file cache consistency", 1989.)
 #[derive(Debug)]
-pub struct Lease {
+pub(crate) struct Lease {
     base: Instant,
     /// Nanoseconds after `base`.
     until: AtomicU64,
@@ -54,23 +54,23 @@ impl Lease {
     }
 
     /// Extends the lease to `duration` after `known_at`; never shortens it.
-    pub fn prolong(&self, known_at: Instant, duration: Duration) {
+    pub(crate) fn prolong(&self, known_at: Instant, duration: Duration) {
         let until = self.nanos(known_at + duration);
         self.until.fetch_max(until, Ordering::AcqRel);
     }
 
     /// Ends the lease now.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         self.until.store(0, Ordering::Release);
     }
 
     /// Whether anybody has checked since the last time that this was asked.
-    pub fn was_wanted(&self) -> bool {
+    pub(crate) fn was_wanted(&self) -> bool {
         self.checked.swap(false, Ordering::Relaxed)
     }
 
     /// Completes when a check finds that the lease does not hold.
-    pub async fn wanted(&self) {
+    pub(crate) async fn wanted(&self) {
         self.wanted.notified().await;
     }
 

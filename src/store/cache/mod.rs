@@ -11,7 +11,7 @@ mod records;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-pub use self::lease::{Coherence, Lease};
+pub use self::lease::Coherence;
 pub use self::records::RecordCache;
 use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want};
 use crate::session::id::Id;

@@ -22,7 +22,7 @@ pub struct RecordCache {
     shards: Vec<Mutex<Shard>>,
     coherence: Coherence,
     /// Limits for how long records are served. Not used if the cache owns the records.
-    pub lease: Lease,
+    pub(crate) lease: Lease,
 }
 
 struct Shard {
@@ -125,7 +125,7 @@ impl RecordCache {
     }
 
     /// Drops a record that has changed or is about to.
-    pub fn invalidate(&self, id: Id) {
+    pub(crate) fn invalidate(&self, id: Id) {
         let mut shard = self.shard(id);
         shard.stamp += 1;
         shard.slots.remove(&id);
@@ -149,7 +149,7 @@ impl RecordCache {
     }
 
     /// Drops all records.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             shard.stamp += 1;
@@ -158,7 +158,7 @@ impl RecordCache {
     }
 
     /// Returns true if cached records may be served now.
-    pub fn is_served(&self) -> bool {
+    pub(crate) fn is_served(&self) -> bool {
         match self.coherence {
             Coherence::Owned => true,
             Coherence::Leased => self.lease.runs(),
@@ -166,7 +166,8 @@ impl RecordCache {
     }
 
     /// Returns the approximate size of all records, in bytes.
-    pub fn weight(&self) -> u64 {
+    #[cfg(test)]
+    pub(crate) fn weight(&self) -> u64 {
         let weight = |shard: &Mutex<Shard>| {
             shard.lock().unwrap_or_else(PoisonError::into_inner).slots.weight()
         };

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::directory::Fault;
-pub use self::directory::OpenError;
+pub(crate) use self::directory::OpenError;
 use self::index::Expired;
 use self::sessions::SessionFiles;
 use super::owned::{OwnedChange, OwnedWant};
@@ -41,7 +41,7 @@ const SWEEP_BATCH: usize = 256;
 
 /// The file store.
 #[derive(Debug)]
-pub struct Files {
+pub(crate) struct Files {
     timeout: Duration,
     sessions: Arc<SessionFiles>,
     readers: WorkerThreads<Job<SessionFiles>>,
@@ -52,7 +52,7 @@ pub struct Files {
 impl Files {
     /// Opens the directory, or creates it with mode 0700, and locks it for this process. Reads every
     /// file in it. Each later call has `timeout` to answer.
-    pub fn open(path: &Path, timeout: Duration) -> Result<Self, OpenError> {
+    pub(crate) fn open(path: &Path, timeout: Duration) -> Result<Self, OpenError> {
         let sessions = Arc::new(SessionFiles::open(path)?);
         let readers = (0..THREADS).map(|_| {
             let sessions = Arc::clone(&sessions);

@@ -25,7 +25,7 @@ use crate::time::Timestamp;
 ///
 /// [`Meta::unproven`]: crate::session::record::Meta::unproven
 #[derive(Debug)]
-pub struct Memory {
+pub(crate) struct Memory {
     max_bytes: usize,
     metrics: Metrics,
     held: Mutex<Held>,
@@ -44,11 +44,11 @@ const WARN_EVERY: Duration = Duration::from_mins(1);
 
 impl Memory {
     /// Default bound of the records' memory.
-    pub const DEFAULT_MAX_BYTES: usize = 512 * 1024 * 1024;
+    pub(crate) const DEFAULT_MAX_BYTES: usize = 512 * 1024 * 1024;
 
     /// Creates an empty store whose records take at most `max_bytes` of memory; above it, [`Error::Full`]. Memory
     /// and evictions are counted in `metrics`.
-    pub fn new(max_bytes: usize, metrics: Metrics) -> Self {
+    pub(crate) fn new(max_bytes: usize, metrics: Metrics) -> Self {
         Self { max_bytes, metrics, held: Mutex::default() }
     }
 

@@ -36,7 +36,7 @@ impl Deployment {
     /// Returns the same deployment for stores of a runtime that ends before the others. What is known about the
     /// servers is shared; connections and the announcements of sentinels are not.
     #[must_use]
-    pub fn apart(&self) -> Self {
+    pub(crate) fn apart(&self) -> Self {
         Self { servers: self.servers.apart(), ..self.clone() }
     }
 
@@ -47,7 +47,7 @@ impl Deployment {
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub fn follow(&self, tasks: &Tasks) {
+    pub(crate) fn follow(&self, tasks: &Tasks) {
         self.servers.follow(tasks);
     }
 }

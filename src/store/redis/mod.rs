@@ -34,7 +34,7 @@ use tokio::time::Instant;
 use self::calls::Answered;
 pub use self::deployment::Deployment;
 use self::fields::{FIELDS, Indexed, Unreadable};
-pub use self::survey::{Survey, SurveyError};
+pub(crate) use self::survey::{Survey, SurveyError};
 pub use self::tracking::{LEASE, track};
 use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want, encode};
 use crate::log::limited;

@@ -20,7 +20,7 @@ const PROBE_LASTS: Duration = Duration::from_secs(1);
 
 /// The result of a survey.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Survey {
+pub(crate) enum Survey {
     /// It keeps sessions, as far as it reports.
     Keeps,
     /// If its memory is full it evicts sessions, by this policy.
@@ -40,7 +40,11 @@ pub enum SurveyError {
 
 impl Deployment {
     /// Creates, changes, uses and removes a session, and asks for the eviction policy.
-    pub async fn survey(&self, policy: &Policy, now: Timestamp) -> Result<Survey, SurveyError> {
+    pub(crate) async fn survey(
+        &self,
+        policy: &Policy,
+        now: Timestamp,
+    ) -> Result<Survey, SurveyError> {
         let store = Redis::new(self, Tasks::new());
         if let Err(error) = store.probe(policy, now).await {
             let plain = store.probe_plainly().await.err();

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use self::database::{Check, Database, Identity};
 use self::fault::{Fault, Trouble};
-pub use self::schema::OpenError;
+pub(crate) use self::schema::OpenError;
 use self::writer::{Committer, Need, QueuedChange};
 use super::owned::{OwnedChange, OwnedWant};
 use super::worker_thread::{IoKind, Job, WorkerThreads};
@@ -41,7 +41,7 @@ const MAX_BATCH: usize = 256;
 
 /// The SQLite store.
 #[derive(Debug)]
-pub struct Sqlite {
+pub(crate) struct Sqlite {
     timeout: Duration,
     database: Arc<Database>,
     check: Check,
@@ -57,7 +57,7 @@ impl Sqlite {
     ///
     /// If the file is deleted or replaced while it is open, or damage is found in it, every call
     /// fails, and nothing that was acknowledged is lost by that.
-    pub fn open(path: &Path, timeout: Duration) -> Result<Self, OpenError> {
+    pub(crate) fn open(path: &Path, timeout: Duration) -> Result<Self, OpenError> {
         schema::make_file(path)?;
         let unknown = |source| OpenError::File { path: path.to_owned(), source };
         let identity = Identity::of(path).map_err(unknown)?;
