@@ -3,7 +3,7 @@
 
 use super::create::AddressLimit;
 use super::failure::Failure;
-use super::request::{Binding, State, TouchPolicy, draw_id};
+use super::request::{Binding, CookieOutcome, State, TouchPolicy, draw_id};
 use super::request_session::{RequestSession, Storage};
 use super::snapshot::{ChangeRequest, Snapshot};
 use crate::log::limited;
@@ -62,6 +62,16 @@ impl RequestSession {
         matches!(self.storage, Storage::Cookie(_))
     }
 
+    /// Returns what the request has last read of the session that it is bound to.
+    fn known<'a>(&'a self, state: &'a State, id: Id) -> Option<&'a Meta> {
+        let opened = match &self.request.outcome {
+            CookieOutcome::Session { id, meta, .. } => Some((*id, &**meta)),
+            _ => None,
+        };
+        let changed = state.session().zip(state.meta.as_ref());
+        changed.or(opened).filter(|(of, _)| *of == id).map(|(_, meta)| meta)
+    }
+
     async fn patch(
         &self,
         state: &State,
@@ -77,6 +87,7 @@ impl RequestSession {
             } else {
                 Tombstone::None
             },
+            known: self.known(state, id),
             ..request.to_change(authority, &self.shared)
         };
         calls.patch(id, change, request.want).await

@@ -119,8 +119,7 @@ impl World {
             }
             Transition::Rotate => (Patch { rotate: true, ..Patch::default() }, Tombstone::None),
             Transition::LogIn => {
-                let principal = Principal::new("ada");
-                (Patch { principal, ..Patch::default() }, Tombstone::None)
+                (Patch { principal: Principal::new("ada"), ..Patch::default() }, Tombstone::None)
             }
             Transition::Write => {
                 let op = Op::Increment(Key::new("n").expect("a key"), 1);
@@ -142,6 +141,7 @@ impl World {
             now: self.clock.now(),
             touches: true,
             tombstone,
+            known: None,
         };
         let _ = self.store.patch(self.id, change, Want::Meta).await.expect("answered");
     }

@@ -36,6 +36,7 @@ impl<'a> ChangeRequest<'a> {
             now: shared.clock.now(),
             touches: false,
             tombstone: Tombstone::None,
+            known: None,
         }
     }
 

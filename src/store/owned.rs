@@ -42,6 +42,7 @@ impl OwnedChange {
             now: self.now,
             touches: self.touches,
             tombstone: self.tombstone,
+            known: None,
         }
     }
 }

@@ -310,6 +310,7 @@ fn change<'a>(patch: &'a Patch, policy: &'a Policy) -> Change<'a> {
         now: Clock::System.now(),
         touches: true,
         tombstone: Tombstone::Leave,
+        known: None,
     }
 }
 

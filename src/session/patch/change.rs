@@ -23,6 +23,9 @@ pub struct Change<'a> {
     pub touches: bool,
     /// The tombstone of a session that the change destroys.
     pub tombstone: Tombstone,
+    /// The session as the caller read it. Others may have changed it since, so it decides nothing, but
+    /// may spare a store work.
+    pub known: Option<&'a Meta>,
 }
 
 /// The authority of a change.
@@ -186,6 +189,38 @@ impl Change<'_> {
         // A log-in or a requested rotation gives the session a cookie, and with it the usual lifetime.
         record.meta.withheld &= self.patch.principal.is_none() && !self.patch.rotate;
         Ok(record)
+    }
+
+    /// Returns the session as the change leaves it, but for its version and values, if the change affects only
+    /// those and the record of use, going by what the caller knows.
+    ///
+    /// It holds as long as the generation, the expiry and the time of the cookie are as the caller knows them, and
+    /// the last use is not later than the one returned: everything else changes with one of these.
+    pub fn foreseen(&self) -> Option<Meta> {
+        let known = self.known?;
+        let Patch {
+            if_version: None,
+            destroy: false,
+            ops: _,
+            expiry: None,
+            principal: None,
+            rotate: false,
+        } = self.patch
+        else {
+            return None;
+        };
+        let is_plain = self.condition.is_none()
+            && !known.withheld
+            && !known.unproven
+            // The last generation: a rotation does not change it.
+            && known.generation < u32::MAX
+            && self.policy.is_alive(known, self.now);
+        if !is_plain || self.admit(known) != Ok(Rotation::None) {
+            return None;
+        }
+        let mut meta = known.clone();
+        self.change_meta(&mut meta, Rotation::None);
+        self.policy.is_alive(&meta, self.now).then_some(meta)
     }
 
     fn live(&self, entry: Option<Entry>) -> Result<Record, Refusal> {

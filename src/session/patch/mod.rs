@@ -134,6 +134,18 @@ pub enum Condition {
 }
 
 impl Op {
+    /// Returns the key of the value that it changes; `None` if it changes several.
+    pub fn key(&self) -> Option<&Key> {
+        match self {
+            Self::Clear | Self::ClearUnless(_) => None,
+            Self::Set(key, _)
+            | Self::Default(key, _)
+            | Self::Remove(key)
+            | Self::Increment(key, _)
+            | Self::Append(key, _) => Some(key),
+        }
+    }
+
     fn apply(&self, meta: &Meta, values: &mut Values) -> Result<(), Refusal> {
         match self {
             Self::Clear => values.clear(),

@@ -1,5 +1,6 @@
 //! Random histories, played against a store and the model in parallel.
 
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -10,8 +11,8 @@ use proptest::test_runner::{Config, TestCaseError, TestCaseResult, TestRunner};
 use super::kit::{json, key, new_id, now, pages};
 use super::model::Model;
 use super::seed::{
-    AuthoritySeed, ConditionSeed, ExpirySeed, KEYS, Kind, PatchSeed, RecordSeed, SLOTS, Step,
-    UseSeed, WantSeed, any_policy, any_record, any_step,
+    AuthoritySeed, ConditionSeed, ExpirySeed, KEYS, Kind, KnownSeed, PatchSeed, RecordSeed, SLOTS,
+    Step, UseSeed, WantSeed, any_policy, any_record, any_step,
 };
 use super::{Fresh, runtime};
 use crate::session::id::Id;
@@ -55,6 +56,7 @@ async fn play(
         model: Model::new(policy, now() + Duration::from_mins(1)),
         ids: [(); SLOTS].map(|()| new_id()),
         keys: KEYS.map(key),
+        earlier: HashMap::new(),
     };
     for (at, step) in steps.enumerate() {
         let name = format!("step {at}: {step:?}");
@@ -71,6 +73,8 @@ struct Play<'a> {
     model: Model,
     ids: [Id; SLOTS],
     keys: [Key; KEYS.len()],
+    /// Sessions as they were once.
+    earlier: HashMap<Id, Meta>,
 }
 
 #[track_caller]
@@ -83,7 +87,13 @@ impl Play<'_> {
     async fn step(&mut self, step: Step) -> TestCaseResult {
         match step {
             Step::Create(slot, seed) => self.create(self.ids[slot], seed).await,
-            Step::Load(slot, want) => self.load(self.ids[slot], want).await,
+            Step::Load(slot, want) => {
+                let id = self.ids[slot];
+                if let Some(Entry::Live(record)) = self.model.entries.get(&id) {
+                    self.earlier.insert(id, record.meta.clone());
+                }
+                self.load(id, want).await
+            }
             Step::Patch(slot, seed, want) => self.patch(self.ids[slot], seed, want).await,
             Step::Use(slot, seed) => self.record_use(self.ids[slot], seed).await,
             Step::Remove(slot) => self.remove(self.ids[slot]).await,
@@ -118,6 +128,7 @@ impl Play<'_> {
             }
             Created::Done => {
                 prop_assert!(!exists, "overwritten");
+                self.earlier.insert(id, record.meta.clone());
                 self.model.insert(id, record);
             }
         }
@@ -153,6 +164,11 @@ impl Play<'_> {
         let (max_values, max_bytes) =
             seed.limits.unwrap_or((self.model.policy.max_values, self.model.policy.max_bytes));
         let policy = Policy { max_bytes, max_values, ..self.model.policy.clone() };
+        let known = match seed.known {
+            KnownSeed::Nothing => None,
+            KnownSeed::Current => Some(found.meta.clone()),
+            KnownSeed::Earlier => self.earlier.get(&id).cloned(),
+        };
         let change = Change {
             patch: &patch,
             condition: condition.as_ref(),
@@ -167,6 +183,7 @@ impl Play<'_> {
             now: self.model.now,
             touches: seed.touches,
             tombstone: seed.tombstone,
+            known: known.as_ref(),
         };
         let keys = self.keys.clone();
         let want = wanted(&keys, want);

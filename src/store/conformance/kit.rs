@@ -46,6 +46,7 @@ pub(crate) async fn patch(
         now: now(),
         touches: true,
         tombstone: Tombstone::Leave,
+        known: None,
     };
     store.patch(id, change, want).await
 }

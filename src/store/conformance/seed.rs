@@ -103,6 +103,17 @@ pub(super) struct PatchSeed {
     pub(super) limits: Option<(usize, usize)>,
     pub(super) touches: bool,
     pub(super) tombstone: Tombstone,
+    pub(super) known: KnownSeed,
+}
+
+/// What the caller of a change knows of the session.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum KnownSeed {
+    Nothing,
+    /// The session as it is.
+    Current,
+    /// The session as it was at its creation, or as a `Load` found it.
+    Earlier,
 }
 
 #[derive(Clone, Debug)]
@@ -242,10 +253,20 @@ fn any_patch() -> impl Strategy<Value = PatchSeed> {
         prop::option::weighted(0.15, (0_usize..4, 0_usize..60)),
         any::<bool>(),
         select(vec![Tombstone::Leave, Tombstone::None]),
+        select(vec![KnownSeed::Nothing, KnownSeed::Current, KnownSeed::Earlier]),
     )
-        .prop_map(|(version, kind, authority, condition, limits, touches, tombstone)| {
-            PatchSeed { version, kind, authority, condition, limits, touches, tombstone }
-        })
+        .prop_map(
+            |(version, kind, authority, condition, limits, touches, tombstone, known)| PatchSeed {
+                version,
+                kind,
+                authority,
+                condition,
+                limits,
+                touches,
+                tombstone,
+                known,
+            },
+        )
 }
 
 fn any_want() -> impl Strategy<Value = WantSeed> {

@@ -74,7 +74,7 @@ macro_rules! arguments {
 }
 
 arguments! {
-    /// The arguments with which both scripts begin. Times and durations are in milliseconds.
+    /// The arguments with which `use.lua` and `patch.lua` begin. Times and durations are in milliseconds.
     Common {
         now,
         idle_timeout,
@@ -132,30 +132,47 @@ arguments! {
     }
 }
 
-/// Writes the declaration of a script's arguments: locals, and where the rest of `ARGV` begins.
-pub(super) fn locals(more: &[&str]) -> String {
-    let names = Common::NAMES.iter().chain(more).map(|name| format!("arg_{name}"));
+arguments! {
+    /// The arguments of `values.lua`. The fields of the values, the names of the operations and their texts follow.
+    ValuesChange {
+        /// The generation, the time of the cookie, and the expiry, as the caller knows them.
+        known,
+        /// The last use, and the end of the record, after the change.
+        last_seen_at,
+        ends_at,
+        max_values,
+        max_bytes,
+        /// The operation on the value that is returned, from 1.
+        wanted,
+    }
+}
+
+/// Writes the declaration of a script's arguments: locals, and their number.
+pub(super) fn locals(names: &[&[&str]]) -> String {
+    let names = names.iter().copied().flatten().map(|name| format!("arg_{name}"));
     let names: Vec<String> = names.collect();
     let count = names.len();
     let names = names.join(", ");
-    format!("local {names} = unpack(ARGV, 1, {count})\nlocal FIRST_OP = {}\n", count + 1)
+    format!("local {names} = unpack(ARGV, 1, {count})\nlocal LAST_ARG = {count}\n")
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::{JSON, PATCH, PRELUDE, USE, VALUES};
     use super::*;
 
     /// A misspelled name would be a global variable, which is nil.
     #[test]
     fn scripts_use_declared_arguments() {
-        let prelude = include_str!("prelude.lua");
-        for (code, more) in
-            [(include_str!("use.lua"), Use::NAMES), (include_str!("patch.lua"), Patch::NAMES)]
-        {
-            let code = format!("{prelude}{code}");
+        let scripts: [(&[&[&str]], &[&str]); 3] = [
+            (&[Common::NAMES, Use::NAMES], &[PRELUDE, USE]),
+            (&[Common::NAMES, Patch::NAMES], &[PRELUDE, JSON, PATCH]),
+            (&[ValuesChange::NAMES], &[JSON, VALUES]),
+        ];
+        for (names, parts) in scripts {
+            let (names, code) = (names.concat(), parts.concat());
             let lines = code.lines().map(|line| line.split("--").next().unwrap());
             let code = lines.collect::<Vec<_>>().join("\n");
-            let names: Vec<&str> = Common::NAMES.iter().chain(more).copied().collect();
             let words = code.split(|c: char| !c.is_alphanumeric() && c != '_');
             let used: Vec<&str> =
                 words.clone().filter_map(|word| word.strip_prefix("arg_")).collect();
@@ -168,7 +185,7 @@ mod tests {
             let constants = words.filter(|word| {
                 word.len() > 2 && word.chars().all(|c| c.is_ascii_uppercase() || c == '_')
             });
-            for name in constants.filter(|name| !["KEYS", "ARGV", "FIRST_OP"].contains(name)) {
+            for name in constants.filter(|name| !["KEYS", "ARGV", "LAST_ARG"].contains(name)) {
                 let is_text = code.contains(&format!("'{name}'"));
                 assert!(
                     is_text || code.contains(&format!("local {name} ")),

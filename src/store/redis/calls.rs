@@ -5,14 +5,14 @@ use std::time::Duration;
 use redis::{Cmd, Value};
 
 use super::arguments;
-use super::fields::{Indexed, Unreadable, array, entry_of, instant, text};
+use super::fields::{Indexed, Unreadable, array, entry_of, instant, text, unreadable};
 use crate::session::json::Json;
 use crate::session::patch::{
     Applied, Authority, Change, Condition, ExpiryChange, Op, Patch, Refusal, Replicated, Rotation,
     Tombstone, Use,
 };
 use crate::session::policy::Policy;
-use crate::session::record::{Entry, Key, Principal};
+use crate::session::record::{Entry, Key, Meta, Principal, Record};
 use crate::store::{Want, encode};
 use crate::time::Timestamp;
 
@@ -84,7 +84,6 @@ pub(super) fn patch_arguments(
         Want::Before(key) => ("before", key.as_str()),
         Want::Values => ("values", ""),
     };
-    let bound = |bound: usize| i64::try_from(bound).unwrap_or(i64::MAX);
     let arguments = arguments::Patch {
         max_values: bound(policy.max_values).into(),
         max_bytes: bound(policy.max_bytes).into(),
@@ -109,17 +108,116 @@ pub(super) fn patch_arguments(
     }
 }
 
+/// A change that only affects values, and the record of use, of a session that the caller knows.
+pub(super) struct ValuesChange<'a> {
+    change: Change<'a>,
+    /// The session after the change, but for its version.
+    meta: Meta,
+    /// The operation on the value that is returned, from 1.
+    wanted: Option<usize>,
+    /// Whether its value before the change is returned too.
+    wants_before: bool,
+}
+
+impl<'a> ValuesChange<'a> {
+    /// Most operations of a change; more are no longer cheaper.
+    const MAX_OPS: usize = 16;
+
+    /// Returns the change as such a one, if it is.
+    pub(super) fn of(change: Change<'a>, want: Want<'_>) -> Option<Self> {
+        let ops = &change.patch.ops;
+        let is_distinct = |(at, op): (usize, &Op)| {
+            op.key().is_some() && ops.iter().skip(at + 1).all(|other| other.key() != op.key())
+        };
+        if ops.len() > Self::MAX_OPS || !ops.iter().enumerate().all(is_distinct) {
+            return None;
+        }
+        let place = |key| ops.iter().position(|op| op.key() == Some(key)).map(|at| at + 1);
+        let (wanted, wants_before) = match want {
+            Want::Meta => (None, false),
+            Want::Value(key) => (Some(place(key)?), false),
+            Want::Before(key) => (Some(place(key)?), true),
+            Want::Values => return None,
+        };
+        Some(Self { change, meta: change.foreseen()?, wanted, wants_before })
+    }
+
+    /// Adds the arguments of `values.lua`.
+    pub(super) fn add_to(&self, command: &mut Cmd) {
+        let (Change { patch, policy, .. }, meta) = (self.change, &self.meta);
+        let expiry = meta.expiry.map(encode::expiry).unwrap_or_default();
+        let arguments = arguments::ValuesChange {
+            known: format!("{} {} {expiry}", meta.generation, meta.cookie_set_at.as_millis())
+                .into(),
+            last_seen_at: meta.last_seen_at.as_millis().into(),
+            ends_at: policy.ends_at(meta).as_millis().into(),
+            max_values: bound(policy.max_values).into(),
+            max_bytes: bound(policy.max_bytes).into(),
+            wanted: self.wanted.map(bound).into(),
+        };
+        arguments.add_to(command);
+        for key in patch.ops.iter().filter_map(Op::key) {
+            command.arg(encode::field_of(key));
+        }
+        for op in &patch.ops {
+            command.arg(name_of(op));
+        }
+        for op in &patch.ops {
+            text_argument(command, op);
+        }
+    }
+
+    /// Reads the reply of `values.lua`: `None` if it has changed nothing.
+    pub(super) fn applied(self, parts: &[Value]) -> Result<Option<Applied>, Unreadable> {
+        let (version, before, after) = match parts {
+            [] => return Ok(None),
+            [version] => (version, None, None),
+            [version, before, after] => (version, text(before)?, text(after)?),
+            _ => return Err(Unreadable),
+        };
+        let version = text(version)?.ok_or(Unreadable)?.parse().map_err(unreadable)?;
+        let meta = Meta { version, ..self.meta };
+        let op = self.wanted.and_then(|wanted| self.change.patch.ops.get(wanted - 1));
+        let key = op.and_then(Op::key);
+        let values = key.zip(after).map(|(key, text)| (key.clone(), Json::trusted(text)));
+        let record = Record { meta, values: values.into_iter().collect() };
+        Ok(Some(Applied {
+            entry: Some(Entry::Live(record.clone())),
+            record,
+            rotation: Rotation::None,
+            expiry_changed: false,
+            before: before.filter(|_| self.wants_before).map(Json::trusted),
+            replicated: Replicated::NotAsked,
+        }))
+    }
+}
+
+fn bound(bound: usize) -> i64 {
+    i64::try_from(bound).unwrap_or(i64::MAX)
+}
+
 fn op_arguments(command: &mut Cmd, op: &Op) {
-    let (name, on) = match op {
-        Op::Clear => ("clear", ""),
-        Op::ClearUnless(principal) => ("clear_unless", principal.as_str()),
-        Op::Set(key, _) => ("set", key.as_str()),
-        Op::Default(key, _) => ("default", key.as_str()),
-        Op::Remove(key) => ("remove", key.as_str()),
-        Op::Increment(key, _) => ("increment", key.as_str()),
-        Op::Append(key, _) => ("append", key.as_str()),
+    let on = match op {
+        Op::ClearUnless(principal) => principal.as_str(),
+        op => op.key().map_or("", Key::as_str),
     };
-    command.arg(name).arg(on);
+    command.arg(name_of(op)).arg(on);
+    text_argument(command, op);
+}
+
+fn name_of(op: &Op) -> &'static str {
+    match op {
+        Op::Clear => "clear",
+        Op::ClearUnless(_) => "clear_unless",
+        Op::Set(..) => "set",
+        Op::Default(..) => "default",
+        Op::Remove(_) => "remove",
+        Op::Increment(..) => "increment",
+        Op::Append(..) => "append",
+    }
+}
+
+fn text_argument(command: &mut Cmd, op: &Op) {
     match op {
         Op::Clear | Op::ClearUnless(_) | Op::Remove(_) => command.arg(""),
         Op::Set(_, text) | Op::Default(_, text) | Op::Append(_, text) => command.arg(text.as_str()),
@@ -176,10 +274,7 @@ pub(super) fn patched(
 fn refusal(why: Option<&str>, op: i64, patch: &Patch) -> Result<Refusal, Unreadable> {
     let key = || {
         let op = usize::try_from(op).ok().and_then(|op| patch.ops.get(op));
-        match op {
-            Some(Op::Increment(key, _) | Op::Append(key, _)) => Ok(key.clone()),
-            _ => Err(Unreadable),
-        }
+        op.and_then(Op::key).cloned().ok_or(Unreadable)
     };
     Ok(match why {
         Some("gone") => Refusal::Gone,

@@ -98,15 +98,17 @@ pub(super) fn names(answer: &Value, id: Id) -> bool {
     }
 }
 
+/// Returns what follows the key in a script's reply; `None` if the key is another one.
+pub(super) fn parts_about<'a>(answer: &'a Value, key: &str) -> Option<&'a [Value]> {
+    let Value::Array(parts) = answer else { return None };
+    let (name, parts) = parts.split_first()?;
+    text(name).is_ok_and(|name| name == Some(key)).then_some(parts)
+}
+
 /// Reads the count next to the key in a script's reply; `None` if the key is another one.
 pub(super) fn count_of(answer: &Value, key: &str) -> Option<i64> {
-    match answer {
-        Value::Array(parts) => match parts.as_slice() {
-            [name, Value::Int(count)] if text(name).is_ok_and(|name| name == Some(key)) => {
-                Some(*count)
-            }
-            _ => None,
-        },
+    match parts_about(answer, key)? {
+        [Value::Int(count)] => Some(*count),
         _ => None,
     }
 }

@@ -31,7 +31,8 @@ use std::time::Duration;
 use redis::{Cmd, Value, cmd};
 use tokio::time::Instant;
 
-use self::calls::Answered;
+use self::arguments::Common;
+use self::calls::{Answered, ValuesChange};
 pub use self::deployment::Deployment;
 use self::fields::{FIELDS, Indexed, Unreadable};
 pub(crate) use self::survey::{Survey, SurveyError};
@@ -70,10 +71,18 @@ pub struct Redis {
 struct Scripts {
     create: Script,
     patch: Script,
+    values: Script,
     record_use: Script,
     remove: Script,
     index: Script,
 }
+
+/// The parts of the scripts that change a session.
+const PRELUDE: &str = include_str!("prelude.lua");
+const JSON: &str = include_str!("json.lua");
+const PATCH: &str = include_str!("patch.lua");
+const USE: &str = include_str!("use.lua");
+const VALUES: &str = include_str!("values.lua");
 
 /// The index was never ready for the record, within [`ATTEMPTS`].
 #[derive(Debug, thiserror::Error)]
@@ -107,8 +116,9 @@ impl Redis {
             notices: deployment.servers.notices(),
             scripts: Scripts {
                 create: Script::new(include_str!("create.lua")),
-                patch: script(arguments::Patch::NAMES, include_str!("patch.lua")),
-                record_use: script(arguments::Use::NAMES, include_str!("use.lua")),
+                patch: script(&[Common::NAMES, arguments::Patch::NAMES], &[PRELUDE, JSON, PATCH]),
+                record_use: script(&[Common::NAMES, arguments::Use::NAMES], &[PRELUDE, USE]),
+                values: script(&[arguments::ValuesChange::NAMES], &[JSON, VALUES]),
                 remove: Script::new(include_str!("remove.lua")),
                 index: Script::new(include_str!("index.lua")),
             },
@@ -236,8 +246,13 @@ impl Redis {
         want: Want<'_>,
     ) -> Result<Result<Applied, Refusal>, Error> {
         let deadline = self.deadline();
-        let script = &self.scripts.patch;
         let key = self.key(id);
+        if let Some(values) = ValuesChange::of(change, want)
+            && let Some(applied) = self.change_values(id, &key, values, deadline).await?
+        {
+            return Ok(Ok(applied));
+        }
+        let script = &self.scripts.patch;
         let mode =
             if change.patch.only_destroys() { self.destroy_mode(&key) } else { CallMode::Shared };
         let mut indexed = None;
@@ -265,6 +280,30 @@ impl Redis {
             }
         }
         Err(Error::Unavailable(Unsettled.into()))
+    }
+
+    /// Makes a change that [`ValuesChange`] covers; `None` if nothing has changed, because `patch.lua` decides.
+    async fn change_values(
+        &self,
+        id: Id,
+        key: &str,
+        values: ValuesChange<'_>,
+        deadline: Instant,
+    ) -> Result<Option<Applied>, Error> {
+        let script = &self.scripts.values;
+        let mut command = script.on(key);
+        values.add_to(&mut command);
+        let reply = self.write(script, key, &command, CallMode::Shared, deadline).await;
+        let answer = reply.map_err(error::of_write)?.value;
+        let Some(parts) = fields::parts_about(&answer, key) else {
+            return Err(self.crossed(id).of_write());
+        };
+        let applied = values.applied(parts)?;
+        // A script that changes nothing shows nothing of what the server accepts.
+        if applied.is_some() {
+            self.notices.taken();
+        }
+        Ok(applied)
     }
 
     async fn write_use(&self, id: Id, used: Use, policy: &Policy) -> Result<Option<Entry>, Error> {
@@ -332,10 +371,9 @@ fn guess(change: Change<'_>) -> Option<Indexed> {
     Some(Indexed { principal, until: change.policy.ends_at(&meta) })
 }
 
-/// Makes a script that changes a session.
-fn script(arguments: &[&str], code: &str) -> Script {
-    let locals = arguments::locals(arguments);
-    Script::new(format!("{locals}{}{code}", include_str!("prelude.lua")))
+/// Makes a script that changes a session: the declaration of its arguments, and its parts.
+fn script(arguments: &[&[&str]], parts: &[&str]) -> Script {
+    Script::new(arguments::locals(arguments) + &parts.concat())
 }
 
 fn hmget(key: &str) -> Cmd {

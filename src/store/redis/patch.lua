@@ -68,34 +68,6 @@ local function clear()
   work, cleared, count, bytes = {}, true, 0, 0
 end
 
--- Json::as_integer
-local function is_integer(text)
-  local sign, digits = string.match(text, '^(%-?)([1-9]%d*)$')
-  if not digits then
-    return text == '0'
-  end
-  local edge = sign == '-' and '9223372036854775808' or '9223372036854775807'
-  return #digits < #edge or (#digits == #edge and digits <= edge)
-end
-
--- Returns the sum as text, or false if it does not fit. Redis adds, in a temporary field.
-local function sum(text, by)
-  redis.call('HSET', key, '+', text)
-  local added = redis.pcall('HINCRBY', key, '+', by)
-  local total = type(added) == 'number' and redis.call('HGET', key, '+')
-  redis.call('HDEL', key, '+')
-  return total
-end
-
--- Json::appended
-local function appended(array, element)
-  if string.sub(array, 1, 1) ~= '[' then
-    return false
-  end
-  local comma = array == '[]' and '' or ','
-  return string.sub(array, 1, -2) .. comma .. element .. ']'
-end
-
 -- Op::apply; returns the refusal, if any.
 local ops = {
   clear = clear,
@@ -148,10 +120,10 @@ elseif arg_condition == 'tagged' then
 end
 local value_before = arg_want == 'before' and value(arg_want_key)
 
-for at = FIRST_OP, #ARGV, 3 do
+for at = LAST_ARG + 1, #ARGV, 3 do
   local why = ops[ARGV[at]](ARGV[at + 1], ARGV[at + 2])
   if why then
-    return refused(why, (at - FIRST_OP) / 3)
+    return refused(why, (at - LAST_ARG - 1) / 3)
   end
 end
 if count > math.max(tonumber(arg_max_values), tonumber(before.n)) then
@@ -159,16 +131,6 @@ if count > math.max(tonumber(arg_max_values), tonumber(before.n)) then
 end
 if bytes > math.max(tonumber(arg_max_bytes), tonumber(before.b)) then
   return refused('too large')
-end
-
--- Returns the next number of 64 bits; 0 follows the last one.
-local function next_version(version)
-  if version == '18446744073709551615' then
-    return '0'
-  end
-  local head, last, nines = string.match(version, '^(%d-)([0-8]?)(9*)$')
-  local up = last == '' and '1' or string.char(string.byte(last) + 1)
-  return head .. up .. string.rep('0', #nines)
 end
 
 -- Change::change_meta

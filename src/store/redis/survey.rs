@@ -73,6 +73,7 @@ impl Redis {
             now,
             touches: true,
             tombstone: Tombstone::None,
+            known: None,
         };
         // The result does not matter: by another clock the session may have expired.
         let _ = self.change(id, change, Want::Values).await?;

@@ -25,13 +25,13 @@ pub(super) async fn sent(store: &Redis) -> Vec<String> {
 }
 
 /// Returns the number of scripts that were run since the last call of [`sent`].
-async fn scripts_sent(store: &Redis) -> String {
+pub(super) async fn scripts_sent(store: &Redis) -> String {
     let sent = sent(store).await.into_iter();
     sent.filter(|calls| calls.ends_with("evalsha")).collect()
 }
 
 /// Returns a store whose scripts are loaded.
-async fn warm(server: &RedisServer) -> Redis {
+pub(super) async fn warm(server: &RedisServer) -> Redis {
     let store = store_on(server);
     let id = create(&store, &record_of_ada(now())).await;
     apply(&store, id, &increment(1), Want::Meta).await;

@@ -11,6 +11,7 @@ mod keys;
 mod older;
 mod records;
 mod topologies;
+mod values;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

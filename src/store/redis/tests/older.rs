@@ -31,7 +31,7 @@ fn known(command: &Cmd) -> Vec<Vec<u8>> {
     arguments
 }
 
-async fn older_use(store: &Redis, id: Id, used: Use) {
+pub(super) async fn older_use(store: &Redis, id: Id, used: Use) {
     let mut command = Cmd::new();
     calls::use_arguments(&mut command, used, &POLICY, None);
     let mut arguments = known(&command);
@@ -39,7 +39,13 @@ async fn older_use(store: &Redis, id: Id, used: Use) {
     older(store, id, USE, &arguments).await;
 }
 
-async fn older_patch(store: &Redis, id: Id, patch: &Patch, at: Timestamp, touches: bool) {
+pub(super) async fn older_patch(
+    store: &Redis,
+    id: Id,
+    patch: &Patch,
+    at: Timestamp,
+    touches: bool,
+) {
     let change = Change {
         patch,
         condition: None,
@@ -48,6 +54,7 @@ async fn older_patch(store: &Redis, id: Id, patch: &Patch, at: Timestamp, touche
         now: at,
         touches,
         tombstone: Tombstone::None,
+        known: None,
     };
     let mut command = Cmd::new();
     calls::patch_arguments(&mut command, change, Want::Values, None);

@@ -1,0 +1,101 @@
+//! Changes of values of a session that the caller knows: `values.lua`.
+
+use super::commands::{scripts_sent, sent, warm};
+use super::older::{older_patch, older_use};
+use super::*;
+
+/// Applies a patch of a request that has read the session as `known`.
+async fn change(
+    store: &Redis,
+    id: Id,
+    patch: &Patch,
+    known: &Meta,
+    now: Timestamp,
+) -> Result<Applied, Refusal> {
+    let change = Change {
+        patch,
+        condition: None,
+        authority: Authority::Request(known.generation),
+        policy: &POLICY,
+        now,
+        touches: true,
+        tombstone: Tombstone::None,
+        known: Some(known),
+    };
+    store.change(id, change, Want::Value(&key("n"))).await.expect("a reply")
+}
+
+async fn load(store: &Redis, id: Id) -> Record {
+    let entry = store.load(id, Want::Value(&key("n"))).await.expect("loaded");
+    entry.and_then(Entry::into_live).expect("a session")
+}
+
+#[test]
+fn known_session_takes_one_short_script() {
+    needs!("redis-server");
+    let server = RedisServer::start(&[]);
+    runtime().block_on(async {
+        let store = warm(&server).await;
+        for one in [record(now(), Values::new()), record_of_ada(now())] {
+            let id = create(&store, &one).await;
+            change(&store, id, &increment(1), &one.meta, now()).await.expect("applied");
+            sent(&store).await;
+            let applied = change(&store, id, &increment(1), &one.meta, now()).await;
+            assert_eq!(applied.expect("applied").record, load(&store, id).await);
+            // One of the two is the load.
+            assert_eq!(sent(&store).await, ["1 evalsha", "2 hmget"]);
+        }
+    });
+}
+
+#[test]
+fn unknown_changes_take_the_long_script() {
+    needs!("redis-server");
+    let server = RedisServer::start(&[]);
+    runtime().block_on(async {
+        let store = warm(&server).await;
+        let one = record(now(), Values::new());
+        let id = create(&store, &one).await;
+        change(&store, id, &increment(1), &one.meta, now()).await.expect("applied");
+        let longer = ExpiryChange::Own(crate::session::record::Expiry::Idle(POLICY.idle_timeout));
+        apply(&store, id, &Patch { expiry: Some(longer), ..Patch::default() }, Want::Meta).await;
+        sent(&store).await;
+        let applied = change(&store, id, &increment(1), &one.meta, now()).await;
+        assert_eq!(applied.expect("applied").record, load(&store, id).await);
+        assert_eq!(scripts_sent(&store).await, "2 evalsha");
+        apply(&store, id, &Patch { rotate: true, ..Patch::default() }, Want::Meta).await;
+        let refused = change(&store, id, &increment(1), &one.meta, now()).await;
+        assert_eq!(refused.expect_err("refused"), Refusal::Rotated);
+        store.remove(id).await.expect("removed");
+        let refused = change(&store, id, &increment(1), &one.meta, now()).await;
+        assert_eq!(refused.expect_err("refused"), Refusal::Gone);
+    });
+}
+
+#[test]
+fn older_instances_change_known_sessions() {
+    needs!("redis-server");
+    let server = RedisServer::start(&[]);
+    let store = store_on(&server);
+    runtime().block_on(async {
+        let begin = now();
+        let one = record(begin, Values::new());
+        let id = create(&store, &one).await;
+        for round in 1..=4 {
+            let at = begin + Duration::from_mins(round);
+            older_patch(&store, id, &increment(1), at, true).await;
+            older_use(&store, id, touch(at)).await;
+            if round == 3 {
+                older_use(&store, id, Use { generation: 2, ..touch(at) }).await;
+            }
+            let applied = change(&store, id, &increment(1), &one.meta, at).await.expect("applied");
+            let found = load(&store, id).await;
+            assert_eq!(applied.record, found);
+            assert_eq!(found.values.get(&key("n")), Some(&json(&(2 * round).to_string())));
+            assert_eq!(found.meta.last_seen_at, at);
+            assert_eq!(found.meta.version, one.meta.version + 2 * round);
+            let ends = number(&store, &["PEXPIRETIME", &store.key(id)]).await;
+            assert_eq!(ends, POLICY.ends_at(&found.meta).as_millis());
+        }
+    });
+}
