@@ -13,7 +13,6 @@ use zeroize::{Zeroize as _, Zeroizing};
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Wraps a text.
     pub(crate) fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }

@@ -47,7 +47,6 @@ impl Config {
         if self.tls.is_some() { Scheme::Https } else { Scheme::Http }
     }
 
-    /// The default prefix.
     pub(crate) const DEFAULT_PREFIX: &str = "/_session";
 }
 

@@ -33,7 +33,6 @@ pub(super) struct Operation<C: 'static> {
 /// The contract of an operation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spec {
-    /// The `operationId`.
     pub(super) id: &'static str,
     pub(super) summary: &'static str,
     pub(super) effect: Effect,

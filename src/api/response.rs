@@ -70,7 +70,6 @@ pub(super) fn value_as_text(value: &Json) -> Response<Body> {
     tagged_by_value(text(value.as_string().unwrap_or_else(|| value.to_string())), value)
 }
 
-/// Returns plain text.
 pub(super) fn text(text: String) -> Response<Body> {
     respond(StatusCode::OK, Some("text/plain; charset=utf-8"), text.into())
 }

@@ -97,7 +97,6 @@ fn services(
     (Proxy::new(site, sessions.opener(), tasks.public.clone(), tracer), api)
 }
 
-/// A running worker.
 pub(super) struct Worker {
     thread: JoinHandle<()>,
     stop: oneshot::Sender<()>,

@@ -114,7 +114,6 @@ impl IdleTimeout {
         }
     }
 
-    /// Records a frame.
     pub(super) fn record_frame(&mut self, bytes: usize) {
         let waited = self.waiting.take().map_or(Duration::ZERO, |since| since.elapsed());
         self.remaining = match self.min_rate {

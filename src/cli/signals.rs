@@ -26,7 +26,6 @@ pub(super) enum SignalRequest {
 }
 
 impl Signals {
-    /// Installs the handlers.
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self { terminate: TerminateSignals::new()?, hangup: signal(SignalKind::hangup())? })
     }
@@ -42,7 +41,6 @@ impl Signals {
 }
 
 impl TerminateSignals {
-    /// Installs the handlers.
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,

@@ -16,7 +16,6 @@ use crate::body::{Body, End};
 /// Bytes of a response's body that are buffered, so that its connection is free while the client is slow.
 const BUFFERED_BYTES: u64 = 2048;
 
-/// Outcome of an attempt.
 pub(super) enum Attempt {
     Response(Response<Body>),
     /// Nothing of the request was written.

@@ -70,7 +70,6 @@ impl Error {
         Self::with(ErrorKind::Response, error)
     }
 
-    /// Returns the kind.
     pub(crate) fn kind(&self) -> ErrorKind {
         self.kind
     }

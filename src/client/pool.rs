@@ -108,7 +108,6 @@ impl Pool {
         }))
     }
 
-    /// Returns the upstream.
     pub(crate) fn target(&self) -> &Target {
         &self.0.target
     }

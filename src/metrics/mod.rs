@@ -237,7 +237,6 @@ impl Metrics {
         self.0.api_requests.count(status);
     }
 
-    /// Counts an event.
     pub(crate) fn event(&self, event: Event) {
         self.events(event, 1);
     }

@@ -14,7 +14,6 @@ use rustls::{CertificateError, RootCertStore};
 pub struct Identity {
     /// The certificate, followed by its intermediates.
     pub(crate) certificate: PathBuf,
-    /// The private key.
     pub(crate) key: PathBuf,
 }
 

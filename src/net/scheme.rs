@@ -19,7 +19,6 @@ impl Scheme {
         }
     }
 
-    /// Returns the default port.
     pub(crate) fn default_port(self) -> u16 {
         match self {
             Self::Http => 80,

@@ -46,7 +46,6 @@ const REFRESH_TIMEOUT: Duration = Duration::from_millis(300);
 /// Name in the log of a cluster without a map.
 const WHOLE: &str = "the cluster's slot map";
 
-/// A cluster.
 pub(crate) struct Cluster {
     me: Weak<Self>,
     dialer: Arc<Dialer>,

@@ -8,7 +8,6 @@ use crate::secret::Secret;
 /// How to reach the servers of a deployment.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
-    /// The servers.
     pub(crate) topology: Topology,
     /// The user of the access list; `None` is the default user.
     pub(crate) user: Option<String>,
@@ -69,16 +68,13 @@ pub enum Password {
 pub struct Tls {
     /// The CA certificates to trust, in PEM; `None` for those of the system.
     pub(crate) ca: Option<PathBuf>,
-    /// The client certificate.
     pub(crate) client: Option<ClientCertificate>,
 }
 
 /// A certificate and its key, in PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ClientCertificate {
-    /// The certificate chain.
     pub(crate) certificate: PathBuf,
-    /// Its key.
     pub(crate) key: PathBuf,
 }
 

@@ -6,7 +6,6 @@ use redis::{Value, from_redis_value};
 
 use super::config::Address;
 
-/// Number of slots.
 pub(crate) const SLOTS: u16 = 16384;
 
 /// Returns the slot of a key: CRC-16 (XMODEM) of its hash tag, or of the whole key without one (Redis cluster

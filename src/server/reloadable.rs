@@ -14,7 +14,6 @@ use crate::body::Body;
 pub(crate) struct Reloadable<H>(ArcSwap<H>);
 
 impl<H> Reloadable<H> {
-    /// Starts with `handler`.
     pub(crate) fn new(handler: H) -> Self {
         Self(ArcSwap::from_pointee(handler))
     }

@@ -186,7 +186,6 @@ impl ConnectionState {
         }
     }
 
-    /// Records a completed flush.
     pub(super) fn record_flush(&self) {
         self.record_write();
         self.flushes.fetch_add(1, ORDERING);

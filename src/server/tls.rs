@@ -61,7 +61,6 @@ pub(super) enum NegotiatedProtocol {
     Http2,
 }
 
-/// Result of a handshake.
 pub(super) struct Handshake {
     pub(super) protocol: NegotiatedProtocol,
     /// `None` if the client sent no server name.

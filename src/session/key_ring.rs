@@ -142,7 +142,6 @@ impl fmt::Debug for KeyRing {
 }
 
 impl Fingerprint {
-    /// The number of bytes.
     pub(crate) const BYTES: usize = 8;
 
     /// Returns its bytes.

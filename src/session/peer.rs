@@ -30,11 +30,8 @@ impl Instance {
 pub(crate) struct PeerCall<'a> {
     /// The request token, as text.
     pub(crate) token: &'a [u8],
-    /// The method.
     pub(crate) method: &'a str,
-    /// The path and query.
     pub(crate) target: &'a str,
-    /// The body.
     pub(crate) body: &'a [u8],
 }
 
@@ -49,7 +46,6 @@ pub(crate) struct PeerSignature {
 const ALLOWANCE: Duration = Duration::from_mins(1);
 
 impl PeerCall<'_> {
-    /// Signs the call.
     pub(crate) fn sign(&self, ring: &KeyRing, now: Timestamp) -> PeerSignature {
         let signed_at = now.as_millis().to_be_bytes();
         let digest = digest(&SHA256, self.body);

@@ -59,7 +59,6 @@ pub struct Meta {
     pub(crate) login_at: Option<Timestamp>,
     /// The principal that the session is logged in as.
     pub(crate) principal: Option<Principal>,
-    /// When it was created.
     pub(crate) created_at: Timestamp,
     /// When it was last used: a touch, or a patch that counts as use.
     pub(crate) last_seen_at: Timestamp,
@@ -115,7 +114,6 @@ impl Key {
         (1..=Self::MAX_BYTES).contains(&text.len()).then(|| Self(text.into()))
     }
 
-    /// Returns the text.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
@@ -150,7 +148,6 @@ impl Principal {
         (text.trim().len() == text.len()).then(|| Self::new(text)).flatten()
     }
 
-    /// Returns the text.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }

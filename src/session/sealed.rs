@@ -25,9 +25,7 @@ use crate::time::Timestamp;
 /// A session in a cookie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sealed {
-    /// Its id.
     pub(crate) id: Id,
-    /// The whole record.
     pub(crate) record: Record,
 }
 

@@ -16,7 +16,6 @@ use crate::time::Timestamp;
 /// The token in the cookie: a session, and the generation of the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CookieToken {
-    /// The session.
     pub(crate) id: Id,
     /// The generation. The record decides whether it still opens the session.
     pub(crate) generation: u32,
@@ -64,7 +63,6 @@ pub struct RequestToken {
     pub(crate) bound: Bound,
     /// Its changes touch the session.
     pub(crate) touches: bool,
-    /// When it was forwarded.
     pub(crate) forwarded_at: Timestamp,
 }
 

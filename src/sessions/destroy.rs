@@ -7,7 +7,6 @@ use crate::session::patch::{Patch, Refusal};
 use crate::store::Want;
 
 impl RequestSession {
-    /// Destroys the session.
     pub(crate) async fn destroy(&self) -> Result<Destroyed, Failure> {
         let patch = Patch { destroy: true, ..Patch::default() };
         Ok(Destroyed::by(&self.apply(ChangeRequest::new(&patch)).await?))

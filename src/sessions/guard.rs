@@ -15,7 +15,6 @@ impl RequestGuard {
         Self(session)
     }
 
-    /// Returns the request's session.
     pub(crate) fn session(&self) -> &RequestSession {
         &self.0
     }

@@ -35,7 +35,6 @@ pub(super) struct BoundSession {
 }
 
 impl RemoteSession {
-    /// Reads the session.
     pub(crate) async fn read(&self, want: Want<'_>) -> Result<Snapshot, Failure> {
         let BoundSession { store, id, generation } = self.bound()?;
         let suffices = |meta: &Meta| meta.suffices_for(*generation);

@@ -12,7 +12,6 @@ use crate::redis::config::{self as redis, Password, Tls, Topology};
 /// The settings of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
-    /// The kind of store.
     pub(crate) backend: StoreKind,
     /// The deadline of a call: above zero, at most a minute.
     pub(crate) timeout: Duration,

@@ -127,9 +127,7 @@ pub enum KnownKeys {
 /// A session key that every instance has which started since a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownKey {
-    /// Its fingerprint.
     pub(crate) fingerprint: Fingerprint,
-    /// The time.
     pub(crate) since: Timestamp,
 }
 
@@ -223,7 +221,6 @@ pub enum Created {
 /// A page of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
-    /// The sessions.
     pub(crate) sessions: Vec<(Id, Meta)>,
     /// Records that cannot be read.
     pub(crate) unreadable: Vec<Id>,

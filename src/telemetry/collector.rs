@@ -11,7 +11,6 @@ use crate::client::{InvalidTarget, Target};
 /// The base URL of a collector, e.g. `http://127.0.0.1:4318` or `https://host/prefix`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Collector {
-    /// The server.
     pub(crate) target: Target,
     /// The path without a trailing slash.
     prefix: String,

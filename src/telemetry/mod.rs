@@ -27,9 +27,7 @@ use span::Resource;
 /// Settings of the export of spans.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Config {
-    /// The collector.
     pub(crate) collector: Collector,
-    /// TLS to the collector.
     pub(crate) tls: TlsConfig,
     /// Headers of each export, e.g. an API key.
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,

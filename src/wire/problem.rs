@@ -36,7 +36,6 @@ impl Problem {
         u64::try_from(millis.div_ceil(1000)).unwrap_or(u64::MAX).max(1)
     }
 
-    /// Returns the JSON text.
     pub(crate) fn json(&self) -> String {
         let object = ProblemObject {
             r#type: "about:blank",

@@ -92,7 +92,6 @@ impl<'a> View<'a> {
         SessionObject { current, ..self.object() }
     }
 
-    /// Returns the expiry object.
     pub(crate) fn expiry(&self) -> ExpiryObject {
         let Some((_, meta)) = self.session else {
             return ExpiryObject {

@@ -38,12 +38,10 @@ impl Json {
         Self(text.into())
     }
 
-    /// Creates a string.
     pub(crate) fn string(text: &str) -> Self {
         Self::trusted(serde_json::Value::from(text).to_string())
     }
 
-    /// Creates an integer.
     pub(crate) fn integer(number: i64) -> Self {
         Self::trusted(number.to_string())
     }

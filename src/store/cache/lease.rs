@@ -59,7 +59,6 @@ impl Lease {
         self.until.fetch_max(until, Ordering::AcqRel);
     }
 
-    /// Ends the lease now.
     pub(crate) fn end(&self) {
         self.until.store(0, Ordering::Release);
     }

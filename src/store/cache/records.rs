@@ -148,7 +148,6 @@ impl RecordCache {
         }
     }
 
-    /// Drops all records.
     pub(crate) fn clear(&self) {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
