@@ -54,6 +54,7 @@ impl ShutdownPhases {
         let deadline = Instant::now() + timeout;
         let public = self.public.drained(timeout).await;
         let remaining = deadline.saturating_duration_since(Instant::now());
+        // In this order, so that the second drain is awaited even if the first was not in time.
         self.inner.drained(remaining).await && public
     }
 }

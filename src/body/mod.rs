@@ -220,6 +220,7 @@ impl Body {
         {
             remainder(incoming);
         }
+        // Dropping the receiver reports the end to the handle.
         self.interrupt = None;
         if let Some(idle) = self.idle.take() {
             idle.finish();
@@ -233,6 +234,7 @@ impl Body {
         let Some(interrupt) = &mut self.interrupt else { return Poll::Pending };
         let interrupted = std::task::ready!(Pin::new(interrupt).poll(cx));
         self.interrupt = None;
+        // An error means that the handle was dropped: the body is no longer interruptible.
         if interrupted.is_ok() { Poll::Ready(()) } else { Poll::Pending }
     }
 

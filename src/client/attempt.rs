@@ -100,6 +100,7 @@ fn switch_protocols(
             Attempt::Response(response.map(|_nothing| Body::empty()))
         }
         Upgrade::None => {
+            // RFC 9110, section 7.8, allows only a protocol that the request has named.
             let cause = "the upstream switched protocols without being asked to";
             Attempt::Failed(Error::with(ErrorKind::Response, cause))
         }
@@ -108,6 +109,7 @@ fn switch_protocols(
 
 fn failed(connection: &Connection, error: hyper::Error) -> Attempt {
     let error = Error::of_exchange(error);
+    // Only before the first byte of a response may the request be sent again; see `retry`.
     if error.kind() == ErrorKind::Response && !connection.has_received() {
         Attempt::Closed(error)
     } else {
@@ -131,6 +133,7 @@ async fn within_timeout<T>(
         };
         let now = Instant::now();
         deadline = match progress {
+            // While the upstream waits for the client, its own time has not begun.
             Some(progress) => progress.upstream_since().unwrap_or(now) + timeout,
             None => now,
         };

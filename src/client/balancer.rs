@@ -62,6 +62,7 @@ impl Balancer {
         let [first, ..] = self.members.as_slice() else {
             return Err(Error::with(ErrorKind::Connect, "there is no upstream"));
         };
+        // A single upstream gets all requests, healthy or not.
         if self.members.len() == 1 {
             return first.pool.send(request, tasks).await;
         }

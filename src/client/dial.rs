@@ -33,6 +33,7 @@ impl DialTarget<'_> {
 
     async fn dial_without_timeout(&self) -> Result<(Socket, NegotiatedProtocol), Error> {
         let socket = connect(self.target, self.timeout).await.map_err(connect_error)?;
+        // Checked now, since the number of the new socket shows how many descriptors are in use.
         if descriptors::are_scarce(&socket, Use::Upstream) {
             let message = "the process has too few file descriptors left";
             return Err(Error::with(ErrorKind::Busy, message));

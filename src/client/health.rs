@@ -41,6 +41,8 @@ pub(super) async fn watch(health: Weak<Health>, pool: Pool, check: HealthCheck, 
         let Some(health) = health.upgrade() else { return };
         let checked = async {
             health.record_check(run(&pool, &check, &tasks).await);
+            // Not held during the pause, so that the checks end once a reload has replaced the
+            // upstream.
             drop(health);
             sleep(check.interval).await;
         };
@@ -131,6 +133,8 @@ impl Health {
     /// Records a failed request. The upstream is ejected after several failures, or at once if it cannot be connected to or
     /// had no success since it was last ejected.
     pub(super) fn record_failure(&self, error: &Error) {
+        // The first two are not the upstream's fault. Requests that fail while it is ejected were
+        // in flight before, or no upstream was available: they do not prolong the ejection.
         if error.is_request_body() || error.kind() == ErrorKind::Busy || !self.is_available() {
             return;
         }
@@ -139,6 +143,7 @@ impl Health {
         if failures < MAX_FAILURES && ejections == 0 && !error.is_connect() {
             return;
         }
+        // The shift is bounded: 2^5 seconds exceed the maximum already.
         let ejection = FIRST_EJECTION.saturating_mul(1 << ejections.min(5)).min(MAX_EJECTION);
         let millis = u64::try_from(ejection.as_millis()).unwrap_or(u64::MAX);
         self.ejected_until.store(self.now().saturating_add(millis), Ordering::Relaxed);

@@ -64,6 +64,7 @@ impl Http1Connection {
     + Send
     + use<> {
         self.received.store(false, Ordering::Relaxed);
+        // Without the field, hyper would drop a body of unknown length of a GET or HEAD.
         if request.body().size_hint().exact().is_none() {
             let chunked = HeaderValue::from_static("chunked");
             request.headers_mut().insert(header::TRANSFER_ENCODING, chunked);

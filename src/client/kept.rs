@@ -62,6 +62,7 @@ impl KeptConnections {
                 }
             }
         }
+        // Also with ALPN: the upstream may have chosen HTTP/1.
         loop {
             let IdleConnection { connection, since } = self.idle().pop_back()?;
             if since.elapsed() < self.timeout && connection.is_ready() {

@@ -192,6 +192,7 @@ impl Pool {
             match (self.attempt(connection, request).await, copy) {
                 (Attempt::Response(response), _) => return Ok(response),
                 (Attempt::Unsent(unsent, _), _) => request = unsent,
+                // Once, and on a new connection: another kept one may be closed too.
                 (Attempt::Closed(_), Some(copy)) => {
                     request = copy;
                     break;
@@ -226,6 +227,7 @@ impl Pool {
 
     async fn open(&self, protocol: UpstreamProtocol, tasks: &Tasks) -> Result<Connection, Error> {
         let Shared { target, config, kept, has_reaper, .. } = &*self.0;
+        // Weak, so that the connections' tasks do not keep the pool alive.
         let weak = Arc::downgrade(kept);
         let on_drain = move || {
             if let Some(kept) = weak.upgrade() {

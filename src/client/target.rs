@@ -83,6 +83,7 @@ impl FromStr for Target {
             return Err(InvalidTarget::Path);
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        // The colons of an IPv6 address come before its bracket.
         let port = match authority.as_str().rsplit_once(']').unwrap_or(("", authority.as_str())).1 {
             rest if rest.contains(':') => authority.port_u16().ok_or(InvalidTarget::Malformed)?,
             _ => scheme.default_port(),

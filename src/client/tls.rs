@@ -149,6 +149,7 @@ impl Tls {
         let negotiated = match (protocol, stream.get_ref().1.alpn_protocol()) {
             (_, Some(HTTP2)) => NegotiatedProtocol::Http2,
             (UpstreamProtocol::Http1 | UpstreamProtocol::Alpn, _) => NegotiatedProtocol::Http1,
+            // Over TLS, HTTP/2 has to be negotiated by ALPN (RFC 9113, section 3.2).
             (UpstreamProtocol::Http2, _) => {
                 return Err(io::Error::other("the upstream does not support HTTP/2"));
             }

@@ -43,6 +43,7 @@ pub(crate) fn are_scarce(opened: impl AsFd, wanted: Use) -> bool {
 
 /// Returns whether the next descriptor to be opened will leave too few for other uses.
 pub(crate) fn will_be_scarce(open: impl AsFd, wanted: Use) -> bool {
+    // The duplicate takes the lowest free number, and is closed at once.
     fcntl_dupfd_cloexec(open, 0).map_or(true, |next| are_scarce(next, wanted))
 }
 

@@ -85,6 +85,7 @@ impl Dialer {
         let deadline = deadline.min(Instant::now() + CONNECT_TIMEOUT);
         let client = self.client(address, role)?;
         let config = AsyncConnectionConfig::new()
+            // Every call has a deadline of its own.
             .set_connection_timeout(None)
             .set_response_timeout(None)
             .set_pipeline_buffer_size(QUEUE)

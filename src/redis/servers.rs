@@ -86,6 +86,7 @@ impl Servers {
     ) -> Result<Reply, CallError> {
         match self.call(key, Request::One(call), mode, deadline).await {
             Err(error) if error.server_error() == Some(redis::ServerErrorKind::NoScript) => {
+                // Nothing has run, so sending it again is safe.
                 let spelled = script.with_text(call);
                 self.call(key, Request::One(&spelled), mode, deadline).await
             }

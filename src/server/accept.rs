@@ -42,6 +42,7 @@ pub async fn serve<H: Handler>(
     let server = Arc::new(Server::new(settings, handler, tasks.clone(), &limit));
     loop {
         let accepted = tokio::select! {
+            // In this order, so that no connection is accepted once the drain has begun.
             biased;
             () = tasks.draining() => return Ok(()),
             accepted = accept(&listener, &limit) => accepted,
@@ -60,6 +61,8 @@ pub async fn serve<H: Handler>(
                         if !server.read_proxy_header(&mut socket, &mut peer).await {
                             return;
                         }
+                        // Only now: the PROXY header may have replaced the proxy's address by the
+                        // client's.
                         match limit.admit(open, peer.address.map(|client| client.ip())) {
                             Some(_permit) => server.serve(socket, peer).await,
                             None => server.reject(&socket, &peer),

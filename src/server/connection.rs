@@ -74,6 +74,7 @@ impl<H: Handler> Server<H> {
         let proxy = peer.address.map(|proxy| proxy.ip());
         match &self.settings.proxy_header_from {
             Some(trust) if trust.trusts_peer(proxy) => {}
+            // Any other peer could claim any address, so its bytes are read as HTTP.
             Some(_) | None => return true,
         }
         match self.before_first_request(proxy_header::read(socket)).await {
@@ -198,6 +199,7 @@ impl<H: Handler> Server<H> {
             // hyper frees its buffers with the connection; the next request gets a new one.
             let Some(parts) = connection.into_parts() else { return };
             io = parts.io.into_inner();
+            // hyper has read ahead, e.g. of a pipelined request (RFC 9112, section 9.3.2).
             if !parts.read_buf.is_empty() {
                 io.unread(parts.read_buf);
             } else if !driver.wait_for_request(&mut io).await {
@@ -237,6 +239,8 @@ impl<H: Handler> Server<H> {
         async move {
             let handled = tasks::catch(handled).await;
             let mut response = handled.unwrap_or_else(|_panicked| internal_server_error());
+            // HTTP/2 has no Connection field (RFC 9113, section 8.2.2): a GOAWAY announces the
+            // shutdown.
             if tasks.is_shutdown_announced() && version <= Version::HTTP_11 {
                 let close = HeaderValue::from_static("close");
                 // If the header map is full, the client notices when the connection closes.

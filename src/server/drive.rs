@@ -104,6 +104,8 @@ impl Driver<'_> {
             result = connection.as_mut() => return self.finished(result),
             expired = expired.as_mut() => {
                 self.record_timeout(expired);
+                // An idle HTTP/2 connection gets a GOAWAY first: it says that a request which
+                // crosses it was not processed (RFC 9113, section 6.8).
                 if !(C::ANNOUNCES_SHUTDOWN && expired == Timeout::Idle) {
                     return Drive::Finished;
                 }
@@ -121,14 +123,18 @@ impl Driver<'_> {
                 () = sleep(FIRST_REQUEST_GRACE) => {}
             }
         }
+        // HTTP/1 cannot announce it: an idle connection is closed (RFC 9112, section 9.5).
         if !C::ANNOUNCES_SHUTDOWN && self.state.is_idle() {
             return Drive::Finished;
         }
         // hyper requires that a connection was polled before it is shut down; the select above did.
         connection.as_mut().shut_down();
         self.state.shutdown_announced();
+        // After the GOAWAY, the idle timeout is the time that the client has to close.
         let goaway = Limits { idle_timeout: GOAWAY_TIMEOUT, ..limits.clone() };
         tokio::select! {
+            // In this order, so that a connection that ends at a deadline does not count as
+            // aborted.
             biased;
             result = connection => return self.finished(result),
             expired = self.state.expired(&goaway) => self.record_timeout(expired),

@@ -171,6 +171,7 @@ impl ClientIo {
                     linger.timer.as_mut().reset(Instant::now() + LINGER_CHECK_INTERVAL);
                 }
             }
+            // Decided after each read, since the pressure may change in the meantime.
             let patience = if self.state.is_uploading() && !self.pressure.is_on() {
                 Patience::Upload
             } else {
@@ -193,6 +194,7 @@ impl AsyncRead for ClientIo {
         let before = buffer.filled().len();
         if self.prefix.is_empty() {
             let read = ready!(Pin::new(&mut self.socket).poll_read(cx, buffer));
+            // The client sends nothing more, so the close need not linger.
             if read.is_err() || buffer.filled().len() == before {
                 self.closing = Closing::Done;
                 return Poll::Ready(read);
@@ -241,6 +243,8 @@ impl AsyncWrite for ClientIo {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The directions of a tunnel close one by one: what the client still sends is not
+        // discarded.
         if self.state.is_upgraded() {
             return Pin::new(&mut self.socket).poll_shutdown(cx);
         }

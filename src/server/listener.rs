@@ -45,6 +45,7 @@ pub fn bind(address: &Address, socket_mode: Option<u32>) -> io::Result<BoundList
             remove_stale(path)?;
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
             socket.bind(&SockAddr::unix(path)?)?;
+            // Before the steps that may fail: dropping it removes the file.
             let file = SocketFile::of(path)?;
             if let Some(mode) = socket_mode {
                 std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;

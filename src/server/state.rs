@@ -276,6 +276,7 @@ impl ConnectionState {
 
     /// Completes when one of the limits is exceeded.
     pub(super) async fn expired(&self, limits: &Limits) -> Timeout {
+        // At least a millisecond: a limit of zero would make the loop spin.
         let shortest = limits
             .header_timeout
             .min(limits.idle_timeout)

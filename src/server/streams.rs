@@ -35,6 +35,7 @@ pub(super) struct Stalled {
 impl Stalled {
     /// Allows `max` stalled streams at a time.
     pub(super) fn new(max: usize) -> Self {
+        // `shrink` divides by it.
         Self { count: Arc::default(), max: max.max(1) }
     }
 

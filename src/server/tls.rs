@@ -130,6 +130,7 @@ impl Tls {
     pub(crate) fn link_listeners(listeners: &[Arc<Self>]) {
         for listener in listeners {
             let others = listeners.iter().filter(|other| !Arc::ptr_eq(other, listener));
+            // Weak, since the listeners refer to each other.
             let _ = listener.others.set(others.map(Arc::downgrade).collect());
         }
     }

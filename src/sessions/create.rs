@@ -44,6 +44,7 @@ impl RequestSession {
             Unproven::None => false,
         };
         let record = change.begin(meta)?;
+        // Before the limit, so that a refused session does not count for its address.
         if let Storage::Cookie(cookie) = &self.storage {
             cookie.check_size(id, &record)?;
         }

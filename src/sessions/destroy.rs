@@ -22,6 +22,8 @@ impl RequestSession {
         };
         let mut others = Destroyed::default();
         if let Some((id, principal)) = principal {
+            // Its own session comes last: it has the principal, should the call be repeated after
+            // an error.
             others = self.directory()?.destroy_all_of(&principal, Some(id)).await?;
         }
         Ok(others.and(self.destroy().await?))

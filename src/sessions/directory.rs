@@ -70,6 +70,7 @@ impl Directory {
 
     /// Destroys a session by its id, if there is one.
     pub(crate) async fn destroy(&self, id: Id) -> Result<Destroyed, Failure> {
+        // An expired session is removed as well, but does not count as destroyed.
         let is_alive = self.calls().load_live(id, Want::Meta).await?.is_some();
         let removed = self.calls().remove(id).await?;
         let Some(replicated) = removed.filter(|_| is_alive) else {

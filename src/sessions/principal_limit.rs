@@ -42,6 +42,7 @@ impl RequestSession {
             let directory = self.directory()?;
             let mut others = directory.sessions_of(principal).await?;
             others.retain(|(id, _)| Some(*id) != own);
+            // By id too, so that parallel log-ins evict the same sessions.
             others.sort_by_key(|(id, meta)| (logged_in_at(meta), *id));
             let excess = (others.len() + 1).saturating_sub(max);
             for (id, _) in others.into_iter().take(excess) {

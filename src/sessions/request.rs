@@ -195,6 +195,7 @@ impl InFlightRequest {
     pub(super) fn ended(token: RequestToken, ended: EndedRequest) -> Self {
         let state = State { is_new: ended.is_new, ..State::new(Phase::Committed, ended.binding) };
         let context = RequestContext {
+            // Its response is committed, so it creates no session, for which these would count.
             origin: Origin { navigation: Navigation::None, withholds_cookie: false },
             touch: if token.touches { TouchPolicy::OnUse } else { TouchPolicy::Never },
             client: None,

@@ -76,6 +76,7 @@ impl<J: Send + 'static> WorkerThreads<J> {
     pub(super) fn submit(&self, job: J) -> Result<(), Fault> {
         let unavailable = |error| Fault::new(Kind::Unavailable, error);
         let queue = self.queue.as_ref().ok_or_else(|| unavailable(QueueError::Ended))?;
+        // Without waiting, since the caller is an async task.
         queue.try_send(job).map_err(|error| match error {
             TrySendError::Full(_) => unavailable(QueueError::Full),
             TrySendError::Disconnected(_) => unavailable(QueueError::Ended),
@@ -91,6 +92,7 @@ impl<J> fmt::Debug for WorkerThreads<J> {
 
 impl<J> Drop for WorkerThreads<J> {
     fn drop(&mut self) {
+        // Closes the queue, or the threads would wait for further jobs.
         self.queue = None;
         for thread in self.threads.drain(..) {
             // The panic hook has reported a thread that panicked.

@@ -119,6 +119,7 @@ fn is_upgrade<B>(request: &Request<B>) -> bool {
     let names = |header, name: &[u8]| {
         list::members(request.headers(), header).any(|member| member.eq_ignore_ascii_case(name))
     };
+    // RFC 6455, section 4.2.1, requires all three.
     request.method() == Method::GET
         && names(&CONNECTION, b"upgrade")
         && names(&UPGRADE, b"websocket")

@@ -44,6 +44,7 @@ impl Lease {
     /// Returns true while the lease holds. Records that it is wanted.
     pub(super) fn runs(&self) -> bool {
         let runs = self.nanos(Instant::now()) < self.until.load(Ordering::Acquire);
+        // Stored only if it changes: each store would take the cache line from the other workers.
         if !self.checked.load(Ordering::Relaxed) {
             self.checked.store(true, Ordering::Relaxed);
             if !runs {

@@ -116,6 +116,7 @@ impl RecordCache {
         let slot = match entry {
             Entry::Live(record) if size_of(&record.values) > MAX_RECORD => Slot::TooLarge,
             Entry::Live(_) => Slot::Record(Arc::new(entry.clone())),
+            // That a session has ended is read from the store only.
             Entry::Ended { .. } => return,
         };
         let mut shard = self.shard(id);

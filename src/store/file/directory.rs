@@ -80,6 +80,7 @@ impl Directory {
         if !metadata.is_dir() {
             return Err(OpenError::NotDirectory(path.to_owned()));
         }
+        // Another user with write permission could replace a session's file.
         if metadata.permissions().mode() & 0o022 != 0 {
             return Err(OpenError::Shared(path.to_owned()));
         }
@@ -159,6 +160,7 @@ impl Directory {
         let written = (|| {
             let mut file = private().create(true).truncate(true).open(&unfinished)?;
             file.write_all(&stored.to_bytes())?;
+            // Before the rename: after a crash, the name must not lead to an incomplete file.
             file.sync_all()?;
             fs::rename(&unfinished, self.file(id))
         })();

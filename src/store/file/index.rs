@@ -54,6 +54,7 @@ impl Index {
     }
 
     pub(super) fn put(&mut self, id: Id, stored: &Stored) {
+        // Its principal or its expiry may have changed, and so its places.
         self.remove(id);
         let (principal, kind) = match &stored.entry {
             Entry::Live(record) => (record.meta.principal.clone(), Kind::Session),
@@ -88,6 +89,7 @@ impl Index {
     ) -> (Vec<Id>, Option<Id>) {
         let range = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
         let none = BTreeSet::new();
+        // One more than requested shows whether there is a next page.
         let mut ids: Vec<Id> = if let Some(principal) = principal {
             let theirs = self.by_principal.get(principal).unwrap_or(&none);
             theirs.range(range).copied().take(limit.saturating_add(1)).collect()

@@ -68,6 +68,7 @@ impl SessionFiles {
 
     fn put(&self, id: Id, entry: &Entry, over_at: Timestamp) -> Result<(), Fault> {
         let stored = Stored { entry: entry.clone(), over_at };
+        // The file first: if that fails, the index still describes the old one.
         self.directory.write(id, &stored)?;
         self.index().put(id, &stored);
         Ok(())

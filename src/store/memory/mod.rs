@@ -128,6 +128,7 @@ impl Backend for Memory {
         policy: &'a Policy,
     ) -> Answer<'a, Option<Entry>> {
         let state = &mut self.held().state;
+        // Taken out, since a use may change its places in the indexes and its size.
         let entry = state.take(id).map(|mut stored| {
             let mut entry = stored.entry(Want::Meta);
             if let Some(meta) = used.apply_to(&mut entry, policy) {

@@ -70,6 +70,7 @@ impl State {
         let spared = before.filter(|stored| stored.unproven_since().is_some()).map_or(0, |_| freed);
         let needed = stored.as_ref().map_or(0, |stored| stored.bytes);
         let mut evicted = 0;
+        // A change that takes no more memory is made even above the bound.
         if needed > freed {
             let excess = (self.bytes - freed + needed).saturating_sub(max_bytes);
             if excess > self.unproven_bytes - spared {

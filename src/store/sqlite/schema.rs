@@ -173,7 +173,9 @@ fn whose(connection: &Connection) -> rusqlite::Result<Whose> {
 /// Migrates the file to our format. Two processes may do so at once: the second finds it done.
 fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
+    // With NORMAL, a commit to the log is not synced: an acknowledged change could be lost.
     connection.pragma_update(None, "synchronous", "FULL")?;
+    // The file may come from elsewhere: its schema must not call functions with side effects.
     connection.pragma_update(None, "trusted_schema", "OFF")?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     if matches!(whose(&transaction)?, Whose::Nobodys) {

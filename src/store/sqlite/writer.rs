@@ -80,6 +80,8 @@ impl Committer {
     }
 
     fn transact(&self, batch: &mut [QueuedChange]) -> Result<(), Fault> {
+        // Takes the write lock now. A transaction that begins with a read may be unable to write
+        // after another process has committed.
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
         for QueuedChange { job, .. } in batch {
             job.run(&self.connection);
