@@ -4,7 +4,7 @@ use super::commands::{scripts_sent, sent, warm};
 use super::older::{older_patch, older_use};
 use super::*;
 
-/// Applies a patch of a request that has read the session as `known`.
+/// Applies a patch of a request that has read the session as `known`. Its first value is returned.
 async fn change(
     store: &Redis,
     id: Id,
@@ -22,7 +22,8 @@ async fn change(
         tombstone: Tombstone::None,
         known: Some(known),
     };
-    store.change(id, change, Want::Value(&key("n"))).await.expect("a reply")
+    let name = patch.ops.first().and_then(Op::key).expect("a key");
+    store.change(id, change, Want::Value(name)).await.expect("a reply")
 }
 
 async fn load(store: &Redis, id: Id) -> Record {
@@ -97,5 +98,70 @@ fn older_instances_change_known_sessions() {
             let ends = number(&store, &["PEXPIRETIME", &store.key(id)]).await;
             assert_eq!(ends, POLICY.ends_at(&found.meta).as_millis());
         }
+    });
+}
+
+#[test]
+fn earlier_change_keeps_the_later_use() {
+    needs!("redis-server");
+    let server = RedisServer::start(&[]);
+    let store = store_on(&server);
+    runtime().block_on(async {
+        let begin = now();
+        let one = record(begin, Values::new());
+        let id = create(&store, &one).await;
+        let later = begin + Duration::from_mins(5);
+        store.record_use(id, touch(later), &POLICY).await.expect("a reply");
+        let applied = change(&store, id, &increment(1), &one.meta, begin).await;
+        let found = load(&store, id).await;
+        assert_eq!(applied.expect("applied").record, found);
+        assert_eq!(found.meta.last_seen_at, later);
+        let ends = number(&store, &["PEXPIRETIME", &store.key(id)]).await;
+        assert_eq!(ends, POLICY.ends_at(&found.meta).as_millis());
+    });
+}
+
+#[test]
+fn index_has_the_end_that_a_change_moves() {
+    needs!("redis-server");
+    let server = RedisServer::start(&[]);
+    let store = store_on(&server);
+    runtime().block_on(async {
+        let begin = now();
+        let one = record_of_ada(begin);
+        let id = create(&store, &one).await;
+        let index = store.index_key(&ada());
+        for minutes in (0..60).step_by(3) {
+            let at = begin + Duration::from_mins(minutes);
+            change(&store, id, &increment(1), &one.meta, at).await.expect("applied");
+            let ends = number(&store, &["PEXPIRETIME", &store.key(id)]).await;
+            assert!(number(&store, &["ZSCORE", &index, &id.to_string()]).await >= ends);
+        }
+    });
+}
+
+#[test]
+fn limits_hold_to_the_byte() {
+    needs!("redis-server");
+    let server = RedisServer::start(&[]);
+    let store = store_on(&server);
+    runtime().block_on(async {
+        let one = record(now(), Values::new());
+        let id = create(&store, &one).await;
+        let text = |length: usize| json(&format!("\"{}\"", "a".repeat(length - 2)));
+        let set = |name: &str, length| Patch::of(Op::Set(key(name), text(length)));
+        let change = async |patch: &Patch| change(&store, id, patch, &one.meta, now()).await;
+        // The name counts too.
+        let longest = POLICY.max_bytes - 1;
+        assert_eq!(change(&set("n", longest + 1)).await.expect_err("refused"), Refusal::TooLarge);
+        change(&set("n", longest)).await.expect("applied");
+        change(&set("n", 2)).await.expect("applied");
+        for at in 1..POLICY.max_values {
+            change(&set(&at.to_string(), 2)).await.expect("applied");
+        }
+        let refused = change(&set("m", 2)).await.expect_err("refused");
+        assert_eq!(refused, Refusal::TooManyValues);
+        change(&Patch::of(Op::Remove(key("n")))).await.expect("applied");
+        change(&set("m", 2)).await.expect("applied");
     });
 }
