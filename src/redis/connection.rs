@@ -63,18 +63,17 @@ enum State {
     Idle,
     /// Calls wait.
     Connecting,
-    Live(Live),
+    Live(Arc<Live>),
     /// Calls fail at once.
     Unreachable(Arc<str>),
 }
 
 /// An open connection.
-#[derive(Clone)]
 struct Live {
     connection: MultiplexedConnection,
     address: Address,
     number: u64,
-    timeouts: Arc<TimeoutStreak>,
+    timeouts: TimeoutStreak,
 }
 
 /// Time-outs since the last reply.
@@ -135,7 +134,7 @@ impl Connection {
         deadline: Instant,
     ) -> Result<Reply, CallError> {
         let started = Instant::now();
-        let mut live = self.live(deadline).await.map_err(CallError::NotSent)?;
+        let live = self.live(deadline).await.map_err(CallError::NotSent)?;
         // If too many wait already, this change does not wait for a replica.
         let dedicated = match mode {
             CallMode::Replicated(wait) => {
@@ -144,7 +143,7 @@ impl Connection {
             CallMode::Shared => None,
         };
         let Some((_permit, wait)) = dedicated else {
-            let answer = timeout_at(deadline, request.send(&mut live.connection)).await;
+            let answer = timeout_at(deadline, request.send(&mut live.connection.clone())).await;
             let value = self.conclude(&live, started, answer)?;
             let confirmed = match mode {
                 CallMode::Replicated(wait) if wait.is_expected() => Confirmed::No,
@@ -219,9 +218,9 @@ impl Connection {
     }
 
     /// Returns the open connection, or waits for the next one.
-    async fn live(&self, deadline: Instant) -> Result<Live, Cause> {
+    async fn live(&self, deadline: Instant) -> Result<Arc<Live>, Cause> {
         let up = match &*self.state.borrow() {
-            State::Live(live) => Some(live.clone()),
+            State::Live(live) => Some(Arc::clone(live)),
             State::Idle | State::Connecting | State::Unreachable(_) => None,
         };
         match up {
@@ -234,7 +233,7 @@ impl Connection {
         let settled = |state: &State| matches!(state, State::Live(_) | State::Unreachable(_));
         let state = timeout_at(deadline, state.wait_for(settled)).await??;
         match &*state {
-            State::Live(live) => Ok(live.clone()),
+            State::Live(live) => Ok(Arc::clone(live)),
             State::Unreachable(cause) => Err(StillUnreachable(Arc::clone(cause)).into()),
             State::Idle | State::Connecting => Err("the connection is not open".into()),
         }
@@ -346,7 +345,7 @@ impl Connection {
     }
 
     fn set_live(&self, live: Live) {
-        self.state.send_replace(State::Live(live));
+        self.state.send_replace(State::Live(Arc::new(live)));
         self.notices.reachable(&self.locator);
     }
 
@@ -373,7 +372,7 @@ impl Connection {
         let deadline = Instant::now() + CONNECT_TIMEOUT;
         let connection = self.dialer.dial(&address, self.role, pushed, deadline).await?;
         self.locator.found(&address);
-        Ok(Live { connection, address, number, timeouts: Arc::default() })
+        Ok(Live { connection, address, number, timeouts: TimeoutStreak::default() })
     }
 
     async fn spare(&self, live: &Live, deadline: Instant) -> Result<MultiplexedConnection, Cause> {

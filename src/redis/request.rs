@@ -55,8 +55,9 @@ impl Script {
 
     /// Starts a call on one key; the caller adds the arguments.
     pub(crate) fn on(&self, key: &str) -> Cmd {
-        let mut command = cmd("EVALSHA");
-        command.arg(&self.hash).arg(1).arg(key);
+        // Room for most calls.
+        let mut command = Cmd::with_capacity(32, 512);
+        command.arg("EVALSHA").arg(&self.hash).arg(1).arg(key);
         command
     }
 

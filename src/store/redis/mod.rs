@@ -377,8 +377,9 @@ fn script(arguments: &[&[&str]], parts: &[&str]) -> Script {
 }
 
 fn hmget(key: &str) -> Cmd {
-    let mut command = cmd("HMGET");
-    command.arg(key).arg(&FIELDS);
+    // With the field of a value. No name of ours has more than two bytes.
+    let mut command = Cmd::with_capacity(FIELDS.len() + 3, 2 * FIELDS.len() + key.len() + 64);
+    command.arg("HMGET").arg(key).arg(&FIELDS);
     command
 }
 
