@@ -412,20 +412,39 @@ fn expired_session() -> String {
     text + &format!("sha256 {sum}\n")
 }
 
-#[tokio::test]
-async fn clear_expired_removes_all_expired_files() {
-    const COUNT: u32 = 12_345;
-    let site = Site::new(FILES);
+/// Returns a directory of this number of expired sessions.
+fn expired_sessions(site: &Site, count: u32) -> PathBuf {
     let directory = site.directory.path().join("sessions");
     fs::create_dir(&directory).unwrap();
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).unwrap();
     let session = expired_session();
-    for number in 0..COUNT {
+    for number in 0..count {
         let mut id = [0; Id::BYTES];
         id[..4].copy_from_slice(&number.to_le_bytes());
         fs::write(directory.join(Id::from_bytes(id).to_string()), &session).unwrap();
     }
+    directory
+}
+
+/// Far more than one batch of a sweep.
+const EXPIRED: u32 = 12_345;
+
+#[tokio::test]
+async fn clear_expired_removes_all_expired_files() {
+    let site = Site::new(FILES);
+    let directory = expired_sessions(&site, EXPIRED);
     let cleared = site.clear_expired(FILES);
-    assert_eq!(String::from_utf8_lossy(&cleared.stdout).trim(), COUNT.to_string(), "{cleared:?}");
+    assert_eq!(String::from_utf8_lossy(&cleared.stdout).trim(), EXPIRED.to_string(), "{cleared:?}");
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "the lock");
+}
+
+/// The first sweep begins with the program, and the next would follow a minute later.
+#[tokio::test]
+async fn sweep_removes_all_expired_files() {
+    let tables = format!("{FILES}\n[log]\nlevel = \"debug\"");
+    let site = Site::new(&tables);
+    let directory = expired_sessions(&site, EXPIRED);
+    let (program, _) = site.start(&tables).await;
+    program.wait_for_log(&format!("removed expired sessions removed={EXPIRED}")).await;
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "the lock");
 }

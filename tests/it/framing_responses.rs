@@ -4,8 +4,8 @@
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::support::Cloakroom;
 use crate::support::raw::{RawUpstream, read_all};
+use crate::support::{Cloakroom, Program};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 const NEXT: &str = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nthe-next";
@@ -285,6 +285,40 @@ async fn response_heads_beyond_128_kib_are_refused() {
     let limit = 128 * 1024;
     setup.check("GET", &head(limit), &Body("ok")).await;
     setup.check("GET", &head(limit + 1), &BadGateway).await;
+}
+
+/// hyper counts fields too, since it reserves memory for as many as it allows.
+#[tokio::test]
+async fn response_heads_beyond_2000_fields_are_refused() {
+    let upstream = RawUpstream::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cloakroom.toml");
+    let text = format!(
+        "[[listen]]\naddress = \"127.0.0.1:0\"\n[api]\naddress = \"127.0.0.1:0\"\n\
+         [admin]\naddress = \"127.0.0.1:0\"\n[store]\nurl = \"memory:\"\n\
+         [[route]]\nupstream = \"http://{}\"\n",
+        upstream.address
+    );
+    std::fs::write(&file, text).unwrap();
+    let program = Program::start(&file);
+    let public = program.serving().await.public;
+    for (fields, status) in [(1999, "200"), (2000, "200"), (2001, "502")] {
+        let mut client = TcpStream::connect(public).await.unwrap();
+        client.write_all(GET.as_bytes()).await.unwrap();
+        let (mut connection, _) = upstream.head().await;
+        let lines = "A: b\r\n".repeat(fields - 1);
+        let response = format!("HTTP/1.1 200 OK\r\n{lines}Content-Length: 2\r\n\r\nok");
+        connection.write_all(response.as_bytes()).await.unwrap();
+        let answer = read_all(&mut client).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{fields}: {answer}");
+        let passed = answer.matches("\r\na: b").count();
+        assert_eq!(passed, if status == "200" { fields - 1 } else { 0 });
+    }
+    program.wait_for_log("request failed").await;
+    let log = program.log();
+    let line = log.lines().find(|line| line.contains("request failed")).unwrap();
+    assert!(line.contains(&format!("upstream=http://{}", upstream.address)), "{line}");
+    assert!(line.contains("message head is too large"), "{line}");
 }
 
 #[tokio::test]

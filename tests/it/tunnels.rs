@@ -1,9 +1,11 @@
 //! WebSockets through the proxy, and their sessions.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use cloakroom::server::Tasks;
+use futures_util::StreamExt as _;
 use http::{Method, Request, StatusCode};
 use http_body_util::Empty;
 use hyper::client::conn::http2;
@@ -12,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Error;
 
 use crate::support::raw::{RawUpstream, exchange, read_until};
@@ -321,18 +324,24 @@ async fn plain_connect_is_rejected() {
     assert!(answered.starts_with("HTTP/1.1 405"), "{answered}");
 }
 
+/// Opens an HTTP/2 connection on which extended CONNECT is allowed.
+async fn http2_client(address: SocketAddr, tasks: &Tasks) -> http2::SendRequest<Empty<Bytes>> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) =
+        http2::handshake(tasks.clone(), TokioIo::new(stream)).await.unwrap();
+    tasks.run(connection).detach();
+    // The settings that allow it arrive with the first response.
+    let get = Request::get(format!("http://{address}/")).body(Empty::<Bytes>::new()).unwrap();
+    assert_eq!(sender.send_request(get).await.unwrap().status(), StatusCode::OK);
+    sender
+}
+
 #[tokio::test]
 async fn http2_tunnels_share_the_connection() {
     let world = World::new("[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n").await;
     let address = world.proxy.public();
-    let stream = TcpStream::connect(address).await.unwrap();
     let tasks = Tasks::new();
-    let (mut sender, connection) =
-        http2::handshake(tasks.clone(), TokioIo::new(stream)).await.unwrap();
-    tasks.run(connection).detach();
-    // The settings that allow extended CONNECT arrive with the first response.
-    let get = Request::get(format!("http://{address}/")).body(Empty::<Bytes>::new()).unwrap();
-    assert_eq!(sender.send_request(get).await.unwrap().status(), StatusCode::OK);
+    let mut sender = http2_client(address, &tasks).await;
     let connect = |path: &str, protocol: Option<&'static str>| {
         let mut request = Request::builder()
             .method(Method::CONNECT)
@@ -363,6 +372,45 @@ async fn http2_tunnels_share_the_connection() {
     assert_eq!(close, [&[0x88, 2][..], &1008_u16.to_be_bytes()].concat());
     let refused = sender.send_request(connect("/ws", Some("connect-udp"))).await.unwrap();
     assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED);
+}
+
+/// A silent tunnel is closed after `tunnel_idle_timeout` only.
+#[tokio::test]
+async fn upload_limits_do_not_apply_to_tunnels() {
+    const WINDOW: Duration = Duration::from_millis(200);
+    let tables = "[[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n\
+                  [limits]\nbody_idle_timeout = \"200ms\"\n";
+    let echo = Echo::start().await;
+    let routes = configuration(&echo, tables)
+        .replace("path = \"/ws\"", "path = \"/ws\"\nmin_body_rate = \"1KiB\"");
+    let upstream = Upstream::start();
+    let proxy = Cloakroom::with(&upstream, &routes).await;
+
+    let mut plain = socket(proxy.public(), "/ws", &[]).await.unwrap();
+    assert!(plain.echoes("a").await);
+    let tasks = Tasks::new();
+    let mut sender = http2_client(proxy.public(), &tasks).await;
+    let connect = Request::builder()
+        .method(Method::CONNECT)
+        .uri(format!("http://{}/ws", proxy.public()))
+        .header("sec-websocket-version", "13")
+        .extension(Protocol::from_static("websocket"))
+        .body(Empty::<Bytes>::new())
+        .unwrap();
+    let response = sender.send_request(connect).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    let mut multiplexed = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+
+    let mut byte = [0];
+    let ends = async {
+        tokio::select! { _ = plain.0.next() => {}, _ = multiplexed.read(&mut byte) => {} }
+    };
+    assert!(timeout(5 * WINDOW, ends).await.is_err(), "a silent tunnel was closed");
+    assert!(plain.echoes("b").await);
+    multiplexed.write_all(&[0x82, 0x81, 0, 0, 0, 0, b'b']).await.unwrap();
+    let mut frame = [0; 3];
+    multiplexed.read_exact(&mut frame).await.unwrap();
+    assert_eq!(&frame, b"\x82\x01b");
 }
 
 #[tokio::test]
