@@ -62,8 +62,8 @@ def draw(results):
 
 
 def marks(target, counts, x, y):
-    if target.unavailable:
-        return [text(LEFT, y + 4, "not installed", "quiet")]
+    if target.failure:
+        return [text(LEFT, y + 4, "not measured", "quiet")]
     drawn = []
     for connections in counts:
         ratio = report.median(target, connections, "cpu_ratio")

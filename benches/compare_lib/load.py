@@ -44,7 +44,7 @@ def run(command, cpus, seconds):
                           env=tools.environment(), preexec_fn=lambda: os.sched_setaffinity(0, cpus))
     after = os.times()
     if done.returncode:
-        raise SystemExit(f"{command[0]} failed: {done.stderr}")
+        raise tools.Failed(f"{command[0]} failed: {done.stderr}")
     return done.stdout, after.children_user + after.children_system - before.children_user - before.children_system
 
 
@@ -64,6 +64,7 @@ def wrk(bed, url, headers, connections, seconds, cookies=None):
     requests, took, unit = re.search(r"(\d+) requests in ([0-9.]+)(ms|s|m)", text).groups()
     failures = re.findall(r"Non-2xx or 3xx responses: (\d+)", text)
     for line in re.findall(r"Socket errors: (.*)", text):
+        tools.log(f"wrk: socket errors: {line}")
         failures += re.findall(r"\d+", line)
     return Load(int(requests), float(took) * MILLISECONDS[unit] / 1e3, latency(50), latency(99),
                 sum(map(int, failures)), cpu)

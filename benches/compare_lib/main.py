@@ -27,12 +27,12 @@ def main(description):
         if options.instructions:
             return instructions.check(options.only, options.update)
         return compare(options)
-    except tools.Unavailable as error:
+    except tools.Failed as error:
         raise SystemExit(str(error)) from None
 
 
 def compare(options):
-    rounds, seconds = options.rounds or (1 if options.quick else 3), 1 if options.quick else 3
+    rounds, seconds = options.rounds or (1 if options.quick else 3), 1 if options.quick else 2
     results = []
     for scene in scenes.scenes(options.quick):
         targets = measure.measure(scene, rounds, seconds, options.only)
@@ -49,4 +49,4 @@ def compare(options):
     (tools.CACHE / "samples.json").write_text(json.dumps(samples, indent=1))
     print(report.table(results))
     print(f"\nwritten: {folder}/performance.md, performance.svg; all samples: {tools.CACHE}/samples.json")
-    return 1 if report.errors(results) else 0
+    return 1 if report.errors(results) or report.failed(results) else 0

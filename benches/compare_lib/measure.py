@@ -18,27 +18,40 @@ def measure(scene, rounds, seconds, only):
     tools.log(f"== {scene.title}")
     with scene.bed() as bed:
         targets = [begin(bed, name, start) for name, start in [base, *others]]
-        if targets[0].unavailable:
-            raise SystemExit(targets[0].unavailable)
-        present = [target for target in targets if not target.unavailable]
-        for target in present:
-            generate(scene, bed, target, scene.connections[0], 1)
+        base, *others = targets
+        if base.failure:
+            raise tools.Failed(base.failure)
+        generate(scene, bed, base, scene.connections[0], 1)
+        for target in others:
+            attempt(target, lambda: generate(scene, bed, target, scene.connections[0], 1))
         for connections in scene.connections:
             for number in range(rounds):
-                rest = present[1:] if number % 2 == 0 else present[:0:-1]
+                rest = others if number % 2 == 0 else others[::-1]
                 for start in range(0, len(rest), STRETCH):
-                    compared = sample(scene, bed, present[0], connections, seconds)
+                    compared = sample(scene, bed, base, connections, seconds)
                     for target in rest[start:start + STRETCH]:
-                        sample(scene, bed, target, connections, seconds, compared)
+                        attempt(target, lambda: sample(scene, bed, target, connections, seconds, compared))
     return targets
+
+
+def attempt(target, act):
+    """Does something with a target, unless that has failed before."""
+    if target.failure:
+        return
+    try:
+        act()
+    except tools.Failed as error:
+        tools.log(f"{target.name}: {error}")
+        target.failure = str(error)
+        target.samples.clear()
 
 
 def begin(bed, name, start):
     try:
         return start(bed)
-    except tools.Unavailable as error:
+    except tools.Failed as error:
         tools.log(f"{name}: {error}")
-        return Target(name, None, 0, unavailable=str(error))
+        return Target(name, None, 0, failure=str(error))
 
 
 def generate(scene, bed, target, connections, seconds):
@@ -62,8 +75,7 @@ def sample(scene, bed, target, connections, seconds, compared=None):
     commands = target.redis.commands() - commands if target.redis else 0
     arrived, with_session = (after - before for after, before in zip(counts(bed), (arrived, with_session)))
     if target.has_session is not None and (arrived < load.requests or with_session != arrived * target.has_session):
-        raise SystemExit(f"{target.name}: {with_session} of {arrived} requests arrived with a session, "
-                         f"and {load.requests} were made")
+        raise tools.Failed(f"{with_session} of {arrived} requests arrived with a session, and {load.requests} were made")
     result = {
         "rate": load.requests / load.seconds, "cpu": used["proxy"] / load.requests * 1e6, "p50": load.p50,
         "p99": load.p99, "rss": processes.resident(target.process.pid), "errors": load.errors,

@@ -83,12 +83,17 @@ class Redis:
         self.pid = process.pid
         wait_for(self.port, process)
 
+    def call(self, *words):
+        """Returns the reply to a command, as text."""
+        words = [str(word) for word in words]
+        command = f"*{len(words)}\r\n" + "".join(f"${len(word)}\r\n{word}\r\n" for word in words)
+        with socket.create_connection(("127.0.0.1", self.port)) as connection:
+            connection.sendall(command.encode() + b"QUIT\r\n")
+            return connection.makefile().read()
+
     def commands(self):
         """Returns the number of commands so far, including those of scripts."""
-        with socket.create_connection(("127.0.0.1", self.port)) as connection:
-            connection.sendall(b"INFO stats\r\nQUIT\r\n")
-            text = connection.makefile().read()
-        return int(text.split("total_commands_processed:")[1].split()[0])
+        return int(self.call("INFO", "stats").split("total_commands_processed:")[1].split()[0])
 
 
 def free_port():
@@ -107,7 +112,7 @@ def wait_for(port, process, seconds=10):
             if process.poll() is not None:
                 break
             time.sleep(0.01)
-    raise SystemExit(f"{process.args[0]} does not listen on port {port}")
+    raise tools.Failed(f"{process.args[0]} does not listen on port {port}")
 
 
 def connect(port, tls=False):
@@ -121,7 +126,7 @@ def get(connection, path, headers=None):
     response = connection.getresponse()
     body = response.read()
     if response.status != 200:
-        raise SystemExit(f"{path}: status {response.status}: {body.decode(errors='replace')[:200]}")
+        raise tools.Failed(f"{path}: status {response.status}: {body.decode(errors='replace')[:100]}")
     return response, body
 
 

@@ -31,8 +31,8 @@ def table(results):
             f"{scene.title}: {' / '.join(map(str, counts))} connections")
         lines.append(f"| **{title}** |" + " |" * len(COLUMNS))
         for target in targets:
-            if target.unavailable:
-                lines.append(f"| {target.name} | not installed: {target.unavailable} |" + " |" * (len(COLUMNS) - 1))
+            if target.failure:
+                lines.append(f"| {target.name} | not measured: {target.failure} |" + " |" * (len(COLUMNS) - 1))
                 continue
             cells = [cell(target, counts, key, digits) for _, key, digits in COLUMNS]
             lines.append(f"| {target.name} | " + " | ".join(cells) + " |")
@@ -46,6 +46,10 @@ def cell(target, counts, key, digits):
 
 def every_sample(results):
     return [one for _, targets in results for target in targets for each in target.samples.values() for one in each]
+
+
+def failed(results):
+    return any(target.failure for _, targets in results for target in targets)
 
 
 def errors(results):
@@ -114,6 +118,7 @@ A cell with three figures is for 1, 32 and 256 connections.
   The CPU ratio is the most robust figure. Requests per second also depend on the other CPU, which wrk, the upstream and
   Redis share; with one connection, mostly on how long it takes to wake that CPU.
 - The two workers share both CPUs with wrk, the upstream and Redis: what counts there is requests per second.
+- The memory store has room for about 555,000 of these sessions, so a full run measures it with 500,000.
 - **MiB** is the resident memory after the samples.
 - With a session, the upstream gets its id and can call the session API. *Header exchange* adds the values (189 bytes of
   JSON) to each request; *API call* means that the upstream makes one call for each request. The upstream verified that

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Callable
 
-from . import load, processes, subjects
+from . import fill as fills
+from . import load, processes
 from .subjects import cloakroom, django, express, haproxy, nginx
 
 # What a browser sends with a page: 20 fields, and cookies of others.
@@ -57,7 +58,9 @@ def plain(**options):
 
 def scenes(quick):
     """Returns all scenes. The quick ones have fewer sessions in the store."""
-    used, stored = (500, 20_000) if quick else (10_000, 1_000_000)
+    used, stored = (500, 20_000) if quick else (2_000, 1_000_000)
+    # The memory store has room for 555,000 of these, and would evict those that are requested.
+    in_memory = min(stored, 500_000)
     return [
         Scene("Proxies and sessions", [
             plain(),
@@ -101,14 +104,14 @@ def scenes(quick):
             subject("1 route", cloakroom, routes=1),
             subject("1,000 routes", cloakroom, path="/section-500", routes=1000),
         ]),
-        Scene(f"Sessions in the store; of {stored:,}, {used:,} are requested in turn", [
-            populated("nginx, plain proxy", lambda bed, _: nginx(bed), 1, 1),
-            *(populated(f"{store}: {count:,} session{'s' if count > 1 else ''}", start, count, requested)
-              for store, start in [
-                  ("memory", lambda bed, name: cloakroom(bed, name)),
-                  ("SQLite", lambda bed, name: cloakroom(bed, name, "sqlite:cloakroom.db")),
-                  ("Redis", lambda bed, name: cloakroom(bed, name, redis=bed.redis()))]
-              for count, requested in [(1, 1), (stored, used)]),
+        Scene(f"Sessions in the store, {used:,} of them requested in turn", [
+            populated("nginx, plain proxy", lambda bed, _: nginx(bed), None, 1, 1),
+            *(populated(f"{store}: {count:,} session{'s' if count > 1 else ''}", start, fill, count, requested)
+              for store, many, fill, start in [
+                  ("memory", in_memory, fills.memory, lambda bed, name: cloakroom(bed, name)),
+                  ("SQLite", stored, fills.sqlite, lambda bed, name: cloakroom(bed, name, "sqlite:cloakroom.db")),
+                  ("Redis", stored, fills.redis, lambda bed, name: cloakroom(bed, name, redis=bed.redis()))]
+              for count, requested in [(1, 1), (many, used)]),
         ]),
         Scene("Two workers on both CPUs, unpinned, 256 connections", [
             plain(workers=2),
@@ -129,24 +132,14 @@ def scenes(quick):
     ]
 
 
-def populated(name, start, count, requested):
+def populated(name, start, fill, count, requested):
     """Returns a subject whose store has `count` sessions, of which `requested` are requested in turn."""
 
     def begin(bed):
         target = start(bed, name)
-        cookies = [target.cookie or "a=b"]
-        connection = processes.connect(target.port)
-        while len(cookies) < requested:
-            cookies.append(processes.cookie(connection))
-        target.cookies = bed.write(f"cookies-{target.port}", "\n".join(cookies))
-        created = len(cookies)
-        rate = 5_000
-        while created < count:
-            seconds = min(10, max(1, (count - created) // rate))
-            done = load.wrk(bed, f"http://127.0.0.1:{target.port}/begin", (), 32, seconds)
-            if done.errors:
-                raise SystemExit(f"{name}: {done.errors} errors while sessions were created")
-            created, rate = created + done.requests, max(1, int(done.requests / done.seconds))
+        target.cookies = fills.cookies(bed, target, requested)
+        if count > requested:
+            fill(bed, target, count - requested)
         return target
 
     return name, begin

@@ -29,7 +29,7 @@ class Target:
     # The samples by number of connections.
     samples: dict = field(default_factory=dict)
     # Why there are none.
-    unavailable: str | None = None
+    failure: str | None = None
 
     @property
     def url(self):

@@ -21,8 +21,12 @@ NPM = ["express@5.3.0", "express-session@1.19.0", "connect-redis@10.0.0", "redis
 PYPI = ["Django==5.2.19", "gunicorn==27.0.1", "redis==8.1.0"]
 
 
-class Unavailable(Exception):
-    """A program that cannot be installed here. Its targets are reported as such."""
+class Failed(Exception):
+    """Why a target could not be measured. The table says so, and the others are measured."""
+
+
+class Unavailable(Failed):
+    """A program that cannot be installed here."""
 
 
 def build():
