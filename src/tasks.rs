@@ -5,8 +5,8 @@ use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::task::{AbortHandle, JoinHandle};
@@ -26,8 +26,17 @@ pub struct Tasks {
     tracker: TaskTracker,
     announcement: CancellationToken,
     drain: CancellationToken,
+    phase: Arc<AtomicU8>,
     /// Whether unfinished work was aborted at the drain's deadline.
     aborted: Arc<AtomicBool>,
+}
+
+/// The phase of the shutdown.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Phase {
+    Announced = 1,
+    Draining = 2,
 }
 
 /// Handle to a running task. Dropping it does not stop the task.
@@ -60,28 +69,46 @@ impl Tasks {
 
     /// Announces that the drain will begin soon, so that clients and load balancers can move elsewhere.
     pub(crate) fn announce_shutdown(&self) {
+        self.enter(Phase::Announced);
         self.announcement.cancel();
     }
 
     /// Returns whether the drain was announced or has begun.
     pub(crate) fn is_shutdown_announced(&self) -> bool {
-        self.announcement.is_cancelled()
+        self.phase.load(Ordering::Relaxed) >= Phase::Announced as u8
     }
 
     /// Begins the drain: [`Self::draining`] completes for all clones.
     pub fn drain(&self) {
+        // Before the signal, which wakes those who read it.
+        self.enter(Phase::Draining);
         self.announcement.cancel();
         self.drain.cancel();
     }
 
     /// Returns whether the drain has begun.
     pub(crate) fn is_draining(&self) -> bool {
-        self.drain.is_cancelled()
+        self.phase.load(Ordering::Relaxed) >= Phase::Draining as u8
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.fetch_max(phase as u8, Ordering::Relaxed);
     }
 
     /// Completes when the drain begins.
     pub async fn draining(&self) {
-        self.drain.cancelled().await;
+        let mut signal = pin!(self.drain.cancelled());
+        let mut registered: Option<Waker> = None;
+        poll_fn(|cx| {
+            // A connection polls this whenever it is woken, and the signal has locks: once is enough.
+            let is_registered = registered.as_ref().is_some_and(|own| own.will_wake(cx.waker()));
+            if is_registered && !self.is_draining() {
+                return Poll::Pending;
+            }
+            registered = Some(cx.waker().clone());
+            signal.as_mut().poll(cx)
+        })
+        .await;
     }
 
     /// Records that unfinished work was aborted at the drain's deadline.
@@ -98,13 +125,13 @@ impl Tasks {
         ended && !self.aborted.load(Ordering::Relaxed)
     }
 
-    /// Returns the same set with signals of its own, which follow these. A signal has a lock, taken by each poll of a wait
-    /// for it: workers with signals of their own do not contend for it.
+    /// Returns the same set with signals of its own, which follow these. A signal has a lock, taken by each wait for it:
+    /// workers with signals of their own do not contend for it.
     #[must_use]
     pub(crate) fn sibling(&self) -> Self {
         let (announcement, drain) = (self.announcement.child_token(), self.drain.child_token());
-        let (tracker, aborted) = (self.tracker.clone(), Arc::clone(&self.aborted));
-        Self { tracker, announcement, drain, aborted }
+        let (phase, aborted) = (Arc::clone(&self.phase), Arc::clone(&self.aborted));
+        Self { tracker: self.tracker.clone(), announcement, drain, phase, aborted }
     }
 }
 

@@ -68,6 +68,13 @@ impl Interrupt {
     }
 }
 
+/// The outcome of [`Body::receive`].
+pub(crate) enum Received {
+    /// All of it is in memory.
+    Complete(Body),
+    Partly(Body),
+}
+
 enum Source {
     Empty,
     Full(Bytes),
@@ -89,10 +96,12 @@ impl Body {
     /// Creates a body that is read from a connection. Waiting longer than `idle` for the next frame ends it with
     /// [`BodyError::Idle`]. Only time spent waiting for the sender counts, not that in which the body is not polled.
     pub fn streaming(incoming: Incoming, idle: Option<Duration>) -> Self {
-        if incoming.is_end_stream() {
-            return Self::empty();
-        }
+        if incoming.is_end_stream() { Self::empty() } else { Self::partly(incoming, None, idle) }
+    }
+
+    fn partly(incoming: Incoming, peeked: Option<Polled>, idle: Option<Duration>) -> Self {
         let mut body = Self::from_source(Source::Streaming(incoming));
+        body.peeked = peeked.map(Box::new);
         body.idle = idle.map(|limit| Box::new(IdleTimeout::new(limit)));
         body
     }
@@ -122,26 +131,25 @@ impl Body {
         self
     }
 
-    /// Copies the body into memory if it has arrived completely and is at most `limit` bytes. Its connection is then free
-    /// even if the receiver is slow, and guards are called at once.
-    pub(crate) fn buffered(mut self, limit: u64) -> Self {
-        let Source::Streaming(incoming) = &mut self.source else { return self };
+    /// Copies a body into memory if it has arrived completely and is at most `limit` bytes. Its connection is then free
+    /// even if the receiver is slow.
+    pub(crate) fn receive(mut incoming: Incoming, limit: u64, idle: Option<Duration>) -> Received {
+        if incoming.is_end_stream() {
+            return Received::Complete(Self::empty());
+        }
         if incoming.size_hint().exact().is_none_or(|size| size > limit) {
-            return self;
+            return Received::Partly(Self::partly(incoming, None, idle));
         }
         // If nothing has arrived yet, the next poll registers the task's waker.
         let mut cx = Context::from_waker(Waker::noop());
-        let Poll::Ready(polled) = Pin::new(&mut *incoming).poll_frame(&mut cx) else { return self };
-        match polled {
+        match Pin::new(&mut incoming).poll_frame(&mut cx) {
             // Copied, since the frame would keep the connection's whole read buffer alive.
-            Some(Ok(frame)) if incoming.is_end_stream() && frame.is_data() => {
+            Poll::Ready(Some(Ok(frame))) if incoming.is_end_stream() && frame.is_data() => {
                 let data = frame.into_data().unwrap_or_default();
-                Self::full(Bytes::copy_from_slice(&data))
+                Received::Complete(Self::full(Bytes::copy_from_slice(&data)))
             }
-            polled => {
-                self.peeked = Some(Box::new(polled));
-                self
-            }
+            Poll::Ready(polled) => Received::Partly(Self::partly(incoming, Some(polled), idle)),
+            Poll::Pending => Received::Partly(Self::partly(incoming, None, idle)),
         }
     }
 
@@ -175,13 +183,24 @@ impl Body {
         self
     }
 
+    /// Drops `held` once the body has arrived: now if it is in memory, or else when it ends.
+    pub(crate) fn holding(self, held: impl Send + 'static) -> Self {
+        match self.source {
+            Source::Streaming(_) => self.with_guard(move |_end| drop(held)),
+            Source::Empty | Source::Full(_) => self,
+        }
+    }
+
     /// Passes the trailers through `filter`, and drops them if it removes all fields. A later filter replaces an earlier
     /// one.
     pub(crate) fn with_trailers(
         mut self,
         filter: impl Fn(&mut HeaderMap) + Send + 'static,
     ) -> Self {
-        self.trailers = Some(Box::new(filter));
+        // Bodies in memory have none.
+        if let Source::Streaming(_) = self.source {
+            self.trailers = Some(Box::new(filter));
+        }
         self
     }
 

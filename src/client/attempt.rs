@@ -1,130 +1,176 @@
 //! One attempt to send a request on a connection.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
-use http::{HeaderMap, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use tokio::time::{Instant, timeout_at};
 
-use super::connection::{Connection, NoResponse};
+use super::connection::Connection;
 use super::error::{Error, ErrorKind};
 use super::framing;
+use super::http2::into_http1;
+use super::outgoing::{Outgoing, Upgrade};
 use super::request_body::{Progress, RequestBody};
-use crate::body::{Body, End};
+use super::retry::Retry;
+use crate::body::{Body, End, Received};
 
 /// Bytes of a response's body that are buffered, so that its connection is free while the client is slow.
 const BUFFERED_BYTES: u64 = 2048;
 
-pub(super) enum Attempt {
-    Response(Response<Body>),
-    /// Nothing of the request was written.
-    Unsent(Request<RequestBody>, hyper::Error),
+/// Why an attempt has failed.
+pub(super) enum Failure {
+    /// Nothing of the request was written; it can be sent again.
+    Unsent(hyper::Error),
     /// The connection closed before a byte of the response.
     Closed(Error),
     Failed(Error),
 }
 
-/// Whether a request asks for an upgrade to another protocol, such as WebSocket.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Upgrade {
-    Requested,
-    None,
+/// What an attempt needs to know of its pool.
+#[derive(Clone, Copy)]
+pub(super) struct Settings<'a> {
+    /// The Host of requests that have none.
+    pub(super) host: &'a HeaderValue,
+    /// Time for the head of the response.
+    pub(super) response_timeout: Duration,
+    /// For the body of the response; `None` is no timeout.
+    pub(super) stream_idle_timeout: Option<Duration>,
 }
 
-impl Upgrade {
-    pub(super) fn of(headers: &HeaderMap) -> Self {
-        if headers.contains_key(header::UPGRADE) { Self::Requested } else { Self::None }
+/// Why a request got no response.
+enum NoResponse {
+    /// Nothing of it was written.
+    Unsent(hyper::Error),
+    Lost(hyper::Error),
+}
+
+impl NoResponse {
+    /// Puts a request of which nothing was written back, in the form of HTTP/1.
+    fn new(
+        mut failed: TrySendError<Request<RequestBody>>,
+        outgoing: &mut Outgoing,
+        to_http1: impl FnOnce(Request<RequestBody>) -> Request<RequestBody>,
+    ) -> Self {
+        match failed.take_message() {
+            Some(request) => {
+                outgoing.put_back(to_http1(request));
+                Self::Unsent(failed.into_error())
+            }
+            None => Self::Lost(failed.into_error()),
+        }
     }
 }
 
-/// Timeouts of an attempt.
-#[derive(Clone, Copy)]
-pub(super) struct Timeouts {
-    pub(super) response: Duration,
-    /// For the body of the response; `None` is no timeout.
-    pub(super) stream_idle: Option<Duration>,
-}
-
-/// Sends `request` on `connection`. Once the response's body was read to its end, `keep` receives the connection.
+/// Sends `outgoing` on `connection`. Once the response's body was read to its end, `keep` receives the connection.
 pub(super) async fn attempt(
     mut connection: Connection,
-    request: Request<RequestBody>,
-    timeouts: Timeouts,
+    outgoing: &mut Outgoing,
+    retry: Retry,
+    settings: Settings<'_>,
     keep: impl FnOnce(Connection) + Send + 'static,
-) -> Attempt {
-    let progress = request.body().progress();
+) -> Result<Response<Body>, Failure> {
+    let progress = outgoing.progress();
     let progress = progress.as_deref();
-    let upgrade = Upgrade::of(request.headers());
-    let sent = within_timeout(connection.send(request), timeouts.response, progress).await;
-    let mut response = match sent {
-        Ok(Ok(response)) => response,
-        Ok(Err(NoResponse { unsent: Some(request), error })) => {
-            return Attempt::Unsent(request, error);
+    let timeout = settings.response_timeout;
+    // The request is large: it is in no variable of this future, and the two futures share their memory.
+    let sent = match &mut connection {
+        Connection::Http1(connection) => {
+            let sending = pin!(connection.send(outgoing.take(settings.host, retry)));
+            let sent = within_timeout(sending, timeout, progress).await;
+            sent.map(|sent| sent.map_err(|failed| NoResponse::new(failed, outgoing, |http1| http1)))
         }
-        Ok(Err(NoResponse { unsent: None, error })) => return failed(&connection, error),
-        Err(elapsed) => return Attempt::Failed(elapsed),
+        Connection::Http2(connection) => {
+            let sending = pin!(connection.send(outgoing.take(settings.host, retry)));
+            let sent = within_timeout(sending, timeout, progress).await;
+            sent.map(|sent| sent.map_err(|failed| NoResponse::new(failed, outgoing, into_http1)))
+        }
     };
+    let response = match sent {
+        Ok(Ok(response)) => response,
+        Ok(Err(NoResponse::Unsent(error))) => return Err(Failure::Unsent(error)),
+        Ok(Err(NoResponse::Lost(error))) => return Err(lost(&connection, error)),
+        Err(elapsed) => return Err(Failure::Failed(elapsed)),
+    };
+    receive(response, connection, outgoing.upgrade(), progress, settings, keep)
+}
+
+/// Returns the response of an upstream, which releases its connection at its end.
+fn receive(
+    mut response: Response<Incoming>,
+    connection: Connection,
+    upgrade: Upgrade,
+    progress: Option<&Progress>,
+    settings: Settings<'_>,
+    keep: impl FnOnce(Connection) + Send + 'static,
+) -> Result<Response<Body>, Failure> {
     if let Err(error) = framing::settle(response.headers_mut()) {
-        return Attempt::Failed(Error::with(ErrorKind::Response, error));
+        return Err(Failure::Failed(Error::with(ErrorKind::Response, error)));
     }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return switch_protocols(response, connection, upgrade);
     }
-    let mut response = response.map(|incoming| {
-        let mut body = Body::streaming(incoming, timeouts.stream_idle);
-        if let Some(progress) = progress {
-            body = body.with_response_activity(progress.activity());
+    let release = move |end| {
+        // After an early response to a request that is still being sent, the connection is not ready.
+        if end == End::Complete && connection.is_ready() {
+            keep(connection);
         }
-        body.with_guard(move |end| {
-            // After an early response to a request that is still being sent, the connection is not ready.
-            if end == End::Complete && connection.is_ready() {
-                keep(connection);
+    };
+    let mut response = response.map(|incoming| {
+        match Body::receive(incoming, BUFFERED_BYTES, settings.stream_idle_timeout) {
+            Received::Complete(body) => {
+                release(End::Complete);
+                body
             }
-        })
-        .buffered(BUFFERED_BYTES)
+            Received::Partly(body) => match progress {
+                Some(progress) => body.with_response_activity(progress.activity()),
+                None => body,
+            }
+            .with_guard(release),
+        }
     });
     // The version is that of this hop (RFC 9110, section 2.5). Passed on, 1.0 would close the client's connection.
     *response.version_mut() = Version::HTTP_11;
-    Attempt::Response(response)
+    Ok(response)
 }
 
 fn switch_protocols(
     response: Response<Incoming>,
     connection: Connection,
     upgrade: Upgrade,
-) -> Attempt {
+) -> Result<Response<Body>, Failure> {
     match upgrade {
         Upgrade::Requested => {
             connection.release();
-            Attempt::Response(response.map(|_nothing| Body::empty()))
+            Ok(response.map(|_nothing| Body::empty()))
         }
         Upgrade::None => {
             // RFC 9110, section 7.8, allows only a protocol that the request has named.
             let cause = "the upstream switched protocols without being asked to";
-            Attempt::Failed(Error::with(ErrorKind::Response, cause))
+            Err(Failure::Failed(Error::with(ErrorKind::Response, cause)))
         }
     }
 }
 
-fn failed(connection: &Connection, error: hyper::Error) -> Attempt {
+fn lost(connection: &Connection, error: hyper::Error) -> Failure {
     let error = Error::of_exchange(error);
     // Only before the first byte of a response may the request be sent again; see `retry`.
     if error.kind() == ErrorKind::Response && !connection.has_received() {
-        Attempt::Closed(error)
+        Failure::Closed(error)
     } else {
-        Attempt::Failed(error)
+        Failure::Failed(error)
     }
 }
 
 /// Waits for the head of a response. While the client sends its request, the timeout of that body holds; `timeout`
 /// bounds how long the upstream then takes.
 async fn within_timeout<T>(
-    sent: impl Future<Output = T>,
+    mut sent: Pin<&mut impl Future<Output = T>>,
     timeout: Duration,
     progress: Option<&Progress>,
 ) -> Result<T, Error> {
-    let mut sent = pin!(sent);
     let mut deadline = Instant::now() + timeout;
     loop {
         let elapsed = match timeout_at(deadline, sent.as_mut()).await {

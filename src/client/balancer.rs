@@ -7,12 +7,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use http::{Request, Response};
+use http::Response;
 
 use super::error::{Error, ErrorKind};
 use super::health::{Health, HealthCheck, watch};
-use super::pool::{Pool, SendError};
-use super::request_body::RequestBody;
+use super::outgoing::Outgoing;
+use super::pool::Pool;
 use super::retry::Retry;
 use crate::body::Body;
 use crate::tasks::Tasks;
@@ -56,7 +56,7 @@ impl Balancer {
     /// There is no response; see [`ErrorKind`].
     pub(crate) async fn send(
         &self,
-        request: Request<Body>,
+        outgoing: &mut Outgoing,
         tasks: &Tasks,
     ) -> Result<Response<Body>, Error> {
         let [first, ..] = self.members.as_slice() else {
@@ -64,21 +64,19 @@ impl Balancer {
         };
         // A single upstream gets all requests, healthy or not.
         if self.members.len() == 1 {
-            return first.pool.send(request, tasks).await;
+            return first.pool.try_send(outgoing, Retry::Never, tasks).await;
         }
         if let Some(check) = &self.check {
             self.start_checks(check, tasks);
         }
         let chosen = self.choose(None).unwrap_or(first);
-        let request = chosen.pool.prepare(request);
-        let sent = chosen.send(request, Retry::OnAnotherUpstream, tasks).await;
-        let SendError { error, request } = match sent {
+        let error = match chosen.send(outgoing, Retry::OnAnotherUpstream, tasks).await {
             Ok(response) => return Ok(response),
-            Err(failed) => failed,
+            Err(error) => error,
         };
-        match (request, self.choose(Some(chosen))) {
-            (Some(request), Some(other)) => {
-                other.send(request, Retry::Never, tasks).await.map_err(|failed| failed.error)
+        match self.choose(Some(chosen)) {
+            Some(other) if outgoing.can_be_sent() => {
+                other.send(outgoing, Retry::Never, tasks).await
             }
             _ => Err(error),
         }
@@ -117,17 +115,17 @@ impl Balancer {
 impl Member {
     async fn send(
         &self,
-        request: Request<RequestBody>,
+        outgoing: &mut Outgoing,
         retry: Retry,
         tasks: &Tasks,
-    ) -> Result<Response<Body>, SendError> {
+    ) -> Result<Response<Body>, Error> {
         let in_flight = InFlight::start(&self.in_flight);
-        let sent = self.pool.try_send(request, retry, tasks).await;
+        let sent = self.pool.try_send(outgoing, retry, tasks).await;
         match &sent {
             Ok(_) => self.health.record_success(),
-            Err(failed) => self.health.record_failure(&failed.error),
+            Err(error) => self.health.record_failure(error),
         }
-        sent.map(|response| response.map(|body| body.with_guard(move |_end| drop(in_flight))))
+        sent.map(|response| response.map(|body| body.holding(in_flight)))
     }
 }
 

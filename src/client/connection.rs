@@ -2,15 +2,12 @@
 
 use std::sync::Arc;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::dial::DialTarget;
 use super::error::{Error, ErrorKind};
 use super::http1::Http1Connection;
-use super::http2::{Http2Connection, into_http1};
-use super::request_body::RequestBody;
+use super::http2::Http2Connection;
 use super::tls::NegotiatedProtocol;
 use crate::metrics::UpstreamMetrics;
 use crate::tasks::Tasks;
@@ -52,28 +49,6 @@ impl Connection {
         })
     }
 
-    /// Sends a request. If nothing of it was written, the error contains it.
-    pub(super) async fn send(
-        &mut self,
-        request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, NoResponse> {
-        let mut error = match self {
-            Self::Http1(connection) => match connection.send(request).await {
-                Ok(response) => return Ok(response),
-                Err(error) => error,
-            },
-            Self::Http2(connection) => match connection.send(request).await {
-                Ok(response) => return Ok(response),
-                Err(error) => error,
-            },
-        };
-        let unsent = error.take_message().map(|request| match self {
-            Self::Http1(_) => request,
-            Self::Http2(_) => into_http1(request),
-        });
-        Err(NoResponse { unsent, error: error.into_error() })
-    }
-
     /// Leaves the connection to the upgrade that its response has started.
     pub(super) fn release(self) {
         match self {
@@ -98,12 +73,4 @@ impl Connection {
             Self::Http2(connection) => connection.is_open(),
         }
     }
-}
-
-/// A request without a response.
-#[derive(Debug)]
-pub(super) struct NoResponse {
-    /// The request, if nothing of it was written.
-    pub(super) unsent: Option<Request<RequestBody>>,
-    pub(super) error: hyper::Error,
 }

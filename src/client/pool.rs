@@ -5,19 +5,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, Uri, Version, header};
-use http_body::Body as _;
-use tokio::sync::Semaphore;
+use http::{HeaderValue, Request, Response};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::attempt::{Attempt, Timeouts, Upgrade, attempt};
+use super::attempt::{Failure, Settings, attempt};
 use super::connection::Connection;
 use super::dial::DialTarget;
 use super::error::{Error, ErrorKind};
 use super::kept::KeptConnections;
+use super::outgoing::Outgoing;
 use super::reaper::reap;
-use super::request_body::RequestBody;
-use super::retry::{Retry, copy_for_another_upstream, copy_for_new_connection};
+use super::retry::Retry;
 use super::target::Target;
 use super::tls::{Tls, UpstreamProtocol};
 use crate::body::{self, Body, CollectError};
@@ -80,19 +79,6 @@ struct Shared {
     has_reaper: AtomicBool,
 }
 
-/// A request without a response.
-pub(super) struct SendError {
-    pub(super) error: Error,
-    /// The request, if it may be sent to another upstream.
-    pub(super) request: Option<Request<RequestBody>>,
-}
-
-impl SendError {
-    fn new(error: Error, request: Option<Request<RequestBody>>) -> Self {
-        Self { error, request }
-    }
-}
-
 impl Pool {
     /// Creates a pool without connections.
     pub fn new(target: Target, config: Config) -> Self {
@@ -128,101 +114,92 @@ impl Pool {
         request: Request<Body>,
         tasks: &Tasks,
     ) -> Result<Response<Body>, Error> {
-        let request = self.prepare(request);
-        self.try_send(request, Retry::Never, tasks).await.map_err(|failed| failed.error)
+        self.try_send(&mut Outgoing::new(request), Retry::Never, tasks).await
     }
 
-    /// Sends a prepared request. The error contains it if it may be sent to another upstream.
+    /// Sends a prepared request. After an error, it [may be sent](Outgoing::can_be_sent) to another upstream, or not.
     pub(super) async fn try_send(
         &self,
-        request: Request<RequestBody>,
+        outgoing: &mut Outgoing,
         retry: Retry,
         tasks: &Tasks,
-    ) -> Result<Response<Body>, SendError> {
+    ) -> Result<Response<Body>, Error> {
         let Config { request_limit, metrics, .. } = &self.0.config;
         let (started, in_flight) = (Instant::now(), metrics.request_started());
-        let sent = match request_limit {
-            Some(limit) => self.send_within_limit(limit, request, retry, tasks).await,
-            None => self.send_on_connection(request, retry, tasks).await,
+        let permit = match request_limit {
+            Some(limit) => Box::pin(self.acquire(limit)).await.map(Some),
+            None => Ok(None),
+        };
+        let sent = match permit {
+            Ok(permit) => {
+                let sent = self.send_on_connection(outgoing, retry, tasks).await;
+                sent.map(|response| response.map(|body| body.holding((in_flight, permit))))
+            }
+            Err(busy) => Err(busy),
         };
         let outcome = match &sent {
             Ok(_) => UpstreamOutcome::Responded,
-            Err(failed) if failed.error.kind() == ErrorKind::Busy => UpstreamOutcome::Busy,
-            Err(failed) if failed.error.is_timeout() => UpstreamOutcome::TimedOut,
+            Err(error) if error.kind() == ErrorKind::Busy => UpstreamOutcome::Busy,
+            Err(error) if error.is_timeout() => UpstreamOutcome::TimedOut,
             Err(_) => UpstreamOutcome::Failed,
         };
         metrics.request_finished(outcome, started.elapsed());
-        sent.map(|response| response.map(|body| body.with_guard(move |_end| drop(in_flight))))
-            .map_err(|failed| SendError { error: failed.error.at(self.target()), ..failed })
+        sent.map_err(|error| error.at(self.target()))
     }
 
     /// Waits until fewer requests than the limit are in flight.
-    async fn send_within_limit(
-        &self,
-        limit: &Arc<Semaphore>,
-        request: Request<RequestBody>,
-        retry: Retry,
-        tasks: &Tasks,
-    ) -> Result<Response<Body>, SendError> {
+    async fn acquire(&self, limit: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Error> {
         let permit = Arc::clone(limit).acquire_owned();
-        let busy = match timeout(self.0.config.connect_timeout, permit).await {
-            Ok(Ok(permit)) => {
-                let response = self.send_on_connection(request, retry, tasks).await?;
-                return Ok(response.map(|body| body.with_guard(move |_end| drop(permit))));
-            }
-            Ok(Err(closed)) => Error::with(ErrorKind::Busy, closed),
-            Err(elapsed) => Error::with(ErrorKind::Busy, elapsed),
-        };
-        Err(SendError::new(busy, Some(request)))
+        match timeout(self.0.config.connect_timeout, permit).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(closed)) => Err(Error::with(ErrorKind::Busy, closed)),
+            Err(elapsed) => Err(Error::with(ErrorKind::Busy, elapsed)),
+        }
     }
 
     /// Sends on kept connections while those turn out to be closed, then on a new one.
     async fn send_on_connection(
         &self,
-        mut request: Request<RequestBody>,
+        outgoing: &mut Outgoing,
         retry: Retry,
         tasks: &Tasks,
-    ) -> Result<Response<Body>, SendError> {
-        let protocol = match Upgrade::of(request.headers()) {
-            Upgrade::Requested => UpstreamProtocol::Http1,
-            Upgrade::None => self.0.config.protocol,
-        };
+    ) -> Result<Response<Body>, Error> {
+        let protocol = outgoing.protocol(self.0.config.protocol);
         while let Some(connection) = self.0.kept.take(protocol) {
-            let copy = copy_for_new_connection(&request);
-            match (self.attempt(connection, request).await, copy) {
-                (Attempt::Response(response), _) => return Ok(response),
-                (Attempt::Unsent(unsent, _), _) => request = unsent,
+            match self.attempt(connection, outgoing, Retry::OnNewConnection).await {
+                Ok(response) => return Ok(response),
+                Err(Failure::Unsent(_)) => {}
                 // Once, and on a new connection: another kept one may be closed too.
-                (Attempt::Closed(_), Some(copy)) => {
-                    request = copy;
-                    break;
-                }
-                (Attempt::Closed(error) | Attempt::Failed(error), _) => {
-                    return Err(SendError::new(error, None));
+                Err(Failure::Closed(_)) if outgoing.can_be_sent() => break,
+                Err(Failure::Closed(error) | Failure::Failed(error)) => {
+                    outgoing.clear();
+                    return Err(error);
                 }
             }
         }
-        let connection = match self.open(protocol, tasks).await {
-            Ok(connection) => connection,
-            Err(error) => return Err(SendError::new(error, Some(request))),
-        };
-        let copy = copy_for_another_upstream(&request, retry);
-        match self.attempt(connection, request).await {
-            Attempt::Response(response) => Ok(response),
-            Attempt::Unsent(request, error) => {
-                let error = Error::with(ErrorKind::Response, error);
-                Err(SendError::new(error, Some(request)))
+        // Boxed, since most requests need none.
+        let connection = Box::pin(self.open(protocol, tasks)).await?;
+        match self.attempt(connection, outgoing, retry).await {
+            Ok(response) => Ok(response),
+            Err(Failure::Unsent(error)) => Err(Error::with(ErrorKind::Response, error)),
+            Err(Failure::Closed(error)) => Err(error),
+            Err(Failure::Failed(error)) => {
+                outgoing.clear();
+                Err(error)
             }
-            Attempt::Closed(error) => Err(SendError::new(error, copy)),
-            Attempt::Failed(error) => Err(SendError::new(error, None)),
         }
     }
 
-    async fn attempt(&self, connection: Connection, request: Request<RequestBody>) -> Attempt {
+    fn attempt<'a>(
+        &'a self,
+        connection: Connection,
+        outgoing: &'a mut Outgoing,
+        retry: Retry,
+    ) -> impl Future<Output = Result<Response<Body>, Failure>> + Send + 'a {
         let Config { response_timeout, stream_idle_timeout, .. } = self.0.config;
-        let timeouts = Timeouts { response: response_timeout, stream_idle: stream_idle_timeout };
+        let settings = Settings { host: &self.0.authority, response_timeout, stream_idle_timeout };
         let kept = Arc::clone(&self.0.kept);
-        attempt(connection, request, timeouts, move |connection| kept.keep(connection)).await
+        attempt(connection, outgoing, retry, settings, move |connection| kept.keep(connection))
     }
 
     async fn open(&self, protocol: UpstreamProtocol, tasks: &Tasks) -> Result<Connection, Error> {
@@ -274,30 +251,4 @@ impl Pool {
         })?;
         Ok(Response::from_parts(parts, bytes))
     }
-
-    /// Converts a request to the form in which it is sent.
-    pub(super) fn prepare(&self, request: Request<Body>) -> Request<RequestBody> {
-        let (mut parts, body) = request.into_parts();
-        parts.version = Version::HTTP_11;
-        if parts.uri.authority().is_some() {
-            parts.uri = origin_form(parts.uri);
-        }
-        if !parts.headers.contains_key(header::HOST) {
-            parts.headers.insert(header::HOST, self.0.authority.clone());
-        }
-        // hyper trusts these fields more than the body, and would send a length without a body.
-        parts.headers.remove(header::TRANSFER_ENCODING);
-        match body.size_hint().exact() {
-            Some(0) if !parts.headers.contains_key(header::CONTENT_LENGTH) => {}
-            Some(length) => {
-                parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-            }
-            None => drop(parts.headers.remove(header::CONTENT_LENGTH)),
-        }
-        Request::from_parts(parts, RequestBody::new(body))
-    }
-}
-
-fn origin_form(uri: Uri) -> Uri {
-    uri.into_parts().path_and_query.map_or_else(|| Uri::from_static("/"), Uri::from)
 }

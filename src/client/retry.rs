@@ -12,37 +12,29 @@ use http_body::Body as _;
 use super::request_body::RequestBody;
 use crate::body::Body;
 
-/// Whether a request that fails on a new connection is kept for another upstream.
+/// Where a request may be sent again if its connection closes before a byte of the response.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Retry {
+    OnNewConnection,
     OnAnotherUpstream,
     Never,
 }
 
-/// Returns a copy for a new connection, if the request may be sent again to the same upstream.
-pub(super) fn copy_for_new_connection(
-    request: &Request<RequestBody>,
-) -> Option<Request<RequestBody>> {
-    (request.method().is_safe() && request.body().is_end_stream()).then(|| copy(request))
-}
-
-/// Returns a copy for another upstream, if the request may be sent to one.
-pub(super) fn copy_for_another_upstream(
-    request: &Request<RequestBody>,
-    retry: Retry,
-) -> Option<Request<RequestBody>> {
-    let may_repeat = || request.method().is_idempotent() && request.body().is_end_stream();
-    match retry {
-        Retry::OnAnotherUpstream => may_repeat().then(|| copy(request)),
-        Retry::Never => None,
+impl Retry {
+    /// Returns a copy of a request that may be repeated. Its extensions concern the first attempt only.
+    pub(super) fn copy(self, request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
+        let may_repeat = match self {
+            Self::OnNewConnection => request.method().is_safe(),
+            Self::OnAnotherUpstream => request.method().is_idempotent(),
+            Self::Never => false,
+        };
+        if !may_repeat || !request.body().is_end_stream() {
+            return None;
+        }
+        let mut copy = Request::new(RequestBody::new(Body::empty()));
+        request.method().clone_into(copy.method_mut());
+        request.uri().clone_into(copy.uri_mut());
+        request.headers().clone_into(copy.headers_mut());
+        Some(copy)
     }
-}
-
-/// Copies a request without a body. Its extensions concern the first attempt only.
-fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut copy = Request::new(RequestBody::new(Body::empty()));
-    request.method().clone_into(copy.method_mut());
-    request.uri().clone_into(copy.uri_mut());
-    request.headers().clone_into(copy.headers_mut());
-    copy
 }

@@ -17,6 +17,7 @@ use crate::net::host;
 use crate::net::scheme::Scheme;
 use crate::server::Peer;
 use crate::session::id::Id;
+use crate::sessions::RequestGuard;
 use crate::telemetry::{Span, SpanContext, Trace, Tracer};
 
 /// What is logged about a request. Never its query, its cookies or a token.
@@ -37,6 +38,8 @@ struct Entry {
     trace: Option<Trace>,
     recording: Option<Recording>,
     status: u16,
+    /// Keeps the request in flight until the end of its response body.
+    guard: Option<RequestGuard>,
 }
 
 /// What a span records in addition to the access log entry.
@@ -63,6 +66,7 @@ impl Access {
             trace: None,
             recording: None,
             status: 0,
+            guard: None,
         };
         Self { entry: Some(entry), failure: None }
     }
@@ -89,6 +93,13 @@ impl Access {
     pub(super) fn set_session(&mut self, session: Option<Id>) {
         if let Some(entry) = &mut self.entry {
             entry.session = session;
+        }
+    }
+
+    /// Keeps a request in flight until the end of its response body.
+    pub(super) fn hold(&mut self, guard: Option<RequestGuard>) {
+        if let Some(entry) = &mut self.entry {
+            entry.guard = guard;
         }
     }
 

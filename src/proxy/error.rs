@@ -83,14 +83,18 @@ pub(super) enum Accepts {
 
 impl Accepts {
     pub(super) fn from_headers(headers: &HeaderMap) -> Self {
-        let mut json = false;
-        for media in navigation::accepted(headers).map(str::to_ascii_lowercase) {
-            if media == "text/html" {
-                return Self::Html;
-            }
-            json |= media == "application/json" || media.ends_with("+json");
+        let is_html = |media: &str| media.eq_ignore_ascii_case("text/html");
+        let is_json = |media: &str| {
+            let suffix = media.rsplit_once('+').map_or("", |(_, suffix)| suffix);
+            media.eq_ignore_ascii_case("application/json") || suffix.eq_ignore_ascii_case("json")
+        };
+        if navigation::accepted(headers).any(is_html) {
+            Self::Html
+        } else if navigation::accepted(headers).any(is_json) {
+            Self::Json
+        } else {
+            Self::Anything
         }
-        if json { Self::Json } else { Self::Anything }
     }
 }
 

@@ -7,12 +7,15 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::config::{Encoding, RouteConfig};
 use super::error::Error;
+use super::lines::Lines;
 use super::names;
 use super::response;
 use crate::session::patch::Patch;
-use crate::session::record::{Record, Values};
 use crate::sessions::{Opened, ResponseKind, Shared};
 use crate::wire::{self, Malformed};
+
+/// The usual length of the token and the id, with the authority of an instance.
+const LINES_BYTES: usize = 160;
 
 /// Adds the session's headers to a cleaned request head.
 pub(super) fn inject(
@@ -22,16 +25,19 @@ pub(super) fn inject(
     route: &RouteConfig,
 ) -> Result<(), Error> {
     let session = opened.guard.session();
-    headers.try_insert(
-        names::X_SESSION_TOKEN,
-        sensitive(session.token().sign(&shared.ring, &shared.instance).reveal().as_bytes())?,
-    )?;
-    if let Some(id) = session.presented_id() {
-        headers.try_insert(names::X_SESSION_ID, value(id.to_string().as_bytes())?)?;
+    let mut lines = Lines::with_capacity(LINES_BYTES);
+    session.token().sign_into(&shared.ring, &shared.instance, lines.buffer());
+    if let Some(mut token) = lines.take() {
+        token.set_sensitive(true);
+        headers.try_insert(names::X_SESSION_TOKEN, token)?;
     }
-    if let Some(principal) =
-        opened.record.as_ref().and_then(|record| record.meta.principal.as_ref())
-    {
+    if let Some(id) = session.presented_id() {
+        lines.push(format_args!("{id}"));
+        if let Some(id) = lines.take() {
+            headers.try_insert(names::X_SESSION_ID, id)?;
+        }
+    }
+    if let Some(principal) = opened.principal() {
         if let Some(header) = &route.principal_header {
             headers.try_insert(&header.name, encode(principal.as_str(), header.encoding)?)?;
         }
@@ -42,27 +48,22 @@ pub(super) fn inject(
         headers.try_insert(names::X_SESSION_ERROR, HeaderValue::from_static(error.code()))?;
     }
     match route.header_exchange {
-        Some(max_bytes) => inject_data(headers, opened.record.as_ref(), max_bytes),
+        Some(max_bytes) => inject_data(headers, opened, max_bytes),
         None => Ok(()),
     }
 }
 
 /// Adds the values if they fit into `max_bytes`. Truncated values would be worse than none.
-fn inject_data(
-    headers: &mut HeaderMap,
-    record: Option<&Record>,
-    max_bytes: usize,
-) -> Result<(), Error> {
-    let none = Values::new();
-    let data = wire::values_header(record.map_or(&none, |record| &record.values));
+fn inject_data(headers: &mut HeaderMap, opened: &Opened, max_bytes: usize) -> Result<(), Error> {
+    let data = wire::values_header(&opened.values);
     // Common servers limit a single header to 8 KiB, or all of them together.
     if data.len() + names::X_SESSION_DATA.as_str().len() > max_bytes {
         headers.try_insert(names::X_SESSION_DATA_OMITTED, HeaderValue::from_static("too-large"))?;
     } else {
         headers.try_insert(names::X_SESSION_DATA, sensitive(data.as_bytes())?)?;
     }
-    if let Some(record) = record {
-        headers.try_insert(names::X_SESSION_VERSION, HeaderValue::from(record.meta.version))?;
+    if let Some(meta) = opened.meta() {
+        headers.try_insert(names::X_SESSION_VERSION, HeaderValue::from(meta.version))?;
     }
     Ok(())
 }

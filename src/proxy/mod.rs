@@ -13,6 +13,7 @@ mod event_streams;
 mod exchange_headers;
 pub mod forwarded;
 mod hop;
+mod lines;
 mod list;
 pub(crate) mod login;
 pub(crate) mod names;
@@ -38,10 +39,10 @@ use hyper::body::Incoming;
 use tracing::debug;
 
 use crate::body::{self, Body};
-use crate::client::Balancer;
+use crate::client::{Balancer, Outgoing};
 use crate::metrics::{Event, Metrics, Outcome};
-use crate::secret::Secret;
 use crate::server::{Handler, Peer, Tasks};
+use crate::session::cookie;
 use crate::session::navigation::Origin;
 use crate::session::patch::Patch;
 use crate::session::record::Client;
@@ -140,17 +141,18 @@ impl Proxy {
         access.set_client(&client);
         self.start_trace(&mut parts, peer, &client, access)?;
 
-        let client = Client { address: client.address, user_agent: user_agent(&parts.headers) };
-        let opened = self.open(route, cookies, origin, client).await?;
+        let opened = self.open(route, cookies, origin, &parts.headers, client.address).await?;
         access.set_session(opened.as_ref().and_then(|opened| opened.guard.session().current_id()));
         // After cleaning: the upstream can trust that these fields are the proxy's.
         self.site.inject(&mut parts.headers, route, opened.as_ref(), self.sessions.shared())?;
         upgrade.write_headers(&mut parts.headers)?;
 
         // A refusal goes the way of a response, so that it can set or delete the cookie.
-        let principal = opened.as_ref().and_then(Opened::principal);
-        let response = match route.admit(&parts, principal, accepts) {
-            Ok(()) => self.forward(route, parts, body, cleaned.options).await,
+        let outgoing = route
+            .admit(&parts, opened.as_ref().and_then(Opened::principal), accepts)
+            .and_then(|()| self.outgoing(route, parts, body, cleaned.options));
+        let response = match outgoing {
+            Ok(mut outgoing) => self.forward(route, &mut outgoing).await,
             Err(error) => Err(error),
         };
         // A 101 that was not requested would turn the rest of the connection into a tunnel.
@@ -167,13 +169,9 @@ impl Proxy {
             UpgradeRequest::WebSocket(handshake)
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS =>
             {
-                self.start_tunnel(handshake, response, route, guard).await
+                Box::pin(self.start_tunnel(handshake, response, route, guard)).await
             }
-            _ => {
-                let response = self.follow_session(response, route, guard.as_ref()).await;
-                // The request stays in flight until the end of the response body.
-                Ok(response.map(|body| body.with_guard(move |_end| drop(guard))))
-            }
+            _ => Ok(self.follow_session(response, route, guard, access).await),
         }
     }
 
@@ -223,32 +221,51 @@ impl Proxy {
     }
 
     /// Opens the session of a request, if its route has sessions.
-    async fn open(
+    fn open(
         &self,
         route: &Route,
-        cookies: Vec<Secret>,
+        cookies: cookie::Values,
         origin: Origin,
-        client: Client,
-    ) -> Result<Option<Opened>, StoreError> {
+        headers: &HeaderMap,
+        address: Option<IpAddr>,
+    ) -> impl Future<Output = Result<Option<Opened>, StoreError>> + Send + use<'_> {
+        let arrival = self.arrival(route, cookies, origin, headers, address);
+        async move {
+            match arrival {
+                Some(arrival) => self.sessions.open(arrival).await.map(Some),
+                None => Ok(None),
+            }
+        }
+    }
+
+    /// Returns what opening the session of a request depends on, if its route has sessions.
+    fn arrival(
+        &self,
+        route: &Route,
+        cookies: cookie::Values,
+        origin: Origin,
+        headers: &HeaderMap,
+        address: Option<IpAddr>,
+    ) -> Option<Arrival> {
         let touch = match route.session() {
-            Session::Off => return Ok(None),
+            Session::Off => return None,
             Session::On => TouchPolicy::OnUse,
             Session::NoTouch => TouchPolicy::Never,
         };
         // The limit on new sessions does not apply to the address of a trusted proxy, which all its
         // clients share.
         let is_trusted = |address: &IpAddr| self.site.rules().trust.contains(*address);
-        let limited_address = client.address.filter(|address| !is_trusted(address));
-        let arrival = Arrival {
+        let limited_address = address.filter(|address| !is_trusted(address));
+        let is_recorded = self.sessions.shared().policy.record_client;
+        Some(Arrival {
             origin,
             cookies,
             wants_values: route.header_exchange().is_some(),
             touch,
             on_error: route.on_error(),
             address: limited_address,
-            client: Some(client),
-        };
-        self.sessions.open(arrival).await.map(Some)
+            client: is_recorded.then(|| Client { address, user_agent: user_agent(headers) }),
+        })
     }
 
     /// Starts a tunnel, which begins once the client has received the returned response.
@@ -282,30 +299,45 @@ impl Proxy {
         }
     }
 
-    /// Ends an event stream with its session.
+    /// Keeps the request in flight until the end of its response, and ends an event stream with its session.
     async fn follow_session(
         &self,
         response: Response<Body>,
         route: &Route,
-        guard: Option<&RequestGuard>,
+        guard: Option<RequestGuard>,
+        access: &mut Access,
     ) -> Response<Body> {
-        if !event_streams::is_event_stream(response.headers()) || response.body().is_end_stream() {
-            return response;
-        }
-        match self.watched(route, guard).await {
+        let is_stream =
+            event_streams::is_event_stream(response.headers()) && !response.body().is_end_stream();
+        let watched = match guard.as_ref() {
+            Some(guard) if is_stream => Box::pin(self.watched(route, Some(guard))).await,
+            _ => None,
+        };
+        access.hold(guard);
+        match watched {
             Some(watched) => event_streams::follow(response, watched, &self.tasks),
             None => response,
         }
     }
 
-    /// Forwards a request to an upstream.
+    /// Sends a request to an upstream of its route.
     async fn forward(
+        &self,
+        route: &Route,
+        outgoing: &mut Outgoing,
+    ) -> Result<Response<Body>, Error> {
+        let upstreams = self.upstreams.get(route.index()).ok_or(Error::NoRoute)?;
+        Ok(upstreams.send(outgoing, &self.tasks).await?)
+    }
+
+    /// Returns the request to send, whose body is bounded by the settings of the route.
+    fn outgoing(
         &self,
         route: &Route,
         mut parts: Parts,
         body: Incoming,
         options: hop::Options,
-    ) -> Result<Response<Body>, Error> {
+    ) -> Result<Outgoing, Error> {
         // hyper writes the version of the request. The upstream connection decides on its own version.
         let version = std::mem::replace(&mut parts.version, Version::HTTP_11);
         // Some recipients merge trailers into the head (RFC 9110, section 6.5.1), so they are
@@ -329,8 +361,7 @@ impl Proxy {
             }
             body = body.with_limit(limit);
         }
-        let upstreams = self.upstreams.get(route.index()).ok_or(Error::NoRoute)?;
-        Ok(upstreams.send(Request::from_parts(parts, body), &self.tasks).await?)
+        Ok(Outgoing::new(Request::from_parts(parts, body)))
     }
 
     /// Discards the rest of a request body after its response. For HTTP/1, the connection does that.
@@ -352,11 +383,12 @@ impl Proxy {
     async fn commit(
         &self,
         response: Result<Response<Body>, Error>,
-        Opened { guard, record }: &Opened,
+        opened: &Opened,
         route: &Route,
         accepts: Accepts,
         access: &mut Access,
     ) -> Response<Body> {
+        let guard = &opened.guard;
         let mut response = response.unwrap_or_else(|error| access.error_response(&error, accepts));
         let kind = response_kind(&response);
         let allows_patches = route.header_exchange().is_some();
@@ -380,7 +412,7 @@ impl Proxy {
             }
         }
         let response = self.clean(response, access);
-        finish(response, cookie, record.is_some(), guard, access)
+        finish(response, cookie, opened, access)
     }
 
     /// Removes what must not reach the client from a response.
@@ -435,16 +467,15 @@ fn should_drop_patch(
 fn finish(
     mut response: Response<Body>,
     cookie: Option<HeaderValue>,
-    had_session: bool,
-    guard: &RequestGuard,
+    opened: &Opened,
     access: &mut Access,
 ) -> Response<Body> {
-    let session = guard.session().current_id();
+    let session = opened.guard.session().current_id();
     access.set_session(session);
     // Even an anonymous response varies: the same request with a cookie may get another one.
     let protection = match &cookie {
         Some(_) => Protection::NoStore,
-        None if had_session || session.is_some() => Protection::Private,
+        None if opened.meta().is_some() || session.is_some() => Protection::Private,
         None => Protection::Vary,
     };
     let headers = response.headers_mut();
@@ -494,4 +525,19 @@ fn options_response() -> Response<Body> {
     response.headers_mut().insert(http::header::ALLOW, HeaderValue::from_static(request::ALLOW));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every request has one, which moves through memory and lasts as long as it does.
+    #[test]
+    fn future_of_a_request_is_bounded() {
+        fn size<F>(_handle: fn(&'static Proxy, Request<Incoming>, Peer) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(<Proxy as Handler>::handle);
+        assert!(size <= 4608, "{size} bytes");
+    }
 }

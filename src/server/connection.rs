@@ -109,7 +109,7 @@ impl<H: Handler> Server<H> {
     }
 
     /// Serves one connection until it closes.
-    pub(super) async fn serve(&self, mut socket: Socket, mut peer: Peer) {
+    pub(super) async fn serve(self: &Arc<Self>, mut socket: Socket, mut peer: Peer) {
         let sniffed = match &self.settings.protocol {
             Protocol::Http1 => Some(Sniffed::Http1(Bytes::new())),
             Protocol::Http1AndH2c => self.sniff(&mut socket).await,
@@ -178,7 +178,7 @@ impl<H: Handler> Server<H> {
         Driver { settings, tasks, state, client: peer.address }
     }
 
-    async fn serve_http1(&self, socket: Socket, first: Bytes, peer: Peer) {
+    async fn serve_http1(self: &Arc<Self>, socket: Socket, first: Bytes, peer: Peer) {
         let state = Arc::new(ConnectionState::http1());
         let driver = self.driver(&state, &peer);
         let mut io = ClientIo::new(socket, first, Arc::clone(&state), self.pressure.clone());
@@ -208,7 +208,7 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    async fn serve_http2(&self, socket: Socket, first: Bytes, peer: Peer) {
+    async fn serve_http2(self: &Arc<Self>, socket: Socket, first: Bytes, peer: Peer) {
         let state = Arc::new(ConnectionState::http2());
         let io = ClientIo::new(socket, first, Arc::clone(&state), self.pressure.clone());
         let service = service_fn(|request| self.respond(request, &peer, &state));
@@ -221,27 +221,28 @@ impl<H: Handler> Server<H> {
 
     /// Returns the future of one response. It owns what it needs, since HTTP/2 runs it as a task of its own.
     fn respond(
-        &self,
+        self: &Arc<Self>,
         request: Request<Incoming>,
         peer: &Peer,
         state: &Arc<ConnectionState>,
     ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + Send + use<H> {
-        let handler = Arc::clone(&self.handler);
-        let peer = peer.clone();
+        let (server, peer) = (Arc::clone(self), peer.clone());
         let upload =
             if request.body().is_end_stream() { Upload::Complete } else { Upload::Pending };
         let in_flight = InFlight::start(state, upload);
-        let tasks = self.tasks.clone();
         let version = request.version();
         // hyper stores this future inline for as long as the connection, or the stream, lasts. The handler's part of
         // it, which holds the request, is large, so it is boxed.
-        let handled = Box::pin(async move { handler.handle(request, peer).await });
+        let handled = Box::pin({
+            let server = Arc::clone(self);
+            async move { server.handler.handle(request, peer).await }
+        });
         async move {
             let handled = tasks::catch(handled).await;
             let mut response = handled.unwrap_or_else(|_panicked| internal_server_error());
             // HTTP/2 has no Connection field (RFC 9113, section 8.2.2): a GOAWAY announces the
             // shutdown.
-            if tasks.is_shutdown_announced() && version <= Version::HTTP_11 {
+            if server.tasks.is_shutdown_announced() && version <= Version::HTTP_11 {
                 let close = HeaderValue::from_static("close");
                 // If the header map is full, the client notices when the connection closes.
                 let _ = response.headers_mut().try_insert(header::CONNECTION, close);

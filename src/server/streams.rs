@@ -93,10 +93,7 @@ where
                 () = watched.timed_out() => tracing::debug!("stream reset: client stopped reading the response"),
             }
         };
-        let stream = STALL.scope(stall, stream);
-        #[cfg(test)]
-        tests::LARGEST_STREAM.fetch_max(size_of::<F>() + size_of_val(&stream), ORDERING);
-        self.0.tasks.run(stream).detach();
+        self.0.tasks.run(STALL.scope(stall, stream)).detach();
     }
 }
 
@@ -196,20 +193,9 @@ impl Drop for Stall {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-    use http::{Request, Response};
-    use http_body_util::Empty;
-    use hyper::body::Incoming;
-    use hyper_util::rt::TokioIo;
-
     use super::*;
-    use crate::body::Body;
-    use crate::server::{Address, ConnectionLimit, Limits, Peer, Protocol, Settings, bind, serve};
 
     const TIMEOUT: Duration = Duration::from_secs(30);
-
-    /// Bytes of the largest stream of this process: hyper's future, and the task around it.
-    pub(super) static LARGEST_STREAM: AtomicUsize = AtomicUsize::new(0);
 
     fn stall(stalled: &Stalled, timeout: Duration) -> Stall {
         let streams =
@@ -276,31 +262,5 @@ mod tests {
         assert_eq!(stalled.count.load(ORDERING), 1);
         first.end();
         assert_eq!(stalled.count.load(ORDERING), 0);
-    }
-
-    async fn handle_with_large_future(_: Request<Incoming>, _: Peer) -> Response<Body> {
-        let large = [1_u8; 8 * 1024];
-        tokio::task::yield_now().await;
-        Response::new(Body::full(large.to_vec()))
-    }
-
-    /// A client can have a hundred streams that are stalled on each connection. What a handler needs until the head of
-    /// its response is there must not last as long.
-    #[tokio::test]
-    async fn stream_is_small_whatever_its_handler() {
-        let listener = bind(&"127.0.0.1:0".parse().expect("an address"), None).expect("bound");
-        let Address::Tcp(address) = *listener.local_address() else { panic!("not TCP") };
-        let settings = Settings { protocol: Protocol::Http1AndH2c, ..Settings::default() };
-        let (tasks, limit) = (Tasks::new(), ConnectionLimit::new(Limits::default().connections));
-        let handler = Arc::new(handle_with_large_future);
-        tasks.run(serve(listener, settings, limit, handler, tasks.clone())).detach();
-        let io = TokioIo::new(tokio::net::TcpStream::connect(address).await.expect("connected"));
-        let handshake = hyper::client::conn::http2::handshake(tasks.clone(), io);
-        let (mut sender, connection) = handshake.await.expect("a connection");
-        tasks.run(connection).detach();
-        let request = Request::get(format!("http://{address}/")).body(Empty::<Bytes>::new());
-        sender.send_request(request.expect("a request")).await.expect("a response");
-        let largest = LARGEST_STREAM.load(ORDERING);
-        assert!((1..=512).contains(&largest), "{largest} bytes");
     }
 }

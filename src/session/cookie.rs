@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{COOKIE, HeaderMap, HeaderValue};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use crate::secret::Secret;
 
@@ -91,6 +93,9 @@ impl Attributes {
     }
 }
 
+/// The values of a request's cookies of one name: mostly a single one.
+pub type Values = SmallVec<[Secret; 1]>;
+
 /// Removes every cookie called `name` from a request's Cookie lines, and returns their values.
 /// The other cookies stay as they are, to the byte.
 ///
@@ -100,12 +105,12 @@ impl Attributes {
 ///
 /// Pairs are split at `;` alone and trimmed of spaces and tabs, as in RFC 6265
 /// section 5.4: no quoting, no decoding, no `$Version`. Parsers that do more have had security bugs.
-pub fn take(headers: &mut HeaderMap, name: &str) -> Vec<Secret> {
-    let mut found = Vec::new();
+pub fn take(headers: &mut HeaderMap, name: &str) -> Values {
+    let mut found = Values::new();
     if !headers.get_all(COOKIE).iter().any(|line| contains(line.as_bytes(), name.as_bytes())) {
         return found;
     }
-    let lines: Vec<HeaderValue> = headers.get_all(COOKIE).iter().cloned().collect();
+    let lines: SmallVec<[HeaderValue; 2]> = headers.get_all(COOKIE).iter().cloned().collect();
     headers.remove(COOKIE);
     for line in lines {
         let Some(rest) = cut(line.as_bytes(), name.as_bytes(), &mut found) else {
@@ -113,7 +118,7 @@ pub fn take(headers: &mut HeaderMap, name: &str) -> Vec<Secret> {
             let _ = headers.try_append(COOKIE, line);
             continue;
         };
-        if let Ok(mut rest) = HeaderValue::from_bytes(&rest)
+        if let Ok(mut rest) = HeaderValue::from_maybe_shared(Bytes::from(rest))
             && !rest.is_empty()
         {
             rest.set_sensitive(true);
@@ -146,23 +151,26 @@ fn value_of<'a>(pair: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 }
 
 /// Returns a line without the cookies called `name`; `None` if it has none of them.
-fn cut(line: &[u8], name: &[u8], found: &mut Vec<Secret>) -> Option<Vec<u8>> {
-    let mut rest: Vec<&[u8]> = Vec::new();
-    let mut pairs = 0;
-    for pair in line.split(|byte| *byte == b';') {
-        pairs += 1;
-        let Some(value) = value_of(pair, name) else {
-            rest.push(pair);
-            continue;
-        };
+fn cut(line: &[u8], name: &[u8], found: &mut Values) -> Option<Vec<u8>> {
+    let pairs = || line.split(|byte| *byte == b';');
+    let before = found.len();
+    for value in pairs().filter_map(|pair| value_of(pair, name)) {
         // A value that is not UTF-8 is counted as an invalid token.
         found.push(Secret::new(String::from_utf8_lossy(value).into_owned()));
     }
-    if rest.len() == pairs {
+    if found.len() == before {
         return None;
     }
-    let joined = rest.join(&b';');
-    Some(joined.trim_ascii_start().to_vec())
+    let mut rest = Vec::with_capacity(line.len());
+    for (index, pair) in pairs().filter(|pair| value_of(pair, name).is_none()).enumerate() {
+        if index == 0 {
+            rest.extend_from_slice(pair.trim_ascii_start());
+        } else {
+            rest.push(b';');
+            rest.extend_from_slice(pair);
+        }
+    }
+    Some(rest)
 }
 
 fn trim(bytes: &[u8]) -> &[u8] {

@@ -15,6 +15,9 @@ impl Id {
     /// The number of bytes.
     pub const BYTES: usize = 16;
 
+    /// The number of characters.
+    pub const LENGTH: usize = (Self::BYTES * 4).div_ceil(3);
+
     /// Creates an id from its bytes.
     pub const fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
         Self(bytes)
@@ -27,17 +30,21 @@ impl Id {
 
     /// Parses the format of [`fmt::Display`], and no other spelling.
     pub fn parse(text: &str) -> Option<Self> {
-        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-        Some(Self(bytes.try_into().ok()?))
+        if text.len() != Self::LENGTH {
+            return None;
+        }
+        let mut bytes = [0; Self::BYTES];
+        URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).ok()?;
+        Some(Self(bytes))
     }
 }
 
 impl fmt::Display for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = [0; 22];
-        let written = URL_SAFE_NO_PAD.encode_slice(self.0, &mut text).unwrap_or(0);
-        let text = text.get(..written).unwrap_or_default();
-        f.write_str(std::str::from_utf8(text).unwrap_or_default())
+        let mut text = [0; Self::LENGTH];
+        // It cannot fail, since the text has exactly this length.
+        let _ = URL_SAFE_NO_PAD.encode_slice(self.0, &mut text);
+        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
     }
 }
 

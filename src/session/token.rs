@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::BytesMut;
+use smallvec::SmallVec;
 
 use super::id::Id;
 use super::key_ring::{KeyRing, Purpose, SignedBy, TAG_BYTES};
@@ -40,7 +42,8 @@ impl CookieToken {
         if text.len() != Self::LENGTH {
             return None;
         }
-        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let mut bytes = [0; Self::LENGTH / 4 * 3];
+        URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).ok()?;
         let (id, rest) = bytes.split_first_chunk::<{ Id::BYTES }>()?;
         let (generation, tag) = rest.split_first_chunk::<4>()?;
         let parts: [&[u8]; 4] = [cookie_name.as_bytes(), &[0], id, generation];
@@ -88,8 +91,8 @@ impl RequestToken {
         ((Self::BYTES + authority) * 4).div_ceil(3)
     }
 
-    /// Signs the token of a request of `instance`.
-    pub(crate) fn sign(&self, ring: &KeyRing, instance: &Instance) -> Secret {
+    /// Appends the signed token of a request of `instance`.
+    pub(crate) fn sign_into(&self, ring: &KeyRing, instance: &Instance, text: &mut BytesMut) {
         let (kind, id, generation) = match self.bound {
             Bound::Session(id, generation) => (0, id, generation),
             Bound::None(id) => (1, id, 0),
@@ -99,7 +102,7 @@ impl RequestToken {
         let forwarded_at = self.forwarded_at.as_millis().to_be_bytes();
         // 48 bits of milliseconds reach past the year 9999.
         let [_, _, forwarded_at @ ..] = forwarded_at;
-        let mut bytes = Vec::with_capacity(Self::BYTES + instance.authority.len());
+        let mut bytes = SmallVec::<[u8; 128]>::new();
         bytes.extend_from_slice(&instance.number.to_be_bytes());
         bytes.extend_from_slice(&self.number.to_be_bytes());
         bytes.extend_from_slice(id.as_bytes());
@@ -109,7 +112,10 @@ impl RequestToken {
         bytes.extend_from_slice(instance.authority.as_bytes());
         let tag = ring.tag(Purpose::Request, &[&bytes]);
         bytes.extend_from_slice(&tag);
-        Secret::new(URL_SAFE_NO_PAD.encode(bytes))
+        let start = text.len();
+        text.resize(start + Self::length(instance.authority.len()), 0);
+        // It cannot fail, since the room has exactly the length of the token.
+        let _ = URL_SAFE_NO_PAD.encode_slice(bytes, text.get_mut(start..).unwrap_or_default());
     }
 
     /// Parses a token that the ring has signed, and the instance that issued it; `None` for any other
@@ -169,6 +175,12 @@ mod tests {
         KeyRing::new(&key(first), &older.iter().copied().map(key).collect::<Vec<_>>())
     }
 
+    fn signed(request: &RequestToken, ring: &KeyRing, instance: &Instance) -> Secret {
+        let mut text = BytesMut::new();
+        request.sign_into(ring, instance, &mut text);
+        Secret::new(String::from_utf8(text.to_vec()).unwrap())
+    }
+
     #[test]
     fn keys_roll_over() {
         let token = CookieToken { id: Id::from_bytes([7; 16]), generation: 3 };
@@ -214,7 +226,7 @@ mod tests {
             for bound in [Bound::Session(id, generation), Bound::None(id), Bound::Refused] {
                 let forwarded_at = Timestamp::from_millis(millis);
                 let request = RequestToken { number: numbers[1], bound, touches, forwarded_at };
-                let text = request.sign(&ring, &instance);
+                let text = signed(&request, &ring, &instance);
                 prop_assert_eq!(text.reveal().len(), RequestToken::length(instance.authority.len()));
                 prop_assert_eq!(RequestToken::verify(&ring, text.reveal().as_bytes()), Some((request, instance.clone())));
             }
@@ -226,7 +238,8 @@ mod tests {
             let instance = Instance { number: 1, authority: "http.example.test:80".to_owned() };
             let bound = Bound::Session(Id::from_bytes([7; 16]), 1);
             let forwarded_at = Timestamp::from_millis(1);
-            let text = RequestToken { number: 2, bound, touches: true, forwarded_at }.sign(&ring, &instance);
+            let request = RequestToken { number: 2, bound, touches: true, forwarded_at };
+            let text = signed(&request, &ring, &instance);
             let mut changed = text.reveal().to_owned();
             changed.replace_range(at..=at, &to);
             prop_assume!(changed != text.reveal());

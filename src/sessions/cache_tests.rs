@@ -154,7 +154,7 @@ impl World {
     async fn open(&self, sessions: &Sessions, token: &Secret) -> Opened {
         let arrival = Arrival {
             origin: Origin { navigation: Navigation::Safe, withholds_cookie: false },
-            cookies: vec![Secret::new(token.reveal().to_owned())],
+            cookies: [Secret::new(token.reveal().to_owned())].into_iter().collect(),
             wants_values: false,
             touch: TouchPolicy::OnUse,
             on_error: OnError::Fail,

@@ -44,10 +44,15 @@ impl RequestSession {
     ) -> (Option<HeaderValue>, Result<(), Failure>) {
         let mut state = self.request.state.write().await;
         let applied = match patch {
-            Some(patch) => self.apply_locked(&mut state, ChangeRequest::new(patch)).await.map(drop),
+            Some(patch) => {
+                let applied = self.apply_locked(&mut state, ChangeRequest::new(patch));
+                Box::pin(applied).await.map(drop)
+            }
             None => Ok(()),
         };
-        self.create_on_navigation(&mut state, kind).await;
+        if let Some(id) = self.due_creation(&state, kind) {
+            Box::pin(self.create_on_navigation(&mut state, id)).await;
+        }
         state.phase = Phase::Committed;
         let decision = CookieDecision { session: self, state: &state, kind };
         let pending = decision.pending_cookie(patch.is_some() && applied.is_ok()).await;
@@ -68,17 +73,21 @@ impl RequestSession {
             )
     }
 
-    async fn create_on_navigation(&self, state: &mut State, kind: ResponseKind) {
+    /// Returns the id of the session to create because the visitor opens a page.
+    fn due_creation(&self, state: &State, kind: ResponseKind) -> Option<Id> {
         let is_due = self.shared.policy.create == Create::Navigation
             && self.request.context.origin.navigation != Navigation::None
             && matches!(self.request.outcome, CookieOutcome::None | CookieOutcome::Unknown)
             && !self.request.is_withheld()
             && kind == ResponseKind::Normal
             && !state.ended_own;
-        let Binding::None(id) = state.binding else { return };
-        if !is_due {
-            return;
+        match state.binding {
+            Binding::None(id) if is_due => Some(id),
+            _ => None,
         }
+    }
+
+    async fn create_on_navigation(&self, state: &mut State, id: Id) {
         let patch = Patch::default();
         match self.create(id, ChangeRequest::new(&patch), AddressLimit::Counts).await {
             Ok((id, record)) => state.bind_created(id, &record),

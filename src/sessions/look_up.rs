@@ -1,6 +1,6 @@
 //! Looking up the sessions that cookie tokens name.
 
-use std::collections::BTreeMap;
+use smallvec::SmallVec;
 
 use super::calls::Calls;
 use super::found::{Found, MAX_SESSIONS, log_ambiguous};
@@ -17,10 +17,16 @@ use crate::session::rotation::Verdict;
 use crate::session::token::CookieToken;
 use crate::store::{Error as StoreError, Want};
 
+/// A well-signed token.
+#[derive(Clone, Copy)]
+struct SignedToken {
+    token: CookieToken,
+    signed_by: SignedBy,
+}
+
 /// The best token of one session.
 struct Candidate {
-    generation: u32,
-    signed_by: SignedBy,
+    token: SignedToken,
     verdict: Verdict,
     record: Record,
 }
@@ -34,90 +40,88 @@ pub(super) async fn look_up(
     shared: &Shared,
 ) -> Result<Found, StoreError> {
     let tokens = verify(cookies, shared);
-    if tokens.is_empty() {
+    let mut ids: SmallVec<[Id; MAX_SESSIONS]> = tokens.iter().map(|one| one.token.id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    if ids.is_empty() {
         return Ok(CookieOutcome::None.into());
     }
-    if tokens.len() > MAX_SESSIONS {
-        log_ambiguous(shared, tokens.keys());
+    if ids.len() > MAX_SESSIONS {
+        log_ambiguous(shared, ids.iter());
         return Ok(CookieOutcome::Ambiguous.into());
     }
-    let mut named = Vec::new();
+    let mut found: Option<Candidate> = None;
+    let mut named: SmallVec<[Id; MAX_SESSIONS]> = SmallVec::new();
     let mut ended = false;
-    for (id, tokens) in tokens {
+    for id in ids {
+        let tokens = || tokens.iter().filter(|one| one.token.id == id);
         let (policy, now) = (&shared.policy, shared.clock.now());
-        let newest = tokens.iter().map(|(generation, _)| *generation).max().unwrap_or_default();
+        let newest = tokens().map(|one| one.token.generation).max().unwrap_or_default();
         let is_valid = |meta: &Meta| Verdict::of(newest, meta, policy, now).is_valid();
         match calls.load_cached(id, want, is_valid).await? {
-            Some(Entry::Live(record)) => {
-                let best = best(id, &tokens, record, calls, shared).await;
-                named.extend(best.map(|candidate| (id, candidate)));
-            }
+            Some(Entry::Live(record)) => match best(tokens(), &record.meta, shared) {
+                Some((Verdict::Replayed, _)) => Box::pin(on_replay(id, calls, shared)).await,
+                Some((Verdict::Unknown, _)) | None => {}
+                Some((verdict, token)) => {
+                    named.push(id);
+                    found = Some(Candidate { token, verdict, record });
+                }
+            },
             Some(Entry::Ended { .. }) => ended = true,
             None => {}
         }
     }
     if named.len() > 1 {
-        log_ambiguous(shared, named.iter().map(|(id, _)| id));
+        log_ambiguous(shared, named.iter());
         return Ok(CookieOutcome::Ambiguous.into());
     }
-    Ok(match named.pop() {
-        Some((id, candidate)) if candidate.verdict.is_valid() => {
-            let Candidate { generation, signed_by, verdict, record } = candidate;
-            let Record { meta, values } = record;
-            let meta = Box::new(meta);
-            let outcome = CookieOutcome::Session { id, generation, verdict, signed_by, meta };
-            Found { values, ..outcome.into() }
-        }
-        Some((id, _)) => {
-            shared.metrics.event(Event::Stale);
-            CookieOutcome::Stale(id).into()
-        }
+    Ok(match found {
+        Some(candidate) => candidate.into_found(shared),
         None if ended => CookieOutcome::Ended.into(),
         None => CookieOutcome::Unknown.into(),
     })
 }
 
-/// Returns the well-signed tokens, by session.
-fn verify(cookies: &[Secret], shared: &Shared) -> BTreeMap<Id, Vec<(u32, SignedBy)>> {
-    let mut tokens: BTreeMap<Id, Vec<_>> = BTreeMap::new();
-    for text in cookies {
-        let name = &shared.attributes.name;
-        match CookieToken::verify(&shared.ring, name, text.reveal().as_bytes()) {
-            Some((token, signed_by)) => {
-                tokens.entry(token.id).or_default().push((token.generation, signed_by));
-            }
-            None => shared.metrics.event(Event::InvalidCookie),
+impl Candidate {
+    fn into_found(self, shared: &Shared) -> Found {
+        let Self { token: SignedToken { token, signed_by }, verdict, record } = self;
+        let CookieToken { id, generation } = token;
+        if !verdict.is_valid() {
+            shared.metrics.event(Event::Stale);
+            return CookieOutcome::Stale(id).into();
         }
+        let Record { meta, values } = record;
+        let meta = Box::new(meta);
+        let outcome = CookieOutcome::Session { id, generation, verdict, signed_by, meta };
+        Found { values, ..outcome.into() }
     }
-    tokens
 }
 
-/// Returns the best of one session's tokens, if any of them still names it: the highest valid
-/// generation, else a stale one. If there is none, a replaced token is a replay.
-async fn best(
-    id: Id,
-    tokens: &[(u32, SignedBy)],
-    record: Record,
-    calls: Calls<'_>,
-    shared: &Shared,
-) -> Option<Candidate> {
-    let now = shared.clock.now();
-    let verdicts = tokens.iter().map(|(generation, signed_by)| {
-        let verdict = Verdict::of(*generation, &record.meta, &shared.policy, now);
-        (verdict, *generation, *signed_by)
+/// Returns the well-signed tokens.
+fn verify(cookies: &[Secret], shared: &Shared) -> SmallVec<[SignedToken; MAX_SESSIONS]> {
+    let name = &shared.attributes.name;
+    let verified = cookies.iter().filter_map(|text| {
+        let verified = CookieToken::verify(&shared.ring, name, text.reveal().as_bytes());
+        if verified.is_none() {
+            shared.metrics.event(Event::InvalidCookie);
+        }
+        verified.map(|(token, signed_by)| SignedToken { token, signed_by })
     });
-    let (verdict, generation, signed_by) =
-        verdicts.max_by_key(|(verdict, generation, _)| (*verdict, *generation))?;
-    match verdict {
-        Verdict::Unknown => None,
-        Verdict::Replayed => {
-            on_replay(id, calls, shared).await;
-            None
-        }
-        Verdict::Stale | Verdict::Previous | Verdict::Current | Verdict::Next => {
-            Some(Candidate { generation, signed_by, verdict, record })
-        }
-    }
+    verified.collect()
+}
+
+/// Returns the best of one session's tokens: the highest valid generation, else a stale one, else one that
+/// was replaced long ago.
+fn best<'a>(
+    tokens: impl Iterator<Item = &'a SignedToken>,
+    meta: &Meta,
+    shared: &Shared,
+) -> Option<(Verdict, SignedToken)> {
+    let now = shared.clock.now();
+    let verdict = |one: &SignedToken| Verdict::of(one.token.generation, meta, &shared.policy, now);
+    tokens
+        .map(|one| (verdict(one), *one))
+        .max_by_key(|(verdict, one)| (*verdict, one.token.generation))
 }
 
 async fn on_replay(id: Id, calls: Calls<'_>, shared: &Shared) {

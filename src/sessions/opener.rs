@@ -18,11 +18,10 @@ use super::request_session::{RequestSession, Storage};
 use super::shared::Shared;
 use super::unseal::unseal;
 use crate::metrics::Event;
-use crate::secret::Secret;
 use crate::session::cookie;
 use crate::session::navigation::Origin;
 use crate::session::peer::Instance;
-use crate::session::record::{Client, Principal, Record};
+use crate::session::record::{Client, Meta, Principal, Values};
 use crate::session::token::{Bound, RequestToken};
 use crate::store::config::OnError;
 use crate::store::{Error as StoreError, Store, Want};
@@ -40,13 +39,14 @@ pub(crate) struct Opener {
 pub(crate) struct Arrival {
     pub(crate) origin: Origin,
     /// The values of our cookie in the request's Cookie headers.
-    pub(crate) cookies: Vec<Secret>,
+    pub(crate) cookies: cookie::Values,
     /// The upstream is sent the session's values.
     pub(crate) wants_values: bool,
     pub(crate) touch: TouchPolicy,
     pub(crate) on_error: OnError,
     /// The address of the client, unless that is unknown or a trusted proxy's.
     pub(crate) address: Option<IpAddr>,
+    /// The client, if the policy records it.
     pub(crate) client: Option<Client>,
 }
 
@@ -55,14 +55,19 @@ pub(crate) struct Arrival {
 pub(crate) struct Opened {
     /// The request, in the table of requests in flight.
     pub(crate) guard: RequestGuard,
-    /// Its session, with values if they were wanted.
-    pub(crate) record: Option<Record>,
+    /// The values of its session, if they were wanted.
+    pub(crate) values: Values,
 }
 
 impl Opened {
+    /// Returns the session as it was when the request arrived; `None` if it has none.
+    pub(crate) fn meta(&self) -> Option<&Meta> {
+        self.guard.session().presented_meta()
+    }
+
     /// Returns the principal of the session.
     pub(crate) fn principal(&self) -> Option<&Principal> {
-        self.record.as_ref()?.meta.principal.as_ref()
+        self.meta()?.principal.as_ref()
     }
 }
 
@@ -85,7 +90,7 @@ impl Opener {
     }
 
     /// Takes our cookies out of the request's Cookie headers.
-    pub(crate) fn take_cookies(&self, headers: &mut HeaderMap) -> Vec<Secret> {
+    pub(crate) fn take_cookies(&self, headers: &mut HeaderMap) -> cookie::Values {
         cookie::take(headers, &self.shared.attributes.name)
     }
 
@@ -112,14 +117,9 @@ impl Opener {
                 CookieOutcome::Unavailable.into()
             }
         };
-        let record = match &outcome {
-            CookieOutcome::Session { meta, signed_by, .. } => {
-                shared.session_tokens.count(signed_by.position());
-                Some(Record { meta: (**meta).clone(), values })
-            }
-            _ => None,
-        };
-        let client = client.filter(|_| shared.policy.record_client);
+        if let CookieOutcome::Session { signed_by, .. } = &outcome {
+            shared.session_tokens.count(signed_by.position());
+        }
         let context = RequestContext { origin, touch, client, address };
         let (number, now) = (shared.in_flight.next_number(), shared.clock.now());
         let request = InFlightRequest::new(number, outcome, context, sealed, now);
@@ -127,7 +127,7 @@ impl Opener {
             shared.metrics.event(Event::CookieWithheld);
         }
         let guard = RequestGuard::new(self.session(Arc::new(request)));
-        Ok(Opened { guard, record })
+        Ok(Opened { guard, values })
     }
 
     /// Finds the request that a token of `instance` leads to. `None` if this instance forwarded it,

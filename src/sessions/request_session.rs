@@ -14,7 +14,7 @@ use super::snapshot::Snapshot;
 use super::watch::WatchedSession;
 use crate::session::id::Id;
 use crate::session::patch::Refusal;
-use crate::session::record::Entry;
+use crate::session::record::{Entry, Meta};
 use crate::session::token::RequestToken;
 use crate::store::{Backend, Store, Want};
 use crate::time::Timestamp;
@@ -56,6 +56,14 @@ impl RequestSession {
     /// Returns why the request has no session, if the upstream should know.
     pub(crate) fn error(&self) -> Option<SessionError> {
         self.request.error()
+    }
+
+    /// Returns the session as it was when the request arrived; `None` if its cookies opened none.
+    pub(super) fn presented_meta(&self) -> Option<&Meta> {
+        match &self.request.outcome {
+            CookieOutcome::Session { meta, .. } => Some(meta),
+            _ => None,
+        }
     }
 
     /// Returns when the request ended; `None` until then.

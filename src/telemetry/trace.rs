@@ -3,14 +3,18 @@
 //! upstream's.
 
 use std::fmt;
+use std::io::Write as _;
 
-use http::header::{HeaderMap, HeaderName, HeaderValue, MaxSizeReached};
+use http::header::{HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue, MaxSizeReached};
 
 use super::Tracer;
 use crate::random;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// The length of a `traceparent` of version 00 (section 3.2.2 there).
+const LINE_BYTES: usize = 55;
 
 /// The flag that the sender may have recorded the trace (section 3.2.2.5 there).
 const SAMPLED: u8 = 1;
@@ -82,7 +86,7 @@ impl Trace {
             parent: received.map(|received| received.parent),
         });
         let flags = u8::from(span.is_some());
-        if let Ok(line) = HeaderValue::try_from(format!("00-{trace:032x}-{id:016x}-{flags:02x}")) {
+        if let Ok(line) = (TraceParent { trace, parent: id, flags }).to_value() {
             headers.try_insert(TRACEPARENT, line)?;
         }
         Ok(Self { id: trace, span })
@@ -95,9 +99,18 @@ impl Trace {
 }
 
 impl TraceParent {
+    /// Returns the line of version 00.
+    fn to_value(self) -> Result<HeaderValue, InvalidHeaderValue> {
+        let Self { trace, parent, flags } = self;
+        let mut line = [0; LINE_BYTES];
+        // It cannot fail, since the line has exactly this length.
+        let _ = write!(line.as_mut_slice(), "00-{trace:032x}-{parent:016x}-{flags:02x}");
+        HeaderValue::from_bytes(&line)
+    }
+
     /// Parses version, trace, parent and flags, in lower case. Later versions may append more (section 3.2.2 there).
     fn parse(line: &[u8]) -> Option<Self> {
-        let (known, rest) = line.split_at_checked(55)?;
+        let (known, rest) = line.split_at_checked(LINE_BYTES)?;
         let text = std::str::from_utf8(known).ok()?;
         let mut parts = text.split('-');
         let mut part = |length| parts.next().filter(|part| part.len() == length && is_hex(part));

@@ -9,18 +9,16 @@ use std::process::{Command, Output};
 use cloakroom::session::id::Id;
 use rusqlite::Connection;
 use serde_json::json;
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::TempDir;
 
 use crate::support::raw::exchange;
-use crate::support::{Browser, KEY, PATIENCE, Program, Script, Serving, Upstream, needs};
+use crate::support::{Browser, KEY, PATIENCE, Program, Script, Serving, Upstream};
 
 /// The program before a site, with its state in a directory that outlives it.
 struct Site {
     upstream: Upstream,
     directory: TempDir,
     is_disk: bool,
-    /// The file with the contents of the disk.
-    image: Option<NamedTempFile>,
 }
 
 impl Drop for Site {
@@ -35,7 +33,7 @@ impl Drop for Site {
 impl Site {
     fn new(tables: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let site = Self { upstream: Upstream::start(), directory, is_disk: false, image: None };
+        let site = Self { upstream: Upstream::start(), directory, is_disk: false };
         site.configure(tables);
         site
     }
@@ -43,43 +41,12 @@ impl Site {
     /// On a disk of its own, of this size. These tests run as root, as they do everywhere else.
     fn on_disk(size: &str, tables: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let options = format!("size={size}");
-        mount(&["-t", "tmpfs", "-o", &options, "tmpfs"], directory.path());
-        let upstream = Upstream::start();
-        let site = Self { upstream, directory, is_disk: true, image: None };
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(directory.path());
+        assert!(mount.status().unwrap().success(), "a disk for a test needs the right to mount");
+        let site = Self { upstream: Upstream::start(), directory, is_disk: true };
         site.configure(tables);
         site
-    }
-
-    /// On a disk of its own that can fail.
-    fn on_ext4(tables: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let image = NamedTempFile::new().unwrap();
-        image.as_file().set_len(32 << 20).unwrap();
-        let mut format = Command::new("mkfs.ext4");
-        assert!(format.arg("-qF").arg(image.path()).status().unwrap().success());
-        let upstream = Upstream::start();
-        let site = Self { upstream, directory, is_disk: true, image: Some(image) };
-        site.mount_image();
-        site.configure(tables);
-        site
-    }
-
-    fn mount_image(&self) {
-        let image = self.image.as_ref().unwrap().path().to_str().unwrap();
-        mount(&["-o", "loop,errors=remount-ro", image], self.directory.path());
-    }
-
-    /// Makes the disk read-only, as the kernel does after an error.
-    fn fail_disk(&self) {
-        mount(&["-o", "remount,abort"], self.directory.path());
-    }
-
-    /// Restarts the machine, in effect: the disk is writable again.
-    fn repair_disk(&self) {
-        let unmounted = Command::new("umount").arg(self.directory.path()).status();
-        assert!(unmounted.unwrap().success());
-        self.mount_image();
     }
 
     fn filler(&self) -> PathBuf {
@@ -133,11 +100,6 @@ impl Site {
         command.args(["clear-expired", "--config", file.to_str().unwrap()]);
         command.env("STATE_DIRECTORY", self.directory.path()).output().unwrap()
     }
-}
-
-fn mount(arguments: &[&str], directory: &Path) {
-    let status = Command::new("mount").args(arguments).arg(directory).status();
-    assert!(status.unwrap().success(), "a disk for a test needs the right to mount");
 }
 
 async fn ready(serving: Serving, path: &str) -> u16 {
@@ -416,40 +378,6 @@ async fn log_outs_work_on_full_disk_with_files() {
 }
 
 const FILES: &str = "[store]\nurl = \"file:sessions\"";
-
-#[tokio::test]
-async fn read_only_disk_is_not_ready() {
-    needs!("mkfs.ext4");
-    for tables in ["", FILES] {
-        let site = Site::on_ext4(tables);
-        let (mut program, serving) = site.start(tables).await;
-        until_ready(serving, 200).await;
-        let known = visitors(serving, 1).await.remove(0);
-        site.fail_disk();
-        until_ready(serving, 503).await;
-        for visitor in [&known, &Browser::to(serving.public)] {
-            let page = visitor.navigate("/", &put(7)).await;
-            // For SQLite, a failed write may have been made.
-            assert!([503, 504].contains(&page.last().status), "{:?}", page.last());
-            assert_eq!(page.set_cookies(), [""; 0]);
-        }
-        for (path, status) in [("/ready", 503), ("/ready?store", 503), ("/live", 200)] {
-            assert_eq!(ready(serving, path).await, status, "{path}");
-        }
-        assert_eq!(lines(&program, "session store failed"), 1, "{}", program.log());
-        program.signal("-TERM");
-        program.ended().await;
-        let file = site.directory.path().join(format!("{}.toml", tables.len()));
-        assert_eq!(Program::start(&file).ended().await.code(), Some(1), "started on it");
-        site.repair_disk();
-        let (mut program, serving) = site.start(tables).await;
-        until_ready(serving, 200).await;
-        let page = known.at(serving.public).navigate("/", &Script::new().get("/values/n")).await;
-        assert_eq!(page.json(), json!(0));
-        program.signal("-TERM");
-        program.ended().await;
-    }
-}
 
 #[tokio::test]
 async fn replaced_directory_acknowledges_nothing() {

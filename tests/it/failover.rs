@@ -3,14 +3,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::sleep_until;
 
-use crate::support::{
-    Browser, Connection, Instance, PATIENCE, RedisServer, Script, Sentinels, Upstream, needs, until,
-};
+use crate::support::{Browser, Instance, RedisServer, Script, Sentinels, Upstream, needs, until};
 
 /// Two instances on a primary, its replicas and sentinels.
 struct Setup {
@@ -76,35 +73,15 @@ impl Setup {
         }
     }
 
-    /// Runs a failover by command. Returns the old primary, which is not demoted yet, and which the
-    /// program has left within [`LEAVE`].
+    /// Runs a failover by command. Returns the old primary, which is not demoted yet and has no
+    /// connection of the program.
     async fn fail_over(&self) -> &RedisServer {
         let old = self.primary_with_replicas().await;
         self.set_publish_period("5000");
-        let switch = self.run_blocking(Switch::subscribe).await;
-        let failover = self.run_blocking(|sentinels| sentinels.failover().port());
-        let left = async {
-            let switched = spawn_blocking(|| switch.wait()).await.unwrap();
-            sleep_until((switched + LEAVE).into()).await;
-            clients(old)
-        };
-        let (_, left) = tokio::join!(failover, left);
-        assert_eq!(left, [""; 0], "connected for too long after +switch-master");
+        self.run_blocking(|sentinels| sentinels.failover().port()).await;
+        until("the old primary has no connection of the program", || clients(old).is_empty()).await;
         assert_eq!(old.info("role"), "master", "the instances left only after its demotion");
         old
-    }
-
-    /// Makes all sentinels announce this server, whatever its role. With a quorum that they cannot
-    /// reach, they promote no other.
-    fn announce(&self, server: &RedisServer, quorum: &str) {
-        let port = server.port().to_string();
-        let monitor = ["SENTINEL", "MONITOR", SERVICE, "127.0.0.1", &port, quorum];
-        // One that still knew another primary would tell the others.
-        for command in [&["SENTINEL", "REMOVE", SERVICE][..], &monitor] {
-            for sentinel in self.sentinels.sentinels() {
-                sentinel.command(command).done();
-            }
-        }
     }
 
     /// Returns the primary, once both replicas have all its writes.
@@ -126,40 +103,6 @@ impl Setup {
 
     fn writers(&self) -> Vec<Writer> {
         self.instances.iter().map(Writer::start).collect()
-    }
-}
-
-/// Time after the first `+switch-master` within which every connection has left the old primary.
-const LEAVE: Duration = Duration::from_secs(2);
-
-/// Subscriptions to the announcement of a failover.
-struct Switch(Vec<Connection>);
-
-impl Switch {
-    fn subscribe(sentinels: &Sentinels) -> Self {
-        let running = sentinels.sentinels().iter().filter(|sentinel| sentinel.runs());
-        Self(running.map(Self::to).collect())
-    }
-
-    fn to(sentinel: &RedisServer) -> Connection {
-        let mut connection = sentinel.connect().unwrap();
-        connection.command(&["SUBSCRIBE", "+switch-master"]).unwrap().done();
-        connection.patience(PATIENCE).unwrap();
-        connection
-    }
-
-    /// Waits for the first announcement of any sentinel. Returns its time.
-    fn wait(self) -> Instant {
-        let (sender, first) = std::sync::mpsc::channel();
-        for mut connection in self.0 {
-            let sender = sender.clone();
-            std::thread::spawn(move || {
-                if connection.read().is_ok() {
-                    let _ = sender.send(Instant::now());
-                }
-            });
-        }
-        first.recv_timeout(PATIENCE).expect("an announcement")
     }
 }
 
@@ -224,14 +167,6 @@ impl Writer {
 fn subscriptions(sentinel: &RedisServer) -> usize {
     let clients = sentinel.command(&["CLIENT", "LIST"]).text();
     clients.lines().filter(|line| !line.contains(" sub=0 ")).count()
-}
-
-/// Returns the number of connections that clients other than servers and this kit have tried.
-fn attempts(server: &RedisServer) -> usize {
-    // Of all clients, only the program sends HELLO.
-    let calls = server.info("cmdstat_hello");
-    let calls = calls.strip_prefix("calls=").and_then(|calls| calls.split(',').next());
-    calls.map_or(0, |calls| calls.parse().unwrap())
 }
 
 /// Returns the connections of the program to a server.
@@ -353,41 +288,6 @@ async fn frozen_sentinel_does_not_revive_old_primary() {
         writer.wait_for_progress().await;
     }
     assert_eq!(clients(old), [""; 0], "reconnected to the old primary");
-    let intervals = [(from, Instant::now())];
-    for writer in writers {
-        writer.stop_and_check(&intervals).await;
-    }
-}
-
-/// The sentinels announce a server that has become a replica, so every attempt ends at it again.
-#[tokio::test]
-async fn attempts_at_an_old_primary_back_off() {
-    const ATTEMPTS: usize = 8;
-    needs!("redis-server");
-    let setup = Setup::new().await;
-    let writers = setup.writers();
-    for writer in &writers {
-        writer.wait_for_progress().await;
-    }
-    let old = setup.fail_over().await;
-    setup.wait_until_whole().await;
-    for writer in &writers {
-        writer.wait_for_progress().await;
-    }
-    let primary = setup.sentinels.primary();
-    let connections = clients(primary).len();
-    let before = attempts(old);
-    setup.announce(old, "9");
-    until("the first attempt", || attempts(old) > before).await;
-    let start = Instant::now();
-    until("more attempts", || attempts(old) - before >= ATTEMPTS * connections).await;
-    // The pauses of one connection: 0.1, 0.2, 0.4, 0.8, 1, 1 and 1 s, give or take a quarter.
-    assert!(start.elapsed() > Duration::from_secs(2), "{:?}", start.elapsed());
-    setup.announce(primary, "2");
-    let from = Instant::now();
-    for writer in &writers {
-        writer.wait_for_progress().await;
-    }
     let intervals = [(from, Instant::now())];
     for writer in writers {
         writer.stop_and_check(&intervals).await;

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::support::raw::{exchange, read_until};
-use crate::support::{Browser, Cloakroom, Instance, Program, Script, Upstream, until};
+use crate::support::{Browser, Cloakroom, Program, Script, Upstream, until};
 
 #[tokio::test]
 async fn connections_per_address_are_limited() {
@@ -223,45 +223,4 @@ async fn upload_rate_has_a_minimum() {
         let answer = read_until(&mut client, "\r\n\r\n").await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path} {bytes}: {answer}");
     }
-}
-
-/// Returns the clock ticks of CPU time that a program has used (`proc_pid_stat(5)`).
-fn cpu_ticks(program: &Program) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", program.id())).unwrap();
-    // The name of the program, in parentheses, may have spaces.
-    let fields = stat.rsplit_once(") ").unwrap().1.split(' ');
-    fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
-}
-
-/// A head of as many fields as are allowed has a Connection field with as many options as fit.
-#[tokio::test]
-async fn connection_options_are_cheap() {
-    const REQUESTS: usize = 300;
-    const BYTES: usize = 28_000;
-    let upstream = Upstream::start();
-    let instance = Instance::start(&upstream, "url = \"memory:\"").await;
-    let fields: String = (0..90).map(|number| format!("X{number}: y\r\n")).collect();
-    let unknown: Vec<String> = (0..BYTES / 5).map(|number| format!("{number:x}")).collect();
-    let mut client = TcpStream::connect(instance.serving.public).await.unwrap();
-    let mut costs = Vec::new();
-    for line in [
-        format!("X: {}", "x".repeat(BYTES)),
-        format!("Connection: {}", unknown.join(",")),
-        format!("Connection: {}", "x1,".repeat(BYTES / 3)),
-        format!("Connection: {}", "host,".repeat(BYTES / 5)),
-    ] {
-        let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}{line}\r\n\r\n");
-        let before = cpu_ticks(&instance.program);
-        for _ in 0..REQUESTS {
-            client.write_all(request.as_bytes()).await.unwrap();
-            let answer = read_until(&mut client, "\r\n\r\n").await;
-            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-            let length = answer.split("content-length: ").nth(1).unwrap().lines().next().unwrap();
-            client.read_exact(&mut vec![0; length.parse().unwrap()]).await.unwrap();
-        }
-        costs.push(cpu_ticks(&instance.program) - before);
-    }
-    // With work that grows as the square of the options, it would be a hundred times as much.
-    let (plain, options) = costs.split_first().unwrap();
-    assert!(options.iter().all(|cost| *cost < 10 * *plain), "{plain:?}, {options:?}");
 }

@@ -12,12 +12,12 @@ mod info;
 #[cfg(test)]
 mod tests;
 
-use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, MaxSizeReached};
 
 use super::{
+    lines::Lines,
     list,
     names::{
         self, FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PORT, X_FORWARDED_PROTO,
@@ -33,6 +33,9 @@ use crate::net::trust::Trust;
 /// The fields that the proxy writes. Their other spellings are always removed.
 const WRITTEN: [HeaderName; 5] =
     [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, X_REAL_IP];
+
+/// The usual length of all lines together, with one hop.
+const LINES_BYTES: usize = 192;
 
 /// The peer of a connection, and the kind of listener that it connected to.
 #[derive(Clone, Copy, Debug)]
@@ -127,13 +130,25 @@ pub fn rewrite(
         scheme: info.scheme.unwrap_or(peer.scheme),
         host: info.host.take().or(received),
     };
-    let elements = elements(headers, &info, &client, peer.address);
+    let mut text = Lines::with_capacity(LINES_BYTES);
+    push_addresses(&mut text, &info, peer.address);
+    let addresses = text.take();
+    push_elements(&mut text, headers, &info, &client, peer.address);
+    let elements = text.take();
+    let client_address = match client.address {
+        Some(_) if info.hops.is_empty() => addresses.clone(),
+        Some(address) => {
+            text.push(format_args!("{address}"));
+            text.take()
+        }
+        None => None,
+    };
     // Replaced rather than appended to: a site must not find two lists that differ.
-    set(headers, X_FORWARDED_FOR, addresses(&info, peer.address))?;
-    set(headers, FORWARDED, value(&elements))?;
+    set(headers, X_FORWARDED_FOR, addresses)?;
+    set(headers, FORWARDED, elements)?;
     headers.try_insert(X_FORWARDED_PROTO, HeaderValue::from_static(client.scheme.as_str()))?;
     set(headers, X_FORWARDED_HOST, client.host.clone())?;
-    set(headers, X_REAL_IP, client.address.and_then(|address| value(&address.to_string())))?;
+    set(headers, X_REAL_IP, client_address)?;
     Ok(Rewritten { client, dropped, lost_https })
 }
 
@@ -150,67 +165,74 @@ pub(crate) fn host(headers: &HeaderMap, rules: &Rules, peer: Peer) -> Option<Hea
     info.and_then(|info| info.host).or_else(|| headers.get(HOST).cloned())
 }
 
-/// Returns the hops and the peer for X-Forwarded-For; `None` if there are none. Ports are written only
-/// if the list had them: few recipients expect any.
-fn addresses(info: &ForwardedInfo, peer: Option<IpAddr>) -> Option<HeaderValue> {
-    let hops = info.hops.iter().map(|hop| match (hop, info.family) {
-        (Hop::Address(address, Some(port)), Family::XForwarded) => {
-            SocketAddr::new(*address, *port).to_string()
+/// Appends the hops and the peer for X-Forwarded-For. Ports are written only if the list had them: few
+/// recipients expect any.
+fn push_addresses(text: &mut Lines, info: &ForwardedInfo, peer: Option<IpAddr>) {
+    let peer = peer.map(|address| Hop::Address(address, None));
+    for (index, hop) in info.hops.iter().chain(&peer).enumerate() {
+        if index > 0 {
+            text.push(format_args!(", "));
         }
-        (Hop::Address(address, _), _) => address.to_string(),
-        (Hop::Obfuscated(name), _) => name.clone(),
-        (Hop::Unknown, _) => "unknown".to_owned(),
-    });
-    let line = hops.chain(peer.map(|address| address.to_string())).collect::<Vec<_>>().join(", ");
-    value(&line).filter(|line| !line.is_empty())
+        match (hop, info.family) {
+            (Hop::Address(address, Some(port)), Family::XForwarded) => {
+                text.push(format_args!("{}", SocketAddr::new(*address, *port)));
+            }
+            (Hop::Address(address, _), _) => text.push(format_args!("{address}")),
+            (Hop::Obfuscated(name), _) => text.push(format_args!("{name}")),
+            (Hop::Unknown, _) => text.push(format_args!("unknown")),
+        }
+    }
 }
 
-/// Returns the same hops as elements of Forwarded (RFC 7239, section 4). The scheme and the host are
+/// Appends the same hops as elements of Forwarded (RFC 7239, section 4). The scheme and the host are
 /// parameters of the client's element only, because X-Forwarded-* has no place for those of other hops.
-fn elements(
+fn push_elements(
+    text: &mut Lines,
     headers: &HeaderMap,
     info: &ForwardedInfo,
     client: &Client,
     peer: Option<IpAddr>,
-) -> String {
+) {
     let peer = peer.map_or(Hop::Unknown, |address| Hop::Address(address, None));
-    let mut line = String::new();
     for (index, hop) in info.hops.iter().chain([&peer]).enumerate() {
         if index > 0 {
-            line.push_str(", ");
+            text.push(format_args!(", "));
         }
-        push_node(&mut line, hop);
+        push_node(text, hop);
         if index == info.client.unwrap_or(info.hops.len()) {
-            push_client(&mut line, headers, client);
+            push_client(text, headers, client);
         }
     }
-    line
 }
 
 /// Appends the `for` parameter of a hop. Values that are not tokens are quoted, and IPv6 addresses have
 /// brackets (section 6). There is no `by`: it would reveal the address of the proxy.
-fn push_node(line: &mut String, hop: &Hop) {
-    line.push_str("for=");
-    // Writing to a string cannot fail.
-    let _ = match hop {
-        Hop::Address(IpAddr::V4(address), None) => write!(line, "{address}"),
-        Hop::Address(IpAddr::V4(address), Some(port)) => write!(line, "\"{address}:{port}\""),
-        Hop::Address(IpAddr::V6(address), None) => write!(line, "\"[{address}]\""),
-        Hop::Address(IpAddr::V6(address), Some(port)) => write!(line, "\"[{address}]:{port}\""),
-        Hop::Obfuscated(name) => write!(line, "{name}"),
-        Hop::Unknown => write!(line, "unknown"),
-    };
+fn push_node(text: &mut Lines, hop: &Hop) {
+    match hop {
+        Hop::Address(IpAddr::V4(address), None) => text.push(format_args!("for={address}")),
+        Hop::Address(IpAddr::V4(address), Some(port)) => {
+            text.push(format_args!("for=\"{address}:{port}\""));
+        }
+        Hop::Address(IpAddr::V6(address), None) => text.push(format_args!("for=\"[{address}]\"")),
+        Hop::Address(IpAddr::V6(address), Some(port)) => {
+            text.push(format_args!("for=\"[{address}]:{port}\""));
+        }
+        Hop::Obfuscated(name) => text.push(format_args!("for={name}")),
+        Hop::Unknown => text.push(format_args!("for=unknown")),
+    }
 }
 
-fn push_client(line: &mut String, headers: &HeaderMap, client: &Client) {
+fn push_client(text: &mut Lines, headers: &HeaderMap, client: &Client) {
     let host = client.host.as_ref().and_then(|host| host.to_str().ok());
-    let _ = match host.filter(|host| port_agrees(headers, host, client.scheme)) {
+    match host.filter(|host| port_agrees(headers, host, client.scheme)) {
         // A valid host needs no escapes: it has neither quotes nor backslashes.
-        Some(host) if host.bytes().all(list::is_token_byte) => write!(line, ";host={host}"),
-        Some(host) => write!(line, ";host=\"{host}\""),
-        None => Ok(()),
-    };
-    let _ = write!(line, ";proto={}", client.scheme.as_str());
+        Some(host) if host.bytes().all(list::is_token_byte) => {
+            text.push(format_args!(";host={host}"));
+        }
+        Some(host) => text.push(format_args!(";host=\"{host}\"")),
+        None => {}
+    }
+    text.push(format_args!(";proto={}", client.scheme.as_str()));
 }
 
 /// Returns whether X-Forwarded-Port, if a trusted proxy has set it, agrees with the host and the scheme.
@@ -236,8 +258,4 @@ fn set(
         None => drop(headers.remove(name)),
     }
     Ok(())
-}
-
-fn value(text: &str) -> Option<HeaderValue> {
-    HeaderValue::from_str(text).ok()
 }

@@ -96,11 +96,11 @@ pub(crate) fn normalize_target(parts: &mut Parts) -> Result<(), Rejected> {
 /// Joins Cookie fields that HTTP/2 may have split, because an HTTP/1 upstream expects a single one
 /// (RFC 9113, section 8.2.3).
 pub(crate) fn join_cookies(parts: &mut Parts) -> Result<(), Rejected> {
-    let lines: Vec<&[u8]> =
-        parts.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if parts.version != Version::HTTP_2 || lines.len() < 2 {
+    if parts.version != Version::HTTP_2 || parts.headers.get_all(COOKIE).iter().nth(1).is_none() {
         return Ok(());
     }
+    let lines: Vec<&[u8]> =
+        parts.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
     let joined = HeaderValue::from_bytes(&lines.join(&b"; "[..]));
     let mut joined = joined.ok().ok_or(Rejected::malformed("invalid cookies"))?;
     joined.set_sensitive(true);

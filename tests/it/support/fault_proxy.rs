@@ -368,7 +368,7 @@ impl Link {
     /// Waits for the duration of [`Fault::Delay`].
     fn wait(&self, shared: &Shared) {
         let Fault::Delay { fixed, jitter } = shared.state().fault else { return };
-        let share = f64::from(getrandom::u32().unwrap_or_default()) / f64::from(u32::MAX);
+        let share = f64::from(rand::random::<u32>()) / f64::from(u32::MAX);
         let until = Instant::now() + fixed + jitter.mul_f64(share);
         while *self.state() != LinkState::Closed
             && let Some(left) = until.checked_duration_since(Instant::now())
@@ -399,7 +399,7 @@ impl Link {
 /// [`Fault::Refuse`] has closed the listener.
 fn listener() -> TcpListener {
     loop {
-        let number = getrandom::u32().expect("a random number") % 10_000;
+        let number = rand::random::<u32>() % 10_000;
         let port = 10_000 + u16::try_from(number).expect("a port");
         if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
             set_nonblocking(&listener);

@@ -366,7 +366,7 @@ impl Drop for RedisServer {
 fn free_port() -> u16 {
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     loop {
-        let number = getrandom::u32().expect("a random number");
+        let number = rand::random::<u32>();
         let port = 10_000 + u16::try_from(number % 12_000).expect("a port");
         if free(port) && free(port + 10_000) {
             return port;

@@ -85,7 +85,7 @@ impl Authority {
         }
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let stem = getrandom::u32().expect("a random number");
+        let stem = rand::random::<u32>();
         let file = |ending: &str| self.directory.path().join(format!("{stem}.{ending}"));
         let identity = Identity { certificate: file("pem"), key: file("key") };
         write(&identity.certificate, &certificate.pem());
