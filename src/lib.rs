@@ -44,8 +44,10 @@
 //! 0  body log metrics net random secret tasks time   vocabulary
 //! ```
 //!
+//! `session` is the pure model of a session; `sessions` applies it to requests and the store.
+//!
 //! Each module owns the plain settings that it consumes, and [`config`] produces them; there are no
-//! globals. Every worker is a thread with a runtime, upstream pools and, for Redis, a store connection
+//! global settings. Every worker is a thread with a runtime, upstream pools and, for Redis, a store connection
 //! of its own, and accepts on every listener. Workers share the table of requests in flight, the health
 //! of upstreams, connection limits, metrics, the configuration, the cache and the embedded stores.
 //!

@@ -40,16 +40,17 @@ pub(super) struct Settings<'a> {
     pub(super) stream_idle_timeout: Option<Duration>,
 }
 
-/// Why a request got no response.
+/// Error of a send.
 enum NoResponse {
-    /// Nothing of it was written.
+    /// Nothing of the request was written.
     Unsent(hyper::Error),
+    /// Part of it may have been written.
     Lost(hyper::Error),
 }
 
 impl NoResponse {
-    /// Puts a request of which nothing was written back, in the form of HTTP/1.
-    fn new(
+    /// Classifies an error. If nothing of the request was written, returns it to `outgoing`, converted to HTTP/1.
+    fn classify(
         mut failed: TrySendError<Request<RequestBody>>,
         outgoing: &mut Outgoing,
         to_http1: impl FnOnce(Request<RequestBody>) -> Request<RequestBody>,
@@ -75,17 +76,21 @@ pub(super) async fn attempt(
     let progress = outgoing.progress();
     let progress = progress.as_deref();
     let timeout = settings.response_timeout;
-    // The request is large: it is in no variable of this future, and the two futures share their memory.
+    // The request is large: it is passed on directly, so that this future does not store it a second time.
     let sent = match &mut connection {
         Connection::Http1(connection) => {
             let sending = pin!(connection.send(outgoing.take(settings.host, retry)));
             let sent = within_timeout(sending, timeout, progress).await;
-            sent.map(|sent| sent.map_err(|failed| NoResponse::new(failed, outgoing, |http1| http1)))
+            sent.map(|sent| {
+                sent.map_err(|failed| NoResponse::classify(failed, outgoing, |http1| http1))
+            })
         }
         Connection::Http2(connection) => {
             let sending = pin!(connection.send(outgoing.take(settings.host, retry)));
             let sent = within_timeout(sending, timeout, progress).await;
-            sent.map(|sent| sent.map_err(|failed| NoResponse::new(failed, outgoing, into_http1)))
+            sent.map(|sent| {
+                sent.map_err(|failed| NoResponse::classify(failed, outgoing, into_http1))
+            })
         }
     };
     let response = match sent {
@@ -164,8 +169,8 @@ fn lost(connection: &Connection, error: hyper::Error) -> Failure {
     }
 }
 
-/// Waits for the head of a response. While the client sends its request, the timeout of that body holds; `timeout`
-/// bounds how long the upstream then takes.
+/// Waits for the head of a response. `timeout` counts only while the upstream has data to read or a response to send; a
+/// slow client is bounded by the timeout of its body.
 async fn within_timeout<T>(
     mut sent: Pin<&mut impl Future<Output = T>>,
     timeout: Duration,

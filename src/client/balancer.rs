@@ -1,8 +1,8 @@
 //! Load balancing over the upstreams of a route.
 //!
 //! Of two upstreams drawn at random, the one with fewer requests in flight gets the request (the power of two choices:
-//! Mitzenmacher, 2001). One that fails repeatedly is ejected for a time that doubles, and one that fails its health check
-//! until it passes. If all are unhealthy, all get requests. The workers share the health of an upstream.
+//! Mitzenmacher, 2001). One that fails repeatedly is ejected for a time that doubles. One that fails its health check gets
+//! no requests until it passes. If all are unhealthy, all get requests. The workers share the health of an upstream.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -34,8 +34,8 @@ struct Member {
 }
 
 impl Balancer {
-    /// Balances over `upstreams`, at least one, each with the health that the workers share. From the first request on,
-    /// one of the workers runs the health checks.
+    /// Balances over `upstreams`, at least one, each with the health that the workers share. If there are several, one
+    /// of the workers runs the health checks, from the first request on.
     pub(crate) fn new(upstreams: Vec<(Pool, Arc<Health>)>, check: Option<HealthCheck>) -> Self {
         let member = |(pool, health)| Member { pool, in_flight: Arc::default(), health };
         let members = upstreams.into_iter().map(member).collect();
@@ -62,9 +62,9 @@ impl Balancer {
         let [first, ..] = self.members.as_slice() else {
             return Err(Error::with(ErrorKind::Connect, "there is no upstream"));
         };
-        // A single upstream gets all requests, healthy or not.
+        // A single upstream gets all requests: its health is neither checked nor recorded.
         if self.members.len() == 1 {
-            return first.pool.try_send(outgoing, Retry::Never, tasks).await;
+            return first.pool.send_outgoing(outgoing, Retry::Never, tasks).await;
         }
         if let Some(check) = &self.check {
             self.start_checks(check, tasks);
@@ -120,7 +120,7 @@ impl Member {
         tasks: &Tasks,
     ) -> Result<Response<Body>, Error> {
         let in_flight = InFlight::start(&self.in_flight);
-        let sent = self.pool.try_send(outgoing, retry, tasks).await;
+        let sent = self.pool.send_outgoing(outgoing, retry, tasks).await;
         match &sent {
             Ok(_) => self.health.record_success(),
             Err(error) => self.health.record_failure(error),

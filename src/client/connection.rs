@@ -58,7 +58,8 @@ impl Connection {
         }
     }
 
-    /// Returns whether a byte of the response has arrived. For HTTP/2 this is not known, and `true`.
+    /// Returns whether a byte of the response has arrived. For HTTP/2 this is not known, and `true`, so that its requests are
+    /// never repeated.
     pub(super) fn has_received(&self) -> bool {
         match self {
             Self::Http1(connection) => connection.has_received(),

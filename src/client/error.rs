@@ -99,12 +99,12 @@ impl ErrorKind {
         match self {
             Self::Connect => "failed to connect to the upstream",
             Self::ConnectTimeout => "connecting to the upstream timed out",
-            Self::Busy => "the upstream has reached its limit of concurrent requests",
+            Self::Busy => "too many requests or connections to the upstream",
             Self::Response => {
                 "the upstream closed the connection early or sent an invalid response"
             }
             Self::ResponseTimeout => "the upstream's response timed out",
-            Self::RequestBody => "the request's body was truncated",
+            Self::RequestBody => "the request's body was truncated or too slow",
             Self::RequestBodyTooLarge => "the request's body is too large",
             Self::ResponseBody => "the response's body was truncated or is too large",
             Self::ResponseBodyTimeout => "the response's body timed out",

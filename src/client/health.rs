@@ -81,7 +81,7 @@ pub(crate) struct Health {
     start: Instant,
     /// Consecutive failures.
     failures: AtomicU32,
-    /// Consecutive ejections without a success in between.
+    /// Ejections since the last success.
     ejections: AtomicU32,
     /// End of the last ejection, in milliseconds after the start.
     ejected_until: AtomicU64,

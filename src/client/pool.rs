@@ -114,11 +114,11 @@ impl Pool {
         request: Request<Body>,
         tasks: &Tasks,
     ) -> Result<Response<Body>, Error> {
-        self.try_send(&mut Outgoing::new(request), Retry::Never, tasks).await
+        self.send_outgoing(&mut Outgoing::new(request), Retry::Never, tasks).await
     }
 
-    /// Sends a prepared request. After an error, it [may be sent](Outgoing::can_be_sent) to another upstream, or not.
-    pub(super) async fn try_send(
+    /// Sends a prepared request. After an error, [`Outgoing::can_be_sent`] returns whether it may be sent to another upstream.
+    pub(super) async fn send_outgoing(
         &self,
         outgoing: &mut Outgoing,
         retry: Retry,

@@ -5,6 +5,8 @@
 //!   of the response. That is the race with the idle timeout of the upstream (RFC 9112, section 9.3.1).
 //! - An idempotent request without a body, once and to another upstream, if the balancer has one (RFC 9110, section
 //!   9.2.2).
+//!
+//! The last two apply to HTTP/1 only, where it is known whether a byte has arrived.
 
 use http::Request;
 use http_body::Body as _;

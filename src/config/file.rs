@@ -2,8 +2,8 @@
 //! and documentation.
 //!
 //! The JSON Schema, the reference in `docs/`, the names of environment variables and the suggestions for
-//! mistyped keys come from these declarations. `config.example.toml` repeats the keys, and the `Default`s
-//! of some rooms their values; tests compare them.
+//! mistyped keys come from these declarations. `config.example.toml` repeats the keys with their
+//! defaults, and some modules repeat defaults in their settings; tests compare them.
 //!
 //! `x-range` bounds durations and sizes, `range` numbers; the reader checks both.
 
@@ -82,7 +82,7 @@ section! {
         telemetry: Telemetry = Telemetry::default(),
         /// Routes: which requests go to which upstream. The most specific host wins, then the longest path.
         /// Segments match as a whole: `/foo` does not match `/foobar`. On a host with several routes, a
-        /// path that servers may read as different routes' is refused with 400.
+        /// path that could match different routes, depending on how it is decoded, is refused with 400.
         route: Vec<Route> = Vec::new(),
     }
 }
@@ -137,28 +137,28 @@ section! {
     Limits {
         /// Networks whose forwarding headers (and PROXY header) are trusted.
         trusted_proxies: Vec<Network> = Vec::new(),
-        /// More request headers that only trusted proxies may send. Those of the kinds `X-Forwarded-*`,
-        /// `*-Client-IP` and `X-Original-*` are known.
+        /// More request headers that only trusted proxies may send. `X-Forwarded-*`,
+        /// `*-Client-IP` and `X-Original-*` are always included.
         strip_request_headers: Vec<Text> = Vec::new(),
-        /// Request headers of these kinds that every client may send.
+        /// Exceptions to `strip_request_headers`: headers that every client may send.
         keep_request_headers: Vec<Text> = Vec::new(),
-        /// Most open client connections.
+        /// Maximum number of open client connections.
         #[schemars(range(min = 1, max = 1_000_000))]
         connections: Count = Count(10_000),
-        /// Most open connections from one address, or one /64 of IPv6. Trusted proxies are exempt.
+        /// Maximum number of open connections from one address, or one /64 of IPv6. Trusted proxies are exempt.
         #[schemars(range(min = 1, max = 1_000_000))]
         connections_per_address: Option<Count> = None,
-        /// Most new sessions per minute from one client address, or one /64 of IPv6. Above it, requests get
+        /// Maximum number of new sessions per minute from one client address, or one /64 of IPv6. Above it, requests get
         /// 503. Log-ins and trusted proxies are exempt.
         #[schemars(range(min = 1, max = 1_000_000))]
         new_sessions_per_address: Option<Count> = None,
         /// Time that a request head may take, from its first byte.
         #[schemars(extend("x-range" = ["1ms", "1d"]))]
         header_timeout: Span = seconds(10),
-        /// Most bytes of a request head.
+        /// Maximum size of a request head.
         #[schemars(extend("x-range" = ["1KiB", "1MiB"]))]
         header_bytes: Size = Size(32 * 1024),
-        /// Most fields of a request head.
+        /// Maximum number of fields of a request head.
         #[schemars(range(min = 8, max = 10_000))]
         headers: Count = Count(100),
         /// Time that a client may send nothing of its request body, or read nothing of its response.
@@ -181,7 +181,7 @@ section! {
     Api {
         /// IP address and port, or the path of a Unix socket.
         address: Address = Address::Tcp(loopback(8081)),
-        /// As `tls` of a listener. If set, the API accepts https only, also between instances.
+        /// In the format of `listen.tls`. If set, the API accepts https only, also between instances.
         tls: Option<OneOrMany<Identity>> = None,
         /// Path of CA certificates, in PEM: clients must have a certificate signed by one of them.
         client_ca: Option<PathBuf> = None,
@@ -250,13 +250,13 @@ section! {
         /// Interval at which use is recorded. If unset: a minute, or a tenth of `idle_timeout` if that is less.
         #[schemars(extend("x-range" = ["0s", "400d"]))]
         touch_interval: Option<Span> = None,
-        /// Most bytes of a session.
+        /// Maximum size of a session.
         #[schemars(extend("x-range" = ["1KiB", "64MiB"]))]
         max_bytes: Size = Size(1024 * 1024),
-        /// Most values of a session.
+        /// Maximum number of values of a session.
         #[schemars(range(min = 1, max = 100_000))]
         max_values: Count = Count(1024),
-        /// Most sessions of a principal. If unset: any number.
+        /// Maximum number of sessions of a principal. If unset: any number.
         #[schemars(range(min = 1, max = 1000))]
         max_per_principal: Option<Count> = None,
         /// Effect of a log-in above `max_per_principal`.
@@ -321,7 +321,7 @@ section! {
 section! {
     /// `[store.cache]`
     StoreCache {
-        /// Most bytes of cached sessions.
+        /// Maximum size of cached sessions.
         #[schemars(extend("x-range" = ["1MiB", "64GiB"]))]
         max_bytes: Size = Size(64 * 1024 * 1024),
     }
@@ -393,7 +393,7 @@ section! {
         session: RouteSession = RouteSession::On,
         /// Exchange values by header, without the session API.
         header_exchange: bool = false,
-        /// Most bytes of values in a header.
+        /// Maximum size of the values in a header.
         #[schemars(extend("x-range" = ["64", "64KiB"]))]
         header_exchange_max_bytes: Size = Size(3 * 1024),
         /// Another header that has the principal, percent-encoded unless `encoding` is "utf-8".
@@ -404,12 +404,12 @@ section! {
         /// Headers added to each request, e.g. a secret by which the site knows that it came from here.
         #[serde(skip_serializing_if = "BTreeMap::is_empty")]
         request_headers: BTreeMap<String, SecretSource> = BTreeMap::new(),
-        /// As `store.on_error`, for this route. If unset: that.
+        /// As `store.on_error`, for this route. If unset: `store.on_error`.
         on_error: Option<OnError> = None,
-        /// Most requests at a time to each upstream; more wait for `connect_timeout`, then get 503.
+        /// Maximum number of requests at a time to each upstream; more wait for `connect_timeout`, then get 503.
         #[schemars(range(min = 1, max = 1_000_000))]
         upstream_requests: Option<Count> = None,
-        /// Most bytes of a request body; more get 413. If unset: any size.
+        /// Maximum size of a request body; more get 413. If unset: any size.
         max_body: Option<Size> = None,
         /// Minimum rate of a request body in bytes per second, averaged over `limits.body_idle_timeout`, until
         /// the response head has arrived; slower requests get 400. "0B" allows any rate.
@@ -420,7 +420,7 @@ section! {
         /// Time that a response head may take, from the end of the request.
         #[schemars(extend("x-range" = ["1ms", "1d"]))]
         response_timeout: Span = seconds(60),
-        /// Time that neither direction may make progress while a response body is in transit.
+        /// Maximum time without progress in either direction while a response body is in transit.
         #[schemars(extend("x-range" = ["1ms", "1d"]))]
         stream_idle_timeout: Span = seconds(3600),
         /// `with-session` closes WebSockets and event streams within 2 s of the end of their session.

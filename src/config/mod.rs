@@ -106,7 +106,7 @@ pub struct Loaded {
     pub config: Config,
     /// Problems that do not prevent the start.
     pub(crate) warnings: Vec<Problem>,
-    /// The keys with the values that apply.
+    /// The effective settings, as `check` prints them.
     effective: File,
 }
 
@@ -201,9 +201,11 @@ fn load_for(
         referenced: BTreeSet::new(),
         state_directory: None,
     };
+    // Computed defaults are written into `file`, which then has the effective settings.
     let config = build::config(&mut file, &mut context);
     let Context { referenced, problems, .. } = context;
     let (mut errors, mut warnings) = (problems.errors, problems.warnings);
+    // A variable that a secret refers to by `{ env = … }` is not an unknown key.
     let is_referenced =
         |place: &Place| matches!(place, Place::Variable(name) if referenced.contains(name));
     errors.extend(unknown.into_iter().filter(|problem| !is_referenced(&problem.place)));
@@ -232,6 +234,7 @@ impl Overrides {
             ("--listen", "listen", "address", &self.listen),
         ];
         arguments.into_iter().filter_map(|(name, section, key, text)| {
+            // Both keys exist and take text, so this cannot fail.
             environment::assignment(section, key, text.as_ref()?, Place::Argument(name)).ok()
         })
     }

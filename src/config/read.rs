@@ -68,8 +68,8 @@ fn syntax_error(source: &SourceText<'_>, text: &str, error: &toml::de::Error) ->
     Problem::new("", source.place(&span), message)
 }
 
-/// Returns what is wrong with a value that begins at `start`, if it lacks its quotes. Repeats a duration or
-/// a size and nothing else, which may be a secret.
+/// Returns what is wrong with a value that begins at `start`, if it lacks its quotes. Quotes it only
+/// if it is a duration or a size: anything else may be a secret.
 fn unquoted(text: &str, start: usize) -> Option<String> {
     let (before, rest) = text.split_at_checked(start)?;
     let is_value = before.trim_end().ends_with(['=', '[', ',']);
@@ -94,6 +94,7 @@ fn assign<'a>(
     problems: &mut Problems,
 ) {
     let Assignment { section, key, value, place } = assignment;
+    // It was written by `environment::assignment`, so it parses.
     let Ok(value) = DeValue::parse(value) else { return };
     let is_array = section_of(section).is_some_and(|schema| array_of_tables(schema).is_some());
     let empty = || Spanned::new(0..0, DeValue::Table(DeTable::new()));
@@ -136,7 +137,7 @@ fn array_of(value: Spanned<DeValue<'_>>) -> Spanned<DeValue<'_>> {
     Spanned::new(value.span(), DeValue::Array([value].into_iter().collect()))
 }
 
-/// The schema's alternative that is not null, if it has only one.
+/// Returns the schema's alternative that is not null, if it has only one.
 fn non_null(schema: &Json) -> &Json {
     let alternatives = schema.get("anyOf").and_then(Json::as_array);
     let is_null = |schema: &Json| schema.get("type").is_some_and(|kind| kind == "null");
@@ -146,33 +147,33 @@ fn non_null(schema: &Json) -> &Json {
     }
 }
 
-/// The schema of a section of the file.
+/// Returns the schema of a section of the file.
 fn section_of(name: &str) -> Option<&'static Json> {
     section(&SCHEMA)?.get(name)
 }
 
-/// The schema of a key of the file.
+/// Returns the schema of a key of the file.
 pub(super) fn key_of(section_name: &str, key: &str) -> Option<&'static Json> {
     let schema = section_of(section_name)?;
     section(array_of_tables(schema).unwrap_or(schema))?.get(key)
 }
 
-/// The keys of a section; `None` for a schema of anything else.
+/// Returns the keys of a section; `None` for a schema of anything else.
 pub(super) fn section(schema: &Json) -> Option<&serde_json::Map<String, Json>> {
     non_null(schema).get("properties")?.as_object()
 }
 
-/// The schema of each of several sections, `[[section]]`.
+/// Returns the schema of each of several sections, `[[section]]`.
 pub(super) fn array_of_tables(schema: &Json) -> Option<&Json> {
     items(schema).filter(|items| section(items).is_some())
 }
 
-/// The schema of an array's elements.
+/// Returns the schema of an array's elements.
 pub(super) fn items(schema: &Json) -> Option<&Json> {
     non_null(schema).get("items")
 }
 
-/// The schema of the entries of a table whose keys are not declared.
+/// Returns the schema of the entries of a table whose keys are not declared.
 fn entries(schema: &Json) -> Option<&Json> {
     non_null(schema).get("additionalProperties").filter(|entries| entries.is_object())
 }
@@ -282,23 +283,29 @@ impl Reader<'_> {
         }
     }
 
-    /// The table that a section is. Of `[[section]]` the first is read, so that this is one error.
+    /// Returns the table of a section. For a wrong `[[section]]`, reports that and returns its first table, so
+    /// that its keys are not reported too.
     fn one_table<'i>(&mut self, value: Spanned<DeValue<'i>>, path: &str) -> Option<DeTable<'i>> {
         let wrong = match value.into_inner() {
             DeValue::Table(table) => return Some(table),
             DeValue::Array(several) => several.into_iter().next().map(Spanned::into_inner),
             _ => None,
         };
-        let name = path.trim_end_matches(']');
-        self.error(path, format!("expected a section; write [{name}] or {name} = {{ … }}"));
+        // An element, or a key of one, cannot be a section by its path alone.
+        let message = if path.contains('[') {
+            "expected a table; write { key = value, … }".to_owned()
+        } else {
+            format!("expected a section; write [{path}] or {path} = {{ … }}")
+        };
+        self.error(path, message);
         match wrong {
             Some(DeValue::Table(table)) => Some(table),
             _ => None,
         }
     }
 
-    /// The elements of an array. Of `[section]` that may be repeated, the one is read, so that this is one
-    /// error.
+    /// Returns the elements of an array. For a wrong `[section]`, reports that and returns its table as the only
+    /// element, so that its keys are not reported too.
     fn elements<'i>(&mut self, value: Spanned<DeValue<'i>>, path: &str) -> Option<DeArray<'i>> {
         let span = value.span();
         let wrong = match value.into_inner() {

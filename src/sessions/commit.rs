@@ -23,13 +23,13 @@ use crate::time::Timestamp;
 /// The kinds of responses that the decision on the cookie distinguishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ResponseKind {
-    /// Any other status: a page, a redirect, a 4xx.
-    Normal,
     /// 304: it does not renew the cookie, because caches would combine it with a stored response
     /// (RFC 9111, section 4.3.4).
     NotModified,
     /// 5xx, from the upstream or from the proxy: no session is created for it.
     Failed,
+    /// Any other status: a page, a redirect, a 4xx.
+    Normal,
 }
 
 impl RequestSession {
@@ -182,8 +182,9 @@ impl CookieDecision<'_> {
         }
     }
 
-    /// Records that a browser has presented a session whose cookie the request has changed since. (A
-    /// log-in has recorded that itself.) A failure does not fail the request.
+    /// Clears `unproven` of a session that the browser has presented, if this request has changed its
+    /// cookie; otherwise the record of the use does that. A log-in has cleared it itself. A failure does
+    /// not fail the request.
     async fn record_proof(&self, id: Id, generation: u32) {
         let is_unproven = self.session.presented_id() == Some(id)
             && self.state.meta.as_ref().is_some_and(|meta| meta.unproven);
@@ -216,6 +217,8 @@ impl CookieDecision<'_> {
         let proves = meta.unproven;
         let sets_cookie = renewal == Renewal::Slide;
         let used = Use { generation, touches, sets_cookie, proves, now };
+        // A token of the next generation proves that the new cookie arrived: recording its use completes the
+        // rotation.
         let entry = if touches || proves || *verdict == Verdict::Next {
             calls.record_use(id, used).await
         } else if renewal == Renewal::Rotate {

@@ -31,8 +31,10 @@ struct Candidate {
     record: Record,
 }
 
-/// Looks up a request's tokens. Badly signed ones and those of no session are ignored, the best one
-/// of a session counts, and two different live sessions make the request ambiguous.
+/// Looks up a request's tokens.
+///
+/// Tokens with an invalid signature, and tokens of missing sessions, are ignored. Of several tokens of one
+/// session the [best] counts. Tokens of two live sessions make the request ambiguous.
 pub(super) async fn look_up(
     cookies: &[Secret],
     want: Want<'_>,
@@ -56,6 +58,8 @@ pub(super) async fn look_up(
     for id in ids {
         let tokens = || tokens.iter().filter(|one| one.token.id == id);
         let (policy, now) = (&shared.policy, shared.clock.now());
+        // A cached record may be old: it can show that the newest token is valid, and anything else is
+        // loaded from the store (invariant 10 of the crate).
         let newest = tokens().map(|one| one.token.generation).max().unwrap_or_default();
         let is_valid = |meta: &Meta| Verdict::of(newest, meta, policy, now).is_valid();
         match calls.load_cached(id, want, is_valid).await? {

@@ -40,7 +40,7 @@ impl RequestSession {
         self.request.token
     }
 
-    /// Returns the session that the request's cookie named.
+    /// Returns the id of the session that the request's cookies opened; `None` if they opened none.
     pub(crate) fn presented_id(&self) -> Option<Id> {
         match &self.request.outcome {
             CookieOutcome::Session { id, .. } => Some(*id),

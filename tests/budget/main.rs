@@ -1,4 +1,4 @@
-//! The budget of a request: its allocations and system calls, counted exactly, on real sockets.
+//! The budget of a request: its allocations and system calls, counted on real sockets, in whole ones per request.
 //!
 //! The program runs in a process of its own, so that only its costs are counted: this executable again,
 //! with a counting allocator, for allocations; the program under `strace` for system calls. Two counts are
@@ -66,7 +66,7 @@ fn check() -> ExitCode {
             name: "session in memory",
             route: "",
             store: memory(),
-            // One more than of a cached session: the store's answer.
+            // One more than for a cached session: the boxed answer of the store.
             allocations: 27,
             system_calls: 4,
         },

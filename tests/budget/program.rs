@@ -28,7 +28,7 @@ pub(crate) struct Setting {
 }
 
 impl Setting {
-    /// Writes the configuration of a measurement: one worker's work, without an access log.
+    /// Writes the configuration of a measurement: without an access log, rotations and records of use.
     pub(crate) fn new(budget: &Budget, site: &Site) -> Self {
         let directory = TempDir::new().unwrap();
         let configuration = directory.path().join("cloakroom.toml");

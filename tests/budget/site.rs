@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
-/// A site whose page `/start` sets a value of the session; all others have 1 KiB.
+/// A site whose pages have 1 KiB. `/start` also sets a value of the session.
 pub(crate) struct Site {
     pub(crate) address: SocketAddr,
 }
