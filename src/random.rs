@@ -1,6 +1,6 @@
 //! Random bytes for ids, keys and nonces.
 
-use rand::RngExt as _;
+use rand::Rng as _;
 
 /// Returns `N` cryptographically secure random bytes.
 ///
@@ -10,5 +10,7 @@ use rand::RngExt as _;
 /// # Panics
 /// Panics if the operating system has no random number generator: no token is safe without one.
 pub fn bytes<const N: usize>() -> [u8; N] {
-    rand::rng().random()
+    let mut bytes = [0; N];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes
 }

@@ -97,10 +97,11 @@ pub(crate) fn name(text: &str) -> &str {
 }
 
 fn split(text: &str) -> (&str, Option<&str>) {
-    match text.rsplit_once(':') {
-        // A colon within brackets belongs to the address.
-        Some((_, after)) if after.contains(']') => (text, None),
+    let last = text.bytes().rposition(|byte| matches!(byte, b':' | b']'));
+    let colon = last.and_then(|at| text.split_at_checked(at));
+    match colon.and_then(|(name, rest)| Some((name, rest.strip_prefix(':')?))) {
         Some((name, port)) => (name, Some(port)),
+        // A colon within brackets belongs to the address.
         None => (text, None),
     }
 }
@@ -122,7 +123,11 @@ fn is_reg_name(name: &[u8]) -> bool {
                 tail
             }
             [byte, tail @ ..] if byte.is_ascii_alphanumeric() => tail,
-            [byte, tail @ ..] if b"-._~!$&'()*+=".contains(byte) => tail,
+            [
+                b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+'
+                | b'=',
+                tail @ ..,
+            ] => tail,
             _ => return false,
         };
     }

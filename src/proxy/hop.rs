@@ -1,17 +1,8 @@
 //! Hop-by-hop fields (RFC 9110, section 7.6.1): meant for the next recipient only, and not forwarded.
 
-use http::header::{
-    CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 
-use super::{
-    list,
-    names::{self, HTTP2_SETTINGS, KEEP_ALIVE, PROXY_CONNECTION},
-};
-
-/// Fields that are hop-by-hop even if no Connection field lists them.
-const FIXED: [HeaderName; 7] =
-    [CONNECTION, PROXY_CONNECTION, KEEP_ALIVE, TE, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS];
+use super::{list, names};
 
 /// The Connection options of a message. They name fields of its head and of its trailers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,9 +17,7 @@ pub(crate) fn remove(headers: &mut HeaderMap) -> Options {
     let lines = headers.get_all(CONNECTION).iter().filter(|line| !is_common(line.as_bytes()));
     let options = Options { lines: lines.cloned().collect() };
     // Removed after the options have been copied: Connection is one of them.
-    for name in &FIXED {
-        headers.remove(name);
-    }
+    names::remove_matching(headers, is_hop_by_hop);
     options.remove_named(headers);
     options
 }
@@ -74,7 +63,16 @@ fn is_common(line: &[u8]) -> bool {
 
 /// Returns whether a name is hop-by-hop even if no Connection option lists it.
 pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
-    FIXED.contains(name)
+    matches!(
+        name.as_str(),
+        "connection"
+            | "http2-settings"
+            | "keep-alive"
+            | "proxy-connection"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+    )
 }
 
 /// Returns whether a field is end-to-end even if a Connection option lists it. Otherwise a client could

@@ -20,10 +20,21 @@ impl Lines {
         &mut self.0
     }
 
+    /// Appends to the value, without the cost of formatting.
+    pub(super) fn push_bytes(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
     /// Appends to the value.
     pub(super) fn push(&mut self, arguments: fmt::Arguments<'_>) {
         // This fails only if more than `usize::MAX` bytes are written.
         let _ = self.0.write_fmt(arguments);
+    }
+
+    /// Writes and takes the value that `text` displays; `None` if it is empty or not valid in a header.
+    pub(super) fn of(&mut self, text: impl fmt::Display) -> Option<HeaderValue> {
+        self.push(format_args!("{text}"));
+        self.take()
     }
 
     /// Takes the value that was written; `None` if it is empty or not valid in a header.

@@ -82,7 +82,11 @@ pub(super) fn split_once(text: &[u8], delimiter: u8) -> Option<(&[u8], &[u8])> {
 
 /// Returns whether a byte is allowed in a token (RFC 9110, section 5.6.2).
 pub(super) fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    byte.is_ascii_alphanumeric()
+        || matches!(
+            byte,
+            b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+        )
 }
 
 fn is_closed(line: &[u8]) -> bool {

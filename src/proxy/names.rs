@@ -66,31 +66,27 @@ pub(crate) fn is_same(one: &HeaderName, other: &HeaderName) -> bool {
 /// rewrite, e.g. X-Forwarded-For, CF-Connecting-IP or X-Original-URL. Any client can send such a field
 /// with any content. Upstreams read many such names, so they are matched by the words in them.
 pub(crate) fn is_forwarding(name: &HeaderName) -> bool {
-    /// Parts of a name, at its beginning or after a dash.
-    const PARTS: [&[u8]; 19] = [
-        b"forward",
-        b"original-",
-        b"originating-",
-        b"rewrite-",
-        b"client-ip",
-        b"clientip",
-        b"client-addr",
-        b"real-ip",
-        b"realip",
-        b"connecting-ip",
-        b"remote-addr",
-        b"remote-ip",
-        b"source-ip",
-        b"user-ip",
-        b"external-address",
-        b"host-override",
-        b"url-scheme",
-        b"front-end-https",
-        b"client-cert",
-    ];
     const WHOLE: [&[u8]; 4] = [b"x-scheme", b"x-host", b"x-ssl", b"x-https"];
-    PARTS.iter().any(|part| has_part(name, part))
+    words(name).any(|rest| forwarding_parts(rest).iter().any(|part| begins_with(rest, part)))
         || WHOLE.iter().any(|whole| canonical_is(name, whole))
+}
+
+/// Returns the parts of forwarding names, each at the beginning of a name or after a dash, that begin with the same byte
+/// as `rest`. Every field of a request is compared, and most have none.
+fn forwarding_parts(rest: &[u8]) -> &'static [&'static [u8]] {
+    match rest.first() {
+        Some(b'c') => {
+            &[b"client-ip", b"clientip", b"client-addr", b"client-cert", b"connecting-ip"]
+        }
+        Some(b'e') => &[b"external-address"],
+        Some(b'f') => &[b"forward", b"front-end-https"],
+        Some(b'h') => &[b"host-override"],
+        Some(b'o') => &[b"original-", b"originating-"],
+        Some(b'r') => &[b"real-ip", b"realip", b"remote-addr", b"remote-ip", b"rewrite-"],
+        Some(b's') => &[b"source-ip"],
+        Some(b'u') => &[b"url-scheme", b"user-ip"],
+        _ => &[],
+    }
 }
 
 /// Returns whether a name is another spelling of a field that frames or routes a request, or that is
@@ -118,16 +114,15 @@ pub(crate) fn is_respelled(name: &HeaderName) -> bool {
         && CRITICAL.iter().any(|critical| is_same(name, critical))
 }
 
-/// Returns whether the canonical form of a name has `part`, itself canonical, at its beginning or after
-/// a dash.
-fn has_part(name: &HeaderName, part: &[u8]) -> bool {
-    let bytes = name.as_str().as_bytes();
-    let matches = |at: usize| {
-        let rest = bytes.get(at..).unwrap_or_default();
-        rest.len() >= part.len() && rest.iter().zip(part).all(|(a, b)| canonical_byte(*a) == *b)
-    };
-    let after_dash = bytes.iter().enumerate().filter(|(_, byte)| canonical_byte(**byte) == b'-');
-    matches(0) || after_dash.into_iter().any(|(at, _)| matches(at + 1))
+/// Returns a name from each of its words on: the name itself, and what follows each dash of its canonical form.
+fn words(name: &HeaderName) -> impl Iterator<Item = &[u8]> {
+    let mut next = Some(name.as_str().as_bytes());
+    std::iter::from_fn(move || {
+        let word = next?;
+        let dash = word.iter().position(|byte| canonical_byte(*byte) == b'-');
+        next = dash.and_then(|dash| word.get(dash + 1..));
+        Some(word)
+    })
 }
 
 /// Returns whether the canonical form of a name is `whole`, itself canonical.
@@ -137,7 +132,14 @@ pub(super) fn canonical_is(name: &HeaderName, whole: &[u8]) -> bool {
 
 /// Returns whether the canonical form of a name begins with `start`, itself canonical.
 pub(super) fn canonical_starts(name: &HeaderName, start: &[u8]) -> bool {
-    name.as_str().len() >= start.len() && canonical(name).zip(start).all(|(a, b)| a == *b)
+    begins_with(name.as_str().as_bytes(), start)
+}
+
+/// Returns whether the canonical form of `bytes` begins with `start`, itself canonical.
+fn begins_with(bytes: &[u8], start: &[u8]) -> bool {
+    bytes
+        .get(..start.len())
+        .is_some_and(|head| head.iter().zip(start).all(|(a, b)| canonical_byte(*a) == *b))
 }
 
 /// Removes every field whose name matches, and returns the removed names. Allocates only if there are

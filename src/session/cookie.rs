@@ -107,29 +107,31 @@ pub type Values = SmallVec<[Secret; 1]>;
 /// section 5.4: no quoting, no decoding, no `$Version`. Parsers that do more have had security bugs.
 pub fn take(headers: &mut HeaderMap, name: &str) -> Values {
     let mut found = Values::new();
-    if !headers.get_all(COOKIE).iter().any(|line| contains(line.as_bytes(), name.as_bytes())) {
+    let has_it = |line: &HeaderValue| {
+        pairs(line.as_bytes()).any(|pair| value_of(pair, name.as_bytes()).is_some())
+    };
+    if !headers.get_all(COOKIE).iter().any(has_it) {
         return found;
     }
     let lines: SmallVec<[HeaderValue; 2]> = headers.get_all(COOKIE).iter().cloned().collect();
     headers.remove(COOKIE);
     for line in lines {
-        let Some(rest) = cut(line.as_bytes(), name.as_bytes(), &mut found) else {
-            // This cannot exceed the capacity of the map, since as many lines were removed before.
-            let _ = headers.try_append(COOKIE, line);
-            continue;
+        let rest = if has_it(&line) {
+            cut(line.as_bytes(), name.as_bytes(), &mut found)
+        } else {
+            Some(line)
         };
-        if let Ok(mut rest) = HeaderValue::from_maybe_shared(Bytes::from(rest))
-            && !rest.is_empty()
-        {
+        if let Some(mut rest) = rest {
             rest.set_sensitive(true);
+            // This cannot exceed the capacity of the map, since as many lines were removed before.
             let _ = headers.try_append(COOKIE, rest);
         }
     }
     found
 }
 
-fn contains(line: &[u8], name: &[u8]) -> bool {
-    line.windows(name.len().max(1)).any(|window| window == name)
+fn pairs(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    line.split(|byte| *byte == b';')
 }
 
 /// Returns whether a Set-Cookie makes a browser send a cookie that [`take`] finds under `name`.
@@ -137,7 +139,7 @@ fn contains(line: &[u8], name: &[u8]) -> bool {
 /// A cookie without a name (`=id=x`) is sent as its value alone (RFC 6265bis 5.8.3), and browsers
 /// remove white space around name and value (5.6).
 pub(crate) fn is_sent_as(line: &[u8], name: &str) -> bool {
-    let mut sent = trim(line.split(|byte| *byte == b';').next().unwrap_or_default());
+    let mut sent = trim(pairs(line).next().unwrap_or_default());
     while let [b'=', value @ ..] = sent {
         sent = trim(value);
     }
@@ -150,27 +152,24 @@ fn value_of<'a>(pair: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     trim(after).strip_prefix(b"=").map(trim)
 }
 
-/// Returns a line without the cookies called `name`; `None` if it has none of them.
-fn cut(line: &[u8], name: &[u8], found: &mut Values) -> Option<Vec<u8>> {
-    let pairs = || line.split(|byte| *byte == b';');
-    let before = found.len();
-    for value in pairs().filter_map(|pair| value_of(pair, name)) {
-        // A value that is not UTF-8 is counted as an invalid token.
-        found.push(Secret::new(String::from_utf8_lossy(value).into_owned()));
-    }
-    if found.len() == before {
-        return None;
-    }
-    let mut rest = Vec::with_capacity(line.len());
-    for (index, pair) in pairs().filter(|pair| value_of(pair, name).is_none()).enumerate() {
-        if index == 0 {
+/// Returns a line without the cookies called `name`, whose values are added to `found`; `None` if no others are left.
+fn cut(line: &[u8], name: &[u8], found: &mut Values) -> Option<HeaderValue> {
+    let mut rest = Vec::new();
+    let mut is_first = true;
+    for pair in pairs(line) {
+        if let Some(value) = value_of(pair, name) {
+            // A value that is not UTF-8 is counted as an invalid token.
+            let text = str::from_utf8(value).unwrap_or("\u{fffd}");
+            found.push(Secret::new(text.to_owned()));
+        } else if std::mem::take(&mut is_first) {
+            rest.reserve_exact(line.len());
             rest.extend_from_slice(pair.trim_ascii_start());
         } else {
             rest.push(b';');
             rest.extend_from_slice(pair);
         }
     }
-    Some(rest)
+    if rest.is_empty() { None } else { HeaderValue::from_maybe_shared(Bytes::from(rest)).ok() }
 }
 
 fn trim(bytes: &[u8]) -> &[u8] {
@@ -288,7 +287,7 @@ mod tests {
             let line = format!("{before}; __Host-id=x; {after}");
             headers.append(COOKIE, HeaderValue::from_str(&line).expect("a header"));
             prop_assert_eq!(take(&mut headers, "__Host-id").len(), 1);
-            prop_assert!(headers.get_all(COOKIE).iter().all(|line| !contains(line.as_bytes(), b"__Host-id")));
+            prop_assert!(headers.get_all(COOKIE).iter().all(|line| !line.to_str().unwrap().contains("__Host-id")));
         }
     }
 }

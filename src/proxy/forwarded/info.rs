@@ -86,15 +86,14 @@ impl ForwardedInfo {
         // A list that cannot be parsed is discarded rather than appended to.
         match list::quoted_members(headers, &FORWARDED) {
             Some(elements) if !elements.is_empty() => Self::forwarded(&elements, trust, peer),
-            _ => Self {
-                family: Family::None,
-                hops: Vec::new(),
-                client: None,
-                address: peer,
-                scheme: None,
-                host: None,
-            },
+            _ => Self::of_peer(peer),
         }
+    }
+
+    /// Returns what is known without any field: the client is the peer.
+    pub(super) fn of_peer(peer: Option<IpAddr>) -> Self {
+        let (family, hops) = (Family::None, Vec::new());
+        Self { family, hops, client: None, address: peer, scheme: None, host: None }
     }
 
     fn x_forwarded(headers: &HeaderMap, trust: &Trust, peer: Option<IpAddr>) -> Self {

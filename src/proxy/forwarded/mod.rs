@@ -121,8 +121,11 @@ pub fn rewrite(
         let is_respelled = || is_written(name) && !WRITTEN.contains(name);
         if is_trusted { is_respelled() } else { rules.is_stripped(name) }
     });
-    // Only fields of trusted peers are left to read.
-    let mut info = ForwardedInfo::read(headers, trust, peer.address);
+    let mut info = if is_trusted {
+        ForwardedInfo::read(headers, trust, peer.address)
+    } else {
+        ForwardedInfo::of_peer(peer.address)
+    };
     // The Host of an HTTP/1.0 request may be empty, which is not a valid value here.
     let received = headers.get(HOST).filter(|line| line.to_str().is_ok_and(is_valid_host)).cloned();
     let client = Client {
@@ -131,17 +134,20 @@ pub fn rewrite(
         host: info.host.take().or(received),
     };
     let mut text = Lines::with_capacity(LINES_BYTES);
-    push_addresses(&mut text, &info, peer.address);
-    let addresses = text.take();
-    push_elements(&mut text, headers, &info, &client, peer.address);
+    // Written once: of most requests it is all three, the hop, the list and the client.
+    let peer_text = peer.address.and_then(|address| text.of(address));
+    let addresses = if info.hops.is_empty() {
+        peer_text.clone()
+    } else {
+        push_addresses(&mut text, &info, peer_text.as_ref());
+        text.take()
+    };
+    push_elements(&mut text, headers, &info, &client, peer.address.zip(peer_text.as_ref()));
     let elements = text.take();
-    let client_address = match client.address {
-        Some(_) if info.hops.is_empty() => addresses.clone(),
-        Some(address) => {
-            text.push(format_args!("{address}"));
-            text.take()
-        }
-        None => None,
+    let client_address = if client.address == peer.address {
+        peer_text
+    } else {
+        client.address.and_then(|address| text.of(address))
     };
     // Replaced rather than appended to: a site must not find two lists that differ.
     set(headers, X_FORWARDED_FOR, addresses)?;
@@ -167,20 +173,23 @@ pub(crate) fn host(headers: &HeaderMap, rules: &Rules, peer: Peer) -> Option<Hea
 
 /// Appends the hops and the peer for X-Forwarded-For. Ports are written only if the list had them: few
 /// recipients expect any.
-fn push_addresses(text: &mut Lines, info: &ForwardedInfo, peer: Option<IpAddr>) {
-    let peer = peer.map(|address| Hop::Address(address, None));
-    for (index, hop) in info.hops.iter().chain(&peer).enumerate() {
+fn push_addresses(text: &mut Lines, info: &ForwardedInfo, peer: Option<&HeaderValue>) {
+    for (index, hop) in info.hops.iter().enumerate() {
         if index > 0 {
-            text.push(format_args!(", "));
+            text.push_bytes(b", ");
         }
         match (hop, info.family) {
             (Hop::Address(address, Some(port)), Family::XForwarded) => {
                 text.push(format_args!("{}", SocketAddr::new(*address, *port)));
             }
             (Hop::Address(address, _), _) => text.push(format_args!("{address}")),
-            (Hop::Obfuscated(name), _) => text.push(format_args!("{name}")),
-            (Hop::Unknown, _) => text.push(format_args!("unknown")),
+            (Hop::Obfuscated(name), _) => text.push_bytes(name.as_bytes()),
+            (Hop::Unknown, _) => text.push_bytes(b"unknown"),
         }
+    }
+    if let Some(peer) = peer {
+        text.push_bytes(b", ");
+        text.push_bytes(peer.as_bytes());
     }
 }
 
@@ -191,17 +200,29 @@ fn push_elements(
     headers: &HeaderMap,
     info: &ForwardedInfo,
     client: &Client,
-    peer: Option<IpAddr>,
+    peer: Option<(IpAddr, &HeaderValue)>,
 ) {
-    let peer = peer.map_or(Hop::Unknown, |address| Hop::Address(address, None));
-    for (index, hop) in info.hops.iter().chain([&peer]).enumerate() {
-        if index > 0 {
-            text.push(format_args!(", "));
-        }
+    for (index, hop) in info.hops.iter().enumerate() {
         push_node(text, hop);
-        if index == info.client.unwrap_or(info.hops.len()) {
+        if info.client == Some(index) {
             push_client(text, headers, client);
         }
+        text.push_bytes(b", ");
+    }
+    match peer {
+        Some((IpAddr::V4(_), address)) => {
+            text.push_bytes(b"for=");
+            text.push_bytes(address.as_bytes());
+        }
+        Some((IpAddr::V6(_), address)) => {
+            text.push_bytes(b"for=\"[");
+            text.push_bytes(address.as_bytes());
+            text.push_bytes(b"]\"");
+        }
+        None => text.push_bytes(b"for=unknown"),
+    }
+    if info.client.is_none() {
+        push_client(text, headers, client);
     }
 }
 
@@ -227,12 +248,18 @@ fn push_client(text: &mut Lines, headers: &HeaderMap, client: &Client) {
     match host.filter(|host| port_agrees(headers, host, client.scheme)) {
         // A valid host needs no escapes: it has neither quotes nor backslashes.
         Some(host) if host.bytes().all(list::is_token_byte) => {
-            text.push(format_args!(";host={host}"));
+            text.push_bytes(b";host=");
+            text.push_bytes(host.as_bytes());
         }
-        Some(host) => text.push(format_args!(";host=\"{host}\"")),
+        Some(host) => {
+            text.push_bytes(b";host=\"");
+            text.push_bytes(host.as_bytes());
+            text.push_bytes(b"\"");
+        }
         None => {}
     }
-    text.push(format_args!(";proto={}", client.scheme.as_str()));
+    text.push_bytes(b";proto=");
+    text.push_bytes(client.scheme.as_str().as_bytes());
 }
 
 /// Returns whether X-Forwarded-Port, if a trusted proxy has set it, agrees with the host and the scheme.
