@@ -6,11 +6,12 @@
 mod end;
 mod idle;
 mod read;
+mod streaming;
 
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,7 +20,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 
-use self::idle::IdleTimeout;
+use self::streaming::{Polled, Streaming};
 
 pub(crate) use self::end::{BodyError, CollectError, End};
 pub(crate) use self::idle::Activity;
@@ -32,24 +33,10 @@ pub(crate) use self::read::{DiscardTimeouts, UPLOAD_TIMEOUTS, discard};
 #[must_use]
 pub struct Body {
     source: Source,
-    idle: Option<Box<IdleTimeout>>,
-    /// Bytes left of the limit.
-    remaining: Option<u64>,
-    trailers: Option<TrailerFilter>,
     guard: Option<Guard>,
-    interrupt: Option<oneshot::Receiver<()>>,
-    /// Result of a poll that was not returned yet.
-    peeked: Option<Box<Polled>>,
-    remainder: Option<Remainder>,
 }
 
-type Polled = Option<Result<Frame<Bytes>, hyper::Error>>;
-
 type Guard = Box<dyn FnOnce(End) + Send>;
-
-type TrailerFilter = Box<dyn Fn(&mut HeaderMap) + Send>;
-
-type Remainder = Box<dyn FnOnce(Incoming) + Send>;
 
 /// Handle to end a body early; see [`Body::interruptible`].
 #[derive(Debug)]
@@ -75,10 +62,11 @@ pub(crate) enum Received {
     Partly(Body),
 }
 
+/// A body moves through memory often, and most are empty or small: only what is streamed is boxed.
 enum Source {
     Empty,
     Full(Bytes),
-    Streaming(Incoming),
+    Streaming(Box<Streaming>),
 }
 
 impl Body {
@@ -100,35 +88,59 @@ impl Body {
     }
 
     fn partly(incoming: Incoming, peeked: Option<Polled>, idle: Option<Duration>) -> Self {
-        let mut body = Self::from_source(Source::Streaming(incoming));
-        body.peeked = peeked.map(Box::new);
-        body.idle = idle.map(|limit| Box::new(IdleTimeout::new(limit)));
-        body
+        let streaming = Streaming::new(incoming, peeked, idle);
+        Self::from_source(Source::Streaming(Box::new(streaming)))
+    }
+
+    fn from_source(source: Source) -> Self {
+        Self { source, guard: None }
+    }
+
+    /// Applies `set` to a body that is streamed. Bodies in memory have no peer that they would have to be protected from,
+    /// and no trailers.
+    fn when_streaming(mut self, set: impl FnOnce(&mut Streaming)) -> Self {
+        if let Source::Streaming(streaming) = &mut self.source {
+            set(streaming);
+        }
+        self
     }
 
     /// Requires a minimum rate, if the body has an idle timeout. Each byte extends the deadline by its share of a second,
     /// up to the idle timeout, so a sender cannot hold the connection by sending a byte at a time.
-    pub(crate) fn with_min_rate(mut self, bytes_per_second: u64) -> Self {
-        if let Some(idle) = &mut self.idle {
-            idle.set_min_rate(bytes_per_second);
-        }
-        self
+    pub(crate) fn with_min_rate(self, bytes_per_second: u64) -> Self {
+        self.when_streaming(|streaming| streaming.set_min_rate(bytes_per_second))
     }
 
     /// Makes it the request half of an exchange: its idle timeout is suspended while the response's body is streamed.
-    pub(crate) fn with_request_activity(mut self, activity: &Arc<Activity>) -> Self {
-        if let Some(idle) = &mut self.idle {
-            idle.set_request(Arc::clone(activity));
-        }
-        self
+    pub(crate) fn with_request_activity(self, activity: &Arc<Activity>) -> Self {
+        self.when_streaming(|streaming| streaming.set_request(activity))
     }
 
     /// Makes it the response half of an exchange: its idle timeout bounds the time without a frame in either direction.
-    pub(crate) fn with_response_activity(mut self, activity: Arc<Activity>) -> Self {
-        if let Some(idle) = &mut self.idle {
-            idle.set_response(activity);
-        }
-        self
+    pub(crate) fn with_response_activity(self, activity: Arc<Activity>) -> Self {
+        self.when_streaming(|streaming| streaming.set_response(activity))
+    }
+
+    /// Ends a streamed body with [`BodyError::TooLarge`] if it exceeds `limit` bytes.
+    pub(crate) fn with_limit(self, limit: u64) -> Self {
+        self.when_streaming(|streaming| streaming.set_limit(limit))
+    }
+
+    /// Passes the trailers through `filter`, and drops them if it removes all fields. A later filter replaces an earlier
+    /// one.
+    pub(crate) fn with_trailers(self, filter: impl Fn(&mut HeaderMap) + Send + 'static) -> Self {
+        self.when_streaming(|streaming| streaming.set_trailers(Box::new(filter)))
+    }
+
+    /// Calls `remainder` with the unread part if a streamed body ends early.
+    pub(crate) fn with_remainder(self, remainder: impl FnOnce(Incoming) + Send + 'static) -> Self {
+        self.when_streaming(|streaming| streaming.set_remainder(Box::new(remainder)))
+    }
+
+    /// Returns the body with a handle to end it early. A body in memory counts as ended.
+    pub(crate) fn interruptible(self) -> (Self, Interrupt) {
+        let (sender, receiver) = oneshot::channel();
+        (self.when_streaming(|streaming| streaming.set_interrupt(receiver)), Interrupt(sender))
     }
 
     /// Copies a body into memory if it has arrived completely and is at most `limit` bytes. Its connection is then free
@@ -151,19 +163,6 @@ impl Body {
             Poll::Ready(polled) => Received::Partly(Self::partly(incoming, Some(polled), idle)),
             Poll::Pending => Received::Partly(Self::partly(incoming, None, idle)),
         }
-    }
-
-    /// Returns the body with a handle to end it early.
-    pub(crate) fn interruptible(mut self) -> (Self, Interrupt) {
-        let (sender, receiver) = oneshot::channel();
-        self.interrupt = Some(receiver);
-        (self, Interrupt(sender))
-    }
-
-    /// Ends it with [`BodyError::TooLarge`] if it exceeds `limit` bytes.
-    pub(crate) fn with_limit(mut self, limit: u64) -> Self {
-        self.remaining = Some(limit);
-        self
     }
 
     /// Calls `guard` once, as soon as the body ends: when its last frame is returned, on an error, or when it is dropped.
@@ -191,41 +190,6 @@ impl Body {
         }
     }
 
-    /// Passes the trailers through `filter`, and drops them if it removes all fields. A later filter replaces an earlier
-    /// one.
-    pub(crate) fn with_trailers(
-        mut self,
-        filter: impl Fn(&mut HeaderMap) + Send + 'static,
-    ) -> Self {
-        // Bodies in memory have none.
-        if let Source::Streaming(_) = self.source {
-            self.trailers = Some(Box::new(filter));
-        }
-        self
-    }
-
-    fn from_source(source: Source) -> Self {
-        Self {
-            source,
-            idle: None,
-            remaining: None,
-            trailers: None,
-            guard: None,
-            interrupt: None,
-            peeked: None,
-            remainder: None,
-        }
-    }
-
-    /// Calls `remainder` with the unread part if the body ends early.
-    pub(crate) fn with_remainder(
-        mut self,
-        remainder: impl FnOnce(Incoming) + Send + 'static,
-    ) -> Self {
-        self.remainder = Some(Box::new(remainder));
-        self
-    }
-
     /// Ends it; guards receive `reason`, unless it was complete.
     pub(crate) fn abandon(&mut self, reason: End) {
         let end = if self.is_end_stream() { End::Complete } else { reason };
@@ -233,76 +197,11 @@ impl Body {
     }
 
     fn end(&mut self, end: End) {
-        let source = std::mem::replace(&mut self.source, Source::Empty);
-        if let (Source::Streaming(incoming), Some(remainder)) = (source, self.remainder.take())
-            && !incoming.is_end_stream()
-        {
-            remainder(incoming);
-        }
-        // Dropping the receiver reports the end to the handle.
-        self.interrupt = None;
-        if let Some(idle) = self.idle.take() {
-            idle.finish();
+        if let Source::Streaming(streaming) = std::mem::replace(&mut self.source, Source::Empty) {
+            streaming.end();
         }
         if let Some(guard) = self.guard.take() {
             guard(end);
-        }
-    }
-
-    fn poll_interrupt(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(interrupt) = &mut self.interrupt else { return Poll::Pending };
-        let interrupted = std::task::ready!(Pin::new(interrupt).poll(cx));
-        self.interrupt = None;
-        // An error means that the handle was dropped: the body is no longer interruptible.
-        if interrupted.is_ok() { Poll::Ready(()) } else { Poll::Pending }
-    }
-
-    fn poll_source(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.poll_interrupt(cx).is_ready() {
-            return Poll::Ready(Some(Err(BodyError::Interrupted)));
-        }
-        match &mut self.source {
-            Source::Empty => Poll::Ready(None),
-            Source::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Source::Streaming(incoming) => match poll_next(self.peeked.take(), incoming, cx) {
-                Poll::Ready(frame) => {
-                    if let (Some(idle), Some(Ok(frame))) = (&mut self.idle, &frame) {
-                        idle.record_frame(frame.data_ref().map_or(0, Bytes::len));
-                    }
-                    Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
-                }
-                Poll::Pending => match &mut self.idle {
-                    Some(idle) => idle.poll_expired(cx).map(|()| Some(Err(BodyError::Idle))),
-                    None => Poll::Pending,
-                },
-            },
-        }
-    }
-
-    /// Counts a frame against the limit.
-    fn count(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
-        let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
-        match &mut self.remaining {
-            None => {}
-            Some(remaining) if *remaining >= bytes => *remaining -= bytes,
-            Some(_) => return Err(BodyError::TooLarge),
-        }
-        Ok(frame)
-    }
-
-    fn filter(&self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
-        let Some(filter) = &self.trailers else {
-            return Some(frame);
-        };
-        match frame.into_trailers() {
-            Ok(mut trailers) => {
-                filter(&mut trailers);
-                (!trailers.is_empty()).then(|| Frame::trailers(trailers))
-            }
-            Err(frame) => Some(frame),
         }
     }
 }
@@ -315,34 +214,25 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = std::task::ready!(self.poll_source(cx));
-        let polled = polled.map(|frame| frame.and_then(|frame| self.count(frame)));
-        Poll::Ready(match polled {
-            Some(Ok(frame)) => {
-                // A reader that knows the length does not poll again after the last frame.
-                let last = frame.is_trailers() || self.is_end_stream();
-                let frame = self.filter(frame);
-                if last {
-                    self.end(End::Complete);
-                }
-                frame.map(Ok)
-            }
-            Some(Err(error)) => {
-                self.end(error.end());
-                Some(Err(error))
-            }
-            None => {
-                self.end(End::Complete);
-                None
-            }
-        })
+        let polled = match &mut self.source {
+            Source::Empty => None,
+            Source::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
+            Source::Streaming(streaming) => ready!(streaming.poll_frame(cx)),
+        };
+        match &polled {
+            Some(Ok(frame)) if !frame.is_trailers() && !self.is_end_stream() => {}
+            // A reader that knows the length does not poll again after the last frame.
+            Some(Ok(_)) | None => self.end(End::Complete),
+            Some(Err(error)) => self.end(error.end()),
+        }
+        Poll::Ready(polled)
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Empty => true,
             Source::Full(bytes) => bytes.is_empty(),
-            Source::Streaming(incoming) => self.peeked.is_none() && incoming.is_end_stream(),
+            Source::Streaming(streaming) => streaming.is_end_stream(),
         }
     }
 
@@ -350,14 +240,7 @@ impl http_body::Body for Body {
         match &self.source {
             Source::Empty => SizeHint::with_exact(0),
             Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Source::Streaming(incoming) => match self.peeked.as_deref() {
-                Some(Some(Ok(frame))) => {
-                    let peeked = frame.data_ref().map_or(0, Bytes::len) as u64;
-                    let exact = incoming.size_hint().exact();
-                    exact.map_or_else(SizeHint::new, |rest| SizeHint::with_exact(rest + peeked))
-                }
-                _ => incoming.size_hint(),
-            },
+            Source::Streaming(streaming) => streaming.size_hint(),
         }
     }
 }
@@ -377,16 +260,5 @@ impl Default for Body {
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Body").field("size", &self.size_hint()).finish_non_exhaustive()
-    }
-}
-
-fn poll_next(
-    peeked: Option<Box<Polled>>,
-    incoming: &mut Incoming,
-    cx: &mut Context<'_>,
-) -> Poll<Polled> {
-    match peeked {
-        Some(polled) => Poll::Ready(*polled),
-        None => Pin::new(incoming).poll_frame(cx),
     }
 }
