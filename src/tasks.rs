@@ -169,15 +169,21 @@ where
 pub(crate) async fn catch<F: Future>(future: F) -> Result<F::Output, TaskFailed> {
     let mut future = pin!(future);
     // Unwind-safe, since a future that has panicked is only dropped.
-    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+    poll_fn(|cx| match catch_call(|| future.as_mut().poll(cx)) {
         Ok(polled) => polled.map(Ok),
-        Err(panic) => {
-            PANICS.fetch_add(1, Ordering::Relaxed);
-            tracing::error!(panic = message(&*panic), "task panicked");
-            Poll::Ready(Err(TaskFailed))
-        }
+        Err(failed) => Poll::Ready(Err(failed)),
     })
     .await
+}
+
+/// Returns what `call` returns, or [`TaskFailed`] if it panics. The panic is logged. What `call` has changed must not be
+/// used after a panic.
+pub(crate) fn catch_call<T>(call: impl FnOnce() -> T) -> Result<T, TaskFailed> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(panic = message(&*panic), "task panicked");
+        TaskFailed
+    })
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {

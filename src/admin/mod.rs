@@ -19,7 +19,7 @@ use hyper::body::Incoming;
 
 use crate::body::Body;
 use crate::net::host::OwnNames;
-use crate::server::{Address, Handler, Peer, Tasks};
+use crate::server::{Address, Handler, Peer, Responding, Tasks};
 use crate::sessions::{Probed, Sessions};
 
 pub(crate) use self::readiness::Readiness;
@@ -77,27 +77,31 @@ impl Admin {
 }
 
 impl Handler for Admin {
-    async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
-        let is_open = matches!(request.uri().path(), "/live" | "/ready" | "/metrics");
-        let is_tcp = matches!(*peer.listener, Address::Tcp(_));
-        if is_tcp && !is_open && !self.own_names.admit(request.uri(), request.headers()) {
-            return text(
-                StatusCode::MISDIRECTED_REQUEST,
-                "the host name of the request is not one of this listener; see [admin] hosts\n",
-            );
-        }
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut response =
-                text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n");
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
-        }
-        match request.uri().path() {
-            "/live" => text(StatusCode::OK, "live\n"),
-            "/ready" => self.ready(request.uri().query()).await,
-            "/metrics" => self.metrics(),
-            _ => text(StatusCode::NOT_FOUND, "not found; paths are /live, /ready and /metrics\n"),
-        }
+    fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Responding {
+        Box::pin(async move {
+            let is_open = matches!(request.uri().path(), "/live" | "/ready" | "/metrics");
+            let is_tcp = matches!(*peer.listener, Address::Tcp(_));
+            if is_tcp && !is_open && !self.own_names.admit(request.uri(), request.headers()) {
+                return text(
+                    StatusCode::MISDIRECTED_REQUEST,
+                    "the host name of the request is not one of this listener; see [admin] hosts\n",
+                );
+            }
+            if !matches!(*request.method(), Method::GET | Method::HEAD) {
+                let mut response =
+                    text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n");
+                response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+                return response;
+            }
+            match request.uri().path() {
+                "/live" => text(StatusCode::OK, "live\n"),
+                "/ready" => self.ready(request.uri().query()).await,
+                "/metrics" => self.metrics(),
+                _ => {
+                    text(StatusCode::NOT_FOUND, "not found; paths are /live, /ready and /metrics\n")
+                }
+            }
+        })
     }
 }
 

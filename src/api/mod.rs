@@ -33,7 +33,7 @@ use crate::body::Body;
 use crate::client::Tls;
 use crate::net::host::OwnNames;
 use crate::secret::Secret;
-use crate::server::{Address, Handler, Peer, Tasks};
+use crate::server::{Address, Handler, Peer, Responding, Tasks};
 use crate::session::peer::Instance;
 use crate::session::token::RequestToken;
 use crate::sessions::{Sessions, TokenLookup};
@@ -387,18 +387,20 @@ fn request_token(parts: &Parts) -> ApiResult<&HeaderValue> {
 }
 
 impl Handler for Api {
-    async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
-        let (parts, body) = request.into_parts();
-        // A page in a browser can reach the API by a name that it has resolve to this address (DNS rebinding). A Unix
-        // socket is out of its reach.
-        let is_tcp = matches!(*peer.listener, Address::Tcp(_));
-        let response = if is_tcp && !self.settings.own_names.admit(&parts.uri, &parts.headers) {
-            response::problem(&problem::misdirected())
-        } else {
-            let body = Body::streaming(body, Some(self.settings.body_idle_timeout));
-            self.respond(&parts, body).await
-        };
-        self.sessions.shared().metrics.api_request(response.status().as_u16());
-        response
+    fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Responding {
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            // A page in a browser can reach the API by a name that it has resolve to this address (DNS rebinding). A Unix
+            // socket is out of its reach.
+            let is_tcp = matches!(*peer.listener, Address::Tcp(_));
+            let response = if is_tcp && !self.settings.own_names.admit(&parts.uri, &parts.headers) {
+                response::problem(&problem::misdirected())
+            } else {
+                let body = Body::streaming(body, Some(self.settings.body_idle_timeout));
+                self.respond(&parts, body).await
+            };
+            self.sessions.shared().metrics.api_request(response.status().as_u16());
+            response
+        })
     }
 }

@@ -30,10 +30,10 @@ pub(super) enum Failure {
 }
 
 /// What an attempt needs to know of its pool.
-#[derive(Clone, Copy)]
-pub(super) struct Settings<'a> {
+#[derive(Debug)]
+pub(super) struct Settings {
     /// The Host of requests that have none.
-    pub(super) host: &'a HeaderValue,
+    pub(super) host: HeaderValue,
     /// Time for the head of the response.
     pub(super) response_timeout: Duration,
     /// For the body of the response; `None` is no timeout.
@@ -70,7 +70,7 @@ pub(super) async fn attempt(
     mut connection: Connection,
     outgoing: &mut Outgoing,
     retry: Retry,
-    settings: Settings<'_>,
+    settings: &Settings,
     keep: impl FnOnce(Connection) + Send + 'static,
 ) -> Result<Response<Body>, Failure> {
     let progress = outgoing.progress();
@@ -79,14 +79,14 @@ pub(super) async fn attempt(
     // The request is large: it is passed on directly, so that this future does not store it a second time.
     let sent = match &mut connection {
         Connection::Http1(connection) => {
-            let sending = pin!(connection.send(outgoing.take(settings.host, retry)));
+            let sending = pin!(connection.send(outgoing.take(&settings.host, retry)));
             let sent = within_timeout(sending, timeout, progress).await;
             sent.map(|sent| {
                 sent.map_err(|failed| NoResponse::classify(failed, outgoing, |http1| http1))
             })
         }
         Connection::Http2(connection) => {
-            let sending = pin!(connection.send(outgoing.take(settings.host, retry)));
+            let sending = pin!(connection.send(outgoing.take(&settings.host, retry)));
             let sent = within_timeout(sending, timeout, progress).await;
             sent.map(|sent| {
                 sent.map_err(|failed| NoResponse::classify(failed, outgoing, into_http1))
@@ -108,7 +108,7 @@ fn receive(
     connection: Connection,
     upgrade: Upgrade,
     progress: Option<&Progress>,
-    settings: Settings<'_>,
+    settings: &Settings,
     keep: impl FnOnce(Connection) + Send + 'static,
 ) -> Result<Response<Body>, Failure> {
     if let Err(error) = framing::settle(response.headers_mut()) {

@@ -4,6 +4,7 @@
 //! Mitzenmacher, 2001). One that fails repeatedly is ejected for a time that doubles. One that fails its health check gets
 //! no requests until it passes. If all are unhealthy, all get requests. The workers share the health of an upstream.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -64,8 +65,19 @@ impl Balancer {
         };
         // A single upstream gets all requests: its health is neither checked nor recorded.
         if self.members.len() == 1 {
-            return first.pool.send_outgoing(outgoing, Retry::Never, tasks).await;
+            pin!(first.pool.send_outgoing(outgoing, Retry::Never, tasks)).await
+        } else {
+            Box::pin(self.send_to_healthy(first, outgoing, tasks)).await
         }
+    }
+
+    /// Sends a request to a healthy upstream, or to `first` if there is none.
+    async fn send_to_healthy(
+        &self,
+        first: &Member,
+        outgoing: &mut Outgoing,
+        tasks: &Tasks,
+    ) -> Result<Response<Body>, Error> {
         if let Some(check) = &self.check {
             self.start_checks(check, tasks);
         }
@@ -120,7 +132,7 @@ impl Member {
         tasks: &Tasks,
     ) -> Result<Response<Body>, Error> {
         let in_flight = InFlight::start(&self.in_flight);
-        let sent = self.pool.send_outgoing(outgoing, retry, tasks).await;
+        let sent = pin!(self.pool.send_outgoing(outgoing, retry, tasks)).await;
         match &sent {
             Ok(_) => self.health.record_success(),
             Err(error) => self.health.record_failure(error),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Request, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Request, Uri, Version, header};
 use http_body::Body as _;
 
 use super::request_body::{Progress, RequestBody};
@@ -50,6 +50,11 @@ impl Outgoing {
         };
         let request = Request::from_parts(parts, RequestBody::new(body));
         Self { request: Some(request), upgrade }
+    }
+
+    /// Returns the headers, to add fields; none that frame the body. `None` after it was sent.
+    pub(crate) fn headers_mut(&mut self) -> Option<&mut HeaderMap> {
+        self.request.as_mut().map(Request::headers_mut)
     }
 
     pub(super) fn upgrade(&self) -> Upgrade {

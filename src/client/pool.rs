@@ -1,5 +1,6 @@
 //! The connections of one worker to one upstream: sends each request on a kept or a new one.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -72,8 +73,8 @@ pub struct Pool(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     target: Target,
-    authority: HeaderValue,
     config: Config,
+    settings: Settings,
     kept: Arc<KeptConnections>,
     /// Whether the reaper was started.
     has_reaper: AtomicBool,
@@ -82,13 +83,17 @@ struct Shared {
 impl Pool {
     /// Creates a pool without connections.
     pub fn new(target: Target, config: Config) -> Self {
-        let authority = HeaderValue::from_str(&target.authority())
-            .unwrap_or_else(|_| HeaderValue::from_static("localhost"));
+        let settings = Settings {
+            host: HeaderValue::from_str(&target.authority())
+                .unwrap_or_else(|_| HeaderValue::from_static("localhost")),
+            response_timeout: config.response_timeout,
+            stream_idle_timeout: config.stream_idle_timeout,
+        };
         let kept = Arc::new(KeptConnections::new(config.idle_timeout, config.max_idle));
         Self(Arc::new(Shared {
             target,
-            authority,
             config,
+            settings,
             kept,
             has_reaper: AtomicBool::new(false),
         }))
@@ -132,7 +137,7 @@ impl Pool {
         };
         let sent = match permit {
             Ok(permit) => {
-                let sent = self.send_on_connection(outgoing, retry, tasks).await;
+                let sent = pin!(self.send_on_connection(outgoing, retry, tasks)).await;
                 sent.map(|response| response.map(|body| body.holding((in_flight, permit))))
             }
             Err(busy) => Err(busy),
@@ -166,7 +171,8 @@ impl Pool {
     ) -> Result<Response<Body>, Error> {
         let protocol = outgoing.protocol(self.0.config.protocol);
         while let Some(connection) = self.0.kept.take(protocol) {
-            match self.attempt(connection, outgoing, Retry::OnNewConnection).await {
+            let sent = pin!(self.attempt(connection, outgoing, Retry::OnNewConnection)).await;
+            match sent {
                 Ok(response) => return Ok(response),
                 Err(Failure::Unsent(_)) => {}
                 // Once, and on a new connection: another kept one may be closed too.
@@ -179,7 +185,8 @@ impl Pool {
         }
         // Boxed, since most requests need none.
         let connection = Box::pin(self.open(protocol, tasks)).await?;
-        match self.attempt(connection, outgoing, retry).await {
+        let sent = Box::pin(self.attempt(connection, outgoing, retry)).await;
+        match sent {
             Ok(response) => Ok(response),
             Err(Failure::Unsent(error)) => Err(Error::with(ErrorKind::Response, error)),
             Err(Failure::Closed(error)) => Err(error),
@@ -196,9 +203,8 @@ impl Pool {
         outgoing: &'a mut Outgoing,
         retry: Retry,
     ) -> impl Future<Output = Result<Response<Body>, Failure>> + Send + 'a {
-        let Config { response_timeout, stream_idle_timeout, .. } = self.0.config;
-        let settings = Settings { host: &self.0.authority, response_timeout, stream_idle_timeout };
-        let kept = Arc::clone(&self.0.kept);
+        let Shared { settings, kept, .. } = &*self.0;
+        let kept = Arc::clone(kept);
         attempt(connection, outgoing, retry, settings, move |connection| kept.keep(connection))
     }
 

@@ -3,6 +3,8 @@
 //! It uses only what every site behind the proxy can use: the headers and the session API. It stores
 //! nothing itself. A form is answered with a redirect to a page.
 
+use std::sync::Arc;
+
 use std::time::Duration;
 
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -17,7 +19,7 @@ use super::page::Page;
 use super::pages::{self, TestCookie};
 use super::response::{asset, header, html, method_not_allowed, plain, see_other};
 use crate::body::{Body, collect};
-use crate::server::{Handler, Peer, Tasks};
+use crate::server::{Handler, Peer, Responding, Tasks};
 use crate::time::{Clock, Timestamp};
 
 /// The longest form in bytes: some fields of text.
@@ -47,38 +49,41 @@ struct Visit {
 }
 
 impl Handler for Site {
-    async fn handle(&self, request: Request<Incoming>, _: Peer) -> Response<Body> {
-        let (parts, body) = request.into_parts();
-        let Ok(body) = collect(Body::streaming(body, None), MAX_FORM, FORM_DEADLINE).await else {
-            return plain(
-                StatusCode::BAD_REQUEST,
-                "the form is too large or did not arrive in time",
-            );
-        };
-        let path = parts.uri.path();
-        if path == Page::Exchange.path() {
-            return exchange::respond(&parts.method, &parts.headers);
-        }
-        if let Some(asset) = asset(path) {
-            return asset;
-        }
-        let form = Form::parse(&String::from_utf8_lossy(&body));
-        let query = Form::parse(parts.uri.query().unwrap_or_default());
-        let result = match Api::from_headers(&parts.headers, &self.tasks) {
-            Ok(api) => {
-                let visit = Visit { headers: parts.headers, query, form, api };
-                match parts.method {
-                    Method::GET | Method::HEAD => match Page::at(path) {
-                        Some(page) => self.show(page, &visit).await,
-                        None => return not_found(),
-                    },
-                    Method::POST => submit(path, &visit).await,
-                    _ => return method_not_allowed(),
-                }
+    fn handle(self: Arc<Self>, request: Request<Incoming>, _: Peer) -> Responding {
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let Ok(body) = collect(Body::streaming(body, None), MAX_FORM, FORM_DEADLINE).await
+            else {
+                return plain(
+                    StatusCode::BAD_REQUEST,
+                    "the form is too large or did not arrive in time",
+                );
+            };
+            let path = parts.uri.path();
+            if path == Page::Exchange.path() {
+                return exchange::respond(&parts.method, &parts.headers);
             }
-            Err(error) => Err(error),
-        };
-        result.unwrap_or_else(|error| error_page(&error))
+            if let Some(asset) = asset(path) {
+                return asset;
+            }
+            let form = Form::parse(&String::from_utf8_lossy(&body));
+            let query = Form::parse(parts.uri.query().unwrap_or_default());
+            let result = match Api::from_headers(&parts.headers, &self.tasks) {
+                Ok(api) => {
+                    let visit = Visit { headers: parts.headers, query, form, api };
+                    match parts.method {
+                        Method::GET | Method::HEAD => match Page::at(path) {
+                            Some(page) => self.show(page, &visit).await,
+                            None => return not_found(),
+                        },
+                        Method::POST => submit(path, &visit).await,
+                        _ => return method_not_allowed(),
+                    }
+                }
+                Err(error) => Err(error),
+            };
+            result.unwrap_or_else(|error| error_page(&error))
+        })
     }
 }
 

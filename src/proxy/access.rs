@@ -18,7 +18,7 @@ use crate::net::scheme::Scheme;
 use crate::server::Peer;
 use crate::session::id::Id;
 use crate::sessions::RequestGuard;
-use crate::telemetry::{Span, SpanContext, Trace, Tracer};
+use crate::telemetry::{Span, SpanContext, TraceId, Tracer};
 
 /// What is logged about a request. Never its query, its cookies or a token.
 #[derive(Debug)]
@@ -35,8 +35,8 @@ struct Entry {
     client: Option<IpAddr>,
     route: Option<Arc<str>>,
     session: Option<Id>,
-    trace: Option<Trace>,
-    recording: Option<Recording>,
+    trace: Option<TraceId>,
+    recording: Option<Box<Recording>>,
     status: u16,
     /// Keeps the request in flight until the end of its response body.
     guard: Option<RequestGuard>,
@@ -77,10 +77,10 @@ impl Access {
         }
     }
 
-    pub(super) fn set_trace(&mut self, trace: Trace, recording: Option<Recording>) {
+    pub(super) fn set_trace(&mut self, trace: TraceId, recording: Option<Recording>) {
         if let Some(entry) = &mut self.entry {
             entry.trace = Some(trace);
-            entry.recording = recording;
+            entry.recording = recording.map(Box::new);
         }
     }
 
@@ -138,13 +138,16 @@ impl Access {
         );
     }
 
-    /// Counts the request, and writes its entry at the end of the response body.
+    /// Returns the response to the client, and counts the request as `outcome`, or as its error's. The end of the
+    /// response's body writes the entry.
     pub(super) fn finish(
         mut self,
-        response: Response<Body>,
+        responded: Result<Response<Body>, Error>,
+        accepts: Accepts,
         outcome: Outcome,
         metrics: &Metrics,
     ) -> Response<Body> {
+        let response = responded.unwrap_or_else(|error| self.error_response(&error, accepts));
         // Taken, so that dropping `self` does not log it again.
         let Some(mut entry) = self.entry.take() else { return response };
         entry.status = response.status().as_u16();
@@ -184,11 +187,8 @@ impl Entry {
             milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             end = end.reason().as_str(),
         );
-        let Some(Recording { tracer, context, started: started_at, version, scheme, host }) =
-            recording
-        else {
-            return;
-        };
+        let Some(recording) = recording else { return };
+        let Recording { tracer, context, started: started_at, version, scheme, host } = *recording;
         let status = (status != 0).then_some(status);
         tracer.record(Span {
             context,

@@ -6,7 +6,6 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::error::{Accepts, Error};
 use crate::session::navigation;
-use crate::session::record::Principal;
 
 /// The login page of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,30 +37,22 @@ impl LoginPage {
             .then(|| Self { before: before.to_owned(), after: after.map(str::to_owned) })
     }
 
-    /// Admits a request if it has a principal. The login page itself is open to all, and so are CORS
-    /// preflights, which browsers send without cookies.
+    /// Returns the error for a request without a principal; `None` if it needs none. The login page itself is open to
+    /// all, and so are CORS preflights, which browsers send without cookies.
     ///
-    /// # Errors
-    /// [`Error::NotLoggedIn`], with the login page only if the client requested a page: a script would
-    /// mistake the login page for the requested resource.
-    pub(super) fn admit(
-        &self,
-        parts: &Parts,
-        principal: Option<&Principal>,
-        accepts: Accepts,
-    ) -> Result<(), Error> {
+    /// It is [`Error::NotLoggedIn`], with the login page only if the client requested a page: a script would mistake the
+    /// login page for the requested resource.
+    pub(super) fn refusal(&self, parts: &Parts, accepts: Accepts) -> Option<Error> {
         let (login_path, _query) = self.before.split_once('?').unwrap_or((&self.before, ""));
-        if principal.is_some()
-            || parts.uri.path() == login_path
-            || navigation::is_preflight(&parts.method, &parts.headers)
+        if parts.uri.path() == login_path || navigation::is_preflight(&parts.method, &parts.headers)
         {
-            return Ok(());
+            return None;
         }
         // The fragment is never sent to servers, so it is lost on the way back.
         let wanted = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let wants_page = accepts == Accepts::Html && !navigation::is_of_script(&parts.headers);
-        let location = wants_page.then(|| self.location(wanted)).transpose()?;
-        Err(Error::NotLoggedIn(location))
+        let location = wants_page.then(|| self.location(wanted)).transpose();
+        Some(location.map_or_else(|error| error, Error::NotLoggedIn))
     }
 
     /// Returns the URL to redirect to. Leading slashes and backslashes of the requested path are reduced

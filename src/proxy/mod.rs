@@ -10,6 +10,7 @@ mod caching;
 pub(crate) mod config;
 mod error;
 mod event_streams;
+mod exchange;
 mod exchange_headers;
 pub mod forwarded;
 mod hop;
@@ -28,38 +29,34 @@ mod trailers;
 mod tunnel;
 mod via;
 
+use std::future::ready;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
-use http::header::{CACHE_CONTROL, SET_COOKIE, USER_AGENT};
+use http::header::{CACHE_CONTROL, USER_AGENT};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use tracing::debug;
 
 use crate::body::{self, Body};
 use crate::client::{Balancer, Outgoing};
-use crate::metrics::{Event, Metrics, Outcome};
-use crate::server::{Handler, Peer, Tasks};
+use crate::metrics::{Metrics, Outcome};
+use crate::server::{Handler, Peer, Responding, Tasks};
 use crate::session::cookie;
 use crate::session::navigation::Origin;
-use crate::session::patch::Patch;
 use crate::session::record::Client;
-use crate::sessions::{
-    Arrival, Failure, Opened, Opener, RequestGuard, ResponseKind, TouchPolicy, WatchedSession,
-};
-use crate::store::Error as StoreError;
-use crate::store::config::OnError;
+use crate::sessions::{Arrival, Opener, TouchPolicy};
 use crate::telemetry::{Sender, Trace, Tracer};
 
 use access::{Access, Recording};
-use caching::Protection;
-use config::{Session, Tunnels};
+use config::Session;
 use error::{Accepts, Error};
+use exchange::{Exchange, Routed};
 use request::Recipient;
 use site::Route;
-use tunnel::{Handshake, Tunnel, UpgradeRequest};
+use tunnel::UpgradeRequest;
 
 pub(crate) use redirect::Redirect;
 pub(crate) use site::Site;
@@ -77,16 +74,21 @@ pub(crate) struct Proxy {
 }
 
 impl Handler for Proxy {
-    async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+    fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Responding {
         let accepts = Accepts::from_headers(request.headers());
         let mut access = Access::new(&request, &peer);
-        match self.serve(request, &peer, accepts, &mut access).await {
-            Ok(response) => access.finish(response, Outcome::Forwarded, self.metrics()),
-            Err(error) => {
-                let response = access.error_response(&error, accepts);
-                access.finish(response, error.outcome(), self.metrics())
+        let responded = match self.receive(request, &peer, accepts, &mut access) {
+            Ok(Some(routed)) => {
+                let mut exchange = Exchange::new(self, routed, accepts, access);
+                return Box::pin(async move {
+                    let responded = pin!(exchange.run()).await;
+                    exchange.finish(responded)
+                });
             }
-        }
+            Ok(None) => Ok(options_response()),
+            Err(error) => Err(error),
+        };
+        Box::pin(ready(access.finish(responded, accepts, Outcome::Forwarded, self.metrics())))
     }
 }
 
@@ -99,7 +101,7 @@ impl Proxy {
         tracer: Option<Arc<Tracer>>,
     ) -> Self {
         let metrics = &sessions.shared().metrics;
-        let balancer = |route: &Route| route.balancer(metrics);
+        let balancer = |route: &Arc<Route>| route.balancer(metrics);
         let upstreams = site.routes().map(balancer).collect();
         Self { site, upstreams, sessions, tasks, tracer }
     }
@@ -108,15 +110,15 @@ impl Proxy {
         &self.sessions.shared().metrics
     }
 
-    /// Serves a request: routes it, opens its session, cleans its head, forwards it, and commits the
-    /// session.
-    async fn serve(
+    /// Receives a request: checks it, routes it and cleans its head. Returns `None` for an OPTIONS request with
+    /// Max-Forwards 0, which the proxy itself answers.
+    fn receive(
         &self,
         mut request: Request<Incoming>,
         peer: &Peer,
         accepts: Accepts,
         access: &mut Access,
-    ) -> Result<Response<Body>, Error> {
+    ) -> Result<Option<Routed>, Error> {
         // First, because hyper keeps the upgrade in the extensions of the whole request, and
         // because an extended CONNECT becomes a GET, which the checks below accept.
         let upgrade = UpgradeRequest::from_request(&mut request);
@@ -129,7 +131,7 @@ impl Proxy {
         // Before the session is opened, so that a loop costs no store call.
         self.site.via().append(&mut parts.headers, parts.version)?;
         if request::decrement_max_forwards(&parts.method, &mut parts.headers) == Recipient::Proxy {
-            return Ok(options_response());
+            return Ok(None);
         }
         // Determined first: the steps below change the headers that it depends on.
         let origin = self.origin(&parts, peer);
@@ -140,39 +142,14 @@ impl Proxy {
         let client = self.rewrite_forwarded(&mut parts.headers, peer)?;
         access.set_client(&client);
         self.start_trace(&mut parts, peer, &client, access)?;
-
-        let opened = self.open(route, cookies, origin, &parts.headers, client.address).await?;
-        access.set_session(opened.as_ref().and_then(|opened| opened.guard.session().current_id()));
-        // After cleaning: the upstream can trust that these fields are the proxy's.
-        self.site.inject(&mut parts.headers, route, opened.as_ref(), self.sessions.shared())?;
         upgrade.write_headers(&mut parts.headers)?;
-
-        // A refusal goes the way of a response, so that it can set or delete the cookie.
-        let outgoing = route
-            .admit(&parts, opened.as_ref().and_then(Opened::principal), accepts)
-            .and_then(|()| self.outgoing(route, parts, body, cleaned.options));
-        let response = match outgoing {
-            Ok(mut outgoing) => self.forward(route, &mut outgoing).await,
-            Err(error) => Err(error),
-        };
-        // A 101 that was not requested would turn the rest of the connection into a tunnel.
-        let response = response.and_then(|response| upgrade.validate_response(response));
-        // Committed even if forwarding has failed: the error response may still need a cookie.
-        let (response, guard) = match opened {
-            None => (self.clean(response?, access), None),
-            Some(opened) => {
-                let response = self.commit(response, &opened, route, accepts, access).await;
-                (response, Some(opened.guard))
-            }
-        };
-        match upgrade {
-            UpgradeRequest::WebSocket(handshake)
-                if response.status() == StatusCode::SWITCHING_PROTOCOLS =>
-            {
-                Box::pin(self.start_tunnel(handshake, response, route, guard)).await
-            }
-            _ => Ok(self.follow_session(response, route, guard, access).await),
-        }
+        let arrival = self.arrival(route, cookies, origin, &parts.headers, client.address);
+        let refusal = route.refusal(&parts, accepts);
+        // A declared length is checked before the upload begins. Others are counted as they arrive.
+        let is_too_large = route.max_body().is_some_and(|limit| body.size_hint().lower() > limit);
+        let outgoing = self.outgoing(route, parts, body, cleaned.options);
+        let route = Arc::clone(route);
+        Ok(Some(Routed { route, arrival, refusal, is_too_large, outgoing, upgrade }))
     }
 
     /// Determines the origin of a request, before its headers are changed.
@@ -216,26 +193,8 @@ impl Proxy {
             scheme: client.scheme,
             host: client.host.clone(),
         });
-        access.set_trace(trace, recording);
+        access.set_trace(trace.id(), recording);
         Ok(())
-    }
-
-    /// Opens the session of a request, if its route has sessions.
-    fn open(
-        &self,
-        route: &Route,
-        cookies: cookie::Values,
-        origin: Origin,
-        headers: &HeaderMap,
-        address: Option<IpAddr>,
-    ) -> impl Future<Output = Result<Option<Opened>, StoreError>> + Send + use<'_> {
-        let arrival = self.arrival(route, cookies, origin, headers, address);
-        async move {
-            match arrival {
-                Some(arrival) => self.sessions.open(arrival).await.map(Some),
-                None => Ok(None),
-            }
-        }
     }
 
     /// Returns what opening the session of a request depends on, if its route has sessions.
@@ -268,68 +227,6 @@ impl Proxy {
         })
     }
 
-    /// Starts a tunnel, which begins once the client has received the returned response.
-    async fn start_tunnel(
-        &self,
-        handshake: Handshake,
-        mut response: Response<Body>,
-        route: &Route,
-        guard: Option<RequestGuard>,
-    ) -> Result<Response<Body>, Error> {
-        let upstream = hyper::upgrade::on(&mut response);
-        let client = handshake.accept(&mut response)?;
-        let watched = self.watched(route, guard.as_ref()).await;
-        let tunnel = Tunnel {
-            client,
-            upstream,
-            metrics: self.metrics().clone(),
-            guard,
-            watched,
-            idle_timeout: route.tunnel_idle_timeout(),
-        };
-        self.tasks.run(tunnel.run(self.tasks.clone())).detach();
-        Ok(response)
-    }
-
-    /// Returns the session that a tunnel or an event stream ends with, unless the route disables that.
-    async fn watched(&self, route: &Route, guard: Option<&RequestGuard>) -> Option<WatchedSession> {
-        match (guard, route.tunnels()) {
-            (Some(guard), Tunnels::WithSession) => guard.session().watch().await,
-            _ => None,
-        }
-    }
-
-    /// Keeps the request in flight until the end of its response, and ends an event stream with its session.
-    async fn follow_session(
-        &self,
-        response: Response<Body>,
-        route: &Route,
-        guard: Option<RequestGuard>,
-        access: &mut Access,
-    ) -> Response<Body> {
-        let is_stream =
-            event_streams::is_event_stream(response.headers()) && !response.body().is_end_stream();
-        let watched = match guard.as_ref() {
-            Some(guard) if is_stream => Box::pin(self.watched(route, Some(guard))).await,
-            _ => None,
-        };
-        access.hold(guard);
-        match watched {
-            Some(watched) => event_streams::follow(response, watched, &self.tasks),
-            None => response,
-        }
-    }
-
-    /// Sends a request to an upstream of its route.
-    async fn forward(
-        &self,
-        route: &Route,
-        outgoing: &mut Outgoing,
-    ) -> Result<Response<Body>, Error> {
-        let upstreams = self.upstreams.get(route.index()).ok_or(Error::NoRoute)?;
-        Ok(upstreams.send(outgoing, &self.tasks).await?)
-    }
-
     /// Returns the request to send, whose body is bounded by the settings of the route.
     fn outgoing(
         &self,
@@ -337,7 +234,7 @@ impl Proxy {
         mut parts: Parts,
         body: Incoming,
         options: hop::Options,
-    ) -> Result<Outgoing, Error> {
+    ) -> Outgoing {
         // hyper writes the version of the request. The upstream connection decides on its own version.
         let version = std::mem::replace(&mut parts.version, Version::HTTP_11);
         // Some recipients merge trailers into the head (RFC 9110, section 6.5.1), so they are
@@ -354,14 +251,9 @@ impl Proxy {
             body = body.with_remainder(self.discard_rest());
         }
         if let Some(limit) = route.max_body() {
-            // A declared length is checked before the upload begins. Others are counted as they
-            // arrive.
-            if body.size_hint().lower() > limit {
-                return Err(Error::TooLarge);
-            }
             body = body.with_limit(limit);
         }
-        Ok(Outgoing::new(Request::from_parts(parts, body)))
+        Outgoing::new(Request::from_parts(parts, body))
     }
 
     /// Discards the rest of a request body after its response. For HTTP/1, the connection does that.
@@ -377,125 +269,6 @@ impl Proxy {
             };
             tasks.run(discard).detach();
         }
-    }
-
-    /// Applies the upstream's patch, commits the session, and sets its cookie.
-    async fn commit(
-        &self,
-        response: Result<Response<Body>, Error>,
-        opened: &Opened,
-        route: &Route,
-        accepts: Accepts,
-        access: &mut Access,
-    ) -> Response<Body> {
-        let guard = &opened.guard;
-        let mut response = response.unwrap_or_else(|error| access.error_response(&error, accepts));
-        let kind = response_kind(&response);
-        let allows_patches = route.header_exchange().is_some();
-        let patch = match exchange_headers::take_patch(response.headers_mut(), allows_patches, kind)
-        {
-            Ok(patch) => patch,
-            Err(malformed) => {
-                response = access.error_response(&Error::Patch(malformed.to_string()), accepts);
-                None
-            }
-        };
-        // The response may have become an error since.
-        let kind = response_kind(&response);
-        let (cookie, applied) = self.commit_patch(guard, kind, patch.as_ref()).await;
-        if let (Some(patch), Err(failure)) = (&patch, applied) {
-            if should_drop_patch(guard, patch, &failure, route) {
-                self.metrics().event(Event::PatchDropped);
-                debug!(%failure, "dropped a patch");
-            } else {
-                response = access.error_response(&Error::from_patch_failure(&failure), accepts);
-            }
-        }
-        let response = self.clean(response, access);
-        finish(response, cookie, opened, access)
-    }
-
-    /// Removes what must not reach the client from a response.
-    fn clean(&self, mut response: Response<Body>, access: &Access) -> Response<Body> {
-        let cleaned =
-            response::clean(response.headers_mut(), &self.sessions.shared().attributes.name);
-        if cleaned.session_cookies > 0 {
-            let dropped = "dropped an upstream cookie with the name of the session cookie";
-            access.warn("own_cookie", None, dropped);
-        }
-        let options = cleaned.options;
-        response.map(|body| {
-            body.with_trailers(move |trailers| trailers::clean(trailers, &[], &options))
-        })
-    }
-
-    /// Commits the session. With a patch, this runs as a task, so that it completes even if the client
-    /// disconnects.
-    async fn commit_patch(
-        &self,
-        guard: &RequestGuard,
-        kind: ResponseKind,
-        patch: Option<&Patch>,
-    ) -> (Option<HeaderValue>, Result<(), Failure>) {
-        let Some(patch) = patch.cloned() else {
-            return guard.session().commit(kind, None).await;
-        };
-        let session = guard.session().clone();
-        let commit = async move { session.commit(kind, Some(&patch)).await };
-        self.tasks.run(commit).await.unwrap_or_else(|lost| {
-            // The task panicked: the store may or may not have applied the patch.
-            let unknown = StoreError::OutcomeUnknown(lost.to_string().into());
-            (None, Err(unknown.into()))
-        })
-    }
-}
-
-/// Returns whether a patch that failed is dropped without an error response.
-fn should_drop_patch(
-    guard: &RequestGuard,
-    patch: &Patch,
-    failure: &Failure,
-    route: &Route,
-) -> bool {
-    let is_unavailable =
-        matches!(failure, Failure::NotLoaded | Failure::Store(StoreError::Unavailable(_)));
-    (is_unavailable && route.on_error() == OnError::Anonymous)
-        || guard.session().should_drop_patch(patch, failure)
-}
-
-/// Protects the response from caches, and sets the session cookie.
-fn finish(
-    mut response: Response<Body>,
-    cookie: Option<HeaderValue>,
-    opened: &Opened,
-    access: &mut Access,
-) -> Response<Body> {
-    let session = opened.guard.session().current_id();
-    access.set_session(session);
-    // Even an anonymous response varies: the same request with a cookie may get another one.
-    let protection = match &cookie {
-        Some(_) => Protection::NoStore,
-        None if opened.meta().is_some() || session.is_some() => Protection::Private,
-        None => Protection::Vary,
-    };
-    let headers = response.headers_mut();
-    let protected = caching::protect(headers, protection);
-    let set = match cookie {
-        Some(line) => headers.try_append(SET_COOKIE, line).map(drop),
-        None => Ok(()),
-    };
-    if protected.and(set).is_err() {
-        let full = "response head is full; session headers were omitted";
-        access.warn("head_full", None, full);
-    }
-    response
-}
-
-fn response_kind(response: &Response<Body>) -> ResponseKind {
-    match response.status() {
-        StatusCode::NOT_MODIFIED => ResponseKind::NotModified,
-        status if status.is_server_error() => ResponseKind::Failed,
-        _ => ResponseKind::Normal,
     }
 }
 
@@ -525,19 +298,4 @@ fn options_response() -> Response<Body> {
     response.headers_mut().insert(http::header::ALLOW, HeaderValue::from_static(request::ALLOW));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Every request has one, which moves through memory and lasts as long as it does.
-    #[test]
-    fn future_of_a_request_is_bounded() {
-        fn size<F>(_handle: fn(&'static Proxy, Request<Incoming>, Peer) -> F) -> usize {
-            size_of::<F>()
-        }
-        let size = size(<Proxy as Handler>::handle);
-        assert!(size <= 4608, "{size} bytes");
-    }
 }

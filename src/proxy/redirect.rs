@@ -1,5 +1,7 @@
 //! The plain HTTP listener that redirects clients to the TLS listener.
 
+use std::sync::Arc;
+
 use http::header::{CACHE_CONTROL, LOCATION};
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -11,7 +13,7 @@ use crate::body::Body;
 use crate::metrics::{Metrics, Outcome};
 use crate::net::host;
 use crate::net::scheme::Scheme;
-use crate::server::{Handler, Peer};
+use crate::server::{Handler, Peer, Responding};
 
 /// Redirects every request to the same host and path over HTTPS.
 #[derive(Clone, Debug)]
@@ -49,16 +51,13 @@ impl Redirect {
 }
 
 impl Handler for Redirect {
-    async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
-        let accepts = Accepts::from_headers(request.headers());
-        let mut access = Access::new(&request, &peer);
-        match self.location(request) {
-            Ok(location) => access.finish(redirect(location), Outcome::Redirected, &self.metrics),
-            Err(error) => {
-                let response = access.error_response(&error, accepts);
-                access.finish(response, error.outcome(), &self.metrics)
-            }
-        }
+    fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Responding {
+        Box::pin(async move {
+            let accepts = Accepts::from_headers(request.headers());
+            let access = Access::new(&request, &peer);
+            let responded = self.location(request).map(redirect);
+            access.finish(responded, accepts, Outcome::Redirected, &self.metrics)
+        })
     }
 }
 

@@ -25,7 +25,6 @@ use crate::net::scheme::Scheme;
 use crate::net::trust::Trust;
 use crate::random;
 use crate::server::Peer;
-use crate::session::record::Principal;
 use crate::sessions::{Opened, Shared};
 use crate::store::config::OnError;
 
@@ -33,7 +32,7 @@ use crate::store::config::OnError;
 #[derive(Debug)]
 pub(crate) struct Site {
     matcher: Matcher,
-    routes: Vec<Route>,
+    routes: Vec<Arc<Route>>,
     /// Names of the headers that any route adds to requests; only the proxy may set them.
     injected: Arc<[HeaderName]>,
     rules: Rules,
@@ -111,7 +110,7 @@ impl Site {
             let health = health.collect();
             let host = config.host.as_ref().map(ToString::to_string).unwrap_or_default();
             let name = format!("{host}{}", config.path);
-            Ok(Route { index, name: name.into(), config, tls, request_limits, health })
+            Ok(Arc::new(Route { index, name: name.into(), config, tls, request_limits, health }))
         };
         // Random, so that two instances in a chain are not detected as a loop, and that it reveals
         // nothing about this one.
@@ -140,7 +139,7 @@ impl Site {
         })
     }
 
-    pub(super) fn routes(&self) -> impl Iterator<Item = &Route> {
+    pub(super) fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
         self.routes.iter()
     }
 
@@ -184,7 +183,7 @@ impl Site {
     }
 
     /// Finds the route of a request. Paths of the session API have no route.
-    pub(super) fn find(&self, parts: &Parts, peer: &Peer) -> Result<&Route, Error> {
+    pub(super) fn find(&self, parts: &Parts, peer: &Peer) -> Result<&Arc<Route>, Error> {
         let host = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
         let host = host.unwrap_or_default();
         if self.is_misdirected(parts, peer, host) {
@@ -278,15 +277,9 @@ impl Route {
         self.config.header_exchange
     }
 
-    /// Admits a request if it has a principal or the route requires none.
-    pub(super) fn admit(
-        &self,
-        parts: &Parts,
-        principal: Option<&Principal>,
-        accepts: Accepts,
-    ) -> Result<(), Error> {
-        let page = self.config.require_principal.as_ref();
-        page.map_or(Ok(()), |page| page.admit(parts, principal, accepts))
+    /// Returns the error for a request without a principal; `None` if it needs none.
+    pub(super) fn refusal(&self, parts: &Parts, accepts: Accepts) -> Option<Error> {
+        self.config.require_principal.as_ref()?.refusal(parts, accepts)
     }
 
     pub(super) fn min_body_rate(&self) -> Option<u64> {

@@ -1,7 +1,7 @@
 //! One connection from accept to close: PROXY header, TLS handshake, protocol, and a response for each request.
 
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -226,20 +226,19 @@ impl<H: Handler> Server<H> {
         peer: &Peer,
         state: &Arc<ConnectionState>,
     ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + Send + use<H> {
-        let (server, peer) = (Arc::clone(self), peer.clone());
+        let server = Arc::clone(self);
         let upload =
             if request.body().is_end_stream() { Upload::Complete } else { Upload::Pending };
         let in_flight = InFlight::start(state, upload);
         let version = request.version();
-        // hyper stores this future inline for as long as the connection, or the stream, lasts. The handler's part of
-        // it, which holds the request, is large, so it is boxed.
-        let handled = Box::pin({
-            let server = Arc::clone(self);
-            async move { server.handler.handle(request, peer).await }
-        });
+        let handler = Arc::clone(&self.handler);
+        let responding = tasks::catch_call(|| handler.handle(request, peer.clone()));
         async move {
-            let handled = tasks::catch(handled).await;
-            let mut response = handled.unwrap_or_else(|_panicked| internal_server_error());
+            let responded = match responding {
+                Ok(responding) => pin!(tasks::catch(responding)).await,
+                Err(failed) => Err(failed),
+            };
+            let mut response = responded.unwrap_or_else(|_panicked| internal_server_error());
             // HTTP/2 has no Connection field (RFC 9113, section 8.2.2): a GOAWAY announces the
             // shutdown.
             if server.tasks.is_shutdown_announced() && version <= Version::HTTP_11 {

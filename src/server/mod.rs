@@ -22,6 +22,7 @@ mod tls;
 mod tests;
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,24 +48,21 @@ pub(crate) use tls::{ServerName, Tls, TlsConfig, TlsError};
 pub trait Handler: Send + Sync + 'static {
     /// Returns the response to a request. The future is dropped if the client disconnects first, so work that must not be
     /// lost belongs in a task of its own. A panic affects this request only: the client gets a plain 500.
-    fn handle(
-        &self,
-        request: Request<Incoming>,
-        peer: Peer,
-    ) -> impl Future<Output = Response<Body>> + Send;
+    ///
+    /// The future is in a box of its own, since hyper stores it inline for as long as the connection, or the stream, lasts.
+    fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Responding;
 }
+
+/// The future response of a [`Handler`].
+pub type Responding = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
 impl<F, R> Handler for F
 where
     F: Fn(Request<Incoming>, Peer) -> R + Send + Sync + 'static,
-    R: Future<Output = Response<Body>> + Send,
+    R: Future<Output = Response<Body>> + Send + 'static,
 {
-    fn handle(
-        &self,
-        request: Request<Incoming>,
-        peer: Peer,
-    ) -> impl Future<Output = Response<Body>> + Send {
-        self(request, peer)
+    fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Responding {
+        Box::pin(self(request, peer))
     }
 }
 

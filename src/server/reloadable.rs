@@ -4,11 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use http::{Request, Response};
+use http::Request;
 use hyper::body::Incoming;
 
-use super::{Handler, Peer};
-use crate::body::Body;
+use super::{Handler, Peer, Responding};
 
 /// A handler that a reload replaces. A request stays with the handler that it started with.
 pub(crate) struct Reloadable<H>(ArcSwap<H>);
@@ -25,10 +24,8 @@ impl<H> Reloadable<H> {
 }
 
 impl<H: Handler> Handler for Reloadable<H> {
-    async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
-        // A guard would be cheaper, but takes one of the few that each thread has for as long as the request lasts.
-        let handler = self.0.load_full();
-        handler.handle(request, peer).await
+    fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Responding {
+        self.0.load_full().handle(request, peer)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Calls to a backend: timed, and with expired and unreadable records counted as missing.
 
+use std::pin::pin;
+
 use super::failure::Failure;
 use super::shared::Shared;
 use crate::log::limited;
@@ -32,18 +34,34 @@ impl<'a> Calls<'a> {
         want: Want<'_>,
         suffices: impl Fn(&Meta) -> bool,
     ) -> Result<Option<Entry>, StoreError> {
-        if let Some(Entry::Live(record)) = self.backend.cached(id, want)
-            && self.shared.policy.is_alive(&record.meta, self.shared.clock.now())
-            && suffices(&record.meta)
-        {
-            return Ok(Some(Entry::Live(record)));
+        match self.cached(id, want, suffices) {
+            Some(record) => Ok(Some(Entry::Live(record))),
+            None => pin!(self.load(id, want)).await,
         }
-        self.load(id, want).await
+    }
+
+    /// Returns the live session under `id` if a cache has it and it suffices.
+    pub(super) fn cached(
+        self,
+        id: Id,
+        want: Want<'_>,
+        suffices: impl Fn(&Meta) -> bool,
+    ) -> Option<Record> {
+        match self.backend.cached(id, want)? {
+            Entry::Live(record)
+                if self.shared.policy.is_alive(&record.meta, self.shared.clock.now())
+                    && suffices(&record.meta) =>
+            {
+                Some(record)
+            }
+            Entry::Live(_) | Entry::Ended { .. } => None,
+        }
     }
 
     /// Returns the live entry under `id` as the backend has it.
     pub(super) async fn load(self, id: Id, want: Want<'_>) -> Result<Option<Entry>, StoreError> {
-        let entry = self.shared.timed(StoreOperation::Load, self.backend.load(id, want)).await;
+        let load = self.shared.timed(StoreOperation::Load, self.backend.load(id, want));
+        let entry = pin!(load).await;
         let entry = self.readable(id, entry)?.flatten();
         let now = self.shared.clock.now();
         Ok(entry.filter(|entry| match entry {

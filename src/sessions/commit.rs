@@ -1,5 +1,7 @@
 //! Commits a request's session: the last change, the record of the use, and the one Set-Cookie.
 
+use std::pin::pin;
+
 use http::HeaderValue;
 use tracing::debug;
 
@@ -55,7 +57,8 @@ impl RequestSession {
         }
         state.phase = Phase::Committed;
         let decision = CookieDecision { session: self, state: &state, kind };
-        let pending = decision.pending_cookie(patch.is_some() && applied.is_ok()).await;
+        let is_changed = patch.is_some() && applied.is_ok();
+        let pending = pin!(decision.pending_cookie(is_changed)).await;
         (self.render_cookie(pending), applied)
     }
 
@@ -135,11 +138,11 @@ impl CookieDecision<'_> {
         let request = &self.session.request;
         match self.state.binding {
             Binding::Session { id, generation, .. } if self.state.owes_cookie => {
-                self.record_proof(id, generation).await;
-                self.owed_cookie(id, generation, just_changed).await
+                Box::pin(self.record_proof(id, generation)).await;
+                Box::pin(self.owed_cookie(id, generation, just_changed)).await
             }
             Binding::Session { id, generation, .. } => {
-                self.record_use_and_renew(id, generation).await
+                pin!(self.record_use_and_renew(id, generation)).await
             }
             Binding::None(_) if self.state.ended_own => PendingCookie::Delete,
             Binding::None(_)

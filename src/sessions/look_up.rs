@@ -1,5 +1,7 @@
 //! Looking up the sessions that cookie tokens name.
 
+use std::pin::pin;
+
 use smallvec::SmallVec;
 
 use super::calls::Calls;
@@ -17,9 +19,12 @@ use crate::session::rotation::Verdict;
 use crate::session::token::CookieToken;
 use crate::store::{Error as StoreError, Want};
 
+/// The well-signed tokens of a request.
+pub(super) type Tokens = SmallVec<[SignedToken; 1]>;
+
 /// A well-signed token.
 #[derive(Clone, Copy)]
-struct SignedToken {
+pub(super) struct SignedToken {
     token: CookieToken,
     signed_by: SignedBy,
 }
@@ -31,17 +36,34 @@ struct Candidate {
     record: Record,
 }
 
-/// Looks up a request's tokens.
+/// Looks up the tokens of a request if that takes no call to the store: there are none, or all name one session, whose
+/// cached record shows that the newest of them is valid. Otherwise `None`.
+pub(super) fn look_up_cached(
+    tokens: &[SignedToken],
+    want: Want<'_>,
+    calls: Calls<'_>,
+    shared: &Shared,
+) -> Option<Found> {
+    let [first, others @ ..] = tokens else { return Some(CookieOutcome::None.into()) };
+    let id = first.token.id;
+    if others.iter().any(|other| other.token.id != id) {
+        return None;
+    }
+    let record = calls.cached(id, want, is_newest_valid(tokens.iter(), shared))?;
+    let (verdict, token) = best(tokens.iter(), &record.meta, shared)?;
+    Some(Candidate { token, verdict, record }.into_found(shared))
+}
+
+/// Looks up the tokens of a request.
 ///
 /// Tokens with an invalid signature, and tokens of missing sessions, are ignored. Of several tokens of one
 /// session the [best] counts. Tokens of two live sessions make the request ambiguous.
 pub(super) async fn look_up(
-    cookies: &[Secret],
+    tokens: Tokens,
     want: Want<'_>,
     calls: Calls<'_>,
     shared: &Shared,
 ) -> Result<Found, StoreError> {
-    let tokens = verify(cookies, shared);
     let mut ids: SmallVec<[Id; MAX_SESSIONS]> = tokens.iter().map(|one| one.token.id).collect();
     ids.sort_unstable();
     ids.dedup();
@@ -57,12 +79,8 @@ pub(super) async fn look_up(
     let mut ended = false;
     for id in ids {
         let tokens = || tokens.iter().filter(|one| one.token.id == id);
-        let (policy, now) = (&shared.policy, shared.clock.now());
-        // A cached record may be old: it can show that the newest token is valid, and anything else is
-        // loaded from the store (invariant 10 of the crate).
-        let newest = tokens().map(|one| one.token.generation).max().unwrap_or_default();
-        let is_valid = |meta: &Meta| Verdict::of(newest, meta, policy, now).is_valid();
-        match calls.load_cached(id, want, is_valid).await? {
+        let is_valid = is_newest_valid(tokens(), shared);
+        match pin!(calls.load_cached(id, want, is_valid)).await? {
             Some(Entry::Live(record)) => match best(tokens(), &record.meta, shared) {
                 Some((Verdict::Replayed, _)) => Box::pin(on_replay(id, calls, shared)).await,
                 Some((Verdict::Unknown, _)) | None => {}
@@ -101,8 +119,19 @@ impl Candidate {
     }
 }
 
+/// Returns the check of a cached record: it may be old, so it can show that the newest token is valid, and anything else
+/// is loaded from the store (invariant 10 of the crate).
+fn is_newest_valid<'a>(
+    tokens: impl Iterator<Item = &'a SignedToken>,
+    shared: &Shared,
+) -> impl Fn(&Meta) -> bool {
+    let newest = tokens.map(|one| one.token.generation).max().unwrap_or_default();
+    let now = shared.clock.now();
+    move |meta| Verdict::of(newest, meta, &shared.policy, now).is_valid()
+}
+
 /// Returns the well-signed tokens.
-fn verify(cookies: &[Secret], shared: &Shared) -> SmallVec<[SignedToken; MAX_SESSIONS]> {
+pub(super) fn verify(cookies: &[Secret], shared: &Shared) -> Tokens {
     let name = &shared.attributes.name;
     let verified = cookies.iter().filter_map(|text| {
         let verified = CookieToken::verify(&shared.ring, name, text.reveal().as_bytes());

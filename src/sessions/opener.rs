@@ -11,7 +11,7 @@ use super::cookie_backed::CookieBacked;
 use super::found::Found;
 use super::guard::RequestGuard;
 use super::in_flight::{Lookup, SLACK};
-use super::look_up::look_up;
+use super::look_up::{look_up, look_up_cached, verify};
 use super::remote::{BoundSession, RemoteSession};
 use super::request::{CookieOutcome, EndedRequest, InFlightRequest, RequestContext, TouchPolicy};
 use super::request_session::{RequestSession, Storage};
@@ -105,7 +105,13 @@ impl Opener {
         let found = match &self.store {
             Some(store) => {
                 let want = if wants_values { Want::Values } else { Want::Meta };
-                look_up(&cookies, want, Calls::new(&**store, shared), shared).await
+                let calls = Calls::new(&**store, shared);
+                let tokens = verify(&cookies, shared);
+                match look_up_cached(&tokens, want, calls, shared) {
+                    Some(found) => Ok(found),
+                    // Boxed, so that a request whose session is cached is small.
+                    None => Box::pin(look_up(tokens, want, calls, shared)).await,
+                }
             }
             None => Ok(unseal(&cookies, shared)),
         };

@@ -20,7 +20,7 @@ use crate::net::scheme::Scheme;
 
 pub(crate) use collector::Collector;
 pub(crate) use span::Span;
-pub(crate) use trace::{Sender, SpanContext, Trace};
+pub(crate) use trace::{Sender, SpanContext, Trace, TraceId};
 
 use span::Resource;
 

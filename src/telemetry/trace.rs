@@ -3,8 +3,8 @@
 //! upstream's.
 
 use std::fmt;
-use std::io::Write as _;
 
+use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue, MaxSizeReached};
 
 use super::Tracer;
@@ -18,6 +18,10 @@ const LINE_BYTES: usize = 55;
 
 /// The flag that the sender may have recorded the trace (section 3.2.2.5 there).
 const SAMPLED: u8 = 1;
+
+/// The id of a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TraceId(u128);
 
 /// The trace of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +96,11 @@ impl Trace {
         Ok(Self { id: trace, span })
     }
 
+    /// Returns the id, which the logs of all services have in common.
+    pub(crate) fn id(&self) -> TraceId {
+        TraceId(self.id)
+    }
+
     /// Returns the context of our span, if one is recorded.
     pub(crate) fn span(&self) -> Option<SpanContext> {
         self.span
@@ -102,10 +111,14 @@ impl TraceParent {
     /// Returns the line of version 00.
     fn to_value(self) -> Result<HeaderValue, InvalidHeaderValue> {
         let Self { trace, parent, flags } = self;
-        let mut line = [0; LINE_BYTES];
-        // It cannot fail, since the line has exactly this length.
-        let _ = write!(line.as_mut_slice(), "00-{trace:032x}-{parent:016x}-{flags:02x}");
-        HeaderValue::from_bytes(&line)
+        let mut line = Vec::with_capacity(LINE_BYTES);
+        line.extend_from_slice(b"00-");
+        push_hex(&mut line, &trace.to_be_bytes());
+        line.push(b'-');
+        push_hex(&mut line, &parent.to_be_bytes());
+        line.push(b'-');
+        push_hex(&mut line, &[flags]);
+        HeaderValue::from_maybe_shared(Bytes::from(line))
     }
 
     /// Parses version, trace, parent and flags, in lower case. Later versions may append more (section 3.2.2 there).
@@ -125,9 +138,17 @@ impl TraceParent {
     }
 }
 
-impl fmt::Display for Trace {
+impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.id)
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// Appends two hexadecimal digits for each byte. `write!` would take ten times as long, and every request has a line.
+fn push_hex(line: &mut Vec<u8>, bytes: &[u8]) {
+    let digit = |value: u8| if value < 10 { b'0' + value } else { b'a' + value - 10 };
+    for byte in bytes {
+        line.extend_from_slice(&[digit(byte >> 4), digit(byte & 0xf)]);
     }
 }
 
@@ -171,7 +192,7 @@ mod tests {
         {
             let mut headers = head(&[line]);
             let trace = Trace::join(&mut headers, None, Sender::Trusted).unwrap();
-            assert_eq!(trace.to_string(), "0af7651916cd43dd8448eb211c80319c");
+            assert_eq!(trace.id().to_string(), "0af7651916cd43dd8448eb211c80319c");
             assert_eq!((&headers[TRACEPARENT], headers.len()), (&line.parse().unwrap(), 2));
             assert_eq!(trace.span(), None);
         }
@@ -210,7 +231,7 @@ mod tests {
         let mut headers = head(&[VALID]);
         let trace = Trace::join(&mut headers, Some(&tracer(0.0)), Sender::Trusted).unwrap();
         let recorded = trace.span().expect("the sender has sampled it");
-        assert_eq!(trace.to_string(), "0af7651916cd43dd8448eb211c80319c");
+        assert_eq!(trace.id().to_string(), "0af7651916cd43dd8448eb211c80319c");
         assert_eq!((recorded.trace, recorded.parent), (trace.id, Some(0xb7ad_6b71_6920_3331)));
         let sent = TraceParent::parse(headers[TRACEPARENT].as_bytes()).unwrap();
         assert_eq!(sent, TraceParent { trace: trace.id, parent: recorded.span, flags: SAMPLED });

@@ -28,7 +28,7 @@ const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 #[derive(Debug)]
 pub(crate) enum UpgradeRequest {
     None,
-    WebSocket(Handshake),
+    WebSocket(Box<Handshake>),
 }
 
 /// The handshake of a client that requests a WebSocket.
@@ -58,7 +58,7 @@ impl UpgradeRequest {
             }
             _ => return Self::None,
         };
-        Self::WebSocket(handshake)
+        Self::WebSocket(Box::new(handshake))
     }
 
     /// Returns the upstream's response, unless it switches to a protocol that was not requested.

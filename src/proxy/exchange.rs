@@ -1,0 +1,295 @@
+//! The exchange of a request with the upstream of its route: opens the session, sends the request, commits the session,
+//! and returns the cleaned response with the session cookie.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use http::header::SET_COOKIE;
+use http::{HeaderValue, Response, StatusCode};
+use http_body::Body as _;
+use tracing::debug;
+
+use super::access::Access;
+use super::caching::{self, Protection};
+use super::config::Tunnels;
+use super::error::{Accepts, Error};
+use super::exchange_headers;
+use super::site::Route;
+use super::tunnel::{Handshake, Tunnel, UpgradeRequest};
+use super::{Proxy, event_streams, response, trailers};
+use crate::body::Body;
+use crate::client::Outgoing;
+use crate::metrics::{Event, Outcome};
+use crate::session::patch::Patch;
+use crate::sessions::{Arrival, Failure, Opened, RequestGuard, ResponseKind, WatchedSession};
+use crate::store::Error as StoreError;
+use crate::store::config::OnError;
+use crate::tasks::Tasks;
+
+/// A request whose head was checked and cleaned, and its route.
+pub(super) struct Routed {
+    pub(super) route: Arc<Route>,
+    /// What opening the session depends on; `None` if the route has no sessions.
+    pub(super) arrival: Option<Arrival>,
+    /// The error for a request without a principal, if it needs one.
+    pub(super) refusal: Option<Error>,
+    /// Whether the declared length of the body exceeds the limit of the route.
+    pub(super) is_too_large: bool,
+    pub(super) outgoing: Outgoing,
+    pub(super) upgrade: UpgradeRequest,
+}
+
+/// The exchange of one request. It stays in one place and its steps borrow it, since a request is large.
+pub(super) struct Exchange {
+    proxy: Arc<Proxy>,
+    routed: Routed,
+    accepts: Accepts,
+    access: Access,
+}
+
+impl Exchange {
+    pub(super) fn new(proxy: Arc<Proxy>, routed: Routed, accepts: Accepts, access: Access) -> Self {
+        Self { proxy, routed, accepts, access }
+    }
+
+    /// Returns the response to the client. Its end completes the access log entry.
+    pub(super) fn finish(self, responded: Result<Response<Body>, Error>) -> Response<Body> {
+        self.access.finish(responded, self.accepts, Outcome::Forwarded, self.proxy.metrics())
+    }
+
+    /// Opens the session, sends the request, and commits the session.
+    pub(super) async fn run(&mut self) -> Result<Response<Body>, Error> {
+        let opened = match self.routed.arrival.take() {
+            Some(arrival) => Some(pin!(self.proxy.sessions.open(arrival)).await?),
+            None => None,
+        };
+        self.access
+            .set_session(opened.as_ref().and_then(|opened| opened.guard.session().current_id()));
+        let responded = pin!(self.send(opened.as_ref())).await;
+        // A 101 that was not requested would turn the rest of the connection into a tunnel.
+        let responded =
+            responded.and_then(|response| self.routed.upgrade.validate_response(response));
+        // Committed even if forwarding has failed: the error response may still need a cookie.
+        let (response, guard) = match opened {
+            None => (self.clean(responded?), None),
+            Some(opened) => {
+                let response = pin!(self.commit(responded, &opened)).await;
+                (response, Some(opened.guard))
+            }
+        };
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS
+            && let UpgradeRequest::WebSocket(handshake) =
+                std::mem::replace(&mut self.routed.upgrade, UpgradeRequest::None)
+        {
+            return Box::pin(self.start_tunnel(handshake, response, guard)).await;
+        }
+        Ok(pin!(self.follow_session(response, guard)).await)
+    }
+
+    /// Sends the request to an upstream of its route, unless it is refused. A refusal goes the way of a response, so that
+    /// it can set or delete the cookie.
+    async fn send(&mut self, opened: Option<&Opened>) -> Result<Response<Body>, Error> {
+        let Routed { route, refusal, is_too_large, outgoing, .. } = &mut self.routed;
+        if opened.and_then(Opened::principal).is_none()
+            && let Some(refusal) = refusal.take()
+        {
+            return Err(refusal);
+        }
+        if *is_too_large {
+            return Err(Error::TooLarge);
+        }
+        let Proxy { site, upstreams, sessions, tasks, .. } = &*self.proxy;
+        if let Some(headers) = outgoing.headers_mut() {
+            // After cleaning: the upstream can trust that these fields are the proxy's.
+            site.inject(headers, route, opened, sessions.shared())?;
+        }
+        let upstreams = upstreams.get(route.index()).ok_or(Error::NoRoute)?;
+        Ok(pin!(upstreams.send(outgoing, tasks)).await?)
+    }
+
+    /// Starts a tunnel, which begins once the client has received the returned response.
+    async fn start_tunnel(
+        &mut self,
+        handshake: Box<Handshake>,
+        mut response: Response<Body>,
+        guard: Option<RequestGuard>,
+    ) -> Result<Response<Body>, Error> {
+        let upstream = hyper::upgrade::on(&mut response);
+        let client = handshake.accept(&mut response)?;
+        let watched = watched(&self.routed.route, guard.as_ref()).await;
+        let tunnel = Tunnel {
+            client,
+            upstream,
+            metrics: self.proxy.metrics().clone(),
+            guard,
+            watched,
+            idle_timeout: self.routed.route.tunnel_idle_timeout(),
+        };
+        let tasks = &self.proxy.tasks;
+        tasks.run(tunnel.run(tasks.clone())).detach();
+        Ok(response)
+    }
+
+    /// Keeps the request in flight until the end of its response, and ends an event stream with its session.
+    async fn follow_session(
+        &mut self,
+        response: Response<Body>,
+        guard: Option<RequestGuard>,
+    ) -> Response<Body> {
+        let is_stream =
+            event_streams::is_event_stream(response.headers()) && !response.body().is_end_stream();
+        let watched = match guard.as_ref() {
+            Some(guard) if is_stream => Box::pin(watched(&self.routed.route, Some(guard))).await,
+            _ => None,
+        };
+        self.access.hold(guard);
+        match watched {
+            Some(watched) => event_streams::follow(response, watched, &self.proxy.tasks),
+            None => response,
+        }
+    }
+
+    /// Applies the upstream's patch, commits the session, and sets its cookie.
+    async fn commit(
+        &mut self,
+        responded: Result<Response<Body>, Error>,
+        opened: &Opened,
+    ) -> Response<Body> {
+        let guard = &opened.guard;
+        let accepts = self.accepts;
+        let mut response =
+            responded.unwrap_or_else(|error| self.access.error_response(&error, accepts));
+        let kind = response_kind(&response);
+        let allows_patches = self.routed.route.header_exchange().is_some();
+        let patch = match exchange_headers::take_patch(response.headers_mut(), allows_patches, kind)
+        {
+            Ok(patch) => patch,
+            Err(malformed) => {
+                response =
+                    self.access.error_response(&Error::Patch(malformed.to_string()), accepts);
+                None
+            }
+        };
+        // The response may have become an error since.
+        let kind = response_kind(&response);
+        let (cookie, applied) =
+            pin!(commit_patch(guard, kind, patch.as_ref(), &self.proxy.tasks)).await;
+        if let (Some(patch), Err(failure)) = (&patch, applied) {
+            if should_drop_patch(guard, patch, &failure, &self.routed.route) {
+                self.proxy.metrics().event(Event::PatchDropped);
+                debug!(%failure, "dropped a patch");
+            } else {
+                response =
+                    self.access.error_response(&Error::from_patch_failure(&failure), accepts);
+            }
+        }
+        let response = self.clean(response);
+        self.protect(response, cookie, opened)
+    }
+
+    /// Removes what must not reach the client from a response.
+    fn clean(&self, mut response: Response<Body>) -> Response<Body> {
+        let cleaned =
+            response::clean(response.headers_mut(), &self.proxy.sessions.shared().attributes.name);
+        if cleaned.session_cookies > 0 {
+            let dropped = "dropped an upstream cookie with the name of the session cookie";
+            self.access.warn("own_cookie", None, dropped);
+        }
+        let options = cleaned.options;
+        response.map(|body| {
+            body.with_trailers(move |trailers| trailers::clean(trailers, &[], &options))
+        })
+    }
+
+    /// Protects the response from caches, and sets the session cookie.
+    fn protect(
+        &mut self,
+        mut response: Response<Body>,
+        cookie: Option<HeaderValue>,
+        opened: &Opened,
+    ) -> Response<Body> {
+        let session = opened.guard.session().current_id();
+        self.access.set_session(session);
+        // Even an anonymous response varies: the same request with a cookie may get another one.
+        let protection = match &cookie {
+            Some(_) => Protection::NoStore,
+            None if opened.meta().is_some() || session.is_some() => Protection::Private,
+            None => Protection::Vary,
+        };
+        let headers = response.headers_mut();
+        let protected = caching::protect(headers, protection);
+        let set = match cookie {
+            Some(line) => headers.try_append(SET_COOKIE, line).map(drop),
+            None => Ok(()),
+        };
+        if protected.and(set).is_err() {
+            let full = "response head is full; session headers were omitted";
+            self.access.warn("head_full", None, full);
+        }
+        response
+    }
+}
+
+/// Commits the session. With a patch, this runs as a task, so that it completes even if the client
+/// disconnects.
+async fn commit_patch(
+    guard: &RequestGuard,
+    kind: ResponseKind,
+    patch: Option<&Patch>,
+    tasks: &Tasks,
+) -> (Option<HeaderValue>, Result<(), Failure>) {
+    let Some(patch) = patch.cloned() else {
+        return pin!(guard.session().commit(kind, None)).await;
+    };
+    let session = guard.session().clone();
+    let commit = async move { session.commit(kind, Some(&patch)).await };
+    tasks.run(commit).await.unwrap_or_else(|lost| {
+        // The task panicked: the store may or may not have applied the patch.
+        let unknown = StoreError::OutcomeUnknown(lost.to_string().into());
+        (None, Err(unknown.into()))
+    })
+}
+
+/// Returns whether a patch that failed is dropped without an error response.
+fn should_drop_patch(
+    guard: &RequestGuard,
+    patch: &Patch,
+    failure: &Failure,
+    route: &Route,
+) -> bool {
+    let is_unavailable =
+        matches!(failure, Failure::NotLoaded | Failure::Store(StoreError::Unavailable(_)));
+    (is_unavailable && route.on_error() == OnError::Anonymous)
+        || guard.session().should_drop_patch(patch, failure)
+}
+
+/// Returns the session that a tunnel or an event stream ends with, unless the route disables that.
+async fn watched(route: &Route, guard: Option<&RequestGuard>) -> Option<WatchedSession> {
+    match (guard, route.tunnels()) {
+        (Some(guard), Tunnels::WithSession) => guard.session().watch().await,
+        _ => None,
+    }
+}
+
+fn response_kind(response: &Response<Body>) -> ResponseKind {
+    match response.status() {
+        StatusCode::NOT_MODIFIED => ResponseKind::NotModified,
+        status if status.is_server_error() => ResponseKind::Failed,
+        _ => ResponseKind::Normal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every request has one, which moves through memory and lasts as long as it does.
+    #[test]
+    fn future_of_a_request_is_bounded() {
+        fn size<'a, F>(_run: fn(&'a mut Exchange) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(Exchange::run) + size_of::<Exchange>();
+        assert!(size <= 2048, "{size} bytes");
+    }
+}
