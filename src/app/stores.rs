@@ -182,7 +182,9 @@ impl StoreSet {
                 let memory = Memory::new(Memory::DEFAULT_MAX_BYTES, metrics.clone());
                 Self::Embedded(Arc::new(memory))
             }
-            StoreKind::Sqlite { path } => Self::Embedded(Arc::new(Sqlite::open(path, timeout)?)),
+            StoreKind::Sqlite { path } => {
+                Self::Embedded(Arc::new(Sqlite::open(path, timeout, tasks.clone())?))
+            }
             StoreKind::File { directory } => {
                 Self::Embedded(Arc::new(Files::open(directory, timeout)?))
             }

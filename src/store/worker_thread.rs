@@ -1,15 +1,16 @@
 //! Worker threads of the stores on disk: they run blocking calls, and callers wait for a channel.
 //!
 //! Each group of threads has one bounded queue of [`Job`]s. A thread takes what is queued as a batch,
-//! so that several changes can share one commit. It ends, after the jobs that are still queued, when
-//! its [`WorkerThreads`] is dropped.
+//! so that several changes can share one commit. Of the threads that wait, the first is woken, so that one
+//! thread does most of the work, with warm caches, and the others stand by. A thread ends, after the
+//! jobs that are still queued, when its [`WorkerThreads`] is dropped.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -40,10 +41,41 @@ enum QueueError {
     NotRun,
 }
 
+/// A job that could not be queued, and why.
+#[derive(Debug)]
+pub(super) struct Refused<J> {
+    pub(super) job: J,
+    pub(super) fault: Fault,
+}
+
+impl<J> From<Refused<J>> for Error {
+    fn from(refused: Refused<J>) -> Self {
+        refused.fault.into()
+    }
+}
+
 /// Threads that take jobs of type `J` from one queue.
 pub(super) struct WorkerThreads<J> {
-    queue: Option<SyncSender<J>>,
+    queue: Arc<Queue<J>>,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// The jobs for a group of threads.
+struct Queue<J>(Mutex<State<J>>);
+
+struct State<J> {
+    jobs: VecDeque<J>,
+    /// The threads that wait for a job, by their numbers.
+    idle: BTreeMap<usize, Thread>,
+    /// The number of threads that have not ended.
+    threads: usize,
+    is_closed: bool,
+}
+
+/// A thread's part in a queue; dropped when the thread ends, also by a panic.
+struct Member<J> {
+    number: usize,
+    queue: Arc<Queue<J>>,
 }
 
 impl<J: Send + 'static> WorkerThreads<J> {
@@ -56,14 +88,12 @@ impl<J: Send + 'static> WorkerThreads<J> {
     where
         H: FnMut(Vec<J>) + Send + 'static,
     {
-        let (queue, jobs) = sync_channel(QUEUE);
-        let jobs = Arc::new(Mutex::new(jobs));
         // If a later thread does not start, dropping this ends the earlier ones.
-        let mut workers = Self { queue: Some(queue), threads: Vec::new() };
+        let mut workers = Self { queue: Arc::default(), threads: Vec::new() };
         for mut handle in handlers {
-            let jobs = Arc::clone(&jobs);
+            let member = Member::of(&workers.queue);
             let run = move || {
-                while let Some(batch) = next_batch(&jobs, max_batch) {
+                while let Some(batch) = member.next_batch(max_batch) {
                     handle(batch);
                 }
             };
@@ -73,14 +103,94 @@ impl<J: Send + 'static> WorkerThreads<J> {
     }
 
     /// Queues a job; fails if the queue is full.
-    pub(super) fn submit(&self, job: J) -> Result<(), Fault> {
-        let unavailable = |error| Fault::new(Kind::Unavailable, error);
-        let queue = self.queue.as_ref().ok_or_else(|| unavailable(QueueError::Ended))?;
-        // Without waiting, since the caller is an async task.
-        queue.try_send(job).map_err(|error| match error {
-            TrySendError::Full(_) => unavailable(QueueError::Full),
-            TrySendError::Disconnected(_) => unavailable(QueueError::Ended),
+    pub(super) fn submit(&self, job: J) -> Result<(), Refused<J>> {
+        self.queue.push(job).map_err(|(job, error)| {
+            let fault = Fault::new(Kind::Unavailable, error);
+            Refused { job, fault }
         })
+    }
+}
+
+impl<J> Default for Queue<J> {
+    fn default() -> Self {
+        let state =
+            State { jobs: VecDeque::new(), idle: BTreeMap::new(), threads: 0, is_closed: false };
+        Self(Mutex::new(state))
+    }
+}
+
+impl<J> Queue<J> {
+    /// Locks the state. Neither jobs nor calls of a caller's code run under the lock.
+    fn state(&self) -> MutexGuard<'_, State<J>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a job and wakes a thread for it, if one waits.
+    fn push(&self, job: J) -> Result<(), (J, QueueError)> {
+        let mut state = self.state();
+        if state.threads == 0 {
+            return Err((job, QueueError::Ended));
+        }
+        if state.jobs.len() >= QUEUE {
+            return Err((job, QueueError::Full));
+        }
+        state.jobs.push_back(job);
+        let idle = state.idle.pop_first();
+        drop(state);
+        if let Some((_, thread)) = idle {
+            thread.unpark();
+        }
+        Ok(())
+    }
+
+    fn close(&self) {
+        let mut state = self.state();
+        state.is_closed = true;
+        let idle = std::mem::take(&mut state.idle);
+        drop(state);
+        for thread in idle.into_values() {
+            thread.unpark();
+        }
+    }
+}
+
+impl<J> Member<J> {
+    fn of(queue: &Arc<Queue<J>>) -> Self {
+        let mut state = queue.state();
+        let number = state.threads;
+        state.threads += 1;
+        Self { number, queue: Arc::clone(queue) }
+    }
+
+    /// Waits for a job, and takes others that are queued already; `None` once the queue is closed and empty.
+    fn next_batch(&self, max_batch: usize) -> Option<Vec<J>> {
+        loop {
+            let mut state = self.queue.state();
+            // It is still there if it was not woken for a job.
+            state.idle.remove(&self.number);
+            if !state.jobs.is_empty() {
+                let length = state.jobs.len().min(max_batch);
+                return Some(state.jobs.drain(..length).collect());
+            }
+            if state.is_closed {
+                return None;
+            }
+            state.idle.insert(self.number, thread::current());
+            drop(state);
+            thread::park();
+        }
+    }
+}
+
+impl<J> Drop for Member<J> {
+    fn drop(&mut self) {
+        let mut state = self.queue.state();
+        state.threads -= 1;
+        // Nobody would take them: their callers need not wait for the deadline.
+        let abandoned =
+            if state.threads == 0 { std::mem::take(&mut state.jobs) } else { VecDeque::new() };
+        drop(state);
+        drop(abandoned);
     }
 }
 
@@ -92,21 +202,12 @@ impl<J> fmt::Debug for WorkerThreads<J> {
 
 impl<J> Drop for WorkerThreads<J> {
     fn drop(&mut self) {
-        // Closes the queue, or the threads would wait for further jobs.
-        self.queue = None;
+        self.queue.close();
         for thread in self.threads.drain(..) {
             // The panic hook has reported a thread that panicked.
             let _ = thread.join();
         }
     }
-}
-
-/// Waits for a job, and takes others that are queued already; `None` once the queue is closed.
-fn next_batch<J>(jobs: &Mutex<Receiver<J>>, max_batch: usize) -> Option<Vec<J>> {
-    // The lock is held by the one thread that waits, never while a job runs.
-    let jobs = jobs.lock().unwrap_or_else(PoisonError::into_inner);
-    let first = jobs.recv().ok()?;
-    Some(std::iter::once(first).chain(jobs.try_iter().take(max_batch - 1)).collect())
 }
 
 /// A call that runs on a worker thread, with access to a `C`, and reports to its caller.
@@ -138,9 +239,20 @@ impl<C> Job<C> {
         self.0.fault()
     }
 
+    /// Replaces the outcome of the call.
+    pub(super) fn fail(&mut self, fault: Fault) {
+        self.0.fail(fault);
+    }
+
     /// Sends the outcome to the caller. `durable` is the outcome of the batch's commit or sync.
     pub(super) fn report(self, durable: Result<(), Fault>) {
         self.0.report(durable);
+    }
+}
+
+impl<C> fmt::Debug for Job<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Job")
     }
 }
 
@@ -149,6 +261,7 @@ trait AnyCall<C>: Send {
     fn is_wanted(&self) -> bool;
     fn run(&mut self, context: &C);
     fn fault(&self) -> Option<&Fault>;
+    fn fail(&mut self, fault: Fault);
     fn report(self: Box<Self>, durable: Result<(), Fault>);
 }
 
@@ -178,6 +291,10 @@ where
 
     fn fault(&self) -> Option<&Fault> {
         self.outcome.as_ref()?.as_ref().err()
+    }
+
+    fn fail(&mut self, fault: Fault) {
+        self.outcome = Some(Err(fault));
     }
 
     fn report(self: Box<Self>, durable: Result<(), Fault>) {
@@ -294,7 +411,7 @@ mod tests {
             answers.push(answer);
         }
         let (job, _answer) = count(IoKind::Write);
-        let fault = workers.submit(job).expect_err("full");
+        let fault = workers.submit(job).expect_err("full").fault;
         assert_eq!(
             (fault.kind(), fault.to_string()),
             (Kind::Unavailable, "the queue is full".into())
@@ -338,5 +455,39 @@ mod tests {
         drop(release);
         drop(workers);
         assert_eq!(counter.load(Ordering::Relaxed), answers.len());
+    }
+
+    #[test]
+    fn first_idle_thread_is_woken() {
+        let (named, names) = mpsc::channel();
+        let handlers = (0..3).map(|number| {
+            let named = named.clone();
+            move |_: Vec<()>| named.send(number).expect("the test waits")
+        });
+        let workers = WorkerThreads::start("test-worker", 1, handlers).expect("threads");
+        for _ in 0..20 {
+            while workers.queue.state().idle.len() < 3 {
+                thread::yield_now();
+            }
+            workers.submit(()).expect("queued");
+            assert_eq!(names.recv().expect("named"), 0);
+        }
+    }
+
+    #[test]
+    fn end_of_all_threads_is_reported_at_once() {
+        let handle = |_: Vec<Job<Counter>>| panic!("on purpose");
+        let workers = WorkerThreads::start("test-worker", 1, [handle]).expect("a thread");
+        runtime().block_on(async {
+            let (job, answer) = count(IoKind::Read);
+            workers.submit(job).expect("queued");
+            answer.within(DEADLINE).await.expect_err("dropped");
+        });
+        while workers.queue.state().threads > 0 {
+            thread::yield_now();
+        }
+        let (job, _answer) = count(IoKind::Read);
+        let fault = workers.submit(job).expect_err("ended").fault;
+        assert_eq!(fault.to_string(), "the store's thread has ended");
     }
 }

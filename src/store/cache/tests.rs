@@ -26,11 +26,12 @@ suite!(|| Fresh::new(cached(memory(), Coherence::Owned), ()));
 mod sqlite {
     use super::*;
     use crate::store::sqlite::Sqlite;
+    use crate::tasks::Tasks;
 
     fn fresh() -> Fresh {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("s.db");
-        let store = Sqlite::open(&path, Duration::from_secs(20));
+        let store = Sqlite::open(&path, Duration::from_secs(20), Tasks::new());
         Fresh::new(cached(Arc::new(store.expect("opened")), Coherence::Owned), directory)
             .spoiled_by(crate::store::sqlite::tests::spoiler(path))
     }

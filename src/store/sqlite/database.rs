@@ -99,14 +99,6 @@ impl Database {
             self.damage.get_or_init(|| fault.to_string());
         }
     }
-
-    /// Runs a query, and checks the file that its result is from.
-    pub(super) fn query<T>(&self, query: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-        self.sound()?;
-        let answer = query().inspect_err(|fault| self.note(fault));
-        self.in_place(Kind::Unavailable)?;
-        answer
-    }
 }
 
 /// A thread that reads the whole file once, after the start, and looks for damage.

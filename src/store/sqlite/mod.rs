@@ -1,11 +1,12 @@
 //! The SQLite store: one database file, shared by the processes of a machine; survives restarts.
 //!
 //! One thread writes. It commits what is queued as one transaction (group commit), and answers after
-//! the commit. A few threads read, each on a connection of its own. No async task waits for the disk:
-//! it waits for a channel, up to the deadline.
+//! the commit. A few threads read, each on a connection of its own, what a worker asks for in one turn of its
+//! event loop. No async task waits for the disk: it waits for a channel, up to the deadline.
 
 mod database;
 mod fault;
+mod reads;
 mod reserve;
 mod row;
 mod schema;
@@ -20,6 +21,7 @@ use tokio::time::timeout;
 
 use self::database::{Check, Database, Identity};
 use self::fault::{Fault, Trouble};
+use self::reads::Reads;
 pub(crate) use self::schema::OpenError;
 use self::writer::{Committer, Need, QueuedChange};
 use super::owned::{OwnedChange, OwnedWant};
@@ -31,10 +33,8 @@ use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Principal, Record};
+use crate::tasks::Tasks;
 use crate::time::Timestamp;
-
-/// Number of threads that read.
-const READERS: usize = 4;
 
 /// Maximum number of changes in one transaction.
 const MAX_BATCH: usize = 256;
@@ -43,11 +43,10 @@ const MAX_BATCH: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Sqlite {
     timeout: Duration,
-    database: Arc<Database>,
     check: Check,
     /// Declared, and so dropped, before the writer: the writer's connection must be the last to close,
     /// so that it can truncate the log and leave one file.
-    readers: WorkerThreads<Job<Connection>>,
+    reads: Reads,
     writer: WorkerThreads<QueuedChange>,
 }
 
@@ -57,43 +56,22 @@ impl Sqlite {
     ///
     /// If the file is deleted or replaced while it is open, or damage is found in it, every call
     /// fails, and nothing that was acknowledged is lost by that.
-    pub(crate) fn open(path: &Path, timeout: Duration) -> Result<Self, OpenError> {
+    pub(crate) fn open(path: &Path, timeout: Duration, tasks: Tasks) -> Result<Self, OpenError> {
         schema::make_file(path)?;
         let unknown = |source| OpenError::File { path: path.to_owned(), source };
         let identity = Identity::of(path).map_err(unknown)?;
         // A lock that another process holds is to be reported before the deadline.
         let patience = timeout / 2;
         let connection = schema::open(path, patience)?;
-        let readers: Vec<Connection> =
-            (0..READERS).map(|_| schema::open_reader(path, patience)).collect::<Result<_, _>>()?;
+        let readers = reads::connect(path, patience)?;
         let database = Arc::new(Database::of(path, identity).map_err(unknown)?);
         let check = Check::start(path, patience, Arc::clone(&database))?;
-        let thread = |source| OpenError::Thread { source };
-        let readers = readers.into_iter().map(|connection| {
-            move |jobs: Vec<Job<Connection>>| {
-                for mut job in jobs.into_iter().filter(Job::is_wanted) {
-                    job.run(&connection);
-                    job.report(Ok(()));
-                }
-            }
-        });
-        let readers = WorkerThreads::start("sqlite-reader", 1, readers).map_err(thread)?;
+        let reads = Reads::start(readers, &database, timeout, tasks)?;
         let mut committer = Committer::new(connection, path, Arc::clone(&database));
         let commit = move |changes| committer.commit_batch(changes);
-        let writer = WorkerThreads::start("sqlite-writer", MAX_BATCH, [commit]).map_err(thread)?;
-        Ok(Self { timeout, database, check, readers, writer })
-    }
-
-    async fn read<T: Send + 'static>(
-        &self,
-        mut query: impl FnMut(&Connection) -> Result<T, Fault> + Send + 'static,
-    ) -> Result<T, Error> {
-        let database = Arc::clone(&self.database);
-        let (job, answer) = Job::new(IoKind::Read, move |connection: &Connection| {
-            database.query(|| query(connection))
-        });
-        self.readers.submit(job)?;
-        answer.within(self.timeout).await
+        let writer = WorkerThreads::start("sqlite-writer", MAX_BATCH, [commit])
+            .map_err(|source| OpenError::Thread { source })?;
+        Ok(Self { timeout, check, reads, writer })
     }
 
     /// Queues a change. It must write by its last statement alone: then it is made completely or not
@@ -112,7 +90,7 @@ impl Sqlite {
 impl Backend for Sqlite {
     fn load<'a>(&'a self, id: Id, want: Want<'a>) -> Answer<'a, Option<Entry>> {
         let want = OwnedWant::from(want);
-        Box::pin(self.read(move |connection| row::load(connection, id, want.borrow())))
+        Box::pin(self.reads.gather(move |connection| row::load(connection, id, want.borrow())))
     }
 
     fn create<'a>(&'a self, id: Id, record: &'a Record, policy: &'a Policy) -> Answer<'a, Created> {
@@ -179,9 +157,9 @@ impl Store for Sqlite {
     ) -> Answer<'a, Page> {
         let principal = principal.cloned();
         let after = cursor.and_then(Id::parse);
-        Box::pin(
-            self.read(move |connection| row::list(connection, principal.as_ref(), after, limit)),
-        )
+        let query =
+            move |connection: &Connection| row::list(connection, principal.as_ref(), after, limit);
+        Box::pin(self.reads.make(query))
     }
 
     /// In small steps, so that changes get through between them.
@@ -214,7 +192,7 @@ impl Store for Sqlite {
             if timeout(self.timeout, self.check.done()).await.is_err() {
                 return Err(Fault::unavailable(Trouble::BeingChecked).into());
             }
-            self.read(row::ping).await
+            self.reads.make(row::ping).await
         })
     }
 

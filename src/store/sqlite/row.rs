@@ -1,12 +1,12 @@
 //! Rows, entries, and the statements for them.
 
-use rusqlite::types::Value;
+use rusqlite::types::{FromSql, Value};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
 use super::fault::{Fault, Kind};
 use crate::session::id::Id;
 use crate::session::json::Json;
-use crate::session::record::{Client, Entry, Key, Meta, Principal, Record, Values};
+use crate::session::record::{Client, Entry, Expiry, Key, Meta, Principal, Record, Values};
 use crate::store::encode;
 use crate::store::{Page, Want};
 use crate::time::Timestamp;
@@ -14,9 +14,17 @@ use crate::time::Timestamp;
 /// Number of rows that one step of a sweep removes.
 const SWEEP: i64 = 500;
 
-const COLUMNS: &str = "ended, ends_at, version, generation, generation_since, previous_until, \
-     floor, login_at, principal, created_at, last_seen_at, cookie_set_at, expiry, withheld, \
-     client_address, client_user_agent, unproven_at";
+/// The columns of an entry without its values, in the order in which [`entry_of`] reads them.
+macro_rules! columns {
+    () => {
+        "ended, ends_at, version, generation, generation_since, previous_until, floor, login_at, \
+         principal, created_at, last_seen_at, cookie_set_at, expiry, withheld, client_address, \
+         client_user_agent, unproven_at"
+    };
+}
+
+const LOAD: &str = concat!("SELECT ", columns!(), " FROM sessions WHERE id = ?1");
+const LOAD_VALUES: &str = concat!("SELECT ", columns!(), ", json FROM sessions WHERE id = ?1");
 
 /// Reads the entry of `id`.
 pub(super) fn load(
@@ -24,13 +32,11 @@ pub(super) fn load(
     id: Id,
     want: Want<'_>,
 ) -> Result<Option<Entry>, Fault> {
-    let columns = match want {
-        Want::Meta => format!("SELECT {COLUMNS} FROM sessions WHERE id = ?1"),
-        Want::Value(_) | Want::Before(_) | Want::Values => {
-            format!("SELECT {COLUMNS}, json FROM sessions WHERE id = ?1")
-        }
+    let statement = match want {
+        Want::Meta => LOAD,
+        Want::Value(_) | Want::Before(_) | Want::Values => LOAD_VALUES,
     };
-    let mut statement = connection.prepare_cached(&columns)?;
+    let mut statement = connection.prepare_cached(statement)?;
     let mut rows = statement.query([id.as_bytes()])?;
     let Some(row) = rows.next()? else {
         return Ok(None);
@@ -82,8 +88,9 @@ fn write(
     on_conflict: &str,
 ) -> Result<usize, Fault> {
     let mut statement = connection.prepare_cached(&format!(
-        "INSERT INTO sessions (id, {COLUMNS}, json) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) {on_conflict}"
+        "INSERT INTO sessions (id, {columns}, json) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) {on_conflict}",
+        columns = columns!()
     ))?;
     let written = match entry {
         Entry::Ended { until } => {
@@ -187,8 +194,9 @@ pub(super) fn list(
         None => "",
     };
     let mut statement = connection.prepare_cached(&format!(
-        "SELECT {COLUMNS}, id FROM sessions WHERE {filter} id > ?1 AND ended IS NOT 1 \
+        "SELECT {columns}, id FROM sessions WHERE {filter} id > ?1 AND ended IS NOT 1 \
          AND length(id) = {length} ORDER BY id LIMIT ?2",
+        columns = columns!(),
         length = Id::BYTES
     ))?;
     let name = principal.map(Principal::as_str);
@@ -267,44 +275,63 @@ fn unreadable(_: impl std::error::Error) -> Fault {
     Fault::unreadable()
 }
 
+/// Reads the columns of a row in turn. To find them by name takes longer than the query.
+struct Columns<'a> {
+    row: &'a Row<'a>,
+    next: usize,
+}
+
+impl Columns<'_> {
+    fn take<T: FromSql>(&mut self) -> rusqlite::Result<T> {
+        let index = self.next;
+        self.next += 1;
+        self.row.get(index)
+    }
+
+    fn time(&mut self) -> rusqlite::Result<Timestamp> {
+        self.take().map(Timestamp::from_millis)
+    }
+
+    fn maybe_time(&mut self) -> rusqlite::Result<Option<Timestamp>> {
+        self.take::<Option<i64>>().map(|millis| millis.map(Timestamp::from_millis))
+    }
+}
+
 /// Builds the entry of a row, without values.
 fn entry_of(row: &Row<'_>) -> Result<Entry, Fault> {
-    let time = |column: &str| row.get(column).map(Timestamp::from_millis);
-    let maybe_time = |column: &str| {
-        row.get::<_, Option<i64>>(column).map(|millis| millis.map(Timestamp::from_millis))
-    };
-    if row.get("ended")? {
-        return Ok(Entry::Ended { until: time("ends_at")? });
+    let mut columns = Columns { row, next: 0 };
+    let (is_tombstone, ends_at) = (columns.take()?, columns.time()?);
+    if is_tombstone {
+        return Ok(Entry::Ended { until: ends_at });
     }
-    let text = |column: &str| row.get::<_, Option<String>>(column);
-    let read = |text: Option<String>| text.as_deref().map(encode::parse_expiry);
-    let (last_seen_at, principal) = (time("last_seen_at")?, text("principal")?);
-    let (generation, floor) = (row.get("generation")?, row.get("floor")?);
-    let meta = Meta {
-        version: row.get::<_, i64>("version")?.cast_unsigned(),
-        generation,
-        generation_since: time("generation_since")?,
-        previous_until: maybe_time("previous_until")?,
-        floor,
-        login_at: maybe_time("login_at")?,
-        unproven: maybe_time("unproven_at")? == Some(last_seen_at)
-            && generation == floor
-            && principal.is_none(),
-        principal: principal
-            .map(|name| Principal::new(&name).ok_or_else(Fault::unreadable))
-            .transpose()?,
-        created_at: time("created_at")?,
-        last_seen_at,
-        cookie_set_at: time("cookie_set_at")?,
-        expiry: match read(text("expiry")?) {
-            Some(None) => return Err(Fault::unreadable()),
-            Some(expiry) => expiry,
-            None => None,
-        },
-        withheld: row.get("withheld")?,
-        client: client_of(text("client_address")?, text("client_user_agent")?)?,
+    let mut meta = Meta {
+        version: columns.take::<i64>()?.cast_unsigned(),
+        generation: columns.take()?,
+        generation_since: columns.time()?,
+        previous_until: columns.maybe_time()?,
+        floor: columns.take()?,
+        login_at: columns.maybe_time()?,
+        principal: principal_of(columns.take()?)?,
+        created_at: columns.time()?,
+        last_seen_at: columns.time()?,
+        cookie_set_at: columns.time()?,
+        expiry: expiry_of(columns.take()?)?,
+        withheld: columns.take()?,
+        client: client_of(columns.take()?, columns.take()?)?,
+        unproven: false,
     };
+    meta.unproven = columns.maybe_time()? == Some(meta.last_seen_at)
+        && meta.generation == meta.floor
+        && meta.principal.is_none();
     Ok(Entry::Live(Record { meta, values: Values::new() }))
+}
+
+fn principal_of(name: Option<String>) -> Result<Option<Principal>, Fault> {
+    name.map(|name| Principal::new(&name).ok_or_else(Fault::unreadable)).transpose()
+}
+
+fn expiry_of(text: Option<String>) -> Result<Option<Expiry>, Fault> {
+    text.map(|text| encode::parse_expiry(&text).ok_or_else(Fault::unreadable)).transpose()
 }
 
 fn client_of(address: Option<String>, user_agent: Option<String>) -> Result<Option<Client>, Fault> {

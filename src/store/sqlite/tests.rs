@@ -21,7 +21,7 @@ fn directory() -> (TempDir, PathBuf) {
 }
 
 fn open(path: &Path) -> Sqlite {
-    Sqlite::open(path, TIMEOUT).expect("opened")
+    Sqlite::open(path, TIMEOUT, Tasks::new()).expect("opened")
 }
 
 fn fresh() -> Fresh {
@@ -194,7 +194,7 @@ fn foreign_file_is_refused_and_unchanged() {
     fs::write(&text, "no database at all, and longer than a header is".repeat(9)).expect("written");
     for path in [path, text] {
         let before = fs::read(&path).expect("read");
-        let refused = Sqlite::open(&path, TIMEOUT).expect_err("refused");
+        let refused = Sqlite::open(&path, TIMEOUT, Tasks::new()).expect_err("refused");
         assert!(matches!(refused, OpenError::Foreign { .. }), "{refused:?}");
         assert!(refused.to_string().contains("not a session store"));
         assert_eq!(fs::read(&path).expect("read"), before);
@@ -208,7 +208,7 @@ fn newer_format_is_refused() {
     let connection = Connection::open(&path).expect("opened");
     connection.pragma_update(None, "user_version", 2).expect("written");
     drop(connection);
-    let refused = Sqlite::open(&path, TIMEOUT).expect_err("refused");
+    let refused = Sqlite::open(&path, TIMEOUT, Tasks::new()).expect_err("refused");
     assert!(matches!(refused, OpenError::Newer { version: 2, .. }));
 }
 
@@ -279,7 +279,7 @@ fn full_disk_is_reported_and_changes_nothing() {
 #[test]
 fn locked_file_rejects_writes_but_not_reads() {
     let (_directory, path) = directory();
-    let store = Sqlite::open(&path, Duration::from_millis(400)).expect("opened");
+    let store = Sqlite::open(&path, Duration::from_millis(400), Tasks::new()).expect("opened");
     let other = Connection::open(&path).expect("opened");
     runtime().block_on(async {
         let id = new_id();
@@ -311,5 +311,90 @@ fn foreign_row_is_corrupt_not_missing() {
         let one = Patch::of(Op::Increment(key("n"), 1));
         let changed = patch(&store, id, &one, Want::Meta).await;
         assert!(matches!(changed, Err(Error::Corrupt(_))), "{changed:?}");
+    });
+}
+
+/// Loads sessions in one turn of the event loop.
+async fn load_all(store: &Sqlite, ids: &[Id]) -> Vec<Result<Option<Entry>, Error>> {
+    let tasks = ids.iter().map(|id| store.load(*id, Want::Values));
+    futures_util::future::join_all(tasks).await
+}
+
+#[test]
+fn loads_of_one_turn_have_their_own_answers() {
+    let (_directory, path) = directory();
+    let store = open(&path);
+    runtime().block_on(async {
+        // More than fit in one batch.
+        let mut ids = Vec::new();
+        for n in 0..100 {
+            let id = new_id();
+            let values = [(key("n"), json(&n.to_string()))].into_iter().collect::<Values>();
+            let one = record(now(), values);
+            store.create(id, &one, &Policy::default()).await.expect("created");
+            ids.extend([id, new_id()]);
+        }
+        for (n, answer) in load_all(&store, &ids).await.into_iter().enumerate() {
+            let found = answer.expect("loaded").and_then(Entry::into_live);
+            let value =
+                found.and_then(|found| found.values.get(&key("n")).map(ToString::to_string));
+            let expected = (n % 2 == 0).then(|| (n / 2).to_string());
+            assert_eq!(value, expected, "{n}");
+        }
+    });
+}
+
+#[test]
+fn loads_see_what_was_acknowledged_before_them() {
+    let (_directory, path) = directory();
+    let (one, other) = (open(&path), open(&path));
+    runtime().block_on(async {
+        let id = new_id();
+        let first = record(now(), Values::new());
+        one.create(id, &first, &Policy::default()).await.expect("created");
+        let add = Patch::of(Op::Increment(key("n"), 1));
+        for n in 1..=20 {
+            patch(&one, id, &add, Want::Meta).await.expect("answered").expect("applied");
+            for answer in load_all(&other, &[id, id, id]).await {
+                let found = answer.expect("loaded").and_then(Entry::into_live).expect("a session");
+                assert_eq!(found.values.get(&key("n")), Some(&json(&n.to_string())));
+            }
+        }
+    });
+}
+
+#[test]
+fn load_follows_one_whose_runtime_has_ended() {
+    let (_directory, path) = directory();
+    let store = open(&path);
+    for _ in 0..3 {
+        let abandoned = runtime();
+        abandoned.block_on(async {
+            let mut load = store.load(new_id(), Want::Meta);
+            assert!(futures_util::poll!(&mut load).is_pending());
+        });
+        drop(abandoned);
+        let found = runtime().block_on(store.load(new_id(), Want::Meta));
+        assert_eq!(found.expect("loaded"), None);
+    }
+}
+
+#[test]
+fn replaced_file_fails_all_loads_of_a_batch() {
+    let (_directory, path) = directory();
+    let store = open(&path);
+    runtime().block_on(async {
+        let (id, corrupt) = (new_id(), new_id());
+        let first = record(now(), Values::new());
+        for id in [id, corrupt] {
+            store.create(id, &first, &Policy::default()).await.expect("created");
+        }
+        spoiler(path.clone())(corrupt, 0).await;
+        fs::rename(&path, path.with_extension("moved")).expect("renamed");
+        fs::write(&path, "").expect("replaced");
+        // A corrupt record would count as missing.
+        for answer in load_all(&store, &[id, corrupt, new_id()]).await {
+            assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
+        }
     });
 }
