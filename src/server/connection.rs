@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
+use super::batch::{BatchIo, Batched};
 use super::builder;
 use super::drive::{Drive, Driver, drain_grace_elapsed};
 use super::io::{ClientIo, Pressure};
@@ -211,8 +212,10 @@ impl<H: Handler> Server<H> {
     async fn serve_http2(self: &Arc<Self>, socket: Socket, first: Bytes, peer: Peer) {
         let state = Arc::new(ConnectionState::http2());
         let io = ClientIo::new(socket, first, Arc::clone(&state), self.pressure.clone());
+        let io = BatchIo::new(io);
         let service = service_fn(|request| self.respond(request, &peer, &state));
-        let mut connection = Box::new(self.http2.serve_connection(TokioIo::new(io), service));
+        let connection = self.http2.serve_connection(TokioIo::new(io.clone()), service);
+        let mut connection = Box::new(Batched::new(connection, io));
         match self.driver(&state, &peer).drive(Pin::new(&mut *connection)).await {
             // A failed body resets its stream, not the connection.
             Drive::Finished | Drive::Idle | Drive::BodyFailed => {}

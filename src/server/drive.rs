@@ -12,6 +12,7 @@ use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 use tokio::time::sleep;
 
+use super::batch::{BatchIo, Batched};
 use super::io::ClientIo;
 use super::response_body::ResponseBody;
 use super::state::{ConnectionState, Timeout};
@@ -69,7 +70,7 @@ where
     }
 }
 
-impl<S, F> Connection for http2::Connection<TokioIo<ClientIo>, S, Streams>
+impl<S, F> Connection for http2::Connection<TokioIo<BatchIo>, S, Streams>
 where
     S: hyper::service::Service<
             Request<Incoming>,
@@ -83,6 +84,14 @@ where
 
     fn shut_down(self: Pin<&mut Self>) {
         self.graceful_shutdown();
+    }
+}
+
+impl<C: Connection + Unpin> Connection for Batched<C> {
+    const ANNOUNCES_SHUTDOWN: bool = C::ANNOUNCES_SHUTDOWN;
+
+    fn shut_down(mut self: Pin<&mut Self>) {
+        Pin::new(self.connection_mut()).shut_down();
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod accept;
 mod address;
+mod batch;
 mod builder;
 mod connection;
 mod connection_limit;
