@@ -3,13 +3,14 @@
 //! Standard output is for the results of commands. The access log consists of the events with the target [`ACCESS`]; it
 //! has a switch of its own and does not follow the level.
 //!
-//! A thread of its own writes the lines. If they come faster than they can be written, e.g. because the disk is full,
-//! they are dropped and counted: logging never blocks a request.
+//! A thread of its own writes the lines, in batches. If they come faster than they can be written, e.g. because the disk
+//! is full, they are dropped and counted: logging never blocks a request.
 
 use std::collections::{BTreeMap, HashSet};
-use std::io;
+use std::io::{self, BufWriter, Write};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::{fmt, thread};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,8 +18,12 @@ use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
+
+use crate::time::Clock;
 
 /// The target of the access log's events.
 pub(crate) const ACCESS: &str = "access";
@@ -75,6 +80,13 @@ pub(crate) struct AlreadyInitialized(#[source] tracing::dispatcher::SetGlobalDef
 /// Most lines that wait to be written.
 const QUEUE_CAPACITY: usize = 10_000;
 
+/// Most bytes that are written at once, but for a longer line: what a pipe takes in one piece (POSIX calls it
+/// `PIPE_BUF`), so that lines stay whole if other processes write to the same pipe.
+const BATCH_BYTES: usize = 4096;
+
+/// How long lines gather before the next batch. A line that comes after a pause is written at once.
+const BATCH_PAUSE: Duration = Duration::from_millis(10);
+
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
 /// Flushes the log when it is dropped, within a second.
@@ -88,11 +100,50 @@ pub(crate) struct FlushGuard {
 pub(crate) fn init(config: Config) -> Result<FlushGuard, AlreadyInitialized> {
     let lines =
         NonBlockingBuilder::default().buffered_lines_limit(QUEUE_CAPACITY).thread_name("log");
-    let (lines, writer) = lines.finish(io::stderr());
+    let (lines, writer) = lines.finish(Batches::new(io::stderr()));
     DROPPED.get_or_init(|| lines.error_counter());
     tracing::subscriber::set_global_default(subscriber(config, lines))
         .map_err(AlreadyInitialized)?;
     Ok(FlushGuard { _writer: writer })
+}
+
+/// Writes lines in batches.
+///
+/// The log's thread writes each queued line here and flushes when the queue is empty. It then pauses: otherwise the next
+/// line would have to wake it, and would be written alone.
+#[derive(Debug)]
+struct Batches<W: Write>(BufWriter<W>);
+
+impl<W: Write> Batches<W> {
+    fn new(writer: W) -> Self {
+        Self(BufWriter::with_capacity(BATCH_BYTES, writer))
+    }
+}
+
+impl<W: Write> Write for Batches<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.write(line)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "to let lines gather is the purpose")]
+    fn flush(&mut self) -> io::Result<()> {
+        // What could not be written stays in the buffer. The thread ignores errors, and one would hide from it that it
+        // has to end.
+        let _ = self.0.flush();
+        thread::sleep(BATCH_PAUSE);
+        Ok(())
+    }
+}
+
+/// The time of a line: RFC 3339 in UTC with microseconds.
+#[derive(Debug)]
+struct Time;
+
+impl FormatTime for Time {
+    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let now = UNIX_EPOCH + Duration::from_nanos(Clock::System.nanoseconds());
+        write!(writer, "{}", humantime::format_rfc3339_micros(now))
+    }
 }
 
 /// Returns how many lines were dropped.
@@ -150,7 +201,7 @@ where
 {
     let access = if config.access { LevelFilter::TRACE } else { LevelFilter::OFF };
     let filter = Targets::new().with_default(config.level).with_target(ACCESS, access);
-    let lines = fmt::layer().with_writer(writer);
+    let lines = tracing_subscriber::fmt::layer().with_timer(Time).with_writer(writer);
     let lines = match config.format {
         Format::Text => lines.with_ansi(false).boxed(),
         Format::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
@@ -218,6 +269,49 @@ mod tests {
             let log = written(Config { level, access, ..Config::default() });
             let logged = ["a warning", "some news", "GET /"].map(|text| log.contains(text));
             assert_eq!(logged, expected, "{level} {access}");
+        }
+    }
+
+    #[test]
+    fn writes_hold_whole_lines() {
+        /// Records each write, and fails every other one.
+        #[derive(Default)]
+        struct Flaky(Vec<String>, bool);
+
+        impl Write for Flaky {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.1 = !self.1;
+                if self.1 {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                self.0.push(String::from_utf8(bytes.to_vec()).unwrap());
+                Ok(bytes.len())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let mut batches = Batches::new(Flaky::default());
+        let line = |number: usize| format!("{number} {}\n", "x".repeat(number * 7 % 300));
+        let accepted: String =
+            (0..100).map(line).filter(|line| batches.write_all(line.as_bytes()).is_ok()).collect();
+        batches.flush().unwrap();
+        batches.flush().unwrap();
+        let writes = &batches.0.get_ref().0;
+        assert_eq!(writes.concat(), accepted);
+        assert!(writes.iter().all(|text| text.ends_with('\n') && text.len() <= BATCH_BYTES));
+        assert!(writes.len() < 10, "{}", writes.len());
+    }
+
+    #[test]
+    fn lines_begin_with_the_time() {
+        let log = written(Config::default());
+        for line in log.lines() {
+            let (time, _) = line.split_once(' ').unwrap();
+            assert_eq!(time.len(), "2026-11-20T11:03:12.000000Z".len(), "{line}");
+            assert!(crate::time::Timestamp::parse_rfc3339(time).is_some(), "{line}");
         }
     }
 
