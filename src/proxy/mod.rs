@@ -19,6 +19,7 @@ mod list;
 pub(crate) mod login;
 pub(crate) mod names;
 mod path;
+mod prefix_map;
 mod readings;
 mod redirect;
 mod request;

@@ -1,9 +1,13 @@
 //! Route matching: by host first, then by the longest path prefix.
 
-use std::cmp::Reverse;
-use std::fmt;
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::{fmt, iter};
+
+use smallvec::SmallVec;
 
 use super::path;
+use super::prefix_map::PrefixMap;
 use super::readings::{self, Comparison};
 use crate::net::host;
 
@@ -33,28 +37,6 @@ impl HostPattern {
             None => Self::Exact(name.to_ascii_lowercase()),
         })
     }
-
-    fn matches(&self, host: &str) -> bool {
-        match self {
-            Self::Exact(name) => host.eq_ignore_ascii_case(name),
-            Self::Below(below) => {
-                let (host, below) = (host.as_bytes(), below.as_bytes());
-                host.len() > below.len()
-                    && host
-                        .split_at_checked(host.len() - below.len())
-                        .is_some_and(|(_, end)| end.eq_ignore_ascii_case(below))
-            }
-        }
-    }
-
-    /// Orders exact hosts before wildcards, and longer wildcards before shorter ones.
-    fn rank(pattern: Option<&Self>) -> (u8, Reverse<usize>) {
-        match pattern {
-            Some(Self::Exact(_)) => (0, Reverse(0)),
-            Some(Self::Below(below)) => (1, Reverse(below.len())),
-            None => (2, Reverse(0)),
-        }
-    }
 }
 
 impl fmt::Display for HostPattern {
@@ -78,36 +60,37 @@ pub enum RouteMatch {
     Ambiguous,
 }
 
-/// The routes, in the order in which they are tried.
+/// The routes, by host and path.
 ///
 /// If a host has routes of its own but none matches the path, wildcard routes and then routes without
 /// a host are tried.
 #[derive(Clone, Debug, Default)]
 pub struct Matcher {
-    entries: Vec<Entry>,
+    /// By host, in lower case.
+    exact: HashMap<Vec<u8>, Routes>,
+    /// By the labels of the host below which they match, in lower case and from the last. Those without a host have
+    /// no labels.
+    below: PrefixMap<Routes>,
+}
+
+/// The routes of a host pattern.
+#[derive(Clone, Debug, Default)]
+struct Routes {
+    /// By the segments of the path, in lower case. The root has none.
+    paths: PrefixMap<Route>,
+    count: usize,
 }
 
 #[derive(Clone, Debug)]
-struct Entry {
-    host: Option<HostPattern>,
+struct Route {
     /// Without a trailing slash, so the root is empty.
     path: Vec<u8>,
     index: usize,
 }
 
-impl Entry {
-    fn is_root(&self) -> bool {
-        self.path.is_empty()
-    }
-
-    /// Returns whether a path begins with the entry's segments, ignoring ASCII case.
-    fn matches(&self, path: &[u8]) -> bool {
-        self.is_root()
-            || path.split_at_checked(self.path.len()).is_some_and(|(start, rest)| {
-                start.eq_ignore_ascii_case(&self.path) && path::ends_segment(rest)
-            })
-    }
-}
+/// The routes that match a host, the least specific pattern first. A root route matches every path, so only
+/// the first pattern has one.
+struct Candidates<'a>(SmallVec<[&'a Routes; 2]>);
 
 /// The path matches a route only if letter case is ignored. Some servers ignore it, others do not.
 #[derive(Debug, PartialEq, Eq)]
@@ -116,25 +99,30 @@ struct CaseMismatch;
 impl Matcher {
     /// Returns whether any route matches this host, given with or without a port.
     pub(crate) fn serves(&self, host: &str) -> bool {
-        let host = host::name(host);
-        self.entries.iter().any(|entry| entry.host.as_ref().is_none_or(|ours| ours.matches(host)))
+        !self.candidates(host).0.is_empty()
     }
 
     /// Creates a matcher from each route's host and path, in the order of their indices. Paths must be
-    /// plain ([`crate::config`] ensures it); the first of two equal routes wins.
+    /// plain and differ in more than letter case ([`crate::config`] ensures it).
     pub fn new(routes: impl IntoIterator<Item = (Option<HostPattern>, String)>) -> Self {
-        let mut entries: Vec<Entry> = routes
-            .into_iter()
-            .enumerate()
-            .map(|(index, (host, path))| {
-                let path = path.strip_suffix('/').unwrap_or(&path).as_bytes().to_owned();
-                Entry { host, path, index }
-            })
-            .collect();
-        entries.sort_by_key(|entry| {
-            (HostPattern::rank(entry.host.as_ref()), Reverse(entry.path.len()))
-        });
-        Self { entries }
+        let mut matcher = Self::default();
+        for (index, (host, path)) in routes.into_iter().enumerate() {
+            let routes = match &host {
+                Some(HostPattern::Exact(name)) => {
+                    matcher.exact.entry(name.to_ascii_lowercase().into()).or_default()
+                }
+                Some(HostPattern::Below(below)) => {
+                    let below = below.strip_prefix('.').unwrap_or(below).to_ascii_lowercase();
+                    matcher.below.entry(labels(below.as_bytes())).get_or_insert_default()
+                }
+                None => matcher.below.entry(iter::empty()).get_or_insert_default(),
+            };
+            let path = path.strip_suffix('/').unwrap_or(&path);
+            let route = routes.paths.entry(segments(&lower_case(path.as_bytes())));
+            route.get_or_insert_with(|| Route { path: path.into(), index });
+            routes.count += 1;
+        }
+        matcher
     }
 
     /// Finds the route for a Host, with or without a port, and the path of a request target. The target
@@ -143,69 +131,101 @@ impl Matcher {
     /// Every reading of the path must match the same route, with and without regard to ASCII case. If
     /// only one route matches the host, there are no rules that a different reading could bypass.
     pub fn find(&self, host: &str, path: &str) -> RouteMatch {
-        let host = host::name(host);
+        let routes = self.candidates(host);
         // `OPTIONS *` concerns the server as a whole (RFC 9110, section 9.3.7).
         if path == "*" {
-            let root = self.matching_host(host).find(|entry| entry.is_root());
-            return root.map_or(RouteMatch::None, |root| RouteMatch::Route(root.index));
+            return routes.root().map_or(RouteMatch::None, |root| RouteMatch::Route(root.index));
         }
         // The fast path: most paths have a single reading.
         if path::is_plain(path) {
-            return match first(self.matching_host(host), path.as_bytes()) {
+            return match routes.find(path.as_bytes()) {
                 Ok(found) => found,
-                Err(CaseMismatch) => self.ambiguous(host),
+                Err(CaseMismatch) => routes.ambiguous(),
             };
         }
-        let entries: Vec<&Entry> = self.matching_host(host).collect();
         // A root route without others takes any path, however it is read.
-        if let [only] = entries.as_slice()
-            && only.is_root()
+        if let Some(root) = routes.root()
+            && routes.count() == 1
         {
-            return RouteMatch::Route(only.index);
+            return RouteMatch::Route(root.index);
         }
-        let of = |reading: &[u8]| first(entries.iter().copied(), reading);
-        let Ok(found) = of(path.as_bytes()) else { return self.ambiguous(host) };
-        match readings::compare(path.as_bytes(), |reading| of(reading) == Ok(found)) {
+        let Ok(found) = routes.find(path.as_bytes()) else { return routes.ambiguous() };
+        match readings::compare(path.as_bytes(), |reading| routes.find(reading) == Ok(found)) {
             Comparison::All => found,
-            Comparison::Unbounded if entries.len() < 2 => found,
-            Comparison::Differs | Comparison::Unbounded => self.ambiguous(host),
+            Comparison::Unbounded if routes.count() < 2 => found,
+            Comparison::Differs | Comparison::Unbounded => routes.ambiguous(),
         }
     }
 
-    /// Returns the entries that match a host, in order. A root entry matches every path, so it is the
-    /// last.
-    fn matching_host<'a>(&'a self, host: &'a str) -> impl Iterator<Item = &'a Entry> {
-        let mut has_root = false;
-        self.entries
-            .iter()
-            .filter(move |entry| entry.host.as_ref().is_none_or(|pattern| pattern.matches(host)))
-            .take_while(move |entry| {
-                let is_reached = !has_root;
-                has_root |= entry.is_root();
-                is_reached
-            })
+    fn candidates(&self, host: &str) -> Candidates<'_> {
+        let host = lower_case(host::name(host).as_bytes());
+        let below = self.below.prefixes(parent(&host).into_iter().flat_map(labels));
+        let mut routes: SmallVec<[&Routes; 2]> =
+            below.chain(self.exact.get(host.as_ref())).collect();
+        if let Some(last_root) = routes.iter().rposition(|routes| routes.root().is_some()) {
+            routes.drain(..last_root);
+        }
+        Candidates(routes)
+    }
+}
+
+impl Routes {
+    fn root(&self) -> Option<&Route> {
+        self.paths.prefixes(iter::empty()).next()
+    }
+}
+
+impl Candidates<'_> {
+    fn root(&self) -> Option<&Route> {
+        self.0.first()?.root()
+    }
+
+    fn count(&self) -> usize {
+        self.0.iter().map(|routes| routes.count).sum()
+    }
+
+    /// Finds the route with the longest path that a reading begins with, segment by segment, in the most specific
+    /// pattern that has one. Requires that it match in case too.
+    fn find(&self, reading: &[u8]) -> Result<RouteMatch, CaseMismatch> {
+        let lower = lower_case(reading);
+        let longest =
+            self.0.iter().rev().find_map(|routes| routes.paths.prefixes(segments(&lower)).last());
+        match longest {
+            None => Ok(RouteMatch::None),
+            Some(route) if reading.starts_with(&route.path) => Ok(RouteMatch::Route(route.index)),
+            Some(_) => Err(CaseMismatch),
+        }
     }
 
     /// Returns the result for a path whose readings differ. With a single route, no rules of another
     /// could be bypassed.
-    fn ambiguous(&self, host: &str) -> RouteMatch {
-        if self.matching_host(host).nth(1).is_some() {
-            RouteMatch::Ambiguous
-        } else {
-            RouteMatch::None
-        }
+    fn ambiguous(&self) -> RouteMatch {
+        if self.count() > 1 { RouteMatch::Ambiguous } else { RouteMatch::None }
     }
 }
 
-/// Finds the first entry that matches a reading, and requires that it match in case too.
-fn first<'a>(
-    mut entries: impl Iterator<Item = &'a Entry>,
-    reading: &[u8],
-) -> Result<RouteMatch, CaseMismatch> {
-    match entries.find(|entry| entry.matches(reading)) {
-        None => Ok(RouteMatch::None),
-        Some(entry) if reading.starts_with(&entry.path) => Ok(RouteMatch::Route(entry.index)),
-        Some(_) => Err(CaseMismatch),
+/// Returns the host without its first label, which is not empty.
+fn parent(host: &[u8]) -> Option<&[u8]> {
+    let (_, rest) = host.split_at_checked(1)?;
+    rest.splitn(2, |byte| *byte == b'.').nth(1)
+}
+
+/// Returns the labels of a host, from the last.
+fn labels(host: &[u8]) -> impl Iterator<Item = &[u8]> {
+    host.rsplit(|byte| *byte == b'.')
+}
+
+/// Returns the segments of a path. The root without a slash has none.
+fn segments(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.strip_prefix(b"/").into_iter().flat_map(|rest| rest.split(|byte| *byte == b'/'))
+}
+
+/// Returns the text with its ASCII letters in lower case.
+fn lower_case(text: &[u8]) -> Cow<'_, [u8]> {
+    if text.iter().any(u8::is_ascii_uppercase) {
+        Cow::Owned(text.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(text)
     }
 }
 
@@ -358,7 +378,98 @@ mod tests {
         }
     }
 
+    /// The same by a list that is tried in order: by rank of the host, then from the longest path.
+    struct List(Vec<(Option<HostPattern>, String, usize)>);
+
+    impl List {
+        fn new(routes: &[(Option<HostPattern>, String)]) -> Self {
+            let mut list: Vec<_> = routes
+                .iter()
+                .enumerate()
+                .map(|(index, (host, path))| {
+                    (host.clone(), path.trim_end_matches('/').to_owned(), index)
+                })
+                .collect();
+            list.sort_by_key(|(host, path, _)| {
+                let rank = match host {
+                    Some(HostPattern::Exact(_)) => (0, 0),
+                    Some(HostPattern::Below(below)) => (1, usize::MAX - below.len()),
+                    None => (2, 0),
+                };
+                (rank, usize::MAX - path.len())
+            });
+            Self(list)
+        }
+
+        /// Returns the paths and indices of the routes that match a host, up to a root route.
+        fn of_host(&self, host: &str) -> Vec<(&str, usize)> {
+            let host = host::name(host).to_ascii_lowercase();
+            let matches = |pattern: &HostPattern| match pattern {
+                HostPattern::Exact(name) => *name == host,
+                HostPattern::Below(below) => host.len() > below.len() && host.ends_with(below),
+            };
+            let mut found = Vec::new();
+            for (pattern, path, index) in &self.0 {
+                if pattern.as_ref().is_none_or(matches) {
+                    found.push((path.as_str(), *index));
+                    if path.is_empty() {
+                        break;
+                    }
+                }
+            }
+            found
+        }
+
+        fn find(&self, host: &str, reading: &[u8]) -> Result<RouteMatch, CaseMismatch> {
+            let first = self.of_host(host).into_iter().find(|(path, _)| {
+                path.is_empty()
+                    || reading.split_at_checked(path.len()).is_some_and(|(start, rest)| {
+                        start.eq_ignore_ascii_case(path.as_bytes()) && path::ends_segment(rest)
+                    })
+            });
+            match first {
+                None => Ok(RouteMatch::None),
+                Some((path, index)) if reading.starts_with(path.as_bytes()) => {
+                    Ok(RouteMatch::Route(index))
+                }
+                Some(_) => Err(CaseMismatch),
+            }
+        }
+    }
+
+    fn routes() -> impl Strategy<Value = Vec<(Option<HostPattern>, String)>> {
+        let host = proptest::option::of("(\\*\\.)?(a\\.){0,2}(b|b\\.b|\\.b)");
+        let path = "/|(/(a|b|A)){1,3}/?";
+        proptest::collection::vec((host, path), 0..12).prop_map(|mut routes| {
+            let mut seen = std::collections::HashSet::new();
+            // The configuration refuses equal routes.
+            routes.retain(|(host, path)| {
+                seen.insert((host.clone(), path.trim_end_matches('/').to_ascii_lowercase()))
+            });
+            routes
+                .into_iter()
+                .map(|(host, path)| (host.map(|host| HostPattern::parse(&host).unwrap()), path))
+                .collect()
+        })
+    }
+
     proptest! {
+        #[test]
+        fn index_agrees_with_list(
+            routes in routes(),
+            host in "\\.{0,2}([abA]\\.){0,3}(b|B|b\\.b|\\.b)?\\.?",
+            path in "(/(a|b|A|)){0,4}|a",
+        ) {
+            let (list, matcher) = (List::new(&routes), Matcher::new(routes));
+            let candidates = matcher.candidates(&host);
+            let of_host = list.of_host(&host);
+            prop_assert_eq!(candidates.count(), of_host.len());
+            let root = of_host.iter().find(|(path, _)| path.is_empty()).map(|(_, index)| *index);
+            prop_assert_eq!(candidates.root().map(|root| root.index), root);
+            prop_assert_eq!(candidates.find(path.as_bytes()), list.find(&host, path.as_bytes()));
+            prop_assert_eq!(matcher.serves(&host), !of_host.is_empty());
+        }
+
         #[test]
         fn matches_any_input_without_panicking(host in ".{0,20}", path in ".{0,20}") {
             let _ = matcher().find(&host, &path);
@@ -371,13 +482,13 @@ mod tests {
         ) {
             prop_assume!(path::is_plain(&path));
             let matcher = matcher();
-            let entries: Vec<&Entry> = matcher.matching_host(&host).collect();
-            let of = |reading: &[u8]| first(entries.iter().copied(), reading);
+            let routes = matcher.candidates(&host);
+            let of = |reading: &[u8]| routes.find(reading);
             let expected = of(path.as_bytes()).ok().filter(|found| {
                 readings::compare(path.as_bytes(), |reading| of(reading) == Ok(*found))
                     == Comparison::All
             });
-            let expected = expected.unwrap_or_else(|| matcher.ambiguous(&host));
+            let expected = expected.unwrap_or_else(|| routes.ambiguous());
             prop_assert_eq!(matcher.find(&host, &path), expected);
         }
 
@@ -386,9 +497,9 @@ mod tests {
             let matcher = matcher();
             if let RouteMatch::Route(index) = matcher.find("x", &path) {
                 let path = path.as_bytes();
-                let covered = |reading: &[u8]| {
-                    first(matcher.matching_host("x"), reading) == Ok(RouteMatch::Route(index))
-                };
+                let routes = matcher.candidates("x");
+                let covered =
+                    |reading: &[u8]| routes.find(reading) == Ok(RouteMatch::Route(index));
                 prop_assert_eq!(readings::compare(path, covered), Comparison::All);
             }
         }

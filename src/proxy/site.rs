@@ -1,5 +1,6 @@
 //! The state that the proxies of all workers share: routes, trust rules and upstream limits.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Once};
 use std::time::Duration;
@@ -92,12 +93,15 @@ impl Site {
             config.routes.iter().map(|route| (route.host.clone(), route.path.clone())),
         );
         // The names of all routes, for every route: a site may serve several routes, and would
-        // trust such a header on any of them.
-        let injected = config.routes.iter().flat_map(|route| {
-            let principal = route.principal_header.iter().map(|header| &header.name);
-            principal.chain(route.request_headers.iter().map(|(name, _)| name)).cloned()
-        });
-        let injected = injected.collect();
+        // trust such a header on any of them. Each once: they are compared with every field of a request.
+        let injected: HashSet<HeaderName> = config
+            .routes
+            .iter()
+            .flat_map(|route| {
+                let principal = route.principal_header.iter().map(|header| &header.name);
+                principal.chain(route.request_headers.iter().map(|(name, _)| name)).cloned()
+            })
+            .collect();
         let route = |(index, config): (usize, RouteConfig)| {
             let tls = tls(&config)?.map(Arc::new);
             // Shared by all workers: the limit protects the upstream, not the worker.
@@ -125,7 +129,7 @@ impl Site {
             },
             dropped: Seen::default(),
             lost_https: Once::new(),
-            injected,
+            injected: injected.into_iter().collect(),
             routes: config
                 .routes
                 .into_iter()
