@@ -86,8 +86,8 @@ impl Exchange {
         Ok(pin!(self.follow_session(response, guard)).await)
     }
 
-    /// Sends the request to an upstream of its route, unless it is refused. A refusal goes the way of a response, so that
-    /// it can set or delete the cookie.
+    /// Sends the request to an upstream of its route, unless it is refused. A refusal goes the way of a response, so
+    /// that it can set or delete the cookie.
     async fn send(&mut self, opened: Option<&Opened>) -> Result<Response<Body>, Error> {
         let Routed { route, refusal, is_too_large, outgoing, .. } = &mut self.routed;
         if opened.and_then(Opened::principal).is_none()

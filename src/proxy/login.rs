@@ -40,8 +40,8 @@ impl LoginPage {
     /// Returns the error for a request without a principal; `None` if it needs none. The login page itself is open to
     /// all, and so are CORS preflights, which browsers send without cookies.
     ///
-    /// It is [`Error::NotLoggedIn`], with the login page only if the client requested a page: a script would mistake the
-    /// login page for the requested resource.
+    /// It is [`Error::NotLoggedIn`], with the login page only if the client requested a page: a script would mistake
+    /// the login page for the requested resource.
     pub(super) fn refusal(&self, parts: &Parts, accepts: Accepts) -> Option<Error> {
         let (login_path, _query) = self.before.split_once('?').unwrap_or((&self.before, ""));
         if parts.uri.path() == login_path || navigation::is_preflight(&parts.method, &parts.headers)

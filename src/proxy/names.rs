@@ -71,8 +71,8 @@ pub(crate) fn is_forwarding(name: &HeaderName) -> bool {
         || WHOLE.iter().any(|whole| canonical_is(name, whole))
 }
 
-/// Returns the parts of forwarding names, each at the beginning of a name or after a dash, that begin with the same byte
-/// as `rest`. Every field of a request is compared, and most have none.
+/// Returns the parts of forwarding names, each at the beginning of a name or after a dash, that begin with the same
+/// byte as `rest`. Every field of a request is compared, and most have none.
 fn forwarding_parts(rest: &[u8]) -> &'static [&'static [u8]] {
     match rest.first() {
         Some(b'c') => {

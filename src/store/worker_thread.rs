@@ -186,7 +186,7 @@ impl<J> Drop for Member<J> {
     fn drop(&mut self) {
         let mut state = self.queue.state();
         state.threads -= 1;
-        // Nobody would take them: their callers need not wait for the deadline.
+        // No thread would take them: their callers need not wait for the deadline.
         let abandoned =
             if state.threads == 0 { std::mem::take(&mut state.jobs) } else { VecDeque::new() };
         drop(state);

@@ -143,19 +143,16 @@ async fn deliver(queries: Vec<Query>, readers: Weak<WorkerThreads<Batch>>, deadl
     let Some(readers) = readers.upgrade() else { return };
     let submitted = readers.submit(Batch { queries, done });
     drop(readers);
-    match submitted {
-        Err(Refused { job, fault }) => {
-            for query in job.queries {
-                query.report(Err(fault.clone()));
-            }
+    if let Err(Refused { job, fault }) = submitted {
+        for query in job.queries {
+            query.report(Err(fault.clone()));
         }
-        Ok(()) => {
-            // Without an answer, the callers have their own deadlines.
-            let Ok(Ok(queries)) = timeout(deadline, answered).await else { return };
-            for query in queries {
-                query.report(Ok(()));
-            }
-        }
+        return;
+    }
+    // Without an answer, the callers have their own deadlines.
+    let Ok(Ok(queries)) = timeout(deadline, answered).await else { return };
+    for query in queries {
+        query.report(Ok(()));
     }
 }
 

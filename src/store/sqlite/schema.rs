@@ -13,8 +13,8 @@ const APPLICATION_ID: i32 = 0x436c_6b72;
 const VERSION: i32 = 1;
 
 /// Size of the page cache of a reader, which fills as pages are read. SQLite's default, 2 MiB, holds the index pages of
-/// 500 sessions among a million. (Mapping the file needs no cache, but then an I/O error, or a file that another program
-/// truncates, ends the process.)
+/// 500 sessions among a million. (Mapping the file needs no cache, but then an I/O error, or a file that another
+/// program truncates, ends the process.)
 const READER_CACHE_KIB: i32 = 16 * 1024;
 
 /// Values come last: SQLite reads a row from its start, and only as far as needed.
