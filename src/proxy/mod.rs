@@ -1,9 +1,12 @@
 //! The public proxy: it opens the session of a request, forwards the cleaned request to an upstream, and
 //! returns the cleaned response with the session cookie.
 //!
-//! `Proxy::serve` reads from top to bottom as the life of a request. The header rules are pure functions
-//! over a message head, in the modules `request`, [`forwarded`], `via`, `response` and `caching`. The
-//! proxy does not know the session API.
+//! `Proxy::receive` and then `Exchange::run` read from top to bottom as the life of a request. The header rules
+//! are pure functions over a message head, in the modules `request`, [`forwarded`], `via`, `response` and
+//! `caching`. The proxy does not know the session API.
+//!
+//! A request is large, so it stays in one place. What is awaited on every request is pinned first
+//! (`pin!(…).await`), since `.await` moves a future twice; what is rare is boxed.
 
 mod access;
 mod caching;
