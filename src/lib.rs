@@ -41,7 +41,7 @@
 //!                             reconnects by itself and knows no session
 //! 2  telemetry                trace context, spans and their export
 //! 1  server · client          listeners, connections, limits · upstream connections, balancing, health
-//! 0  body log metrics net random secret tasks time   vocabulary
+//! 0  body log metrics net random secret tasks time turns   vocabulary
 //! ```
 //!
 //! `session` is the pure model of a session; `sessions` applies it to requests and the store.
@@ -97,4 +97,5 @@ pub mod store;
 mod tasks;
 pub(crate) mod telemetry;
 pub mod time;
+pub(crate) mod turns;
 pub mod wire;

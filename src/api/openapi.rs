@@ -296,6 +296,8 @@ fn own_expiry() -> Value {
 fn patch() -> Value {
     let keys = json!({"minLength": 1, "maxLength": 256});
     let object = json!({"type": "object", "propertyNames": keys});
+    let of = |values: Value| json!({"type": "object", "propertyNames": keys, "additionalProperties": values});
+    let key = json!({"type": "string", "minLength": 1, "maxLength": 256});
     json!({
         "type": "object",
         "additionalProperties": false,
@@ -304,12 +306,16 @@ fn patch() -> Value {
             "destroy": {"type": "boolean"},
             "clear": {"type": "boolean"},
             "values": object,
+            "remove": {"type": "array", "items": key},
             "set": object,
             "default": object,
-            "increment": {"type": "object", "propertyNames": keys, "additionalProperties": reference("Integer")},
+            "increment": of(reference("Integer")),
+            "append": of(json!({"type": "array"})),
+            "merge": of(json!({"type": "object"})),
             "expiry": reference("Expiry"),
-            "principal": {"type": "string", "minLength": 1, "maxLength": 256},
-            "rotate": {"type": "boolean"}
+            "principal": {"type": ["string", "null"], "minLength": 1, "maxLength": 256},
+            "rotate": {"enum": [true, false, "id"]},
+            "if_lost": {"const": "drop"}
         }
     })
 }

@@ -7,8 +7,8 @@ use super::request::Preference;
 use super::response;
 use super::service::SessionList;
 use crate::body::Body;
-use crate::session::id::Id;
-use crate::session::record::Principal;
+use crate::session::id::PublicId;
+use crate::session::record::{Principal, Record};
 use crate::sessions::{Destroyed, RequestSession, Sessions};
 use crate::store::Want;
 
@@ -18,7 +18,7 @@ pub(super) struct PrincipalCall {
     pub(super) sessions: Sessions,
     pub(super) session: RequestSession,
     /// The session that the path has.
-    pub(super) id: Option<Id>,
+    pub(super) id: Option<PublicId>,
     pub(super) prefer: Preference,
 }
 
@@ -28,14 +28,14 @@ impl PrincipalCall {
             return response::serialize(&SessionList::default());
         };
         let sessions = self.sessions.directory()?.sessions_of(&principal).await?;
-        let list = SessionList::new(&self.sessions, &sessions, |id| Some(id == own));
+        let list = SessionList::new(&self.sessions, &sessions, |id| Some(id == own.place));
         response::serialize(&list)
     }
 
     pub(super) async fn destroy_others(self) -> ApiResult<Response<Body>> {
         let destroyed = match self.own().await? {
             Some((own, principal)) => {
-                self.sessions.directory()?.destroy_all_of(&principal, Some(own)).await?
+                self.sessions.directory()?.destroy_all_of(&principal, Some(own.place)).await?
             }
             None => Destroyed::default(),
         };
@@ -63,12 +63,14 @@ impl PrincipalCall {
     }
 
     /// Returns the session of the request and its principal, if it has both.
-    async fn own(&self) -> ApiResult<Option<(Id, Principal)>> {
+    async fn own(&self) -> ApiResult<Option<(PublicId, Principal)>> {
         // After its request a token is authority over values alone.
         if self.session.ended_at().is_some() {
             return Err(problem::request_gone());
         }
         let read = self.session.read(Want::Meta).await?;
-        Ok(read.session.and_then(|(id, record)| Some((id, record.meta.principal?))))
+        Ok(read
+            .session
+            .and_then(|(id, Record { meta, .. })| Some((meta.public_id(id), meta.principal?))))
     }
 }

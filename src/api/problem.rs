@@ -122,6 +122,8 @@ impl From<Malformed> for Problem {
             Malformed::Key => problem(422, "invalid_key", detail),
             Malformed::Principal => problem(422, "invalid_principal", detail),
             Malformed::Increment => problem(422, "not_an_integer", detail),
+            Malformed::NotAnArray(_) => problem(422, "not_an_array", detail),
+            Malformed::NotAnObject(_) => problem(422, "not_an_object", detail),
         }
     }
 }
@@ -169,6 +171,7 @@ fn refused(refusal: &Refusal, detail: String) -> Problem {
         Refusal::NotAnInteger(_) => problem(422, "not_an_integer", detail),
         Refusal::OutOfRange(_) => problem(422, "out_of_range", detail),
         Refusal::NotAnArray(_) => problem(422, "not_an_array", detail),
+        Refusal::NotAnObject(_) => problem(422, "not_an_object", detail),
         Refusal::TooManyValues => problem(413, "too_many_values", detail),
         Refusal::TooLarge => problem(413, "session_too_large", detail),
     }

@@ -104,7 +104,7 @@ pub(super) fn tagged_by_version(
 }
 
 fn tagged_by_value(mut response: Response<Body>, value: &Json) -> Response<Body> {
-    insert(response.headers_mut(), ETAG, &format!("\"{}\"", value_tag(value)));
+    insert(response.headers_mut(), ETAG, &format!("\"{}\"", value_tag(value.as_str())));
     response
 }
 

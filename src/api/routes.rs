@@ -9,7 +9,7 @@ use super::operation::{Operation, Route};
 use super::principal::PrincipalCall;
 use super::service::ServiceCall;
 use super::session::SessionCall;
-use crate::session::id::Id;
+use crate::session::id::PublicId;
 
 /// A path of a table, and what it names.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(super) enum Matched<'a> {
     /// The sessions of the principal of that session.
     Principal(RouteMatch<'a, PrincipalCall>),
     /// Any session, by the service token.
-    SessionById(Id, RouteMatch<'a, SessionCall>),
+    SessionById(PublicId, RouteMatch<'a, SessionCall>),
     /// All sessions, by the service token.
     Service(RouteMatch<'a, ServiceCall>),
 }
@@ -59,8 +59,8 @@ pub(super) fn find<'a>(prefix: &str, path: &'a str) -> Option<Matched<'a>> {
 }
 
 /// Parses the id in a path. Clients may encode any character of it.
-pub(super) fn parse_id(segment: &str) -> Option<Id> {
-    Id::parse(&percent_decode_str(segment).decode_utf8().ok()?)
+pub(super) fn parse_id(segment: &str) -> Option<PublicId> {
+    PublicId::parse(&percent_decode_str(segment).decode_utf8().ok()?)
 }
 
 fn match_routes<'a, C>(routes: &'static [Route<C>], path: &'a str) -> Option<RouteMatch<'a, C>> {
@@ -102,12 +102,17 @@ impl<C> RouteMatch<'_, C> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::id::Id;
 
     /// What a path names: the kind of call, the template, and the parameter.
-    type Named = (&'static str, Option<Id>, &'static str, Option<String>);
+    type Named = (&'static str, Option<PublicId>, &'static str, Option<String>);
 
     fn check(path: &str) -> Option<Named> {
-        fn named<C>(kind: &'static str, id: Option<Id>, matched: &RouteMatch<'_, C>) -> Named {
+        fn named<C>(
+            kind: &'static str,
+            id: Option<PublicId>,
+            matched: &RouteMatch<'_, C>,
+        ) -> Named {
             (kind, id, matched.route.path, matched.parameter.map(str::to_owned))
         }
         Some(match find("/_session", path)? {
@@ -121,8 +126,9 @@ mod tests {
 
     #[test]
     fn paths_match_one_route() {
-        let id = Id::from_bytes([0; 16]);
-        let dashes = Id::from_bytes([0xff; 16]);
+        let id = PublicId { place: Id::from_bytes([0; 16]), counter: 0 };
+        let dashes = PublicId { place: Id::from_bytes([0xff; 16]), counter: 0 };
+        let other = PublicId { counter: 1, ..id };
         for (path, kind, id, template, parameter) in [
             ("/_session", "own", None, "", None),
             ("/_session/values/a%2Fb", "own", None, "/values/{key}", Some("a%2Fb")),
@@ -133,6 +139,7 @@ mod tests {
             ("/_sessions", "service", None, "", None),
             ("/_sessions/clear-expired", "service", None, "/clear-expired", None),
             ("/_sessions/AAAAAAAAAAAAAAAAAAAAAA", "by id", Some(id), "", None),
+            ("/_sessions/AAAAAAAAAAAAAAAAAAAAAAAB", "by id", Some(other), "", None),
             ("/_sessions/%5F%5f___________________w", "by id", Some(dashes), "", None),
             (
                 "/_sessions/AAAAAAAAAAAAAAAAAAAAAA/values/k",

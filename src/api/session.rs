@@ -8,9 +8,9 @@ use super::problem::{self, ApiResult};
 use super::request::{IfMatch, Preference, Query, QueryParameter};
 use super::response;
 use crate::body::Body;
-use crate::session::id::Id;
+use crate::session::id::PublicId;
 use crate::session::json::Json;
-use crate::session::patch::{Condition, Op, Patch};
+use crate::session::patch::{Condition, Op, Patch, Rotate};
 use crate::session::record::Key;
 use crate::session::token::Bound;
 use crate::sessions::{
@@ -25,7 +25,7 @@ pub(super) enum Target {
     Request(RequestSession),
     /// The session of a request of another instance. What only that one can do fails as `request_gone`.
     Remote(RemoteSession),
-    Id(Id),
+    Id(PublicId),
 }
 
 /// A call on one session, parsed except for its body.
@@ -85,7 +85,8 @@ impl SessionCall {
         {
             return Err(problem::no_such_session());
         }
-        let patch = self.under_version(Patch { rotate: true, ..Patch::default() })?;
+        let patch =
+            self.under_version(Patch { rotate: Some(Rotate::Token), ..Patch::default() })?;
         self.change(patch, None).await
     }
 
@@ -138,7 +139,7 @@ impl SessionCall {
 
     pub(super) async fn append(self) -> ApiResult<Response<Body>> {
         let element = self.body_or_text(wire::element)?;
-        let patch = Patch::of(Op::Append(self.key()?.clone(), element));
+        let patch = Patch::of(Op::Append(self.key()?.clone(), element.in_brackets()));
         self.change(patch, self.value_condition()?).await
     }
 
@@ -195,7 +196,7 @@ impl SessionCall {
         Ok(match &self.target {
             Target::Request(session) => session.apply(request).await?,
             Target::Remote(session) => session.apply(request).await?,
-            Target::Id(id) if patch.principal.is_some() || patch.rotate => {
+            Target::Id(id) if patch.principal.is_some() || patch.rotate.is_some() => {
                 let detail = format!("the browser of {id} could not be given its new token");
                 return Err(problem::invalid_patch(&detail));
             }
@@ -232,7 +233,7 @@ impl SessionCall {
         if let Some((_, record)) = found.session
             && let Some(principal) = record.meta.principal
         {
-            others = directory.destroy_all_of(&principal, Some(id)).await?;
+            others = directory.destroy_all_of(&principal, Some(id.place)).await?;
         }
         Ok(others.and(directory.destroy(id).await?))
     }

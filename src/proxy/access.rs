@@ -16,7 +16,7 @@ use crate::metrics::{Metrics, Outcome};
 use crate::net::host;
 use crate::net::scheme::Scheme;
 use crate::server::Peer;
-use crate::session::id::Id;
+use crate::session::id::PublicId;
 use crate::sessions::RequestGuard;
 use crate::telemetry::{Span, SpanContext, TraceId, Tracer};
 
@@ -34,7 +34,7 @@ struct Entry {
     path: String,
     client: Option<IpAddr>,
     route: Option<Arc<str>>,
-    session: Option<Id>,
+    session: Option<PublicId>,
     trace: Option<TraceId>,
     recording: Option<Box<Recording>>,
     status: u16,
@@ -90,7 +90,7 @@ impl Access {
         }
     }
 
-    pub(super) fn set_session(&mut self, session: Option<Id>) {
+    pub(super) fn set_session(&mut self, session: Option<PublicId>) {
         if let Some(entry) = &mut self.entry {
             entry.session = session;
         }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use http::header::SET_COOKIE;
 use http::{HeaderValue, Response, StatusCode};
 use http_body::Body as _;
-use tracing::debug;
 
 use super::access::Access;
 use super::caching::{self, Protection};
@@ -19,8 +18,10 @@ use super::tunnel::{Handshake, Tunnel, UpgradeRequest};
 use super::{Proxy, event_streams, response, trailers};
 use crate::body::Body;
 use crate::client::Outgoing;
+use crate::log::limited;
 use crate::metrics::{Event, Outcome};
-use crate::session::patch::Patch;
+use crate::session::patch::{Op, Patch};
+use crate::session::record::Key;
 use crate::sessions::{Arrival, Failure, Opened, RequestGuard, ResponseKind, WatchedSession};
 use crate::store::Error as StoreError;
 use crate::store::config::OnError;
@@ -177,7 +178,9 @@ impl Exchange {
         if let (Some(patch), Err(failure)) = (&patch, applied) {
             if should_drop_patch(guard, patch, &failure, &self.routed.route) {
                 self.proxy.metrics().event(Event::PatchDropped);
-                debug!(%failure, "dropped a patch");
+                let keys: Vec<&str> =
+                    patch.ops.iter().filter_map(Op::key).map(Key::as_str).collect();
+                limited!(info, "patch_dropped", %failure, ?keys, "dropped a patch of a response header");
             } else {
                 response =
                     self.access.error_response(&Error::from_patch_failure(&failure), accepts);

@@ -69,7 +69,7 @@ fn inject_data(headers: &mut HeaderMap, opened: &Opened, max_bytes: usize) -> Re
 }
 
 /// Removes the upstream's patch from its response. Returns it unless the route does not allow patches,
-/// the upstream has failed, or the patch is empty.
+/// the upstream has failed, or the list of patches is empty.
 pub(super) fn take_patch(
     headers: &mut HeaderMap,
     is_allowed: bool,
@@ -79,8 +79,7 @@ pub(super) fn take_patch(
     if !is_allowed || head == ResponseKind::Failed || lines.is_empty() {
         return Ok(None);
     }
-    let patch = wire::patches(lines.iter().map(HeaderValue::as_bytes))?;
-    Ok((patch != Patch::default()).then_some(patch))
+    wire::patches(lines.iter().map(HeaderValue::as_bytes))
 }
 
 /// Encodes a principal, which has no control characters, as a header value.

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::id::{Id, PublicId};
 use super::json::Json;
 use crate::time::Timestamp;
 
@@ -59,6 +60,12 @@ pub struct Meta {
     pub(crate) login_at: Option<Timestamp>,
     /// The principal that the session is logged in as.
     pub(crate) principal: Option<Principal>,
+    /// The generation at which the principal, or the former one, logged in; `None` if unknown.
+    pub(crate) principal_since: Option<u32>,
+    /// The principal that has logged out and left its values. The values are dropped when another one logs in.
+    pub(crate) former_principal: Option<Box<Principal>>,
+    /// The number of times that the session was given another id.
+    pub(crate) id_counter: u16,
     pub(crate) created_at: Timestamp,
     /// When it was last used: a touch, or a patch that counts as use.
     pub(crate) last_seen_at: Timestamp,
@@ -87,6 +94,9 @@ impl Meta {
             floor: 1,
             login_at: None,
             principal: None,
+            principal_since: None,
+            former_principal: None,
+            id_counter: 0,
             created_at: now,
             last_seen_at: now,
             cookie_set_at: now,
@@ -95,6 +105,11 @@ impl Meta {
             unproven: false,
             client: None,
         }
+    }
+
+    /// Returns the id of this session, which is at `place`, as callers see it.
+    pub(crate) fn public_id(&self, place: Id) -> PublicId {
+        PublicId { place, counter: self.id_counter }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::policy::Policy;
-use super::record::Meta;
+use super::record::{Meta, Principal};
 use crate::time::Timestamp;
 
 /// The maximum difference between the clocks of two instances that share a store. A token counts as
@@ -86,9 +86,33 @@ impl Meta {
         self.withheld = false;
     }
 
+    /// Logs `principal` in, after the rotation.
+    pub(crate) fn log_in(&mut self, principal: &Principal) {
+        if self.principal.as_ref() != Some(principal) {
+            self.principal_since = Some(self.generation);
+        }
+        self.principal = Some(principal.clone());
+        self.former_principal = None;
+        self.unproven = false;
+    }
+
+    /// Logs the principal out, if there is one.
+    pub(crate) fn log_out(&mut self) {
+        if let Some(principal) = self.principal.take() {
+            self.former_principal = Some(Box::new(principal));
+            self.login_at = None;
+        }
+    }
+
     /// Returns whether a request that was opened at `generation` has been rotated away since.
     pub(crate) fn rotated_away(&self, generation: u32) -> bool {
         self.floor > generation
+    }
+
+    /// Returns whether a token of this generation, which was rotated away, may end the log-in, so that no click on "log
+    /// out" is refused. A token from before the log-in may not: an attacker may have planted it.
+    pub(crate) fn may_be_logged_out_at(&self, generation: u32) -> bool {
+        self.principal_since.is_some_and(|since| since <= generation)
     }
 
     /// Returns whether a cached record is enough for a request that was opened at `generation`: it may

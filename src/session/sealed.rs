@@ -6,7 +6,8 @@
 //! construction of XAES-256-GCM (C2SP), with HKDF-Expand (RFC 5869) in place of its CMAC.
 //!
 //! The session is encoded by postcard: numbers as varints, texts with their lengths. The first byte is
-//! the version of the format.
+//! the version of the format: 2 if the session has been given another id or keeps the values of a principal that
+//! has logged out, which older releases do not know, else 1.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -29,7 +30,11 @@ pub struct Sealed {
     pub(crate) record: Record,
 }
 
+/// A session that older releases can open.
 const FORMAT: u8 = 1;
+
+/// A session that ends with [`Later`].
+const LATER_FORMAT: u8 = 2;
 
 impl Sealed {
     /// The maximum length of name and value together, in bytes, in browsers (RFC 6265bis, section
@@ -38,7 +43,7 @@ impl Sealed {
 
     /// Returns the cookie's value. The nonce must be random and new.
     pub(crate) fn seal(&self, ring: &KeyRing, cookie_name: &str, nonce: &Nonce) -> Secret {
-        let mut bytes = vec![FORMAT];
+        let mut bytes = vec![Later::from(&self.record.meta).format()];
         bytes.extend_from_slice(nonce);
         bytes.extend(ring.seal(nonce, cookie_name.as_bytes(), self.to_bytes()));
         Secret::new(URL_SAFE_NO_PAD.encode(bytes))
@@ -53,8 +58,8 @@ impl Sealed {
         let (&format, bytes) = bytes.split_first()?;
         let (nonce, sealed) = bytes.split_first_chunk::<NONCE_BYTES>()?;
         let (plain, signed_by) = ring.open(nonce, cookie_name.as_bytes(), sealed)?;
-        let sealed = Self::parse(&plain).filter(|_| format == FORMAT)?;
-        Some((sealed, signed_by))
+        let sealed = Self::parse(&plain)?;
+        (Later::from(&sealed.record.meta).format() == format).then_some((sealed, signed_by))
     }
 
     /// Returns whether it fits a cookie of this name.
@@ -64,14 +69,61 @@ impl Sealed {
     }
 
     fn to_bytes(&self) -> Vec<u8> {
-        postcard::to_stdvec(&Plain::from(self)).expect("postcard encodes these types")
+        let plain = Plain::from(self);
+        let later = Later::from(&self.record.meta);
+        let encoded = match later.format() {
+            FORMAT => postcard::to_stdvec(&plain),
+            _ => postcard::to_stdvec(&(plain, later)),
+        };
+        encoded.expect("postcard encodes these types")
     }
 
     fn parse(bytes: &[u8]) -> Option<Self> {
-        match postcard::take_from_bytes::<Plain<'_>>(bytes) {
-            Ok((plain, [])) => plain.into_sealed(),
-            Ok(_) | Err(_) => None,
+        let (plain, rest) = postcard::take_from_bytes::<Plain<'_>>(bytes).ok()?;
+        let mut sealed = plain.into_sealed()?;
+        if !rest.is_empty() {
+            let (later, []) = postcard::take_from_bytes::<Later<'_>>(rest).ok()? else {
+                return None;
+            };
+            later.add_to(&mut sealed.record.meta)?;
         }
+        Some(sealed)
+    }
+}
+
+/// The part of a session that older releases do not know.
+#[derive(Serialize, Deserialize)]
+struct Later<'a> {
+    id_counter: u16,
+    #[serde(borrow)]
+    former_principal: Option<&'a str>,
+}
+
+impl<'a> From<&'a Meta> for Later<'a> {
+    fn from(meta: &'a Meta) -> Self {
+        Self {
+            id_counter: meta.id_counter,
+            former_principal: meta.former_principal.as_deref().map(Principal::as_str),
+        }
+    }
+}
+
+impl Later<'_> {
+    fn format(&self) -> u8 {
+        match self {
+            Self { id_counter: 0, former_principal: None } => FORMAT,
+            _ => LATER_FORMAT,
+        }
+    }
+
+    /// Adds it to a session; `None` if it is not as this release writes it.
+    fn add_to(self, meta: &mut Meta) -> Option<()> {
+        let is_written = self.format() == LATER_FORMAT;
+        meta.id_counter = self.id_counter;
+        if let Some(name) = self.former_principal {
+            meta.former_principal = Some(Box::new(Principal::new(name)?));
+        }
+        is_written.then_some(())
     }
 }
 
@@ -148,6 +200,10 @@ impl Plain<'_> {
             floor: self.floor,
             login_at: self.login_at.map(Timestamp::from_millis),
             principal,
+            // A sealed session is never rotated away.
+            principal_since: None,
+            former_principal: None,
+            id_counter: 0,
             created_at: Timestamp::from_millis(self.created_at),
             last_seen_at: Timestamp::from_millis(self.last_seen_at),
             cookie_set_at: Timestamp::from_millis(self.cookie_set_at),
@@ -235,6 +291,15 @@ mod tests {
             let mut session = sealed(&[]);
             session.record.meta.expiry = expiry;
             assert_eq!(Sealed::parse(&session.to_bytes()), Some(session));
+        }
+        for (former, id_counter) in [(Some("ada"), 0), (None, 300), (Some("é"), u16::MAX)] {
+            let mut session = sealed(&[("a", "1")]);
+            session.record.meta.former_principal = former.and_then(Principal::new).map(Box::new);
+            session.record.meta.id_counter = id_counter;
+            let text = session.seal(&ring(1, &[]), "id", &[1; NONCE_BYTES]);
+            assert!(text.reveal().starts_with("Ag"), "the second format");
+            let opened = Sealed::open(&ring(1, &[]), "id", text.reveal().as_bytes());
+            assert_eq!(opened, Some((session, SignedBy::First)));
         }
     }
 

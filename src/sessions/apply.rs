@@ -39,11 +39,11 @@ impl RequestSession {
         if !self.request.takes_cookies(state) && self.needs_cookie(request.patch) {
             return Err(Failure::ResponseCommitted);
         }
-        let Some(principal) = &request.patch.principal else {
+        let Some(principal) = request.patch.log_in() else {
             return Update { session: self, state, request }.run().await;
         };
         let own = match state.binding {
-            Binding::Session { id, .. } | Binding::Stale(id) => Some(id),
+            Binding::Session { id, .. } | Binding::Stale(id, _) => Some(id),
             Binding::None(_) | Binding::Ended | Binding::Ambiguous | Binding::Unavailable => None,
         };
         self.admit_log_in(principal, own).await?;
@@ -63,7 +63,7 @@ impl RequestSession {
     }
 
     /// Returns what the request has last read of the session that it is bound to.
-    fn known<'a>(&'a self, state: &'a State, id: Id) -> Option<&'a Meta> {
+    pub(super) fn known<'a>(&'a self, state: &'a State, id: Id) -> Option<&'a Meta> {
         let opened = match &self.request.outcome {
             CookieOutcome::Session { id, meta, .. } => Some((*id, &**meta)),
             _ => None,
@@ -104,57 +104,63 @@ struct Update<'a> {
 impl Update<'_> {
     async fn run(mut self) -> Result<Snapshot, Failure> {
         let patch = self.request.patch;
-        let logs_in = patch.principal.is_some();
+        let logs_in = patch.log_in().is_some();
         match self.state.binding {
             Binding::None(_) if patch.only_removes() => self.remove_nothing(),
             Binding::None(id) => self.create(id).await,
             Binding::Session { id, generation, .. } if patch.destroy && !patch.only_destroys() => {
-                self.replace(id, generation).await
+                self.replace(id, Authority::Request(generation)).await
             }
-            Binding::Session { id, generation, .. } => self.patch_own(id, generation).await,
-            Binding::Stale(id) if logs_in && !patch.destroy => {
-                match self.patch(id, Authority::LogIn, self.request).await {
-                    Err(Failure::Refused(
-                        Refusal::Gone | Refusal::Ended | Refusal::OtherPrincipal,
-                    )) => self.create(draw_id()).await,
-                    result => result,
-                }
+            Binding::Session { id, generation, .. } => {
+                self.patch_bound(id, Authority::Request(generation)).await
             }
-            Binding::Ended if patch.only_destroys() => {
-                self.state.unbind();
-                Ok(Snapshot::default())
+            Binding::Stale(..) if patch.principal.is_none() && !patch.destroy => {
+                Err(Refusal::Rotated.into())
             }
-            Binding::Stale(_) | Binding::Ended if logs_in => self.create(draw_id()).await,
-            Binding::Ended if patch.destroy => self.create(draw_id()).await,
-            Binding::Stale(_) => Err(Refusal::Rotated.into()),
+            Binding::Stale(id, generation) if patch.destroy && !patch.only_destroys() => {
+                self.replace(id, Authority::Stale(generation)).await
+            }
+            Binding::Stale(id, generation) => {
+                self.patch_bound(id, Authority::Stale(generation)).await
+            }
+            Binding::Ended if logs_in => self.create(draw_id()).await,
+            Binding::Ended if patch.destroy || patch.logs_out() => self.start_again().await,
             Binding::Ended => Err(Refusal::Gone.into()),
             Binding::Ambiguous => Err(Failure::AmbiguousCookie),
             Binding::Unavailable => Err(Failure::NotLoaded),
         }
     }
 
-    /// Changes the session that the request was opened with or has created. A log-in and a destroy
-    /// succeed even if other requests have ended or rotated it.
-    async fn patch_own(&mut self, id: Id, generation: u32) -> Result<Snapshot, Failure> {
+    /// Changes the session that the request was opened with or has created. A log-in, a log-out and a destroy
+    /// succeed even if other requests have ended it, and a log-in even if they have rotated it.
+    async fn patch_bound(&mut self, id: Id, authority: Authority) -> Result<Snapshot, Failure> {
         let patch = self.request.patch;
-        match self.patch(id, Authority::Request(generation), self.request).await {
-            Err(Failure::Refused(Refusal::Gone | Refusal::Ended)) if patch.only_destroys() => {
-                self.state.unbind();
-                Ok(Snapshot::default())
-            }
-            Err(Failure::Refused(Refusal::Gone | Refusal::Ended | Refusal::Rotated))
-                if patch.principal.is_some() =>
+        match self.patch(id, authority, self.request).await {
+            Err(Failure::Refused(
+                Refusal::Gone | Refusal::Ended | Refusal::Rotated | Refusal::OtherPrincipal,
+            )) if patch.log_in().is_some() => self.create(draw_id()).await,
+            Err(Failure::Refused(Refusal::Gone | Refusal::Ended))
+                if patch.only_destroys() || patch.logs_out() =>
             {
-                self.create(draw_id()).await
+                self.start_again().await
             }
             result => result,
         }
     }
 
+    /// Makes the change after the end of the session: it creates another, unless it only removes.
+    async fn start_again(&mut self) -> Result<Snapshot, Failure> {
+        if self.request.patch.only_removes() {
+            self.state.unbind();
+            return Ok(Snapshot::default());
+        }
+        self.create(draw_id()).await
+    }
+
     /// Checks the conditions of a removal without a session, which changes nothing.
     fn remove_nothing(&self) -> Result<Snapshot, Failure> {
         self.request.check_unversioned()?;
-        let change = self.request.to_change(Authority::Service, &self.session.shared);
+        let change = self.request.to_change(Authority::Service(0), &self.session.shared);
         change.begin(Meta::new(0, change.now))?;
         Ok(Snapshot::default())
     }
@@ -171,12 +177,16 @@ impl Update<'_> {
         let metrics = &session.shared.metrics;
         let meta = &applied.record.meta;
         let generation = meta.generation;
-        let own = matches!(state.binding, Binding::Session { own: true, .. });
+        let is_live = matches!(applied.entry, Some(Entry::Live(_)));
+        if is_live && applied.rotation == Rotation::None && authority.is_away(meta) {
+            // A token that was rotated away has logged out: it opens the session no more than before.
+            return Ok(Snapshot::default());
+        }
+        let own = matches!(state.binding, Binding::Session { own: true, .. } | Binding::Stale(..));
         match applied.rotation {
             Rotation::None => {}
             Rotation::Rotated => {
                 metrics.event(Event::Rotated);
-                let own = own || authority == Authority::LogIn;
                 state.binding = Binding::Session { id, generation, own };
                 state.owes_cookie = true;
             }
@@ -189,9 +199,9 @@ impl Update<'_> {
         let changes_cookie = applied.expiry_changed || session.is_in_cookie();
         state.owes_cookie |= changes_cookie && !meta.withheld;
         state.meta = Some(meta.clone());
-        if !matches!(applied.entry, Some(Entry::Live(_))) {
+        if !is_live {
             metrics.event(Event::Destroyed);
-            state.ended_own |= matches!(state.binding, Binding::Session { own: true, .. });
+            state.ended_own |= own;
             state.unbind();
         }
         Ok(Snapshot { is_new: state.is_new, ..Snapshot::after(id, applied) })
@@ -209,20 +219,19 @@ impl Update<'_> {
     }
 
     /// Destroys a session and creates another: the one change that is two store commands.
-    async fn replace(&mut self, old: Id, generation: u32) -> Result<Snapshot, Failure> {
+    async fn replace(&mut self, old: Id, authority: Authority) -> Result<Snapshot, Failure> {
         let patch = self.request.patch;
         let (id, record) =
             self.session.create(draw_id(), self.request, AddressLimit::Exempt).await?;
         let destroy = Patch { if_version: patch.if_version, destroy: true, ..Patch::default() };
-        let destroyed =
-            self.patch(old, Authority::Request(generation), ChangeRequest::new(&destroy)).await;
+        let destroyed = self.patch(old, authority, ChangeRequest::new(&destroy)).await;
         let replicated = match destroyed {
             Ok(destroyed) => Ok(destroyed.replicated),
             // There is nothing left to destroy. But a patch with a version is for one session only.
             Err(Failure::Refused(Refusal::Gone | Refusal::Ended)) => {
                 self.request.check_unversioned().map(|()| Replicated::NotAsked)
             }
-            Err(Failure::Refused(Refusal::Rotated)) if patch.principal.is_some() => {
+            Err(Failure::Refused(Refusal::Rotated)) if patch.log_in().is_some() => {
                 self.request.check_unversioned().map(|()| Replicated::NotAsked)
             }
             Err(failure) => Err(failure),

@@ -16,7 +16,7 @@ use crate::session::cookie::Attributes;
 use crate::session::id::Id;
 use crate::session::key_ring::KeyRing;
 use crate::session::navigation::{Navigation, Origin};
-use crate::session::patch::{Authority, Change, ExpiryChange, Op, Patch, Tombstone, Use};
+use crate::session::patch::{Authority, Change, ExpiryChange, Op, Patch, Rotate, Tombstone, Use};
 use crate::session::peer::Instance;
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Expiry, Key, Meta, Principal, Record, Values};
@@ -117,10 +117,8 @@ impl World {
                 self.store.record_use(self.id, used, policy).await.expect("recorded");
                 return;
             }
-            Transition::Rotate => (Patch { rotate: true, ..Patch::default() }, Tombstone::None),
-            Transition::LogIn => {
-                (Patch { principal: Principal::new("ada"), ..Patch::default() }, Tombstone::None)
-            }
+            Transition::Rotate => (Patch::of_rotation(Rotate::Token), Tombstone::None),
+            Transition::LogIn => (Patch::of_log_in(ada()), Tombstone::None),
             Transition::Write => {
                 let op = Op::Increment(Key::new("n").expect("a key"), 1);
                 (Patch::of(op), Tombstone::None)
@@ -136,7 +134,7 @@ impl World {
         let change = Change {
             patch: &patch,
             condition: None,
-            authority: Authority::Service,
+            authority: Authority::Service(0),
             policy: &self.direct.shared.policy,
             now: self.clock.now(),
             touches: true,
@@ -244,4 +242,8 @@ proptest! {
             }
         });
     }
+}
+
+fn ada() -> Principal {
+    Principal::new("ada").expect("a principal")
 }

@@ -62,18 +62,25 @@ impl RequestSession {
         (self.render_cookie(pending), applied)
     }
 
-    /// Returns whether to drop a refused patch instead of failing the page.
+    /// Returns whether to drop a refused patch instead of failing the response: the patch says so, or a page was
+    /// loaded.
     ///
-    /// The session was rotated or has ended while a page was loaded, e.g. by a log-in in another tab
+    /// The session was rotated or has ended while the page was loaded, e.g. by a log-in in another tab
     /// whose response is still in transit. The visitor sees the page, and the next one is right.
     pub(crate) fn should_drop_patch(&self, patch: &Patch, failure: &Failure) -> bool {
-        self.request.context.origin.navigation == Navigation::Safe
-            && patch.principal.is_none()
-            && !patch.destroy
-            && matches!(
-                failure,
-                Failure::Refused(Refusal::Gone | Refusal::Ended | Refusal::Rotated)
-            )
+        let Failure::Refused(refusal) = failure else { return false };
+        match refusal {
+            Refusal::Gone | Refusal::Ended | Refusal::Rotated => {
+                let is_page = self.request.context.origin.navigation == Navigation::Safe
+                    && patch.principal.is_none()
+                    && !patch.destroy;
+                patch.drops_if_lost || is_page
+            }
+            Refusal::VersionMoved | Refusal::NotAnArray(_) | Refusal::NotAnObject(_) => {
+                patch.drops_if_lost
+            }
+            _ => false,
+        }
     }
 
     /// Returns the id of the session to create because the visitor opens a page.
@@ -189,8 +196,9 @@ impl CookieDecision<'_> {
     /// cookie; otherwise the record of the use does that. A log-in has cleared it itself. A failure does
     /// not fail the request.
     async fn record_proof(&self, id: Id, generation: u32) {
-        let is_unproven = self.session.presented_id() == Some(id)
-            && self.state.meta.as_ref().is_some_and(|meta| meta.unproven);
+        let is_unproven =
+            self.session.presented_id().is_some_and(|presented| presented.place == id)
+                && self.state.meta.as_ref().is_some_and(|meta| meta.unproven);
         let Ok(calls) = self.session.calls() else { return };
         if !is_unproven {
             return;

@@ -33,6 +33,8 @@ mod one_request {
     suite!(|| Fresh::new(CookieBacked::new(NAME, None), ());
         parallel_increments_are_all_counted
         parallel_patches_of_different_keys_are_all_kept
+        parallel_merges_and_appends_are_all_kept
+        writes_beside_new_ids_are_kept_or_refused
         create_never_overwrites
     );
 }
@@ -55,7 +57,8 @@ struct Jars {
 
 #[derive(Debug)]
 enum Jar {
-    Cookie(String),
+    /// A cookie, and the generation of the log-in, which it leaves out because its token is never rotated away.
+    Cookie(String, Option<u32>),
     /// The tombstone that a request leaves for its own later calls.
     Ended(Entry),
 }
@@ -75,9 +78,9 @@ impl Jars {
         match cookie.load(id, Want::Values).await.expect("no I/O") {
             None => jars.remove(&id),
             Some(ended @ Entry::Ended { .. }) => jars.insert(id, Jar::Ended(ended)),
-            Some(Entry::Live(_)) => {
+            Some(Entry::Live(Record { meta, .. })) => {
                 let cookie = cookie.seal(id, &self.ring).expect("small enough");
-                jars.insert(id, Jar::Cookie(cookie.reveal().to_owned()))
+                jars.insert(id, Jar::Cookie(cookie.reveal().to_owned(), meta.principal_since))
             }
         };
         answer
@@ -86,9 +89,11 @@ impl Jars {
     fn open(&self, jar: &Jar) -> Entry {
         match jar {
             Jar::Ended(entry) => entry.clone(),
-            Jar::Cookie(text) => {
+            Jar::Cookie(text, principal_since) => {
                 let opened = Sealed::open(&self.ring, NAME, text.as_bytes());
-                Entry::Live(opened.expect("sealed with this key").0.record)
+                let mut record = opened.expect("sealed with this key").0.record;
+                record.meta.principal_since = *principal_since;
+                Entry::Live(record)
             }
         }
     }

@@ -30,7 +30,7 @@ impl RequestSession {
         limit: AddressLimit,
     ) -> Result<(Id, Record), Failure> {
         let calls = self.calls()?;
-        let change = request.to_change(Authority::Service, &self.shared);
+        let change = request.to_change(Authority::Service(0), &self.shared);
         let mut meta = Meta::new(first_version(), change.now);
         meta.client.clone_from(&self.request.context.client);
         meta.withheld = self.request.is_withheld();
@@ -49,7 +49,7 @@ impl RequestSession {
             cookie.check_size(id, &record)?;
         }
         // The limit is against strangers, who have no credentials, so log-ins are exempt.
-        if limit == AddressLimit::Counts && request.patch.principal.is_none() {
+        if limit == AddressLimit::Counts && request.patch.log_in().is_none() {
             self.count_new()?;
         }
         // Two ids of 128 random bits are never equal. The bound is for a broken store.

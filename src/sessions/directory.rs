@@ -11,7 +11,7 @@ use super::shared::Shared;
 use super::snapshot::{ChangeRequest, Destroyed, Snapshot};
 use crate::log::limited;
 use crate::metrics::{Event, StoreOperation};
-use crate::session::id::Id;
+use crate::session::id::{Id, PublicId};
 use crate::session::patch::{Authority, Refusal};
 use crate::session::record::{Entry, Meta, Principal};
 use crate::store::{Store, Want};
@@ -43,20 +43,21 @@ impl Directory {
     }
 
     /// Finds a session by its id.
-    pub(crate) async fn find(&self, id: Id, want: Want<'_>) -> Result<Snapshot, Failure> {
-        let entry = self.calls().load_cached(id, want, |_| true).await?;
-        let record = entry.and_then(Entry::into_live).ok_or(Failure::NoSuchSession)?;
-        Ok(Snapshot::of(id, record))
+    pub(crate) async fn find(&self, id: PublicId, want: Want<'_>) -> Result<Snapshot, Failure> {
+        let is_named = |meta: &Meta| meta.id_counter == id.counter;
+        let entry = self.calls().load_cached(id.place, want, is_named).await?;
+        let record = entry.and_then(Entry::into_live).filter(|record| is_named(&record.meta));
+        Ok(Snapshot::of(id.place, record.ok_or(Failure::NoSuchSession)?))
     }
 
     /// Changes a session by its id. Creates none and touches none.
     pub(crate) async fn apply(
         &self,
-        id: Id,
+        id: PublicId,
         request: ChangeRequest<'_>,
     ) -> Result<Snapshot, Failure> {
-        let change = request.to_change(Authority::Service, &self.shared);
-        let applied = match self.calls().patch(id, change, request.want).await {
+        let change = request.to_change(Authority::Service(id.counter), &self.shared);
+        let applied = match self.calls().patch(id.place, change, request.want).await {
             Err(Failure::Refused(Refusal::Gone | Refusal::Ended)) => {
                 return Err(Failure::NoSuchSession);
             }
@@ -65,14 +66,26 @@ impl Directory {
         if !matches!(applied.entry, Some(Entry::Live(_))) {
             self.shared.metrics.event(Event::Destroyed);
         }
-        Ok(Snapshot::after(id, applied))
+        Ok(Snapshot::after(id.place, applied))
     }
 
     /// Destroys a session by its id, if there is one.
-    pub(crate) async fn destroy(&self, id: Id) -> Result<Destroyed, Failure> {
-        // An expired session is removed as well, but does not count as destroyed.
-        let is_alive = self.calls().load_live(id, Want::Meta).await?.is_some();
-        let removed = self.calls().remove(id).await?;
+    pub(crate) async fn destroy(&self, id: PublicId) -> Result<Destroyed, Failure> {
+        match self.calls().load_live(id.place, Want::Meta).await? {
+            Some(record) if record.meta.id_counter != id.counter => Ok(Destroyed::default()),
+            found => self.remove(id.place, found.is_some()).await,
+        }
+    }
+
+    /// Destroys the session at a place, whatever its id.
+    pub(super) async fn destroy_at(&self, place: Id) -> Result<Destroyed, Failure> {
+        let is_alive = self.calls().load_live(place, Want::Meta).await?.is_some();
+        self.remove(place, is_alive).await
+    }
+
+    /// Removes a session. One that has expired does not count as destroyed.
+    async fn remove(&self, place: Id, is_alive: bool) -> Result<Destroyed, Failure> {
+        let removed = self.calls().remove(place).await?;
         let Some(replicated) = removed.filter(|_| is_alive) else {
             return Ok(Destroyed::default());
         };
@@ -136,7 +149,7 @@ impl Directory {
         let all = self.all_of(principal).await?;
         for (id, _) in all.sessions {
             if Some(id) != spared {
-                destroyed = destroyed.and(self.destroy(id).await?);
+                destroyed = destroyed.and(self.destroy_at(id).await?);
             }
         }
         for id in all.unreadable {

@@ -16,10 +16,10 @@ use super::{
 use crate::metrics::{Metrics, SessionTokens};
 use crate::secret::Secret;
 use crate::session::cookie::Attributes;
-use crate::session::id::Id;
+use crate::session::id::{Id, PublicId};
 use crate::session::key_ring::KeyRing;
 use crate::session::navigation::{Navigation, Origin};
-use crate::session::patch::{Op, Patch};
+use crate::session::patch::{Op, Patch, PrincipalChange, Rotate};
 use crate::session::peer::Instance;
 use crate::session::policy::Policy;
 use crate::session::record::{Key, Principal};
@@ -113,7 +113,9 @@ impl World {
                 let value = Op::Increment(Key::new("n").expect("a key"), 1);
                 self.change(at, Patch::of(value)).await;
             }
-            Step::Rotate(at) => self.change(at, Patch { rotate: true, ..Patch::default() }).await,
+            Step::Rotate(at) => {
+                self.change(at, Patch::of_rotation(Rotate::Token)).await;
+            }
             Step::Destroy(at) => self.change(at, Patch { destroy: true, ..Patch::default() }).await,
             Step::LogIn(at, alice, flushes) => self.log_in(at, alice, flushes).await,
             Step::Respond(at) => self.respond(at).await,
@@ -136,7 +138,7 @@ impl World {
         let opened = self.sessions.opener().open(arrival).await.expect("the store answers");
         let presented = self.jar.as_deref().map(|text| self.token(text).id);
         if let Some(id) = opened.guard.session().presented_id() {
-            assert!(!self.destroyed.contains(&id), "a destroyed session is served again");
+            assert!(!self.destroyed.contains(&id.place), "a destroyed session is served again");
         }
         self.requests.push(Sent { guard: opened.guard, at: self.clock.now(), presented });
     }
@@ -144,7 +146,7 @@ impl World {
     async fn change(&mut self, at: usize, patch: Patch) {
         let Some(sent) = look(&self.requests, at) else { return };
         let session = sent.guard.session().clone();
-        let before = session.current_id();
+        let before = session.current_id().map(|id| id.place);
         let changed = session.apply(ChangeRequest::new(&patch)).await;
         if patch.destroy && changed.is_ok_and(|changed| changed.session.is_some()) {
             self.destroyed.extend(before);
@@ -155,8 +157,9 @@ impl World {
         let Some(sent) = look(&self.requests, at) else { return };
         let session = sent.guard.session().clone();
         let presented = sent.presented;
-        let before = session.current_id();
-        let principal = Principal::new(if alice { "alice" } else { "bob" });
+        let before = session.current_id().map(|id| id.place);
+        let principal =
+            Principal::new(if alice { "alice" } else { "bob" }).map(PrincipalChange::LogIn);
         let patch = Patch { principal, destroy: flushes, ..Patch::default() };
         let changed =
             session.apply(ChangeRequest::new(&patch)).await.expect("a log-in always succeeds");
@@ -177,7 +180,13 @@ impl World {
     }
 
     async fn lives(&self, id: Id) -> bool {
-        match self.sessions.directory().expect("there is a store").find(id, Want::Meta).await {
+        match self
+            .sessions
+            .directory()
+            .expect("there is a store")
+            .find(PublicId { place: id, counter: 0 }, Want::Meta)
+            .await
+        {
             Ok(_) => true,
             Err(Failure::NoSuchSession) => false,
             Err(failure) => panic!("{failure}"),

@@ -110,7 +110,7 @@ impl Candidate {
         let CookieToken { id, generation } = token;
         if !verdict.is_valid() {
             shared.metrics.event(Event::Stale);
-            return CookieOutcome::Stale(id).into();
+            return CookieOutcome::Stale(id, generation).into();
         }
         let Record { meta, values } = record;
         let meta = Box::new(meta);

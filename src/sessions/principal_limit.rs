@@ -46,7 +46,7 @@ impl RequestSession {
             others.sort_by_key(|(id, meta)| (logged_in_at(meta), *id));
             let excess = (others.len() + 1).saturating_sub(max);
             for (id, _) in others.into_iter().take(excess) {
-                directory.destroy(id).await?;
+                directory.destroy_at(id).await?;
             }
             Ok::<(), Failure>(())
         };

@@ -63,8 +63,8 @@ pub(crate) enum CookieOutcome {
         /// The session as it was then.
         meta: Box<Meta>,
     },
-    /// A session whose token another response has just replaced.
-    Stale(Id),
+    /// A session whose token, of this generation, another response has just replaced.
+    Stale(Id, u32),
     /// A session that another request has just destroyed.
     Ended,
     /// Two sessions.
@@ -145,8 +145,8 @@ pub(super) enum Binding {
     None(Id),
     /// This session. `own`: the browser has its cookie, or gets it from another response.
     Session { id: Id, generation: u32, own: bool },
-    /// A session whose token is stale.
-    Stale(Id),
+    /// A session whose token, of this generation, is stale.
+    Stale(Id, u32),
     /// A session that was destroyed a moment ago.
     Ended,
     /// Two sessions.
@@ -168,7 +168,7 @@ impl InFlightRequest {
             CookieOutcome::Session { id, generation, .. } => {
                 Binding::Session { id: *id, generation: *generation, own: true }
             }
-            CookieOutcome::Stale(id) => Binding::Stale(*id),
+            CookieOutcome::Stale(id, generation) => Binding::Stale(*id, *generation),
             CookieOutcome::Ended => Binding::Ended,
             CookieOutcome::Ambiguous => Binding::Ambiguous,
             CookieOutcome::Unavailable => Binding::Unavailable,
@@ -176,7 +176,7 @@ impl InFlightRequest {
         let bound = match binding {
             Binding::Session { id, generation, .. } => Bound::Session(id, generation),
             Binding::None(id) => Bound::None(id),
-            Binding::Stale(_) | Binding::Ended | Binding::Ambiguous | Binding::Unavailable => {
+            Binding::Stale(..) | Binding::Ended | Binding::Ambiguous | Binding::Unavailable => {
                 Bound::Refused
             }
         };
@@ -242,7 +242,7 @@ impl InFlightRequest {
                 Some(SessionError::CookieWithheld)
             }
             CookieOutcome::None | CookieOutcome::Unknown | CookieOutcome::Session { .. } => None,
-            CookieOutcome::Stale(_) => Some(SessionError::SessionRotated),
+            CookieOutcome::Stale(..) => Some(SessionError::SessionRotated),
             CookieOutcome::Ended => Some(SessionError::SessionEnded),
             CookieOutcome::Ambiguous => Some(SessionError::AmbiguousCookie),
             CookieOutcome::Unavailable => Some(SessionError::StoreUnavailable),

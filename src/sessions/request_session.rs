@@ -12,7 +12,7 @@ use super::request::{Binding, CookieOutcome, InFlightRequest, SessionError};
 use super::shared::Shared;
 use super::snapshot::Snapshot;
 use super::watch::WatchedSession;
-use crate::session::id::Id;
+use crate::session::id::PublicId;
 use crate::session::patch::Refusal;
 use crate::session::record::{Entry, Meta};
 use crate::session::token::RequestToken;
@@ -41,16 +41,19 @@ impl RequestSession {
     }
 
     /// Returns the id of the session that the request's cookies opened; `None` if they opened none.
-    pub(crate) fn presented_id(&self) -> Option<Id> {
+    pub(crate) fn presented_id(&self) -> Option<PublicId> {
         match &self.request.outcome {
-            CookieOutcome::Session { id, .. } => Some(*id),
+            CookieOutcome::Session { id, meta, .. } => Some(meta.public_id(*id)),
             _ => None,
         }
     }
 
-    /// Returns the session that the request is bound to now; `None` while a call changes it.
-    pub(crate) fn current_id(&self) -> Option<Id> {
-        self.request.state.try_read().ok().and_then(|state| state.session())
+    /// Returns the id of the session that the request is bound to now; `None` while a call changes it.
+    pub(crate) fn current_id(&self) -> Option<PublicId> {
+        let state = self.request.state.try_read().ok()?;
+        let place = state.session()?;
+        let counter = self.known(&state, place).map_or(0, |meta| meta.id_counter);
+        Some(PublicId { place, counter })
     }
 
     /// Returns why the request has no session, if the upstream should know.
@@ -94,7 +97,7 @@ impl RequestSession {
                 }
             }
             Binding::Unavailable => Err(Failure::NotLoaded),
-            Binding::None(_) | Binding::Stale(_) | Binding::Ended | Binding::Ambiguous => {
+            Binding::None(_) | Binding::Stale(..) | Binding::Ended | Binding::Ambiguous => {
                 Ok(Snapshot::default())
             }
         }

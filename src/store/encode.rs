@@ -10,6 +10,7 @@
 //! | `x` | expiry: `i` seconds, `a` milliseconds, `b`, or `b` seconds |
 //! | `w` | `1` if its cookie is withheld |
 //! | `q` | if it is unproven: the same as `s` |
+//! | `h` | [`Past`]: number of ids, generation of the log-in or `-`, former principal or nothing, with spaces between |
 //! | `ca`, `cu` | the client's address and user agent |
 //! | `e` | the record's end |
 //! | `=` and a key | that value's text |
@@ -54,6 +55,7 @@ pub(super) fn meta_fields(meta: &Meta) -> Vec<(&'static str, String)> {
         ("x", meta.expiry.map(expiry)),
         ("w", meta.withheld.then(|| "1".to_owned())),
         ("q", meta.unproven.then_some(meta.last_seen_at).and_then(time)),
+        ("h", Past::of(meta).to_text()),
         ("ca", client.and_then(|client| Some(client.address?.to_string()))),
         ("cu", client.map(|client| client.user_agent.to_string())),
     ];
@@ -68,7 +70,7 @@ pub(super) fn meta_of<'a>(field: impl Fn(&str) -> Option<&'a str>) -> Result<Met
     let client = field("cu").map(|user_agent| {
         Ok(Client { address: number(&field, "ca")?, user_agent: user_agent.into() })
     });
-    Ok(Meta {
+    let mut meta = Meta {
         version: number(&field, "v")?.ok_or(Unreadable)?,
         generation: number(&field, "g")?.ok_or(Unreadable)?,
         generation_since: time("gs")?.ok_or(Unreadable)?,
@@ -76,6 +78,9 @@ pub(super) fn meta_of<'a>(field: impl Fn(&str) -> Option<&'a str>) -> Result<Met
         floor: number(&field, "f")?.ok_or(Unreadable)?,
         login_at: time("l")?,
         principal: principal.transpose()?,
+        principal_since: None,
+        former_principal: None,
+        id_counter: 0,
         created_at: time("c")?.ok_or(Unreadable)?,
         last_seen_at: time("s")?.ok_or(Unreadable)?,
         cookie_set_at: time("k")?.ok_or(Unreadable)?,
@@ -86,7 +91,62 @@ pub(super) fn meta_of<'a>(field: impl Fn(&str) -> Option<&'a str>) -> Result<Met
             && field("g") == field("f")
             && field("p").is_none(),
         client: client.transpose()?,
-    })
+    };
+    if let Some(text) = field("h") {
+        Past::parse(text).ok_or(Unreadable)?.add_to(&mut meta);
+    }
+    Ok(meta)
+}
+
+/// The part of a record that tells of its past. An older release does not know it, and may drop it together with
+/// all values.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Past {
+    pub(super) id_counter: u16,
+    pub(super) principal_since: Option<u32>,
+    pub(super) former_principal: Option<Box<Principal>>,
+}
+
+impl Past {
+    pub(super) fn of(meta: &Meta) -> Self {
+        Self {
+            id_counter: meta.id_counter,
+            principal_since: meta.principal_since,
+            former_principal: meta.former_principal.clone(),
+        }
+    }
+
+    /// Returns its text; `None` if there is nothing to tell.
+    pub(super) fn to_text(&self) -> Option<String> {
+        if *self == Self::default() {
+            return None;
+        }
+        let since = self.principal_since.map_or_else(|| "-".to_owned(), |since| since.to_string());
+        let former = self.former_principal.as_deref().map_or("", Principal::as_str);
+        Some(format!("{} {since} {former}", self.id_counter))
+    }
+
+    pub(super) fn add_to(self, meta: &mut Meta) {
+        let Self { id_counter, principal_since, former_principal } = self;
+        meta.id_counter = id_counter;
+        meta.principal_since = principal_since;
+        meta.former_principal = former_principal;
+    }
+
+    /// Parses what [`Past::to_text`] returned.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(3, ' ');
+        let (counter, since, former) = (parts.next()?, parts.next()?, parts.next()?);
+        let principal_since = match since {
+            "-" => None,
+            since => Some(since.parse().ok()?),
+        };
+        let former_principal = match former {
+            "" => None,
+            name => Some(Box::new(Principal::new(name)?)),
+        };
+        Some(Self { id_counter: counter.parse().ok()?, principal_since, former_principal })
+    }
 }
 
 fn number<'a, T: FromStr<Err: std::error::Error>>(
@@ -128,6 +188,27 @@ pub(super) fn parse_expiry(text: &str) -> Option<Expiry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn past_round_trips() {
+        let past = |id_counter, principal_since, former: Option<&str>| Past {
+            id_counter,
+            principal_since,
+            former_principal: former.and_then(Principal::new).map(Box::new),
+        };
+        for (past, text) in [
+            (past(0, Some(3), None), "0 3 "),
+            (past(u16::MAX, None, Some("ada  é")), "65535 - ada  é"),
+            (past(0, Some(u32::MAX), Some("-")), "0 4294967295 -"),
+        ] {
+            assert_eq!(past.to_text().as_deref(), Some(text));
+            assert_eq!(Past::parse(text), Some(past));
+        }
+        assert_eq!(Past::default().to_text(), None);
+        for text in ["", "0", "0 -", "-1 - ", "0 x ", "65536 - ", "0 - a\nb"] {
+            assert_eq!(Past::parse(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn expiry_round_trips() {

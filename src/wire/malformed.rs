@@ -34,12 +34,18 @@ pub enum Malformed {
     Key,
     /// A member is not a principal.
     #[error(
-        "a principal is text of 1 to {max} bytes without control characters, and without white space at either end; \
-         to log out, destroy the session",
+        "a principal is text of 1 to {max} bytes without control characters, and without white space at either end, \
+         or null to log out",
         max = Principal::MAX_BYTES
     )]
     Principal,
     /// A member is not a 64-bit integer.
     #[error("an increment is an integer of 64 bits")]
     Increment,
+    /// A member's elements to append are not an array.
+    #[error("the elements to append to {:?} are an array", .0.as_str())]
+    NotAnArray(Key),
+    /// A member's changes to merge are not an object.
+    #[error("the members to merge into {:?} are an object", .0.as_str())]
+    NotAnObject(Key),
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::malformed::Malformed;
 use crate::session::json::Json;
-use crate::session::patch::{ExpiryChange, Op, Patch, TwoPrincipals};
+use crate::session::patch::{ExpiryChange, Op, Patch, PrincipalChange, Rotate, TwoPrincipals};
 use crate::session::record::{Expiry, Key, Principal};
 use crate::time::Timestamp;
 
@@ -16,11 +16,11 @@ pub fn patch(text: &[u8]) -> Result<Patch, Malformed> {
     one_patch(&Json::parse(text, PATCH_LEVELS)?)
 }
 
-/// Parses the lines of `X-Session-Patch` as one patch.
+/// Parses the lines of `X-Session-Patch` as one patch; `None` if they have none.
 ///
 /// The header is a list of objects, separated by commas (RFC 9110, section 5.6.1). A line may hold
 /// several of them, since CGI servers join lines, or a part of one.
-pub fn patches<'a>(lines: impl IntoIterator<Item = &'a [u8]>) -> Result<Patch, Malformed> {
+pub fn patches<'a>(lines: impl IntoIterator<Item = &'a [u8]>) -> Result<Option<Patch>, Malformed> {
     let mut text = b"[".to_vec();
     text.extend(lines.into_iter().collect::<Vec<_>>().join(&b","[..]));
     text.push(b']');
@@ -29,12 +29,12 @@ pub fn patches<'a>(lines: impl IntoIterator<Item = &'a [u8]>) -> Result<Patch, M
         at: error.at().saturating_sub(1),
         reason: error.reason().to_string(),
     })?;
-    let mut joined = Patch::default();
-    for element in list.elements().unwrap_or_default() {
-        let two_principals = |error: TwoPrincipals| Malformed::Patch(error.to_string());
-        joined = joined.then(one_patch(&element)?).map_err(two_principals)?;
-    }
-    Ok(joined)
+    let two_principals = |error: TwoPrincipals| Malformed::Patch(error.to_string());
+    let patches = list.elements().unwrap_or_default().into_iter();
+    let joined = patches
+        .map(|element| one_patch(&element))
+        .reduce(|joined, next| joined?.then(next?).map_err(two_principals));
+    joined.transpose()
 }
 
 fn one_patch(json: &Json) -> Result<Patch, Malformed> {
@@ -42,52 +42,102 @@ fn one_patch(json: &Json) -> Result<Patch, Malformed> {
     let mut values = Vec::new();
     for (name, member) in object(json, "a patch")? {
         match name.as_str() {
-            "if_version" => {
-                let version = member.as_integer().and_then(|number| u64::try_from(number).ok());
-                patch.if_version =
-                    Some(version.ok_or_else(|| wrong_member(&name, "a version, as in the ETag"))?);
-            }
+            "if_version" => patch.if_version = Some(version(&name, &member)?),
+            "if_lost" => patch.drops_if_lost = drops(&name, &member)?,
             "destroy" => patch.destroy = boolean(&name, &member)?,
-            "clear" => {
-                if boolean(&name, &member)? {
-                    values.push((0, vec![Op::Clear]));
-                }
-            }
-            "values" => values.push((
-                1,
-                ops(&member, &name, |key, text| {
-                    Ok(if text.is_null() { Op::Remove(key) } else { Op::Set(key, text) })
-                })?,
-            )),
-            "set" => values.push((2, ops(&member, &name, |key, text| Ok(Op::Set(key, text)))?)),
-            "default" => {
-                values.push((3, ops(&member, &name, |key, text| Ok(Op::Default(key, text)))?));
-            }
-            "increment" => values.push((
-                4,
-                ops(&member, &name, |key, by| {
-                    Ok(Op::Increment(key, by.as_integer().ok_or(Malformed::Increment)?))
-                })?,
-            )),
             "expiry" => patch.expiry = Some(expiry_of(&member)?),
-            "principal" => {
-                let name = member.as_string().as_deref().and_then(Principal::from_caller);
-                patch.principal = Some(name.ok_or(Malformed::Principal)?);
-            }
-            "rotate" => patch.rotate = boolean(&name, &member)?,
-            _ => {
-                return Err(Malformed::Patch(format!(
-                    "a patch has no member {name:?}; it has if_version, destroy, clear, values, set, default, \
-                 increment, expiry, principal and rotate"
-                )));
-            }
+            "principal" => patch.principal = Some(principal(&member)?),
+            "rotate" => patch.rotate = rotate(&name, &member)?,
+            _ => values.push(changes(&name, &member)?),
         }
+    }
+    if patch.drops_if_lost && (patch.destroy || patch.principal.is_some() || patch.rotate.is_some())
+    {
+        let detail =
+            "a patch with destroy, principal or rotate has no if_lost: it must not be lost";
+        return Err(Malformed::Patch(detail.to_owned()));
     }
     // The grammar defines the order of the members: a JSON object has none.
     values.sort_by_key(|(order, _)| *order);
-    let takes_over = patch.principal.clone().map(Op::ClearUnless);
+    let takes_over = patch.log_in().cloned().map(Op::ClearUnless);
     patch.ops = takes_over.into_iter().chain(values.into_iter().flat_map(|(_, ops)| ops)).collect();
     Ok(patch)
+}
+
+/// Parses a member that changes values, and returns its place in the order of the grammar.
+fn changes(name: &str, member: &Json) -> Result<(u8, Vec<Op>), Malformed> {
+    Ok(match name {
+        "clear" => (0, if boolean(name, member)? { vec![Op::Clear] } else { Vec::new() }),
+        "values" => (
+            1,
+            ops(member, name, |key, text| {
+                Ok(if text.is_null() { Op::Remove(key) } else { Op::Set(key, text) })
+            })?,
+        ),
+        "remove" => (2, removals(name, member)?),
+        "set" => (3, ops(member, name, |key, text| Ok(Op::Set(key, text)))?),
+        "default" => (4, ops(member, name, |key, text| Ok(Op::Default(key, text)))?),
+        "increment" => (
+            5,
+            ops(member, name, |key, by| {
+                Ok(Op::Increment(key, by.as_integer().ok_or(Malformed::Increment)?))
+            })?,
+        ),
+        "append" => (6, ops(member, name, append)?),
+        "merge" => (7, ops(member, name, merge)?),
+        _ => {
+            return Err(Malformed::Patch(format!(
+                "a patch has no member {name:?}; it has if_version, if_lost, destroy, clear, values, remove, set, \
+                 default, increment, append, merge, expiry, principal and rotate"
+            )));
+        }
+    })
+}
+
+fn version(name: &str, member: &Json) -> Result<u64, Malformed> {
+    let version = member.as_integer().and_then(|number| u64::try_from(number).ok());
+    version.ok_or_else(|| wrong_member(name, "a version, as in the ETag"))
+}
+
+fn drops(name: &str, member: &Json) -> Result<bool, Malformed> {
+    match member.as_str() {
+        "\"drop\"" => Ok(true),
+        _ => Err(wrong_member(name, "\"drop\"")),
+    }
+}
+
+fn principal(member: &Json) -> Result<PrincipalChange, Malformed> {
+    if member.is_null() {
+        return Ok(PrincipalChange::LogOut);
+    }
+    let name = member.as_string().as_deref().and_then(Principal::from_caller);
+    name.map(PrincipalChange::LogIn).ok_or(Malformed::Principal)
+}
+
+fn rotate(name: &str, member: &Json) -> Result<Option<Rotate>, Malformed> {
+    match member.as_str() {
+        "true" => Ok(Some(Rotate::Token)),
+        "false" => Ok(None),
+        "\"id\"" => Ok(Some(Rotate::Id)),
+        _ => Err(wrong_member(name, "true, false or \"id\"")),
+    }
+}
+
+fn removals(name: &str, member: &Json) -> Result<Vec<Op>, Malformed> {
+    let keys = member.elements().ok_or_else(|| wrong_member(name, "an array of keys"))?;
+    let removal = |key: Json| key.as_string().as_deref().and_then(Key::new).map(Op::Remove);
+    keys.into_iter().map(|key| removal(key).ok_or(Malformed::Key)).collect()
+}
+
+fn append(key: Key, elements: Json) -> Result<Op, Malformed> {
+    match elements.within_brackets() {
+        Some(_) => Ok(Op::Append(key, elements)),
+        None => Err(Malformed::NotAnArray(key)),
+    }
+}
+
+fn merge(key: Key, object: Json) -> Result<Op, Malformed> {
+    if object.is_object() { Ok(Op::Merge(key, object)) } else { Err(Malformed::NotAnObject(key)) }
 }
 
 /// Parses an object of values that replaces all values of a session.
@@ -226,7 +276,8 @@ mod tests {
 
     #[test]
     fn ops_have_the_order_of_the_grammar() {
-        let text = br#"{"increment":{"visits":1},"default":{"theme":"dark"},"set":{"nothing":null},
+        let text = br#"{"merge":{"o":{"a":1},"p":[]},"append":{"l":[1, 2]},"remove":["b","b"],"increment":{"visits":1},
+            "default":{"theme":"dark"},"set":{"nothing":null},
             "values":{"cart":[1, 2],"coupon":null},"clear":true,"principal":"alice","if_version":7,"rotate":true,
             "expiry":{"idle":3600}}"#;
         let alice = Principal::new("alice").expect("a principal");
@@ -238,17 +289,46 @@ mod tests {
                 Op::Clear,
                 Op::Set(key("cart"), json("[1,2]")),
                 Op::Remove(key("coupon")),
+                Op::Remove(key("b")),
+                Op::Remove(key("b")),
                 Op::Set(key("nothing"), Json::null()),
                 Op::Default(key("theme"), json("\"dark\"")),
                 Op::Increment(key("visits"), 1),
+                Op::Append(key("l"), json("[1,2]")),
+                Op::Merge(key("o"), json("{\"a\":1}")),
+                Op::Merge(key("p"), json("[]")),
             ],
             expiry: Some(ExpiryChange::Own(Expiry::Idle(Duration::from_hours(1)))),
-            principal: Some(alice),
-            rotate: true,
+            principal: Some(PrincipalChange::LogIn(alice)),
+            rotate: Some(Rotate::Token),
+            drops_if_lost: false,
         };
         assert_eq!(patch(text), Ok(expected));
         assert_eq!(patch(b"[]"), Ok(Patch::default()));
         assert_eq!(patch(br#"{"values":[]}"#), Ok(Patch::default()));
+    }
+
+    #[test]
+    fn log_outs_and_rotations_are_read() {
+        let log_out = Patch { principal: Some(PrincipalChange::LogOut), ..Patch::default() };
+        assert_eq!(patch(br#"{"principal":null}"#), Ok(log_out));
+        for (text, rotate) in
+            [("true", Some(Rotate::Token)), ("\"id\"", Some(Rotate::Id)), ("false", None)]
+        {
+            let text = format!("{{\"rotate\":{text}}}");
+            assert_eq!(patch(text.as_bytes()), Ok(Patch { rotate, ..Patch::default() }));
+        }
+    }
+
+    #[test]
+    fn list_is_dropped_only_if_each_of_it_is() {
+        let drops =
+            |text: &str| patches([text.as_bytes()]).map(|patch| patch.unwrap().drops_if_lost);
+        assert_eq!(drops(r#"{"set":{"a":1},"if_lost":"drop"}"#), Ok(true));
+        assert_eq!(drops(r#"{"if_lost":"drop"},{"set":{"a":1},"if_lost":"drop"}"#), Ok(true));
+        assert_eq!(drops(r#"{"if_lost":"drop"},{"set":{"a":1}}"#), Ok(false));
+        assert_eq!(drops(r#"{"principal":null},{"if_lost":"drop"}"#), Ok(false));
+        assert!(patches([&br#"{"principal":"a"},{"principal":null}"#[..]]).is_err());
     }
 
     #[test]
@@ -264,13 +344,21 @@ mod tests {
             r#"{"if_version":-1}"#,
             r#"{"if_version":"7"}"#,
             r#"{"rotate":"yes"}"#,
+            r#"{"remove":{"a":1}}"#,
+            r#"{"if_lost":"fail"}"#,
+            r#"{"if_lost":"drop","destroy":true}"#,
+            r#"{"if_lost":"drop","principal":null}"#,
+            r#"{"if_lost":"drop","rotate":"id"}"#,
         ] {
             assert!(matches!(patch(text.as_bytes()), Err(Malformed::Patch(_))), "{text}");
         }
         assert!(matches!(patch(b"{"), Err(Malformed::Json(_))));
         assert!(matches!(patch(br#"{"values":{"a":1,"a":2}}"#), Err(Malformed::Json(_))));
         assert_eq!(patch(br#"{"values":{"":1}}"#), Err(Malformed::Key));
-        assert_eq!(patch(br#"{"principal":null}"#), Err(Malformed::Principal));
+        assert_eq!(patch(br#"{"principal":""}"#), Err(Malformed::Principal));
+        assert_eq!(patch(br#"{"remove":["a",1]}"#), Err(Malformed::Key));
+        assert_eq!(patch(br#"{"append":{"a":1}}"#), Err(Malformed::NotAnArray(key("a"))));
+        assert_eq!(patch(br#"{"merge":{"a":[1]}}"#), Err(Malformed::NotAnObject(key("a"))));
         assert_eq!(patch(br#"{"principal":"a\nb"}"#), Err(Malformed::Principal));
         for space in [' ', '\t', '\u{a0}', '\u{2003}', '\u{3000}', '\u{85}'] {
             for name in [format!("{space}ada"), format!("ada{space}"), space.to_string()] {
@@ -326,7 +414,7 @@ mod tests {
             Op::Increment(key("a"), 2),
             Op::Set(key("b"), json("\"x,y\"")),
         ];
-        assert_eq!(patches(lines).map(|patch| patch.ops), Ok(ops));
+        assert_eq!(patches(lines).map(|patch| patch.unwrap().ops), Ok(ops));
         assert!(patches([&br#"{"principal":"a"},{"principal":"b"}"#[..]]).is_err());
         for line in [&b"{"[..], b"", b"{},", b"{}]", b"1", b"\xff"] {
             let read = patches([line]);

@@ -113,7 +113,7 @@ impl<'a> View<'a> {
     fn object(&self) -> SessionObject<'a> {
         let meta = self.session.map(|(_, meta)| meta);
         SessionObject {
-            id: self.session.map(|(id, _)| id.to_string()),
+            id: self.session.map(|(id, meta)| meta.public_id(id).to_string()),
             version: meta.map(|meta| meta.version),
             principal: meta.and_then(|meta| Some(meta.principal.as_ref()?.as_str())),
             values: None,

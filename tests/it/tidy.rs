@@ -19,7 +19,10 @@ const FLOORS: &[(Order, &[&str])] = &[
     (Order::Strangers, &["session", "redis"]),
     (Order::Alone, &["telemetry"]),
     (Order::Strangers, &["server", "client"]),
-    (Order::Ordered, &["body", "metrics", "net", "log", "tasks", "secret", "random", "time"]),
+    (
+        Order::Ordered,
+        &["body", "metrics", "net", "log", "tasks", "turns", "secret", "random", "time"],
+    ),
 ];
 
 #[derive(PartialEq)]

@@ -305,7 +305,7 @@ fn change<'a>(patch: &'a Patch, policy: &'a Policy) -> Change<'a> {
     Change {
         patch,
         condition: None,
-        authority: Authority::Service,
+        authority: Authority::Service(0),
         policy,
         now: Clock::System.now(),
         touches: true,

@@ -4,6 +4,7 @@
 //! and escapes keep their bytes. A parser into a tree would lose them, so the text is validated and
 //! copied.
 
+mod merge;
 mod scanner;
 
 use std::borrow::Borrow;
@@ -87,13 +88,38 @@ impl Json {
         Some(Scanner::elements(&self.0)?.into_iter().map(Self::trusted).collect())
     }
 
-    /// Returns this array with `element` at its end; `None` if this is not an array. Works on the text
-    /// alone, as the Redis script does.
-    pub(crate) fn appended(&self, element: &Self) -> Option<Self> {
-        let open = self.0.strip_prefix('[')?.strip_suffix(']')?;
-        let comma = if open.is_empty() { "" } else { "," };
-        Some(Self::trusted(format!("[{open}{comma}{element}]")))
+    /// Returns this array with the elements of another at its end; `None` if one of them is not an array. Works on
+    /// the texts alone, as the Redis script does.
+    pub(crate) fn appended(&self, more: &Self) -> Option<Self> {
+        let (own, more) = (self.within_brackets()?, more.within_brackets()?);
+        let comma = if own.is_empty() || more.is_empty() { "" } else { "," };
+        Some(Self::trusted(format!("[{own}{comma}{more}]")))
     }
+
+    /// Returns an array with this value as its only element.
+    pub(crate) fn in_brackets(&self) -> Self {
+        Self::trusted(format!("[{self}]"))
+    }
+
+    pub(crate) fn is_object(&self) -> bool {
+        object_text(&self.0).starts_with('{')
+    }
+
+    /// Returns the text of the elements of an array; `None` if this is not an array.
+    pub(crate) fn within_brackets(&self) -> Option<&str> {
+        self.0.strip_prefix('[')?.strip_suffix(']')
+    }
+
+    /// Returns this object with `patch` merged into it (RFC 7396); `None` if one of them is no object. `[]` counts as
+    /// `{}`, because PHP encodes an empty array so. The text of the other members stays as it is.
+    pub(crate) fn merged(&self, patch: &Self) -> Option<Self> {
+        let text = merge::merged(object_text(&self.0), object_text(&patch.0))?;
+        Some(Self::trusted(text))
+    }
+}
+
+fn object_text(text: &str) -> &str {
+    if text == "[]" { "{}" } else { text }
 }
 
 impl fmt::Display for Json {
@@ -229,9 +255,12 @@ mod tests {
         let appended = |array: &str, element: &str| {
             Json::trusted(array).appended(&Json::trusted(element)).map(|json| json.to_string())
         };
-        assert_eq!(appended("[]", "1").as_deref(), Some("[1]"));
-        assert_eq!(appended("[1]", "{}").as_deref(), Some("[1,{}]"));
-        assert_eq!(appended("{}", "1"), None);
+        assert_eq!(appended("[]", "[1]").as_deref(), Some("[1]"));
+        assert_eq!(appended("[1]", "[{},[2]]").as_deref(), Some("[1,{},[2]]"));
+        assert_eq!(appended("[1]", "[]").as_deref(), Some("[1]"));
+        assert_eq!(appended("[]", "[]").as_deref(), Some("[]"));
+        assert_eq!(appended("{}", "[1]"), None);
+        assert_eq!(appended("[1]", "1"), None);
     }
 
     fn any_json() -> impl Strategy<Value = serde_json::Value> {

@@ -1,9 +1,9 @@
 //! Changes: a patch with everything that its atomic step needs, and its result.
 
-use super::{Condition, ExpiryChange, Patch, value_tag};
+use super::{Condition, ExpiryChange, Patch, PrincipalChange, Rotate, value_tag};
 use crate::session::json::Json;
 use crate::session::policy::Policy;
-use crate::session::record::{Entry, Key, Meta, Record, Values, size_of};
+use crate::session::record::{Entry, Key, Meta, Principal, Record, Values, size_of};
 use crate::time::Timestamp;
 
 /// A patch with everything that its atomic step needs.
@@ -33,11 +33,32 @@ pub struct Change<'a> {
 pub enum Authority {
     /// A request that was opened at this generation.
     Request(u32),
-    /// A log-in whose token was stale, ended or rotated away. It may only join a session of the same
-    /// principal.
-    LogIn,
-    /// A back office.
-    Service,
+    /// A request whose token of this generation was stale. It may only join the session by a log-in of the same
+    /// principal, log out, and destroy.
+    Stale(u32),
+    /// A back office, which names the session by the id of this number (`Meta::id_counter`).
+    Service(u16),
+}
+
+impl Authority {
+    /// Returns whether the token of the request was rotated away.
+    pub(crate) fn is_away(self, meta: &Meta) -> bool {
+        match self {
+            Self::Request(generation) => meta.rotated_away(generation),
+            Self::Stale(_) => true,
+            Self::Service(_) => false,
+        }
+    }
+
+    /// Returns whether the caller may end the log-in with a token that was rotated away.
+    pub(crate) fn may_log_out(self, meta: &Meta) -> bool {
+        match self {
+            Self::Request(generation) | Self::Stale(generation) => {
+                meta.may_be_logged_out_at(generation)
+            }
+            Self::Service(_) => true,
+        }
+    }
 }
 
 /// The tombstone of a session that is destroyed.
@@ -101,6 +122,14 @@ pub(crate) enum Rotation {
     Joined,
 }
 
+/// A change that may be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Admitted {
+    rotation: Rotation,
+    /// The token of the request was rotated away.
+    is_away: bool,
+}
+
 /// The reason why a change was refused. Nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -137,6 +166,9 @@ pub enum Refusal {
     /// The value is not an array.
     #[error("the value {:?} is not an array", .0.as_str())]
     NotAnArray(Key),
+    /// The value is not an object.
+    #[error("the value {:?} is not an object", .0.as_str())]
+    NotAnObject(Key),
     /// The session would have too many values.
     #[error("the session would hold more values than it may")]
     TooManyValues,
@@ -155,12 +187,12 @@ impl Change<'_> {
         before: Option<&Key>,
     ) -> Result<Applied, Refusal> {
         let mut record = self.live(entry)?;
-        let rotation = self.admit(&record.meta)?;
+        let Admitted { rotation, is_away } = self.admit(&record.meta)?;
         self.check_condition(&record.values)?;
         let before = before.and_then(|key| record.values.get(key).cloned());
         self.change_values(&mut record)?;
         let expiry_before = record.meta.expiry;
-        self.change_meta(&mut record.meta, rotation);
+        self.change_meta(&mut record.meta, rotation, is_away);
         let expiry_changed = record.meta.expiry != expiry_before;
         let ends = self.patch.only_destroys() || !self.policy.is_alive(&record.meta, self.now);
         let entry = match self.tombstone {
@@ -178,16 +210,15 @@ impl Change<'_> {
         let mut record = Record { meta, values: Values::new() };
         self.check_condition(&record.values)?;
         self.change_values(&mut record)?;
-        if self.patch.principal.is_some() {
+        if let Some(principal) = self.patch.log_in() {
             record.meta.login_at = Some(self.now);
+            record.meta.log_in(principal);
         }
-        record.meta.principal.clone_from(&self.patch.principal);
-        record.meta.unproven &= self.patch.principal.is_none();
         if let Some(ExpiryChange::Own(expiry)) = self.patch.expiry {
             record.meta.expiry = Some(expiry);
         }
         // A log-in or a requested rotation gives the session a cookie, and with it the usual lifetime.
-        record.meta.withheld &= self.patch.principal.is_none() && !self.patch.rotate;
+        record.meta.withheld &= self.patch.log_in().is_none() && self.patch.rotate.is_none();
         Ok(record)
     }
 
@@ -204,7 +235,8 @@ impl Change<'_> {
             ops: _,
             expiry: None,
             principal: None,
-            rotate: false,
+            rotate: None,
+            drops_if_lost: _,
         } = self.patch
         else {
             return None;
@@ -215,11 +247,12 @@ impl Change<'_> {
             // The last generation: a rotation does not change it.
             && known.generation < u32::MAX
             && self.policy.is_alive(known, self.now);
-        if !is_plain || self.admit(known) != Ok(Rotation::None) {
+        let unchanged = Ok(Admitted { rotation: Rotation::None, is_away: false });
+        if !is_plain || self.admit(known) != unchanged {
             return None;
         }
         let mut meta = known.clone();
-        self.change_meta(&mut meta, Rotation::None);
+        self.change_meta(&mut meta, Rotation::None, false);
         self.policy.is_alive(&meta, self.now).then_some(meta)
     }
 
@@ -232,34 +265,41 @@ impl Change<'_> {
     }
 
     /// Checks whether the change may be made, and returns its effect on the token.
-    fn admit(&self, meta: &Meta) -> Result<Rotation, Refusal> {
-        let away = match self.authority {
-            Authority::Request(generation) => meta.rotated_away(generation),
-            Authority::LogIn => true,
-            Authority::Service => false,
-        };
+    fn admit(&self, meta: &Meta) -> Result<Admitted, Refusal> {
+        if matches!(self.authority, Authority::Service(counter) if counter != meta.id_counter) {
+            return Err(Refusal::Gone);
+        }
+        let is_away = self.authority.is_away(meta);
         let rotation = match &self.patch.principal {
-            Some(_) if !away => Rotation::Rotated,
-            Some(principal) if meta.principal.as_ref() != Some(principal) => {
-                return Err(if self.authority == Authority::LogIn {
-                    Refusal::OtherPrincipal
-                } else {
-                    Refusal::Rotated
-                });
+            Some(PrincipalChange::LogIn(principal)) if is_away => self.join(meta, principal)?,
+            Some(PrincipalChange::LogIn(_)) => Rotation::Rotated,
+            // The rotation that took the token away has made the others invalid.
+            Some(PrincipalChange::LogOut) if is_away && self.authority.may_log_out(meta) => {
+                Rotation::None
             }
-            Some(_)
-                if meta.login_at.is_some_and(|at| self.now <= at + self.policy.rotation_grace) =>
-            {
-                Rotation::Joined
+            None if is_away && self.patch.only_destroys() && self.authority.may_log_out(meta) => {
+                Rotation::None
             }
-            Some(_) => Rotation::Rotated,
-            None if away => return Err(Refusal::Rotated),
-            None if self.patch.rotate => Rotation::Rotated,
-            None => Rotation::None,
+            _ if is_away => return Err(Refusal::Rotated),
+            Some(PrincipalChange::LogOut) if meta.principal.is_some() => Rotation::Rotated,
+            _ if self.patch.rotate.is_some() => Rotation::Rotated,
+            _ => Rotation::None,
         };
+        let admitted = Admitted { rotation, is_away };
         match self.patch.if_version {
             Some(version) if version != meta.version => Err(Refusal::VersionMoved),
-            _ => Ok(rotation),
+            _ => Ok(admitted),
+        }
+    }
+
+    /// Returns the effect of a log-in whose token was rotated away.
+    fn join(&self, meta: &Meta, principal: &Principal) -> Result<Rotation, Refusal> {
+        let is_recent = meta.login_at.is_some_and(|at| self.now <= at + self.policy.rotation_grace);
+        match self.authority {
+            _ if meta.principal.as_ref() == Some(principal) && is_recent => Ok(Rotation::Joined),
+            _ if meta.principal.as_ref() == Some(principal) => Ok(Rotation::Rotated),
+            Authority::Stale(_) => Err(Refusal::OtherPrincipal),
+            Authority::Request(_) | Authority::Service(_) => Err(Refusal::Rotated),
         }
     }
 
@@ -268,7 +308,7 @@ impl Change<'_> {
             Some(Condition::Missing(key)) if values.contains_key(key) => Err(Refusal::ValueExists),
             Some(Condition::Present(key)) if !values.contains_key(key) => Err(Refusal::NoSuchValue),
             Some(Condition::Tagged(key, tag))
-                if values.get(key).map(value_tag).as_ref() != Some(tag) =>
+                if values.get(key).map(|text| value_tag(text.as_str())).as_ref() != Some(tag) =>
             {
                 Err(Refusal::ValueMoved)
             }
@@ -292,9 +332,9 @@ impl Change<'_> {
         Ok(())
     }
 
-    fn change_meta(&self, meta: &mut Meta, rotation: Rotation) {
+    fn change_meta(&self, meta: &mut Meta, rotation: Rotation, is_away: bool) {
         meta.version = meta.version.wrapping_add(1);
-        if self.touches || meta.withheld {
+        if (self.touches && (!is_away || rotation != Rotation::None)) || meta.withheld {
             meta.last_seen_at = meta.last_seen_at.max(self.now);
         }
         match self.patch.expiry {
@@ -304,11 +344,15 @@ impl Change<'_> {
         }
         if rotation == Rotation::Rotated {
             meta.rotate(self.now);
-            meta.login_at = self.patch.principal.is_some().then_some(self.now);
+            meta.login_at = self.patch.log_in().map(|_| self.now);
+            if self.patch.rotate == Some(Rotate::Id) {
+                meta.id_counter = meta.id_counter.saturating_add(1);
+            }
         }
-        if let Some(principal) = &self.patch.principal {
-            meta.principal = Some(principal.clone());
-            meta.unproven = false;
+        match &self.patch.principal {
+            Some(PrincipalChange::LogIn(principal)) => meta.log_in(principal),
+            Some(PrincipalChange::LogOut) => meta.log_out(),
+            None => {}
         }
         if rotation != Rotation::None || self.patch.expiry.is_some() {
             meta.cookie_set_at = self.now;

@@ -25,10 +25,30 @@ pub struct Patch {
     pub ops: Vec<Op>,
     /// Changes the lifetime.
     pub expiry: Option<ExpiryChange>,
-    /// Logs in.
-    pub principal: Option<Principal>,
+    /// Logs in or out.
+    pub principal: Option<PrincipalChange>,
     /// Replaces the token of the session.
-    pub rotate: bool,
+    pub rotate: Option<Rotate>,
+    /// In a response header, drops the patch instead of failing the response if the session has ended or changed.
+    pub drops_if_lost: bool,
+}
+
+/// A change of the principal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PrincipalChange {
+    /// Logs in, and rotates the token.
+    LogIn(Principal),
+    /// Logs out, keeps the values, and rotates the token. Changes nothing if no principal is logged in.
+    LogOut,
+}
+
+/// A requested rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rotate {
+    /// Replaces the token.
+    Token,
+    /// Replaces the token, and gives the session another id. After 65,535 ids it keeps the last.
+    Id,
 }
 
 /// A change of values.
@@ -36,7 +56,7 @@ pub struct Patch {
 pub enum Op {
     /// Removes all values.
     Clear,
-    /// Remove all if the session belongs to another principal.
+    /// Removes all if the session belongs, or belonged before its log-out, to another principal.
     ClearUnless(Principal),
     /// Sets a value.
     Set(Key, Json),
@@ -46,8 +66,10 @@ pub enum Op {
     Remove(Key),
     /// Adds to an integer. A missing value counts as 0.
     Increment(Key, i64),
-    /// Appends to an array. A missing value counts as an empty one.
+    /// Appends the elements of an array to an array. A missing value counts as an empty one.
     Append(Key, Json),
+    /// Merges an object into an object (RFC 7396). A missing value and `[]` count as an empty one.
+    Merge(Key, Json),
 }
 
 /// A change of a session's own lifetime.
@@ -59,15 +81,27 @@ pub enum ExpiryChange {
     Own(Expiry),
 }
 
-/// The error of two patches in one list that log in as different principals.
+/// The error of two patches in one list that log in as different principals, or in and out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the patches of one list log in as two principals")]
+#[error("the patches of one list have two principals")]
 pub(crate) struct TwoPrincipals;
 
 impl Patch {
     /// Creates a patch of one change of values.
     pub fn of(op: Op) -> Self {
         Self { ops: vec![op], ..Self::default() }
+    }
+
+    /// Creates a patch that logs in.
+    #[cfg(test)]
+    pub(crate) fn of_log_in(principal: Principal) -> Self {
+        Self { principal: Some(PrincipalChange::LogIn(principal)), ..Self::default() }
+    }
+
+    /// Creates a patch that rotates.
+    #[cfg(test)]
+    pub(crate) fn of_rotation(rotate: Rotate) -> Self {
+        Self { rotate: Some(rotate), ..Self::default() }
     }
 
     /// Joins this patch and `next` to one.
@@ -82,7 +116,7 @@ impl Patch {
             (next.ops, next.expiry, next.rotate)
         } else {
             let ops = self.ops.into_iter().chain(next.ops).collect();
-            (ops, next.expiry.or(self.expiry), self.rotate || next.rotate)
+            (ops, next.expiry.or(self.expiry), self.rotate.max(next.rotate))
         };
         let if_version = match (self.if_version, next.if_version) {
             // No session has both versions.
@@ -90,7 +124,20 @@ impl Patch {
             (one, other) => one.or(other),
         };
         let destroy = self.destroy || next.destroy;
-        Ok(Self { if_version, destroy, ops, expiry, principal, rotate })
+        let drops_if_lost = self.drops_if_lost && next.drops_if_lost;
+        Ok(Self { if_version, destroy, ops, expiry, principal, rotate, drops_if_lost })
+    }
+
+    /// Returns the principal that it logs in.
+    pub(crate) fn log_in(&self) -> Option<&Principal> {
+        match &self.principal {
+            Some(PrincipalChange::LogIn(principal)) => Some(principal),
+            Some(PrincipalChange::LogOut) | None => None,
+        }
+    }
+
+    pub(crate) fn logs_out(&self) -> bool {
+        self.principal == Some(PrincipalChange::LogOut)
     }
 
     /// Returns whether it destroys the session and creates no other.
@@ -98,25 +145,26 @@ impl Patch {
         self.destroy
             && self.ops.is_empty()
             && self.expiry.is_none()
-            && self.principal.is_none()
-            && !self.rotate
+            && self.log_in().is_none()
+            && self.rotate.is_none()
     }
 
     /// Returns whether it only removes, so that it creates no session.
     pub(crate) fn only_removes(&self) -> bool {
         let is_removal = |op: &Op| matches!(op, Op::Clear | Op::Remove(_));
-        let removes = self.destroy || !self.ops.is_empty() || self.expiry.is_some();
+        let removes =
+            self.destroy || !self.ops.is_empty() || self.expiry.is_some() || self.logs_out();
         removes
             && self.ops.iter().all(is_removal)
             && matches!(self.expiry, None | Some(ExpiryChange::Policy))
-            && self.principal.is_none()
-            && !self.rotate
+            && self.log_in().is_none()
+            && self.rotate.is_none()
     }
 
     /// Returns whether the browser needs another cookie after it is applied to an existing session.
     pub(crate) fn needs_cookie(&self) -> bool {
         self.principal.is_some()
-            || self.rotate
+            || self.rotate.is_some()
             || self.expiry.is_some()
             || (self.destroy && !self.only_destroys())
     }
@@ -142,7 +190,8 @@ impl Op {
             | Self::Default(key, _)
             | Self::Remove(key)
             | Self::Increment(key, _)
-            | Self::Append(key, _) => Some(key),
+            | Self::Append(key, _)
+            | Self::Merge(key, _) => Some(key),
         }
     }
 
@@ -150,7 +199,8 @@ impl Op {
         match self {
             Self::Clear => values.clear(),
             Self::ClearUnless(principal) => {
-                if meta.principal.as_ref().is_some_and(|owner| owner != principal) {
+                let owner = meta.principal.as_ref().or(meta.former_principal.as_deref());
+                if owner.is_some_and(|owner| owner != principal) {
                     values.clear();
                 }
             }
@@ -170,26 +220,36 @@ impl Op {
                 };
                 values.insert(key.clone(), Json::integer(sum));
             }
-            Self::Append(key, element) => {
+            Self::Append(key, elements) => {
                 let empty = Json::trusted("[]");
                 let array = values.get(key).unwrap_or(&empty);
                 let longer =
-                    array.appended(element).ok_or_else(|| Refusal::NotAnArray(key.clone()))?;
+                    array.appended(elements).ok_or_else(|| Refusal::NotAnArray(key.clone()))?;
                 values.insert(key.clone(), longer);
+            }
+            Self::Merge(key, object) => {
+                let merged = merged(values.get(key), key, object)?;
+                values.insert(key.clone(), merged);
             }
         }
         Ok(())
     }
 }
 
+/// Returns the value of `key` with `object` merged into it.
+pub(crate) fn merged(value: Option<&Json>, key: &Key, object: &Json) -> Result<Json, Refusal> {
+    let empty = Json::trusted("{}");
+    value.unwrap_or(&empty).merged(object).ok_or_else(|| Refusal::NotAnObject(key.clone()))
+}
+
 /// Returns the tag of a value's text: 40 hexadecimal digits of SHA-1.
 ///
 /// Redis scripts have this hash. It only distinguishes the texts of one session, and protects nothing.
-pub(crate) fn value_tag(text: &Json) -> String {
+pub(crate) fn value_tag(text: &str) -> String {
     use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
     use std::fmt::Write;
 
-    let digest = digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_str().as_bytes());
+    let digest = digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
     digest.as_ref().iter().fold(String::with_capacity(40), |mut hex, byte| {
         // Writing to a String cannot fail.
         let _ = write!(hex, "{byte:02x}");

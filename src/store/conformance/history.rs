@@ -153,7 +153,7 @@ impl Play<'_> {
         let patch = self.patch_of(&seed, &found.meta);
         let condition = seed.condition.map(|(at, kind)| {
             let key = self.keys[at].clone();
-            let tag = found.values.get(&key).map(value_tag);
+            let tag = found.values.get(&key).map(|text| value_tag(text.as_str()));
             match kind {
                 ConditionSeed::Missing => Condition::Missing(key),
                 ConditionSeed::Present => Condition::Present(key),
@@ -172,13 +172,7 @@ impl Play<'_> {
         let change = Change {
             patch: &patch,
             condition: condition.as_ref(),
-            authority: match seed.authority {
-                AuthoritySeed::Request(away) => {
-                    Authority::Request(away_from(found.meta.generation, away))
-                }
-                AuthoritySeed::LogIn => Authority::LogIn,
-                AuthoritySeed::Service => Authority::Service,
-            },
+            authority: authority_on(&found.meta, seed.authority),
             policy: &policy,
             now: self.model.now,
             touches: seed.touches,
@@ -250,7 +244,10 @@ impl Play<'_> {
         meta.generation = seed.generation;
         meta.previous_until = seed.previous.map(|ago| now - ago);
         meta.login_at = seed.login.map(|ago| now - ago);
+        meta.former_principal = seed.former.filter(|_| seed.principal.is_none()).map(Box::new);
         meta.principal = seed.principal;
+        meta.principal_since = seed.principal_since.map(|ago| seed.generation.saturating_sub(ago));
+        meta.id_counter = seed.id_counter;
         meta.expiry = seed.expiry.and_then(|seed| self.expiry(seed));
         meta.withheld = seed.withheld;
         // Unproven records have no principal and no renewed token.
@@ -292,8 +289,18 @@ impl Play<'_> {
                 }),
                 principal,
                 rotate,
+                drops_if_lost: false,
             },
         }
+    }
+}
+
+fn authority_on(meta: &Meta, seed: AuthoritySeed) -> Authority {
+    match seed {
+        AuthoritySeed::Request(away) => Authority::Request(away_from(meta.generation, away)),
+        AuthoritySeed::Stale(away) => Authority::Stale(away_from(meta.generation, away)),
+        AuthoritySeed::Service(true) => Authority::Service(meta.id_counter),
+        AuthoritySeed::Service(false) => Authority::Service(meta.id_counter.wrapping_add(1)),
     }
 }
 

@@ -37,11 +37,31 @@ pub(crate) async fn patch(
     patch: &Patch,
     want: Want<'_>,
 ) -> Result<Result<Applied, Refusal>, Error> {
+    change(store, id, patch, want, Authority::Service(0)).await
+}
+
+/// Applies a patch with an authority, under the default policy.
+pub(crate) async fn patch_as(
+    store: &dyn Store,
+    id: Id,
+    patch: &Patch,
+    authority: Authority,
+) -> Result<Result<Applied, Refusal>, Error> {
+    change(store, id, patch, Want::Meta, authority).await
+}
+
+async fn change(
+    store: &dyn Store,
+    id: Id,
+    patch: &Patch,
+    want: Want<'_>,
+    authority: Authority,
+) -> Result<Result<Applied, Refusal>, Error> {
     let policy = Policy::default();
     let change = Change {
         patch,
         condition: None,
-        authority: Authority::Service,
+        authority,
         policy: &policy,
         now: now(),
         touches: true,

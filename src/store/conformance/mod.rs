@@ -58,6 +58,8 @@ macro_rules! suite {
             random_histories_match_the_model
             parallel_increments_are_all_counted
             parallel_patches_of_different_keys_are_all_kept
+            parallel_merges_and_appends_are_all_kept
+            writes_beside_new_ids_are_kept_or_refused
             create_never_overwrites
             sweep_removes_only_expired_entries
             values_are_stored_byte_for_byte

@@ -1,14 +1,16 @@
 //! Tests of what sequential random histories do not cover.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::kit::{create_session, json, key, now, pages, patch, record, values};
+use super::kit::{create_session, json, key, now, pages, patch, patch_as, record, values};
 use super::{Fresh, runtime};
 use crate::session::id::Id;
-use crate::session::patch::{Op, Patch};
+use crate::session::json::Json;
+use crate::session::patch::{Authority, Op, Patch, Refusal, Rotate};
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Key, Principal, Values};
 use crate::store::{Created, Error, Store, Want};
@@ -57,6 +59,75 @@ pub(crate) fn parallel_patches_of_different_keys_are_all_kept(fresh: fn() -> Fre
         assert_eq!(all_values(&*fresh.store, id).await, expected);
         drop(fresh.keep);
     });
+}
+
+pub(crate) fn parallel_merges_and_appends_are_all_kept(fresh: fn() -> Fresh) {
+    runtime().block_on(async {
+        let fresh = fresh();
+        let id = create_session(&*fresh.store, &record(now(), Values::new())).await;
+        let object = |n: u32| json(&format!("{{\"member {n}\":{{\"is\":{n}}}}}"));
+        let merges = (0..50).map(|n| Patch::of(Op::Merge(key("object"), object(n))));
+        let appends = (0..50).map(|n| Patch::of(Op::Append(key("array"), json(&format!("[{n}]")))));
+        in_parallel(&fresh.store, id, merges.chain(appends).collect()).await;
+
+        let found = all_values(&*fresh.store, id).await;
+        let members = found[&key("object")].members().expect("an object");
+        let members: BTreeMap<String, Json> = members.into_iter().collect();
+        let expected = (0..50).map(|n| (format!("member {n}"), json(&format!("{{\"is\":{n}}}"))));
+        assert_eq!(members, expected.collect());
+        let mut elements = found[&key("array")].elements().expect("an array");
+        elements.sort_by_key(Json::as_integer);
+        assert_eq!(elements, (0..50).map(Json::integer).collect::<Vec<_>>());
+        drop(fresh.keep);
+    });
+}
+
+/// Each write is either in the session, or was refused because its token was rotated away.
+pub(crate) fn writes_beside_new_ids_are_kept_or_refused(fresh: fn() -> Fresh) {
+    runtime().block_on(async {
+        let fresh = fresh();
+        let id = create_session(&*fresh.store, &record(now(), Values::new())).await;
+        let rotate = Patch { rotate: Some(Rotate::Id), ..Patch::default() };
+        let mut tasks = JoinSet::new();
+        for n in 0..50 {
+            let (store, rotate) = (Arc::clone(&fresh.store), rotate.clone());
+            let name = key(&format!("key {n}"));
+            tasks.spawn(async move {
+                let write = Patch::of(Op::Set(name.clone(), json("1")));
+                // Every other change rotates, and its token is current then.
+                let patch = if n % 2 == 0 { &rotate } else { &write };
+                let generation = generation(&*store, id).await;
+                let answer = patch_as(&*store, id, patch, Authority::Request(generation)).await;
+                (n, name, answer.expect("answered"))
+            });
+        }
+        let mut expected = Values::new();
+        let (mut rotations, mut refused) = (0, 0);
+        for (n, name, answer) in tasks.join_all().await {
+            match answer {
+                Ok(_) if n % 2 == 0 => rotations += 1,
+                Ok(_) => drop(expected.insert(name, json("1"))),
+                Err(Refusal::Rotated) => refused += 1,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        assert_eq!(rotations + refused + expected.len(), 50);
+        assert_eq!(all_values(&*fresh.store, id).await, expected);
+        let Some(Entry::Live(record)) = fresh.store.load(id, Want::Meta).await.expect("loaded")
+        else {
+            panic!("no session");
+        };
+        assert_eq!(usize::from(record.meta.id_counter), rotations);
+        assert!(rotations > 0);
+        drop(fresh.keep);
+    });
+}
+
+async fn generation(store: &dyn Store, id: Id) -> u32 {
+    match store.load(id, Want::Meta).await.expect("loaded") {
+        Some(Entry::Live(record)) => record.meta.generation,
+        other => panic!("no session: {other:?}"),
+    }
 }
 
 pub(crate) fn create_never_overwrites(fresh: fn() -> Fresh) {

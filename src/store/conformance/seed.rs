@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::kit::{json, key};
-use crate::session::patch::{Op, Tombstone};
+use crate::session::patch::{Op, PrincipalChange, Rotate, Tombstone};
 use crate::session::policy::Policy;
 use crate::session::record::{Client, Key, Principal};
 
@@ -36,6 +36,16 @@ const TEXTS: [&str; 18] = [
     "{\"b\":1,\"a\":[]}",
     "\"é🍪\\u0000\"",
     "\"forty bytes and more of text, for the limits\"",
+];
+
+const ARRAYS: [&str; 4] = ["[]", "[1]", "[[],{}]", "[\"]\",\"é\"]"];
+const OBJECTS: [&str; 6] = [
+    "{}",
+    "[]",
+    "{\"a\":1}",
+    "{\"b\":null,\"c\":1e400}",
+    "{\"a\":{\"x\":null,\"y\":[null]}}",
+    "{\"\\u0061\":{\"z\":{}}}",
 ];
 
 #[derive(Clone, Debug)]
@@ -78,6 +88,10 @@ pub(super) struct RecordSeed {
     pub(super) previous: Option<Duration>,
     pub(super) login: Option<Duration>,
     pub(super) principal: Option<Principal>,
+    pub(super) former: Option<Principal>,
+    /// Difference from the generation.
+    pub(super) principal_since: Option<u32>,
+    pub(super) id_counter: u16,
     pub(super) expiry: Option<ExpirySeed>,
     pub(super) withheld: bool,
     pub(super) unproven: bool,
@@ -119,15 +133,22 @@ pub(super) enum KnownSeed {
 #[derive(Clone, Debug)]
 pub(super) enum Kind {
     Destroy,
-    Change { ops: Vec<Op>, expiry: Option<ExpirySeed>, principal: Option<Principal>, rotate: bool },
+    Change {
+        ops: Vec<Op>,
+        expiry: Option<ExpirySeed>,
+        principal: Option<PrincipalChange>,
+        rotate: Option<Rotate>,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum AuthoritySeed {
     /// A request whose token differs by this much from the generation of the record.
     Request(i64),
-    LogIn,
-    Service,
+    /// A request whose stale token differs by this much.
+    Stale(i64),
+    /// A service that names the session by its id, or by an earlier or later one.
+    Service(bool),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -160,7 +181,9 @@ fn any_op() -> impl Strategy<Value = Op> {
         2 => (any_key(), text()).prop_map(|(key, text)| Op::Default(key, text)),
         2 => any_key().prop_map(Op::Remove),
         5 => (any_key(), number).prop_map(|(key, by)| Op::Increment(key, by)),
-        3 => (any_key(), text()).prop_map(|(key, text)| Op::Append(key, text)),
+        3 => (any_key(), select(&ARRAYS[..]))
+            .prop_map(|(key, elements)| Op::Append(key, json(elements))),
+        4 => (any_key(), select(&OBJECTS[..])).prop_map(|(key, object)| Op::Merge(key, json(object))),
     ]
 }
 
@@ -193,14 +216,20 @@ pub(super) fn any_record() -> impl Strategy<Value = RecordSeed> {
         ago(),
         prop::option::of(ago()),
         prop::option::of(ago()),
-        prop::option::of(any_principal()),
+        (
+            prop::option::of(any_principal()),
+            prop::option::weighted(0.3, any_principal()),
+            prop::option::of(0_u32..5),
+            select(vec![0_u16, 0, 1, 255, u16::MAX - 1, u16::MAX]),
+        ),
         prop::option::weighted(0.3, any_expiry()),
         (prop::bool::weighted(0.2), prop::bool::weighted(0.5)),
         prop::option::weighted(0.2, client),
     );
     let values = vec((any_key(), select(&TEXTS[..])), 0..4);
     (values, meta).prop_map(|(values, meta)| {
-        let (version, generation, age, previous, login, principal, expiry, marks, client) = meta;
+        let (version, generation, age, previous, login, owner, expiry, marks, client) = meta;
+        let (principal, former, principal_since, id_counter) = owner;
         let (withheld, unproven) = marks;
         RecordSeed {
             values,
@@ -210,6 +239,9 @@ pub(super) fn any_record() -> impl Strategy<Value = RecordSeed> {
             previous,
             login,
             principal,
+            former,
+            principal_since,
+            id_counter,
             expiry,
             withheld,
             unproven,
@@ -218,12 +250,19 @@ pub(super) fn any_record() -> impl Strategy<Value = RecordSeed> {
     })
 }
 
+fn any_principal_change() -> impl Strategy<Value = PrincipalChange> {
+    prop_oneof![
+        2 => any_principal().prop_map(PrincipalChange::LogIn),
+        1 => Just(PrincipalChange::LogOut),
+    ]
+}
+
 fn any_patch() -> impl Strategy<Value = PatchSeed> {
     let change = (
         vec(any_op(), 0..5),
         prop::option::weighted(0.15, any_expiry()),
-        prop::option::weighted(0.35, any_principal()),
-        prop::bool::weighted(0.15),
+        prop::option::weighted(0.4, any_principal_change()),
+        prop::option::weighted(0.2, select(vec![Rotate::Token, Rotate::Id])),
     )
         .prop_map(|(ops, expiry, principal, rotate)| Kind::Change {
             ops,
@@ -234,8 +273,8 @@ fn any_patch() -> impl Strategy<Value = PatchSeed> {
     let authority = prop_oneof![
         6 => Just(AuthoritySeed::Request(0)),
         1 => (-3_i64..=1).prop_map(AuthoritySeed::Request),
-        2 => Just(AuthoritySeed::LogIn),
-        2 => Just(AuthoritySeed::Service),
+        3 => (-3_i64..=1).prop_map(AuthoritySeed::Stale),
+        2 => prop::bool::weighted(0.8).prop_map(AuthoritySeed::Service),
     ];
     let condition = select(vec![
         ConditionSeed::Missing,

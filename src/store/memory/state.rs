@@ -220,10 +220,13 @@ impl Stored {
             .principal
             .as_ref()
             .map_or(0, |name| PRINCIPAL_SLOT + allocated(COUNTS + name.as_str().len()));
+        let former = meta.former_principal.as_ref().map_or(0, |name| {
+            allocated(size_of::<Principal>()) + allocated(COUNTS + name.as_str().len())
+        });
         let agent = meta.client.as_ref().map_or(0, |client| allocated(client.user_agent.len()));
         let unproven = if meta.unproven { UNPROVEN_SLOT } else { 0 };
         let values = allocated(size_of_val(&**values)) + texts.sum::<usize>();
-        own + values + principal + agent + unproven
+        own + values + principal + former + agent + unproven
     }
 }
 

@@ -94,7 +94,7 @@ fn log_in_protects_a_record_from_eviction() {
         let (store, now) = (store_of(2), now());
         let mine =
             create(&store, &of(now - Duration::from_hours(1), 1000, true)).await.expect("room");
-        let log_in = Patch { principal: Principal::new("ada"), ..Patch::default() };
+        let log_in = Patch::of_log_in(Principal::new("ada").expect("a principal"));
         patch(&store, mine, &log_in, Want::Meta).await.expect("answered").expect("applied");
         for _ in 0..3 {
             create(&store, &of(now, 800, true)).await.expect("room is made");

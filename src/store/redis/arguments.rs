@@ -110,16 +110,18 @@ arguments! {
     Patch {
         max_values,
         max_bytes,
-        /// `request`, `login` or `service`.
+        /// `request`, `stale` or `service`.
         authority,
-        /// The generation of the request.
+        /// The generation of the request; of a service, the number of the session's id.
         generation,
         if_version,
         only_destroys,
         touches,
         leaves_tombstone,
+        /// `token` or `id`.
         rotate,
         principal,
+        logs_out,
         /// The expiry as it is stored; `-` for the policy's.
         expiry,
         /// `missing`, `present` or `tagged`.

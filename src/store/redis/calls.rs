@@ -6,10 +6,11 @@ use redis::{Cmd, Value};
 
 use super::arguments;
 use super::fields::{Indexed, Unreadable, array, entry_of, instant, text, unreadable};
+use super::merge::Merges;
 use crate::session::json::Json;
 use crate::session::patch::{
-    Applied, Authority, Change, Condition, ExpiryChange, Op, Patch, Refusal, Replicated, Rotation,
-    Tombstone, Use,
+    Applied, Authority, Change, Condition, ExpiryChange, Op, Patch, Refusal, Replicated, Rotate,
+    Rotation, Tombstone, Use,
 };
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Key, Meta, Principal, Record};
@@ -59,42 +60,30 @@ pub(super) fn patch_arguments(
     change: Change<'_>,
     want: Want<'_>,
     indexed: Option<&Indexed>,
+    merges: &Merges<'_>,
 ) {
     let Change { patch, policy, .. } = change;
     common(change.now, policy, indexed).add_to(command);
-    let (authority, generation) = match change.authority {
-        Authority::Request(generation) => ("request", generation),
-        Authority::LogIn => ("login", 0),
-        Authority::Service => ("service", 0),
-    };
+    let (authority, number) = authority_of(change.authority);
     let expiry = match patch.expiry {
         None => None,
         Some(ExpiryChange::Policy) => Some("-".to_owned()),
         Some(ExpiryChange::Own(expiry)) => Some(encode::expiry(expiry)),
     };
-    let (condition, condition_key, condition_tag) = match change.condition {
-        None => ("", "", ""),
-        Some(Condition::Missing(key)) => ("missing", key.as_str(), ""),
-        Some(Condition::Present(key)) => ("present", key.as_str(), ""),
-        Some(Condition::Tagged(key, tag)) => ("tagged", key.as_str(), tag.as_str()),
-    };
-    let (want, want_key) = match want {
-        Want::Meta => ("", ""),
-        Want::Value(key) => ("value", key.as_str()),
-        Want::Before(key) => ("before", key.as_str()),
-        Want::Values => ("values", ""),
-    };
+    let (condition, condition_key, condition_tag) = condition_of(change.condition);
+    let (want, want_key) = name_of_want(want);
     let arguments = arguments::Patch {
         max_values: bound(policy.max_values).into(),
         max_bytes: bound(policy.max_bytes).into(),
         authority: authority.into(),
-        generation: i64::from(generation).into(),
+        generation: i64::from(number).into(),
         if_version: patch.if_version.map(|version| version.to_string()).into(),
         only_destroys: patch.only_destroys().into(),
         touches: change.touches.into(),
         leaves_tombstone: (change.tombstone == Tombstone::Leave).into(),
-        rotate: patch.rotate.into(),
-        principal: patch.principal.as_ref().map(Principal::as_str).into(),
+        rotate: patch.rotate.map(name_of_rotation).into(),
+        principal: patch.log_in().map(Principal::as_str).into(),
+        logs_out: patch.logs_out().into(),
         expiry: expiry.into(),
         condition: condition.into(),
         condition_key: condition_key.into(),
@@ -103,8 +92,38 @@ pub(super) fn patch_arguments(
         want_key: want_key.into(),
     };
     arguments.add_to(command);
-    for op in &patch.ops {
-        op_arguments(command, op);
+    for (at, op) in patch.ops.iter().enumerate() {
+        command.arg(name_of(op)).arg(name_argument(op));
+        match op {
+            Op::Merge(..) => command.arg(merges.argument(at)),
+            op => text_argument(command, op),
+        };
+    }
+}
+
+fn authority_of(authority: Authority) -> (&'static str, u32) {
+    match authority {
+        Authority::Request(generation) => ("request", generation),
+        Authority::Stale(generation) => ("stale", generation),
+        Authority::Service(counter) => ("service", counter.into()),
+    }
+}
+
+fn condition_of(condition: Option<&Condition>) -> (&'static str, &str, &str) {
+    match condition {
+        None => ("", "", ""),
+        Some(Condition::Missing(key)) => ("missing", key.as_str(), ""),
+        Some(Condition::Present(key)) => ("present", key.as_str(), ""),
+        Some(Condition::Tagged(key, tag)) => ("tagged", key.as_str(), tag.as_str()),
+    }
+}
+
+fn name_of_want(want: Want<'_>) -> (&'static str, &str) {
+    match want {
+        Want::Meta => ("", ""),
+        Want::Value(key) => ("value", key.as_str()),
+        Want::Before(key) => ("before", key.as_str()),
+        Want::Values => ("values", ""),
     }
 }
 
@@ -127,7 +146,9 @@ impl<'a> ValuesChange<'a> {
     pub(super) fn of(change: Change<'a>, want: Want<'_>) -> Option<Self> {
         let ops = &change.patch.ops;
         let is_distinct = |(at, op): (usize, &Op)| {
-            op.key().is_some() && ops.iter().skip(at + 1).all(|other| other.key() != op.key())
+            op.key().is_some()
+                && !matches!(op, Op::Merge(..))
+                && ops.iter().skip(at + 1).all(|other| other.key() != op.key())
         };
         if ops.len() > Self::MAX_OPS || !ops.iter().enumerate().all(is_distinct) {
             return None;
@@ -196,13 +217,18 @@ fn bound(bound: usize) -> i64 {
     i64::try_from(bound).unwrap_or(i64::MAX)
 }
 
-fn op_arguments(command: &mut Cmd, op: &Op) {
-    let on = match op {
+fn name_argument(op: &Op) -> &str {
+    match op {
         Op::ClearUnless(principal) => principal.as_str(),
         op => op.key().map_or("", Key::as_str),
-    };
-    command.arg(name_of(op)).arg(on);
-    text_argument(command, op);
+    }
+}
+
+fn name_of_rotation(rotate: Rotate) -> &'static str {
+    match rotate {
+        Rotate::Token => "token",
+        Rotate::Id => "id",
+    }
 }
 
 fn name_of(op: &Op) -> &'static str {
@@ -214,15 +240,18 @@ fn name_of(op: &Op) -> &'static str {
         Op::Remove(_) => "remove",
         Op::Increment(..) => "increment",
         Op::Append(..) => "append",
+        Op::Merge(..) => "merge",
     }
 }
 
-fn text_argument(command: &mut Cmd, op: &Op) {
+/// Adds the text of an operation that is no merge.
+fn text_argument<'a>(command: &'a mut Cmd, op: &Op) -> &'a mut Cmd {
     match op {
-        Op::Clear | Op::ClearUnless(_) | Op::Remove(_) => command.arg(""),
-        Op::Set(_, text) | Op::Default(_, text) | Op::Append(_, text) => command.arg(text.as_str()),
+        Op::Clear | Op::ClearUnless(_) | Op::Remove(_) | Op::Merge(..) => command.arg(""),
+        Op::Set(_, text) | Op::Default(_, text) => command.arg(text.as_str()),
+        Op::Append(_, elements) => command.arg(elements.within_brackets().unwrap_or_default()),
         Op::Increment(_, by) => command.arg(*by),
-    };
+    }
 }
 
 /// The reply of a script.
@@ -231,6 +260,8 @@ pub(super) enum Answered<T> {
     Done(T),
     /// Nothing has changed: the index must have the session until its end first.
     Index(Indexed),
+    /// Nothing has changed: values are not those that were merged into.
+    Moved(Vec<Value>),
 }
 
 fn index(parts: &[Value]) -> Result<Indexed, Unreadable> {
@@ -267,6 +298,7 @@ pub(super) fn patched(
         }
         (Some("applied"), parts) => Answered::Done(Ok(applied(parts, change)?)),
         (Some("index"), parts) => Answered::Index(index(parts)?),
+        (Some("moved"), [Value::Array(moved)]) => Answered::Moved(moved.clone()),
         _ => return Err(Unreadable),
     })
 }

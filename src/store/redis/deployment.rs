@@ -1,10 +1,13 @@
 //! A deployment, and the settings of the store on it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::redis;
+use crate::session::id::Id;
 use crate::store::config;
 use crate::tasks::Tasks;
+use crate::turns::Turns;
 
 /// A deployment of Redis without connections, shared by the stores of all workers.
 #[derive(Clone, Debug)]
@@ -16,6 +19,8 @@ pub struct Deployment {
     pub(super) timeout: Duration,
     /// Whether a destroy waits for a replica.
     pub(super) wait: redis::WaitPolicy,
+    /// The sessions into whose values is merged.
+    pub(super) merging: Arc<Turns<Id>>,
 }
 
 impl Deployment {
@@ -30,6 +35,7 @@ impl Deployment {
                 config::DurableDestroy::On => redis::WaitPolicy::Always,
                 config::DurableDestroy::Off => redis::WaitPolicy::Never,
             },
+            merging: Arc::default(),
         }
     }
 

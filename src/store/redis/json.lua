@@ -24,13 +24,13 @@ local function sum(text, by)
   return total
 end
 
--- Json::appended
-local function appended(array, element)
+-- Json::appended; the elements come without brackets.
+local function appended(array, elements)
   if string.sub(array, 1, 1) ~= '[' then
     return false
   end
-  local comma = array == '[]' and '' or ','
-  return string.sub(array, 1, -2) .. comma .. element .. ']'
+  local comma = (array == '[]' or elements == '') and '' or ','
+  return string.sub(array, 1, -2) .. comma .. elements .. ']'
 end
 
 -- Returns the next number of 64 bits; 0 follows the last one.

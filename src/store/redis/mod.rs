@@ -20,6 +20,7 @@ mod error;
 mod fields;
 mod keys;
 mod list;
+mod merge;
 mod probe;
 mod survey;
 mod tracking;
@@ -29,12 +30,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{Cmd, Value, cmd};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use self::arguments::Common;
 use self::calls::{Answered, ValuesChange};
 pub use self::deployment::Deployment;
 use self::fields::{FIELDS, Indexed, Unreadable};
+use self::merge::{MAX_WAITING, MERGE_ATTEMPTS, Merges};
 pub(crate) use self::survey::{Survey, SurveyError};
 pub use self::tracking::{LEASE, track};
 use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want, encode};
@@ -51,6 +53,7 @@ use crate::session::policy::Policy;
 use crate::session::record::{Entry, Meta, Principal, Record};
 use crate::tasks::Tasks;
 use crate::time::Timestamp;
+use crate::turns::{Turn, Turns};
 
 /// Number of attempts of a change that the index was not ready for.
 const ATTEMPTS: usize = 4;
@@ -64,6 +67,8 @@ pub struct Redis {
     wait: WaitPolicy,
     replicas: Arc<Replicas>,
     notices: Arc<Notices>,
+    /// The sessions into whose values is merged, of all workers.
+    merging: Arc<Turns<Id>>,
     scripts: Scripts,
 }
 
@@ -84,9 +89,9 @@ const PATCH: &str = include_str!("patch.lua");
 const USE: &str = include_str!("use.lua");
 const VALUES: &str = include_str!("values.lua");
 
-/// The index was never ready for the record, within [`ATTEMPTS`].
+/// The session was never as a change needed it, within [`ATTEMPTS`] or [`MERGE_ATTEMPTS`].
 #[derive(Debug, thiserror::Error)]
-#[error("the session's principal kept changing")]
+#[error("the session's principal, or the values to merge into, kept changing")]
 struct Unsettled;
 
 /// A reply is about another session than its request.
@@ -114,6 +119,7 @@ impl Redis {
             wait: deployment.wait,
             replicas: deployment.servers.replicas(),
             notices: deployment.servers.notices(),
+            merging: Arc::clone(&deployment.merging),
             scripts: Scripts {
                 create: Script::new(include_str!("create.lua")),
                 patch: script(&[Common::NAMES, arguments::Patch::NAMES], &[PRELUDE, JSON, PATCH]),
@@ -260,9 +266,15 @@ impl Redis {
         if let Some(needed) = guess(change) {
             indexed = Some(self.index(id, needed, change.now, deadline).await?);
         }
-        for _ in 0..ATTEMPTS {
+        let mut merges = Merges::of(change.patch);
+        let (_turn, attempts) = if merges.is_empty() {
+            (None, ATTEMPTS)
+        } else {
+            (Some(self.merge_turn(id, deadline).await?), MERGE_ATTEMPTS)
+        };
+        for _ in 0..attempts {
             let mut command = script.on(&key);
-            calls::patch_arguments(&mut command, change, want, indexed.as_ref());
+            calls::patch_arguments(&mut command, change, want, indexed.as_ref(), &merges);
             let reply = self.write(script, &key, &command, mode, deadline).await;
             let reply = reply.map_err(error::of_write)?;
             if !change.patch.only_destroys() {
@@ -277,9 +289,21 @@ impl Redis {
                 Answered::Index(needed) => {
                     indexed = Some(self.index(id, needed, change.now, deadline).await?);
                 }
+                Answered::Moved(values) => {
+                    if let Err(refusal) = merges.learn(&values)? {
+                        return Ok(Err(refusal));
+                    }
+                }
             }
         }
         Err(Error::Unavailable(Unsettled.into()))
+    }
+
+    /// Waits for the turn of a change with a merge.
+    async fn merge_turn(&self, id: Id, deadline: Instant) -> Result<Turn<Id>, Error> {
+        let turn = timeout_at(deadline, self.merging.wait(id, MAX_WAITING)).await;
+        let turn = turn.map_err(|late| Error::Unavailable(late.into()))?;
+        turn.map_err(|full| Error::Unavailable(full.into()))
     }
 
     /// Makes a change that [`ValuesChange`] covers; `None` if nothing has changed, because `patch.lua` decides.
@@ -320,6 +344,7 @@ impl Redis {
             self.check(id, &answer).map_err(Crossed::of_write)?;
             match calls::used(answer)? {
                 Answered::Done(entry) => return Ok(entry),
+                Answered::Moved(_) => return Err(Unreadable.into()),
                 Answered::Index(needed) => {
                     indexed = Some(self.index(id, needed, used.now, deadline).await?);
                 }
@@ -363,7 +388,7 @@ impl Redis {
 
 /// Guesses the end of a session that logs in, without its record.
 fn guess(change: Change<'_>) -> Option<Indexed> {
-    let principal = change.patch.principal.clone()?;
+    let principal = change.patch.log_in().cloned()?;
     let mut meta = Meta::new(0, change.now);
     if let Some(ExpiryChange::Own(expiry)) = change.patch.expiry {
         meta.expiry = Some(expiry);

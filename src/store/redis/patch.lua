@@ -15,21 +15,30 @@ if before.m or not before.v or now >= ends_at(before) then
   return refused('gone')
 end
 
+local past = past_of(before)
+
 -- Change::admit
-local away = arg_authority == 'login'
+if arg_authority == 'service' and tonumber(arg_generation) ~= past.id_counter then
+  return refused('gone')
+end
+local logs_out = arg_logs_out == '1'
+local away = arg_authority == 'stale'
   or (arg_authority == 'request' and tonumber(before.f) > tonumber(arg_generation))
+local may_log_out = past.principal_since and past.principal_since <= tonumber(arg_generation)
 local rotation = 'none'
 if principal and not away then
   rotation = 'rotated'
 elseif principal and before.p ~= principal then
-  return refused(arg_authority == 'login' and 'other principal' or 'rotated')
+  return refused(arg_authority == 'stale' and 'other principal' or 'rotated')
 elseif principal and before.l and now <= plus(tonumber(before.l), grace) then
   rotation = 'joined'
 elseif principal then
   rotation = 'rotated'
 elseif away then
-  return refused('rotated')
-elseif arg_rotate == '1' then
+  if not (may_log_out and (logs_out or arg_only_destroys == '1')) then
+    return refused('rotated')
+  end
+elseif (logs_out and before.p) or arg_rotate ~= '' then
   rotation = 'rotated'
 end
 if arg_if_version ~= '' and arg_if_version ~= before.v then
@@ -68,11 +77,15 @@ local function clear()
   work, cleared, count, bytes = {}, true, 0, 0
 end
 
+-- The merges whose value is not the one that was merged into: number of the operation, and the value.
+local moved, has_moved = {}, {}
+
 -- Op::apply; returns the refusal, if any.
 local ops = {
   clear = clear,
   clear_unless = function(owner)
-    if before.p and before.p ~= owner then
+    local had = before.p or past.former_principal
+    if had and had ~= owner then
       clear()
     end
   end,
@@ -106,6 +119,16 @@ local ops = {
     end
     set(name, longer)
   end,
+  -- The text is the tag of the value that was merged into, and the result (merge.rs).
+  merge = function(name, text, op)
+    local met = value(name) or ''
+    if redis.sha1hex(met) == string.sub(text, 1, 40) then
+      set(name, string.sub(text, 41))
+    elseif not has_moved[name] then
+      has_moved[name] = true
+      moved[#moved + 1] = {op, met}
+    end
+  end,
 }
 
 if arg_condition == 'missing' and value(arg_condition_key) then
@@ -121,10 +144,17 @@ end
 local value_before = arg_want == 'before' and value(arg_want_key)
 
 for at = LAST_ARG + 1, #ARGV, 3 do
-  local why = ops[ARGV[at]](ARGV[at + 1], ARGV[at + 2])
-  if why then
-    return refused(why, (at - LAST_ARG - 1) / 3)
+  local op = (at - LAST_ARG - 1) / 3
+  local why = ops[ARGV[at]](ARGV[at + 1], ARGV[at + 2], op)
+  if why and #moved == 0 then
+    return refused(why, op)
+  elseif why then
+    -- After a merge that was not made, a refusal may be wrong.
+    break
   end
+end
+if #moved > 0 then
+  return {'moved', moved}
 end
 if count > math.max(tonumber(arg_max_values), tonumber(before.n)) then
   return refused('too many values')
@@ -137,7 +167,8 @@ end
 local meta = copy(before)
 meta.v = next_version(before.v)
 meta.n, meta.b = as_text(count), as_text(bytes)
-if (arg_touches == '1' or meta.w) and now > tonumber(meta.s) then
+local touches = arg_touches == '1' and not (away and rotation == 'none')
+if (touches or meta.w) and now > tonumber(meta.s) then
   meta.s = arg_now
 end
 if arg_expiry == '-' then
@@ -152,8 +183,21 @@ if rotation == 'rotated' then
   meta.pu = nil
   meta.w = nil
   meta.l = principal and arg_now
+  if arg_rotate == 'id' then
+    past.id_counter = math.min(past.id_counter + 1, 65535)
+  end
 end
-meta.p = principal or meta.p
+if principal then
+  if before.p ~= principal then
+    past.principal_since = tonumber(meta.g)
+  end
+  past.former_principal = nil
+  meta.p = principal
+elseif logs_out and before.p then
+  past.former_principal = before.p
+  meta.p, meta.l = nil, nil
+end
+meta.h = text_of_past(past)
 if rotation ~= 'none' or arg_expiry ~= '' then
   meta.k = arg_now
 end

@@ -3,9 +3,9 @@
 -- Times are below 2^53, which Lua's numbers hold exactly; values and versions are never numbers here.
 
 local LAST = 253402300799999 -- Timestamp::MAX
-local REPLY_FIELDS = 17 -- number of FIELDS in a reply: FIELDS in fields.rs, whose test compares them
+local REPLY_FIELDS = 18 -- number of FIELDS in a reply: FIELDS in fields.rs, whose test compares them
 local FIELDS = {
-  'm', 'v', 'g', 'gs', 'pu', 'f', 'l', 'p', 'c', 's', 'k', 'x', 'w', 'q', 'ca', 'cu', 'id',
+  'm', 'v', 'g', 'gs', 'pu', 'f', 'l', 'p', 'c', 's', 'k', 'x', 'w', 'q', 'h', 'ca', 'cu', 'id',
   'n', 'b', 'e', 'i',
 }
 
@@ -42,6 +42,25 @@ end
 -- Sets q, after all other fields.
 local function carry_unproven(meta)
   meta.q = meta.q and meta.g == meta.f and not meta.p and meta.s or nil
+end
+
+-- Past::parse
+local function past_of(meta)
+  local counter, since, former = string.match(meta.h or '', '^(%d+) (%S+) (.*)$')
+  return {
+    id_counter = tonumber(counter or 0),
+    principal_since = tonumber(since),
+    former_principal = former ~= '' and former or nil,
+  }
+end
+
+-- Past::to_text, or nil
+local function text_of_past(past)
+  local since, former = past.principal_since, past.former_principal
+  if past.id_counter == 0 and not since and not former then
+    return nil
+  end
+  return string.format('%d %s %s', past.id_counter, since and as_text(since) or '-', former or '')
 end
 
 local function copy(meta)

@@ -68,7 +68,7 @@ impl Redis {
         let change = Change {
             patch: &patch.unwrap_or_default(),
             condition: None,
-            authority: Authority::Service,
+            authority: Authority::Service(0),
             policy,
             now,
             touches: true,

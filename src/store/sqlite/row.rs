@@ -7,7 +7,7 @@ use super::fault::{Fault, Kind};
 use crate::session::id::Id;
 use crate::session::json::Json;
 use crate::session::record::{Client, Entry, Expiry, Key, Meta, Principal, Record, Values};
-use crate::store::encode;
+use crate::store::encode::{self, Past};
 use crate::store::{Page, Want};
 use crate::time::Timestamp;
 
@@ -19,7 +19,7 @@ macro_rules! columns {
     () => {
         "ended, ends_at, version, generation, generation_since, previous_until, floor, login_at, \
          principal, created_at, last_seen_at, cookie_set_at, expiry, withheld, client_address, \
-         client_user_agent, unproven_at"
+         client_user_agent, unproven_at, past"
     };
 }
 
@@ -70,12 +70,12 @@ pub(super) fn put(
 ) -> Result<(), Fault> {
     let instead = "ON CONFLICT (id) DO UPDATE SET (ended, ends_at, version, generation, \
         generation_since, previous_until, floor, login_at, principal, created_at, last_seen_at, \
-        cookie_set_at, expiry, withheld, client_address, client_user_agent, unproven_at, json) = \
+        cookie_set_at, expiry, withheld, client_address, client_user_agent, unproven_at, past, json) = \
         (excluded.ended, excluded.ends_at, excluded.version, excluded.generation, \
         excluded.generation_since, excluded.previous_until, excluded.floor, excluded.login_at, \
         excluded.principal, excluded.created_at, excluded.last_seen_at, excluded.cookie_set_at, \
         excluded.expiry, excluded.withheld, excluded.client_address, excluded.client_user_agent, \
-        excluded.unproven_at, excluded.json)";
+        excluded.unproven_at, excluded.past, excluded.json)";
     write(connection, id, entry, over_at, instead)?;
     Ok(())
 }
@@ -89,12 +89,12 @@ fn write(
 ) -> Result<usize, Fault> {
     let mut statement = connection.prepare_cached(&format!(
         "INSERT INTO sessions (id, {columns}, json) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) {on_conflict}",
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) {on_conflict}",
         columns = columns!()
     ))?;
     let written = match entry {
         Entry::Ended { until } => {
-            let mut columns = vec![Value::Null; 19];
+            let mut columns = vec![Value::Null; 20];
             for (column, value) in columns.iter_mut().zip([
                 Value::Blob(id.as_bytes().to_vec()),
                 Value::Integer(1),
@@ -123,6 +123,7 @@ fn write(
             address(meta),
             meta.client.as_ref().map(|client| &*client.user_agent),
             unproven_at(meta),
+            Past::of(meta).to_text(),
             object_of(values),
         ])?,
     };
@@ -319,10 +320,16 @@ fn entry_of(row: &Row<'_>) -> Result<Entry, Fault> {
         withheld: columns.take()?,
         client: client_of(columns.take()?, columns.take()?)?,
         unproven: false,
+        principal_since: None,
+        former_principal: None,
+        id_counter: 0,
     };
     meta.unproven = columns.maybe_time()? == Some(meta.last_seen_at)
         && meta.generation == meta.floor
         && meta.principal.is_none();
+    if let Some(text) = columns.take::<Option<String>>()? {
+        Past::parse(&text).ok_or_else(Fault::unreadable)?.add_to(&mut meta);
+    }
     Ok(Entry::Live(Record { meta, values: Values::new() }))
 }
 

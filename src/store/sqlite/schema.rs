@@ -43,10 +43,11 @@ CREATE INDEX sessions_by_end ON sessions (ends_at);
 CREATE INDEX sessions_by_principal ON sessions (principal, id) WHERE principal IS NOT NULL;
 ";
 
-/// The column of a session's `last_seen_at` if it is unproven. It is added to files without it, under the same
-/// format number: an older release names the columns that it uses, and continues to work. It is the last column,
-/// since NULL takes no room at the end of a row.
-const UNPROVEN: &str = "ALTER TABLE sessions ADD COLUMN unproven_at INTEGER";
+/// The columns that older releases did not have, and their types: a session's `last_seen_at` if it is unproven, and its
+/// past (`encode.rs`). They are added to files without them, under the same format number: an older release names the
+/// columns that it uses, and continues to work. They are the last columns, since NULL takes no room at the end of a
+/// row.
+const ADDED: [(&str, &str); 2] = [("unproven_at", "INTEGER"), ("past", "TEXT")];
 
 /// Why a file could not be opened as a store.
 #[derive(Debug, thiserror::Error)]
@@ -189,8 +190,10 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", VERSION)?;
     }
-    if !transaction.column_exists(None, "sessions", "unproven_at")? {
-        transaction.execute_batch(UNPROVEN)?;
+    for (name, of) in ADDED {
+        if !transaction.column_exists(None, "sessions", name)? {
+            transaction.execute_batch(&format!("ALTER TABLE sessions ADD COLUMN {name} {of}"))?;
+        }
     }
     transaction.commit()
 }

@@ -76,7 +76,7 @@ fn log_in_takes_two_commands() {
         let used = store.record_use(id, later, &POLICY).await;
         used.expect("a reply");
         assert_eq!(scripts_sent(&store).await, "1 evalsha", "the index has a later end");
-        let log_in = Patch { principal: Some(ada()), ..Patch::default() };
+        let log_in = Patch::of_log_in(ada());
         apply(&store, id, &log_in, Want::Meta).await;
         assert_eq!(scripts_sent(&store).await, "2 evalsha");
     });

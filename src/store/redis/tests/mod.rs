@@ -19,7 +19,7 @@ use super::*;
 use crate::redis::config::{Address, Topology};
 use crate::redis::tests::kit::RedisServer;
 use crate::redis::tests::tools::needs;
-use crate::session::patch::{Authority, Op, Patch, Tombstone};
+use crate::session::patch::{Authority, Op, Patch, Rotate, Tombstone};
 use crate::session::record::Values;
 use crate::store::config::{self, DurableDestroy};
 use crate::store::conformance::{Fresh, json, key, new_id, now, patch, record, runtime, suite};

@@ -2,6 +2,7 @@
 
 use redis::Arg;
 
+use super::super::merge::Merges;
 use super::*;
 use crate::session::patch::{Op, Use};
 
@@ -49,7 +50,7 @@ pub(super) async fn older_patch(
     let change = Change {
         patch,
         condition: None,
-        authority: Authority::Service,
+        authority: Authority::Service(0),
         policy: &POLICY,
         now: at,
         touches,
@@ -57,8 +58,13 @@ pub(super) async fn older_patch(
         known: None,
     };
     let mut command = Cmd::new();
-    calls::patch_arguments(&mut command, change, Want::Values, None);
-    older(store, id, PATCH, &known(&command)).await;
+    calls::patch_arguments(&mut command, change, Want::Values, None, &Merges::of(patch));
+    let mut arguments = known(&command);
+    let names = [Common::NAMES, arguments::Patch::NAMES].concat();
+    let place = |of: &str| names.iter().position(|name| *name == of).expect(of);
+    // One that comes before it has gone already.
+    arguments.remove(place("logs_out") - 1);
+    older(store, id, PATCH, &arguments).await;
 }
 
 async fn unproven(store: &Redis, id: Id) -> bool {

@@ -64,7 +64,7 @@ fn unknown_changes_take_the_long_script() {
         let applied = change(&store, id, &increment(1), &one.meta, now()).await;
         assert_eq!(applied.expect("applied").record, load(&store, id).await);
         assert_eq!(scripts_sent(&store).await, "2 evalsha");
-        apply(&store, id, &Patch { rotate: true, ..Patch::default() }, Want::Meta).await;
+        apply(&store, id, &Patch::of_rotation(Rotate::Token), Want::Meta).await;
         let refused = change(&store, id, &increment(1), &one.meta, now()).await;
         assert_eq!(refused.expect_err("refused"), Refusal::Rotated);
         store.remove(id).await.expect("removed");
@@ -163,5 +163,26 @@ fn limits_hold_to_the_byte() {
         assert_eq!(refused, Refusal::TooManyValues);
         change(&Patch::of(Op::Remove(key("n")))).await.expect("applied");
         change(&set("m", 2)).await.expect("applied");
+    });
+}
+
+/// Two processes merge into one value, of which each only lets its own take turns.
+#[test]
+fn merges_of_two_processes_are_all_kept() {
+    needs!("redis-server");
+    let server = RedisServer::start(&[]);
+    let stores = [store_on(&server), store_on(&server)].map(Arc::new);
+    runtime().block_on(async {
+        let id = create(&stores[0], &record(now(), Values::new())).await;
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..100 {
+            let store = Arc::clone(&stores[n % 2]);
+            let merge = Op::Merge(key("o"), json(&format!("{{\"member {n}\":1}}")));
+            tasks.spawn(async move { apply(&store, id, &Patch::of(merge), Want::Meta).await });
+        }
+        tasks.join_all().await;
+        let found = stores[1].load(id, Want::Values).await.expect("loaded");
+        let Some(Entry::Live(record)) = found else { panic!("no session") };
+        assert_eq!(record.values[&key("o")].members().expect("an object").len(), 100);
     });
 }
