@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::header::{CACHE_CONTROL, LOCATION};
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use percent_encoding::{CONTROLS, utf8_percent_encode};
 
 use super::access::Access;
 use super::error::{Accepts, Error};
@@ -46,6 +47,8 @@ impl Redirect {
             port if port == Scheme::Https.default_port() => String::new(),
             port => format!(":{port}"),
         };
+        // Clients may send other bytes than ASCII, whose meaning in a header is not defined (RFC 9110, section 5.5).
+        let path = utf8_percent_encode(path, CONTROLS);
         HeaderValue::try_from(format!("https://{name}{port}{path}")).map_err(Error::Header)
     }
 }

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::support::raw::RawUpstream;
+use crate::support::raw::{RawUpstream, exchange};
 use crate::support::{
     Authority, Browser, Cloakroom, CurlResponse, Flaw, Identity, Script, Seen, Upstream, curl,
     needs, until,
@@ -158,6 +158,9 @@ async fn plain_listener_redirects_to_tls() {
     let answer = curl(["--data", "x=1", &url]).await;
     let location = format!("https://localhost:{tls}/a%2Fb?c=d");
     assert_eq!((answer.status, answer.header("location")), (308, Some(&*location)));
+    let head = "GET /\u{e9} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let raw = exchange(world.proxy.listener(1), head).await;
+    assert!(raw.contains(&format!("location: https://localhost:{tls}/%C3%A9\r\n")), "{raw}");
     let ca = world.authority.certificate();
     let followed = ["--location", "--data", "x=1", "--cacert", ca.to_str().unwrap(), &url];
     let followed = curl(followed).await;
