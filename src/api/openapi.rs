@@ -264,6 +264,7 @@ fn session(more: &[&str]) -> Value {
         ("values", reference("Object")),
         ("new", json!({"type": "boolean"})),
         ("current", json!({"type": "boolean"})),
+        ("next_id", json!({"type": "string"})),
         (
             "client",
             json!({"type": "object", "properties": {

@@ -54,7 +54,9 @@ struct TestCookie {
 impl SessionCall {
     pub(super) async fn read(self) -> ApiResult<Response<Body>> {
         let read = self.load(Want::Values).await?;
-        self.session(&read)
+        let values = read.values();
+        let session = self.view(&read).session(&values, read.is_new).with_next_id(read.next_id);
+        Ok(response::tagged_by_version(response::serialize(&session)?, version(&read)))
     }
 
     pub(super) async fn patch(self) -> ApiResult<Response<Body>> {

@@ -31,11 +31,15 @@ pub(super) fn inject(
         token.set_sensitive(true);
         headers.try_insert(names::X_SESSION_TOKEN, token)?;
     }
-    if let Some(id) = session.presented_id() {
-        lines.push(format_args!("{id}"));
-        if let Some(id) = lines.take() {
-            headers.try_insert(names::X_SESSION_ID, id)?;
-        }
+    if let Some(id) = session.presented_id()
+        && let Some(id) = lines.of(id)
+    {
+        headers.try_insert(names::X_SESSION_ID, id)?;
+    }
+    if let Some(id) = session.next_id()
+        && let Some(id) = lines.of(id)
+    {
+        headers.try_insert(names::X_SESSION_NEXT_ID, id)?;
     }
     if let Some(principal) = opened.principal() {
         if let Some(header) = &route.principal_header {

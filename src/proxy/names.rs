@@ -13,6 +13,8 @@ use http::{HeaderMap, HeaderName};
 pub(crate) const X_SESSION_URL: HeaderName = HeaderName::from_static("x-session-url");
 pub(crate) const X_SESSION_TOKEN: HeaderName = HeaderName::from_static("x-session-token");
 pub(crate) const X_SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
+/// The id that the session of a visitor without one would get.
+pub(crate) const X_SESSION_NEXT_ID: HeaderName = HeaderName::from_static("x-session-next-id");
 pub(crate) const X_SESSION_PRINCIPAL: HeaderName = HeaderName::from_static("x-session-principal");
 /// Header exchange: the values of the session.
 pub(crate) const X_SESSION_DATA: HeaderName = HeaderName::from_static("x-session-data");

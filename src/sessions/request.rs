@@ -235,6 +235,15 @@ impl InFlightRequest {
         state.phase == Phase::Open && self.ended_at().is_none()
     }
 
+    /// Returns the id that the next write would give to a new session; `None` if the request has a session, or cannot
+    /// create one any more.
+    pub(super) fn next_id(&self, state: &State) -> Option<Id> {
+        match state.binding {
+            Binding::None(id) if self.takes_cookies(state) => Some(id),
+            _ => None,
+        }
+    }
+
     /// Returns why the request has no session, if the upstream should know.
     pub(super) fn error(&self) -> Option<SessionError> {
         match &self.outcome {

@@ -12,10 +12,10 @@ use super::request::{Binding, CookieOutcome, InFlightRequest, SessionError};
 use super::shared::Shared;
 use super::snapshot::Snapshot;
 use super::watch::WatchedSession;
-use crate::session::id::PublicId;
+use crate::session::id::{Id, PublicId};
 use crate::session::patch::Refusal;
 use crate::session::record::{Entry, Meta};
-use crate::session::token::RequestToken;
+use crate::session::token::{Bound, RequestToken};
 use crate::store::{Backend, Store, Want};
 use crate::time::Timestamp;
 
@@ -45,6 +45,15 @@ impl RequestSession {
         match &self.request.outcome {
             CookieOutcome::Session { id, meta, .. } => Some(meta.public_id(*id)),
             _ => None,
+        }
+    }
+
+    /// Returns the id that a session of this request would get, for a visitor without one; `None` if the request may
+    /// not create a session, or has one.
+    pub(crate) fn next_id(&self) -> Option<Id> {
+        match self.request.token.bound {
+            Bound::None(id) => Some(id),
+            Bound::Session(..) | Bound::Refused => None,
         }
     }
 
@@ -98,7 +107,7 @@ impl RequestSession {
             }
             Binding::Unavailable => Err(Failure::NotLoaded),
             Binding::None(_) | Binding::Stale(..) | Binding::Ended | Binding::Ambiguous => {
-                Ok(Snapshot::default())
+                Ok(Snapshot { next_id: self.request.next_id(&state), ..Snapshot::default() })
             }
         }
     }

@@ -58,6 +58,8 @@ pub(crate) struct Snapshot {
     pub(crate) before: Option<Json>,
     /// This request has created the session.
     pub(crate) is_new: bool,
+    /// The id that a session would get, if there is none and the request can still create one.
+    pub(crate) next_id: Option<Id>,
     /// The confirmation by a replica, if the change ended the session.
     pub(crate) replicated: Replicated,
 }
@@ -71,7 +73,7 @@ impl Snapshot {
     /// Creates that of a session after a change.
     pub(super) fn after(id: Id, applied: Applied) -> Self {
         let Applied { record, before, replicated, .. } = applied;
-        Self { session: Some((id, record)), before, is_new: false, replicated }
+        Self { session: Some((id, record)), before, replicated, ..Self::default() }
     }
 
     /// Returns the values that were asked for.

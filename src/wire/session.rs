@@ -38,6 +38,8 @@ pub(crate) struct SessionObject<'a> {
     current: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     replicated: Option<Replicated>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_id: Option<String>,
 }
 
 /// The lifetime of a session.
@@ -124,6 +126,7 @@ impl<'a> View<'a> {
             new: None,
             current: None,
             replicated: None,
+            next_id: None,
         }
     }
 }
@@ -133,6 +136,12 @@ impl SessionObject<'_> {
     #[must_use]
     pub(crate) fn with_replicated(self, replicated: Replicated) -> Self {
         Self { replicated: Some(replicated), ..self }
+    }
+
+    /// Adds the id that the session of a visitor without one would get.
+    #[must_use]
+    pub(crate) fn with_next_id(self, next_id: Option<Id>) -> Self {
+        Self { next_id: next_id.map(|id| id.to_string()), ..self }
     }
 }
 
@@ -195,6 +204,10 @@ mod tests {
             "{\"id\":null,\"version\":null,\"principal\":null,\"values\":{},\"created_at\":null,\
              \"last_seen_at\":null,\"expires_at\":null,\"expires_in\":null,\
              \"expires_at_browser_close\":null,\"expiry\":null,\"new\":false,\"replicated\":false}"
+        );
+        assert!(
+            text(&none.session(&Values::new(), false).with_next_id(Some(id)))
+                .ends_with(",\"new\":false,\"next_id\":\"AAAAAAAAAAAAAAAAAAAAAA\"}")
         );
     }
 

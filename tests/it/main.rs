@@ -51,6 +51,7 @@ mod log_lines;
 mod login;
 mod memory_store;
 mod metrics;
+mod next_id;
 mod patches;
 mod principals;
 mod proxy_headers;
