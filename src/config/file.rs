@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use super::secret::SecretSource;
 use super::value::{
-    Count, Level, Mode, Network, OneOrMany, PrincipalHeader, Ratio, Size, Span, Text, Timeout,
+    Count, HeaderExchange, Level, Mode, Network, OneOrMany, PrincipalHeader, Ratio, Size, Span,
+    Text, Timeout,
 };
 use crate::client::{Target, UpstreamProtocol};
 use crate::log::Format;
@@ -391,9 +392,10 @@ section! {
         health_interval: Option<Span> = None,
         /// Use of sessions: `on`; `no-touch`, requests do not prolong it; `off`, requests have none.
         session: RouteSession = RouteSession::On,
-        /// Exchange values by header, without the session API.
-        header_exchange: bool = false,
-        /// Maximum size of the values in a header.
+        /// Exchange values by header, without the session API. If not all values fit, `true` omits all, `"partial"` the
+        /// largest ones.
+        header_exchange: HeaderExchange = HeaderExchange::Switch(false),
+        /// Maximum size of the values in a header, and of the keys of omitted ones.
         #[schemars(extend("x-range" = ["64", "64KiB"]))]
         header_exchange_max_bytes: Size = Size(3 * 1024),
         /// Another header that has the principal, percent-encoded unless `encoding` is "utf-8".

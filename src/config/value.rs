@@ -467,6 +467,20 @@ impl<T: JsonSchema> JsonSchema for OneOrMany<T> {
     }
 }
 
+/// Header exchange of a route: on or off, or on with a part of the values if not all fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
+#[serde(untagged, expecting = "invalid value; expected true, false or \"partial\"")]
+pub(super) enum HeaderExchange {
+    Switch(bool),
+    Word(ExchangeWord),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ExchangeWord {
+    Partial,
+}
+
 /// A second header for the principal: its name, or its name and how the principal is encoded.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
 #[serde(

@@ -26,6 +26,7 @@ use crate::app::{App, StartError};
 use crate::config::{self, Config, ConfigError, Environment, Overrides};
 use crate::proxy::config::RouteConfig;
 use crate::server::{self, Address, ConnectionLimit, Limits, Protocol, Settings, Tasks};
+use crate::session::policy::{ExchangeMode, HeaderExchange};
 use crate::store::config::StoreKind;
 use crate::time::Clock;
 
@@ -190,7 +191,7 @@ fn configuration(site: &Address, directory: &Path) -> Result<Config, Error> {
     config.limits.drain_timeout = DRAIN_TIMEOUT;
     let exchange = config.proxy.routes.first().map(|route| RouteConfig {
         path: Page::Exchange.path().to_owned(),
-        header_exchange: Some(3 * 1024),
+        header_exchange: Some(HeaderExchange { mode: ExchangeMode::Whole, max_bytes: 3 * 1024 }),
         ..route.clone()
     });
     config.proxy.routes.extend(exchange);

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::login::LoginPage;
 use super::route::HostPattern;
 use crate::client::{HealthCheck, Target, TlsConfig, UpstreamProtocol};
+use crate::session::policy::HeaderExchange;
 use crate::store::config::OnError;
 
 /// Settings of the public proxy.
@@ -44,8 +45,8 @@ pub(crate) struct RouteConfig {
     pub(crate) upstream_tls: TlsConfig,
     /// Sessions of the requests.
     pub(crate) session: Session,
-    /// Maximum size of `X-Session-Data`, name and value, in bytes; `None` disables header exchange.
-    pub(crate) header_exchange: Option<usize>,
+    /// Exchange of the session's values by header; `None` disables it.
+    pub(crate) header_exchange: Option<HeaderExchange>,
     /// An additional header with the principal; removed from client requests on every route.
     pub(crate) principal_header: Option<PrincipalHeader>,
     /// Login page for clients without a principal; `None` if the route does not require one.

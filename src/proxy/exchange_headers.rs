@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::config::{Encoding, RouteConfig};
@@ -11,6 +11,8 @@ use super::lines::Lines;
 use super::names;
 use super::response;
 use crate::session::patch::Patch;
+use crate::session::policy::{ExchangeMode, HeaderExchange};
+use crate::session::record::Values;
 use crate::sessions::{Opened, ResponseKind, Shared};
 use crate::wire::{self, Malformed};
 
@@ -52,24 +54,62 @@ pub(super) fn inject(
         headers.try_insert(names::X_SESSION_ERROR, HeaderValue::from_static(error.code()))?;
     }
     match route.header_exchange {
-        Some(max_bytes) => inject_data(headers, opened, max_bytes),
+        Some(exchange) => inject_data(headers, opened, exchange),
         None => Ok(()),
     }
 }
 
-/// Adds the values if they fit into `max_bytes`. Truncated values would be worse than none.
-fn inject_data(headers: &mut HeaderMap, opened: &Opened, max_bytes: usize) -> Result<(), Error> {
-    let data = wire::values_header(&opened.values);
-    // Common servers limit a single header to 8 KiB, or all of them together.
-    if data.len() + names::X_SESSION_DATA.as_str().len() > max_bytes {
-        headers.try_insert(names::X_SESSION_DATA_OMITTED, HeaderValue::from_static("too-large"))?;
-    } else {
-        headers.try_insert(names::X_SESSION_DATA, sensitive(data.as_bytes())?)?;
+/// Adds the values as far as they fit. A truncated value would be worse than none.
+fn inject_data(
+    headers: &mut HeaderMap,
+    opened: &Opened,
+    exchange: HeaderExchange,
+) -> Result<(), Error> {
+    match exchange.mode {
+        ExchangeMode::Whole => inject_all(headers, &opened.values, exchange.max_bytes)?,
+        ExchangeMode::Partial => inject_smallest(headers, &opened.values, exchange.max_bytes)?,
     }
     if let Some(meta) = opened.meta() {
         headers.try_insert(names::X_SESSION_VERSION, HeaderValue::from(meta.version))?;
     }
     Ok(())
+}
+
+/// Adds all values, or none.
+fn inject_all(headers: &mut HeaderMap, values: &Values, max_bytes: usize) -> Result<(), Error> {
+    let data = wire::values_header(values);
+    // Common servers limit a single header to 8 KiB, or all of them together.
+    if data.len() > room(&names::X_SESSION_DATA, max_bytes) {
+        headers.try_insert(names::X_SESSION_DATA_OMITTED, HeaderValue::from_static("too-large"))?;
+    } else {
+        headers.try_insert(names::X_SESSION_DATA, sensitive(data.as_bytes())?)?;
+    }
+    Ok(())
+}
+
+/// Adds the smallest values, and the keys of the others. If the keys do not fit, adds no value: the upstream could not
+/// distinguish a value that was omitted from one that is missing.
+fn inject_smallest(
+    headers: &mut HeaderMap,
+    values: &Values,
+    max_bytes: usize,
+) -> Result<(), Error> {
+    let partial = wire::values_within(values, room(&names::X_SESSION_DATA, max_bytes));
+    let omitted = wire::keys_header(&partial.omitted);
+    if omitted.len() > room(&names::X_SESSION_DATA_OMITTED, max_bytes) {
+        headers.try_insert(names::X_SESSION_DATA_OMITTED, HeaderValue::from_static("*"))?;
+        return Ok(());
+    }
+    headers.try_insert(names::X_SESSION_DATA, sensitive(partial.data.as_bytes())?)?;
+    if !omitted.is_empty() {
+        headers.try_insert(names::X_SESSION_DATA_OMITTED, sensitive(omitted.as_bytes())?)?;
+    }
+    Ok(())
+}
+
+/// Returns the most bytes of a value, if name and value have `max_bytes`.
+fn room(name: &HeaderName, max_bytes: usize) -> usize {
+    max_bytes.saturating_sub(name.as_str().len())
 }
 
 /// Removes the upstream's patch from its response. Returns it unless the route does not allow patches,

@@ -223,7 +223,7 @@ impl Proxy {
         Some(Arrival {
             origin,
             cookies,
-            wants_values: route.header_exchange().is_some(),
+            header_exchange: route.header_exchange(),
             touch,
             on_error: route.on_error(),
             address: limited_address,

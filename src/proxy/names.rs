@@ -20,7 +20,7 @@ pub(crate) const X_SESSION_PRINCIPAL: HeaderName = HeaderName::from_static("x-se
 pub(crate) const X_SESSION_DATA: HeaderName = HeaderName::from_static("x-session-data");
 /// Header exchange: the version of the session.
 pub(crate) const X_SESSION_VERSION: HeaderName = HeaderName::from_static("x-session-version");
-/// Header exchange: the reason why the values are missing.
+/// Header exchange: the keys of the values that are missing, or the reason why all are.
 pub(crate) const X_SESSION_DATA_OMITTED: HeaderName =
     HeaderName::from_static("x-session-data-omitted");
 /// The reason why there is no session.

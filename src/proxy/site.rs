@@ -26,6 +26,7 @@ use crate::net::scheme::Scheme;
 use crate::net::trust::Trust;
 use crate::random;
 use crate::server::Peer;
+use crate::session::policy::HeaderExchange;
 use crate::sessions::{Opened, Shared};
 use crate::store::config::OnError;
 
@@ -277,7 +278,7 @@ impl Route {
         self.config.session
     }
 
-    pub(super) fn header_exchange(&self) -> Option<usize> {
+    pub(super) fn header_exchange(&self) -> Option<HeaderExchange> {
         self.config.header_exchange
     }
 

@@ -51,6 +51,23 @@ pub struct Policy {
     pub(crate) request_token_linger: Duration,
 }
 
+/// Header exchange, as configured for a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HeaderExchange {
+    pub(crate) mode: ExchangeMode,
+    /// The maximum size of `X-Session-Data`, and of the keys in `X-Session-Data-Omitted`: name and value, in bytes.
+    pub(crate) max_bytes: usize,
+}
+
+/// The values that a request has if not all of them fit into a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ExchangeMode {
+    /// None.
+    Whole,
+    /// The smallest ones, as long as they fit.
+    Partial,
+}
+
 /// The reaction to a token that was replaced long ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

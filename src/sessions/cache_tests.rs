@@ -153,7 +153,7 @@ impl World {
         let arrival = Arrival {
             origin: Origin { navigation: Navigation::Safe, withholds_cookie: false },
             cookies: [Secret::new(token.reveal().to_owned())].into_iter().collect(),
-            wants_values: false,
+            header_exchange: None,
             touch: TouchPolicy::OnUse,
             on_error: OnError::Fail,
             address: None,

@@ -129,7 +129,7 @@ impl World {
         let arrival = Arrival {
             origin: Origin { navigation, withholds_cookie: false },
             cookies: self.jar.iter().cloned().map(Secret::new).collect(),
-            wants_values: false,
+            header_exchange: None,
             touch: TouchPolicy::OnUse,
             on_error: OnError::Fail,
             address: None,

@@ -21,6 +21,7 @@ use crate::metrics::Event;
 use crate::session::cookie;
 use crate::session::navigation::Origin;
 use crate::session::peer::Instance;
+use crate::session::policy::HeaderExchange;
 use crate::session::record::{Client, Meta, Principal, Values};
 use crate::session::token::{Bound, RequestToken};
 use crate::store::config::OnError;
@@ -40,8 +41,8 @@ pub(crate) struct Arrival {
     pub(crate) origin: Origin,
     /// The values of our cookie in the request's Cookie headers.
     pub(crate) cookies: cookie::Values,
-    /// The upstream is sent the session's values.
-    pub(crate) wants_values: bool,
+    /// Header exchange of the route: the upstream is sent the session's values.
+    pub(crate) header_exchange: Option<HeaderExchange>,
     pub(crate) touch: TouchPolicy,
     pub(crate) on_error: OnError,
     /// The address of the client, unless that is unknown or a trusted proxy's.
@@ -100,11 +101,12 @@ impl Opener {
     /// # Errors
     /// The store did not answer for a well-signed cookie, and the route says [`OnError::Fail`].
     pub(crate) async fn open(&self, arrival: Arrival) -> Result<Opened, StoreError> {
-        let Arrival { origin, cookies, wants_values, touch, on_error, address, client } = arrival;
+        let Arrival { origin, cookies, header_exchange, touch, on_error, address, client } =
+            arrival;
         let shared = &self.shared;
         let found = match &self.store {
             Some(store) => {
-                let want = if wants_values { Want::Values } else { Want::Meta };
+                let want = if header_exchange.is_some() { Want::Values } else { Want::Meta };
                 let calls = Calls::new(&**store, shared);
                 let tokens = verify(&cookies, shared);
                 match look_up_cached(&tokens, want, calls, shared) {

@@ -10,4 +10,4 @@ pub(crate) use malformed::Malformed;
 pub use patch::{element, expiry, increment, patch, patches, value, values};
 pub(crate) use problem::Problem;
 pub(crate) use session::{DestroyedObject, SessionObject, View};
-pub(crate) use values::{ValuesObject, values_header};
+pub(crate) use values::{ValuesObject, keys_header, values_header, values_within};

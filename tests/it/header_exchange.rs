@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cloakroom::metrics::Event;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::raw::RawUpstream;
 use crate::support::{Browser, Cloakroom, Page, Program, Script, Upstream};
@@ -116,6 +116,53 @@ async fn oversized_values_are_omitted() {
         (None, Some("too-large"))
     );
     assert_eq!(page.last().status, 200);
+}
+
+/// Returns `X-Session-Data` and `X-Session-Data-Omitted` of the next request.
+async fn exchanged(browser: &Browser, path: &str) -> (Option<String>, Option<String>) {
+    let page = browser.navigate(path, &Script::new()).await;
+    (page.saw("x-session-data"), page.saw("x-session-data-omitted"))
+}
+
+#[tokio::test]
+async fn smallest_values_are_sent_first() {
+    let upstream = Upstream::start();
+    let partial = "[[route]]\nupstream = \"UPSTREAM\"\nheader_exchange = \"partial\"\nheader_exchange_max_bytes = \"64\"\n\
+                   [[route]]\npath = \"/whole\"\nupstream = \"UPSTREAM\"\nheader_exchange = true\nheader_exchange_max_bytes = \"64\"\n";
+    let cloakroom = Cloakroom::with(&upstream, partial).await;
+    let browser = Browser::new(&cloakroom);
+    let given = |data: &str, omitted: &str| {
+        let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        (text(data), text(omitted))
+    };
+    assert_eq!(exchanged(&browser, "/").await, given("{}", ""));
+    // 14 bytes of the name leave 50 for the values.
+    let put = |values: Value| Script::new().patch(&json!({"clear": true, "values": values}));
+    browser.navigate("/", &put(json!({"a": "x".repeat(36), "b": 1}))).await;
+    let whole = format!("{{\"a\":\"{}\",\"b\":1}}", "x".repeat(36));
+    assert_eq!(whole.len(), 50);
+    assert_eq!(exchanged(&browser, "/").await, given(&whole, ""));
+    assert_eq!(exchanged(&browser, "/whole").await, given(&whole, ""));
+    browser.navigate("/", &put(json!({"a": "x".repeat(37), "b": 1}))).await;
+    assert_eq!(exchanged(&browser, "/").await, given("{\"b\":1}", "a"));
+    assert_eq!(exchanged(&browser, "/whole").await, given("", "too-large"));
+    // The size counts in ASCII, and names are encoded.
+    browser.navigate("/", &put(json!({"\u{e9} ,": "\u{e9}".repeat(9), "b": "x".repeat(20)}))).await;
+    let data = format!("{{\"b\":\"{}\"}}", "x".repeat(20));
+    assert_eq!(exchanged(&browser, "/").await, given(&data, "%C3%A9%20%2C"));
+    // 22 bytes of the name leave 42 for the keys.
+    for (length, expected) in [(42, given("{\"b\":1}", &"k".repeat(42))), (43, given("", "*"))] {
+        browser.navigate("/", &put(json!({"k".repeat(length): 1, "b": 1}))).await;
+        assert_eq!(exchanged(&browser, "/").await, expected);
+    }
+    let page = browser.navigate("/", &Script::new().get("")).await;
+    assert_eq!(page.saw("x-session-version"), Some(page.json()["version"].to_string()));
+    assert_eq!(page.json()["values"], json!({"k".repeat(43): 1, "b": 1}));
+    // Changes by header are the same as with all values.
+    let page = browser.navigate("/", &patch("{\"remove\": 1}")).await;
+    failed(&page);
+    browser.navigate("/", &patch("{\"clear\": true, \"set\": {\"c\": 1}}")).await;
+    assert_eq!(exchanged(&browser, "/").await, given("{\"c\":1}", ""));
 }
 
 #[tokio::test]

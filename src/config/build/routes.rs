@@ -4,7 +4,10 @@ use http::HeaderName;
 use http::uri::PathAndQuery;
 
 use super::super::file::{File, Route};
-use super::super::value::{OneOrMany, PrincipalHeader as PrincipalHeaderKey, Span, Text};
+use super::super::value::{
+    ExchangeWord, HeaderExchange as HeaderExchangeKey, OneOrMany,
+    PrincipalHeader as PrincipalHeaderKey, Span, Text,
+};
 use super::context::{Context, Site};
 use super::listeners::{Own, reaches};
 use super::{headers, tls};
@@ -13,6 +16,7 @@ use crate::net::scheme::Scheme;
 use crate::proxy::config::{Encoding, PrincipalHeader, RouteConfig, Session};
 use crate::proxy::login::LoginPage;
 use crate::proxy::route::HostPattern;
+use crate::session::policy::{ExchangeMode, HeaderExchange};
 use crate::store::config::OnError;
 
 /// Builds the routes. `own` is where this process listens.
@@ -87,7 +91,7 @@ fn route(
         upstream_tls: upstream_tls(key, table, &upstreams, context),
         upstreams,
         session: table.session,
-        header_exchange: table.header_exchange.then_some(table.header_exchange_max_bytes.0),
+        header_exchange: header_exchange(table),
         require_principal: require_principal(key, table, context),
         request_headers: headers::secrets(
             &request_headers,
@@ -107,6 +111,15 @@ fn route(
         tunnel_idle_timeout: table.tunnel_idle_timeout.0,
         upstream_idle_timeout: table.upstream_idle_timeout.0,
     }
+}
+
+fn header_exchange(table: &Route) -> Option<HeaderExchange> {
+    let mode = match table.header_exchange {
+        HeaderExchangeKey::Switch(false) => return None,
+        HeaderExchangeKey::Switch(true) => ExchangeMode::Whole,
+        HeaderExchangeKey::Word(ExchangeWord::Partial) => ExchangeMode::Partial,
+    };
+    Some(HeaderExchange { mode, max_bytes: table.header_exchange_max_bytes.0 })
 }
 
 fn health(
