@@ -186,27 +186,41 @@ pub(super) const SESSIONS: &[Route<SessionCall>] = &[
     },
 ];
 
-/// Calls on the session of a request that need what its client sent.
-pub(super) const TEST_COOKIE: &[Route<SessionCall>] = &[Route {
-    path: "/test-cookie",
-    operations: &[
-        Operation {
+/// Calls that need the request, and not only its session: what its client sent, and its route.
+pub(super) const REQUEST: &[Route<SessionCall>] = &[
+    Route {
+        path: "/policy",
+        operations: &[Operation {
             method: Method::GET,
-            spec: reads("ReadTestCookie", "Did it come back?", &[Success::Json("TestCookie")]),
-            handler: |call| Box::pin(call.read_test_cookie()),
-        },
-        Operation {
-            method: Method::PUT,
-            spec: writes("SetTestCookie", "Set the test cookie", &[Success::Empty]),
-            handler: |call| Box::pin(call.set_test_cookie()),
-        },
-        Operation {
-            method: Method::DELETE,
-            spec: writes("RemoveTestCookie", "Delete it", &[Success::Empty]),
-            handler: |call| Box::pin(call.remove_test_cookie()),
-        },
-    ],
-}];
+            spec: reads(
+                "ReadPolicy",
+                "The lifetimes and limits of sessions, the cookie, and header exchange",
+                &[Success::Json("Policy")],
+            ),
+            handler: |call| Box::pin(std::future::ready(call.read_policy())),
+        }],
+    },
+    Route {
+        path: "/test-cookie",
+        operations: &[
+            Operation {
+                method: Method::GET,
+                spec: reads("ReadTestCookie", "Did it come back?", &[Success::Json("TestCookie")]),
+                handler: |call| Box::pin(call.read_test_cookie()),
+            },
+            Operation {
+                method: Method::PUT,
+                spec: writes("SetTestCookie", "Set the test cookie", &[Success::Empty]),
+                handler: |call| Box::pin(call.set_test_cookie()),
+            },
+            Operation {
+                method: Method::DELETE,
+                spec: writes("RemoveTestCookie", "Delete it", &[Success::Empty]),
+                handler: |call| Box::pin(call.remove_test_cookie()),
+            },
+        ],
+    },
+];
 
 /// Calls on the sessions of the principal of a request's session.
 pub(super) const PRINCIPAL: &[Route<PrincipalCall>] = &[

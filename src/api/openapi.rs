@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::calls::{DOCUMENT, PRINCIPAL, SERVICE, SESSIONS, TEST_COOKIE};
+use super::calls::{DOCUMENT, PRINCIPAL, REQUEST, SERVICE, SESSIONS};
 use super::operation::{RequestBody, Route, Spec, Success};
 use super::request::{QueryParameter, RequestHeader};
 
@@ -53,7 +53,7 @@ fn paths(prefix: &str) -> Map<String, Value> {
     add_paths(&mut paths, &base(prefix.to_owned(), Security::None), DOCUMENT);
     add_paths(&mut paths, &own, SESSIONS);
     add_paths(&mut paths, &by_id, SESSIONS);
-    add_paths(&mut paths, &own, TEST_COOKIE);
+    add_paths(&mut paths, &own, REQUEST);
     add_paths(&mut paths, &own, PRINCIPAL);
     add_paths(&mut paths, &base(format!("{prefix}s"), Security::ServiceToken), SERVICE);
     paths
@@ -222,6 +222,7 @@ fn schemas() -> Value {
         "OwnExpiry": own_expiry(),
         "Expiry": {"oneOf": [{"type": "null"}, reference("OwnExpiry")]},
         "Patch": patch(),
+        "Policy": policy(),
         "TestCookie": {"type": "object", "required": ["worked"], "properties": {"worked": {"type": "boolean"}}},
         "Destroyed": {"type": "object", "required": ["destroyed", "replicated"], "properties": {
             "destroyed": count, "replicated": {"type": ["boolean", "null"]}
@@ -279,6 +280,32 @@ fn session(more: &[&str]) -> Value {
         members.clone().into_iter().chain(optional).map(|(name, schema)| (name.to_owned(), schema)),
     );
     json!({"type": "object", "properties": properties, "required": required})
+}
+
+fn policy() -> Value {
+    let count = json!({"type": "integer", "minimum": 0});
+    let optional_count = json!({"type": ["integer", "null"], "minimum": 0});
+    let cookie = object(&json!({
+        "name": {"type": "string"}, "path": {"type": "string"}, "domain": {"type": ["string", "null"]},
+        "secure": {"type": "boolean"}, "http_only": {"type": "boolean"},
+        "same_site": {"type": "string", "enum": ["Strict", "Lax", "None"]},
+        "partitioned": {"type": "boolean"}
+    }));
+    object(&json!({
+        "idle_timeout": count, "absolute_timeout": optional_count,
+        "expire_at_browser_close": {"type": "boolean"},
+        "cookie": cookie,
+        "max_bytes": count, "max_values": count,
+        "header_exchange": {"enum": [true, false, "partial", null]},
+        "header_exchange_max_bytes": optional_count
+    }))
+}
+
+/// Returns the schema of an object that has all these members.
+fn object(members: &Value) -> Value {
+    let required: Vec<String> =
+        members.as_object().into_iter().flat_map(|members| members.keys().cloned()).collect();
+    json!({"type": "object", "required": required, "properties": members})
 }
 
 fn own_expiry() -> Value {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::Method;
 use percent_encoding::percent_decode_str;
 
-use super::calls::{DOCUMENT, PRINCIPAL, SERVICE, SESSIONS, TEST_COOKIE};
+use super::calls::{DOCUMENT, PRINCIPAL, REQUEST, SERVICE, SESSIONS};
 use super::operation::{Operation, Route};
 use super::principal::PrincipalCall;
 use super::service::ServiceCall;
@@ -47,7 +47,7 @@ pub(super) fn find<'a>(prefix: &str, path: &'a str) -> Option<Matched<'a>> {
             .map(Matched::Document)
             .or_else(|| match_routes(PRINCIPAL, rest).map(Matched::Principal))
             .or_else(|| match_routes(SESSIONS, rest).map(Matched::OwnSession))
-            .or_else(|| match_routes(TEST_COOKIE, rest).map(Matched::OwnSession));
+            .or_else(|| match_routes(REQUEST, rest).map(Matched::OwnSession));
     };
     if let Some(matched) = match_routes(SERVICE, rest) {
         return Some(Matched::Service(matched));
@@ -134,6 +134,7 @@ mod tests {
             ("/_session/values/a%2Fb", "own", None, "/values/{key}", Some("a%2Fb")),
             ("/_session/values/a/increment", "own", None, "/values/{key}/increment", Some("a")),
             ("/_session/test-cookie", "own", None, "/test-cookie", None),
+            ("/_session/policy", "own", None, "/policy", None),
             ("/_session/principal/sessions", "principal", None, "/principal/sessions", None),
             ("/_session/openapi.json", "document", None, "/openapi.json", None),
             ("/_sessions", "service", None, "", None),
@@ -170,6 +171,8 @@ mod tests {
             "/_session/nothing",
             "/_sessions/AAAAAAAAAAAAAAAAAAAAAA/principal/sessions",
             "/_sessions/AAAAAAAAAAAAAAAAAAAAAA/test-cookie",
+            "/_sessions/AAAAAAAAAAAAAAAAAAAAAA/policy",
+            "/_sessions/policy",
             "/_sessions/openapi.json",
         ] {
             assert_eq!(check(path), None, "{path}");

@@ -17,7 +17,7 @@ use crate::sessions::{
     ChangeRequest, Destroyed, Failure, RemoteSession, RequestSession, Sessions, Snapshot,
 };
 use crate::store::Want;
-use crate::wire::{self, ValuesObject, View};
+use crate::wire::{self, PolicyObject, ValuesObject, View};
 
 /// A session, and the way to it.
 #[derive(Clone, Debug)]
@@ -155,6 +155,20 @@ impl SessionCall {
         let patch = self.under_version(Patch { expiry, ..Patch::default() })?;
         let changed = self.apply(&patch, None, Want::Meta).await?;
         if self.is_minimal() { Ok(minimal(&changed)) } else { self.expiry(&changed) }
+    }
+
+    pub(super) fn read_policy(self) -> ApiResult<Response<Body>> {
+        let shared = self.sessions.shared();
+        let policy = PolicyObject::new(&shared.policy, &shared.attributes);
+        let policy = match &self.target {
+            // Its route is forgotten with the request.
+            Target::Request(session) if session.ended_at().is_some() => policy,
+            Target::Request(session) => policy.with_header_exchange(session.header_exchange()),
+            // Only that instance knows its route.
+            Target::Remote(_) => return Err(Failure::OtherInstance.into()),
+            Target::Id(_) => return Err(problem::not_found()),
+        };
+        response::serialize(&policy)
     }
 
     pub(super) async fn read_test_cookie(self) -> ApiResult<Response<Body>> {

@@ -207,6 +207,7 @@ mod tests {
             touch: TouchPolicy::OnUse,
             client: None,
             address: None,
+            header_exchange: None,
         };
         let number = table.next_number();
         let request = InFlightRequest::new(number, CookieOutcome::None, context, None, began);

@@ -128,7 +128,7 @@ impl Opener {
         if let CookieOutcome::Session { signed_by, .. } = &outcome {
             shared.session_tokens.count(signed_by.position());
         }
-        let context = RequestContext { origin, touch, client, address };
+        let context = RequestContext { origin, touch, client, address, header_exchange };
         let (number, now) = (shared.in_flight.next_number(), shared.clock.now());
         let request = InFlightRequest::new(number, outcome, context, sealed, now);
         if request.is_withheld() {

@@ -12,6 +12,7 @@ use crate::random;
 use crate::session::id::Id;
 use crate::session::key_ring::SignedBy;
 use crate::session::navigation::{Navigation, Origin};
+use crate::session::policy::HeaderExchange;
 use crate::session::record::{Client, Meta, Record};
 use crate::session::rotation::Verdict;
 use crate::session::token::{Bound, RequestToken};
@@ -44,6 +45,8 @@ pub(super) struct RequestContext {
     pub(super) client: Option<Client>,
     /// The address of its client, unless that is unknown or a trusted proxy's.
     pub(super) address: Option<IpAddr>,
+    /// Header exchange of its route; `None` if it has none, or is not known since the request has ended.
+    pub(super) header_exchange: Option<HeaderExchange>,
 }
 
 /// The result of a request's cookies when it arrived.
@@ -200,6 +203,7 @@ impl InFlightRequest {
             touch: if token.touches { TouchPolicy::OnUse } else { TouchPolicy::Never },
             client: None,
             address: None,
+            header_exchange: None,
         };
         Self {
             token,

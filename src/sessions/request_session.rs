@@ -14,6 +14,7 @@ use super::snapshot::Snapshot;
 use super::watch::WatchedSession;
 use crate::session::id::{Id, PublicId};
 use crate::session::patch::Refusal;
+use crate::session::policy::HeaderExchange;
 use crate::session::record::{Entry, Meta};
 use crate::session::token::{Bound, RequestToken};
 use crate::store::{Backend, Store, Want};
@@ -68,6 +69,11 @@ impl RequestSession {
     /// Returns why the request has no session, if the upstream should know.
     pub(crate) fn error(&self) -> Option<SessionError> {
         self.request.error()
+    }
+
+    /// Returns the header exchange of the request's route, while the request lasts.
+    pub(crate) fn header_exchange(&self) -> Option<HeaderExchange> {
+        self.request.context.header_exchange
     }
 
     /// Returns the session as it was when the request arrived; `None` if its cookies opened none.

@@ -53,6 +53,7 @@ mod memory_store;
 mod metrics;
 mod next_id;
 mod patches;
+mod policy;
 mod principals;
 mod proxy_headers;
 mod proxy_protocol;

@@ -318,6 +318,22 @@ async fn no_increment_is_lost() {
 }
 
 #[tokio::test]
+async fn owner_knows_next_id_and_policy() {
+    needs!("redis-server");
+    let route = "[[route]]\nupstream = \"UPSTREAM\"\nheader_exchange = \"partial\"\n";
+    let world = World::with("", route).await;
+    let script = Script::new().get("").get("/policy");
+    let newcomer = world.across(&script).await;
+    let next_id = newcomer.saw("x-session-next-id").unwrap();
+    assert_eq!(newcomer.calls()[0].json()["next_id"], json!(next_id));
+    assert_eq!(newcomer.json()["header_exchange"], json!("partial"));
+    world.across(&write("x")).await;
+    let page = world.across(&script).await;
+    assert_eq!(page.calls()[0].json()["next_id"], Value::Null);
+    assert_eq!(page.json()["header_exchange"], json!("partial"));
+}
+
+#[tokio::test]
 async fn owner_knows_requests_with_expired_tokens() {
     needs!("redis-server");
     let world = World::new().await;
