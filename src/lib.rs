@@ -10,7 +10,7 @@
 //! 2. removes the session cookie, and the headers that clients may not send;
 //! 3. opens the session that the cookie names ([`sessions::Opener`]): the key ring verifies the token
 //!    before the store is called, and [`session::rotation`] decides whether the token is current;
-//! 4. adds the session's headers and forwards the request ([`client`]).
+//! 4. adds the session's headers, signed if the site verifies them, and forwards the request ([`client`]).
 //!
 //! While the upstream handles the request, it may call the session API ([`api`]), which has a listener
 //! of its own. The request token in the call identifies an entry in the table of requests in flight,

@@ -1,4 +1,4 @@
-"""Searches logs for secrets: cookie tokens, request tokens, keys, passwords and the service token.
+"""Searches logs for secrets: cookie tokens, request tokens, keys, passwords, the service token and client secrets.
 
     python3 tests/leaks.py DIRECTORY
 
@@ -17,6 +17,8 @@ import tempfile
 # As configured by tests/it/support/cloakroom.rs.
 KEY = "dGhlIGtleSB0aGF0IGFsbCB0aGVzZSB0ZXN0cyB1c2U"
 SERVICE_TOKEN = "the-service-token-of-the-tests"
+# Part of each `[api] client_secret` of the tests.
+CLIENT_SECRET = "secret of the proxy and its sites"
 PASSWORDS = ["hunter2", "hunter3"]
 COOKIE_NAMES = ["__Host-id", "id"]
 
@@ -44,7 +46,7 @@ class Search:
     def __init__(self, keys):
         self.token_keys = [subkey(key, b"token") for key in keys]
         self.request_keys = [subkey(key, b"request") for key in keys]
-        self.texts = [KEY, SERVICE_TOKEN, *PASSWORDS]
+        self.texts = [KEY, SERVICE_TOKEN, CLIENT_SECRET, *PASSWORDS]
         self.lines = 0
         self.candidates = 0
 

@@ -201,6 +201,9 @@ section! {
         prefix: Text = "/_session".into(),
         /// Token that opens any session by its id. If unset, only request tokens are accepted.
         service_token: Option<SecretSource> = None,
+        /// Secret of at least 32 bytes, by which the site verifies that session headers come from here
+        /// (`X-Session-Proof`). If unset, that header is not sent.
+        client_secret: Option<SecretSource> = None,
         /// Time that a request token remains valid after its request.
         #[schemars(extend("x-range" = ["1s", "1d"]))]
         request_token_linger: Span = seconds(60),

@@ -166,6 +166,7 @@ fn no_secret_is_shown() {
         r#"
         session.keys = ["{}"]
         api.service_token = "hunter2-hunter2-hunter2"
+        api.client_secret = "hunter2-hunter2-hunter2-hunter2-hunter2"
         store.url = "redis://me:hunter2@db:6379/1"
         telemetry.otlp_url = "http://collector"
         telemetry.otlp_headers = {{ authorization = "hunter2" }}
@@ -178,13 +179,14 @@ fn no_secret_is_shown() {
     let loaded = load_text(&text, &Environment::default()).unwrap();
     let shown = format!("{}{:?}{:?}", loaded.to_toml(), loaded.config, loaded.warnings);
     assert!(!shown.contains("hunter2") && !shown.contains(key.reveal()), "{shown}");
-    assert_eq!(shown.matches("[hidden]").count(), 5, "{shown}");
+    assert_eq!(shown.matches("[hidden]").count(), 6, "{shown}");
     let keys: Vec<&str> = loaded.warnings.iter().map(|warning| warning.key.as_str()).collect();
     assert_eq!(
         keys,
         [
             "session.keys",
             "api.service_token",
+            "api.client_secret",
             "store.url",
             "telemetry.otlp_headers.authorization",
             "route.request_headers.X-From-Proxy"

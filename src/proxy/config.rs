@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::login::LoginPage;
 use super::route::HostPattern;
 use crate::client::{HealthCheck, Target, TlsConfig, UpstreamProtocol};
+use crate::secret::Secret;
 use crate::session::policy::HeaderExchange;
 use crate::store::config::OnError;
 
@@ -23,6 +24,8 @@ pub(crate) struct Config {
     /// Request headers that clients may send although their names resemble those of proxies; none that
     /// the proxy writes.
     pub(crate) keep_request_headers: Vec<HeaderName>,
+    /// The secret of `X-Session-Proof`; without one, requests have no such header.
+    pub(crate) client_secret: Option<Secret>,
     /// The routes: at least one if there is a site to serve, and no two with the same host and path.
     pub(crate) routes: Vec<RouteConfig>,
 }

@@ -23,6 +23,7 @@ pub(crate) mod login;
 pub(crate) mod names;
 mod path;
 mod prefix_map;
+mod proof;
 mod readings;
 mod redirect;
 mod request;

@@ -25,6 +25,8 @@ pub(crate) const X_SESSION_DATA_OMITTED: HeaderName =
     HeaderName::from_static("x-session-data-omitted");
 /// The reason why there is no session.
 pub(crate) const X_SESSION_ERROR: HeaderName = HeaderName::from_static("x-session-error");
+/// The MAC of the session's headers, by which a site verifies that they are this proxy's.
+pub(crate) const X_SESSION_PROOF: HeaderName = HeaderName::from_static("x-session-proof");
 /// Header exchange: the changes that an upstream requests.
 pub(crate) const X_SESSION_PATCH: HeaderName = HeaderName::from_static("x-session-patch");
 

@@ -16,6 +16,7 @@ use super::exchange_headers;
 use super::forwarded::Rules;
 use super::names;
 use super::path::is_api_path;
+use super::proof::ProofKey;
 use super::route::{Matcher, RouteMatch};
 use super::via::Via;
 use crate::client::{self, Balancer, Health, Pool, Target, Tls, TlsError};
@@ -43,6 +44,8 @@ pub(crate) struct Site {
     via: Via,
     api_prefix: String,
     api_url: HeaderValue,
+    /// Signs the session headers of requests, if the site verifies them.
+    proof: Option<ProofKey>,
     body_idle_timeout: Duration,
 }
 
@@ -140,6 +143,7 @@ impl Site {
             via,
             api_prefix: api_prefix.to_owned(),
             api_url: HeaderValue::from_str(api_url)?,
+            proof: config.client_secret.as_ref().map(ProofKey::new),
             body_idle_timeout,
         })
     }
@@ -254,7 +258,13 @@ impl Site {
         }
         let Some(opened) = opened else { return Ok(()) };
         headers.try_insert(names::X_SESSION_URL, self.api_url.clone())?;
-        exchange_headers::inject(headers, opened, shared, &route.config)
+        exchange_headers::inject(headers, opened, shared, &route.config)?;
+        if let Some(key) = &self.proof {
+            // Last: it signs the others.
+            let proof = key.sign(headers, shared.clock.now())?;
+            headers.try_insert(names::X_SESSION_PROOF, proof)?;
+        }
+        Ok(())
     }
 }
 

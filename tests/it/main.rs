@@ -55,6 +55,7 @@ mod next_id;
 mod patches;
 mod policy;
 mod principals;
+mod proof;
 mod proxy_headers;
 mod proxy_protocol;
 mod proxy_streams;

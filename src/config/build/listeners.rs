@@ -167,6 +167,24 @@ fn check_token(token: &Secret, context: &mut Context<'_>) {
     }
 }
 
+/// Reads the secret that the proxy shares with its sites.
+pub(super) fn client_secret(api: &file::Api, context: &mut Context<'_>) -> Option<Secret> {
+    /// Sites have no reason for a shorter key of HMAC-SHA-256 than its output (RFC 2104, section 3).
+    const MIN_BYTES: usize = 32;
+    let key = "api.client_secret";
+    let secret = context.secret(key, api.client_secret.as_ref()?)?;
+    let length = secret.reveal().len();
+    if length < MIN_BYTES {
+        let message = format!(
+            "is too short ({length} bytes); expected at least {MIN_BYTES}, e.g. those that \
+             `cloakroom generate-key` prints"
+        );
+        context.error(key, message);
+        return None;
+    }
+    Some(secret)
+}
+
 fn check_prefix(prefix: &mut Text, context: &mut Context<'_>) {
     let is_plain = |segment: &str| {
         !matches!(segment, "" | "." | "..")
