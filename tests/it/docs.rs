@@ -111,9 +111,14 @@ fn cloakroom() -> Command {
 /// A certificate and its key, under the names that the snippets use.
 fn write_files(directory: &Path) {
     let key = cloakroom().arg("generate-key").output().unwrap().stdout;
-    for name in
-        ["session-key", "shared-secret", "service-token", "redis-password", "sentinel-password"]
-    {
+    for name in [
+        "session-key",
+        "shared-secret",
+        "service-token",
+        "client-secret",
+        "redis-password",
+        "sentinel-password",
+    ] {
         fs::write(directory.join(name), &key).unwrap();
     }
     let names = ["localhost".to_owned()];
@@ -171,8 +176,18 @@ fn json_is_valid() {
 /// Blocks in other languages are run by these tests.
 #[test]
 fn every_block_has_a_test() {
-    let examples = ["site.php", "site.py", "site.mjs", "site.cgi", "exchange.cgi"]
-        .map(|name| fs::read_to_string(root().join("tests/examples").join(name)).unwrap());
+    let names = [
+        "site.php",
+        "site.py",
+        "site.mjs",
+        "site.cgi",
+        "exchange.cgi",
+        "proof.php",
+        "proof.py",
+        "proof.mjs",
+    ];
+    let examples =
+        names.map(|name| fs::read_to_string(root().join("tests/examples").join(name)).unwrap());
     for (page, text) in markdown() {
         for (language, block) in blocks(&text) {
             let is_tested = match language {

@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use crate::docs::markdown;
 use crate::support::raw::exchange;
@@ -13,9 +14,20 @@ struct Site(Child);
 
 impl Site {
     async fn start(program: &str, arguments: &[&str], address: SocketAddr) -> Self {
+        Self::with_secrets("", program, arguments, address).await
+    }
+
+    /// Starts a site that verifies `X-Session-Proof` with the secrets in these files.
+    async fn with_secrets(
+        files: &str,
+        program: &str,
+        arguments: &[&str],
+        address: SocketAddr,
+    ) -> Self {
         let site = Command::new(program)
             .args(arguments)
             .env("NODE_PATH", NODE_PATH)
+            .env("CLIENT_SECRETS", files)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -184,6 +196,154 @@ async fn a_shell_script_that_makes_no_call() {
     }
 }
 
+/// Secrets of `X-Session-Proof`, while the site has both and the proxy still the old one.
+const OLD_SECRET: &str = "the old secret of the proxy and its sites";
+const NEW_SECRET: &str = "the new secret of the proxy and its sites";
+
+/// Copies an example into a directory, with a line of it replaced as the guide says.
+fn copy(directory: &Path, name: &str, replaced: &[(&str, &str)]) -> String {
+    let mut text = std::fs::read_to_string(example(name)).unwrap();
+    for (line, by) in replaced {
+        assert!(text.contains(line), "{name} has no {line}");
+        text = text.replace(line, by);
+    }
+    let path = directory.join(name);
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// Writes the secrets, and returns their files for the site.
+fn write_secrets(directory: &Path) -> String {
+    let files = [("new", NEW_SECRET), ("old", OLD_SECRET)].map(|(name, secret)| {
+        let path = directory.join(name);
+        std::fs::write(&path, format!("{secret}\n")).unwrap();
+        path.to_str().unwrap().to_owned()
+    });
+    files.join(":")
+}
+
+/// Visits a verifying site through the proxy, and sends it forged headers without.
+async fn refuses_forgeries(site: SocketAddr) {
+    let upstream = Upstream::start();
+    let toml = format!(
+        "[api]\naddress = \"127.0.0.1:0\"\nclient_secret = \"{OLD_SECRET}\"\n[[route]]\nupstream = \"http://{site}\"\n\
+         [[route]]\npath = \"/held\"\nupstream = \"UPSTREAM\"\n"
+    );
+    let cloakroom = Cloakroom::with(&upstream, &toml).await;
+    visit(&cloakroom).await;
+    // The headers of another request that lasts.
+    let browser = Browser::new(&cloakroom);
+    let held =
+        tokio::spawn(async move { browser.navigate("/held", &Script::new().wait("forged")).await });
+    upstream.arrived("forged", 1).await;
+    let headers = upstream.seen().pop().unwrap().headers.into_iter();
+    let genuine: Vec<String> = headers
+        .filter(|(name, _)| name.starts_with("x-session-"))
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    let without =
+        |name: &str| genuine.iter().filter(|line| !line.starts_with(name)).cloned().collect();
+    let genuine: String = genuine.concat();
+    let own = format!(
+        "X-Session-Url: http://{site}/\r\nX-Session-Token: a\r\nX-Session-Principal: admin\r\n"
+    );
+    let without_next: String = without("x-session-next-id");
+    let without_proof: String = without("x-session-proof");
+    for forged in [
+        String::new(),
+        own.clone(),
+        format!("{own}X-Session-Proof: v1 t=1800000000 m={}\r\n", "A".repeat(43)),
+        format!("{genuine}X-Session-Principal: admin\r\n"),
+        format!("{genuine}X-Session-Token: a\r\n"),
+        format!("X-Session-Url: http://{site}/\r\n{genuine}"),
+        without_next,
+        without_proof,
+    ] {
+        assert_eq!(status_of(site, &forged).await, "403", "{forged}");
+    }
+    // Only because the request lasts, and for 300 s.
+    assert_eq!(status_of(site, &genuine).await, "200", "{genuine}");
+    upstream.open("forged");
+    held.await.unwrap();
+    let visitor = Browser::new(&cloakroom);
+    cloakroom.advance(Duration::from_secs(290));
+    assert_eq!(visitor.navigate("/", &Script::new()).await.status, 200);
+    cloakroom.advance(Duration::from_secs(20));
+    assert_eq!(visitor.navigate("/", &Script::new()).await.status, 403);
+}
+
+/// Sends a request straight to a site.
+async fn status_of(site: SocketAddr, headers: &str) -> String {
+    let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{headers}Connection: close\r\n\r\n");
+    let answer = exchange(site, &head).await;
+    answer.split(' ').nth(1).unwrap_or_default().to_owned()
+}
+
+/// By a line in a router script, and by `auto_prepend_file`, which does not apply to one.
+#[tokio::test]
+async fn php_sites_refuse_forged_headers() {
+    needs!("php");
+    let directory = tempfile::tempdir().unwrap();
+    let secrets = write_secrets(directory.path());
+    copy(directory.path(), "proof.php", &[]);
+    let site = copy(directory.path(), "site.php", &[("<?php\n", "<?php\nrequire 'proof.php';\n")]);
+    let pages = tempfile::tempdir().unwrap();
+    std::fs::copy(example("site.php"), pages.path().join("index.php")).unwrap();
+    let proof = format!("auto_prepend_file={}", example("proof.php").display());
+    for arguments in [&[&*site][..], &["-t", pages.path().to_str().unwrap(), "-d", &proof]] {
+        let address = free_address();
+        let at = address.to_string();
+        let arguments = [&["-S", &at], arguments].concat();
+        let _site = Site::with_secrets(&secrets, "php", &arguments, address).await;
+        refuses_forgeries(address).await;
+    }
+}
+
+/// Also the one that runs CGI scripts: a script has no safe place for a secret.
+#[tokio::test]
+async fn python_sites_refuse_forged_headers() {
+    needs!("python3", "curl");
+    let class = |name: &str| format!("class {name}(http.server.BaseHTTPRequestHandler)");
+    for (file, name, script) in [("site.py", "Site", None), ("cgi.py", "Cgi", Some("site.cgi"))] {
+        let (directory, address) = (tempfile::tempdir().unwrap(), free_address());
+        copy(directory.path(), "proof.py", &[]);
+        let verified = format!("class {name}(proof.Verified)");
+        let imported = [("\nimport h", "\nimport proof\nimport h"), (&*class(name), &*verified)];
+        let file = copy(directory.path(), file, &imported);
+        let (script, port) = (script.map(example), address.port().to_string());
+        let arguments: Vec<&str> =
+            [Some(&*file), script.as_ref().and_then(|path| path.to_str()), Some(&*port)]
+                .into_iter()
+                .flatten()
+                .collect();
+        let secrets = write_secrets(directory.path());
+        let _site = Site::with_secrets(&secrets, "python3", &arguments, address).await;
+        refuses_forgeries(address).await;
+    }
+}
+
+#[tokio::test]
+async fn node_site_refuses_forged_headers() {
+    needs!("node");
+    let (directory, address) = (tempfile::tempdir().unwrap(), free_address());
+    let lines = std::fs::read_to_string(copy(directory.path(), "proof.mjs", &[])).unwrap();
+    let shown = |start: &str| {
+        lines
+            .lines()
+            .find_map(|line| line.strip_prefix("//   ").filter(|line| line.starts_with(start)))
+            .unwrap()
+    };
+    let node = "import { createServer } from \"node:http\";\n";
+    let serve = "createServer((request, response) => {\n";
+    let import = format!("{node}{}\n", shown("import"));
+    let check = format!("{serve}{}\n", shown("if"));
+    let file = copy(directory.path(), "site.mjs", &[(node, &import), (serve, &check)]);
+    let arguments = [&*file, &address.port().to_string()];
+    let secrets = write_secrets(directory.path());
+    let _site = Site::with_secrets(&secrets, "node", &arguments, address).await;
+    refuses_forgeries(address).await;
+}
+
 /// The scheme that a site sees, with and without TLS in front of the proxy.
 async fn sees_the_scheme(program: &str, arguments: &[&str], address: SocketAddr) {
     let _site = Site::start(program, arguments, address).await;
@@ -290,7 +450,16 @@ async fn nginx_compresses_behind_the_proxy() {
 #[test]
 fn documentation_shows_these_files() {
     let shown = documentation();
-    for name in ["site.php", "site.py", "site.mjs", "site.cgi", "exchange.cgi"] {
+    for name in [
+        "site.php",
+        "site.py",
+        "site.mjs",
+        "site.cgi",
+        "exchange.cgi",
+        "proof.php",
+        "proof.py",
+        "proof.mjs",
+    ] {
         let text = std::fs::read_to_string(example(name)).unwrap();
         assert!(text.lines().count() < 33, "{name} is long");
         assert!(shown.contains(&text), "the documentation does not show {name}");
