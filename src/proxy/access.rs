@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderValue, Method, Request, Response, Version};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::error::{Accepts, Error, causes};
 use super::forwarded::Client;
 use crate::body::{Body, End};
-use crate::log::{self, ACCESS, Permit};
+use crate::log::{self, Permit};
 use crate::metrics::{Metrics, Outcome};
-use crate::net::host;
 use crate::net::scheme::Scheme;
+use crate::net::{host, ip};
 use crate::server::Peer;
 use crate::session::id::PublicId;
 use crate::sessions::RequestGuard;
@@ -176,17 +176,23 @@ impl Drop for Access {
 impl Entry {
     fn write(self, end: End) {
         let Self { started, method, path, client, session, trace, recording, status, .. } = self;
-        info!(
-            target: ACCESS,
-            %method,
-            ?path,
-            status,
-            client = client.map(tracing::field::display),
-            session = session.map(tracing::field::display),
-            trace = trace.map(tracing::field::display),
-            milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            end = end.reason().as_str(),
-        );
+        log::access(|line| {
+            line.display("method", &method);
+            line.debug("path", &path);
+            line.number("status", status.into());
+            if let Some(client) = client {
+                line.display("client", ip::Text(client));
+            }
+            if let Some(session) = session {
+                line.display("session", session);
+            }
+            if let Some(trace) = trace {
+                line.display("trace", trace);
+            }
+            let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            line.number("milliseconds", milliseconds);
+            line.text("end", end.reason().as_str());
+        });
         let Some(recording) = recording else { return };
         let Recording { tracer, context, started: started_at, version, scheme, host } = *recording;
         let status = (status != 0).then_some(status);

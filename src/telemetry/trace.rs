@@ -113,11 +113,11 @@ impl TraceParent {
         let Self { trace, parent, flags } = self;
         let mut line = Vec::with_capacity(LINE_BYTES);
         line.extend_from_slice(b"00-");
-        push_hex(&mut line, &trace.to_be_bytes());
+        line.extend_from_slice(&hex::<32>(trace));
         line.push(b'-');
-        push_hex(&mut line, &parent.to_be_bytes());
+        line.extend_from_slice(&hex::<16>(parent.into()));
         line.push(b'-');
-        push_hex(&mut line, &[flags]);
+        line.extend_from_slice(&hex::<2>(flags.into()));
         HeaderValue::from_maybe_shared(Bytes::from(line))
     }
 
@@ -140,16 +140,16 @@ impl TraceParent {
 
 impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
+        f.write_str(std::str::from_utf8(&hex::<32>(self.0)).unwrap_or_default())
     }
 }
 
-/// Appends two hexadecimal digits for each byte. `write!` would take ten times as long, and every request has a line.
-fn push_hex(line: &mut Vec<u8>, bytes: &[u8]) {
-    let digit = |value: u8| if value < 10 { b'0' + value } else { b'a' + value - 10 };
-    for byte in bytes {
-        line.extend_from_slice(&[digit(byte >> 4), digit(byte & 0xf)]);
-    }
+/// Returns the last `N` hexadecimal digits. `write!` would take ten times as long, and every request has a line.
+fn hex<const N: usize>(value: u128) -> [u8; N] {
+    std::array::from_fn(|index| match ((value >> (4 * (N - 1 - index))) & 0xf) as u8 {
+        digit @ 0..10 => b'0' + digit,
+        letter => b'a' + letter - 10,
+    })
 }
 
 fn is_hex(part: &str) -> bool {

@@ -27,6 +27,7 @@ use super::{
 use info::{Family, ForwardedInfo, Hop};
 
 use crate::net::host::is_valid as is_valid_host;
+use crate::net::ip;
 use crate::net::scheme::Scheme;
 use crate::net::trust::Trust;
 
@@ -135,7 +136,7 @@ pub fn rewrite(
     };
     let mut text = Lines::with_capacity(LINES_BYTES);
     // Written once: of most requests it is all three, the hop, the list and the client.
-    let peer_text = peer.address.and_then(|address| text.of(address));
+    let peer_text = peer.address.and_then(|address| text.of(ip::Text(address)));
     let addresses = if info.hops.is_empty() {
         peer_text.clone()
     } else {
@@ -147,7 +148,7 @@ pub fn rewrite(
     let client_address = if client.address == peer.address {
         peer_text
     } else {
-        client.address.and_then(|address| text.of(address))
+        client.address.and_then(|address| text.of(ip::Text(address)))
     };
     // Replaced rather than appended to: a site must not find two lists that differ.
     set(headers, X_FORWARDED_FOR, addresses)?;
@@ -182,7 +183,7 @@ fn push_addresses(text: &mut Lines, info: &ForwardedInfo, peer: Option<&HeaderVa
             (Hop::Address(address, Some(port)), Family::XForwarded) => {
                 text.push(format_args!("{}", SocketAddr::new(*address, *port)));
             }
-            (Hop::Address(address, _), _) => text.push(format_args!("{address}")),
+            (Hop::Address(address, _), _) => text.push(format_args!("{}", ip::Text(*address))),
             (Hop::Obfuscated(name), _) => text.push_bytes(name.as_bytes()),
             (Hop::Unknown, _) => text.push_bytes(b"unknown"),
         }

@@ -1,16 +1,19 @@
 //! The log: one line for each event, as text or JSON, on standard error.
 //!
-//! Standard output is for the results of commands. The access log consists of the events with the target [`ACCESS`]; it
-//! has a switch of its own and does not follow the level.
+//! Standard output is for the results of commands. The access log consists of the lines of [`access`] and the events with
+//! the target [`ACCESS`]; it has a switch of its own and does not follow the level.
 //!
 //! A thread of its own writes the lines, in batches. If they come faster than they can be written, e.g. because the disk
 //! is full, they are dropped and counted: logging never blocks a request.
 
+mod access;
+mod time;
+
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, BufWriter, Write};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant, UNIX_EPOCH};
-use std::{fmt, thread};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,13 +22,11 @@ use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
 
-use crate::time::Clock;
+pub(crate) use access::access;
 
-/// The target of the access log's events.
+/// The target of the access log's lines.
 pub(crate) const ACCESS: &str = "access";
 
 /// Settings of the log.
@@ -102,8 +103,11 @@ pub(crate) fn init(config: Config) -> Result<FlushGuard, AlreadyInitialized> {
         NonBlockingBuilder::default().buffered_lines_limit(QUEUE_CAPACITY).thread_name("log");
     let (lines, writer) = lines.finish(Batches::new(io::stderr()));
     DROPPED.get_or_init(|| lines.error_counter());
-    tracing::subscriber::set_global_default(subscriber(config, lines))
+    tracing::subscriber::set_global_default(subscriber(config, lines.clone()))
         .map_err(AlreadyInitialized)?;
+    if config.access {
+        access::enable(config.format, lines);
+    }
     Ok(FlushGuard { _writer: writer })
 }
 
@@ -132,17 +136,6 @@ impl<W: Write> Write for Batches<W> {
         let _ = self.0.flush();
         thread::sleep(BATCH_PAUSE);
         Ok(())
-    }
-}
-
-/// The time of a line: RFC 3339 in UTC with microseconds.
-#[derive(Debug)]
-struct Time;
-
-impl FormatTime for Time {
-    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
-        let now = UNIX_EPOCH + Duration::from_nanos(Clock::System.nanoseconds());
-        write!(writer, "{}", humantime::format_rfc3339_micros(now))
     }
 }
 
@@ -201,7 +194,7 @@ where
 {
     let access = if config.access { LevelFilter::TRACE } else { LevelFilter::OFF };
     let filter = Targets::new().with_default(config.level).with_target(ACCESS, access);
-    let lines = tracing_subscriber::fmt::layer().with_timer(Time).with_writer(writer);
+    let lines = tracing_subscriber::fmt::layer().with_timer(time::Time).with_writer(writer);
     let lines = match config.format {
         Format::Text => lines.with_ansi(false).boxed(),
         Format::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
@@ -221,8 +214,10 @@ pub(crate) fn begin_for_tests() {
             std::path::Path::new(&directory).join(format!("unit-{}.log", std::process::id()));
         let file = std::fs::File::create(path).expect("the test log's directory is there");
         let config = Config { level: LevelFilter::TRACE, ..Config::default() };
+        let file = std::sync::Arc::new(file);
         // No other test of this binary initialises the log.
-        let _ = tracing::subscriber::set_global_default(subscriber(config, Mutex::new(file)));
+        let _ = tracing::subscriber::set_global_default(subscriber(config, file.clone()));
+        access::enable(config.format, file);
     });
 }
 
