@@ -143,7 +143,7 @@ impl Body {
         (self.when_streaming(|streaming| streaming.set_interrupt(receiver)), Interrupt(sender))
     }
 
-    /// Copies a body into memory if it has arrived completely and is at most `limit` bytes. Its connection is then free
+    /// Takes a body into memory if it has arrived completely and is at most `limit` bytes. Its connection is then free
     /// even if the receiver is slow.
     pub(crate) fn receive(mut incoming: Incoming, limit: u64, idle: Option<Duration>) -> Received {
         if incoming.is_end_stream() {
@@ -155,10 +155,9 @@ impl Body {
         // If nothing has arrived yet, the next poll registers the task's waker.
         let mut cx = Context::from_waker(Waker::noop());
         match Pin::new(&mut incoming).poll_frame(&mut cx) {
-            // Copied, since the frame would keep the connection's whole read buffer alive.
+            // Not copied: the next read of the connection gets a buffer of its own.
             Poll::Ready(Some(Ok(frame))) if incoming.is_end_stream() && frame.is_data() => {
-                let data = frame.into_data().unwrap_or_default();
-                Received::Complete(Self::full(Bytes::copy_from_slice(&data)))
+                Received::Complete(Self::full(frame.into_data().unwrap_or_default()))
             }
             Poll::Ready(polled) => Received::Partly(Self::partly(incoming, Some(polled), idle)),
             Poll::Pending => Received::Partly(Self::partly(incoming, None, idle)),
