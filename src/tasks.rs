@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -166,24 +167,28 @@ where
 }
 
 /// Completes as `future` does, or with [`TaskFailed`] if it panics. The panic is logged.
-pub(crate) async fn catch<F: Future>(future: F) -> Result<F::Output, TaskFailed> {
-    let mut future = pin!(future);
+///
+/// An `async fn` would store the future twice: as it is passed, and as it is polled.
+pub(crate) fn catch<F: Future>(future: F) -> impl Future<Output = Result<F::Output, TaskFailed>> {
     // Unwind-safe, since a future that has panicked is only dropped.
-    poll_fn(|cx| match catch_call(|| future.as_mut().poll(cx)) {
-        Ok(polled) => polled.map(Ok),
-        Err(failed) => Poll::Ready(Err(failed)),
-    })
-    .await
+    AssertUnwindSafe(future).catch_unwind().map(|caught| caught.map_err(failed))
 }
 
 /// Returns what `call` returns, or [`TaskFailed`] if it panics. The panic is logged. What `call` has changed must not be
 /// used after a panic.
 pub(crate) fn catch_call<T>(call: impl FnOnce() -> T) -> Result<T, TaskFailed> {
-    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
-        PANICS.fetch_add(1, Ordering::Relaxed);
-        tracing::error!(panic = message(&*panic), "task panicked");
-        TaskFailed
-    })
+    catch_unwind(AssertUnwindSafe(call)).map_err(failed)
+}
+
+/// Logs and counts a panic.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it is called with a panic that nothing else needs"
+)]
+fn failed(panic: Box<dyn Any + Send>) -> TaskFailed {
+    PANICS.fetch_add(1, Ordering::Relaxed);
+    tracing::error!(panic = message(&*panic), "task panicked");
+    TaskFailed
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {

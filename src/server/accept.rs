@@ -48,16 +48,15 @@ pub async fn serve<H: Handler>(
             accepted = accept(&listener, &limit) => accepted,
         };
         match accepted {
-            Ok(Accepted { socket, client, open }) => {
+            Ok(Accepted { mut socket, client, open }) => {
                 if server.leaves_descriptors() && descriptors::are_scarce(&socket, Use::Client) {
                     wait_for_descriptors(&socket, &tasks).await;
                 }
-                let peer = Peer::new(client, Arc::clone(&address), scheme);
+                let mut peer = Peer::new(client, Arc::clone(&address), scheme);
                 let (server, limit) = (Arc::clone(&server), limit.clone());
                 tasks
                     .run(async move {
                         let _counted = server.metrics().connection_opened();
-                        let (mut socket, mut peer) = (socket, peer);
                         if !server.read_proxy_header(&mut socket, &mut peer).await {
                             return;
                         }

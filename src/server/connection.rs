@@ -192,19 +192,25 @@ impl<H: Handler> Server<H> {
                 Drive::Idle => {}
                 Drive::BodyFailed => {
                     if let Some(parts) = connection.into_parts() {
-                        parts.io.into_inner().close_after_failed_body().await;
+                        // Boxed: this future lives as long as the connection, and few come here.
+                        Box::pin(parts.io.into_inner().close_after_failed_body()).await;
                     }
                     return;
                 }
             }
             // hyper frees its buffers with the connection; the next request gets a new one.
             let Some(parts) = connection.into_parts() else { return };
+            let read = parts.read_buf;
             io = parts.io.into_inner();
-            // hyper has read ahead, e.g. of a pipelined request (RFC 9112, section 9.3.2).
-            if !parts.read_buf.is_empty() {
-                io.unread(parts.read_buf);
-            } else if !driver.wait_for_request(&mut io).await {
-                return;
+            if read.is_empty() {
+                // Empty as it is, it holds the buffer.
+                drop(read);
+                if !driver.wait_for_request(&mut io).await {
+                    return;
+                }
+            } else {
+                // hyper has read ahead, e.g. of a pipelined request (RFC 9112, section 9.3.2).
+                io.unread(read);
             }
         }
     }
