@@ -9,7 +9,8 @@
 //! 1. rejects malformed requests, and finds the route;
 //! 2. removes the session cookie, and the headers that clients may not send;
 //! 3. opens the session that the cookie names ([`sessions::Opener`]): the key ring verifies the token
-//!    before the store is called, and [`session::rotation`] decides whether the token is current;
+//!    before the store is called, and [`session::rotation`] decides whether the token is current. If the
+//!    route asks for it, the request first waits for its turn on the session;
 //! 4. adds the session's headers, signed if the site verifies them, and forwards the request ([`client`]).
 //!
 //! While the upstream handles the request, it may call the session API ([`api`]), which has a listener
@@ -21,8 +22,9 @@
 //!
 //! When the head of the upstream's response arrives, the request's session is committed
 //! ([`sessions`]): the commit waits for running calls, applies a patch from the response headers,
-//! records the use, and decides the Set-Cookie. Then the head is cleaned, protected from shared caches
-//! and sent to the client, and the body streams.
+//! records the use, and decides the Set-Cookie. The request's turn on its session, if it has one, ends with
+//! the commit. Then the head is cleaned, protected from shared caches and sent to the client, and the body
+//! streams.
 //!
 //! # Layers
 //!
@@ -48,7 +50,7 @@
 //!
 //! Each module owns the plain settings that it consumes, and [`config`] produces them; there are no
 //! global settings. Every worker is a thread with a runtime, upstream pools and, for Redis, a store connection
-//! of its own, and accepts on every listener. Workers share the table of requests in flight, the health
+//! of its own, and accepts on every listener. Workers share the table of requests in flight, the queues of sessions, the health
 //! of upstreams, connection limits, metrics, the configuration, the cache and the embedded stores.
 //!
 //! # Invariants

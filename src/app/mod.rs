@@ -154,6 +154,7 @@ fn share(
         ring,
         metrics,
         new_sessions: Arc::default(),
+        turns: Arc::default(),
         instance,
     })
 }
@@ -259,6 +260,7 @@ impl App {
             metrics: running.metrics.clone(),
             new_sessions: Arc::clone(&running.new_sessions),
             in_flight: Arc::clone(&running.in_flight),
+            turns: Arc::clone(&running.turns),
             instance: running.instance.clone(),
         });
         let shared = Arc::clone(&self.shared);

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use super::secret::SecretSource;
 use super::value::{
-    Count, HeaderExchange, Level, Mode, Network, OneOrMany, PrincipalHeader, Ratio, Size, Span,
-    Text, Timeout,
+    Count, HeaderExchange, Level, Mode, Network, OneAtATime, OneOrMany, PrincipalHeader, Ratio,
+    Size, Span, Text, Timeout,
 };
 use crate::client::{Target, UpstreamProtocol};
 use crate::log::Format;
@@ -411,6 +411,12 @@ section! {
         request_headers: BTreeMap<String, SecretSource> = BTreeMap::new(),
         /// As `store.on_error`, for this route. If unset: `store.on_error`.
         on_error: Option<OnError> = None,
+        /// `"head"`: requests of one session wait for each other, until the response head of the one before, so that
+        /// a site may read a value and write it back. Not for WebSockets, images and the like. Within one process.
+        one_at_a_time: OneAtATime = OneAtATime::Switch(false),
+        /// Time that a request may wait for others of its session; then it gets 503. Less than `response_timeout`.
+        #[schemars(extend("x-range" = ["1ms", "1d"]))]
+        one_at_a_time_wait: Span = seconds(30),
         /// Maximum number of requests at a time to each upstream; more wait for `connect_timeout`, then get 503.
         #[schemars(range(min = 1, max = 1_000_000))]
         upstream_requests: Option<Count> = None,

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use toml::de::DeTable;
 
@@ -207,6 +208,7 @@ fn environment_overrides_file_and_arguments_both() {
         ("CLOAKROOM_STORE_URL", "memory:"),
         ("CLOAKROOM_LOG_LEVEL", "debug"),
         ("CLOAKROOM_API_SERVICE_TOKEN", "a-token-of-the-environment"),
+        ("CLOAKROOM_ROUTE_ONE_AT_A_TIME", "head"),
         ("CLOAKROOM_PORT_80_TCP", "tcp://10.0.0.1:80"),
         ("OTHER", "x"),
     ]);
@@ -220,6 +222,7 @@ fn environment_overrides_file_and_arguments_both() {
     assert_eq!(config.proxy.trusted_proxies.len(), 2);
     assert_eq!(config.log.level, tracing::level_filters::LevelFilter::DEBUG);
     assert!(config.api.service_token.is_some());
+    assert_eq!(config.proxy.routes[0].one_at_a_time, Some(Duration::from_secs(30)));
     assert_eq!(config.listen[0].address.to_string(), "127.0.0.1:1");
     assert_eq!(config.proxy.routes[0].upstreams[0].to_string(), "http://env:1");
     let overrides = Overrides {

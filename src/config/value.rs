@@ -481,6 +481,21 @@ pub(super) enum ExchangeWord {
     Partial,
 }
 
+/// Whether requests of one session wait for each other, and until when. `true` says no time, and is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
+#[serde(untagged, expecting = "invalid value; expected false or \"head\"")]
+pub(super) enum OneAtATime {
+    Switch(bool),
+    Until(TurnEnd),
+}
+
+/// The end of a request's turn on its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum TurnEnd {
+    Head,
+}
+
 /// A second header for the principal: its name, or its name and how the principal is encoded.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
 #[serde(

@@ -42,6 +42,7 @@ struct Series {
     requests: ByLabel<Outcome, Counter>,
     request_duration: ByLabel<StatusClass, Histogram>,
     requests_in_flight: Gauge,
+    requests_waiting: Gauge,
     finished_requests: Gauge,
     responses: ByLabel<ResponseEnd, Counter>,
     tunnels: Gauge,
@@ -134,6 +135,8 @@ impl Metrics {
             ),
             requests_in_flight: register
                 .default("requests_in_flight", "Requests that are being forwarded"),
+            requests_waiting: register
+                .default("requests_waiting", "Requests that wait for another one of their session"),
             finished_requests: register.default(
                 "finished_requests",
                 "Finished requests whose tokens the session API still accepts",
@@ -210,6 +213,11 @@ impl Metrics {
     /// Returns the gauge of requests that are being forwarded.
     pub fn requests_in_flight(&self) -> &Gauge {
         &self.0.requests_in_flight
+    }
+
+    /// Counts a request as waiting for its turn on its session until the guard is dropped.
+    pub(crate) fn request_waiting(&self) -> GaugeGuard {
+        GaugeGuard::new(&self.0.requests_waiting)
     }
 
     /// Returns the gauge of finished requests whose tokens are still accepted.

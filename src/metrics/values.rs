@@ -94,6 +94,8 @@ label! {
         Evicted = "evicted",
         /// A session was not created because its client's address had reached its limit.
         TooManyNewSessions = "too_many_new_sessions",
+        /// A request did not get its turn on its session.
+        SessionBusy = "session_busy",
         /// A patch by response header was dropped.
         PatchDropped = "patch_dropped",
     }

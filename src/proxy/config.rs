@@ -58,6 +58,9 @@ pub(crate) struct RouteConfig {
     pub(crate) request_headers: Vec<(HeaderName, HeaderValue)>,
     /// Handling of requests while the store is unavailable.
     pub(crate) on_error: OnError,
+    /// Requests of one session wait for each other until the response head of the one before, at most for this time;
+    /// `None` lets them run at the same time.
+    pub(crate) one_at_a_time: Option<Duration>,
     /// Maximum size of a request body, in bytes; `None` is unlimited.
     pub(crate) max_body: Option<u64>,
     /// Minimum rate of a request body, in bytes per second, averaged over the body idle timeout. It

@@ -14,7 +14,7 @@ use crate::body::Body;
 use crate::client::{self, ErrorKind, Target};
 use crate::metrics::Outcome;
 use crate::session::navigation;
-use crate::sessions::Failure;
+use crate::sessions::{Busy, Failure, OpenError};
 use crate::store::Error as StoreError;
 use crate::wire::Problem;
 
@@ -44,7 +44,9 @@ pub(super) enum Error {
     #[error("upstream switched to a protocol that was not requested")]
     Switched,
     #[error("failed to open the session")]
-    Store(#[from] StoreError),
+    Store(#[source] StoreError),
+    #[error("the request did not get its turn on its session")]
+    SessionBusy(#[source] Busy),
     /// With a description for the log only.
     #[error("failed to apply X-Session-Patch: {0}")]
     Patch(String),
@@ -58,6 +60,15 @@ pub(super) enum Error {
 impl From<MaxSizeReached> for Error {
     fn from(full: MaxSizeReached) -> Self {
         Self::Rejected(full.into())
+    }
+}
+
+impl From<OpenError> for Error {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Store(error) => Self::Store(error),
+            OpenError::Busy(busy) => Self::SessionBusy(busy),
+        }
     }
 }
 
@@ -120,7 +131,10 @@ impl Error {
             | Self::TooLarge => Outcome::ClientError,
             // The client's fault: it has not sent the body that it announced.
             Self::Upstream(error) if error.is_request_body() => Outcome::ClientError,
-            Self::Upstream(_) | Self::Switched | Self::Patch(_) => Outcome::UpstreamError,
+            // An earlier request of the session is slow, or requests its own site.
+            Self::SessionBusy(_) | Self::Upstream(_) | Self::Switched | Self::Patch(_) => {
+                Outcome::UpstreamError
+            }
             Self::Store(_) => Outcome::StoreError,
             Self::Header(_) => Outcome::InternalError,
         }
@@ -163,7 +177,9 @@ impl Error {
             Self::Store(StoreError::Corrupt(_)) | Self::Header(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
-            Self::Store(_) | Self::TooManyNewSessions(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Store(_) | Self::TooManyNewSessions(_) | Self::SessionBusy(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 
@@ -200,6 +216,10 @@ impl Error {
             Self::TooManyNewSessions(_) => (
                 "too_many_new_sessions",
                 "There are too many new visitors from your network. Please try again in a minute.",
+            ),
+            Self::SessionBusy(_) => (
+                "session_busy",
+                "The site is still working on your other requests. Please try again in a moment.",
             ),
             Self::Store(_) => {
                 ("store_unavailable", "Your session is unavailable. Please try again in a moment.")

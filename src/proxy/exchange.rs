@@ -75,6 +75,8 @@ impl Exchange {
             None => (self.clean(responded?), None),
             Some(opened) => {
                 let response = pin!(self.commit(responded, &opened)).await;
+                // The turn on the session ends here, before the body.
+                drop(opened.turn);
                 (response, Some(opened.guard))
             }
         };
@@ -174,7 +176,7 @@ impl Exchange {
         // The response may have become an error since.
         let kind = response_kind(&response);
         let (cookie, applied) =
-            pin!(commit_patch(guard, kind, patch.as_ref(), &self.proxy.tasks)).await;
+            pin!(commit_patch(opened, kind, patch.as_ref(), &self.proxy.tasks)).await;
         if let (Some(patch), Err(failure)) = (&patch, applied) {
             if should_drop_patch(guard, patch, &failure, &self.routed.route) {
                 self.proxy.metrics().event(Event::PatchDropped);
@@ -236,16 +238,21 @@ impl Exchange {
 /// Commits the session. With a patch, this runs as a task, so that it completes even if the client
 /// disconnects.
 async fn commit_patch(
-    guard: &RequestGuard,
+    opened: &Opened,
     kind: ResponseKind,
     patch: Option<&Patch>,
     tasks: &Tasks,
 ) -> (Option<HeaderValue>, Result<(), Failure>) {
+    let session = opened.guard.session();
     let Some(patch) = patch.cloned() else {
-        return pin!(guard.session().commit(kind, None)).await;
+        return pin!(session.commit(kind, None)).await;
     };
-    let session = guard.session().clone();
-    let commit = async move { session.commit(kind, Some(&patch)).await };
+    let (session, turn) = (session.clone(), opened.turn.clone());
+    let commit = async move {
+        let committed = session.commit(kind, Some(&patch)).await;
+        drop(turn);
+        committed
+    };
     tasks.run(commit).await.unwrap_or_else(|lost| {
         // The task panicked: the store may or may not have applied the patch.
         let unknown = StoreError::OutcomeUnknown(lost.to_string().into());

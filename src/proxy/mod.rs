@@ -148,7 +148,7 @@ impl Proxy {
         access.set_client(&client);
         self.start_trace(&mut parts, peer, &client, access)?;
         upgrade.write_headers(&mut parts.headers)?;
-        let arrival = self.arrival(route, cookies, origin, &parts.headers, client.address);
+        let arrival = self.arrival(route, cookies, origin, &parts, client.address);
         let refusal = route.refusal(&parts, accepts);
         // A declared length is checked before the upload begins. Others are counted as they arrive.
         let is_too_large = route.max_body().is_some_and(|limit| body.size_hint().lower() > limit);
@@ -208,7 +208,7 @@ impl Proxy {
         route: &Route,
         cookies: cookie::Values,
         origin: Origin,
-        headers: &HeaderMap,
+        parts: &Parts,
         address: Option<IpAddr>,
     ) -> Option<Arrival> {
         let touch = match route.session() {
@@ -227,8 +227,9 @@ impl Proxy {
             header_exchange: route.header_exchange(),
             touch,
             on_error: route.on_error(),
+            turn_within: route.turn_within(parts),
             address: limited_address,
-            client: is_recorded.then(|| Client { address, user_agent: user_agent(headers) }),
+            client: is_recorded.then(|| Client { address, user_agent: user_agent(&parts.headers) }),
         })
     }
 

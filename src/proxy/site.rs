@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use http::header::UPGRADE;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Version};
 use tokio::sync::Semaphore;
@@ -27,6 +28,7 @@ use crate::net::scheme::Scheme;
 use crate::net::trust::Trust;
 use crate::random;
 use crate::server::Peer;
+use crate::session::navigation;
 use crate::session::policy::HeaderExchange;
 use crate::sessions::{Opened, Shared};
 use crate::store::config::OnError;
@@ -315,6 +317,16 @@ impl Route {
 
     pub(super) fn on_error(&self) -> OnError {
         self.config.on_error
+    }
+
+    /// Returns how long a request waits for its turn on its session; `None` if it does not wait for others.
+    pub(super) fn turn_within(&self, parts: &Parts) -> Option<Duration> {
+        let wait = self.config.one_at_a_time?;
+        // The proxy has removed any upgrade but that of a WebSocket, which is open for long.
+        let is_exempt = self.config.session == Session::NoTouch
+            || parts.headers.contains_key(UPGRADE)
+            || navigation::is_asset(&parts.method, &parts.headers);
+        (!is_exempt).then_some(wait)
     }
 
     /// Creates a balancer over the upstreams, with connections of its own, counted in `metrics`.

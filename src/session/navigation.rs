@@ -99,6 +99,15 @@ pub(crate) fn is_of_script(headers: &HeaderMap) -> bool {
         || is("x-requested-with", "XMLHttpRequest") == Some(true)
 }
 
+/// Returns whether a browser loads a part of a page that is not a document and no call of a script, e.g. an image (W3C
+/// Fetch Metadata Request Headers).
+pub(crate) fn is_asset(method: &Method, headers: &HeaderMap) -> bool {
+    const ASSETS: [&[u8]; 8] =
+        [b"image", b"style", b"script", b"font", b"audio", b"video", b"track", b"manifest"];
+    let destination = headers.get("sec-fetch-dest").map(HeaderValue::as_bytes).unwrap_or_default();
+    matches!(*method, Method::GET | Method::HEAD) && ASSETS.contains(&destination)
+}
+
 /// Returns whether the request is a CORS preflight: a question of the browser, without cookies,
 /// whether a script may send its request (Fetch Standard, "CORS-preflight request").
 pub(crate) fn is_preflight(method: &Method, headers: &HeaderMap) -> bool {
@@ -205,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn scripts_and_preflights_are_recognized() {
+    fn scripts_assets_and_preflights_are_recognized() {
         let map = |fields: &[(&'static str, &'static str)]| {
             fields
                 .iter()
@@ -225,6 +234,18 @@ mod tests {
             assert_eq!(is_of_script(&map(fields)), expected, "{fields:?}");
         }
         let asks = map(&[("origin", "null"), ("access-control-request-method", "PUT")]);
+        for (method, destination, expected) in [
+            (Method::GET, "image", true),
+            (Method::HEAD, "manifest", true),
+            (Method::POST, "image", false),
+            (Method::GET, "document", false),
+            (Method::GET, "iframe", false),
+            (Method::GET, "empty", false),
+        ] {
+            let headers = map(&[("sec-fetch-dest", destination)]);
+            assert_eq!(is_asset(&method, &headers), expected, "{method} {destination}");
+        }
+        assert!(!is_asset(&Method::GET, &HeaderMap::new()));
         assert!(is_preflight(&Method::OPTIONS, &asks));
         assert!(!is_preflight(&Method::GET, &asks));
         assert!(!is_preflight(&Method::OPTIONS, &map(&[("origin", "null")])));

@@ -71,6 +71,7 @@ impl World {
             metrics: Metrics::new(),
             new_sessions: Arc::default(),
             in_flight: Arc::default(),
+            turns: Arc::default(),
             instance: Instance { number: 1, authority: String::new() },
         });
         let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new()));
@@ -156,6 +157,7 @@ impl World {
             header_exchange: None,
             touch: TouchPolicy::OnUse,
             on_error: OnError::Fail,
+            turn_within: None,
             address: None,
             client: None,
         };

@@ -9,6 +9,10 @@ use crate::log::limited;
 use crate::metrics::Event;
 use crate::session::id::Id;
 use crate::session::record::Values;
+use crate::turns::Turn;
+
+/// The turn of a request on its session: others wait until it is dropped.
+pub(crate) type SessionTurn = Turn<Id>;
 
 /// The outcome of a request's cookies, and the values that were loaded with it.
 pub(super) struct Found {
@@ -16,11 +20,20 @@ pub(super) struct Found {
     pub(super) values: Values,
     /// The session itself, if it lives in its cookie.
     pub(super) sealed: Option<Arc<CookieBacked>>,
+    /// The turn of the request, if its route lets one request of a session through at a time.
+    pub(super) turn: Option<Arc<SessionTurn>>,
 }
 
 impl From<CookieOutcome> for Found {
     fn from(outcome: CookieOutcome) -> Self {
-        Self { outcome, values: Values::new(), sealed: None }
+        Self { outcome, values: Values::new(), sealed: None, turn: None }
+    }
+}
+
+impl Found {
+    /// Returns whether the cookies opened the session at `place`.
+    pub(super) fn is_session(&self, place: Id) -> bool {
+        matches!(&self.outcome, CookieOutcome::Session { id, .. } if *id == place)
     }
 }
 

@@ -130,6 +130,13 @@ fn is_newest_valid<'a>(
     move |meta| Verdict::of(newest, meta, &shared.policy, now).is_valid()
 }
 
+/// Returns the session that the tokens name; `None` if they name none, or several.
+pub(super) fn named_session(tokens: &[SignedToken]) -> Option<Id> {
+    let (first, others) = tokens.split_first()?;
+    let id = first.token.id;
+    others.iter().all(|other| other.token.id == id).then_some(id)
+}
+
 /// Returns the well-signed tokens.
 pub(super) fn verify(cookies: &[Secret], shared: &Shared) -> Tokens {
     let name = &shared.attributes.name;

@@ -27,6 +27,7 @@ mod guard;
 #[cfg(test)]
 mod history_tests;
 mod in_flight;
+mod in_turn;
 mod key_check;
 mod look_up;
 mod opener;
@@ -52,6 +53,7 @@ pub(crate) use directory::Directory;
 pub(crate) use failure::Failure;
 pub(crate) use guard::RequestGuard;
 pub(crate) use in_flight::InFlight;
+pub(crate) use in_turn::{Busy, OpenError};
 pub(crate) use key_check::KeyCheck;
 pub(crate) use opener::Opener;
 pub(crate) use opener::{Arrival, Opened, TokenLookup};

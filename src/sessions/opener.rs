@@ -2,15 +2,17 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::HeaderMap;
 use tracing::debug;
 
 use super::calls::Calls;
 use super::cookie_backed::CookieBacked;
-use super::found::Found;
+use super::found::{Found, SessionTurn};
 use super::guard::RequestGuard;
 use super::in_flight::{Lookup, SLACK};
+use super::in_turn::{LookUp, OpenError};
 use super::look_up::{look_up, look_up_cached, verify};
 use super::remote::{BoundSession, RemoteSession};
 use super::request::{CookieOutcome, EndedRequest, InFlightRequest, RequestContext, TouchPolicy};
@@ -25,7 +27,7 @@ use crate::session::policy::HeaderExchange;
 use crate::session::record::{Client, Meta, Principal, Values};
 use crate::session::token::{Bound, RequestToken};
 use crate::store::config::OnError;
-use crate::store::{Error as StoreError, Store, Want};
+use crate::store::{Store, Want};
 
 /// Opens the sessions of requests, for one worker.
 #[derive(Clone, Debug)]
@@ -45,6 +47,8 @@ pub(crate) struct Arrival {
     pub(crate) header_exchange: Option<HeaderExchange>,
     pub(crate) touch: TouchPolicy,
     pub(crate) on_error: OnError,
+    /// The longest wait for the request's turn on its session; `None` if it does not wait for others.
+    pub(crate) turn_within: Option<Duration>,
     /// The address of the client, unless that is unknown or a trusted proxy's.
     pub(crate) address: Option<IpAddr>,
     /// The client, if the policy records it.
@@ -58,6 +62,8 @@ pub(crate) struct Opened {
     pub(crate) guard: RequestGuard,
     /// The values of its session, if they were wanted.
     pub(crate) values: Values,
+    /// Its turn on its session. Held until the session is committed, by a task of its own if that has a patch.
+    pub(crate) turn: Option<Arc<SessionTurn>>,
 }
 
 impl Opened {
@@ -99,26 +105,40 @@ impl Opener {
     /// requests in flight.
     ///
     /// # Errors
-    /// The store did not answer for a well-signed cookie, and the route says [`OnError::Fail`].
-    pub(crate) async fn open(&self, arrival: Arrival) -> Result<Opened, StoreError> {
-        let Arrival { origin, cookies, header_exchange, touch, on_error, address, client } =
-            arrival;
+    /// The store did not answer for a well-signed cookie, and the route says [`OnError::Fail`]; or the request did not
+    /// get its turn on its session.
+    pub(crate) async fn open(&self, arrival: Arrival) -> Result<Opened, OpenError> {
+        let Arrival {
+            origin,
+            cookies,
+            header_exchange,
+            touch,
+            on_error,
+            turn_within,
+            address,
+            client,
+        } = arrival;
         let shared = &self.shared;
         let found = match &self.store {
             Some(store) => {
                 let want = if header_exchange.is_some() { Want::Values } else { Want::Meta };
                 let calls = Calls::new(&**store, shared);
                 let tokens = verify(&cookies, shared);
-                match look_up_cached(&tokens, want, calls, shared) {
-                    Some(found) => Ok(found),
-                    // Boxed, so that a request whose session is cached is small.
-                    None => Box::pin(look_up(tokens, want, calls, shared)).await,
+                // Boxed, so that a request whose session is cached is small.
+                if let Some(wait) = turn_within {
+                    let look_up = LookUp { tokens: &tokens, want, calls, shared };
+                    Box::pin(look_up.in_turn(wait)).await
+                } else if let Some(found) = look_up_cached(&tokens, want, calls, shared) {
+                    Ok(found)
+                } else {
+                    Box::pin(look_up(tokens, want, calls, shared)).await.map_err(OpenError::Store)
                 }
             }
             None => Ok(unseal(&cookies, shared)),
         };
-        let Found { outcome, values, sealed } = match found {
+        let Found { outcome, values, sealed, turn } = match found {
             Ok(found) => found,
+            Err(error @ OpenError::Busy(_)) => return Err(error),
             Err(error) if on_error == OnError::Fail => return Err(error),
             Err(error) => {
                 debug!(%error, "forwarding a request without its session");
@@ -135,7 +155,7 @@ impl Opener {
             shared.metrics.event(Event::CookieWithheld);
         }
         let guard = RequestGuard::new(self.session(Arc::new(request)));
-        Ok(Opened { guard, values })
+        Ok(Opened { guard, values, turn })
     }
 
     /// Finds the request that a token of `instance` leads to. `None` if this instance forwarded it,

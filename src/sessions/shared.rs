@@ -7,11 +7,13 @@ use super::address_limit::AddressCounts;
 use super::in_flight::InFlight;
 use crate::metrics::{Metrics, SessionTokens, StoreOperation};
 use crate::session::cookie::Attributes;
+use crate::session::id::Id;
 use crate::session::key_ring::KeyRing;
 use crate::session::peer::Instance;
 use crate::session::policy::Policy;
 use crate::store::{Answer, Error as StoreError};
 use crate::time::Clock;
+use crate::turns::Turns;
 
 /// State that all workers share. A reload replaces it, and keeps the tables.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub struct Shared {
     /// The number of sessions that each client address has created.
     pub(crate) new_sessions: Arc<AddressCounts>,
     pub(crate) in_flight: Arc<InFlight>,
+    /// The requests that wait for their turn on a session.
+    pub(crate) turns: Arc<Turns<Id>>,
     /// This process, as other instances reach it.
     pub(crate) instance: Instance,
 }

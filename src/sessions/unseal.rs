@@ -52,7 +52,7 @@ pub(super) fn unseal(cookies: &[Secret], shared: &Shared) -> Found {
     let backed = CookieBacked::new(name, Some((id, Entry::Live(sealed.record))));
     let (generation, verdict, meta) = (meta.generation, Verdict::Current, Box::new(meta));
     let outcome = CookieOutcome::Session { id, generation, verdict, signed_by, meta };
-    Found { outcome, values, sealed: Some(Arc::new(backed)) }
+    Found { outcome, values, sealed: Some(Arc::new(backed)), turn: None }
 }
 
 /// Returns whether a session is alive, and not from the future: a wrong clock may have sealed it.

@@ -1,12 +1,14 @@
 //! The routes.
 
+use std::time::Duration;
+
 use http::HeaderName;
 use http::uri::PathAndQuery;
 
 use super::super::file::{File, Route};
 use super::super::value::{
-    ExchangeWord, HeaderExchange as HeaderExchangeKey, OneOrMany,
-    PrincipalHeader as PrincipalHeaderKey, Span, Text,
+    ExchangeWord, HeaderExchange as HeaderExchangeKey, OneAtATime, OneOrMany,
+    PrincipalHeader as PrincipalHeaderKey, Span, Text, TurnEnd, Value as _,
 };
 use super::context::{Context, Site};
 use super::listeners::{Own, reaches};
@@ -101,6 +103,7 @@ fn route(
         ),
         principal_header,
         on_error: *table.on_error.get_or_insert(on_error),
+        one_at_a_time: one_at_a_time(key, table, context),
         max_body: table.max_body.map(|size| size.0 as u64),
         min_body_rate: Some(table.min_body_rate.0 as u64).filter(|rate| *rate > 0),
         upstream_requests: table.upstream_requests.map(|count| count.0),
@@ -261,6 +264,34 @@ fn require_principal(key: &str, table: &Route, context: &mut Context<'_>) -> Opt
         context.error(&key, message);
     }
     page
+}
+
+fn one_at_a_time(key: &str, table: &Route, context: &mut Context<'_>) -> Option<Duration> {
+    let on = format!("{key}.one_at_a_time");
+    match table.one_at_a_time {
+        OneAtATime::Switch(false) => return None,
+        OneAtATime::Switch(true) => {
+            context.error(&on, "invalid value; expected false or \"head\"");
+        }
+        OneAtATime::Until(TurnEnd::Head) => {}
+    }
+    match table.session {
+        Session::On => {}
+        Session::NoTouch => {
+            context.error(&on, "has no effect when session = \"no-touch\"; remove it");
+        }
+        Session::Off => context.error(&on, "has no effect when session = \"off\"; remove it"),
+    }
+    // A page that requests its own site waits for itself: the inner request has to fail first.
+    if table.one_at_a_time_wait.0 >= table.response_timeout.0 {
+        let wait = format!("{key}.one_at_a_time_wait");
+        let at = if context.is_set(&wait) { wait } else { on };
+        let (wait, response) = (table.one_at_a_time_wait.write(), table.response_timeout.write());
+        let message =
+            format!("one_at_a_time_wait ({wait}) must be less than response_timeout ({response})");
+        context.error(&at, message);
+    }
+    Some(table.one_at_a_time_wait.0)
 }
 
 fn principal_header(

@@ -7,6 +7,7 @@ use super::super::file::{self, File};
 use super::super::keys::{self, Keys};
 use super::super::problem::Place;
 use super::super::secret::{Literal, SecretSource};
+use super::super::value::OneAtATime;
 use super::context::Context;
 use crate::redis::config::{ClientCertificate, Password, Tls, Topology};
 use crate::session::key_ring::{Key, KeyRing};
@@ -62,6 +63,13 @@ fn check_revocation(file: &File, backend: &StoreKind, context: &mut Context<'_>)
     }
     if file.session.unproven_timeout.0.is_some() {
         context.error("session.unproven_timeout", "sealed cookies need no store; remove it");
+    }
+    for (index, route) in file.route.iter().enumerate() {
+        if route.one_at_a_time != OneAtATime::Switch(false) {
+            let key = format!("route[{index}].one_at_a_time");
+            let message = "a request with a sealed cookie brings its session along, so waiting is in vain; remove it";
+            context.error(&key, message);
+        }
     }
     let message = "sealed cookies can be neither listed nor revoked; remove it";
     context.refuse(&["api.service_token", "session.max_per_principal"], message);
