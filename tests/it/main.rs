@@ -52,6 +52,7 @@ mod login;
 mod memory_store;
 mod metrics;
 mod next_id;
+mod one_at_a_time;
 mod patches;
 mod policy;
 mod principals;
