@@ -1,6 +1,6 @@
 //! The log: one line for each event, as text or JSON, on standard error.
 //!
-//! Standard output is for the results of commands. The access log consists of the lines of [`access`] and the events with
+//! Standard output is for the results of commands. The access log consists of the lines of [`access()`] and the events with
 //! the target [`ACCESS`]; it has a switch of its own and does not follow the level.
 //!
 //! A thread of its own writes the lines, in batches. If they come faster than they can be written, e.g. because the disk
