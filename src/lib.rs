@@ -68,7 +68,7 @@
 //! 6. Work that must complete even if the client disconnects runs as a tracked task, because the server
 //!    drops the handler of a disconnected client.
 //! 7. Public listeners never reach [`api`] or [`admin`].
-//! 8. Session headers in a client's request, and the session cookie or session headers in an upstream's
+//! 8. Session headers in a client's request, and the session cookie, held cookies or session headers in an upstream's
 //!    response, are never forwarded.
 //! 9. Only [`config`] knows TOML and environment variables; only [`wire`] knows the JSON of patches,
 //!    sessions and problems; only [`time`] reads the wall clock.

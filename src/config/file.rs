@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use super::secret::SecretSource;
 use super::value::{
-    Count, HeaderExchange, Level, Mode, Network, OneAtATime, OneOrMany, PrincipalHeader, Ratio,
-    Size, Span, Text, Timeout,
+    Count, HeaderExchange, HeldCookie, Level, Mode, Network, OneAtATime, OneOrMany,
+    PrincipalHeader, Ratio, Size, Span, Text, Timeout,
 };
 use crate::client::{Target, UpstreamProtocol};
 use crate::log::Format;
@@ -401,6 +401,13 @@ section! {
         /// Maximum size of the values in a header, and of the keys of omitted ones.
         #[schemars(extend("x-range" = ["64", "64KiB"]))]
         header_exchange_max_bytes: Size = Size(3 * 1024),
+        /// Session cookies of the site itself, which sessions hold: the browser gets our cookie alone, and the site
+        /// its own with each request. A changed value rotates the session unless `rotate` is false.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        hold_cookies: Vec<HeldCookie> = Vec::new(),
+        /// Requests that rotate the session whatever they change, as method and path, with `*` at its end for all that
+        /// begin so. Needed if a held cookie has `rotate = false`.
+        rotate_on: Option<Vec<Text>> = None,
         /// Another header that has the principal, percent-encoded unless `encoding` is "utf-8".
         principal_header: Option<PrincipalHeader> = None,
         /// Login page for visitors who are not logged in; `{path}` becomes the requested path. Scripts get 401;

@@ -508,6 +508,18 @@ pub(super) enum PrincipalHeader {
     Encoded { name: Text, encoding: Option<Encoding> },
 }
 
+/// A cookie of the site that sessions hold.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
+#[serde(
+    untagged,
+    deny_unknown_fields,
+    expecting = "expected \"PHPSESSID\" or { name = \"laravel_session\", rotate = false }"
+)]
+pub(super) enum HeldCookie {
+    Name(Text),
+    Detailed { name: Text, rotate: bool },
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

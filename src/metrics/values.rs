@@ -98,6 +98,10 @@ label! {
         SessionBusy = "session_busy",
         /// A patch by response header was dropped.
         PatchDropped = "patch_dropped",
+        /// A held cookie that a response set or deleted was dropped: its request had no session to keep it in.
+        HeldCookieDropped = "held_cookie_dropped",
+        /// A held cookie was removed from a request or a response on a route without sessions.
+        HeldCookieRemoved = "held_cookie_removed",
     }
 }
 

@@ -1,5 +1,6 @@
 //! Settings of the public proxy.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -7,6 +8,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::held_cookies::HoldConfig;
 use super::login::LoginPage;
 use super::route::HostPattern;
 use crate::client::{HealthCheck, Target, TlsConfig, UpstreamProtocol};
@@ -50,6 +52,8 @@ pub(crate) struct RouteConfig {
     pub(crate) session: Session,
     /// Exchange of the session's values by header; `None` disables it.
     pub(crate) header_exchange: Option<HeaderExchange>,
+    /// The cookies of the site that sessions hold. On a route without sessions they are removed.
+    pub(crate) hold: Option<Arc<HoldConfig>>,
     /// An additional header with the principal; removed from client requests on every route.
     pub(crate) principal_header: Option<PrincipalHeader>,
     /// Login page for clients without a principal; `None` if the route does not require one.

@@ -118,6 +118,14 @@ impl Error {
         }
     }
 
+    /// Converts the failure of keeping the site's cookies.
+    pub(super) fn from_held_failure(failure: Failure) -> Self {
+        match failure {
+            Failure::Store(error) => Self::Store(error),
+            failure => Self::from_patch_failure(&failure),
+        }
+    }
+
     /// Returns the outcome that the request is counted under.
     pub(super) fn outcome(&self) -> Outcome {
         match self {

@@ -13,6 +13,7 @@ use super::caching::{self, Protection};
 use super::config::Tunnels;
 use super::error::{Accepts, Error};
 use super::exchange_headers;
+use super::held_cookies::HeldRequest;
 use super::site::Route;
 use super::tunnel::{Handshake, Tunnel, UpgradeRequest};
 use super::{Proxy, event_streams, response, trailers};
@@ -22,7 +23,9 @@ use crate::log::limited;
 use crate::metrics::{Event, Outcome};
 use crate::session::patch::{Op, Patch};
 use crate::session::record::Key;
-use crate::sessions::{Arrival, Failure, Opened, RequestGuard, ResponseKind, WatchedSession};
+use crate::sessions::{
+    Arrival, Committed, Failure, HeldResponse, Opened, RequestGuard, ResponseKind, WatchedSession,
+};
 use crate::store::Error as StoreError;
 use crate::store::config::OnError;
 use crate::tasks::Tasks;
@@ -36,6 +39,8 @@ pub(super) struct Routed {
     pub(super) refusal: Option<Error>,
     /// Whether the declared length of the body exceeds the limit of the route.
     pub(super) is_too_large: bool,
+    /// What held cookies depend on; `None` if the route holds none.
+    pub(super) holding: Option<Box<HeldRequest>>,
     pub(super) outgoing: Outgoing,
     pub(super) upgrade: UpgradeRequest,
 }
@@ -46,11 +51,13 @@ pub(super) struct Exchange {
     routed: Routed,
     accepts: Accepts,
     access: Access,
+    /// The request was sent with held cookies.
+    gives_held: bool,
 }
 
 impl Exchange {
     pub(super) fn new(proxy: Arc<Proxy>, routed: Routed, accepts: Accepts, access: Access) -> Self {
-        Self { proxy, routed, accepts, access }
+        Self { proxy, routed, accepts, access, gives_held: false }
     }
 
     /// Returns the response to the client. Its end completes the access log entry.
@@ -72,7 +79,7 @@ impl Exchange {
             responded.and_then(|response| self.routed.upgrade.validate_response(response));
         // Committed even if forwarding has failed: the error response may still need a cookie.
         let (response, guard) = match opened {
-            None => (self.clean(responded?), None),
+            None => (self.clean_without_session(responded?), None),
             Some(opened) => {
                 let response = pin!(self.commit(responded, &opened)).await;
                 // The turn on the session ends here, before the body.
@@ -92,7 +99,7 @@ impl Exchange {
     /// Sends the request to an upstream of its route, unless it is refused. A refusal goes the way of a response, so
     /// that it can set or delete the cookie.
     async fn send(&mut self, opened: Option<&Opened>) -> Result<Response<Body>, Error> {
-        let Routed { route, refusal, is_too_large, outgoing, .. } = &mut self.routed;
+        let Routed { route, refusal, is_too_large, holding, outgoing, .. } = &mut self.routed;
         if opened.and_then(Opened::principal).is_none()
             && let Some(refusal) = refusal.take()
         {
@@ -105,6 +112,10 @@ impl Exchange {
         if let Some(headers) = outgoing.headers_mut() {
             // After cleaning: the upstream can trust that these fields are the proxy's.
             site.inject(headers, route, opened, sessions.shared())?;
+            if let (Some(holding), Some(opened)) = (holding, opened) {
+                let now = sessions.shared().clock.now();
+                self.gives_held = holding.give(headers, opened.guard.session(), now)?;
+            }
         }
         let upstreams = upstreams.get(route.index()).ok_or(Error::NoRoute)?;
         Ok(pin!(upstreams.send(outgoing, tasks)).await?)
@@ -158,26 +169,63 @@ impl Exchange {
         responded: Result<Response<Body>, Error>,
         opened: &Opened,
     ) -> Response<Body> {
-        let guard = &opened.guard;
         let accepts = self.accepts;
         let mut response =
             responded.unwrap_or_else(|error| self.access.error_response(&error, accepts));
-        let kind = response_kind(&response);
-        let allows_patches = self.routed.route.header_exchange().is_some();
-        let patch = match exchange_headers::take_patch(response.headers_mut(), allows_patches, kind)
-        {
-            Ok(patch) => patch,
-            Err(malformed) => {
-                response =
-                    self.access.error_response(&Error::Patch(malformed.to_string()), accepts);
-                None
-            }
-        };
+        let changes = self.take_changes(&mut response, opened);
         // The response may have become an error since.
         let kind = response_kind(&response);
-        let (cookie, applied) =
-            pin!(commit_patch(opened, kind, patch.as_ref(), &self.proxy.tasks)).await;
-        if let (Some(patch), Err(failure)) = (&patch, applied) {
+        let Some(changes) = changes else {
+            let session = opened.guard.session();
+            let cookie = pin!(session.commit(kind, None, None)).await.cookie;
+            let response = self.clean(response);
+            return self.protect(response, cookie, opened, false);
+        };
+        let takes_held = changes.held.as_ref().is_some_and(|held| !held.is_empty());
+        let tasks = &self.proxy.tasks;
+        let mut committed = Box::pin(commit(opened, kind, &changes, tasks)).await;
+        let cookie = committed.cookie.take();
+        let response = self.fail_or_drop(response, &changes, committed, opened);
+        let response = self.clean(response);
+        self.protect(response, cookie, opened, takes_held)
+    }
+
+    /// Takes the changes that a response asks for out of its head; `None` if there are none. A malformed patch makes the
+    /// response an error.
+    fn take_changes(
+        &mut self,
+        response: &mut Response<Body>,
+        opened: &Opened,
+    ) -> Option<Box<Changes>> {
+        let kind = response_kind(response);
+        let allows_patches = self.routed.route.header_exchange().is_some();
+        let patch = exchange_headers::take_patch(response.headers_mut(), allows_patches, kind);
+        let patch = patch.unwrap_or_else(|malformed| {
+            let error = Error::Patch(malformed.to_string());
+            *response = self.access.error_response(&error, self.accepts);
+            None
+        });
+        let held = self.take_held(response, opened);
+        (patch.is_some() || held.is_some()).then(|| Box::new(Changes { patch, held }))
+    }
+
+    /// Replaces the response by an error if a change has failed, unless the change is dropped.
+    fn fail_or_drop(
+        &mut self,
+        mut response: Response<Body>,
+        changes: &Changes,
+        committed: Committed,
+        opened: &Opened,
+    ) -> Response<Body> {
+        let (guard, accepts) = (&opened.guard, self.accepts);
+        if let (Some(held), Err(failure)) = (&changes.held, committed.held) {
+            if self.should_drop_held(opened, &failure) {
+                guard.session().drop_held(held);
+            } else {
+                response = self.access.error_response(&Error::from_held_failure(failure), accepts);
+            }
+        }
+        if let (Some(patch), Err(failure)) = (&changes.patch, committed.patched) {
             if should_drop_patch(guard, patch, &failure, &self.routed.route) {
                 self.proxy.metrics().event(Event::PatchDropped);
                 let keys: Vec<&str> =
@@ -188,8 +236,36 @@ impl Exchange {
                     self.access.error_response(&Error::from_patch_failure(&failure), accepts);
             }
         }
-        let response = self.clean(response);
-        self.protect(response, cookie, opened)
+        response
+    }
+
+    /// Takes what the response does to held cookies out of its head; `None` if that is nothing.
+    fn take_held(&self, response: &mut Response<Body>, opened: &Opened) -> Option<HeldResponse> {
+        let holding = self.routed.holding.as_ref()?;
+        let config = self.routed.route.hold()?;
+        let (status, now) = (response.status(), self.proxy.sessions.shared().clock.now());
+        let seen = self.proxy.site.seen();
+        let held = holding.take(response.headers_mut(), status, config, seen, now);
+        opened.guard.session().is_affected_by(&held).then_some(held)
+    }
+
+    /// Returns whether the response goes out without the cookies that could not be kept: the route says so, or the
+    /// visitor only looks at a page and had no session before.
+    fn should_drop_held(&self, opened: &Opened, failure: &Failure) -> bool {
+        let is_unavailable =
+            matches!(failure, Failure::NotLoaded | Failure::Store(StoreError::Unavailable(_)));
+        let is_visit = opened.meta().is_none()
+            && self.routed.holding.as_ref().is_some_and(|holding| holding.is_safe());
+        is_visit || (is_unavailable && self.routed.route.on_error() == OnError::Anonymous)
+    }
+
+    /// Removes what must not reach the client from a response on a route without sessions.
+    fn clean_without_session(&self, mut response: Response<Body>) -> Response<Body> {
+        if let Some(hold) = self.routed.route.hold() {
+            let removed = hold.remove_sets(response.headers_mut());
+            self.proxy.metrics().events(Event::HeldCookieRemoved, removed as u64);
+        }
+        self.clean(response)
     }
 
     /// Removes what must not reach the client from a response.
@@ -212,12 +288,16 @@ impl Exchange {
         mut response: Response<Body>,
         cookie: Option<HeaderValue>,
         opened: &Opened,
+        takes_held: bool,
     ) -> Response<Body> {
         let session = opened.guard.session().current_id();
         self.access.set_session(session);
         // Even an anonymous response varies: the same request with a cookie may get another one.
         let protection = match &cookie {
             Some(_) => Protection::NoStore,
+            // Without its Set-Cookie the response would seem fit for shared caches.
+            None if takes_held => Protection::NoStore,
+            None if self.gives_held => Protection::Private,
             None if opened.meta().is_some() || session.is_some() => Protection::Private,
             None => Protection::Vary,
         };
@@ -235,28 +315,31 @@ impl Exchange {
     }
 }
 
-/// Commits the session. With a patch, this runs as a task, so that it completes even if the client
-/// disconnects.
-async fn commit_patch(
+/// The changes of a session that a response head asks for.
+#[derive(Clone)]
+struct Changes {
+    patch: Option<Patch>,
+    held: Option<HeldResponse>,
+}
+
+/// Commits the session with changes, as a task, so that it completes even if the client disconnects.
+async fn commit(
     opened: &Opened,
     kind: ResponseKind,
-    patch: Option<&Patch>,
+    changes: &Changes,
     tasks: &Tasks,
-) -> (Option<HeaderValue>, Result<(), Failure>) {
-    let session = opened.guard.session();
-    let Some(patch) = patch.cloned() else {
-        return pin!(session.commit(kind, None)).await;
-    };
-    let (session, turn) = (session.clone(), opened.turn.clone());
+) -> Committed {
+    let session = opened.guard.session().clone();
+    let (changes, turn) = (changes.clone(), opened.turn.clone());
     let commit = async move {
-        let committed = session.commit(kind, Some(&patch)).await;
+        let committed = session.commit(kind, changes.patch.as_ref(), changes.held.as_ref()).await;
         drop(turn);
         committed
     };
     tasks.run(commit).await.unwrap_or_else(|lost| {
-        // The task panicked: the store may or may not have applied the patch.
-        let unknown = StoreError::OutcomeUnknown(lost.to_string().into());
-        (None, Err(unknown.into()))
+        // The task panicked: the store may or may not have applied the changes.
+        let unknown = || StoreError::OutcomeUnknown(lost.to_string().into()).into();
+        Committed { cookie: None, patched: Err(unknown()), held: Err(unknown()) }
     })
 }
 

@@ -16,6 +16,7 @@ mod event_streams;
 mod exchange;
 mod exchange_headers;
 pub mod forwarded;
+pub(crate) mod held_cookies;
 mod hop;
 mod lines;
 mod list;
@@ -47,7 +48,7 @@ use hyper::body::Incoming;
 
 use crate::body::{self, Body};
 use crate::client::{Balancer, Outgoing};
-use crate::metrics::{Metrics, Outcome};
+use crate::metrics::{Event, Metrics, Outcome};
 use crate::server::{Handler, Peer, Responding, Tasks};
 use crate::session::cookie;
 use crate::session::navigation::Origin;
@@ -59,6 +60,7 @@ use access::{Access, Recording};
 use config::Session;
 use error::{Accepts, Error};
 use exchange::{Exchange, Routed};
+use held_cookies::HeldRequest;
 use request::Recipient;
 use site::Route;
 use tunnel::UpgradeRequest;
@@ -142,6 +144,7 @@ impl Proxy {
         let origin = self.origin(&parts, peer);
         let cookies = self.sessions.take_cookies(&mut parts.headers);
         request::join_cookies(&mut parts)?;
+        let holding = self.holding(route, &mut parts);
         let cleaned = request::clean(&mut parts.headers, self.site.injected());
         self.site.log_dropped(&cleaned.dropped);
         let client = self.rewrite_forwarded(&mut parts.headers, peer)?;
@@ -154,7 +157,18 @@ impl Proxy {
         let is_too_large = route.max_body().is_some_and(|limit| body.size_hint().lower() > limit);
         let outgoing = self.outgoing(route, parts, body, cleaned.options);
         let route = Arc::clone(route);
-        Ok(Some(Routed { route, arrival, refusal, is_too_large, outgoing, upgrade }))
+        Ok(Some(Routed { route, arrival, refusal, is_too_large, holding, outgoing, upgrade }))
+    }
+
+    /// Removes the copies of held cookies from a request, and returns what the held ones depend on.
+    fn holding(&self, route: &Route, parts: &mut Parts) -> Option<Box<HeldRequest>> {
+        let config = route.hold()?;
+        let removed = config.remove_copies(&mut parts.headers);
+        if route.session() == Session::Off {
+            self.metrics().events(Event::HeldCookieRemoved, removed as u64);
+            return None;
+        }
+        Some(Box::new(HeldRequest::new(parts, config)))
     }
 
     /// Determines the origin of a request, before its headers are changed.

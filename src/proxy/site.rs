@@ -15,6 +15,7 @@ use super::config::{Config, RouteConfig, Session, Tunnels};
 use super::error::{Accepts, Error};
 use super::exchange_headers;
 use super::forwarded::Rules;
+use super::held_cookies::HoldConfig;
 use super::names;
 use super::path::is_api_path;
 use super::proof::ProofKey;
@@ -162,6 +163,11 @@ impl Site {
         &self.injected
     }
 
+    /// Returns what was logged already and is logged once.
+    pub(super) fn seen(&self) -> &Seen {
+        &self.dropped
+    }
+
     /// Logs the names of dropped fields, each once.
     pub(super) fn log_dropped(&self, names: &[HeaderName]) {
         for name in names.iter().filter(|name| self.dropped.is_first(name.as_str())) {
@@ -288,6 +294,10 @@ impl Route {
 
     pub(super) fn session(&self) -> Session {
         self.config.session
+    }
+
+    pub(super) fn hold(&self) -> Option<&HoldConfig> {
+        self.config.hold.as_deref()
     }
 
     pub(super) fn header_exchange(&self) -> Option<HeaderExchange> {

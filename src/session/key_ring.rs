@@ -20,6 +20,7 @@ struct Subkeys {
     request: hmac::Key,
     peer: hmac::Key,
     sealed: hkdf::Prk,
+    held: hkdf::Prk,
     fingerprint: Fingerprint,
 }
 
@@ -42,6 +43,15 @@ pub(crate) enum Purpose {
     Request,
     /// A call that one instance forwards to another.
     Peer,
+}
+
+/// The kind of text that is sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sealing {
+    /// A whole session, in its cookie.
+    Session,
+    /// The value of a held cookie.
+    Held,
 }
 
 /// The key that made a tag or a seal.
@@ -100,8 +110,14 @@ impl KeyRing {
 
     /// Encrypts and authenticates `text` with the first key, and authenticates `data` with it. The
     /// nonce must be random and new.
-    pub(super) fn seal(&self, nonce: &Nonce, data: &[u8], mut text: Vec<u8>) -> Vec<u8> {
-        let (key, nonce) = self.first.cipher(nonce);
+    pub(super) fn seal(
+        &self,
+        sealing: Sealing,
+        nonce: &Nonce,
+        data: &[u8],
+        mut text: Vec<u8>,
+    ) -> Vec<u8> {
+        let (key, nonce) = self.first.cipher(sealing, nonce);
         key.seal_in_place_append_tag(nonce, aead::Aad::from(data), &mut text)
             .expect("AES-GCM seals up to 64 GiB");
         text
@@ -111,12 +127,13 @@ impl KeyRing {
     /// key did.
     pub(super) fn open(
         &self,
+        sealing: Sealing,
         nonce: &Nonce,
         data: &[u8],
         sealed: &[u8],
     ) -> Option<(Vec<u8>, SignedBy)> {
         let opened = |keys: &Subkeys| {
-            let (key, nonce) = keys.cipher(nonce);
+            let (key, nonce) = keys.cipher(sealing, nonce);
             let mut text = sealed.to_vec();
             let length = key.open_in_place(nonce, aead::Aad::from(data), &mut text).ok()?.len();
             text.truncate(length);
@@ -190,7 +207,11 @@ impl Subkeys {
                 .expect("one hash length is within what HKDF gives");
             hmac::Key::from(expanded)
         };
-        let sealed = extracted.expand(&[b"sealed"], hkdf::HKDF_SHA256);
+        let sealing = |purpose: &str| -> hkdf::Prk {
+            let info = [purpose.as_bytes()];
+            let expanded = extracted.expand(&info, hkdf::HKDF_SHA256);
+            expanded.expect("one hash length is within what HKDF gives").into()
+        };
         let mut fingerprint = [0; Fingerprint::BYTES];
         extracted
             .expand(&[b"fingerprint"], FingerprintLength)
@@ -200,17 +221,22 @@ impl Subkeys {
             token: subkey("token"),
             request: subkey("request"),
             peer: subkey("peer"),
-            sealed: sealed.expect("one hash length is within what HKDF gives").into(),
+            sealed: sealing("sealed"),
+            held: sealing("held"),
             fingerprint: Fingerprint(fingerprint),
         }
     }
 
     /// The key of one seal, and its nonce under that key. Random nonces of 12 bytes under one key
     /// for all would run out at 2^32 seals (NIST SP 800-38D, section 8.3).
-    fn cipher(&self, nonce: &Nonce) -> (aead::LessSafeKey, aead::Nonce) {
+    fn cipher(&self, sealing: Sealing, nonce: &Nonce) -> (aead::LessSafeKey, aead::Nonce) {
         let (picks, nonce) = nonce.split_at(NONCE_BYTES / 2);
         let picks = [picks];
-        let key = self.sealed.expand(&picks, &aead::AES_256_GCM);
+        let keys = match sealing {
+            Sealing::Session => &self.sealed,
+            Sealing::Held => &self.held,
+        };
+        let key = keys.expand(&picks, &aead::AES_256_GCM);
         let key = key.expect("one key is within what HKDF gives").into();
         let nonce = aead::Nonce::try_assume_unique_for_key(nonce).expect("half of it is 12 bytes");
         (aead::LessSafeKey::new(key), nonce)

@@ -4,6 +4,7 @@
 //! arguments.
 
 pub mod cookie;
+pub(crate) mod held;
 pub mod id;
 pub(crate) mod json;
 pub mod key_ring;

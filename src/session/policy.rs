@@ -136,6 +136,9 @@ impl Policy {
     /// The maximum age of cookies in browsers: 400 days (RFC 6265bis, section 5.5).
     pub(crate) const MAX_COOKIE_AGE: Duration = Duration::from_hours(400 * 24);
 
+    /// The time within which a session that holds cookies has to be presented.
+    pub(crate) const HELD_UNPROVEN_TIMEOUT: Duration = Duration::from_hours(24);
+
     /// Returns the idle timeout of a session: its own, or the policy's.
     fn idle_of(&self, meta: &Meta) -> Duration {
         match meta.expiry {
@@ -166,9 +169,19 @@ impl Policy {
     /// as long as the session does once it is proven.
     fn end(&self, meta: &Meta, slack: Duration) -> Timestamp {
         let end = self.bounded(meta, self.end_by_use(meta, slack));
-        match self.unproven_timeout {
+        match self.unproven_timeout_of(meta) {
             Some(timeout) if meta.unproven => end.min(meta.created_at + timeout),
             _ => end,
+        }
+    }
+
+    /// Returns the time within which a session has to be presented. One that holds cookies has a day at most: each
+    /// request of a client without a cookie jar makes one.
+    fn unproven_timeout_of(&self, meta: &Meta) -> Option<Duration> {
+        match (self.unproven_timeout, &meta.held) {
+            (timeout, None) => timeout,
+            (None, Some(_)) => Some(Self::HELD_UNPROVEN_TIMEOUT),
+            (Some(timeout), Some(_)) => Some(timeout.min(Self::HELD_UNPROVEN_TIMEOUT)),
         }
     }
 
@@ -203,7 +216,10 @@ impl Policy {
         match meta.expiry {
             Some(Expiry::BrowserClose(_)) => true,
             Some(Expiry::Idle(_) | Expiry::At(_)) => false,
-            None => self.expire_at_browser_close,
+            None => {
+                let ends_with_cookies = meta.held.as_ref().is_some_and(|held| !held.lasts());
+                self.expire_at_browser_close || ends_with_cookies
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::held::Held;
 use super::id::{Id, PublicId};
 use super::json::Json;
 use crate::time::Timestamp;
@@ -60,12 +61,16 @@ pub struct Meta {
     pub(crate) login_at: Option<Timestamp>,
     /// The principal that the session is logged in as.
     pub(crate) principal: Option<Principal>,
-    /// The generation at which the principal, or the former one, logged in; `None` if unknown.
-    pub(crate) principal_since: Option<u32>,
+    /// The generation at which the principal, or the former one, logged in; 0 if unknown.
+    pub(crate) principal_since: u32,
     /// The principal that has logged out and left its values. The values are dropped when another one logs in.
     pub(crate) former_principal: Option<Box<Principal>>,
     /// The number of times that the session was given another id.
     pub(crate) id_counter: u16,
+    /// The cookies of the site that it holds.
+    pub(crate) held: Option<Arc<Held>>,
+    /// No request has presented a token of the latest rotation yet. Set only if it holds cookies.
+    pub(crate) unpresented: bool,
     pub(crate) created_at: Timestamp,
     /// When it was last used: a touch, or a patch that counts as use.
     pub(crate) last_seen_at: Timestamp,
@@ -80,7 +85,7 @@ pub struct Meta {
     /// creation only, and only if the policy or the store makes use of it; `false` if unknown.
     pub(crate) unproven: bool,
     /// The client that created it, if the policy records that.
-    pub(crate) client: Option<Client>,
+    pub(crate) client: Option<Box<Client>>,
 }
 
 impl Meta {
@@ -94,9 +99,11 @@ impl Meta {
             floor: 1,
             login_at: None,
             principal: None,
-            principal_since: None,
+            principal_since: 0,
             former_principal: None,
             id_counter: 0,
+            held: None,
+            unpresented: false,
             created_at: now,
             last_seen_at: now,
             cookie_set_at: now,
@@ -105,6 +112,11 @@ impl Meta {
             unproven: false,
             client: None,
         }
+    }
+
+    /// Returns the size of the held cookies, in bytes. It counts as a part of the session's size.
+    pub(crate) fn held_size(&self) -> usize {
+        self.held.as_ref().map_or(0, |held| held.as_str().len())
     }
 
     /// Returns the id of this session, which is at `place`, as callers see it.
@@ -200,7 +212,7 @@ impl Client {
     pub(crate) const MAX_USER_AGENT: usize = 256;
 }
 
-/// Returns the size of a session: the bytes of its keys and JSON texts.
+/// Returns the size of a session's values: the bytes of its keys and JSON texts.
 pub(crate) fn size_of(values: &Values) -> usize {
     values.iter().map(|(key, text)| key.as_str().len() + text.as_str().len()).sum()
 }

@@ -89,7 +89,7 @@ impl Meta {
     /// Logs `principal` in, after the rotation.
     pub(crate) fn log_in(&mut self, principal: &Principal) {
         if self.principal.as_ref() != Some(principal) {
-            self.principal_since = Some(self.generation);
+            self.principal_since = self.generation;
         }
         self.principal = Some(principal.clone());
         self.former_principal = None;
@@ -112,7 +112,7 @@ impl Meta {
     /// Returns whether a token of this generation, which was rotated away, may end the log-in, so that no click on "log
     /// out" is refused. A token from before the log-in may not: an attacker may have planted it.
     pub(crate) fn may_be_logged_out_at(&self, generation: u32) -> bool {
-        self.principal_since.is_some_and(|since| since <= generation)
+        (1..=generation).contains(&self.principal_since)
     }
 
     /// Returns whether a cached record is enough for a request that was opened at `generation`: it may
@@ -199,7 +199,7 @@ mod tests {
                 generation,
                 touches: true,
                 sets_cookie: false,
-                proves: false,
+                proves: crate::session::patch::Proof::None,
                 now: at(30),
             };
             used.apply(&mut meta, Duration::from_mins(2));

@@ -6,19 +6,21 @@
 //! construction of XAES-256-GCM (C2SP), with HKDF-Expand (RFC 5869) in place of its CMAC.
 //!
 //! The session is encoded by postcard: numbers as varints, texts with their lengths. The first byte is
-//! the version of the format: 2 if the session has been given another id or keeps the values of a principal that
-//! has logged out, which older releases do not know, else 1.
+//! the version of the format: 2 if the session has been given another id, keeps the values of a principal that
+//! has logged out, or holds cookies of the site, which older releases do not know, else 1.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
+use super::held::Held;
 use super::id::Id;
 use super::json::Json;
-use super::key_ring::{KeyRing, NONCE_BYTES, Nonce, SEAL_BYTES, SignedBy};
+use super::key_ring::{KeyRing, NONCE_BYTES, Nonce, SEAL_BYTES, Sealing, SignedBy};
 use super::record::{Client, Expiry, Key, Meta, Principal, Record};
 use crate::secret::Secret;
 use crate::time::Timestamp;
@@ -45,7 +47,7 @@ impl Sealed {
     pub(crate) fn seal(&self, ring: &KeyRing, cookie_name: &str, nonce: &Nonce) -> Secret {
         let mut bytes = vec![Later::from(&self.record.meta).format()];
         bytes.extend_from_slice(nonce);
-        bytes.extend(ring.seal(nonce, cookie_name.as_bytes(), self.to_bytes()));
+        bytes.extend(ring.seal(Sealing::Session, nonce, cookie_name.as_bytes(), self.to_bytes()));
         Secret::new(URL_SAFE_NO_PAD.encode(bytes))
     }
 
@@ -57,7 +59,8 @@ impl Sealed {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         let (&format, bytes) = bytes.split_first()?;
         let (nonce, sealed) = bytes.split_first_chunk::<NONCE_BYTES>()?;
-        let (plain, signed_by) = ring.open(nonce, cookie_name.as_bytes(), sealed)?;
+        let (plain, signed_by) =
+            ring.open(Sealing::Session, nonce, cookie_name.as_bytes(), sealed)?;
         let sealed = Self::parse(&plain)?;
         (Later::from(&sealed.record.meta).format() == format).then_some((sealed, signed_by))
     }
@@ -97,6 +100,8 @@ struct Later<'a> {
     id_counter: u16,
     #[serde(borrow)]
     former_principal: Option<&'a str>,
+    #[serde(borrow)]
+    held: Option<&'a str>,
 }
 
 impl<'a> From<&'a Meta> for Later<'a> {
@@ -104,6 +109,7 @@ impl<'a> From<&'a Meta> for Later<'a> {
         Self {
             id_counter: meta.id_counter,
             former_principal: meta.former_principal.as_deref().map(Principal::as_str),
+            held: meta.held.as_ref().map(|held| held.as_str()),
         }
     }
 }
@@ -111,7 +117,7 @@ impl<'a> From<&'a Meta> for Later<'a> {
 impl Later<'_> {
     fn format(&self) -> u8 {
         match self {
-            Self { id_counter: 0, former_principal: None } => FORMAT,
+            Self { id_counter: 0, former_principal: None, held: None } => FORMAT,
             _ => LATER_FORMAT,
         }
     }
@@ -122,6 +128,9 @@ impl Later<'_> {
         meta.id_counter = self.id_counter;
         if let Some(name) = self.former_principal {
             meta.former_principal = Some(Box::new(Principal::new(name)?));
+        }
+        if let Some(text) = self.held {
+            meta.held = Some(Arc::new(Held::parse(text)?));
         }
         is_written.then_some(())
     }
@@ -201,9 +210,11 @@ impl Plain<'_> {
             login_at: self.login_at.map(Timestamp::from_millis),
             principal,
             // A sealed session is never rotated away.
-            principal_since: None,
+            principal_since: 0,
             former_principal: None,
             id_counter: 0,
+            held: None,
+            unpresented: false,
             created_at: Timestamp::from_millis(self.created_at),
             last_seen_at: Timestamp::from_millis(self.last_seen_at),
             cookie_set_at: Timestamp::from_millis(self.cookie_set_at),
@@ -211,7 +222,7 @@ impl Plain<'_> {
             withheld: self.withheld,
             // A sealed session exists only in a cookie that was presented.
             unproven: false,
-            client,
+            client: client.map(Box::new),
         };
         let record = Record { meta, values: values.collect::<Option<_>>()? };
         Some(Sealed { id: Id::from_bytes(self.id), record })
@@ -267,7 +278,7 @@ mod tests {
             principal: Principal::new("ada é"),
             expiry: Some(Expiry::BrowserClose(Some(Duration::from_mins(1)))),
             withheld: true,
-            client: Some(Client { address: "::1".parse().ok(), user_agent: "x".into() }),
+            client: Some(Box::new(Client { address: "::1".parse().ok(), user_agent: "x".into() })),
             ..meta(at(5))
         };
         Sealed { id: Id::from_bytes([7; 16]), record: Record { meta, values } }

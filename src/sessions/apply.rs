@@ -3,7 +3,7 @@
 
 use super::create::AddressLimit;
 use super::failure::Failure;
-use super::request::{Binding, CookieOutcome, State, TouchPolicy, draw_id};
+use super::request::{Binding, CookieOutcome, State, TokenOrigin, TouchPolicy, draw_id};
 use super::request_session::{RequestSession, Storage};
 use super::snapshot::{ChangeRequest, Snapshot};
 use crate::log::limited;
@@ -23,7 +23,7 @@ impl RequestSession {
             if let Binding::Session { id, generation, .. } = state.binding {
                 let authority = Authority::Request(generation);
                 let applied = self.patch(&state, id, authority, request).await?;
-                return Ok(Snapshot { is_new: state.is_new, ..Snapshot::after(id, applied) });
+                return Ok(Snapshot { is_new: state.is_new(), ..Snapshot::after(id, applied) });
             }
         }
         let mut state = self.request.state.write().await;
@@ -88,7 +88,7 @@ impl RequestSession {
                 Tombstone::None
             },
             known: self.known(state, id),
-            ..request.to_change(authority, &self.shared)
+            ..request.to_change(id, authority, &self.shared)
         };
         calls.patch(id, change, request.want).await
     }
@@ -106,7 +106,7 @@ impl Update<'_> {
         let patch = self.request.patch;
         let logs_in = patch.log_in().is_some();
         match self.state.binding {
-            Binding::None(_) if patch.only_removes() => self.remove_nothing(),
+            Binding::None(id) if patch.only_removes() => self.remove_nothing(id),
             Binding::None(id) => self.create(id).await,
             Binding::Session { id, generation, .. } if patch.destroy && !patch.only_destroys() => {
                 self.replace(id, Authority::Request(generation)).await
@@ -158,9 +158,9 @@ impl Update<'_> {
     }
 
     /// Checks the conditions of a removal without a session, which changes nothing.
-    fn remove_nothing(&self) -> Result<Snapshot, Failure> {
+    fn remove_nothing(&self, id: Id) -> Result<Snapshot, Failure> {
         self.request.check_unversioned()?;
-        let change = self.request.to_change(Authority::Service(0), &self.session.shared);
+        let change = self.request.to_change(id, Authority::Service(0), &self.session.shared);
         change.begin(Meta::new(0, change.now))?;
         Ok(Snapshot::default())
     }
@@ -188,11 +188,13 @@ impl Update<'_> {
             Rotation::Rotated => {
                 metrics.event(Event::Rotated);
                 state.binding = Binding::Session { id, generation, own };
+                state.token = state.token.max(TokenOrigin::Rotated);
                 state.owes_cookie = true;
             }
             Rotation::Joined => {
                 metrics.event(Event::Joined);
                 state.binding = Binding::Session { id, generation, own: true };
+                state.token = state.token.max(TokenOrigin::Rotated);
                 state.owes_cookie = true;
             }
         }
@@ -204,7 +206,7 @@ impl Update<'_> {
             state.ended_own |= own;
             state.unbind();
         }
-        Ok(Snapshot { is_new: state.is_new, ..Snapshot::after(id, applied) })
+        Ok(Snapshot { is_new: state.is_new(), ..Snapshot::after(id, applied) })
     }
 
     /// Creates a session from this patch alone, and binds the request to it.

@@ -16,7 +16,9 @@ use crate::session::cookie::Attributes;
 use crate::session::id::Id;
 use crate::session::key_ring::KeyRing;
 use crate::session::navigation::{Navigation, Origin};
-use crate::session::patch::{Authority, Change, ExpiryChange, Op, Patch, Rotate, Tombstone, Use};
+use crate::session::patch::{
+    Authority, Change, ExpiryChange, Op, Patch, Proof, Rotate, Tombstone, Use,
+};
 use crate::session::peer::Instance;
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Expiry, Key, Meta, Principal, Record, Values};
@@ -111,7 +113,7 @@ impl World {
                     generation,
                     touches: !is_promotion,
                     sets_cookie: false,
-                    proves: false,
+                    proves: Proof::None,
                     now,
                 };
                 let policy = &self.direct.shared.policy;
@@ -140,6 +142,7 @@ impl World {
             now: self.clock.now(),
             touches: true,
             tombstone,
+            held_keys: None,
             known: None,
         };
         let _ = self.store.patch(self.id, change, Want::Meta).await.expect("answered");
@@ -197,7 +200,7 @@ impl World {
         {
             assert_eq!(direct.check(false).await, SessionStatus::Ended);
         }
-        let (cookie, _) = session.commit(ResponseKind::Normal, None).await;
+        let cookie = session.commit(ResponseKind::Normal, None, None).await.cookie;
         if let Some(line) = cookie {
             let line = line.to_str().expect("text");
             let value = line.split(['=', ';']).nth(1).expect("a value");

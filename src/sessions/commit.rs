@@ -7,6 +7,7 @@ use tracing::debug;
 
 use super::create::AddressLimit;
 use super::failure::Failure;
+use super::hold::HeldResponse;
 use super::request::{Binding, CookieOutcome, Phase, State, TouchPolicy};
 use super::request_session::{RequestSession, Storage};
 use super::snapshot::ChangeRequest;
@@ -14,7 +15,7 @@ use crate::metrics::Event;
 use crate::session::id::Id;
 use crate::session::key_ring::SignedBy;
 use crate::session::navigation::Navigation;
-use crate::session::patch::{Patch, Refusal, Use};
+use crate::session::patch::{Patch, Proof, Refusal, Use};
 use crate::session::policy::Create;
 use crate::session::record::{Entry, Meta};
 use crate::session::rotation::Verdict;
@@ -34,32 +35,65 @@ pub(crate) enum ResponseKind {
     Normal,
 }
 
+/// The result of a commit.
+#[derive(Debug)]
+pub(crate) struct Committed {
+    /// The line of the Set-Cookie.
+    pub(crate) cookie: Option<HeaderValue>,
+    /// The result of the patch.
+    pub(crate) patched: Result<(), Failure>,
+    /// The result of the changes of held cookies.
+    pub(crate) held: Result<(), Failure>,
+}
+
 impl RequestSession {
-    /// Waits for running calls, applies the upstream's patch, records the use and returns the
-    /// Set-Cookie. Afterwards this request cannot set a cookie.
+    /// Waits for running calls, applies the upstream's patch and its changes of held cookies, records the use and
+    /// returns the Set-Cookie. Afterwards this request cannot set a cookie.
     ///
-    /// The cookie is returned even if the patch failed, because it is owed for earlier changes.
+    /// The cookie is returned even if a change failed, because it is owed for earlier ones.
     pub(crate) async fn commit(
         &self,
         kind: ResponseKind,
         patch: Option<&Patch>,
-    ) -> (Option<HeaderValue>, Result<(), Failure>) {
+        held: Option<&HeldResponse>,
+    ) -> Committed {
         let mut state = self.request.state.write().await;
-        let applied = match patch {
+        let patched = match patch {
             Some(patch) => {
                 let applied = self.apply_locked(&mut state, ChangeRequest::new(patch));
                 Box::pin(applied).await.map(drop)
             }
             None => Ok(()),
         };
+        let holding = match held {
+            Some(held) => Box::pin(self.hold_after(&mut state, held, patch, &patched)).await,
+            None => Ok(false),
+        };
         if let Some(id) = self.due_creation(&state, kind) {
             Box::pin(self.create_on_navigation(&mut state, id)).await;
         }
         state.phase = Phase::Committed;
         let decision = CookieDecision { session: self, state: &state, kind };
-        let is_changed = patch.is_some() && applied.is_ok();
+        let is_changed = (patch.is_some() && patched.is_ok()) || matches!(holding, Ok(true));
         let pending = pin!(decision.pending_cookie(is_changed)).await;
-        (self.render_cookie(pending), applied)
+        Committed { cookie: self.render_cookie(pending), patched, held: holding.map(drop) }
+    }
+
+    /// Applies the changes of held cookies after those of the patch, unless the patch has failed the response.
+    async fn hold_after(
+        &self,
+        state: &mut State,
+        held: &HeldResponse,
+        patch: Option<&Patch>,
+        patched: &Result<(), Failure>,
+    ) -> Result<bool, Failure> {
+        match (patch, patched) {
+            (Some(patch), Err(failure)) if !self.should_drop_patch(patch, failure) => {
+                self.drop_held(held);
+                Ok(false)
+            }
+            _ => self.hold(state, held).await,
+        }
     }
 
     /// Returns whether to drop a refused patch instead of failing the response: the patch says so, or a page was
@@ -170,7 +204,7 @@ impl CookieDecision<'_> {
     /// changed is known; any other is loaded again.
     async fn owed_cookie(&self, id: Id, generation: u32, just_changed: bool) -> PendingCookie {
         let known = self.state.meta.clone();
-        let meta = if just_changed || self.state.is_new {
+        let meta = if just_changed || self.state.is_new() {
             known
         } else {
             let Ok(calls) = self.session.calls() else { return PendingCookie::None };
@@ -204,7 +238,8 @@ impl CookieDecision<'_> {
             return;
         }
         let now = self.session.shared.clock.now();
-        let used = Use { generation, touches: false, sets_cookie: false, proves: true, now };
+        let used =
+            Use { generation, touches: false, sets_cookie: false, proves: Proof::Session, now };
         if let Err(error) = calls.record_use(id, used).await {
             debug!(session = %id, %error, "failed to record that a session came back");
         }
@@ -225,12 +260,12 @@ impl CookieDecision<'_> {
         let (policy, now) = (&self.session.shared.policy, self.session.shared.clock.now());
         let touches = self.touch() == TouchPolicy::OnUse && policy.touch_is_due(meta, now);
         let renewal = self.due_renewal(*verdict, *signed_by, meta, now);
-        let proves = meta.unproven;
+        let proves = if meta.unproven || meta.unpresented { Proof::Token } else { Proof::None };
         let sets_cookie = renewal == Renewal::Slide;
         let used = Use { generation, touches, sets_cookie, proves, now };
         // A token of the next generation proves that the new cookie arrived: recording its use completes the
         // rotation.
-        let entry = if touches || proves || *verdict == Verdict::Next {
+        let entry = if touches || proves != Proof::None || *verdict == Verdict::Next {
             calls.record_use(id, used).await
         } else if renewal == Renewal::Rotate {
             calls.load(id, Want::Meta).await

@@ -57,8 +57,8 @@ struct Jars {
 
 #[derive(Debug)]
 enum Jar {
-    /// A cookie, and the generation of the log-in, which it leaves out because its token is never rotated away.
-    Cookie(String, Option<u32>),
+    /// A cookie, and `principal_since` and `unpresented`, which it leaves out because its token is never rotated away.
+    Cookie(String, u32, bool),
     /// The tombstone that a request leaves for its own later calls.
     Ended(Entry),
 }
@@ -80,7 +80,10 @@ impl Jars {
             Some(ended @ Entry::Ended { .. }) => jars.insert(id, Jar::Ended(ended)),
             Some(Entry::Live(Record { meta, .. })) => {
                 let cookie = cookie.seal(id, &self.ring).expect("small enough");
-                jars.insert(id, Jar::Cookie(cookie.reveal().to_owned(), meta.principal_since))
+                jars.insert(
+                    id,
+                    Jar::Cookie(cookie.reveal().to_owned(), meta.principal_since, meta.unpresented),
+                )
             }
         };
         answer
@@ -89,10 +92,11 @@ impl Jars {
     fn open(&self, jar: &Jar) -> Entry {
         match jar {
             Jar::Ended(entry) => entry.clone(),
-            Jar::Cookie(text, principal_since) => {
+            Jar::Cookie(text, principal_since, unpresented) => {
                 let opened = Sealed::open(&self.ring, NAME, text.as_bytes());
                 let mut record = opened.expect("sealed with this key").0.record;
                 record.meta.principal_since = *principal_since;
+                record.meta.unpresented = *unpresented;
                 Entry::Live(record)
             }
         }

@@ -30,16 +30,19 @@ impl RequestSession {
         limit: AddressLimit,
     ) -> Result<(Id, Record), Failure> {
         let calls = self.calls()?;
-        let change = request.to_change(Authority::Service(0), &self.shared);
+        let change = request.to_change(id, Authority::Service(0), &self.shared);
         let mut meta = Meta::new(first_version(), change.now);
-        meta.client.clone_from(&self.request.context.client);
-        meta.withheld = self.request.is_withheld();
+        meta.client = self.request.context.client.clone().map(Box::new);
+        // The site's cookies would come back by the same requests, such as a log-in by POST from another site.
+        meta.withheld = self.request.is_withheld() && request.patch.held.is_none();
         let unproven = match &self.storage {
             Storage::Store(store) => store.unproven(),
             Storage::Cookie(cookie) => cookie.unproven(),
         };
         meta.unproven = match unproven {
-            Unproven::Kept => change.policy.unproven_timeout.is_some(),
+            Unproven::Kept => {
+                change.policy.unproven_timeout.is_some() || request.patch.held.is_some()
+            }
             Unproven::Evicted => true,
             Unproven::None => false,
         };

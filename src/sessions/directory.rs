@@ -56,7 +56,7 @@ impl Directory {
         id: PublicId,
         request: ChangeRequest<'_>,
     ) -> Result<Snapshot, Failure> {
-        let change = request.to_change(Authority::Service(id.counter), &self.shared);
+        let change = request.to_change(id.place, Authority::Service(id.counter), &self.shared);
         let applied = match self.calls().patch(id.place, change, request.want).await {
             Err(Failure::Refused(Refusal::Gone | Refusal::Ended)) => {
                 return Err(Failure::NoSuchSession);

@@ -197,7 +197,8 @@ impl World {
 
     async fn respond(&mut self, at: usize) {
         let Some(sent) = pick(&mut self.requests, at) else { return };
-        let (cookie, _) = sent.guard.session().commit(ResponseKind::Normal, None).await;
+        let session = sent.guard.session();
+        let cookie = session.commit(ResponseKind::Normal, None, None).await.cookie;
         self.check_cookie(&sent, cookie.as_ref());
         self.responses.push(Response { cookie, sent_at: self.clock.now() });
     }

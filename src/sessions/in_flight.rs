@@ -193,7 +193,9 @@ mod tests {
     use super::*;
     use crate::session::id::Id;
     use crate::session::navigation::{Navigation, Origin};
-    use crate::sessions::request::{Binding, CookieOutcome, RequestContext, TouchPolicy};
+    use crate::sessions::request::{
+        Binding, CookieOutcome, RequestContext, TokenOrigin, TouchPolicy,
+    };
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
@@ -215,7 +217,7 @@ mod tests {
         table.insert(&request);
         let mut state = request.state.try_write().expect("not locked");
         state.binding = Binding::Session { id: Id::from_bytes([1; 16]), generation: 1, own: false };
-        state.is_new = true;
+        state.token = TokenOrigin::Created;
         drop(state);
         request.end(ended);
         request
@@ -256,7 +258,7 @@ mod tests {
         let Lookup::Found(found) = table.find(token) else { panic!("kept") };
         assert_eq!(found.ended_at(), Some(at(1)));
         let mut state = found.state.try_write().expect("not locked");
-        assert!(state.is_new && state.has_moved(token.bound));
+        assert!(state.is_new() && state.has_moved(token.bound));
         state.binding = Binding::Ended;
         drop(state);
         // A sweep keeps a request that a call uses, and its change after the call.

@@ -76,7 +76,7 @@ pub(super) async fn look_up(
     }
     let mut found: Option<Candidate> = None;
     let mut named: SmallVec<[Id; MAX_SESSIONS]> = SmallVec::new();
-    let mut ended = false;
+    let mut ended = None;
     for id in ids {
         let tokens = || tokens.iter().filter(|one| one.token.id == id);
         let is_valid = is_newest_valid(tokens(), shared);
@@ -89,7 +89,7 @@ pub(super) async fn look_up(
                     found = Some(Candidate { token, verdict, record });
                 }
             },
-            Some(Entry::Ended { .. }) => ended = true,
+            Some(Entry::Ended { until }) => ended = Some(until),
             None => {}
         }
     }
@@ -99,8 +99,10 @@ pub(super) async fn look_up(
     }
     Ok(match found {
         Some(candidate) => candidate.into_found(shared),
-        None if ended => CookieOutcome::Ended.into(),
-        None => CookieOutcome::Unknown.into(),
+        None => match ended {
+            Some(until) => CookieOutcome::Ended { until }.into(),
+            None => CookieOutcome::Unknown.into(),
+        },
     })
 }
 
@@ -110,7 +112,8 @@ impl Candidate {
         let CookieToken { id, generation } = token;
         if !verdict.is_valid() {
             shared.metrics.event(Event::Stale);
-            return CookieOutcome::Stale(id, generation).into();
+            let meta = Box::new(record.meta);
+            return CookieOutcome::Stale { id, generation, meta }.into();
         }
         let Record { meta, values } = record;
         let meta = Box::new(meta);

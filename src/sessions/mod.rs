@@ -26,6 +26,7 @@ mod found;
 mod guard;
 #[cfg(test)]
 mod history_tests;
+mod hold;
 mod in_flight;
 mod in_turn;
 mod key_check;
@@ -48,10 +49,11 @@ use crate::metrics::{Event, StoreOperation};
 use crate::session::key_ring::Fingerprint;
 use crate::store::{Error as StoreError, Store};
 
-pub(crate) use commit::ResponseKind;
+pub(crate) use commit::{Committed, ResponseKind};
 pub(crate) use directory::Directory;
 pub(crate) use failure::Failure;
 pub(crate) use guard::RequestGuard;
+pub(crate) use hold::{HeldResponse, SetHeld};
 pub(crate) use in_flight::InFlight;
 pub(crate) use in_turn::{Busy, OpenError};
 pub(crate) use key_check::KeyCheck;

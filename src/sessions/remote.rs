@@ -55,7 +55,7 @@ impl RemoteSession {
         }
         let change = Change {
             touches: self.touches,
-            ..request.to_change(Authority::Request(*generation), &self.shared)
+            ..request.to_change(*id, Authority::Request(*generation), &self.shared)
         };
         match Calls::new(&**store, &self.shared).patch(*id, change, request.want).await {
             Ok(applied) => Ok(Snapshot::after(*id, applied)),

@@ -67,9 +67,12 @@ pub(crate) enum CookieOutcome {
         meta: Box<Meta>,
     },
     /// A session whose token, of this generation, another response has just replaced.
-    Stale(Id, u32),
+    Stale { id: Id, generation: u32, meta: Box<Meta> },
     /// A session that another request has just destroyed.
-    Ended,
+    Ended {
+        /// The end of its tombstone.
+        until: Timestamp,
+    },
     /// Two sessions.
     Ambiguous,
     /// The store did not answer.
@@ -127,10 +130,20 @@ pub(super) struct State {
     pub(super) owes_cookie: bool,
     /// The request has destroyed the session whose cookie the browser has.
     pub(super) ended_own: bool,
-    /// The request has created the session that it is bound to.
-    pub(super) is_new: bool,
+    pub(super) token: TokenOrigin,
     /// The session after the latest change that affected the binding or the cookie.
     pub(super) meta: Option<Meta>,
+}
+
+/// The origin of the token of the session that a request is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum TokenOrigin {
+    /// The request came with it.
+    Presented,
+    /// The request has rotated the session, or joined its log-in.
+    Rotated,
+    /// The request has created the session.
+    Created,
 }
 
 /// The phase of the response.
@@ -171,8 +184,8 @@ impl InFlightRequest {
             CookieOutcome::Session { id, generation, .. } => {
                 Binding::Session { id: *id, generation: *generation, own: true }
             }
-            CookieOutcome::Stale(id, generation) => Binding::Stale(*id, *generation),
-            CookieOutcome::Ended => Binding::Ended,
+            CookieOutcome::Stale { id, generation, .. } => Binding::Stale(*id, *generation),
+            CookieOutcome::Ended { .. } => Binding::Ended,
             CookieOutcome::Ambiguous => Binding::Ambiguous,
             CookieOutcome::Unavailable => Binding::Unavailable,
         };
@@ -196,7 +209,8 @@ impl InFlightRequest {
 
     /// Restores a request that has ended, from its token and what was kept of it.
     pub(super) fn ended(token: RequestToken, ended: EndedRequest) -> Self {
-        let state = State { is_new: ended.is_new, ..State::new(Phase::Committed, ended.binding) };
+        let origin = if ended.is_new { TokenOrigin::Created } else { TokenOrigin::Presented };
+        let state = State { token: origin, ..State::new(Phase::Committed, ended.binding) };
         let context = RequestContext {
             // Its response is committed, so it creates no session, for which these would count.
             origin: Origin { navigation: Navigation::None, withholds_cookie: false },
@@ -219,7 +233,7 @@ impl InFlightRequest {
     pub(super) fn to_ended(&self) -> Option<EndedRequest> {
         let ended_at = self.ended_at()?;
         let state = self.state.try_read().ok()?;
-        Some(EndedRequest { ended_at, binding: state.binding.clone(), is_new: state.is_new })
+        Some(EndedRequest { ended_at, binding: state.binding.clone(), is_new: state.is_new() })
     }
 
     pub(super) fn end(&self, now: Timestamp) {
@@ -255,8 +269,8 @@ impl InFlightRequest {
                 Some(SessionError::CookieWithheld)
             }
             CookieOutcome::None | CookieOutcome::Unknown | CookieOutcome::Session { .. } => None,
-            CookieOutcome::Stale(..) => Some(SessionError::SessionRotated),
-            CookieOutcome::Ended => Some(SessionError::SessionEnded),
+            CookieOutcome::Stale { .. } => Some(SessionError::SessionRotated),
+            CookieOutcome::Ended { .. } => Some(SessionError::SessionEnded),
             CookieOutcome::Ambiguous => Some(SessionError::AmbiguousCookie),
             CookieOutcome::Unavailable => Some(SessionError::StoreUnavailable),
         }
@@ -270,7 +284,19 @@ impl InFlightRequest {
 
 impl State {
     fn new(phase: Phase, binding: Binding) -> Self {
-        Self { phase, binding, owes_cookie: false, ended_own: false, is_new: false, meta: None }
+        Self {
+            phase,
+            binding,
+            owes_cookie: false,
+            ended_own: false,
+            token: TokenOrigin::Presented,
+            meta: None,
+        }
+    }
+
+    /// Returns whether the request has created the session that it is bound to.
+    pub(super) fn is_new(&self) -> bool {
+        self.token == TokenOrigin::Created
     }
 
     /// Returns the session that the request is bound to now.
@@ -285,14 +311,14 @@ impl State {
     pub(super) fn unbind(&mut self) {
         self.binding = Binding::None(draw_id());
         self.owes_cookie = false;
-        self.is_new = false;
+        self.token = TokenOrigin::Presented;
         self.meta = None;
     }
 
     /// Binds the request to the session that it has just created.
     pub(super) fn bind_created(&mut self, id: Id, record: &Record) {
         self.binding = Binding::Session { id, generation: record.meta.generation, own: false };
-        self.is_new = true;
+        self.token = TokenOrigin::Created;
         self.owes_cookie = !record.meta.withheld;
         self.meta = Some(record.meta.clone());
     }

@@ -98,7 +98,7 @@ impl RequestSession {
     /// Reads the session. Creates nothing and touches nothing.
     pub(crate) async fn read(&self, want: Want<'_>) -> Result<Snapshot, Failure> {
         let state = self.request.state.read().await;
-        let (calls, is_new) = (self.calls()?, state.is_new);
+        let (calls, is_new) = (self.calls()?, state.is_new());
         match state.binding {
             Binding::Session { id, generation, .. } => {
                 match calls.load_cached(id, want, |meta| meta.suffices_for(generation)).await? {

@@ -2,6 +2,7 @@
 
 use super::failure::Failure;
 use super::shared::Shared;
+use crate::session::held::HeldKeys;
 use crate::session::id::Id;
 use crate::session::json::Json;
 use crate::session::patch::{
@@ -26,8 +27,8 @@ impl<'a> ChangeRequest<'a> {
         Self { patch, condition: None, want: Want::Meta }
     }
 
-    /// Returns the change to apply now, which touches nothing and leaves no tombstone.
-    pub(super) fn to_change(self, authority: Authority, shared: &'a Shared) -> Change<'a> {
+    /// Returns the change to apply to a session now, which touches nothing and leaves no tombstone.
+    pub(super) fn to_change(self, id: Id, authority: Authority, shared: &'a Shared) -> Change<'a> {
         Change {
             patch: self.patch,
             condition: self.condition,
@@ -36,6 +37,7 @@ impl<'a> ChangeRequest<'a> {
             now: shared.clock.now(),
             touches: false,
             tombstone: Tombstone::None,
+            held_keys: Some(HeldKeys { ring: &shared.ring, id }),
             known: None,
         }
     }

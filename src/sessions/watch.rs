@@ -8,7 +8,7 @@ use super::calls::Calls;
 use super::request::TouchPolicy;
 use super::shared::Shared;
 use crate::session::id::Id;
-use crate::session::patch::Use;
+use crate::session::patch::{Proof, Use};
 use crate::session::policy::Touch;
 use crate::session::record::Entry;
 use crate::store::{Error as StoreError, Store, Want};
@@ -58,7 +58,7 @@ impl WatchedSession {
             && policy.touch == Touch::Request
             && !record.meta.rotated_away(generation);
         if touches && policy.touch_is_due(&record.meta, now) {
-            let used = Use { generation, touches, sets_cookie: false, proves: false, now };
+            let used = Use { generation, touches, sets_cookie: false, proves: Proof::None, now };
             calls.record_use(id, used).await?;
         }
         Ok(SessionStatus::Alive)

@@ -10,7 +10,8 @@
 //! | `x` | expiry: `i` seconds, `a` milliseconds, `b`, or `b` seconds |
 //! | `w` | `1` if its cookie is withheld |
 //! | `q` | if it is unproven: the same as `s` |
-//! | `h` | [`Past`]: number of ids, generation of the log-in or `-`, former principal or nothing, with spaces between |
+//! | `h` | [`Past`]: number of ids, generation of the log-in or `-`, `u` if unpresented or `-`, former principal or nothing; with spaces between |
+//! | `j` | held cookies |
 //! | `ca`, `cu` | the client's address and user agent |
 //! | `e` | the record's end |
 //! | `=` and a key | that value's text |
@@ -22,8 +23,10 @@
 //! Times are milliseconds since the epoch, decimal. Absent fields are `None`.
 
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::session::held::Held;
 use crate::session::record::{Client, Expiry, Key, Meta, Principal};
 use crate::time::Timestamp;
 
@@ -56,6 +59,7 @@ pub(super) fn meta_fields(meta: &Meta) -> Vec<(&'static str, String)> {
         ("w", meta.withheld.then(|| "1".to_owned())),
         ("q", meta.unproven.then_some(meta.last_seen_at).and_then(time)),
         ("h", Past::of(meta).to_text()),
+        ("j", meta.held.as_ref().map(|held| held.as_str().to_owned())),
         ("ca", client.and_then(|client| Some(client.address?.to_string()))),
         ("cu", client.map(|client| client.user_agent.to_string())),
     ];
@@ -70,6 +74,7 @@ pub(super) fn meta_of<'a>(field: impl Fn(&str) -> Option<&'a str>) -> Result<Met
     let client = field("cu").map(|user_agent| {
         Ok(Client { address: number(&field, "ca")?, user_agent: user_agent.into() })
     });
+    let held = field("j").map(|text| parse_held(text).ok_or(Unreadable));
     let mut meta = Meta {
         version: number(&field, "v")?.ok_or(Unreadable)?,
         generation: number(&field, "g")?.ok_or(Unreadable)?,
@@ -78,9 +83,11 @@ pub(super) fn meta_of<'a>(field: impl Fn(&str) -> Option<&'a str>) -> Result<Met
         floor: number(&field, "f")?.ok_or(Unreadable)?,
         login_at: time("l")?,
         principal: principal.transpose()?,
-        principal_since: None,
+        principal_since: 0,
         former_principal: None,
         id_counter: 0,
+        unpresented: false,
+        held: held.transpose()?,
         created_at: time("c")?.ok_or(Unreadable)?,
         last_seen_at: time("s")?.ok_or(Unreadable)?,
         cookie_set_at: time("k")?.ok_or(Unreadable)?,
@@ -90,7 +97,7 @@ pub(super) fn meta_of<'a>(field: impl Fn(&str) -> Option<&'a str>) -> Result<Met
             && field("q") == field("s")
             && field("g") == field("f")
             && field("p").is_none(),
-        client: client.transpose()?,
+        client: client.transpose()?.map(Box::new),
     };
     if let Some(text) = field("h") {
         Past::parse(text).ok_or(Unreadable)?.add_to(&mut meta);
@@ -103,8 +110,9 @@ pub(super) fn meta_of<'a>(field: impl Fn(&str) -> Option<&'a str>) -> Result<Met
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Past {
     pub(super) id_counter: u16,
-    pub(super) principal_since: Option<u32>,
+    pub(super) principal_since: u32,
     pub(super) former_principal: Option<Box<Principal>>,
+    pub(super) unpresented: bool,
 }
 
 impl Past {
@@ -113,6 +121,7 @@ impl Past {
             id_counter: meta.id_counter,
             principal_since: meta.principal_since,
             former_principal: meta.former_principal.clone(),
+            unpresented: meta.unpresented,
         }
     }
 
@@ -121,31 +130,43 @@ impl Past {
         if *self == Self::default() {
             return None;
         }
-        let since = self.principal_since.map_or_else(|| "-".to_owned(), |since| since.to_string());
+        let since = match self.principal_since {
+            0 => "-".to_owned(),
+            since => since.to_string(),
+        };
         let former = self.former_principal.as_deref().map_or("", Principal::as_str);
-        Some(format!("{} {since} {former}", self.id_counter))
+        let unpresented = if self.unpresented { "u" } else { "-" };
+        Some(format!("{} {since} {unpresented} {former}", self.id_counter))
     }
 
     pub(super) fn add_to(self, meta: &mut Meta) {
-        let Self { id_counter, principal_since, former_principal } = self;
+        let Self { id_counter, principal_since, former_principal, unpresented } = self;
         meta.id_counter = id_counter;
+        meta.unpresented = unpresented;
         meta.principal_since = principal_since;
         meta.former_principal = former_principal;
     }
 
     /// Parses what [`Past::to_text`] returned.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.splitn(3, ' ');
-        let (counter, since, former) = (parts.next()?, parts.next()?, parts.next()?);
+        let mut parts = text.splitn(4, ' ');
+        let (counter, since, mark) = (parts.next()?, parts.next()?, parts.next()?);
+        let former = parts.next()?;
         let principal_since = match since {
-            "-" => None,
-            since => Some(since.parse().ok()?),
+            "-" => 0,
+            since => since.parse().ok()?,
         };
         let former_principal = match former {
             "" => None,
             name => Some(Box::new(Principal::new(name)?)),
         };
-        Some(Self { id_counter: counter.parse().ok()?, principal_since, former_principal })
+        let unpresented = match mark {
+            "u" => true,
+            "-" => false,
+            _ => return None,
+        };
+        let id_counter = counter.parse().ok()?;
+        Some(Self { id_counter, principal_since, former_principal, unpresented })
     }
 }
 
@@ -154,6 +175,11 @@ fn number<'a, T: FromStr<Err: std::error::Error>>(
     name: &str,
 ) -> Result<Option<T>, Unreadable> {
     field(name).map(|text| text.parse().map_err(unreadable)).transpose()
+}
+
+/// Parses the text of held cookies.
+pub(super) fn parse_held(text: &str) -> Option<Arc<Held>> {
+    Held::parse(text).map(Arc::new)
 }
 
 /// Returns the name of a value's field.
@@ -195,17 +221,18 @@ mod tests {
             id_counter,
             principal_since,
             former_principal: former.and_then(Principal::new).map(Box::new),
+            unpresented: former.is_none(),
         };
         for (past, text) in [
-            (past(0, Some(3), None), "0 3 "),
-            (past(u16::MAX, None, Some("ada  é")), "65535 - ada  é"),
-            (past(0, Some(u32::MAX), Some("-")), "0 4294967295 -"),
+            (past(0, 3, None), "0 3 u "),
+            (past(u16::MAX, 0, Some("ada  é")), "65535 - - ada  é"),
+            (past(0, u32::MAX, Some("-")), "0 4294967295 - -"),
         ] {
             assert_eq!(past.to_text().as_deref(), Some(text));
             assert_eq!(Past::parse(text), Some(past));
         }
         assert_eq!(Past::default().to_text(), None);
-        for text in ["", "0", "0 -", "-1 - ", "0 x ", "65536 - ", "0 - a\nb"] {
+        for text in ["", "0", "0 - -", "-1 - - ", "0 x - ", "0 - x ", "65536 - - ", "0 - - a\nb"] {
             assert_eq!(Past::parse(text), None, "{text}");
         }
     }

@@ -1,5 +1,10 @@
 //! Owned copies of what a call borrows, since a job runs on another thread and may outlive its call.
 
+use std::sync::Arc;
+
+use crate::session::held::HeldKeys;
+use crate::session::id::Id;
+use crate::session::key_ring::KeyRing;
 use crate::session::patch::{Authority, Change, Condition, Patch, Tombstone};
 use crate::session::policy::Policy;
 use crate::session::record::Key;
@@ -16,6 +21,7 @@ pub(super) struct OwnedChange {
     now: Timestamp,
     touches: bool,
     tombstone: Tombstone,
+    held_keys: Option<(Arc<KeyRing>, Id)>,
 }
 
 impl From<Change<'_>> for OwnedChange {
@@ -28,6 +34,7 @@ impl From<Change<'_>> for OwnedChange {
             now: change.now,
             touches: change.touches,
             tombstone: change.tombstone,
+            held_keys: change.held_keys.map(|keys| (Arc::clone(keys.ring), keys.id)),
         }
     }
 }
@@ -42,6 +49,7 @@ impl OwnedChange {
             now: self.now,
             touches: self.touches,
             tombstone: self.tombstone,
+            held_keys: self.held_keys.as_ref().map(|(ring, id)| HeldKeys { ring, id: *id }),
             known: None,
         }
     }

@@ -301,6 +301,7 @@ mod tests {
             expiry: Some(ExpiryChange::Own(Expiry::Idle(Duration::from_hours(1)))),
             principal: Some(PrincipalChange::LogIn(alice)),
             rotate: Some(Rotate::Token),
+            held: None,
             drops_if_lost: false,
         };
         assert_eq!(patch(text), Ok(expected));

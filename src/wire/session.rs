@@ -32,6 +32,9 @@ pub(crate) struct SessionObject<'a> {
     expiry: ExpiryObject,
     #[serde(skip_serializing_if = "Option::is_none")]
     client: Option<ClientObject<'a>>,
+    /// The names of the held cookies.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    held_cookies: Vec<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     new: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -122,7 +125,11 @@ impl<'a> View<'a> {
             created_at: meta.map(|meta| meta.created_at.to_string()),
             last_seen_at: meta.map(|meta| meta.last_seen_at.to_string()),
             expiry: self.expiry(),
-            client: meta.and_then(|meta| meta.client.as_ref()).map(ClientObject::from),
+            client: meta.and_then(|meta| meta.client.as_deref()).map(ClientObject::from),
+            held_cookies: meta
+                .and_then(|meta| meta.held.as_ref())
+                .map(|held| held.names().collect())
+                .unwrap_or_default(),
             new: None,
             current: None,
             replicated: None,
@@ -218,7 +225,7 @@ mod tests {
         let address = Some("192.0.2.1".parse().expect("an address"));
         let meta = Meta {
             principal: Principal::new("\"ada\""),
-            client: Some(Client { address, user_agent: "x".into() }),
+            client: Some(Box::new(Client { address, user_agent: "x".into() })),
             ..meta(at(0))
         };
         let view = View { session: Some((id, &meta)), policy: &policy, now: at(0) };

@@ -44,6 +44,7 @@ mod framing;
 mod framing_h2;
 mod framing_responses;
 mod header_exchange;
+mod held_cookies;
 mod idle_streams;
 mod instances;
 mod limits;

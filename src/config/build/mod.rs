@@ -6,6 +6,7 @@
 mod context;
 mod cookie;
 mod headers;
+mod hold;
 mod listeners;
 mod routes;
 mod session;
@@ -30,17 +31,18 @@ pub(super) fn config(file: &mut File, context: &mut Context<'_>) -> Config {
     let (store, keys) = store::store(file, context);
     let (strip_request_headers, keep_request_headers) =
         headers::stripped_and_kept(&mut file.limits, context);
+    let cookie = cookie::attributes(&mut file.cookie, context);
     let proxy = proxy::config::Config {
         trusted_proxies: file.limits.trusted_proxies.iter().map(|network| network.0).collect(),
         strip_request_headers,
         keep_request_headers,
         client_secret: listeners::client_secret(&file.api, context),
-        routes: routes::routes(file, &own, context),
+        routes: routes::routes(file, &own, &cookie.name, context),
     };
     Config {
         limits: listeners::limits(&file.limits),
         policy: session::policy(file, context),
-        cookie: cookie::attributes(&mut file.cookie, context),
+        cookie,
         log: log::Config {
             format: file.log.format,
             level: file.log.level.into(),

@@ -12,7 +12,7 @@ use super::super::value::{
 };
 use super::context::{Context, Site};
 use super::listeners::{Own, reaches};
-use super::{headers, tls};
+use super::{headers, hold, tls};
 use crate::client::{HealthCheck, Target, TlsConfig, UpstreamProtocol};
 use crate::net::scheme::Scheme;
 use crate::proxy::config::{Encoding, PrincipalHeader, RouteConfig, Session};
@@ -21,8 +21,13 @@ use crate::proxy::route::HostPattern;
 use crate::session::policy::{ExchangeMode, HeaderExchange};
 use crate::store::config::OnError;
 
-/// Builds the routes. `own` is where this process listens.
-pub(super) fn routes(file: &mut File, own: &[Own], context: &mut Context<'_>) -> Vec<RouteConfig> {
+/// Builds the routes. `own` is where this process listens, and `cookie` the name of our cookie.
+pub(super) fn routes(
+    file: &mut File,
+    own: &[Own],
+    cookie: &str,
+    context: &mut Context<'_>,
+) -> Vec<RouteConfig> {
     if !context.is_set("route") && context.site == Site::Needed {
         let message = "no upstream is set; use --upstream http://127.0.0.1:3000, \
                        CLOAKROOM_UPSTREAM, or upstream in a [[route]] of the file";
@@ -37,10 +42,13 @@ pub(super) fn routes(file: &mut File, own: &[Own], context: &mut Context<'_>) ->
         check_path(&key, table, context);
         check_distinct(&key, host.as_ref(), &table.path, &mut seen, context);
         if let Some(upstreams) = upstreams(&key, table, own, context) {
-            routes.push(route(&key, table, host, upstreams, on_error, context));
+            let mut route = route(&key, table, host, upstreams, on_error, context);
+            route.hold = hold::hold(&key, table, cookie, context);
+            routes.push((index, route));
         }
     }
-    routes
+    hold::share(&mut routes, context);
+    routes.into_iter().map(|(_, route)| route).collect()
 }
 
 /// The host, path and key of a route.
@@ -101,6 +109,7 @@ fn route(
             taken,
             context,
         ),
+        hold: None,
         principal_header,
         on_error: *table.on_error.get_or_insert(on_error),
         one_at_a_time: one_at_a_time(key, table, context),

@@ -1,6 +1,7 @@
 //! Changes: a patch with everything that its atomic step needs, and its result.
 
 use super::{Condition, ExpiryChange, Patch, PrincipalChange, Rotate, value_tag};
+use crate::session::held::{Held, HeldKeys, Holding};
 use crate::session::json::Json;
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Key, Meta, Principal, Record, Values, size_of};
@@ -23,6 +24,8 @@ pub struct Change<'a> {
     pub touches: bool,
     /// The tombstone of a session that the change destroys.
     pub tombstone: Tombstone,
+    /// The keys of held cookies. Without them the patch changes none.
+    pub(crate) held_keys: Option<HeldKeys<'a>>,
     /// The session as the caller read it. Others may have changed it since, so it decides nothing, but
     /// may spare a store work.
     pub known: Option<&'a Meta>,
@@ -187,14 +190,20 @@ impl Change<'_> {
         before: Option<&Key>,
     ) -> Result<Applied, Refusal> {
         let mut record = self.live(entry)?;
-        let Admitted { rotation, is_away } = self.admit(&record.meta)?;
+        let holding = self.holding(record.meta.held.as_deref());
+        let rotates = holding.as_ref().is_some_and(|holding| holding.rotates);
+        let Admitted { rotation, is_away } = self.admit(&record.meta, rotates)?;
         self.check_condition(&record.values)?;
         let before = before.and_then(|key| record.values.get(key).cloned());
-        self.change_values(&mut record)?;
+        let ends_with_browser = self.policy.expires_at_browser_close(&record.meta);
         let expiry_before = record.meta.expiry;
+        let is_emptied = self.change_content(&mut record, holding)?;
         self.change_meta(&mut record.meta, rotation, is_away);
-        let expiry_changed = record.meta.expiry != expiry_before;
-        let ends = self.patch.only_destroys() || !self.policy.is_alive(&record.meta, self.now);
+        let expiry_changed = record.meta.expiry != expiry_before
+            || self.policy.expires_at_browser_close(&record.meta) != ends_with_browser;
+        let ends = self.patch.only_destroys()
+            || is_emptied
+            || !self.policy.is_alive(&record.meta, self.now);
         let entry = match self.tombstone {
             _ if !ends => Some(Entry::Live(record.clone())),
             Tombstone::Leave => Some(Entry::Ended { until: self.now + self.policy.rotation_grace }),
@@ -209,7 +218,7 @@ impl Change<'_> {
     pub(crate) fn begin(&self, meta: Meta) -> Result<Record, Refusal> {
         let mut record = Record { meta, values: Values::new() };
         self.check_condition(&record.values)?;
-        self.change_values(&mut record)?;
+        self.change_content(&mut record, self.holding(None))?;
         if let Some(principal) = self.patch.log_in() {
             record.meta.login_at = Some(self.now);
             record.meta.log_in(principal);
@@ -236,6 +245,7 @@ impl Change<'_> {
             expiry: None,
             principal: None,
             rotate: None,
+            held: None,
             drops_if_lost: _,
         } = self.patch
         else {
@@ -248,7 +258,7 @@ impl Change<'_> {
             && known.generation < u32::MAX
             && self.policy.is_alive(known, self.now);
         let unchanged = Ok(Admitted { rotation: Rotation::None, is_away: false });
-        if !is_plain || self.admit(known) != unchanged {
+        if !is_plain || self.admit(known, false) != unchanged {
             return None;
         }
         let mut meta = known.clone();
@@ -265,7 +275,7 @@ impl Change<'_> {
     }
 
     /// Checks whether the change may be made, and returns its effect on the token.
-    fn admit(&self, meta: &Meta) -> Result<Admitted, Refusal> {
+    fn admit(&self, meta: &Meta, held_rotates: bool) -> Result<Admitted, Refusal> {
         if matches!(self.authority, Authority::Service(counter) if counter != meta.id_counter) {
             return Err(Refusal::Gone);
         }
@@ -282,7 +292,7 @@ impl Change<'_> {
             }
             _ if is_away => return Err(Refusal::Rotated),
             Some(PrincipalChange::LogOut) if meta.principal.is_some() => Rotation::Rotated,
-            _ if self.patch.rotate.is_some() => Rotation::Rotated,
+            _ if self.patch.rotate.is_some() || held_rotates => Rotation::Rotated,
             _ => Rotation::None,
         };
         let admitted = Admitted { rotation, is_away };
@@ -316,20 +326,35 @@ impl Change<'_> {
         }
     }
 
-    fn change_values(&self, record: &mut Record) -> Result<(), Refusal> {
+    /// Returns the held cookies after the change; `None` if it does not change them.
+    pub(crate) fn holding(&self, held: Option<&Held>) -> Option<Holding> {
+        Some(self.patch.held.as_ref()?.apply(held, self.held_keys?, self.now))
+    }
+
+    /// Changes the values and the held cookies. Returns whether nothing is left because the last cookie was deleted.
+    fn change_content(
+        &self,
+        record: &mut Record,
+        holding: Option<Holding>,
+    ) -> Result<bool, Refusal> {
         let Record { meta, values } = record;
-        let size_before = (values.len(), size_of(values));
+        let size_before = (values.len(), size_of(values) + meta.held_size());
         for op in &self.patch.ops {
             op.apply(meta, values)?;
+        }
+        let mut is_emptied = false;
+        if let Some(holding) = holding {
+            is_emptied = holding.is_emptied && values.is_empty() && meta.principal.is_none();
+            meta.held = holding.held;
         }
         // A session above a limit that was lowered since may still shrink.
         if values.len() > self.policy.max_values.max(size_before.0) {
             return Err(Refusal::TooManyValues);
         }
-        if size_of(values) > self.policy.max_bytes.max(size_before.1) {
+        if size_of(values) + meta.held_size() > self.policy.max_bytes.max(size_before.1) {
             return Err(Refusal::TooLarge);
         }
-        Ok(())
+        Ok(is_emptied)
     }
 
     fn change_meta(&self, meta: &mut Meta, rotation: Rotation, is_away: bool) {
@@ -345,6 +370,7 @@ impl Change<'_> {
         if rotation == Rotation::Rotated {
             meta.rotate(self.now);
             meta.login_at = self.patch.log_in().map(|_| self.now);
+            meta.unpresented = meta.held.is_some();
             if self.patch.rotate == Some(Rotate::Id) {
                 meta.id_counter = meta.id_counter.saturating_add(1);
             }

@@ -7,12 +7,13 @@
 mod change;
 mod usage;
 
+use super::held::HeldChange;
 use super::json::Json;
 use super::record::{Expiry, Key, Meta, Principal, Values};
 
 pub(crate) use change::{Applied, Refusal, Replicated, Rotation};
 pub use change::{Authority, Change, Tombstone};
-pub(crate) use usage::Use;
+pub(crate) use usage::{Proof, Use};
 
 /// A change of a session that an upstream asks for. [`Patch::then`] joins several patches to one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct Patch {
     pub principal: Option<PrincipalChange>,
     /// Replaces the token of the session.
     pub rotate: Option<Rotate>,
+    /// Changes held cookies.
+    pub(crate) held: Option<HeldChange>,
     /// In a response header, drops the patch instead of failing the response if the session has ended or changed.
     pub drops_if_lost: bool,
 }
@@ -124,8 +127,9 @@ impl Patch {
             (one, other) => one.or(other),
         };
         let destroy = self.destroy || next.destroy;
+        let held = next.held.or(self.held);
         let drops_if_lost = self.drops_if_lost && next.drops_if_lost;
-        Ok(Self { if_version, destroy, ops, expiry, principal, rotate, drops_if_lost })
+        Ok(Self { if_version, destroy, ops, expiry, principal, rotate, held, drops_if_lost })
     }
 
     /// Returns the principal that it logs in.
@@ -147,6 +151,7 @@ impl Patch {
             && self.expiry.is_none()
             && self.log_in().is_none()
             && self.rotate.is_none()
+            && self.held.is_none()
     }
 
     /// Returns whether it only removes, so that it creates no session.
@@ -159,6 +164,7 @@ impl Patch {
             && matches!(self.expiry, None | Some(ExpiryChange::Policy))
             && self.log_in().is_none()
             && self.rotate.is_none()
+            && self.held.is_none()
     }
 
     /// Returns whether the browser needs another cookie after it is applied to an existing session.
@@ -166,6 +172,7 @@ impl Patch {
         self.principal.is_some()
             || self.rotate.is_some()
             || self.expiry.is_some()
+            || self.held.is_some()
             || (self.destroy && !self.only_destroys())
     }
 }

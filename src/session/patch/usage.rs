@@ -15,10 +15,21 @@ pub struct Use {
     pub(crate) touches: bool,
     /// The cookie is set again, if the generation is still current.
     pub(crate) sets_cookie: bool,
-    /// The request presented a token of the session.
-    pub(crate) proves: bool,
+    /// What the token of the request proves.
+    pub(crate) proves: Proof,
     /// The time of the use.
     pub(crate) now: Timestamp,
+}
+
+/// What the token of a request proves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// Nothing that is not known.
+    None,
+    /// The client keeps cookies: it presented a token of the session.
+    Session,
+    /// The client has the token of this generation.
+    Token,
 }
 
 impl Use {
@@ -38,7 +49,10 @@ impl Use {
     pub(crate) fn apply(&self, meta: &mut Meta, grace: Duration) {
         meta.promote(self.generation, grace, self.now);
         let proves_anything = !meta.rotated_away(self.generation);
-        meta.unproven &= !(self.proves && proves_anything);
+        if proves_anything {
+            meta.unproven &= self.proves == Proof::None;
+            meta.unpresented &= self.proves != Proof::Token;
+        }
         if self.touches && proves_anything {
             meta.last_seen_at = meta.last_seen_at.max(self.now);
         }

@@ -2,20 +2,25 @@
 
 use std::collections::HashMap;
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestCaseResult, TestRunner};
+use zeroize::Zeroizing;
 
 use super::kit::{json, key, new_id, now, pages};
 use super::model::Model;
 use super::seed::{
-    AuthoritySeed, ConditionSeed, ExpirySeed, KEYS, Kind, KnownSeed, PatchSeed, RecordSeed, SLOTS,
-    Step, UseSeed, WantSeed, any_policy, any_record, any_step,
+    AuthoritySeed, ConditionSeed, ExpirySeed, HeldSeed, KEYS, Kind, KnownSeed, PatchSeed,
+    RecordSeed, SLOTS, SetSeed, Step, UseSeed, WantSeed, any_policy, any_record, any_step,
 };
 use super::{Fresh, runtime};
+use crate::secret::Secret;
+use crate::session::held::{HeldChange, HeldKeys, HeldOp, Identity, Lifetime, SetCookie};
 use crate::session::id::Id;
+use crate::session::key_ring::KeyRing;
 use crate::session::patch::{
     Applied, Authority, Change, Condition, ExpiryChange, Patch, Replicated, Use, value_tag,
 };
@@ -57,6 +62,7 @@ async fn play(
         ids: [(); SLOTS].map(|()| new_id()),
         keys: KEYS.map(key),
         earlier: HashMap::new(),
+        ring: Arc::new(KeyRing::new(&Zeroizing::new([7; 32]), &[])),
     };
     for (at, step) in steps.enumerate() {
         let name = format!("step {at}: {step:?}");
@@ -75,6 +81,7 @@ struct Play<'a> {
     keys: [Key; KEYS.len()],
     /// Sessions as they were once.
     earlier: HashMap<Id, Meta>,
+    ring: Arc<KeyRing>,
 }
 
 #[track_caller]
@@ -177,6 +184,7 @@ impl Play<'_> {
             now: self.model.now,
             touches: seed.touches,
             tombstone: seed.tombstone,
+            held_keys: Some(HeldKeys { ring: &self.ring, id }),
             known: known.as_ref(),
         };
         let keys = self.keys.clone();
@@ -246,7 +254,8 @@ impl Play<'_> {
         meta.login_at = seed.login.map(|ago| now - ago);
         meta.former_principal = seed.former.filter(|_| seed.principal.is_none()).map(Box::new);
         meta.principal = seed.principal;
-        meta.principal_since = seed.principal_since.map(|ago| seed.generation.saturating_sub(ago));
+        meta.principal_since =
+            seed.principal_since.map_or(0, |ago| seed.generation.saturating_sub(ago));
         meta.id_counter = seed.id_counter;
         meta.expiry = seed.expiry.and_then(|seed| self.expiry(seed));
         meta.withheld = seed.withheld;
@@ -254,7 +263,7 @@ impl Play<'_> {
         meta.unproven =
             seed.unproven && meta.principal.is_none() && self.store.unproven() != Unproven::None;
         meta.floor = seed.generation.saturating_sub(u32::from(!meta.unproven));
-        meta.client = seed.client;
+        meta.client = seed.client.map(Box::new);
         Record {
             meta,
             values: seed.values.into_iter().map(|(key, text)| (key, json(text))).collect(),
@@ -279,7 +288,7 @@ impl Play<'_> {
         let if_version = seed.version.map(|away| meta.version.wrapping_add(away));
         match seed.kind.clone() {
             Kind::Destroy => Patch { if_version, destroy: true, ..Patch::default() },
-            Kind::Change { ops, expiry, principal, rotate } => Patch {
+            Kind::Change { ops, expiry, principal, rotate, held } => Patch {
                 if_version,
                 destroy: false,
                 ops,
@@ -289,8 +298,41 @@ impl Play<'_> {
                 }),
                 principal,
                 rotate,
+                held: held.map(|seed| self.held_change(seed, meta)),
                 drops_if_lost: false,
             },
+        }
+    }
+}
+
+impl Play<'_> {
+    fn held_change(&self, seed: HeldSeed, meta: &Meta) -> HeldChange {
+        let set = |SetSeed { name, path, value, lasts, rotates, nonce }: SetSeed| {
+            let text = |text: &str| text.to_owned();
+            let identity =
+                Identity { name: text(name), domain: text("a.example"), path: text(path) };
+            let lifetime = match lasts {
+                None => Lifetime::Browser,
+                Some(millis) => Lifetime::Until(Timestamp::from_millis(
+                    self.model.now.as_millis().saturating_add(millis),
+                )),
+            };
+            let value = Secret::new(text(value));
+            let cookie = SetCookie {
+                identity,
+                is_host_only: true,
+                value,
+                lifetime,
+                is_http_only: true,
+                same_site: None,
+            };
+            HeldOp::Set { cookie, nonce, rotates }
+        };
+        let clear = seed.clears.then_some(HeldOp::Clear);
+        HeldChange {
+            ops: clear.into_iter().chain(seed.sets.into_iter().map(set)).collect(),
+            may_rotate: seed.may_rotate,
+            replaced_from: seed.replaces.then_some(meta.floor),
         }
     }
 }

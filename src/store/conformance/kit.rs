@@ -66,6 +66,7 @@ async fn change(
         now: now(),
         touches: true,
         tombstone: Tombstone::Leave,
+        held_keys: None,
         known: None,
     };
     store.patch(id, change, want).await

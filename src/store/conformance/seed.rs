@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::kit::{json, key};
-use crate::session::patch::{Op, PrincipalChange, Rotate, Tombstone};
+use crate::session::patch::{Op, PrincipalChange, Proof, Rotate, Tombstone};
 use crate::session::policy::Policy;
 use crate::session::record::{Client, Key, Principal};
 
@@ -68,7 +68,7 @@ pub(super) struct UseSeed {
     pub(super) away: i64,
     pub(super) touches: bool,
     pub(super) sets_cookie: bool,
-    pub(super) proves: bool,
+    pub(super) proves: Proof,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -138,7 +138,28 @@ pub(super) enum Kind {
         expiry: Option<ExpirySeed>,
         principal: Option<PrincipalChange>,
         rotate: Option<Rotate>,
+        held: Option<HeldSeed>,
     },
+}
+
+/// A change of held cookies.
+#[derive(Clone, Debug)]
+pub(super) struct HeldSeed {
+    pub(super) clears: bool,
+    pub(super) sets: Vec<SetSeed>,
+    pub(super) may_rotate: bool,
+    pub(super) replaces: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct SetSeed {
+    pub(super) name: &'static str,
+    pub(super) path: &'static str,
+    pub(super) value: &'static str,
+    /// Milliseconds from now.
+    pub(super) lasts: Option<i64>,
+    pub(super) rotates: bool,
+    pub(super) nonce: [u8; 24],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -250,6 +271,28 @@ pub(super) fn any_record() -> impl Strategy<Value = RecordSeed> {
     })
 }
 
+fn any_held() -> impl Strategy<Value = HeldSeed> {
+    let set = (
+        select(vec!["PHPSESSID", "remember", "a"]),
+        select(vec!["/", "/a"]),
+        select(vec!["", "1", "2"]),
+        prop::option::of(select(vec![-1_i64, 0, 1, 5_000, 3_600_000])),
+        any::<bool>(),
+        any::<[u8; 24]>(),
+    )
+        .prop_map(|(name, path, value, lasts, rotates, nonce)| SetSeed {
+            name,
+            path,
+            value,
+            lasts,
+            rotates,
+            nonce,
+        });
+    (prop::bool::weighted(0.1), vec(set, 0..4), prop::bool::weighted(0.8), any::<bool>()).prop_map(
+        |(clears, sets, may_rotate, replaces)| HeldSeed { clears, sets, may_rotate, replaces },
+    )
+}
+
 fn any_principal_change() -> impl Strategy<Value = PrincipalChange> {
     prop_oneof![
         2 => any_principal().prop_map(PrincipalChange::LogIn),
@@ -263,12 +306,14 @@ fn any_patch() -> impl Strategy<Value = PatchSeed> {
         prop::option::weighted(0.15, any_expiry()),
         prop::option::weighted(0.4, any_principal_change()),
         prop::option::weighted(0.2, select(vec![Rotate::Token, Rotate::Id])),
+        prop::option::weighted(0.25, any_held()),
     )
-        .prop_map(|(ops, expiry, principal, rotate)| Kind::Change {
+        .prop_map(|(ops, expiry, principal, rotate, held)| Kind::Change {
             ops,
             expiry,
             principal,
             rotate,
+            held,
         });
     let authority = prop_oneof![
         6 => Just(AuthoritySeed::Request(0)),
@@ -318,7 +363,8 @@ fn any_want() -> impl Strategy<Value = WantSeed> {
 }
 
 fn any_use() -> impl Strategy<Value = UseSeed> {
-    (-2_i64..=2, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+    let proof = select(vec![Proof::None, Proof::Session, Proof::Token]);
+    (-2_i64..=2, any::<bool>(), any::<bool>(), proof).prop_map(
         |(away, touches, sets_cookie, proves)| UseSeed { away, touches, sets_cookie, proves },
     )
 }
@@ -348,7 +394,7 @@ pub(super) fn any_policy() -> impl Strategy<Value = Policy> {
         select(vec![None, Some(seconds(5)), Some(seconds(20)), Some(Duration::MAX)]),
         select(vec![seconds(0), seconds(5), seconds(30)]),
         select(vec![Duration::from_millis(500), seconds(60), Duration::MAX]),
-        (3_usize..=6, 60_usize..300),
+        (3_usize..=6, 60_usize..1200),
     )
         .prop_map(
             move |(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::session::id::Id;
 use crate::session::json::Json;
-use crate::session::record::{Entry, Key, Meta, Principal, Record, Values};
+use crate::session::record::{Client, Entry, Key, Meta, Principal, Record, Values};
 use crate::store::{Error, Want};
 use crate::time::Timestamp;
 
@@ -223,10 +223,16 @@ impl Stored {
         let former = meta.former_principal.as_ref().map_or(0, |name| {
             allocated(size_of::<Principal>()) + allocated(COUNTS + name.as_str().len())
         });
-        let agent = meta.client.as_ref().map_or(0, |client| allocated(client.user_agent.len()));
+        let client = meta.client.as_ref().map_or(0, |client| {
+            allocated(size_of::<Client>()) + allocated(client.user_agent.len())
+        });
+        let held = meta.held.as_ref().map_or(0, |held| {
+            // Its text, and the cookies that were parsed from it.
+            allocated(COUNTS + size_of_val(&**held)) + 2 * allocated(held.as_str().len())
+        });
         let unproven = if meta.unproven { UNPROVEN_SLOT } else { 0 };
         let values = allocated(size_of_val(&**values)) + texts.sum::<usize>();
-        own + values + principal + former + agent + unproven
+        own + values + principal + former + held + client + unproven
     }
 }
 

@@ -1,7 +1,7 @@
 //! The suite, and what a full store does.
 
 use super::*;
-use crate::session::patch::{Op, Patch};
+use crate::session::patch::{Op, Patch, Proof};
 use crate::session::record::Values;
 use crate::store::conformance::{Fresh, json, key, new_id, now, patch, record, runtime, suite};
 
@@ -49,7 +49,8 @@ fn full_store_evicts_the_oldest_unproven_record() {
         let first = create(&store, &of(older(30), 1000, true)).await.expect("room");
         // It comes back.
         let third = create(&store, &of(older(40), 1000, true)).await.expect("room");
-        let used = Use { generation: 1, touches: false, sets_cookie: false, proves: true, now };
+        let used =
+            Use { generation: 1, touches: false, sets_cookie: false, proves: Proof::Session, now };
         store.record_use(third, used, &Policy::default()).await.expect("used");
         assert_eq!(evicted(&store), 0);
         create(&store, &of(now, 1000, true)).await.expect("room is made");

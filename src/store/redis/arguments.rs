@@ -99,7 +99,7 @@ arguments! {
         touches,
         /// Whether the response sets the cookie.
         sets_cookie,
-        /// Whether the request presented a token of the session.
+        /// `session` or `token`.
         proves,
     }
 }
@@ -121,7 +121,6 @@ arguments! {
         /// `token` or `id`.
         rotate,
         principal,
-        logs_out,
         /// The expiry as it is stored; `-` for the policy's.
         expiry,
         /// `missing`, `present` or `tagged`.
@@ -131,6 +130,15 @@ arguments! {
         /// `value`, `before` or `values`.
         want,
         want_key,
+        logs_out,
+        /// The tag of the held cookies that were changed; nothing if they are not changed.
+        held_tag,
+        /// The held cookies after the change.
+        held,
+        /// Whether their change rotates the token.
+        held_rotates,
+        /// Whether the last of them was deleted.
+        held_emptied,
     }
 }
 

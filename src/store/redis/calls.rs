@@ -1,16 +1,18 @@
 //! The arguments and replies of the scripts.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{Cmd, Value};
 
 use super::arguments;
 use super::fields::{Indexed, Unreadable, array, entry_of, instant, text, unreadable};
+use super::held::HeldChange;
 use super::merge::Merges;
 use crate::session::json::Json;
 use crate::session::patch::{
-    Applied, Authority, Change, Condition, ExpiryChange, Op, Patch, Refusal, Replicated, Rotate,
-    Rotation, Tombstone, Use,
+    Applied, Authority, Change, Condition, ExpiryChange, Op, Patch, Proof, Refusal, Replicated,
+    Rotate, Rotation, Tombstone, Use,
 };
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Key, Meta, Principal, Record};
@@ -49,9 +51,39 @@ pub(super) fn use_arguments(
         generation: i64::from(used.generation).into(),
         touches: used.touches.into(),
         sets_cookie: used.sets_cookie.into(),
-        proves: used.proves.into(),
+        proves: name_of_proof(used.proves).into(),
     };
     arguments.add_to(command);
+}
+
+/// The parts of a change that are computed here, and written if what they were computed from still stands.
+pub(super) struct Computed<'a> {
+    pub(super) merges: Merges<'a>,
+    pub(super) held: Option<HeldChange<'a>>,
+}
+
+impl<'a> Computed<'a> {
+    pub(super) fn of(change: Change<'a>) -> Self {
+        Self { merges: Merges::of(change.patch), held: HeldChange::of(change) }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.merges.is_empty() && self.held.is_none()
+    }
+
+    /// Computes them again from the values that the script has found.
+    pub(super) fn learn(&mut self, moved: &Moved) -> Result<Result<(), Refusal>, Unreadable> {
+        if let (Some(held), Some(text)) = (&mut self.held, text(&moved.held)?) {
+            held.learn(text);
+        }
+        self.merges.learn(&moved.merges)
+    }
+}
+
+/// The values of a session that a change was not computed from.
+pub(super) struct Moved {
+    merges: Vec<Value>,
+    held: Value,
 }
 
 /// Adds the arguments of `patch.lua`.
@@ -60,9 +92,10 @@ pub(super) fn patch_arguments(
     change: Change<'_>,
     want: Want<'_>,
     indexed: Option<&Indexed>,
-    merges: &Merges<'_>,
+    computed: &Computed<'_>,
 ) {
     let Change { patch, policy, .. } = change;
+    let held = computed.held.as_ref().map(HeldChange::after);
     common(change.now, policy, indexed).add_to(command);
     let (authority, number) = authority_of(change.authority);
     let expiry = match patch.expiry {
@@ -83,19 +116,23 @@ pub(super) fn patch_arguments(
         leaves_tombstone: (change.tombstone == Tombstone::Leave).into(),
         rotate: patch.rotate.map(name_of_rotation).into(),
         principal: patch.log_in().map(Principal::as_str).into(),
-        logs_out: patch.logs_out().into(),
         expiry: expiry.into(),
         condition: condition.into(),
         condition_key: condition_key.into(),
         condition_tag: condition_tag.into(),
         want: want.into(),
         want_key: want_key.into(),
+        logs_out: patch.logs_out().into(),
+        held_tag: computed.held.as_ref().map(HeldChange::tag).into(),
+        held: computed.held.as_ref().map_or(arguments::Value::Nothing, HeldChange::text),
+        held_rotates: held.is_some_and(|held| held.rotates).into(),
+        held_emptied: held.is_some_and(|held| held.is_emptied).into(),
     };
     arguments.add_to(command);
     for (at, op) in patch.ops.iter().enumerate() {
         command.arg(name_of(op)).arg(name_argument(op));
         match op {
-            Op::Merge(..) => command.arg(merges.argument(at)),
+            Op::Merge(..) => command.arg(computed.merges.argument(at)),
             op => text_argument(command, op),
         };
     }
@@ -173,7 +210,7 @@ impl<'a> ValuesChange<'a> {
             last_seen_at: meta.last_seen_at.as_millis().into(),
             ends_at: policy.ends_at(meta).as_millis().into(),
             max_values: bound(policy.max_values).into(),
-            max_bytes: bound(policy.max_bytes).into(),
+            max_bytes: bound(policy.max_bytes.saturating_sub(meta.held_size())).into(),
             wanted: self.wanted.map(bound).into(),
         };
         arguments.add_to(command);
@@ -224,6 +261,14 @@ fn name_argument(op: &Op) -> &str {
     }
 }
 
+fn name_of_proof(proof: Proof) -> &'static str {
+    match proof {
+        Proof::None => "",
+        Proof::Session => "session",
+        Proof::Token => "token",
+    }
+}
+
 fn name_of_rotation(rotate: Rotate) -> &'static str {
     match rotate {
         Rotate::Token => "token",
@@ -261,7 +306,7 @@ pub(super) enum Answered<T> {
     /// Nothing has changed: the index must have the session until its end first.
     Index(Indexed),
     /// Nothing has changed: values are not those that were merged into.
-    Moved(Vec<Value>),
+    Moved(Moved),
 }
 
 fn index(parts: &[Value]) -> Result<Indexed, Unreadable> {
@@ -289,6 +334,7 @@ pub(super) fn used(answer: Value) -> Result<Answered<Option<Entry>>, Unreadable>
 pub(super) fn patched(
     answer: Value,
     change: Change<'_>,
+    computed: &Computed<'_>,
 ) -> Result<Answered<Result<Applied, Refusal>>, Unreadable> {
     let parts = array(answer)?;
     let (kind, parts) = parts.split_first().ok_or(Unreadable)?;
@@ -296,9 +342,11 @@ pub(super) fn patched(
         (Some("refused"), [why, Value::Int(op)]) => {
             Answered::Done(Err(refusal(text(why)?, *op, change.patch)?))
         }
-        (Some("applied"), parts) => Answered::Done(Ok(applied(parts, change)?)),
+        (Some("applied"), parts) => Answered::Done(Ok(applied(parts, change, computed)?)),
         (Some("index"), parts) => Answered::Index(index(parts)?),
-        (Some("moved"), [Value::Array(moved)]) => Answered::Moved(moved.clone()),
+        (Some("moved"), [Value::Array(merges), held]) => {
+            Answered::Moved(Moved { merges: merges.clone(), held: held.clone() })
+        }
         _ => return Err(Unreadable),
     })
 }
@@ -326,7 +374,11 @@ fn refusal(why: Option<&str>, op: i64, patch: &Patch) -> Result<Refusal, Unreada
     })
 }
 
-fn applied(parts: &[Value], change: Change<'_>) -> Result<Applied, Unreadable> {
+fn applied(
+    parts: &[Value],
+    change: Change<'_>,
+    computed: &Computed<'_>,
+) -> Result<Applied, Unreadable> {
     let [rotation, stands, expiry_changed, Value::Array(fields), Value::Array(wanted), before] =
         parts
     else {
@@ -343,6 +395,13 @@ fn applied(parts: &[Value], change: Change<'_>) -> Result<Applied, Unreadable> {
         let json = Json::trusted(text(value)?.ok_or(Unreadable)?);
         record.values.insert(key, json);
     }
+    // Whether the cookie ends with the browser may depend on the held ones.
+    let ends_differ = computed.held.as_ref().is_some_and(|held| {
+        let held = held.before().cloned().map(Arc::new);
+        let before = Meta { held, ..record.meta.clone() };
+        change.policy.expires_at_browser_close(&before)
+            != change.policy.expires_at_browser_close(&record.meta)
+    });
     Ok(Applied {
         entry: match text(stands)? {
             Some("live") => Some(Entry::Live(record.clone())),
@@ -359,7 +418,7 @@ fn applied(parts: &[Value], change: Change<'_>) -> Result<Applied, Unreadable> {
             Some("joined") => Rotation::Joined,
             _ => return Err(Unreadable),
         },
-        expiry_changed: text(expiry_changed)? == Some("changed"),
+        expiry_changed: text(expiry_changed)? == Some("changed") || ends_differ,
         before: text(before)?.map(Json::trusted),
         replicated: Replicated::NotAsked,
     })

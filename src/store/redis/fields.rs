@@ -20,8 +20,10 @@ pub(super) use crate::store::encode::{Unreadable, unreadable};
 use crate::time::Timestamp;
 
 /// The fields of an entry without values, in the order of the scripts' replies.
-pub(super) const FIELDS: [&str; 18] =
-    ["m", "v", "g", "gs", "pu", "f", "l", "p", "c", "s", "k", "x", "w", "q", "h", "ca", "cu", ID];
+pub(super) const FIELDS: [&str; 19] = [
+    "m", "v", "g", "gs", "pu", "f", "l", "p", "c", "s", "k", "x", "w", "q", "h", "j", "ca", "cu",
+    ID,
+];
 
 /// The field of the session's own id, by which a reply is matched to it.
 const ID: &str = "id";

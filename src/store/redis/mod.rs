@@ -18,6 +18,7 @@ mod calls;
 mod deployment;
 mod error;
 mod fields;
+mod held;
 mod keys;
 mod list;
 mod merge;
@@ -33,10 +34,10 @@ use redis::{Cmd, Value, cmd};
 use tokio::time::{Instant, timeout_at};
 
 use self::arguments::Common;
-use self::calls::{Answered, ValuesChange};
+use self::calls::{Answered, Computed, ValuesChange};
 pub use self::deployment::Deployment;
 use self::fields::{FIELDS, Indexed, Unreadable};
-use self::merge::{MAX_WAITING, MERGE_ATTEMPTS, Merges};
+use self::merge::{MAX_WAITING, MERGE_ATTEMPTS};
 pub(crate) use self::survey::{Survey, SurveyError};
 pub use self::tracking::{LEASE, track};
 use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want, encode};
@@ -266,22 +267,22 @@ impl Redis {
         if let Some(needed) = guess(change) {
             indexed = Some(self.index(id, needed, change.now, deadline).await?);
         }
-        let mut merges = Merges::of(change.patch);
-        let (_turn, attempts) = if merges.is_empty() {
+        let mut computed = Computed::of(change);
+        let (_turn, attempts) = if computed.is_empty() {
             (None, ATTEMPTS)
         } else {
             (Some(self.merge_turn(id, deadline).await?), MERGE_ATTEMPTS)
         };
         for _ in 0..attempts {
             let mut command = script.on(&key);
-            calls::patch_arguments(&mut command, change, want, indexed.as_ref(), &merges);
+            calls::patch_arguments(&mut command, change, want, indexed.as_ref(), &computed);
             let reply = self.write(script, &key, &command, mode, deadline).await;
             let reply = reply.map_err(error::of_write)?;
             if !change.patch.only_destroys() {
                 self.notices.taken();
             }
             self.check(id, &reply.value).map_err(Crossed::of_write)?;
-            match calls::patched(reply.value, change)? {
+            match calls::patched(reply.value, change, &computed)? {
                 Answered::Done(answer) => {
                     let replicated = reply.confirmed.into();
                     return Ok(answer.map(|applied| Applied { replicated, ..applied }));
@@ -290,7 +291,7 @@ impl Redis {
                     indexed = Some(self.index(id, needed, change.now, deadline).await?);
                 }
                 Answered::Moved(values) => {
-                    if let Err(refusal) = merges.learn(&values)? {
+                    if let Err(refusal) = computed.learn(&values)? {
                         return Ok(Err(refusal));
                     }
                 }

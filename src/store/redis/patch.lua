@@ -21,6 +21,10 @@ local past = past_of(before)
 if arg_authority == 'service' and tonumber(arg_generation) ~= past.id_counter then
   return refused('gone')
 end
+-- The held cookies are not those that were changed (held.rs).
+if arg_held_tag ~= '' and redis.sha1hex(before.j or '') ~= arg_held_tag then
+  return {'moved', {}, before.j or ''}
+end
 local logs_out = arg_logs_out == '1'
 local away = arg_authority == 'stale'
   or (arg_authority == 'request' and tonumber(before.f) > tonumber(arg_generation))
@@ -38,7 +42,7 @@ elseif away then
   if not (may_log_out and (logs_out or arg_only_destroys == '1')) then
     return refused('rotated')
   end
-elseif (logs_out and before.p) or arg_rotate ~= '' then
+elseif (logs_out and before.p) or arg_rotate ~= '' or arg_held_rotates == '1' then
   rotation = 'rotated'
 end
 if arg_if_version ~= '' and arg_if_version ~= before.v then
@@ -154,17 +158,22 @@ for at = LAST_ARG + 1, #ARGV, 3 do
   end
 end
 if #moved > 0 then
-  return {'moved', moved}
+  return {'moved', moved, false}
 end
 if count > math.max(tonumber(arg_max_values), tonumber(before.n)) then
   return refused('too many values')
 end
-if bytes > math.max(tonumber(arg_max_bytes), tonumber(before.b)) then
+local held_before = before.j and #before.j or 0
+local held_after = arg_held_tag ~= '' and #arg_held or held_before
+if bytes + held_after > math.max(tonumber(arg_max_bytes), tonumber(before.b) + held_before) then
   return refused('too large')
 end
 
 -- Change::change_meta
 local meta = copy(before)
+if arg_held_tag ~= '' then
+  meta.j = arg_held ~= '' and arg_held or nil
+end
 meta.v = next_version(before.v)
 meta.n, meta.b = as_text(count), as_text(bytes)
 local touches = arg_touches == '1' and not (away and rotation == 'none')
@@ -183,6 +192,7 @@ if rotation == 'rotated' then
   meta.pu = nil
   meta.w = nil
   meta.l = principal and arg_now
+  past.unpresented = meta.j and true or false
   if arg_rotate == 'id' then
     past.id_counter = math.min(past.id_counter + 1, 65535)
   end
@@ -231,7 +241,8 @@ local function wanted()
 end
 
 local stands = 'live'
-if arg_only_destroys == '1' or now >= tonumber(meta.e) then
+local is_emptied = arg_held_emptied == '1' and count == 0 and not meta.p
+if arg_only_destroys == '1' or is_emptied or now >= tonumber(meta.e) then
   stands = arg_leaves_tombstone == '1' and 'ended' or 'nothing'
 elseif not is_indexed(meta, before) then
   return {'index', meta.p, meta.e}

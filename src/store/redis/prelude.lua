@@ -3,9 +3,10 @@
 -- Times are below 2^53, which Lua's numbers hold exactly; values and versions are never numbers here.
 
 local LAST = 253402300799999 -- Timestamp::MAX
-local REPLY_FIELDS = 18 -- number of FIELDS in a reply: FIELDS in fields.rs, whose test compares them
+local HELD_UNPROVEN = 86400000 -- Policy::HELD_UNPROVEN_TIMEOUT
+local REPLY_FIELDS = 19 -- number of FIELDS in a reply: FIELDS in fields.rs, whose test compares them
 local FIELDS = {
-  'm', 'v', 'g', 'gs', 'pu', 'f', 'l', 'p', 'c', 's', 'k', 'x', 'w', 'q', 'h', 'ca', 'cu', 'id',
+  'm', 'v', 'g', 'gs', 'pu', 'f', 'l', 'p', 'c', 's', 'k', 'x', 'w', 'q', 'h', 'j', 'ca', 'cu', 'id',
   'n', 'b', 'e', 'i',
 }
 
@@ -46,21 +47,23 @@ end
 
 -- Past::parse
 local function past_of(meta)
-  local counter, since, former = string.match(meta.h or '', '^(%d+) (%S+) (.*)$')
+  local counter, since, mark, former = string.match(meta.h or '', '^(%d+) (%S+) (%S) (.*)$')
   return {
     id_counter = tonumber(counter or 0),
     principal_since = tonumber(since),
     former_principal = former ~= '' and former or nil,
+    unpresented = mark == 'u',
   }
 end
 
 -- Past::to_text, or nil
 local function text_of_past(past)
   local since, former = past.principal_since, past.former_principal
-  if past.id_counter == 0 and not since and not former then
+  if past.id_counter == 0 and not since and not former and not past.unpresented then
     return nil
   end
-  return string.format('%d %s %s', past.id_counter, since and as_text(since) or '-', former or '')
+  local mark = past.unpresented and 'u' or '-'
+  return string.format('%d %s %s %s', past.id_counter, since and as_text(since) or '-', mark, former or '')
 end
 
 local function copy(meta)
@@ -96,8 +99,9 @@ local function ends_at(meta)
   if absolute_timeout then
     ends = math.min(ends, plus(tonumber(meta.c), absolute_timeout))
   end
-  if meta.q and unproven_timeout then
-    ends = math.min(ends, plus(tonumber(meta.c), unproven_timeout))
+  local unproven = meta.j and math.min(unproven_timeout or HELD_UNPROVEN, HELD_UNPROVEN) or unproven_timeout
+  if meta.q and unproven then
+    ends = math.min(ends, plus(tonumber(meta.c), unproven))
   end
   return ends
 end

@@ -8,7 +8,7 @@ use super::{Deployment, Redis, error};
 use crate::random;
 use crate::redis::{Request, is_denied, whole};
 use crate::session::id::Id;
-use crate::session::patch::{Authority, Change, Op, Patch, Tombstone, Use};
+use crate::session::patch::{Authority, Change, Op, Patch, Proof, Tombstone, Use};
 use crate::session::policy::Policy;
 use crate::session::record::{Expiry, Key, Meta, Principal, Record, Values};
 use crate::store::{Error, Want};
@@ -73,11 +73,13 @@ impl Redis {
             now,
             touches: true,
             tombstone: Tombstone::None,
+            held_keys: None,
             known: None,
         };
         // The result does not matter: by another clock the session may have expired.
         let _ = self.change(id, change, Want::Values).await?;
-        let used = Use { generation: 1, touches: true, sets_cookie: false, proves: false, now };
+        let used =
+            Use { generation: 1, touches: true, sets_cookie: false, proves: Proof::None, now };
         self.write_use(id, used, policy).await?;
         self.load_entry(id, Want::Values).await?;
         self.load_entry(id, Want::Meta).await?;

@@ -17,8 +17,14 @@ end
 if arg_sets_cookie == '1' and meta.g == arg_generation then
   meta.k = arg_now
 end
-if arg_proves == '1' and tonumber(arg_generation) >= tonumber(meta.f) then
+local proves = tonumber(arg_generation) >= tonumber(meta.f) and arg_proves
+if proves and proves ~= '' then
   meta.q = nil
+end
+if proves == 'token' then
+  local past = past_of(meta)
+  past.unpresented = false
+  meta.h = text_of_past(past)
 end
 carry_unproven(meta)
 meta.e = as_text(ends_at(meta))

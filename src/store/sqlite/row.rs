@@ -19,7 +19,7 @@ macro_rules! columns {
     () => {
         "ended, ends_at, version, generation, generation_since, previous_until, floor, login_at, \
          principal, created_at, last_seen_at, cookie_set_at, expiry, withheld, client_address, \
-         client_user_agent, unproven_at, past"
+         client_user_agent, unproven_at, past, held"
     };
 }
 
@@ -70,12 +70,12 @@ pub(super) fn put(
 ) -> Result<(), Fault> {
     let instead = "ON CONFLICT (id) DO UPDATE SET (ended, ends_at, version, generation, \
         generation_since, previous_until, floor, login_at, principal, created_at, last_seen_at, \
-        cookie_set_at, expiry, withheld, client_address, client_user_agent, unproven_at, past, json) = \
+        cookie_set_at, expiry, withheld, client_address, client_user_agent, unproven_at, past, held, json) = \
         (excluded.ended, excluded.ends_at, excluded.version, excluded.generation, \
         excluded.generation_since, excluded.previous_until, excluded.floor, excluded.login_at, \
         excluded.principal, excluded.created_at, excluded.last_seen_at, excluded.cookie_set_at, \
         excluded.expiry, excluded.withheld, excluded.client_address, excluded.client_user_agent, \
-        excluded.unproven_at, excluded.past, excluded.json)";
+        excluded.unproven_at, excluded.past, excluded.held, excluded.json)";
     write(connection, id, entry, over_at, instead)?;
     Ok(())
 }
@@ -89,12 +89,12 @@ fn write(
 ) -> Result<usize, Fault> {
     let mut statement = connection.prepare_cached(&format!(
         "INSERT INTO sessions (id, {columns}, json) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) {on_conflict}",
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) {on_conflict}",
         columns = columns!()
     ))?;
     let written = match entry {
         Entry::Ended { until } => {
-            let mut columns = vec![Value::Null; 20];
+            let mut columns = vec![Value::Null; 21];
             for (column, value) in columns.iter_mut().zip([
                 Value::Blob(id.as_bytes().to_vec()),
                 Value::Integer(1),
@@ -124,6 +124,7 @@ fn write(
             meta.client.as_ref().map(|client| &*client.user_agent),
             unproven_at(meta),
             Past::of(meta).to_text(),
+            meta.held.as_ref().map(|held| held.as_str()),
             object_of(values),
         ])?,
     };
@@ -150,7 +151,8 @@ pub(super) fn write_use(
 ) -> Result<(), Fault> {
     let mut statement = connection.prepare_cached(
         "UPDATE sessions SET ends_at = ?2, generation = ?3, generation_since = ?4, \
-         previous_until = ?5, last_seen_at = ?6, cookie_set_at = ?7, unproven_at = ?8 WHERE id = ?1",
+         previous_until = ?5, last_seen_at = ?6, cookie_set_at = ?7, unproven_at = ?8, past = ?9 \
+         WHERE id = ?1",
     )?;
     statement.execute(params![
         id.as_bytes(),
@@ -161,6 +163,7 @@ pub(super) fn write_use(
         meta.last_seen_at.as_millis(),
         meta.cookie_set_at.as_millis(),
         unproven_at(meta),
+        Past::of(meta).to_text(),
     ])?;
     Ok(())
 }
@@ -318,17 +321,22 @@ fn entry_of(row: &Row<'_>) -> Result<Entry, Fault> {
         cookie_set_at: columns.time()?,
         expiry: expiry_of(columns.take()?)?,
         withheld: columns.take()?,
-        client: client_of(columns.take()?, columns.take()?)?,
+        client: client_of(columns.take()?, columns.take()?)?.map(Box::new),
         unproven: false,
-        principal_since: None,
+        principal_since: 0,
         former_principal: None,
         id_counter: 0,
+        unpresented: false,
+        held: None,
     };
     meta.unproven = columns.maybe_time()? == Some(meta.last_seen_at)
         && meta.generation == meta.floor
         && meta.principal.is_none();
     if let Some(text) = columns.take::<Option<String>>()? {
         Past::parse(&text).ok_or_else(Fault::unreadable)?.add_to(&mut meta);
+    }
+    if let Some(text) = columns.take::<Option<String>>()? {
+        meta.held = Some(encode::parse_held(&text).ok_or_else(Fault::unreadable)?);
     }
     Ok(Entry::Live(Record { meta, values: Values::new() }))
 }

@@ -43,11 +43,11 @@ CREATE INDEX sessions_by_end ON sessions (ends_at);
 CREATE INDEX sessions_by_principal ON sessions (principal, id) WHERE principal IS NOT NULL;
 ";
 
-/// The columns that older releases did not have, and their types: a session's `last_seen_at` if it is unproven, and its
-/// past (`encode.rs`). They are added to files without them, under the same format number: an older release names the
+/// The columns that older releases did not have, and their types: a session's `last_seen_at` if it is unproven, its
+/// past and its held cookies (`encode.rs`). They are added to files without them, under the same format number: an older release names the
 /// columns that it uses, and continues to work. They are the last columns, since NULL takes no room at the end of a
 /// row.
-const ADDED: [(&str, &str); 2] = [("unproven_at", "INTEGER"), ("past", "TEXT")];
+const ADDED: [(&str, &str); 3] = [("unproven_at", "INTEGER"), ("past", "TEXT"), ("held", "TEXT")];
 
 /// Why a file could not be opened as a store.
 #[derive(Debug, thiserror::Error)]

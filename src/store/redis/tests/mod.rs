@@ -19,7 +19,7 @@ use super::*;
 use crate::redis::config::{Address, Topology};
 use crate::redis::tests::kit::RedisServer;
 use crate::redis::tests::tools::needs;
-use crate::session::patch::{Authority, Op, Patch, Rotate, Tombstone};
+use crate::session::patch::{Authority, Op, Patch, Proof, Rotate, Tombstone};
 use crate::session::record::Values;
 use crate::store::config::{self, DurableDestroy};
 use crate::store::conformance::{Fresh, json, key, new_id, now, patch, record, runtime, suite};
@@ -168,7 +168,7 @@ async fn create(store: &Redis, record: &Record) -> Id {
 }
 
 fn touch(at: Timestamp) -> Use {
-    Use { generation: 1, touches: true, sets_cookie: false, proves: false, now: at }
+    Use { generation: 1, touches: true, sets_cookie: false, proves: Proof::None, now: at }
 }
 
 /// Applies a patch, which must not be refused.

@@ -2,9 +2,8 @@
 
 use redis::Arg;
 
-use super::super::merge::Merges;
 use super::*;
-use crate::session::patch::{Op, Use};
+use crate::session::patch::{Op, Proof, Use};
 
 const PRELUDE: &str = include_str!("older/prelude.lua");
 const PATCH: &str = include_str!("older/patch.lua");
@@ -55,15 +54,18 @@ pub(super) async fn older_patch(
         now: at,
         touches,
         tombstone: Tombstone::None,
+        held_keys: None,
         known: None,
     };
     let mut command = Cmd::new();
-    calls::patch_arguments(&mut command, change, Want::Values, None, &Merges::of(patch));
+    calls::patch_arguments(&mut command, change, Want::Values, None, &Computed::of(change));
     let mut arguments = known(&command);
     let names = [Common::NAMES, arguments::Patch::NAMES].concat();
     let place = |of: &str| names.iter().position(|name| *name == of).expect(of);
-    // One that comes before it has gone already.
-    arguments.remove(place("logs_out") - 1);
+    // One that comes before them has gone already.
+    for name in ["held_emptied", "held_rotates", "held", "held_tag", "logs_out"] {
+        arguments.remove(place(name) - 1);
+    }
     older(store, id, PATCH, &arguments).await;
 }
 
@@ -138,7 +140,7 @@ fn older_version_changes_an_unproven_session() {
         older_patch(&store, id, &Patch::of(Op::Increment(key("a"), 1)), begin, true).await;
         // The last use is in the same millisecond, so the session is still unproven until this version proves it.
         assert!(unproven(&store, id).await);
-        let proves = Use { proves: true, touches: false, ..touch(begin) };
+        let proves = Use { proves: Proof::Session, touches: false, ..touch(begin) };
         store.record_use(id, proves, &policy).await.expect("used");
         assert!(!unproven(&store, id).await);
         let values = store.load(id, Want::Values).await.expect("loaded");

@@ -33,6 +33,7 @@ fn tombstones_expire() {
             now: now(),
             touches: true,
             tombstone: Tombstone::Leave,
+            held_keys: None,
             known: None,
         };
         let applied = store.patch(id, change, Want::Meta).await.expect("a reply");

@@ -20,6 +20,7 @@ async fn change(
         now,
         touches: true,
         tombstone: Tombstone::None,
+        held_keys: None,
         known: Some(known),
     };
     let name = patch.ops.first().and_then(Op::key).expect("a key");

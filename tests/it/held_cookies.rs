@@ -1,0 +1,292 @@
+//! Held cookies: the session cookies of a site, which the browser never sees.
+
+use std::time::Duration;
+
+use cloakroom::metrics::Event;
+use serde_json::{Value, json};
+
+use crate::support::{Browser, Cloakroom, Page, Script, Upstream};
+
+const ROUTES: &str = "[[route]]\nupstream = \"UPSTREAM\"\nheader_exchange = true\n\
+    hold_cookies = [\"SID\", { name = \"flash\", rotate = false }]\nrotate_on = [\"POST /login\"]\n\
+    [[route]]\npath = \"/static\"\nupstream = \"UPSTREAM\"\nsession = \"off\"\n";
+
+struct World {
+    upstream: Upstream,
+    cloakroom: Cloakroom,
+    browser: Browser,
+}
+
+impl World {
+    async fn new() -> Self {
+        let upstream = Upstream::start();
+        let cloakroom = Cloakroom::with(&upstream, ROUTES).await;
+        let browser = Browser::new(&cloakroom);
+        Self { upstream, cloakroom, browser }
+    }
+
+    fn dropped(&self) -> u64 {
+        self.cloakroom.metrics().event_count(Event::HeldCookieDropped)
+    }
+}
+
+fn sets(line: &str) -> Script {
+    Script::new().header("Set-Cookie", line)
+}
+
+/// Returns the Cookie header that the site got.
+fn got(page: &Page) -> String {
+    page.saw("cookie").unwrap_or_default()
+}
+
+async fn post(browser: &Browser, path: &str, script: &Script) -> Page {
+    let headers = [
+        ("sec-fetch-dest", "document"),
+        ("sec-fetch-mode", "navigate"),
+        ("sec-fetch-site", "same-origin"),
+    ];
+    browser.send("POST", path, &headers, script).await
+}
+
+#[tokio::test]
+async fn browser_never_sees_the_sites_cookie() {
+    let world = World::new().await;
+    let page = world.browser.navigate("/", &sets("SID=anonymous; HttpOnly")).await;
+    assert_eq!(page.set_cookies().len(), 1);
+    assert!(!page.set_cookies()[0].contains("SID"), "{:?}", page.set_cookies());
+    assert!(
+        !page.set_cookies()[0].contains("Max-Age"),
+        "it ends with the browser, as the site's does"
+    );
+    assert_eq!(page.header("cache-control"), Some("no-store"));
+    let page = world.browser.navigate("/a?b", &Script::new().get("")).await;
+    assert_eq!(got(&page), "SID=anonymous");
+    assert_eq!(page.json()["held_cookies"], json!(["SID"]));
+    assert_eq!(page.json()["values"], json!({}));
+    assert_eq!(page.header("cache-control"), Some("private"));
+    // Other cookies of the client come first, and its copies of held ones are removed.
+    let headers = [("cookie", "a=1; SID=planted; b=2")];
+    let page = world.browser.send("GET", "/", &headers, &Script::new()).await;
+    assert_eq!(got(&page), "a=1; b=2; SID=anonymous");
+    // On the routes without sessions they pass in neither direction.
+    let page = world.browser.send("GET", "/static/x", &headers, &sets("SID=other")).await;
+    assert_eq!((got(&page).contains("SID"), page.set_cookies().len()), (false, 0));
+    let removed = world.cloakroom.metrics().event_count(Event::HeldCookieRemoved);
+    assert_eq!(removed, 2);
+}
+
+#[tokio::test]
+async fn cookies_have_a_path_and_an_end() {
+    let world = World::new().await;
+    let script = sets("SID=short; Path=/shop/; Max-Age=60")
+        .header("Set-Cookie", "flash=long; Path=/; Max-Age=31536000");
+    let page = world.browser.navigate("/shop/a", &script).await;
+    assert!(page.set_cookies()[0].contains("Max-Age"), "{:?}", page.set_cookies());
+    assert_eq!(
+        got(&world.browser.navigate("/shop/b", &Script::new()).await),
+        "SID=short; flash=long"
+    );
+    assert_eq!(got(&world.browser.navigate("/shop", &Script::new()).await), "flash=long");
+    world.cloakroom.advance(Duration::from_secs(61));
+    assert_eq!(got(&world.browser.navigate("/shop/b", &Script::new()).await), "flash=long");
+}
+
+#[tokio::test]
+async fn changed_value_rotates_once() {
+    let world = World::new().await;
+    world.browser.navigate("/", &sets("SID=anonymous")).await;
+    let old = world.browser.copy();
+    let page =
+        post(&world.browser, "/sign-in", &sets("SID=ada").header("Set-Cookie", "SID=ada")).await;
+    assert_eq!(page.set_cookies().len(), 1);
+    assert_eq!(world.cloakroom.metrics().event_count(Event::Rotated), 1);
+    assert_eq!(got(&world.browser.navigate("/", &Script::new()).await), "SID=ada");
+    // A request of before gets what the browser had then, is anonymous for the API, and its cookies are dropped.
+    let page = old.fetch("/", &sets("SID=late").get("")).await;
+    assert_eq!((got(&page).as_str(), page.json()["id"].clone()), ("SID=anonymous", Value::Null));
+    assert_eq!((page.set_cookies().len(), world.dropped()), (0, 1));
+    assert_eq!(got(&world.browser.navigate("/", &Script::new()).await), "SID=ada");
+    // The same value again changes nothing.
+    let page = world.browser.navigate("/", &sets("SID=ada")).await;
+    assert_eq!(
+        (page.set_cookies().len(), world.cloakroom.metrics().event_count(Event::Rotated)),
+        (0, 1)
+    );
+    // After the grace period the old token opens nothing.
+    world.cloakroom.advance(Duration::from_secs(181));
+    assert_eq!(got(&old.fetch("/", &Script::new()).await), "");
+}
+
+#[tokio::test]
+async fn value_that_always_changes_does_not_rotate() {
+    let world = World::new().await;
+    world.browser.navigate("/", &sets("flash=1")).await;
+    let token = world.browser.cookie();
+    for n in 2..5 {
+        let page = world.browser.navigate("/", &sets(&format!("flash={n}"))).await;
+        assert_eq!((got(&page), page.set_cookies().len()), (format!("flash={}", n - 1), 0));
+    }
+    assert_eq!(world.browser.cookie(), token);
+    // A request of rotate_on does, if it succeeds.
+    for (status, rotated) in [(500, 0), (200, 1), (302, 2)] {
+        let page = post(&world.browser, "/login", &Script::new().status(status)).await;
+        assert_eq!(page.status, status);
+        assert_eq!(world.cloakroom.metrics().event_count(Event::Rotated), rotated, "{status}");
+    }
+    assert_eq!(got(&world.browser.navigate("/", &Script::new()).await), "flash=4");
+}
+
+/// The attacker plants a token and polls with it; the log-in is seen in each of the ways.
+#[tokio::test]
+async fn planted_token_opens_nothing_of_the_log_in() {
+    let planted = [
+        sets("SID=planted"),
+        sets("flash=planted"),
+        Script::new().patch(&json!({"set": {"a": 1}})),
+    ];
+    let log_ins = [
+        ("/login", sets("SID=ada")),
+        ("/sign-in", sets("SID=ada")),
+        ("/login", sets("SID=planted")),
+        ("/login", sets("flash=ada")),
+        ("/sign-in", Script::new().patch(&json!({"principal": "ada"}))),
+        (
+            "/sign-in",
+            Script::new()
+                .header("X-Session-Patch", "{\"principal\": \"ada\"}")
+                .header("Set-Cookie", "SID=ada"),
+        ),
+    ];
+    for first in &planted {
+        for (path, log_in) in &log_ins {
+            let world = World::new().await;
+            world.browser.navigate("/", first).await;
+            let attacker = world.browser.copy();
+            let page = post(&world.browser, path, log_in).await;
+            assert_eq!(page.status, 200, "{path} {log_in:?}");
+            assert_eq!(
+                world.cloakroom.metrics().event_count(Event::Rotated),
+                1,
+                "{first:?} {path} {log_in:?}"
+            );
+            for seconds in [0, 1, 130, 200] {
+                world.cloakroom.advance(Duration::from_secs(seconds));
+                let page = attacker.fetch("/", &Script::new().get("")).await;
+                assert!(!got(&page).contains("ada"), "{first:?} {path} {log_in:?}");
+                assert_eq!(page.json()["id"], Value::Null);
+                if seconds > 120 {
+                    assert_eq!(got(&page), "", "after the grace period");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn lost_answer_locks_nobody_out() {
+    // By a form, at once.
+    let world = World::new().await;
+    world.browser.navigate("/", &sets("SID=anonymous")).await;
+    let lost = world.browser.send_without_keeping("POST", "/login", &[], &sets("SID=ada1")).await;
+    assert_eq!(lost.set_cookies().len(), 1);
+    let page = world.browser.navigate("/", &Script::new()).await;
+    assert_eq!((got(&page).as_str(), page.set_cookies().len()), ("SID=anonymous", 0));
+    let page = post(&world.browser, "/login", &sets("SID=ada2")).await;
+    assert_eq!((got(&page).as_str(), page.set_cookies().len()), ("SID=anonymous", 1));
+    let page = world.browser.navigate("/", &Script::new()).await;
+    assert_eq!(got(&page), "SID=ada2");
+
+    // By a page, after ten seconds, if the new token was not presented.
+    for (is_presented, made) in [(false, 1), (true, 0)] {
+        let world = World::new().await;
+        world.browser.navigate("/", &sets("SID=anonymous; Path=/")).await;
+        let second = world.browser.copy();
+        post(&world.browser, "/login", &sets("SID=ada; Path=/")).await;
+        if is_presented {
+            world.browser.navigate("/", &Script::new()).await;
+        }
+        world.cloakroom.advance(Duration::from_secs(11));
+        let page = second.navigate("/", &Script::new()).await;
+        assert_eq!(
+            (got(&page).as_str(), page.set_cookies().len()),
+            ("SID=anonymous", made),
+            "{is_presented}"
+        );
+        if !is_presented {
+            assert_eq!(got(&second.navigate("/", &Script::new()).await), "SID=anonymous");
+        }
+    }
+}
+
+#[tokio::test]
+async fn last_deletion_ends_the_session() {
+    for deletion in ["SID=; Max-Age=0", "SID=x; Expires=Thu, 01 Jan 1970 00:00:00 GMT"] {
+        let world = World::new().await;
+        world.browser.navigate("/", &sets("SID=ada")).await;
+        let page = world.browser.navigate("/", &sets(deletion)).await;
+        assert_eq!((page.set_cookies().len(), world.browser.cookie()), (1, None), "{deletion}");
+        assert_eq!(world.cloakroom.metrics().event_count(Event::Destroyed), 1);
+    }
+    let world = World::new().await;
+    world.browser.navigate("/", &sets("SID=ada").call("PUT", "/values/a", "1")).await;
+    world.browser.navigate("/", &Script::new().header("Clear-Site-Data", "\"cookies\"")).await;
+    let page = world.browser.navigate("/", &Script::new().get("")).await;
+    assert_eq!((got(&page).as_str(), page.json()["values"].clone()), ("", json!({"a": 1})));
+    assert_eq!(page.json().get("held_cookies"), None);
+    assert_eq!(
+        world.cloakroom.metrics().event_count(Event::Rotated),
+        0,
+        "a deletion does not rotate"
+    );
+}
+
+#[tokio::test]
+async fn revocation_leaves_nothing_in_the_jar() {
+    let world = World::new().await;
+    world
+        .browser
+        .navigate("/", &sets("SID=ada").header("Set-Cookie", "flash=remember; Max-Age=99999"))
+        .await;
+    let id = world.browser.navigate("/", &Script::new().get("")).await.json()["id"].clone();
+    let path = format!("/{}", id.as_str().unwrap());
+    assert_eq!(world.cloakroom.service("DELETE", &path, "").await.status, 204);
+    let page = world.browser.navigate("/", &Script::new()).await;
+    assert_eq!(got(&page), "");
+    // The store never had the values.
+    assert!(world.upstream.seen().len() > 2);
+}
+
+#[tokio::test]
+async fn sessions_of_robots_end_after_a_day() {
+    let world = World::new().await;
+    let robot = world.browser.copy();
+    robot.send_without_keeping("GET", "/", &[], &sets("SID=robot")).await;
+    world.browser.navigate("/", &sets("SID=visitor")).await;
+    world.browser.navigate("/", &Script::new()).await;
+    let listed = async |world: &World| {
+        let listed: Value =
+            serde_json::from_str(&world.cloakroom.service("GET", "", "").await.body).unwrap();
+        listed["sessions"].as_array().unwrap().len()
+    };
+    assert_eq!(listed(&world).await, 2);
+    world.cloakroom.advance(Duration::from_hours(25));
+    assert_eq!(listed(&world).await, 1);
+    assert_eq!(got(&world.browser.navigate("/", &Script::new()).await), "SID=visitor");
+}
+
+#[tokio::test]
+async fn values_share_the_limit_and_survive_a_clear() {
+    let world = World::new().await;
+    world.browser.navigate("/", &sets("SID=ada").patch(&json!({"set": {"a": 1}}))).await;
+    let page =
+        world.browser.navigate("/", &Script::new().patch(&json!({"clear": true})).get("")).await;
+    assert_eq!(page.json()["values"], json!({}));
+    assert_eq!(got(&world.browser.navigate("/", &Script::new()).await), "SID=ada");
+    let mut many = Script::new();
+    for n in 0..20 {
+        many = many.header("Set-Cookie", format!("flash=1; Path=/{n}"));
+    }
+    world.browser.navigate("/", &many).await;
+    let page = world.browser.navigate("/", &Script::new().get("")).await;
+    assert_eq!(page.json()["held_cookies"].as_array().unwrap().len(), 16);
+}
