@@ -25,6 +25,8 @@ mod failure;
 mod found;
 mod guard;
 #[cfg(test)]
+mod held_history_tests;
+#[cfg(test)]
 mod history_tests;
 mod hold;
 mod in_flight;
