@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
-/// A site whose pages have 1 KiB. `/start` also sets a value of the session.
+/// A site whose pages have 1 KiB. `/start` also sets a value of the session, and a cookie of its own.
 pub(crate) struct Site {
     pub(crate) address: SocketAddr,
 }
@@ -27,11 +27,13 @@ fn serve(stream: TcpStream) {
     let mut writer = stream;
     let page = "x".repeat(1024);
     while let Some(head) = Head::read(&mut reader) {
+        let mut own = "";
         if head.first_line.starts_with("GET /start ") {
             set_value(&head);
+            own = "Set-Cookie: SID=0123456789abcdef0123456789; Path=/; HttpOnly\r\n";
         }
         let answer = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {}\r\n\r\n{page}",
+            "HTTP/1.1 200 OK\r\n{own}Content-Type: text/html\r\nContent-Length: {}\r\n\r\n{page}",
             page.len()
         );
         writer.write_all(answer.as_bytes()).unwrap();
@@ -113,7 +115,9 @@ impl Browser {
         assert_eq!(head.first_line, "HTTP/1.1 200 OK");
         let mut body = vec![0; head.field("content-length").unwrap().parse().unwrap()];
         self.stream.read_exact(&mut body).unwrap();
-        let set = head.field("set-cookie")?;
+        let sets = head.fields.iter().filter(|(name, _)| name == "set-cookie");
+        // The site's own cookie plays no part.
+        let (_, set) = sets.into_iter().find(|(_, line)| !line.starts_with("SID="))?;
         Some(set.split(';').next().unwrap().to_owned())
     }
 }
