@@ -265,6 +265,7 @@ fn session(more: &[&str]) -> Value {
         ("values", reference("Object")),
         ("new", json!({"type": "boolean"})),
         ("current", json!({"type": "boolean"})),
+        ("held_cookies", json!({"type": "array", "items": {"type": "string"}})),
         ("next_id", json!({"type": "string"})),
         (
             "client",

@@ -13,7 +13,7 @@ use super::caching::{self, Protection};
 use super::config::Tunnels;
 use super::error::{Accepts, Error};
 use super::exchange_headers;
-use super::held_cookies::HeldRequest;
+use super::held_cookies::{HeldRequest, Notes};
 use super::site::Route;
 use super::tunnel::{Handshake, Tunnel, UpgradeRequest};
 use super::{Proxy, event_streams, response, trailers};
@@ -181,7 +181,7 @@ impl Exchange {
             let response = self.clean(response);
             return self.protect(response, cookie, opened, false);
         };
-        let takes_held = changes.held.as_ref().is_some_and(|held| !held.is_empty());
+        let takes_held = changes.held.as_ref().is_some_and(|held| held.is_taken_from);
         let tasks = &self.proxy.tasks;
         let mut committed = Box::pin(commit(opened, kind, &changes, tasks)).await;
         let cookie = committed.cookie.take();
@@ -244,8 +244,13 @@ impl Exchange {
         let holding = self.routed.holding.as_ref()?;
         let config = self.routed.route.hold()?;
         let (status, now) = (response.status(), self.proxy.sessions.shared().clock.now());
-        let seen = self.proxy.site.seen();
-        let held = holding.take(response.headers_mut(), status, config, seen, now);
+        let shared = self.proxy.sessions.shared();
+        let notes = Notes {
+            seen: self.proxy.site.seen(),
+            same_site: shared.attributes.same_site,
+            idle_timeout: shared.policy.idle_timeout,
+        };
+        let held = holding.take(response.headers_mut(), status, config, &notes, now);
         opened.guard.session().is_affected_by(&held).then_some(held)
     }
 
@@ -264,6 +269,11 @@ impl Exchange {
         if let Some(hold) = self.routed.route.hold() {
             let removed = hold.remove_sets(response.headers_mut());
             self.proxy.metrics().events(Event::HeldCookieRemoved, removed as u64);
+            // Without its Set-Cookie the response would seem fit for shared caches.
+            if removed > 0 {
+                // It cannot fail: a field has just been removed.
+                let _ = caching::protect(response.headers_mut(), Protection::NoStore);
+            }
         }
         self.clean(response)
     }

@@ -14,11 +14,12 @@ use crate::log::limited;
 use crate::metrics::Event;
 use crate::random;
 use crate::secret::Secret;
-use crate::session::held::{CookieRequest, HeldChange, HeldKeys, HeldOp, SetCookie};
+use crate::session::held::{CookieRequest, HeldChange, HeldKeys, HeldOp, ReplacedFor, SetCookie};
 use crate::session::id::Id;
 use crate::session::navigation::Navigation;
 use crate::session::patch::{Patch, Refusal, Rotate};
 use crate::session::record::Meta;
+use crate::store::Want;
 
 /// Time after a rotation until a page that is opened with the replaced token starts a session of its own: the answer
 /// with the new one was lost.
@@ -30,10 +31,22 @@ pub(crate) struct HeldResponse {
     pub(crate) cookies: Vec<SetHeld>,
     /// It deletes all cookies (`Clear-Site-Data`), before it sets those.
     pub(crate) clears: bool,
-    /// The route rotates the token at this request, whatever it changes.
-    pub(crate) rotates: bool,
+    pub(crate) log_in: LogIn,
     /// The route names the requests that rotate the token.
     pub(crate) has_rotate_on: bool,
+    /// Cookies were taken out of the response, even if none of them can be kept.
+    pub(crate) is_taken_from: bool,
+}
+
+/// Whether a request may be a log-in, apart from what [`Navigation`] says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum LogIn {
+    #[default]
+    No,
+    /// It may be a form, by a browser that does not say so.
+    Form,
+    /// The route names it: it rotates the token, whatever it changes.
+    Named,
 }
 
 /// A held cookie that a response sets or deletes.
@@ -48,6 +61,10 @@ impl HeldResponse {
     /// Returns whether it changes no cookie.
     pub(crate) fn is_empty(&self) -> bool {
         self.cookies.is_empty() && !self.clears
+    }
+
+    fn rotates(&self) -> bool {
+        self.log_in == LogIn::Named
     }
 
     /// Returns the number of changes, for the count of dropped ones.
@@ -90,7 +107,7 @@ impl RequestSession {
     pub(crate) fn is_affected_by(&self, response: &HeldResponse) -> bool {
         let may_be_lost =
             matches!(&self.request.outcome, CookieOutcome::Stale { meta, .. } if meta.unpresented);
-        !response.is_empty() || response.rotates || may_be_lost
+        response.is_taken_from || !response.is_empty() || response.rotates() || may_be_lost
     }
 
     /// Applies what the response does to held cookies, and returns whether that changed the session. What cannot be
@@ -123,11 +140,21 @@ impl RequestSession {
                 Ok(true)
             }
             Err(Failure::Refused(Refusal::Gone | Refusal::Ended | Refusal::Rotated)) => {
-                self.drop_held(response);
-                Ok(false)
+                self.hold_late(state, response).await
             }
             Err(failure) => Err(failure),
         }
+    }
+
+    /// Drops what a response sets whose token was rotated away meanwhile, unless it seems a log-in whose answer the
+    /// browser will see instead of the other one's, as after a double click.
+    async fn hold_late(&self, state: &mut State, response: &HeldResponse) -> Result<bool, Failure> {
+        let Some(patch) = self.late_recovery(response).await else {
+            self.drop_held(response);
+            return Ok(false);
+        };
+        state.binding = Binding::None(draw_id());
+        self.apply_locked(state, ChangeRequest::new(&patch)).await.map(|_| true)
     }
 
     /// Counts what a response sets and is not kept. To delete cookies of a visitor without a session is nothing.
@@ -143,19 +170,42 @@ impl RequestSession {
     /// Returns the change of the session that the request is bound to; `None` if there is none, as with a site that sets
     /// the same value in each response.
     fn held_patch(&self, state: &State, id: Id, response: &HeldResponse) -> Option<Patch> {
+        let known = self.known(state, id);
         let may_rotate = state.token == TokenOrigin::Presented;
-        let rotate = (response.rotates && may_rotate).then_some(Rotate::Token);
-        let replaced_from = self.presented_meta_of(id).map(|meta| meta.floor);
-        let change = HeldChange { ops: response.ops(), may_rotate, replaced_from };
-        let known = self.known(state, id).map(|meta| meta.held.as_ref());
-        let is_same = known.is_some_and(|known| {
-            let held = known.map(|held| &**held);
-            let after = change.apply(held, self.held_keys(id), self.shared.clock.now());
-            after.held.as_ref() == known
-        });
-        let held = (!response.is_empty() && !is_same).then_some(change);
+        // A session that this request has made for a patch, without a cookie of its own, gets one.
+        let is_withheld =
+            known.is_some_and(|meta| meta.withheld) && self.first_patch(response).is_some();
+        let rotate = ((response.rotates() && may_rotate) || is_withheld).then_some(Rotate::Token);
+        let replaced_for = self.replaced_for(id, known);
+        let change = HeldChange { ops: response.ops(), may_rotate, replaced_for };
+        let held = (!response.is_empty() && !self.is_known(&change, id, known)).then_some(change);
         let changes_any = held.is_some() || rotate.is_some();
         changes_any.then(|| Patch { rotate, held, ..Patch::default() })
+    }
+
+    /// Returns the tokens that may be given what a change of the session replaces.
+    fn replaced_for(&self, id: Id, known: Option<&Meta>) -> Option<ReplacedFor> {
+        let (from, opened) = match &self.request.outcome {
+            // A session in a cookie is never rotated away.
+            _ if self.is_in_cookie() => return None,
+            CookieOutcome::Session { id: opened, meta, .. } if *opened == id => (meta.floor, meta),
+            // It has joined the log-in of another request.
+            CookieOutcome::Stale { id: opened, generation, meta } if *opened == id => {
+                (*generation, meta)
+            }
+            _ => return None,
+        };
+        Some(ReplacedFor { from, since: known.unwrap_or(opened).generation_since })
+    }
+
+    /// Returns whether a change leaves everything as the request knows it. Only if a change by another request would
+    /// have rotated the token, so that this one would be refused: the last one wins otherwise.
+    fn is_known(&self, change: &HeldChange, id: Id, known: Option<&Meta>) -> bool {
+        let (grace, now) = (self.shared.policy.rotation_grace, self.shared.clock.now());
+        let held = known.and_then(|meta| meta.held.as_deref());
+        change.ops.iter().all(|op| op.rotates_and_sets(now))
+            && held.is_some()
+            && change.apply(held, self.held_keys(id), grace, now).held.as_deref() == held
     }
 
     /// Returns the patch that creates a session for what the response sets; `None` if it sets nothing, or its cookie
@@ -163,28 +213,47 @@ impl RequestSession {
     fn first_patch(&self, response: &HeldResponse) -> Option<Patch> {
         // A request whose cookie the browser has withheld may have a session. With `rotate_on`, only a log-in by POST
         // from another site replaces it.
-        let is_kept = !self.request.is_withheld() || !response.has_rotate_on || response.rotates;
+        let is_kept = !self.request.is_withheld() || !response.has_rotate_on || response.rotates();
         self.creation(response.ops()).filter(|_| is_kept)
     }
 
     /// Returns the patch that starts a session in place of one whose token was replaced, if the answer with the new
     /// one seems lost: it has the replaced values, and what this response sets.
     fn recovery(&self, response: &HeldResponse) -> Option<Patch> {
-        let CookieOutcome::Stale { id, generation, meta } = &self.request.outcome else {
+        match &self.request.outcome {
+            CookieOutcome::Stale { id, generation, meta } => {
+                self.recovery_from(*id, *generation, meta, response)
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns the same patch for a request whose token, of this generation, was rotated away since it arrived.
+    async fn late_recovery(&self, response: &HeldResponse) -> Option<Patch> {
+        let CookieOutcome::Session { id, generation, .. } = &self.request.outcome else {
             return None;
         };
+        let record = self.calls().ok()?.load_live(*id, Want::Meta).await.ok()??;
+        self.recovery_from(*id, *generation, &record.meta, response)
+    }
+
+    fn recovery_from(
+        &self,
+        id: Id,
+        generation: u32,
+        meta: &Meta,
+        response: &HeldResponse,
+    ) -> Option<Patch> {
         let now = self.shared.clock.now();
         let held = meta.held.as_ref().filter(|_| self.is_within_grace(meta));
         let replaced = held.map_or_else(Vec::new, |held| {
-            let keys = self.held_keys(*id);
-            held.to_replaced(*generation, meta.generation_since, keys, random::bytes)
+            held.to_replaced(generation, meta.generation_since, self.held_keys(id), random::bytes)
         });
-        let navigation = self.request.context.origin.navigation;
         let changes_one = response.cookies.iter().any(|set| {
             !set.cookie.deletes(now) && !replaced.iter().any(|old| old.sets_same(&set.cookie))
         });
-        let logs_in = (navigation == Navigation::Form || response.rotates) && changes_one;
-        let is_lost = navigation != Navigation::None
+        let logs_in = self.may_log_in(response) && changes_one;
+        let is_lost = self.request.context.origin.navigation != Navigation::None
             && meta.unpresented
             && now >= meta.generation_since + LOST_AFTER;
         if !logs_in && !is_lost {
@@ -193,13 +262,17 @@ impl RequestSession {
         self.creation(replaced.into_iter().chain(response.ops()).collect())
     }
 
+    /// Returns whether the request may be a log-in: a form, or one of those that the route names.
+    fn may_log_in(&self, response: &HeldResponse) -> bool {
+        self.request.context.origin.navigation == Navigation::Form || response.log_in != LogIn::No
+    }
+
     /// Returns the patch that starts a session after the end of another one, by the same rules.
     fn recovery_of_ended(&self, response: &HeldResponse) -> Option<Patch> {
         let CookieOutcome::Ended { until } = self.request.outcome else { return None };
         let now = self.shared.clock.now();
-        let navigation = self.request.context.origin.navigation;
-        let logs_in = navigation == Navigation::Form || response.rotates;
-        let is_lost = navigation != Navigation::None
+        let logs_in = self.may_log_in(response);
+        let is_lost = self.request.context.origin.navigation != Navigation::None
             && now + self.shared.policy.rotation_grace >= until + LOST_AFTER;
         if !logs_in && !is_lost {
             return None;
@@ -209,21 +282,13 @@ impl RequestSession {
 
     /// Returns the patch that creates a session which holds these cookies; `None` if there are none.
     fn creation(&self, ops: Vec<HeldOp>) -> Option<Patch> {
-        let change = HeldChange { ops, may_rotate: false, replaced_from: None };
+        let change = HeldChange { ops, may_rotate: false, replaced_for: None };
         let sets_any = !change.only_removes(self.shared.clock.now());
         sets_any.then(|| Patch { held: Some(change), ..Patch::default() })
     }
 
     fn is_within_grace(&self, meta: &Meta) -> bool {
         self.shared.clock.now() <= meta.generation_since + self.shared.policy.rotation_grace
-    }
-
-    /// Returns the session `id` as it was when the request arrived, if its cookie opened it.
-    fn presented_meta_of(&self, id: Id) -> Option<&Meta> {
-        match &self.request.outcome {
-            CookieOutcome::Session { id: presented, meta, .. } if *presented == id => Some(meta),
-            _ => None,
-        }
     }
 
     fn held_keys(&self, id: Id) -> HeldKeys<'_> {

@@ -55,7 +55,7 @@ pub(crate) use commit::{Committed, ResponseKind};
 pub(crate) use directory::Directory;
 pub(crate) use failure::Failure;
 pub(crate) use guard::RequestGuard;
-pub(crate) use hold::{HeldResponse, SetHeld};
+pub(crate) use hold::{HeldResponse, LogIn, SetHeld};
 pub(crate) use in_flight::InFlight;
 pub(crate) use in_turn::{Busy, OpenError};
 pub(crate) use key_check::KeyCheck;

@@ -97,9 +97,14 @@ fn check() -> ExitCode {
             system_calls: 6,
         });
     }
+    if keeps_within(&budgets) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Counts what requests cost, and returns whether all budgets are kept.
+fn keeps_within(budgets: &[Budget]) -> bool {
     let (site, traces) = (Site::start(), is_installed("strace"));
     let mut is_exceeded = false;
-    for budget in &budgets {
+    for budget in budgets {
         let found = allocations::per_request(budget, &site);
         is_exceeded |= report(budget.name, "allocations", found, budget.allocations);
         if traces {
@@ -107,7 +112,7 @@ fn check() -> ExitCode {
             is_exceeded |= report(budget.name, "system calls", found, budget.system_calls);
         }
     }
-    if is_exceeded { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    !is_exceeded
 }
 
 /// Prints a count, and returns whether it exceeds the budget.

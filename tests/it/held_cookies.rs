@@ -290,3 +290,102 @@ async fn values_share_the_limit_and_survive_a_clear() {
     let page = world.browser.navigate("/", &Script::new().get("")).await;
     assert_eq!(page.json()["held_cookies"].as_array().unwrap().len(), 16);
 }
+
+/// Both requests of a double click log in; what the second one replaces is of the log-in.
+#[tokio::test]
+async fn double_log_in_gives_nothing_to_the_planted_token() {
+    let world = World::new().await;
+    world.browser.navigate("/", &sets("SID=planted")).await;
+    let (attacker, second) = (world.browser.copy(), world.browser.copy());
+    let log_in = |sid: &str, gate: &str| {
+        Script::new()
+            .patch(&json!({"principal": "ada"}))
+            .wait(gate)
+            .header("Set-Cookie", format!("SID={sid}"))
+    };
+    let late = log_in("ada2", "late");
+    let late = tokio::spawn(async move { post(&second, "/sign-in", &late).await });
+    world.upstream.arrived("late", 1).await;
+    world.upstream.open("early");
+    let page = post(&world.browser, "/sign-in", &log_in("ada1", "early")).await;
+    assert_eq!(page.status, 200);
+    world.upstream.open("late");
+    assert_eq!(late.await.unwrap().status, 200);
+    let page = attacker.fetch("/", &Script::new()).await;
+    assert!(!got(&page).contains("ada"), "{}", got(&page));
+    // Nor a value that was only set in between.
+    let world = World::new().await;
+    world.browser.navigate("/", &sets("SID=planted")).await;
+    let attacker = world.browser.copy();
+    let twice = sets("SID=ada1").header("Set-Cookie", "SID=ada2");
+    post(&world.browser, "/sign-in", &twice).await;
+    assert_eq!(got(&attacker.fetch("/", &Script::new()).await), "SID=planted");
+}
+
+#[tokio::test]
+async fn double_click_on_the_form_is_logged_in() {
+    let world = World::new().await;
+    world.browser.navigate("/", &sets("SID=anonymous")).await;
+    let first = world.browser.copy();
+    let early = sets("SID=ada1").wait("early");
+    let early = tokio::spawn(async move { post(&first, "/sign-in", &early).await });
+    world.upstream.arrived("early", 1).await;
+    // The second answer, which the browser shows, comes after the first one has rotated.
+    let second = world.browser.copy();
+    let late = sets("SID=ada2").wait("late");
+    let late = tokio::spawn(async move {
+        let page = post(&second, "/sign-in", &late).await;
+        (second, page)
+    });
+    world.upstream.arrived("late", 1).await;
+    world.upstream.open("early");
+    early.await.unwrap();
+    world.upstream.open("late");
+    let (second, page) = late.await.unwrap();
+    assert_eq!(page.set_cookies().len(), 1);
+    assert_eq!(got(&second.navigate("/", &Script::new()).await), "SID=ada2");
+}
+
+#[tokio::test]
+async fn log_in_by_a_post_of_another_site_gets_a_cookie() {
+    let headers = [
+        ("sec-fetch-dest", "document"),
+        ("sec-fetch-mode", "navigate"),
+        ("sec-fetch-site", "cross-site"),
+    ];
+    for (path, script, sets_cookie) in [
+        ("/login", sets("SID=ada"), true),
+        ("/login", sets("SID=ada").patch(&json!({"set": {"a": 1}})), true),
+        ("/other", sets("SID=ada"), false),
+    ] {
+        let world = World::new().await;
+        let page = world.browser.send("POST", path, &headers, &script).await;
+        assert_eq!(page.set_cookies().len(), usize::from(sets_cookie), "{path}");
+        let page = world.browser.navigate("/", &Script::new()).await;
+        assert_eq!(got(&page), if sets_cookie { "SID=ada" } else { "" }, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn responses_without_their_cookie_are_not_cached() {
+    let world = World::new().await;
+    let public = |line: &str| sets(line).header("Cache-Control", "public, max-age=60");
+    let page = world.browser.navigate("/", &public("SID=x; Domain=other.org")).await;
+    assert_eq!((page.header("cache-control"), page.set_cookies().len()), (Some("no-store"), 0));
+    let page = world.browser.navigate("/static/x", &public("SID=x")).await;
+    assert_eq!((page.header("cache-control"), page.set_cookies().len()), (Some("no-store"), 0));
+}
+
+#[tokio::test]
+async fn last_value_that_does_not_rotate_wins() {
+    let world = World::new().await;
+    world.browser.navigate("/", &sets("flash=a")).await;
+    let slow = world.browser.copy();
+    let back = sets("flash=a").wait("slow");
+    let slow = tokio::spawn(async move { slow.navigate("/", &back).await });
+    world.upstream.arrived("slow", 1).await;
+    world.browser.navigate("/", &sets("flash=b")).await;
+    world.upstream.open("slow");
+    slow.await.unwrap();
+    assert_eq!(got(&world.browser.navigate("/", &Script::new()).await), "flash=a");
+}

@@ -36,7 +36,11 @@ pub(super) fn hold(
         context.refuse(&[&format!("{key}.rotate_on")], "has no effect without hold_cookies");
         return None;
     }
-    if let (Some(held), None) = (cookies.iter().find(|held| !held.rotates), &rotate_on) {
+    if let Some(twice) = repeated(&cookies) {
+        context.error(&names, format!("has {twice} twice; remove one"));
+    }
+    let names_log_in = rotate_on.as_ref().is_some_and(|patterns| !patterns.is_empty());
+    if let (Some(held), false) = (cookies.iter().find(|held| !held.rotates), names_log_in) {
         let message = format!(
             "{} has rotate = false, so a log-in is seen by rotate_on alone; set it, e.g. \
              rotate_on = [\"POST /login\"]",
@@ -54,6 +58,14 @@ fn held_name(cookie: &HeldCookie) -> HeldName {
             HeldName { name: name.0.clone(), rotates: *rotate }
         }
     }
+}
+
+fn repeated(cookies: &[HeldName]) -> Option<&str> {
+    let names = cookies.iter().map(|held| held.name.as_str());
+    names
+        .enumerate()
+        .find(|(at, name)| cookies.iter().take(*at).any(|held| held.name == *name))
+        .map(|(_, name)| name)
 }
 
 fn check_name(key: &str, name: &str, own: &str, context: &mut Context<'_>) {

@@ -7,6 +7,7 @@
 mod set_cookie;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use self::set_cookie::{domain_matches, path_matches};
 use super::id::Id;
-use super::key_ring::{KeyRing, NONCE_BYTES, Nonce, Sealing};
+use super::key_ring::{KeyRing, NONCE_BYTES, Nonce, Sealing, SignedBy};
 use crate::secret::Secret;
 use crate::time::Timestamp;
 
@@ -72,9 +73,18 @@ pub(crate) struct HeldChange {
     pub(crate) ops: Vec<HeldOp>,
     /// Rotates the token if a value is new or changed.
     pub(crate) may_rotate: bool,
-    /// The lowest generation whose tokens were current when the request was opened, so that they may be given the
-    /// values that are replaced. `None` if the request has created the session.
-    pub(crate) replaced_from: Option<u32>,
+    /// The tokens that may be given the values that are replaced. `None` if the request has created the session.
+    pub(crate) replaced_for: Option<ReplacedFor>,
+}
+
+/// The tokens that may be given replaced values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReplacedFor {
+    /// The lowest generation that was valid when the request was opened.
+    pub(crate) from: u32,
+    /// The latest rotation that the request knows. Values that were replaced after it are those of that rotation, and
+    /// stay.
+    pub(crate) since: Timestamp,
 }
 
 /// A change of held cookies.
@@ -130,9 +140,17 @@ impl HeldChange {
     }
 
     /// Applies the change to the cookies of a session.
-    pub(crate) fn apply(&self, held: Option<&Held>, keys: HeldKeys<'_>, now: Timestamp) -> Holding {
+    /// Values that were replaced longer than `grace` ago are dropped.
+    pub(crate) fn apply(
+        &self,
+        held: Option<&Held>,
+        keys: HeldKeys<'_>,
+        grace: Duration,
+        now: Timestamp,
+    ) -> Holding {
         let mut jar = held.map(|held| held.jar.clone()).unwrap_or_default();
-        jar.cookies.retain(|kept| !kept.is_over(now));
+        jar.expire(grace, now);
+        let before = jar.cookies.clone();
         let mut changes = Changes::default();
         for op in &self.ops {
             match op {
@@ -146,13 +164,7 @@ impl HeldChange {
             }
         }
         if changes.rotates {
-            jar.replaced = match self.replaced_from {
-                Some(from) => {
-                    (jar.replaced_from, jar.replaced_at) = (from, now.as_millis());
-                    changes.replaced
-                }
-                None => Vec::new(),
-            };
+            self.keep_replaced(&mut jar, before, &changes, now);
         }
         let is_empty = jar.cookies.is_empty();
         Holding {
@@ -161,6 +173,22 @@ impl HeldChange {
             is_emptied: is_empty && changes.has_deleted,
         }
     }
+
+    /// Keeps the values that the change has replaced, as they were before it.
+    fn keep_replaced(&self, jar: &mut Jar, before: Vec<Kept>, changes: &Changes, now: Timestamp) {
+        let Some(ReplacedFor { from, since }) = self.replaced_for else {
+            (jar.replaced, jar.replaced_at) = (Vec::new(), now.as_millis());
+            return;
+        };
+        // Another request of the same log-in has replaced them already. What this one replaces is of the log-in.
+        if !self.may_rotate && jar.replaced_at >= since.as_millis() {
+            return;
+        }
+        let is_replaced =
+            |old: &Kept| changes.replaced.contains(&old.identity()) && !jar.cookies.contains(old);
+        jar.replaced = before.into_iter().filter(is_replaced).collect();
+        (jar.replaced_from, jar.replaced_at) = (from, now.as_millis());
+    }
 }
 
 impl HeldOp {
@@ -168,6 +196,11 @@ impl HeldOp {
     pub(crate) fn sets_same(&self, other: &SetCookie) -> bool {
         matches!(self, Self::Set { cookie, .. } if cookie.identity == other.identity
             && cookie.value.reveal() == other.value.reveal())
+    }
+
+    /// Returns whether it sets a cookie whose changes rotate the token.
+    pub(crate) fn rotates_and_sets(&self, now: Timestamp) -> bool {
+        matches!(self, Self::Set { cookie, rotates: true, .. } if !cookie.deletes(now))
     }
 
     fn removes(&self, now: Timestamp) -> bool {
@@ -183,7 +216,8 @@ impl HeldOp {
 struct Changes {
     /// A value that rotates is new or changed.
     rotates: bool,
-    replaced: Vec<Kept>,
+    /// The cookies whose values were changed and rotate.
+    replaced: Vec<Identity>,
     has_deleted: bool,
 }
 
@@ -192,6 +226,14 @@ impl Jar {
     fn replaced_by(&self, generation: u32, since: Timestamp) -> &[Kept] {
         let is_open = generation >= self.replaced_from && self.replaced_at >= since.as_millis();
         if is_open { &self.replaced } else { &[] }
+    }
+
+    /// Removes cookies that are over, and replaced values that no token may be given any more.
+    fn expire(&mut self, grace: Duration, now: Timestamp) {
+        self.cookies.retain(|kept| !kept.is_over(now));
+        if now > Timestamp::from_millis(self.replaced_at) + grace {
+            self.replaced.clear();
+        }
     }
 
     fn clear(&mut self, changes: &mut Changes) {
@@ -204,7 +246,7 @@ impl Jar {
         let before = self.cookies.len();
         self.cookies.retain(|kept| !kept.is(identity));
         self.replaced.retain(|kept| !kept.is(identity));
-        changes.replaced.retain(|kept| !kept.is(identity));
+        changes.replaced.retain(|replaced| replaced != identity);
         changes.has_deleted |= self.cookies.len() < before;
     }
 
@@ -224,15 +266,18 @@ impl Jar {
             }
             return;
         };
-        let same = keys.open(kept).is_some_and(|value| value.reveal() == cookie.value.reveal());
-        if same {
+        let opened = keys.open_with(kept);
+        let is_same =
+            opened.as_ref().is_some_and(|(value, _)| value.reveal() == cookie.value.reveal());
+        if is_same && opened.is_some_and(|(_, sealed_by)| sealed_by == SignedBy::First) {
             kept.set_lifetime(cookie);
-        } else {
-            let old = std::mem::replace(kept, Kept::new(cookie, nonce, keys));
-            if rotates {
-                changes.rotates = true;
-                changes.replaced.push(old);
-            }
+            return;
+        }
+        // A value that an older key sealed is sealed again.
+        *kept = Kept::new(cookie, nonce, keys);
+        if rotates && !is_same {
+            changes.rotates = true;
+            changes.replaced.push(cookie.identity.clone());
         }
     }
 }
@@ -336,8 +381,7 @@ impl Kept {
     }
 
     fn to_set_cookie(&self, value: Secret) -> SetCookie {
-        let Self { name, domain, path, is_host_only, .. } = self.clone();
-        let identity = Identity { name, domain, path };
+        let (identity, is_host_only) = (self.identity(), self.is_host_only);
         let lifetime = self.lifetime();
         SetCookie { identity, is_host_only, value, lifetime, is_http_only: true, same_site: None }
     }
@@ -351,6 +395,11 @@ impl Kept {
 
     fn is_over(&self, now: Timestamp) -> bool {
         self.lifetime().is_over(now)
+    }
+
+    fn identity(&self) -> Identity {
+        let Self { name, domain, path, .. } = self.clone();
+        Identity { name, domain, path }
     }
 
     fn is(&self, identity: &Identity) -> bool {
@@ -374,13 +423,17 @@ impl HeldKeys<'_> {
         URL_SAFE_NO_PAD.encode([nonce.as_slice(), &sealed].concat())
     }
 
-    /// Opens a value; `None` if a key that the ring no longer has sealed it.
     fn open(&self, kept: &Kept) -> Option<Secret> {
+        self.open_with(kept).map(|(value, _)| value)
+    }
+
+    /// Opens a value, and returns the key that sealed it; `None` if the ring no longer has that key.
+    fn open_with(&self, kept: &Kept) -> Option<(Secret, SignedBy)> {
         let bytes = URL_SAFE_NO_PAD.decode(&kept.sealed).ok()?;
         let (nonce, sealed) = bytes.split_first_chunk::<NONCE_BYTES>()?;
         let data = self.associated(&kept.name);
-        let (value, _) = self.ring.open(Sealing::Held, nonce, &data, sealed)?;
-        Some(Secret::new(String::from_utf8(value).ok()?))
+        let (value, sealed_by) = self.ring.open(Sealing::Held, nonce, &data, sealed)?;
+        Some((Secret::new(String::from_utf8(value).ok()?), sealed_by))
     }
 
     fn associated(&self, name: &str) -> Vec<u8> {

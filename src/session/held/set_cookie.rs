@@ -10,6 +10,9 @@ use crate::time::Timestamp;
 /// The longest name and value together that are kept, in bytes (RFC 6265bis, section 5.7).
 pub(crate) const MAX_BYTES: usize = 4096;
 
+/// The longest Path and Domain that are kept, in bytes (RFC 6265bis, section 5.6).
+const MAX_ATTRIBUTE: usize = 1024;
+
 /// The name, domain and path of a cookie, by which a later one replaces it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
@@ -50,8 +53,8 @@ pub(crate) enum Ignored {
     /// Its Domain does not cover the host of the request.
     #[error("its Domain is not that of the host")]
     OtherDomain,
-    /// Name and value are longer than [`MAX_BYTES`].
-    #[error("it is longer than {MAX_BYTES} bytes")]
+    /// Name and value are longer than [`MAX_BYTES`], or an attribute than [`MAX_ATTRIBUTE`].
+    #[error("it is longer than {MAX_BYTES} bytes, or its Path or Domain than {MAX_ATTRIBUTE}")]
     TooLong,
 }
 
@@ -82,6 +85,9 @@ impl SetCookie {
         }
         let path = cookie.path().filter(|path| path.starts_with('/'));
         let path = path.unwrap_or_else(|| default_path(request.path)).to_owned();
+        if path.len() > MAX_ATTRIBUTE || domain.len() > MAX_ATTRIBUTE {
+            return Err(Ignored::TooLong);
+        }
         Ok(Self {
             identity: Identity { name: name.to_owned(), domain, path },
             is_host_only,

@@ -202,7 +202,7 @@ impl Change<'_> {
         let expiry_changed = record.meta.expiry != expiry_before
             || self.policy.expires_at_browser_close(&record.meta) != ends_with_browser;
         let ends = self.patch.only_destroys()
-            || is_emptied
+            || (is_emptied && record.meta.principal.is_none())
             || !self.policy.is_alive(&record.meta, self.now);
         let entry = match self.tombstone {
             _ if !ends => Some(Entry::Live(record.clone())),
@@ -328,7 +328,8 @@ impl Change<'_> {
 
     /// Returns the held cookies after the change; `None` if it does not change them.
     pub(crate) fn holding(&self, held: Option<&Held>) -> Option<Holding> {
-        Some(self.patch.held.as_ref()?.apply(held, self.held_keys?, self.now))
+        let grace = self.policy.rotation_grace;
+        Some(self.patch.held.as_ref()?.apply(held, self.held_keys?, grace, self.now))
     }
 
     /// Changes the values and the held cookies. Returns whether nothing is left because the last cookie was deleted.
@@ -344,7 +345,7 @@ impl Change<'_> {
         }
         let mut is_emptied = false;
         if let Some(holding) = holding {
-            is_emptied = holding.is_emptied && values.is_empty() && meta.principal.is_none();
+            is_emptied = holding.is_emptied && values.is_empty();
             meta.held = holding.held;
         }
         // A session above a limit that was lowered since may still shrink.

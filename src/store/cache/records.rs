@@ -9,7 +9,7 @@ use quick_cache::unsync::Cache;
 
 use super::lease::{Coherence, Lease};
 use crate::session::id::Id;
-use crate::session::record::{Entry, size_of};
+use crate::session::record::{Entry, Record, size_of};
 use crate::store::Want;
 
 /// A cache of records, shared by all workers of this process.
@@ -114,7 +114,7 @@ impl RecordCache {
     /// Caches a record that was read with `ticket`, unless a change voided it.
     pub(super) fn put(&self, id: Id, entry: &Entry, ticket: Ticket) {
         let slot = match entry {
-            Entry::Live(record) if size_of(&record.values) > MAX_RECORD => Slot::TooLarge,
+            Entry::Live(record) if bytes_of(record) > MAX_RECORD => Slot::TooLarge,
             Entry::Live(_) => Slot::Record(Arc::new(entry.clone())),
             // That a session has ended is read from the store only.
             Entry::Ended { .. } => return,
@@ -198,11 +198,16 @@ impl std::fmt::Debug for Shard {
     }
 }
 
+/// Returns the size of the values and of the held cookies, which are kept as text and parsed.
+fn bytes_of(record: &Record) -> usize {
+    size_of(&record.values) + 2 * record.meta.held_size()
+}
+
 impl Weighter<Id, Slot> for ByBytes {
     fn weight(&self, _: &Id, slot: &Slot) -> u64 {
         let bytes = match slot {
             Slot::Record(entry) => match &**entry {
-                Entry::Live(record) => size_of(&record.values) + record.values.len() * 64,
+                Entry::Live(record) => bytes_of(record) + record.values.len() * 64,
                 Entry::Ended { .. } => 0,
             },
             Slot::TooLarge => 0,

@@ -18,7 +18,9 @@ use super::seed::{
 };
 use super::{Fresh, runtime};
 use crate::secret::Secret;
-use crate::session::held::{HeldChange, HeldKeys, HeldOp, Identity, Lifetime, SetCookie};
+use crate::session::held::{
+    HeldChange, HeldKeys, HeldOp, Identity, Lifetime, ReplacedFor, SetCookie,
+};
 use crate::session::id::Id;
 use crate::session::key_ring::KeyRing;
 use crate::session::patch::{
@@ -332,7 +334,9 @@ impl Play<'_> {
         HeldChange {
             ops: clear.into_iter().chain(seed.sets.into_iter().map(set)).collect(),
             may_rotate: seed.may_rotate,
-            replaced_from: seed.replaces.then_some(meta.floor),
+            replaced_for: seed
+                .replaces
+                .then_some(ReplacedFor { from: meta.floor, since: meta.generation_since }),
         }
     }
 }
