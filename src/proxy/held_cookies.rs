@@ -133,15 +133,15 @@ impl RequestPattern {
 /// Returns whether a site may read a cookie pair as that of a name: PHP reads dots, spaces and brackets as underscores,
 /// and older releases decode the name.
 fn is_read_as(pair: &[u8], name: &str) -> bool {
-    let normal = |name: &[u8]| {
-        let decoded = percent_decode(name).map(|byte| match byte {
-            b'.' | b' ' | b'[' | b'+' => b'_',
-            byte => byte,
-        });
-        decoded.collect::<Vec<u8>>()
-    };
     let (found, _) = list::split_once(pair, b'=').unwrap_or((pair, b""));
-    normal(found.trim_ascii()) == normal(name.as_bytes())
+    normalized(found.trim_ascii()).eq(normalized(name.as_bytes()))
+}
+
+fn normalized(name: &[u8]) -> impl Iterator<Item = u8> {
+    percent_decode(name).map(|byte| match byte {
+        b'.' | b' ' | b'[' | b'+' => b'_',
+        byte => byte,
+    })
 }
 
 impl HeldRequest {
