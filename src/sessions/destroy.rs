@@ -11,7 +11,7 @@ use crate::store::Want;
 
 impl RequestSession {
     pub(crate) async fn destroy(&self) -> Result<Destroyed, Failure> {
-        let patch = Patch { destroy: true, ..Patch::default() };
+        let patch = Patch::of_destroy();
         Ok(Destroyed::by(&self.apply(ChangeRequest::new(&patch)).await?))
     }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use cloakroom::redis::config::{Address, Topology};
 use cloakroom::server::Tasks;
 use cloakroom::session::id::Id;
-use cloakroom::session::patch::{Authority, Change, Op, Patch, Tombstone};
+use cloakroom::session::patch::{Change, Op, Patch};
 use cloakroom::session::policy::Policy;
 use cloakroom::session::record::{Entry, Key, Meta, Record, Values};
 use cloakroom::store::cache::{Cached, Coherence, RecordCache};
@@ -283,7 +283,7 @@ async fn destroy(world: &World, store: &Cached, at: usize) {
         slot.destroyed = Some(Instant::now());
         slot.id
     };
-    let patch = Patch { destroy: true, ..Patch::default() };
+    let patch = Patch::of_destroy();
     let policy = Policy::default();
     world.tally.destroys.fetch_add(1, Ordering::Relaxed);
     match store.patch(id, change(&patch, &policy), Want::Meta).await {
@@ -302,16 +302,7 @@ async fn destroy(world: &World, store: &Cached, at: usize) {
 }
 
 fn change<'a>(patch: &'a Patch, policy: &'a Policy) -> Change<'a> {
-    Change {
-        patch,
-        condition: None,
-        authority: Authority::Service(0),
-        policy,
-        now: Clock::System.now(),
-        touches: true,
-        tombstone: Tombstone::Leave,
-        known: None,
-    }
+    Change::of_service(patch, policy, Clock::System.now())
 }
 
 async fn create_session(store: &dyn Store) -> Id {

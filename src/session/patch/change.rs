@@ -180,6 +180,24 @@ pub enum Refusal {
     TooLarge,
 }
 
+impl<'a> Change<'a> {
+    /// Creates the change of a service that names the session by its first id. It touches the session, and leaves a
+    /// tombstone.
+    pub fn of_service(patch: &'a Patch, policy: &'a Policy, now: Timestamp) -> Self {
+        Self {
+            patch,
+            condition: None,
+            authority: Authority::Service(0),
+            policy,
+            now,
+            touches: true,
+            tombstone: Tombstone::Leave,
+            held_keys: None,
+            known: None,
+        }
+    }
+}
+
 impl Change<'_> {
     /// Applies the whole change, or nothing, to the entry in the store.
     ///

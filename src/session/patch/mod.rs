@@ -95,6 +95,11 @@ impl Patch {
         Self { ops: vec![op], ..Self::default() }
     }
 
+    /// Creates a patch that destroys the session.
+    pub fn of_destroy() -> Self {
+        Self { destroy: true, ..Self::default() }
+    }
+
     /// Creates a patch that logs in.
     #[cfg(test)]
     pub(crate) fn of_log_in(principal: Principal) -> Self {

@@ -3,7 +3,7 @@
 use crate::random;
 use crate::session::id::Id;
 use crate::session::json::Json;
-use crate::session::patch::{Applied, Authority, Change, Patch, Refusal, Tombstone};
+use crate::session::patch::{Applied, Authority, Change, Patch, Refusal};
 use crate::session::policy::Policy;
 use crate::session::record::{Key, Meta, Principal, Record, Values};
 use crate::store::{Created, Error, Store, Want};
@@ -58,17 +58,7 @@ async fn change(
     authority: Authority,
 ) -> Result<Result<Applied, Refusal>, Error> {
     let policy = Policy::default();
-    let change = Change {
-        patch,
-        condition: None,
-        authority,
-        policy: &policy,
-        now: now(),
-        touches: true,
-        tombstone: Tombstone::Leave,
-        held_keys: None,
-        known: None,
-    };
+    let change = Change { authority, ..Change::of_service(patch, &policy, now()) };
     store.patch(id, change, want).await
 }
 
