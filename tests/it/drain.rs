@@ -52,7 +52,7 @@ const GET: [(&str, &str); 4] =
     [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/")];
 
 async fn begun(address: SocketAddr) {
-    until("nobody listens any more", || std::net::TcpStream::connect(address).is_err()).await;
+    until("the listener is closed", || std::net::TcpStream::connect(address).is_err()).await;
 }
 
 #[tokio::test]

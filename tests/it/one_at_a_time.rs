@@ -358,7 +358,7 @@ async fn drain_lets_those_who_wait_go_on() {
     until_waiting(&cloakroom, 10).await;
     let public = cloakroom.public();
     let stopped = tokio::spawn(cloakroom.stop());
-    until("nobody listens any more", || std::net::TcpStream::connect(public).is_err()).await;
+    until("the listener is closed", || std::net::TcpStream::connect(public).is_err()).await;
     upstream.open("first");
     assert!(stopped.await.unwrap());
     for page in waiting {
