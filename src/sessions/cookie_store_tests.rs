@@ -34,6 +34,7 @@ mod one_request {
         parallel_increments_are_all_counted
         parallel_patches_of_different_keys_are_all_kept
         parallel_merges_and_appends_are_all_kept
+        first_of_two_refusals_is_reported
         writes_beside_new_ids_are_kept_or_refused
         create_never_overwrites
     );

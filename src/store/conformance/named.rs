@@ -82,6 +82,30 @@ pub(crate) fn parallel_merges_and_appends_are_all_kept(fresh: fn() -> Fresh) {
     });
 }
 
+pub(crate) fn first_of_two_refusals_is_reported(fresh: fn() -> Fresh) {
+    runtime().block_on(async {
+        let fresh = fresh();
+        let id = create_session(&*fresh.store, &record(now(), Values::new())).await;
+        let patch_of = |ops: Vec<Op>| Patch { ops, ..Patch::default() };
+        let object = |name: &str| Op::Merge(key(name), json(r#"{"member":1}"#));
+        let array = Op::Set(key("array"), json("[1]"));
+        let increment = Op::Increment(key("object"), 1);
+        // Each has a merge that succeeds, and two operations that would be refused.
+        let merge_second =
+            patch_of(vec![object("object"), array.clone(), increment.clone(), object("array")]);
+        let merge_first = patch_of(vec![object("object"), array, object("array"), increment]);
+        for (patch_of_both, first) in [
+            (merge_second, Refusal::NotAnInteger(key("object"))),
+            (merge_first, Refusal::NotAnObject(key("array"))),
+        ] {
+            let answer = patch(&*fresh.store, id, &patch_of_both, Want::Meta).await;
+            assert_eq!(answer.expect("answered").expect_err("refused"), first);
+        }
+        assert_eq!(all_values(&*fresh.store, id).await, Values::new());
+        drop(fresh.keep);
+    });
+}
+
 /// Each write is either in the session, or was refused because its token was rotated away.
 pub(crate) fn writes_beside_new_ids_are_kept_or_refused(fresh: fn() -> Fresh) {
     runtime().block_on(async {

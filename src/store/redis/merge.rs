@@ -43,15 +43,17 @@ impl<'a> Merges<'a> {
     /// empty if there is none.
     ///
     /// # Errors
-    /// A value that cannot be merged into.
+    /// The first of the values cannot be merged into. If that is a later one, an operation before it may still be
+    /// refused, which the next attempt finds out.
     pub(super) fn learn(&mut self, moved: &[Value]) -> Result<Result<(), Refusal>, Unreadable> {
-        for pair in moved {
+        for (at, pair) in moved.iter().enumerate() {
             let Value::Array(pair) = pair else { return Err(Unreadable) };
             let [Value::Int(op), value] = &**pair else { return Err(Unreadable) };
             let op = usize::try_from(*op).map_err(unreadable)?;
             let value = text(value)?.filter(|text| !text.is_empty()).map(Json::trusted);
-            if let Err(refusal) = self.learn_value(op, value) {
-                return Ok(Err(refusal));
+            match self.learn_value(op, value) {
+                Err(refusal) if at == 0 => return Ok(Err(refusal)),
+                _ => {}
             }
         }
         Ok(Ok(()))
