@@ -1,5 +1,6 @@
 //! The arguments of the command line, and their help.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
@@ -22,6 +23,8 @@ pub(super) struct Arguments {
 const EXAMPLES: &str = "\
 Examples:
   cloakroom --upstream http://127.0.0.1:3000     serve that site at http://127.0.0.1:8080
+  cloakroom run --upstream http://127.0.0.1:3000 -- php -S 127.0.0.1:3000
+                                                 start the site, too, and stop with it
   cloakroom run /etc/cloakroom.toml              run with a configuration file
   cloakroom check /etc/cloakroom.toml            validate a configuration file
   cloakroom generate-key > session-key           generate a key for instances that share a store
@@ -40,6 +43,10 @@ pub(super) enum Command {
         file: FileArgument,
         #[command(flatten)]
         overrides: OverrideArguments,
+        /// For development: start the site with this command, wait until it listens at the upstream, and
+        /// stop with it
+        #[arg(last = true, value_name = "COMMAND", requires = "upstream")]
+        site: Vec<OsString>,
     },
     /// Validate a configuration and print the effective settings
     ///

@@ -4,6 +4,7 @@ mod arguments;
 mod health;
 mod run;
 mod signals;
+mod site;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -44,9 +45,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
 
 fn dispatch(arguments: Arguments, environment: &Environment) -> Result<(), Failure> {
     match arguments.command {
-        None => run::run(None, environment, &arguments.overrides.into()),
-        Some(Command::Run { file, overrides }) => {
-            run::run(file.path(), environment, &overrides.into())
+        None => run::run(None, environment, &arguments.overrides.into(), &[]),
+        Some(Command::Run { file, overrides, site }) => {
+            run::run(file.path(), environment, &overrides.into(), &site)
         }
         Some(Command::Check { file }) => match file.path() {
             Some(path) => check(path, environment),

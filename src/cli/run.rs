@@ -1,10 +1,16 @@
 //! The `run` command: startup, reload and shutdown.
 
+use std::ffi::OsString;
+use std::future::pending;
+use std::io;
 use std::path::Path;
+use std::pin::pin;
+use std::process::ExitStatus;
 
 use sd_notify::NotifyState;
 
 use super::signals::{SignalRequest, Signals};
+use super::site::Site;
 use super::{Failure, init_log, runtime};
 use crate::app::App;
 use crate::config::{self, Config, ConfigError, Environment, Loaded, Overrides};
@@ -12,11 +18,12 @@ use crate::net::descriptors;
 use crate::server::Inherited;
 use crate::time::Clock;
 
-/// Runs the proxy until SIGTERM or SIGINT.
+/// Runs the proxy until SIGTERM or SIGINT; with a command for the site, until that ends.
 pub(super) fn run(
     path: Option<&Path>,
     environment: &Environment,
     overrides: &Overrides,
+    site: &[OsString],
 ) -> Result<(), Failure> {
     // Installed first, so that a signal during startup is neither lost nor kills the process.
     let runtime = runtime()?;
@@ -28,7 +35,13 @@ pub(super) fn run(
     let _log = init_log(&loaded)?;
     raise_descriptor_limit(&loaded.config);
     let load = || config::load(path, environment, overrides);
-    let result = runtime.block_on(serve(signals, loaded.config, load));
+    let result = runtime.block_on(async {
+        if site.is_empty() {
+            serve(signals, loaded.config, load, pending()).await
+        } else {
+            serve_site(site, signals, loaded.config, load).await
+        }
+    });
     // An aborted startup may still wait for its store on a thread of the runtime.
     runtime.shutdown_background();
     result
@@ -46,7 +59,27 @@ fn raise_descriptor_limit(config: &Config) {
     }
 }
 
-/// Serves until SIGTERM or SIGINT, then drains; a second signal aborts. SIGHUP reloads.
+/// Starts the command of the site, serves, and stops the site.
+async fn serve_site(
+    command: &[OsString],
+    mut signals: Signals,
+    config: Config,
+    load: impl Fn() -> Result<Loaded, ConfigError>,
+) -> Result<(), Failure> {
+    let upstream = config.proxy.routes.first().and_then(|route| route.upstreams.first());
+    let upstream =
+        upstream.cloned().ok_or_else(|| Failure::Usage("missing --upstream".to_owned()))?;
+    let mut site = tokio::select! {
+        started = Site::start(command, &upstream, &config.api.url) => started?,
+        () = signals.terminate.received() => return Ok(()),
+    };
+    let served = serve(signals, config, load, site.ended()).await;
+    site.stop().await;
+    served
+}
+
+/// Serves until SIGTERM or SIGINT or until the site has ended, then drains; a signal during that aborts. SIGHUP
+/// reloads.
 ///
 /// Startup waits for files and for the store, so it runs on a thread of its own: SIGTERM can end it,
 /// and SIGHUP is handled after it.
@@ -54,6 +87,7 @@ async fn serve(
     mut signals: Signals,
     config: Config,
     load: impl Fn() -> Result<Loaded, ConfigError>,
+    site_ended: impl Future<Output = io::Result<ExitStatus>>,
 ) -> Result<(), Failure> {
     let inherited = Inherited::of_process().map_err(Failure::other)?;
     let start = move || App::start_on(inherited, config, Clock::System);
@@ -68,21 +102,37 @@ async fn serve(
     };
     app.announce();
     notify_systemd(NotifyState::Ready);
-    while signals.next().await == SignalRequest::Reload {
-        notify_systemd(NotifyState::Reloading);
-        reload(&mut app, load());
-        notify_systemd(NotifyState::Ready);
-    }
+    let mut site_ended = pin!(site_ended);
+    let outcome = loop {
+        tokio::select! {
+            request = signals.next() => match request {
+                SignalRequest::Terminate => break Ok(()),
+                SignalRequest::Reload => {
+                    notify_systemd(NotifyState::Reloading);
+                    reload(&mut app, load());
+                    notify_systemd(NotifyState::Ready);
+                }
+            },
+            ended = &mut site_ended => break site_outcome(ended),
+        }
+    };
     notify_systemd(NotifyState::Stopping);
     tracing::info!("draining");
     tokio::select! {
         drained = app.shutdown() => {
-            if drained { Ok(()) } else { Err(Failure::other("drain timeout elapsed: aborted in-flight requests")) }
+            if drained { outcome } else { Err(Failure::other("drain timeout elapsed: aborted in-flight requests")) }
         }
         () = signals.terminate.received() => {
             Err(Failure::other("second signal received: aborting in-flight requests"))
         }
     }
+}
+
+/// Returns whether the end of the site is a failure.
+fn site_outcome(ended: io::Result<ExitStatus>) -> Result<(), Failure> {
+    let status = ended.map_err(Failure::other)?;
+    tracing::info!(%status, "the site has ended");
+    if status.success() { Ok(()) } else { Err(Failure::other(format!("the site ended: {status}"))) }
 }
 
 /// Notifies systemd if it has started the process (`sd_notify(3)`).

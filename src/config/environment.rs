@@ -15,6 +15,8 @@ pub struct Environment(BTreeMap<String, OsString>);
 
 /// The prefix of our variables.
 const PREFIX: &str = "CLOAKROOM_";
+/// The prefix of the variables of clients, after ours: a site that runs in the same environment has them.
+const CLIENT_PREFIX: &str = "CLIENT_";
 
 impl Environment {
     /// Reads the variables of this process; those whose name is not UTF-8 are ignored.
@@ -56,6 +58,9 @@ pub(super) fn assignments(
     let (mut assignments, mut unknown) = (Vec::new(), Vec::new());
     for (name, value) in &environment.0 {
         let Some(written) = name.strip_prefix(PREFIX) else { continue };
+        if written.starts_with(CLIENT_PREFIX) {
+            continue;
+        }
         let place = Place::Variable(name.clone());
         let Some((section, key)) = key_of(written) else {
             if !is_service_link(name, value) {

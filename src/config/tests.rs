@@ -210,6 +210,7 @@ fn environment_overrides_file_and_arguments_both() {
         ("CLOAKROOM_API_SERVICE_TOKEN", "a-token-of-the-environment"),
         ("CLOAKROOM_ROUTE_ONE_AT_A_TIME", "head"),
         ("CLOAKROOM_PORT_80_TCP", "tcp://10.0.0.1:80"),
+        ("CLOAKROOM_CLIENT_SECRETS", "old:new"),
         ("OTHER", "x"),
     ]);
     let file = "[session]\nidle_timeout = \"2h\"\n[[route]]\nupstream = \"http://file:1\"\n";

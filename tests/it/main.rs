@@ -68,6 +68,7 @@ mod reload;
 mod rotation;
 mod routes;
 mod sealed;
+mod site_command;
 mod startup;
 mod support;
 mod telemetry;

@@ -19,6 +19,7 @@ from: [config.example.toml](../../config.example.toml).
 - Every key that is not a table can be set by an environment variable, `CLOAKROOM_<SECTION>_<KEY>`: `idle_timeout`
   in `[session]` is `CLOAKROOM_SESSION_IDLE_TIMEOUT`. The elements of a list are separated by commas.
   `CLOAKROOM_UPSTREAM` is short for `CLOAKROOM_ROUTE_UPSTREAM`. Variables override the file; arguments override both.
+  Variables that begin with `CLOAKROOM_CLIENT_` are settings of clients, and ignored.
 - Durations are \"500ms\", \"30s\", \"15m\", \"14d\"; sizes are \"3KiB\", \"1MiB\" or a number of bytes.
 - A secret is `{ file = \"…\" }` or `{ env = \"NAME\" }`. A plain string works too, with a warning.
 - Relative paths start at the directory of the file; those of stores at the state directory (systemd's

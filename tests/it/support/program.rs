@@ -50,9 +50,21 @@ impl Program {
         Self::run(command, file)
     }
 
+    /// Starts the program with a command of the site at `upstream`.
+    pub fn start_with_site(file: &Path, upstream: &str, site: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
+        let file_and_upstream = ["run", "--config", file.to_str().unwrap(), "--upstream", upstream];
+        command.args(file_and_upstream).arg("--").args(site);
+        Self::spawn(command, file)
+    }
+
     fn run(mut command: Command, file: &Path) -> Self {
+        command.args(["run", "--config", file.to_str().unwrap()]);
+        Self::spawn(command, file)
+    }
+
+    fn spawn(mut command: Command, file: &Path) -> Self {
         let mut child = command
-            .args(["run", "--config", file.to_str().unwrap()])
             .env("STATE_DIRECTORY", file.parent().unwrap())
             .stderr(Stdio::piped())
             .spawn()
