@@ -45,6 +45,7 @@ mod framing_h2;
 mod framing_responses;
 mod header_exchange;
 mod held_cookies;
+mod held_in_browser;
 mod idle_streams;
 mod instances;
 mod limits;

@@ -71,15 +71,21 @@ impl Driver {
     }
 
     pub async fn window(&self) -> Window<'_> {
-        self.window_with(json!({})).await
+        self.window_with(json!({}), "normal").await
+    }
+
+    /// Opens a browser whose commands do not wait until a page has loaded, so that the test can interfere.
+    pub async fn window_without_waiting(&self) -> Window<'_> {
+        self.window_with(json!({}), "none").await
     }
 
     /// Opens a browser that blocks cookies.
     pub async fn window_without_cookies(&self) -> Window<'_> {
-        self.window_with(json!({"profile.default_content_setting_values.cookies": 2})).await
+        let preferences = json!({"profile.default_content_setting_values.cookies": 2});
+        self.window_with(preferences, "normal").await
     }
 
-    async fn window_with(&self, preferences: Value) -> Window<'_> {
+    async fn window_with(&self, preferences: Value, strategy: &str) -> Window<'_> {
         let profile = tempfile::tempdir().unwrap();
         let data = format!("--user-data-dir={}", profile.path().display());
         self.profiles.lock().unwrap().push(profile);
@@ -97,6 +103,7 @@ impl Driver {
         ];
         let wanted = json!({"capabilities": {"alwaysMatch": {
             "browserName": "chrome",
+            "pageLoadStrategy": strategy,
             "timeouts": {"implicit": 10_000, "pageLoad": 30_000},
             "goog:chromeOptions": {"args": arguments, "prefs": preferences},
         }}});
@@ -170,6 +177,20 @@ impl Window<'_> {
         usize::try_from(count.as_u64().unwrap()).unwrap()
     }
 
+    /// Runs the body of an async function in the page, and returns its result.
+    pub async fn run(&self, script: &str) -> Value {
+        let script = format!("return (async () => {{ {script} }})()");
+        self.ask("POST", "/execute/sync", Some(json!({"script": script, "args": []}))).await
+    }
+
+    /// Sends further commands to the other one of two tabs.
+    pub async fn switch_tab(&self) {
+        let current = self.ask("GET", "/window", None).await;
+        let handles = self.ask("GET", "/window/handles", None).await;
+        let other = handles.as_array().unwrap().iter().find(|handle| **handle != current).unwrap();
+        self.ask("POST", "/window", Some(json!({"handle": other}))).await;
+    }
+
     /// Clicks an element and waits until its page has been replaced.
     pub async fn click(&self, css: &str) {
         let page = self.element("html").await;
@@ -202,6 +223,15 @@ impl Window<'_> {
             .iter()
             .find(|cookie| cookie["name"] == super::browser::COOKIE)
             .cloned()
+    }
+
+    /// Returns the names of all cookies of the page, including those that scripts cannot read, in alphabetical order.
+    pub async fn cookie_names(&self) -> Vec<String> {
+        let cookies = self.ask("GET", "/cookie", None).await;
+        let names = cookies.as_array().unwrap().iter().map(|cookie| cookie["name"].as_str());
+        let mut names: Vec<String> = names.map(|name| name.unwrap().to_owned()).collect();
+        names.sort();
+        names
     }
 
     pub async fn delete_cookie(&self) {
