@@ -40,6 +40,7 @@ mod end_to_end;
 mod examples;
 mod failover;
 mod fault_proxy;
+mod fixation;
 mod framing;
 mod framing_h2;
 mod framing_responses;

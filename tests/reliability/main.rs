@@ -23,6 +23,7 @@ mod connections;
 mod cpu_limit;
 mod drain;
 mod environment;
+mod fixation;
 mod floods;
 mod increments;
 mod kill;
@@ -58,11 +59,12 @@ use std::process::ExitCode;
 
 use self::report::Report;
 
-const SCENARIOS: [&str; 17] = [
+const SCENARIOS: [&str; 18] = [
     "log-in-storm",
     "rotation-storm",
     "store-cost",
     "forged-cookies",
+    "fixation",
     "kill",
     "increments",
     "drain",
@@ -121,6 +123,7 @@ async fn run(name: &str, report: &mut Report) {
         "rotation-storm" => rotation_storm::run(report).await,
         "store-cost" => store_cost::pages(report).await,
         "forged-cookies" => store_cost::forged_cookies(report).await,
+        "fixation" => fixation::run(report).await,
         "kill" => kill::run(report).await,
         "increments" => increments::run(report).await,
         "drain" => drain::run(report).await,

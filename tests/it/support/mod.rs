@@ -12,6 +12,7 @@ pub mod duplex;
 mod echo;
 mod fake_clock;
 mod fault_proxy;
+mod fixation;
 pub mod frames;
 mod instance;
 mod program;
@@ -28,6 +29,7 @@ pub use self::curl::{CurlResponse, curl};
 pub use self::echo::{Echo, Message, Socket, socket};
 pub use self::fake_clock::FakeClock;
 pub(crate) use self::fault_proxy::{Direction, End, Fault, FaultProxy};
+pub use self::fixation::{Polls, fixation};
 pub use self::instance::Instance;
 pub use self::program::{Program, Serving};
 pub(crate) use self::redis::{
