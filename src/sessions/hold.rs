@@ -23,7 +23,7 @@ use crate::store::Want;
 
 /// Time after a rotation until a page that is opened with the replaced token starts a session of its own: the answer
 /// with the new one was lost.
-const LOST_AFTER: Duration = Duration::from_secs(10);
+pub(super) const LOST_AFTER: Duration = Duration::from_secs(10);
 
 /// What a response does to the held cookies of its session.
 #[derive(Clone, Debug, Default)]
@@ -123,7 +123,7 @@ impl RequestSession {
                 None => return Ok(false),
             },
             Binding::None(_) => self.first_patch(response),
-            Binding::Stale(..) => self.recovery(response),
+            Binding::Stale(..) => self.recovery(response).await,
             Binding::Ended => self.recovery_of_ended(response),
             Binding::Ambiguous | Binding::Unavailable => None,
         };
@@ -149,7 +149,7 @@ impl RequestSession {
     /// Drops what a response sets whose token was rotated away meanwhile, unless it seems a log-in whose answer the
     /// browser will see instead of the other one's, as after a double click.
     async fn hold_late(&self, state: &mut State, response: &HeldResponse) -> Result<bool, Failure> {
-        let Some(patch) = self.late_recovery(response).await else {
+        let Some(patch) = self.recovery(response).await else {
             self.drop_held(response);
             return Ok(false);
         };
@@ -219,22 +219,18 @@ impl RequestSession {
 
     /// Returns the patch that starts a session in place of one whose token was replaced, if the answer with the new
     /// one seems lost: it has the replaced values, and what this response sets.
-    fn recovery(&self, response: &HeldResponse) -> Option<Patch> {
-        match &self.request.outcome {
-            CookieOutcome::Stale { id, generation, meta } => {
-                self.recovery_from(*id, *generation, meta, response)
-            }
-            _ => None,
-        }
-    }
-
-    /// Returns the same patch for a request whose token, of this generation, was rotated away since it arrived.
-    async fn late_recovery(&self, response: &HeldResponse) -> Option<Patch> {
-        let CookieOutcome::Session { id, generation, .. } = &self.request.outcome else {
-            return None;
+    async fn recovery(&self, response: &HeldResponse) -> Option<Patch> {
+        let (id, generation) = match &self.request.outcome {
+            CookieOutcome::Session { id, generation, .. }
+            | CookieOutcome::Stale { id, generation, .. } => (*id, *generation),
+            _ => return None,
         };
-        let record = self.calls().ok()?.load_live(*id, Want::Meta).await.ok()??;
-        self.recovery_from(*id, *generation, &record.meta, response)
+        // As it is now: since the request arrived, the new token may have been presented, or the session ended.
+        match self.calls().ok()?.load_live(id, Want::Meta).await.ok()? {
+            Some(record) => self.recovery_from(id, generation, &record.meta, response),
+            None if self.may_log_in(response) => self.creation(response.ops()),
+            None => None,
+        }
     }
 
     fn recovery_from(
@@ -255,7 +251,7 @@ impl RequestSession {
         let logs_in = self.may_log_in(response) && changes_one;
         let is_lost = self.request.context.origin.navigation != Navigation::None
             && meta.unpresented
-            && now >= meta.generation_since + LOST_AFTER;
+            && self.request.token.forwarded_at >= meta.generation_since + LOST_AFTER;
         if !logs_in && !is_lost {
             return None;
         }
@@ -270,10 +266,10 @@ impl RequestSession {
     /// Returns the patch that starts a session after the end of another one, by the same rules.
     fn recovery_of_ended(&self, response: &HeldResponse) -> Option<Patch> {
         let CookieOutcome::Ended { until } = self.request.outcome else { return None };
-        let now = self.shared.clock.now();
         let logs_in = self.may_log_in(response);
+        let arrived_at = self.request.token.forwarded_at;
         let is_lost = self.request.context.origin.navigation != Navigation::None
-            && now + self.shared.policy.rotation_grace >= until + LOST_AFTER;
+            && arrived_at + self.shared.policy.rotation_grace >= until + LOST_AFTER;
         if !logs_in && !is_lost {
             return None;
         }

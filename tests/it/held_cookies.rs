@@ -218,6 +218,54 @@ async fn lost_answer_locks_nobody_out() {
     }
 }
 
+/// A page that was requested before the answer to a log-in arrived, and is answered long after it, is not a visitor
+/// whose answer was lost.
+#[tokio::test]
+async fn slow_page_replaces_no_log_in() {
+    for is_sent_before in [true, false] {
+        let world = World::new().await;
+        world.browser.navigate("/", &sets("SID=anonymous")).await;
+        let (tab, slow) = (world.browser.copy(), sets("SID=late").wait("slow"));
+        let send = || tokio::spawn(async move { tab.navigate("/", &slow).await });
+        let log_in = sets("SID=ada");
+        let late = if is_sent_before {
+            let late = send();
+            world.upstream.arrived("slow", 1).await;
+            // The visitor logs in by a second form, since the answer to the first one is lost.
+            world.browser.send_without_keeping("POST", "/login", &[], &log_in).await;
+            post(&world.browser, "/login", &log_in).await;
+            late
+        } else {
+            post(&world.browser, "/login", &log_in).await;
+            let late = send();
+            world.upstream.arrived("slow", 1).await;
+            late
+        };
+        assert_eq!(got(&world.browser.navigate("/", &Script::new()).await), "SID=ada");
+        world.cloakroom.advance(Duration::from_secs(11));
+        world.upstream.open("slow");
+        assert_eq!(late.await.unwrap().set_cookies(), Vec::<String>::new(), "{is_sent_before}");
+    }
+}
+
+#[tokio::test]
+async fn log_in_during_a_log_out_is_kept() {
+    let world = World::new().await;
+    world.browser.navigate("/", &sets("SID=anonymous")).await;
+    let (tab, log_in) = (world.browser.copy(), sets("SID=ada").wait("late"));
+    let late = tokio::spawn(async move {
+        let page = post(&tab, "/sign-in", &log_in).await;
+        (tab, page)
+    });
+    world.upstream.arrived("late", 1).await;
+    post(&world.browser, "/sign-out", &sets("SID=; Max-Age=0")).await;
+    assert_eq!(world.cloakroom.metrics().event_count(Event::Destroyed), 1);
+    world.upstream.open("late");
+    let (tab, page) = late.await.unwrap();
+    assert_eq!(page.set_cookies().len(), 1);
+    assert_eq!(got(&tab.navigate("/", &Script::new()).await), "SID=ada");
+}
+
 #[tokio::test]
 async fn last_deletion_ends_the_session() {
     for deletion in ["SID=; Max-Age=0", "SID=x; Expires=Thu, 01 Jan 1970 00:00:00 GMT"] {
