@@ -5,21 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use zeroize::Zeroizing;
 
 use super::request::CookieOutcome;
 use super::request_session::{RequestSession, Storage};
 use super::{Arrival, Opened, ResponseKind, SessionStatus, Sessions, Shared, TouchPolicy};
-use crate::metrics::{Metrics, SessionTokens};
+use crate::metrics::Metrics;
 use crate::secret::Secret;
-use crate::session::cookie::Attributes;
 use crate::session::id::Id;
-use crate::session::key_ring::KeyRing;
 use crate::session::navigation::{Navigation, Origin};
 use crate::session::patch::{
     Authority, Change, ExpiryChange, Op, Patch, Proof, Rotate, Tombstone, Use,
 };
-use crate::session::peer::Instance;
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Expiry, Key, Meta, Principal, Record, Values};
 use crate::session::rotation::Verdict;
@@ -59,23 +55,13 @@ const GRACE: Duration = Duration::from_mins(2);
 impl World {
     async fn new(older: &[Transition], newer: &[Transition]) -> Self {
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
-        let shared = Arc::new(Shared {
-            ring: Arc::new(KeyRing::new(&Zeroizing::new([7; 32]), &[])),
-            attributes: Attributes::default(),
-            policy: Policy {
-                rotate_every: Some(GRACE),
-                rotation_grace: GRACE,
-                idle_timeout: Duration::from_mins(10),
-                ..Policy::default()
-            },
-            clock: clock.clone(),
-            session_tokens: SessionTokens::default(),
-            metrics: Metrics::new(),
-            new_sessions: Arc::default(),
-            in_flight: Arc::default(),
-            turns: Arc::default(),
-            instance: Instance { number: 1, authority: String::new() },
-        });
+        let policy = Policy {
+            rotate_every: Some(GRACE),
+            rotation_grace: GRACE,
+            idle_timeout: Duration::from_mins(10),
+            ..Policy::default()
+        };
+        let shared = Shared::for_tests(&clock, policy);
         let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new()));
         let hot = Arc::new(RecordCache::new(1 << 20, Coherence::Owned));
         let cache = Arc::new(Cached::new(Arc::<Memory>::clone(&store), hot));

@@ -7,20 +7,16 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use proptest::prelude::*;
-use zeroize::Zeroizing;
 
 use super::request::CookieOutcome;
 use super::{
     Arrival, ChangeRequest, Failure, RequestGuard, ResponseKind, Sessions, Shared, TouchPolicy,
 };
-use crate::metrics::{Metrics, SessionTokens};
+use crate::metrics::Metrics;
 use crate::secret::Secret;
-use crate::session::cookie::Attributes;
 use crate::session::id::{Id, PublicId};
-use crate::session::key_ring::KeyRing;
 use crate::session::navigation::{Navigation, Origin};
 use crate::session::patch::{Op, Patch, PrincipalChange, Rotate};
-use crate::session::peer::Instance;
 use crate::session::policy::Policy;
 use crate::session::record::{Key, Principal};
 use crate::session::token::CookieToken;
@@ -79,25 +75,12 @@ const GRACE: Duration = Duration::from_mins(2);
 impl World {
     fn new() -> Self {
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
-        let shared = Shared {
-            ring: Arc::new(KeyRing::new(&Zeroizing::new([7; 32]), &[])),
-            attributes: Attributes::default(),
-            policy: Policy {
-                rotate_every: Some(GRACE),
-                rotation_grace: GRACE,
-                ..Policy::default()
-            },
-            clock: clock.clone(),
-            session_tokens: SessionTokens::default(),
-            metrics: Metrics::new(),
-            new_sessions: Arc::default(),
-            in_flight: Arc::default(),
-            turns: Arc::default(),
-            instance: Instance { number: 1, authority: String::new() },
-        };
+        let policy =
+            Policy { rotate_every: Some(GRACE), rotation_grace: GRACE, ..Policy::default() };
+        let shared = Shared::for_tests(&clock, policy);
         let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new()));
         Self {
-            sessions: Sessions::new(Some(store), Arc::new(shared)),
+            sessions: Sessions::new(Some(store), shared),
             clock,
             jar: None,
             requests: Vec::new(),

@@ -48,3 +48,22 @@ impl Shared {
         answer
     }
 }
+
+#[cfg(test)]
+impl Shared {
+    /// Returns the state of one worker with a key of the tests.
+    pub(super) fn for_tests(clock: &Clock, policy: Policy) -> Arc<Self> {
+        Arc::new(Self {
+            ring: Arc::new(KeyRing::new(&zeroize::Zeroizing::new([7; 32]), &[])),
+            attributes: Attributes::default(),
+            policy,
+            clock: clock.clone(),
+            session_tokens: SessionTokens::default(),
+            metrics: Metrics::new(),
+            new_sessions: Arc::default(),
+            in_flight: Arc::default(),
+            turns: Arc::default(),
+            instance: Instance { number: 1, authority: String::new() },
+        })
+    }
+}
