@@ -29,6 +29,13 @@ impl Program {
         Self::run(Command::new(env!("CARGO_BIN_EXE_cloakroom")), file)
     }
 
+    /// Starts the program with an environment variable.
+    pub fn start_with_variable(name: &str, value: &str, file: &Path) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
+        command.env(name, value);
+        Self::run(command, file)
+    }
+
     /// Starts the program with this clock.
     pub fn start_with_clock(clock: &FakeClock, file: &Path) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
