@@ -63,7 +63,7 @@ pub(super) struct ConnectionState {
     protocol: NegotiatedProtocol,
     in_flight: AtomicUsize,
     phase: AtomicU8,
-    /// Start of the phase, or of the last write in it, in milliseconds after the start.
+    /// Start of the phase if that has a limit, or of the last write in it, in milliseconds after the start.
     since: AtomicU64,
     /// Time since which the client has not read, in milliseconds after the start, or [`NEVER`].
     blocked: AtomicU64,
@@ -123,7 +123,10 @@ impl ConnectionState {
 
     pub(super) fn enter(&self, phase: Phase) {
         self.phase.store(phase as u8, ORDERING);
-        self.since.store(self.now(), ORDERING);
+        // The other phases have no limit, so their start is not read.
+        if matches!(phase, Phase::Fresh | Phase::Head | Phase::Idle) {
+            self.since.store(self.now(), ORDERING);
+        }
     }
 
     /// Records that the head of a request has arrived.
