@@ -253,7 +253,8 @@ impl Site {
         is_local.then(|| url.to_owned())
     }
 
-    /// Adds the route's headers and the session's headers to a cleaned request head.
+    /// Adds the route's headers, the session's headers and their proof to a cleaned request head. A request of a
+    /// route without sessions has a proof too: it shows the site that the request comes from here.
     pub(super) fn inject(
         &self,
         headers: &mut http::HeaderMap,
@@ -264,9 +265,10 @@ impl Site {
         for (name, value) in &route.config.request_headers {
             headers.try_insert(name, value.clone())?;
         }
-        let Some(opened) = opened else { return Ok(()) };
-        headers.try_insert(names::X_SESSION_URL, self.api_url.clone())?;
-        exchange_headers::inject(headers, opened, shared, &route.config)?;
+        if let Some(opened) = opened {
+            headers.try_insert(names::X_SESSION_URL, self.api_url.clone())?;
+            exchange_headers::inject(headers, opened, shared, &route.config)?;
+        }
         if let Some(key) = &self.proof {
             // Last: it signs the others.
             let proof = key.sign(headers, shared.clock.now())?;
