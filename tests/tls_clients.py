@@ -1,6 +1,6 @@
 """Visits a site through the proxy with common HTTP clients, over TLS with HTTP/1.1 and HTTP/2.
 
-    target/venv/bin/python tests/clients.py --binary PATH
+    target/venv/bin/python tests/tls_clients.py --binary PATH
 
 Each client has its own session, in which the site counts its visits, and trusts the certificate authority of the
 test. It needs curl, h2load, Node, Chromium and openssl, and a Python with httpx and requests.
