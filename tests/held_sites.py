@@ -20,7 +20,6 @@ import json
 import os
 import pathlib
 import re
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -30,9 +29,8 @@ import time
 import traceback
 import urllib.parse
 
-from schemathesis import free_ports, wait_for
+from processes import PATIENCE, free_ports, process
 
-PATIENCE = 60
 HERE = pathlib.Path(__file__).resolve().parent
 SERVICE_TOKEN = "service-token-of-the-tests-0123456789"
 TABS = 8
@@ -198,18 +196,6 @@ class Browser:
             self.faults.append(f"{what}: sets a held cookie, with Cache-Control {control!r}")
         if self.held & page.seen["given"].keys() and not re.search("no-store|private", control):
             self.faults.append(f"{what}: held cookies were given, with Cache-Control {control!r}")
-
-
-@contextlib.contextmanager
-def process(command, port, **options):
-    """Starts a server in a process group of its own, which ends with the block."""
-    server = subprocess.Popen(command, start_new_session=True, **options)
-    try:
-        wait_for(port, server)
-        yield server
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=PATIENCE)
 
 
 class Site:

@@ -11,26 +11,16 @@ import http.server
 import os
 import pathlib
 import queue
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 import urllib.request
+
+from processes import free_ports, wait_for
 
 KEY = "dGhlIGtleSB0aGF0IGFsbCB0aGVzZSB0ZXN0cyB1c2U"
 SERVICE_TOKEN = "the-service-token-of-the-tests"
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 class Holding(http.server.BaseHTTPRequestHandler):
@@ -47,17 +37,6 @@ class Holding(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
-
-
-def wait_for(port, process):
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    raise SystemExit("the proxy did not start")
 
 
 def check(schemathesis, api, headers, excluded):

@@ -24,7 +24,7 @@ import time
 import httpx
 import requests
 
-from schemathesis import free_ports, wait_for
+from processes import free_ports, wait_for
 
 PATIENCE = 60
 
