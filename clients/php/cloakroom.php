@@ -1,0 +1,1436 @@
+<?php
+
+/**
+ * PHP's own sessions in Cloakroom: `$_SESSION` works as before.
+ *
+ * In php.ini: auto_prepend_file = "/path/to/cloakroom.php"
+ *
+ * @license MIT
+ * @version 0.1.0
+ */
+
+declare(strict_types=1);
+
+namespace Cloakroom;
+
+/**
+ * Logs in the user of this name. Call it only after the credentials were checked in this request.
+ */
+function login(string $name): void
+{
+    Client::get()->logInOrOut($name);
+}
+
+/**
+ * Logs out, and keeps the values. `session_destroy()` logs out as well.
+ */
+function logout(): void
+{
+    Client::get()->logInOrOut(null);
+}
+
+/**
+ * Returns the name of the user who is logged in.
+ */
+function principal(): ?string
+{
+    return Client::get()->principal();
+}
+
+/**
+ * Returns `session_id()` and creates the session, even an empty one, so that the next page has the same id.
+ */
+function id(): string
+{
+    return Client::get()->keepId();
+}
+
+/**
+ * Writes `$_SESSION` at once. Otherwise it is written as the head of the response leaves.
+ */
+function save(): void
+{
+    Client::get()->save();
+}
+
+/**
+ * A session that cannot be written, e.g. because a value is too large.
+ */
+final class SessionError extends \RuntimeException
+{
+}
+
+/**
+ * The session of this request.
+ *
+ * @internal
+ */
+final class Client
+{
+    /** The signed headers, in the order in which they are signed. */
+    private const SIGNED = ['url', 'token', 'id', 'next-id', 'principal', 'version', 'data', 'data-omitted', 'error'];
+    /** A request that runs longer, in seconds, exchanges its values with parallel requests at its next session_start(). */
+    private const FRESH = 1.0;
+
+    private static ?self $instance = null;
+
+    private Api $api;
+    private Handler $handler;
+    private bool $isTrusted = false;
+    /** Why sessions of this request are refused, if they are. */
+    private ?string $refusal = null;
+
+    /** Whether Cloakroom has a session for this request. */
+    private bool $exists = false;
+    private ?string $id = null;
+    private ?string $oldPrincipal = null;
+    private ?float $loadedAt = null;
+    /** @var array<string, Value> The values in Cloakroom, by their keys there. */
+    private array $stored = [];
+    /** @var array<string, Value> The values that are to be there. */
+    private array $values = [];
+    /** @var string[] Keys of values that were not sent. */
+    private array $unread = [];
+
+    /** The name whose values have keys without a prefix. */
+    private string $mainName = '';
+    /** The name of the session that is open, or was last. */
+    private ?string $name = null;
+    private bool $isOpen = false;
+    /** Whether the id was just drawn: PHP takes an id that validateId() confirms for a collision. */
+    private bool $isFreshId = false;
+    /** @var array<string, true> Names of sessions whose cookie PHP sets, which the browser must not get. */
+    private array $names = [];
+
+    private bool $isDestroyed = false;
+    private bool $isRotated = false;
+    private bool $isWanted = false;
+    private bool $isLogInOrOut = false;
+    private ?string $newPrincipal = null;
+    /** Whether login() or logout() was called, which count before CLOAKROOM_CLIENT_PRINCIPAL. */
+    private bool $isExplicit = false;
+    private ?string $userName = null;
+    private ?string $userBefore = null;
+    private ?string $userAfter = null;
+
+    /** The patch in the response's head, and its keys. */
+    private ?string $headerPatch = null;
+    private array $headerKeys = [];
+    private bool $isLeaving = false;
+    private bool $isFinishing = false;
+    private bool $hasFailed = false;
+
+    public static function get(): self
+    {
+        if (self::$instance === null) {
+            throw new SessionError('This request has no session in Cloakroom');
+        }
+        self::$instance->refuseElsewhere();
+        return self::$instance;
+    }
+
+    /**
+     * Takes over the sessions of a web request.
+     */
+    public static function start(): void
+    {
+        if (\in_array(\PHP_SAPI, ['cli', 'phpdbg', 'embed'], true) || self::$instance !== null) {
+            return; // scripts and jobs keep PHP's own sessions
+        }
+        $client = new self();
+        if (self::header('token') === null && self::setting('FALLBACK') === 'stock') {
+            if (!isset($_COOKIE[\session_name()])) { // once a visitor, as far as that can be known
+                \error_log("Cloakroom: PHP's own sessions are used (CLOAKROOM_CLIENT_FALLBACK=stock)");
+            }
+            return;
+        }
+        self::$instance = $client;
+        $client->verify();
+        $client->install();
+    }
+
+    /**
+     * Returns a setting of the environment, or of php.ini (`cloakroom.url`).
+     */
+    public static function setting(string $name): string
+    {
+        $found = \getenv("CLOAKROOM_CLIENT_$name");
+        if ($found === false) {
+            $found = \get_cfg_var('cloakroom.' . \strtolower($name));
+        }
+        return \is_string($found) ? $found : '';
+    }
+
+    private static function header(string $name): ?string
+    {
+        return $_SERVER['HTTP_X_SESSION_' . \strtoupper(\strtr($name, '-', '_'))] ?? null;
+    }
+
+    private function verify(): void
+    {
+        $url = self::setting('URL') ?: 'http://127.0.0.1:8081/_session';
+        $this->api = new Api($url, self::header('token') ?? '');
+        $secrets = \array_filter(\explode(':', self::setting('SECRETS')));
+        $isPresent = false;
+        foreach ([...self::SIGNED, 'proof'] as $name) {
+            $isPresent = $isPresent || self::header($name) !== null;
+        }
+        if (!$isPresent) {
+            // A route without sessions has no such header either, so only the use of a session is refused.
+            $this->refusal = 'this request did not come through Cloakroom: it has no X-Session-Token';
+            return;
+        }
+        if ($secrets && !$this->isProven($secrets)) {
+            $this->fail(403, 'this request did not come through Cloakroom: X-Session-Proof is missing or wrong');
+        }
+        if (self::header('token') === null) {
+            $this->refusal = 'this request did not come through Cloakroom: it has no X-Session-Token';
+        } elseif (self::header('url') !== $url) {
+            $this->fail(403, 'X-Session-Url is not the URL of CLOAKROOM_CLIENT_URL, ' . $url);
+        }
+        $this->isTrusted = $secrets || \str_starts_with($url, 'http+unix:') || self::setting('TRUST') === 'network';
+        $id = self::header('id');
+        $this->exists = $id !== null;
+        $id = $id ?? self::header('next-id');
+        if ($id === null || !\preg_match('/^[\w-]{22,32}$/D', $id)) {
+            $id = self::randomId();
+        }
+        $this->id = $id;
+    }
+
+    /** @param string[] $secrets files */
+    private function isProven(array $secrets): bool
+    {
+        // PHP joins doubled headers by a comma or takes the last, so they fail as a wrong MAC.
+        if (!\preg_match('/^v1 t=(\d{1,12}) m=([\w-]{43})$/D', self::header('proof') ?? '', $proof)) {
+            return false;
+        }
+        $lines = ['cloakroom-proof-v1', $proof[1]];
+        foreach (self::SIGNED as $name) {
+            $value = self::header($name);
+            if ($value !== null) {
+                $lines[] = "x-session-$name:$value";
+            }
+        }
+        $isRight = false;
+        foreach ($secrets as $file) {
+            $secret = \preg_replace('/\r?\n$/D', '', (string) @\file_get_contents($file));
+            if (\strlen($secret) < 32) {
+                $this->fail(500, "the client secret in $file cannot be read, or has less than 32 bytes");
+            }
+            $mac = \base64_encode(\hash_hmac('sha256', \implode("\n", $lines), $secret, true));
+            $isRight = \hash_equals(\rtrim(\strtr($mac, '+/', '-_'), '='), $proof[2]) || $isRight;
+        }
+        return $isRight && \abs(\time() - (int) $proof[1]) <= 300;
+    }
+
+    private function install(): void
+    {
+        if (\session_status() === \PHP_SESSION_ACTIVE) {
+            $this->fail(500, 'session.auto_start = 1 starts the session too early; set session.auto_start = 0 in php.ini');
+        }
+        // The one format that can hold every key.
+        \ini_set('session.serialize_handler', 'php_serialize');
+        // Ids of cookies from before, and ids that a client invents, are replaced by this session's.
+        \ini_set('session.use_strict_mode', '1');
+        // An id in a URL opens nothing here, and would only be copied.
+        \ini_set('session.use_only_cookies', '1');
+        \ini_set('session.use_trans_sid', '0');
+        $this->mainName = self::setting('PHP_NAME') ?: \session_name();
+        if ($this->exists) {
+            // Applications look for their cookie before they start a session.
+            foreach ([$this->mainName, ...\array_filter(\explode(':', self::setting('PHP_NAMES')))] as $name) {
+                $_COOKIE[$name] ??= $this->shownId();
+            }
+        }
+        $this->handler = new Handler($this);
+        \session_set_save_handler($this->handler, false);
+        \header_register_callback(fn () => $this->leave());
+        // Registered again at the end, to run after the application's own shutdown functions.
+        \register_shutdown_function(fn () => \register_shutdown_function(fn () => $this->finish()));
+    }
+
+    private function refuseElsewhere(): void
+    {
+        if ($this->refusal !== null) {
+            $this->fail(500, $this->refusal);
+        }
+    }
+
+    // What the handler asks for.
+
+    public function open(string $name): void
+    {
+        $this->refuseElsewhere();
+        $this->names[$name] = true;
+        $this->name = $name;
+        $this->isOpen = true;
+    }
+
+    public function close(): void
+    {
+        $this->isOpen = false;
+    }
+
+    /**
+     * Returns the values of the open session, as the serialize handler has them.
+     */
+    public function read(): string
+    {
+        $this->isFreshId = false;
+        if ($this->loadedAt !== null && $this->exists && \microtime(true) - $this->loadedAt > self::FRESH) {
+            $this->commit(true);
+            $this->fetch();
+        }
+        $this->load();
+        $this->fetchOmitted();
+        $this->lookForUser();
+        $isPhp = \ini_get('session.serialize_handler') === 'php';
+        $entries = [];
+        $slots = $isPhp ? 0 : 1; // the array around the values is the first
+        foreach ($this->values as $full => $value) {
+            $key = $this->keyOf((string) $full);
+            $entry = $key === null ? null : $value->serialized($key, $slots, $isPhp);
+            if ($entry !== null) {
+                $entries[] = $entry;
+            }
+        }
+        return $isPhp ? \implode($entries) : 'a:' . \count($entries) . ':{' . \implode($entries) . '}';
+    }
+
+    /**
+     * Takes the values of `$_SESSION`.
+     */
+    public function take(): void
+    {
+        if (!\is_array($_SESSION ?? null) || $this->hasFailed) {
+            return;
+        }
+        $found = [];
+        foreach ($this->values as $full => $value) {
+            // Values of other names, and those that the site was not given.
+            if ($this->keyOf((string) $full) === null || $value->isHidden) {
+                $found[$full] = $value;
+            }
+        }
+        foreach ($_SESSION as $key => $value) {
+            [$full, $isEscaped] = $this->fullKey((string) $key);
+            try {
+                $found[$full] = Value::of($value, $this->values[$full] ?? null, $isEscaped ? (string) $key : null);
+            } catch (\Throwable $error) {
+                // PHP would lose the whole session.
+                \error_log("Cloakroom: \$_SESSION['$key'] cannot be stored: {$error->getMessage()}");
+                unset($_SESSION[$key]);
+            }
+        }
+        $this->values = $found;
+        $this->userAfter = $this->userIn($_SESSION);
+    }
+
+    /**
+     * Empties the session of the open name, and ends Cloakroom's if nothing else is in it.
+     */
+    public function destroy(): void
+    {
+        $this->load();
+        foreach ($this->values as $full => $_) {
+            if ($this->prefix() === '' || $this->keyOf((string) $full) !== null) {
+                unset($this->values[$full]);
+            }
+        }
+        $this->userBefore = $this->userAfter = null;
+        $this->isWanted = false;
+        if ($this->values === [] && ($this->prefix() === '' || $this->unread === [])) {
+            $this->isDestroyed = $this->isDestroyed || $this->exists;
+            $this->isRotated = $this->isLogInOrOut = $this->isExplicit = false;
+        } else {
+            $this->isRotated = $this->exists;
+            $this->isLogInOrOut = true;
+            $this->isExplicit = false;
+        }
+        $this->newPrincipal = null;
+        $this->id = self::randomId();
+    }
+
+    public function rotate(): string
+    {
+        $this->isFreshId = true;
+        if ($this->exists && !$this->isDestroyed && !$this->isRotated) {
+            $this->isRotated = true;
+            $this->id = self::idAfter($this->id);
+        }
+        return $this->shownId();
+    }
+
+    public function draw(): string
+    {
+        $this->isFreshId = true;
+        return $this->shownId();
+    }
+
+    public function isId(string $id): bool
+    {
+        return !$this->isFreshId && $id === $this->shownId();
+    }
+
+    // What the functions ask for.
+
+    public function logInOrOut(?string $name): void
+    {
+        $this->isExplicit = $this->isLogInOrOut = true;
+        $this->newPrincipal = $name;
+    }
+
+    public function principal(): ?string
+    {
+        $this->load();
+        if ($this->isLogInOrOut || $this->isDestroyed) {
+            return $this->newPrincipal;
+        }
+        return $this->oldPrincipal;
+    }
+
+    public function keepId(): string
+    {
+        $this->isWanted = true;
+        return \session_id() ?: $this->shownId();
+    }
+
+    public function save(): void
+    {
+        if ($this->isOpen && \session_status() === \PHP_SESSION_ACTIVE) {
+            $this->take();
+        }
+        $this->commit(true);
+    }
+
+    // The ends of the request.
+
+    /**
+     * Runs as the head of the response leaves.
+     */
+    private function leave(): void
+    {
+        if ($this->hasFailed) {
+            return;
+        }
+        $this->isLeaving = true;
+        $this->removeCookies();
+        if ($this->isOpen && \session_status() === \PHP_SESSION_ACTIVE) {
+            $this->take();
+        }
+        $this->commit(false);
+        if ($this->headerPatch !== null && \http_response_code() >= 500) {
+            // An error since the end of the script: Cloakroom does not apply a patch of such a response.
+            \header_remove('X-Session-Patch');
+            $this->call('PATCH', $this->headerPatch, $this->headerKeys);
+        }
+        $this->isLeaving = false;
+    }
+
+    private function finish(): void
+    {
+        if ($this->hasFailed) {
+            return;
+        }
+        $this->isFinishing = true;
+        if ($this->names === [] && \session_id() !== '') {
+            $this->warnOfOtherHandler();
+        }
+        if ($this->isOpen) {
+            // Not active: PHP failed to serialize the values, and has closed the session without them.
+            $this->take();
+            if (\session_status() === \PHP_SESSION_ACTIVE) {
+                \session_write_close();
+            }
+        }
+        $this->commit(false);
+    }
+
+    private function warnOfOtherHandler(): void
+    {
+        foreach (\headers_list() as $line) {
+            if (\stripos($line, 'Set-Cookie: ' . \session_name() . '=') === 0) { // once a visitor
+                \error_log('Cloakroom: the application has a session handler of its own, so its sessions are not in '
+                    . 'Cloakroom; hold its cookie instead: hold_cookies = ["' . \session_name() . '"]');
+            }
+        }
+    }
+
+    /**
+     * Removes PHP's session cookies: Cloakroom has its own.
+     */
+    private function removeCookies(): void
+    {
+        $kept = [];
+        $isFound = false;
+        foreach (\headers_list() as $line) {
+            if (\preg_match('/^Set-Cookie:\s*([^=;]*)/i', $line, $match)) {
+                // PHP writes the name as it is, applications by setcookie() do as well.
+                $isOwn = isset($this->names[\trim($match[1])]);
+                $isFound = $isFound || $isOwn;
+                if (!$isOwn) {
+                    $kept[] = $line;
+                }
+            }
+        }
+        if ($isFound) {
+            \header_remove('Set-Cookie'); // takes all of them
+            foreach ($kept as $line) {
+                \header($line, false);
+            }
+        }
+    }
+
+    // Loading and writing.
+
+    private function load(): void
+    {
+        if ($this->loadedAt !== null) {
+            return;
+        }
+        $this->loadedAt = \microtime(true);
+        if ($this->isTrusted) {
+            $principal = self::header('principal');
+            $this->oldPrincipal = $principal === null ? null : \rawurldecode($principal);
+            $data = self::header('data');
+            if ($data !== null) {
+                $this->setStored($data);
+                $omitted = self::header('data-omitted');
+                $this->unread = $omitted === null ? [] : \array_map('rawurldecode', \explode(',', $omitted));
+                return;
+            }
+        }
+        if ($this->exists) {
+            $this->fetch();
+        }
+    }
+
+    private function fetch(): void
+    {
+        $this->loadedAt = \microtime(true);
+        $this->unread = [];
+        $body = $this->call('GET', null);
+        $found = \json_decode($body, true, 1024);
+        if (!\is_array($found)) {
+            $this->setStored('{}'); // gone in the meantime
+            return;
+        }
+        $this->exists = \is_string($found['id'] ?? null);
+        if ($this->exists && !$this->isRotated) {
+            $this->id = $found['id'];
+        }
+        $this->oldPrincipal = $found['principal'] ?? null;
+        $this->setStored($body, 'values');
+    }
+
+    /**
+     * Reads the values of the open name that were not sent: `$_SESSION` is an array, so that they cannot be read when
+     * they are needed.
+     */
+    private function fetchOmitted(): void
+    {
+        $needed = \array_filter($this->unread, fn ($key) => $this->keyOf($key) !== null);
+        if ($needed === []) {
+            return;
+        }
+        [$stored, $values, $unread] = [$this->stored, $this->values, $this->unread];
+        $this->fetch();
+        $found = $this->stored;
+        [$this->stored, $this->values, $this->unread] = [$stored, $values, \array_diff($unread, $needed)];
+        foreach ($needed as $key) {
+            if (isset($found[$key])) {
+                $this->stored[$key] = $this->values[$key] = $found[$key];
+            }
+        }
+    }
+
+    private function setStored(string $json, ?string $member = null): void
+    {
+        $values = \json_decode($json, true, 1024);
+        // The same again with objects: an array of PHP does not tell {} from [].
+        $typed = \json_decode($json, false, 1024);
+        if ($member !== null) {
+            [$values, $typed] = [$values[$member] ?? [], $typed->$member ?? null];
+        }
+        $this->stored = [];
+        foreach (\is_array($values) ? $values : [] as $key => $value) {
+            $this->stored[$key] = Value::loaded($value, \is_object($typed->{$key} ?? null));
+        }
+        $this->values = $this->stored;
+    }
+
+    /**
+     * Writes what has changed, by the response's head or by a call.
+     */
+    private function commit(bool $isCall): void
+    {
+        [$patch, $keys, $creates] = $this->patch();
+        if ($patch === null) {
+            return;
+        }
+        // nginx refuses a head of more than 4 KiB from FastCGI (fastcgi_buffer_size).
+        $limit = \in_array(\PHP_SAPI, ['cli-server', 'apache2handler'], true) ? 65536 : 2048;
+        $isExchange = $this->isTrusted && (self::header('data') ?? self::header('data-omitted')) !== null;
+        if (
+            $isExchange && !$isCall && $this->headerPatch === null && !\headers_sent()
+            && \http_response_code() < 500 && \strlen($patch) < $limit
+        ) {
+            \header("X-Session-Patch: $patch");
+            $this->headerPatch = $patch;
+            $this->headerKeys = $keys;
+        } else {
+            if ($this->headerPatch !== null && \array_intersect($keys, $this->headerKeys)) {
+                $this->awaitHeaderPatch();
+            }
+            $this->call('PATCH', $patch, $keys);
+        }
+        $isSession = $this->exists && !$this->isDestroyed;
+        $this->oldPrincipal = $this->principal();
+        $this->exists = $isSession || $creates;
+        $this->stored = $this->values;
+        $this->userBefore = $this->userAfter;
+        $this->isDestroyed = $this->isRotated = $this->isWanted = $this->isLogInOrOut = $this->isExplicit = false;
+        $this->newPrincipal = null;
+    }
+
+    /**
+     * Returns the patch of what has changed, if anything, the keys in it, and whether it creates a session.
+     *
+     * @return array{?string, string[], bool}
+     */
+    private function patch(): array
+    {
+        $isNew = !$this->exists || $this->isDestroyed;
+        $old = $isNew ? [] : $this->stored;
+        $members = ['set' => [], 'append' => [], 'merge' => []];
+        $isEmpty = true;
+        foreach ($this->values as $key => $value) {
+            $isEmpty = $isEmpty && $value->isEmpty();
+            if (($old[$key] ?? null) !== $value) {
+                [$member, $json] = $this->isDestroyed ? ['set', $value->json()] : $value->change($old[$key] ?? null);
+                $members[$member][$key] = $json;
+            }
+        }
+        $removed = \array_map('strval', \array_keys(\array_diff_key($old, $this->values)));
+        \sort($removed, \SORT_STRING);
+        $this->readPrincipal();
+        $isLogIn = $this->isLogInOrOut && $this->newPrincipal !== null;
+        $keys = \array_map('strval', [...$removed, ...\array_merge(...\array_map('array_keys', \array_values($members)))]);
+        $creates = $isNew && (!$isEmpty || $isLogIn || $this->isWanted);
+        if ($isNew && !$creates) {
+            return [$this->isDestroyed ? '{"destroy":true}' : null, $keys, false];
+        }
+        $parts = $this->isDestroyed ? ['"destroy":true'] : [];
+        if ($removed) {
+            $parts[] = '"remove":' . Value::encode($removed);
+        }
+        foreach ($members as $member => $changes) {
+            if ($changes) {
+                $pairs = [];
+                foreach ($changes as $key => $json) {
+                    $pairs[] = Value::encode((string) $key) . ':' . $json;
+                }
+                $parts[] = "\"$member\":{" . \implode(',', $pairs) . '}';
+            }
+        }
+        if ($this->isLogInOrOut && ($isLogIn || !$isNew)) {
+            $parts[] = '"principal":' . Value::encode($this->newPrincipal);
+        }
+        if ($this->isRotated && !$isNew) {
+            $parts[] = '"rotate":"id"';
+        }
+        if ($parts === [] && !$creates) {
+            return [null, [], false];
+        }
+        $patch = \implode(',', $parts);
+        if (!$this->isDestroyed && !$this->isRotated && !$this->isLogInOrOut) {
+            $patch .= ($parts ? ',' : '') . '"if_lost":"drop"';
+        }
+        return ['{' . $patch . '}', $keys, $creates];
+    }
+
+    /**
+     * Takes a change of the value at CLOAKROOM_CLIENT_PRINCIPAL for a log-in or a log-out.
+     */
+    private function readPrincipal(): void
+    {
+        if (!$this->isExplicit && $this->userAfter !== $this->userBefore) {
+            $this->isLogInOrOut = true;
+            $this->newPrincipal = $this->userAfter;
+            $this->userBefore = $this->userAfter;
+        }
+    }
+
+    /**
+     * Notes the user in the values of the open name, before the site changes them.
+     */
+    private function lookForUser(): void
+    {
+        if ($this->userName === $this->name) {
+            return;
+        }
+        $this->readPrincipal(); // of the name before
+        $this->userName = $this->name;
+        $values = [];
+        foreach ($this->values as $full => $value) {
+            $key = $this->keyOf((string) $full);
+            if ($key !== null && $key === \explode('.', self::setting('PRINCIPAL'))[0]) {
+                $values[$key] = $value->inert();
+            }
+        }
+        $this->userBefore = $this->userAfter = $this->userIn($values);
+    }
+
+    private function userIn(array $values): ?string
+    {
+        $path = self::setting('PRINCIPAL');
+        if ($path === '') {
+            return null;
+        }
+        $found = $values;
+        foreach (\explode('.', $path) as $step) {
+            $next = null;
+            foreach ((array) $found as $key => $value) {
+                // Names of private members are "\0Class\0name".
+                if ((string) $key === $step || \str_ends_with((string) $key, "\0$step")) {
+                    $next = $value;
+                }
+            }
+            $found = $next;
+        }
+        return (\is_string($found) || \is_int($found)) && $found !== '' ? (string) $found : null;
+    }
+
+    /**
+     * Waits until Cloakroom has applied the patch in the head, which is under way, so that a later one wins.
+     */
+    private function awaitHeaderPatch(): void
+    {
+        for ($i = 0; $i < 40; $i++) {
+            $found = \json_decode($this->call('GET', null), true, 1024);
+            if ((string) ($found['version'] ?? '') !== (self::header('version') ?? '')) {
+                return;
+            }
+            \usleep(5000);
+        }
+    }
+
+    /**
+     * Calls the session API, and returns the body of its response; of a refused write, nothing.
+     *
+     * @param string[] $keys
+     */
+    private function call(string $method, ?string $body, array $keys = []): string
+    {
+        $what = $keys ? 'the session (' . \implode(', ', $keys) . ')' : 'the session';
+        try {
+            [$status, $text] = $this->api->call($method, $body);
+        } catch (SessionError $error) {
+            return $this->fail(503, "$method of $what failed: {$error->getMessage()}");
+        }
+        if ($status < 300) {
+            return $text;
+        }
+        $problem = \json_decode($text, true);
+        $code = $problem['code'] ?? (string) $status;
+        $reason = "$method of $what failed: $code" . (isset($problem['detail']) ? " ({$problem['detail']})" : '');
+        if ($status === 401) {
+            return $this->fail(403, "this request did not come through Cloakroom: $reason");
+        }
+        if (\in_array($code, ['session_gone', 'session_rotated', 'request_gone', 'ambiguous_cookie', 'no_such_session',
+            'not_an_array', 'not_an_object', 'response_committed'], true)) {
+            \error_log("Cloakroom: $reason");
+            return '';
+        }
+        if ($method === 'PATCH' && \in_array($status, [409, 413, 422], true)) {
+            return $this->refuse($reason . $this->sizes($keys));
+        }
+        return $this->fail(503, $reason);
+    }
+
+    /** @param string[] $keys */
+    private function sizes(array $keys): string
+    {
+        $sizes = [];
+        foreach ($keys as $key) {
+            $sizes[$key] = isset($this->values[$key]) ? \strlen($this->values[$key]->json()) : 0;
+        }
+        \arsort($sizes);
+        $key = \array_key_first($sizes);
+        return $key === null ? '' : "; the largest change is \"$key\" with {$sizes[$key]} bytes";
+    }
+
+    /**
+     * Throws the error of a write that the session cannot take.
+     */
+    private function refuse(string $reason): string
+    {
+        if ($this->isFinishing && \headers_sent()) {
+            \error_log("Cloakroom: $reason");
+            return '';
+        }
+        $this->hasFailed = true;
+        if (!\headers_sent()) {
+            if (!$this->isLeaving) {
+                $this->dropOutput();
+            }
+            \http_response_code(500);
+            \header_remove('Location');
+            \header_remove('Content-Length');
+        }
+        throw new SessionError($reason);
+    }
+
+    /**
+     * Ends the request with this status.
+     *
+     * @return never
+     */
+    private function fail(int $status, string $reason)
+    {
+        $this->hasFailed = true;
+        \error_log("Cloakroom: $reason");
+        if (\headers_sent()) {
+            exit;
+        }
+        foreach (['Location', 'Content-Length', 'X-Session-Patch', 'Set-Cookie', 'ETag', 'Last-Modified'] as $name) {
+            \header_remove($name);
+        }
+        \http_response_code($status);
+        \header('Cache-Control: no-store');
+        if ($status === 503) {
+            \header('Retry-After: 2');
+        }
+        if ($this->isLeaving) {
+            exit; // what was to follow the head is cut off
+        }
+        $this->dropOutput();
+        \header('Content-Type: text/plain; charset=utf-8');
+        exit($status === 403 ? "Forbidden\n" : ($status === 503 ? "Service unavailable\n" : "Internal server error\n"));
+    }
+
+    private function dropOutput(): void
+    {
+        while (\ob_get_level() > 0 && @\ob_end_clean()) {
+            continue;
+        }
+    }
+
+    // Keys and ids.
+
+    /**
+     * Returns what the keys of the open name begin with. Two names on one host are two sessions of PHP.
+     */
+    private function prefix(): string
+    {
+        return $this->name === null || $this->name === $this->mainName ? '' : 'php:' . \rawurlencode($this->name) . ':';
+    }
+
+    /** Returns the key in $_SESSION, unless it is of another name. */
+    private function keyOf(string $full): ?string
+    {
+        $prefix = $this->prefix();
+        if ($prefix !== '') {
+            return \str_starts_with($full, $prefix) ? \substr($full, \strlen($prefix)) : null;
+        }
+        return \str_starts_with($full, 'php:') && !\str_starts_with($full, 'php::') ? null : $full;
+    }
+
+    /**
+     * Returns the key in Cloakroom, and whether it stands for one that Cloakroom does not take.
+     *
+     * @return array{string, bool}
+     */
+    private function fullKey(string $key): array
+    {
+        $prefix = $this->prefix();
+        $isReserved = \str_starts_with($key, $prefix === '' ? 'php:' : ':');
+        if ($isReserved || $key === '' || \strlen($prefix . $key) > 256 || !\preg_match('//u', $key)) {
+            return [($prefix === '' ? 'php:' : $prefix) . ':' . \sha1($key), true];
+        }
+        return [$prefix . $key, false];
+    }
+
+    /** PHP's own alphabet has a comma where Cloakroom's has an underscore, and applications check it. */
+    private function shownId(): string
+    {
+        return \strtr((string) $this->id, '_', ',');
+    }
+
+    private static function randomId(): string
+    {
+        return \rtrim(\strtr(\base64_encode(\random_bytes(16)), '+/', '-_'), '=');
+    }
+
+    /**
+     * Returns the id after a rotation: 16 bytes, and a counter of two bytes if it is not zero.
+     */
+    private static function idAfter(string $id): string
+    {
+        $bytes = \base64_decode(\strtr($id, '-_', '+/'));
+        $count = \strlen($bytes) === 18 ? \unpack('n', $bytes, 16)[1] : 0;
+        $next = \substr($bytes, 0, 16) . \pack('n', \min($count + 1, 65535));
+        return \rtrim(\strtr(\base64_encode($next), '+/', '-_'), '=');
+    }
+}
+
+/**
+ * What PHP's session module calls.
+ *
+ * @internal
+ */
+final class Handler implements \SessionHandlerInterface, \SessionIdInterface, \SessionUpdateTimestampHandlerInterface
+{
+    private Client $client;
+
+    public function __construct(Client $client)
+    {
+        $this->client = $client;
+    }
+
+    public function open(string $path, string $name): bool
+    {
+        $this->client->open($name);
+        return true;
+    }
+
+    public function close(): bool
+    {
+        $this->client->close();
+        return true;
+    }
+
+    public function read(string $id): string
+    {
+        return $this->client->read();
+    }
+
+    public function write(string $id, string $data): bool
+    {
+        $this->client->take();
+        return true;
+    }
+
+    public function updateTimestamp(string $id, string $data): bool
+    {
+        $this->client->take();
+        return true;
+    }
+
+    public function destroy(string $id): bool
+    {
+        // session_regenerate_id(true) makes the same calls as session_destroy() and session_start().
+        if ($this->caller() === 'session_destroy') {
+            $this->client->destroy();
+        }
+        return true;
+    }
+
+    public function gc(int $max_lifetime): int
+    {
+        return 0;
+    }
+
+    public function create_sid(): string
+    {
+        switch ($this->caller()) {
+            case 'session_regenerate_id':
+                return $this->client->rotate();
+            case 'session_create_id':
+                return \bin2hex(\random_bytes(16));
+            default:
+                return $this->client->draw();
+        }
+    }
+
+    public function validateId(string $id): bool
+    {
+        return $this->client->isId($id);
+    }
+
+    private function caller(): string
+    {
+        return \debug_backtrace(\DEBUG_BACKTRACE_IGNORE_ARGS, 3)[2]['function'] ?? '';
+    }
+}
+
+/**
+ * A value of the session: plain JSON, or PHP's serialization in a tagged object if JSON cannot hold it.
+ *
+ * @internal
+ */
+final class Value
+{
+    private const FLAGS = \JSON_UNESCAPED_SLASHES | \JSON_PRESERVE_ZERO_FRACTION;
+
+    /** Whether the site was not given the value, which then stays as it is. */
+    public bool $isHidden = false;
+
+    /** @var mixed */
+    private $plain;
+    private ?string $raw;
+    private bool $isMap;
+
+    /** @param mixed $plain */
+    private function __construct($plain, ?string $raw, bool $isMap)
+    {
+        $this->plain = $plain;
+        $this->raw = $raw;
+        $this->isMap = $isMap;
+    }
+
+    /** @param mixed $value */
+    public static function loaded($value, bool $isObject): self
+    {
+        $raw = \is_array($value) && \count($value) === 1 ? ($value['$cloakroom']['php'] ?? null) : null;
+        if (\is_string($raw) && \is_string($raw = \base64_decode($raw, true))) {
+            return new self(null, $raw, false);
+        }
+        return new self($value, null, $isObject);
+    }
+
+    /**
+     * Returns the value, as the one before if it has not changed.
+     *
+     * @param mixed $value
+     */
+    public static function of($value, ?self $before, ?string $escapedKey): self
+    {
+        if ($escapedKey === null && $before !== null && $before->raw === null && $before->plain === $value) {
+            return $before;
+        }
+        $references = [];
+        $isTagLike = \is_array($value) && \array_key_exists('$cloakroom', $value);
+        if ($escapedKey === null && !$isTagLike && self::isPlain($value, $references, 0)) {
+            return new self($value, null, \is_array($value) && !self::isList($value));
+        }
+        $raw = \serialize($escapedKey === null ? $value : [$escapedKey => $value]);
+        if ($before !== null && $before->raw === $raw) {
+            return $before;
+        }
+        return new self(null, $raw, false);
+    }
+
+    public static function encode($value): string
+    {
+        // A header cannot have a DEL, which json_encode() does not escape.
+        return \str_replace("\x7f", '\u007f', \json_encode($value, self::FLAGS | \JSON_THROW_ON_ERROR, 1024));
+    }
+
+    public function json(): string
+    {
+        if ($this->raw !== null) {
+            return '{"$cloakroom":{"php":"' . \base64_encode($this->raw) . '"}}';
+        }
+        return self::encode($this->plain === [] && $this->isMap ? new \stdClass() : $this->plain);
+    }
+
+    public function isEmpty(): bool
+    {
+        return $this->raw === null && ($this->plain === null || $this->plain === []);
+    }
+
+    /**
+     * Returns the value without objects of the site's classes.
+     *
+     * @return mixed
+     */
+    public function inert()
+    {
+        return $this->raw === null ? $this->plain : @\unserialize($this->raw, ['allowed_classes' => false]);
+    }
+
+    /**
+     * Returns key and value as PHP serializes them, or null if the site must not have them.
+     *
+     * @param int $slots how many values PHP has counted so far, for its back-references
+     */
+    public function serialized(string $key, int &$slots, bool $isPhp): ?string
+    {
+        $name = $isPhp ? "$key|" : \serialize(\array_key_first([$key => 0]));
+        if ($this->raw === null) {
+            $slots += 1 + (\is_array($this->plain) ? \count($this->plain, \COUNT_RECURSIVE) : 0);
+            return $name . \serialize($this->plain);
+        }
+        $isEscaped = \preg_match('/^(php:)?:[0-9a-f]{40}$/D', $key) === 1;
+        $found = self::shift($this->raw, $isEscaped ? $slots - 1 : $slots);
+        $found = $isEscaped && \strncmp($this->raw, 'a:1:{', 5) !== 0 ? null : $found;
+        $allowed = Client::setting('PHP_CLASSES') ?: '*';
+        $allowed = $allowed === '*' ? null : \array_map('strtolower', \explode(':', $allowed));
+        $refused = $found === null || $allowed === null ? [] : \array_diff($found[2], $allowed);
+        if ($found === null || $refused) {
+            $reason = $found === null ? 'its serialization is malformed'
+                : 'CLOAKROOM_CLIENT_PHP_CLASSES does not have ' . \implode(', ', $refused);
+            \error_log("Cloakroom: \$_SESSION['$key'] is not loaded: $reason");
+            $this->isHidden = true;
+            return null;
+        }
+        if ($isEscaped) {
+            $slots += $found[1] - 1;
+            return \substr($found[0], \strlen('a:1:{'), -1);
+        }
+        $slots += $found[1];
+        return $name . $found[0];
+    }
+
+    /**
+     * Returns how a patch turns a value into this one: the member of the patch, and the JSON in it.
+     *
+     * @return array{string, string}
+     */
+    public function change(?self $old): array
+    {
+        if (\is_array($this->plain) && $this->plain !== [] && !$this->isForeign() && ($old === null || !$old->isForeign())) {
+            $before = $old === null ? [] : $old->plain;
+            $isMapBefore = $old === null || $old->isMap || $before === [];
+            if (!\is_array($before)) {
+                return ['set', $this->json()];
+            }
+            if (!$this->isMap && ($old === null || !$old->isMap)) {
+                if (\count($this->plain) > \count($before) && \array_slice($this->plain, 0, \count($before)) === $before) {
+                    return ['append', self::encode(\array_slice($this->plain, \count($before)))];
+                }
+            } elseif ($this->isMap && $isMapBefore) {
+                $merge = self::merge($before, $this->plain);
+                if ($merge !== null) {
+                    return ['merge', self::encode($merge)];
+                }
+            }
+        }
+        return ['set', $this->json()];
+    }
+
+    /** Whether a client keeps something in the value that its members do not show, such as Flask's tags. */
+    private function isForeign(): bool
+    {
+        if ($this->raw !== null) {
+            return true;
+        }
+        $key = \is_array($this->plain) && \count($this->plain) === 1 ? (string) \array_key_first($this->plain) : '';
+        return $key === '$cloakroom' || \str_starts_with($key, ' ');
+    }
+
+    /**
+     * Returns the merge patch (RFC 7396) between two arrays, or null if there is none, or one that leaves them in
+     * another order: PHP's arrays have one.
+     */
+    private static function merge(array $old, array $new): ?object
+    {
+        $changes = [];
+        $result = $old;
+        foreach ($new as $key => $value) {
+            if (\array_key_exists($key, $old) && $old[$key] === $value) {
+                continue;
+            }
+            if (self::hasNull($value)) {
+                return null;
+            }
+            $before = $old[$key] ?? null;
+            $changes[$key] = $value;
+            if (\is_array($before) && $before !== [] && self::isMap($value)) {
+                // A list may be an object with the members 0, 1, 2.
+                $changes[$key] = self::isList($before) ? null : self::merge($before, $value);
+                if ($changes[$key] === null) {
+                    return null;
+                }
+            }
+            $result[$key] = $value;
+        }
+        foreach (\array_diff_key($old, $new) as $key => $_) {
+            $changes[$key] = null;
+            unset($result[$key]);
+        }
+        return $result === $new && $changes !== [] ? (object) $changes : null;
+    }
+
+    /** @param mixed $value */
+    private static function hasNull($value): bool
+    {
+        if (\is_array($value)) {
+            foreach ($value as $member) {
+                if (self::hasNull($member)) {
+                    return true;
+                }
+            }
+        }
+        return $value === null;
+    }
+
+    /** @param mixed $value */
+    private static function isMap($value): bool
+    {
+        return \is_array($value) && !self::isList($value);
+    }
+
+    /** array_is_list() is PHP 8.1. */
+    private static function isList(array $value): bool
+    {
+        $next = 0;
+        foreach ($value as $key => $_) {
+            if ($key !== $next++) {
+                return false;
+            }
+        }
+        return true;
+    }
+
+    /**
+     * Returns whether JSON gives back the identical value.
+     *
+     * @param mixed $value
+     * @param array<string, true> $references
+     */
+    private static function isPlain($value, array &$references, int $depth): bool
+    {
+        if (\is_array($value)) {
+            foreach ($value as $key => $member) {
+                // A reference alone is a leftover of foreach by reference; two are one variable.
+                $reference = \ReflectionReference::fromArrayElement($value, $key);
+                if ($reference !== null) {
+                    $id = $reference->getId();
+                    if (isset($references[$id])) {
+                        return false;
+                    }
+                    $references[$id] = true;
+                }
+                if ($depth > 400 || (\is_string($key) && !\preg_match('//u', $key))) {
+                    return false;
+                }
+                if (!self::isPlain($member, $references, $depth + 1)) {
+                    return false;
+                }
+            }
+            return true;
+        }
+        if (\is_string($value)) {
+            return \preg_match('//u', $value) === 1;
+        }
+        return $value === null || \is_bool($value) || \is_int($value) || (\is_float($value) && \is_finite($value));
+    }
+
+    /**
+     * Moves the back-references of serialized text by an offset, since PHP counts all values of a session together.
+     *
+     * @return ?array{string, int, string[]} the text, how many values it has, and its classes in lower case; null if
+     *                                       it is malformed
+     */
+    private static function shift(string $raw, int $offset): ?array
+    {
+        $token = '/\G(?:N;|[bid]:[^;]{1,40};|(?<reference>[rR]):(?<target>\d{1,9});|(?<text>[sE]):(?<length>\d{1,9}):"'
+            . '|a:(?<members>\d{1,9}):\{|(?<object>[OC]):(?<size>\d{1,9}):")/';
+        [$text, $slots, $classes, $at, $open] = ['', 0, [], 0, []];
+        do {
+            if (!\preg_match($token, $raw, $match, \PREG_UNMATCHED_AS_NULL, $at)) {
+                return null;
+            }
+            // Keys and values alternate; $open counts down what is left of each array.
+            $isKey = $open !== [] && \end($open) % 2 === 0;
+            $slots += $isKey || $match['reference'] === 'R' ? 0 : 1;
+            $start = $at;
+            $at += \strlen($match[0]);
+            $members = null;
+            if ($match['reference'] !== null) {
+                $text .= "{$match['reference']}:" . ((int) $match['target'] + $offset) . ';';
+                $start = $at;
+            } elseif ($match['text'] !== null) {
+                if ($match['text'] === 'E') {
+                    $classes[] = \strtolower(\strtok(\substr($raw, $at, (int) $match['length']), ':'));
+                }
+                $at += (int) $match['length'] + 2;
+                if (\substr($raw, $at - 2, 2) !== '";') {
+                    return null;
+                }
+            } elseif ($match['object'] !== null) {
+                $classes[] = \strtolower(\substr($raw, $at, (int) $match['size']));
+                $at += (int) $match['size'];
+                if (!\preg_match('/\G":(\d{1,9}):\{/', $raw, $head, 0, $at)) {
+                    return null;
+                }
+                $at += \strlen($head[0]);
+                if ($match['object'] === 'O') {
+                    $members = (int) $head[1];
+                } else {
+                    $at += (int) $head[1] + 1; // a format of the class's own
+                }
+            } elseif ($match['members'] !== null) {
+                $members = (int) $match['members'];
+            }
+            $text .= \substr($raw, $start, $at - $start);
+            if ($open !== []) {
+                $open[] = \array_pop($open) - 1;
+            }
+            if ($members !== null) {
+                $open[] = 2 * $members;
+            }
+            while ($open !== [] && \end($open) === 0) {
+                if (($raw[$at] ?? '') !== '}') {
+                    return null;
+                }
+                $text .= '}';
+                $at++;
+                \array_pop($open);
+            }
+        } while ($open !== []);
+        return $at === \strlen($raw) ? [$text, $slots, \array_unique($classes)] : null;
+    }
+}
+
+/**
+ * The session API, over one connection per request of the site.
+ *
+ * @internal
+ */
+final class Api
+{
+    private const CONNECT_SECONDS = 1.0;
+    private const ANSWER_SECONDS = 10;
+
+    private string $url;
+    private string $token;
+    /** @var ?resource */
+    private $stream = null;
+    private string $buffer = '';
+
+    public function __construct(string $url, string $token)
+    {
+        $this->url = $url;
+        $this->token = $token;
+    }
+
+    /**
+     * Returns status and body.
+     *
+     * @return array{int, string}
+     */
+    public function call(string $method, ?string $body): array
+    {
+        // Handlers of the application would see warnings that are handled here.
+        \set_error_handler(static fn () => true);
+        try {
+            $isKept = $this->stream !== null;
+            try {
+                return $this->exchange($method, $body);
+            } catch (NoAnswer $error) {
+                $this->disconnect();
+                if (!$isKept) {
+                    throw new SessionError($error->getMessage());
+                }
+            }
+            // The server has closed the kept connection before it got the request.
+            try {
+                return $this->exchange($method, $body);
+            } catch (NoAnswer $error) {
+                throw new SessionError($error->getMessage());
+            }
+        } catch (SessionError $error) {
+            $this->disconnect();
+            throw $error;
+        } finally {
+            \restore_error_handler();
+        }
+    }
+
+    private function exchange(string $method, ?string $body): array
+    {
+        [$address, $host, $path] = $this->target();
+        $deadline = \microtime(true) + self::ANSWER_SECONDS;
+        if ($this->stream === null) {
+            $stream = \stream_socket_client($address, $errno, $reason, self::CONNECT_SECONDS);
+            if ($stream === false) {
+                throw new SessionError("cannot connect to $this->url: $reason");
+            }
+            $this->stream = $stream;
+            $this->buffer = '';
+            \stream_set_timeout($this->stream, self::ANSWER_SECONDS);
+        }
+        $lines = ["$method $path HTTP/1.1", "Host: $host", "X-Session-Token: $this->token"];
+        if ($body !== null) {
+            $lines[] = 'Content-Type: application/json';
+            $lines[] = 'Content-Length: ' . \strlen($body);
+        }
+        $request = \implode("\r\n", $lines) . "\r\n\r\n" . $body;
+        while ($request !== '') {
+            $written = \fwrite($this->stream, $request);
+            if ($written === false || $written === 0) {
+                throw new NoAnswer('the connection was closed');
+            }
+            $request = \substr($request, $written);
+        }
+        while (($end = \strpos($this->buffer, "\r\n\r\n")) === false) {
+            if (!$this->receive($deadline)) {
+                if ($this->buffer === '') {
+                    throw new NoAnswer('the connection was closed');
+                }
+                throw new SessionError('the response ended early');
+            }
+        }
+        $head = \substr($this->buffer, 0, $end + 2);
+        $this->buffer = \substr($this->buffer, $end + 4);
+        if (!\preg_match('!^HTTP/1\.1 (\d{3})!', $head, $status)) {
+            throw new SessionError('the response is not HTTP/1.1');
+        }
+        $length = \preg_match('/^Content-Length:[ \t]*(\d+)[ \t]*\r$/mi', $head, $match) ? (int) $match[1] : null;
+        if ($length === null && $status[1] !== '204') {
+            throw new SessionError('the response has no Content-Length');
+        }
+        while (\strlen($this->buffer) < (int) $length) {
+            if (!$this->receive($deadline)) {
+                throw new SessionError('the response ended early');
+            }
+        }
+        $content = \substr($this->buffer, 0, (int) $length);
+        $this->buffer = \substr($this->buffer, (int) $length);
+        if (\preg_match('/^Connection:.*\bclose\b/mi', $head)) {
+            $this->disconnect();
+        }
+        return [(int) $status[1], $content];
+    }
+
+    private function receive(float $deadline): bool
+    {
+        if (\microtime(true) > $deadline) {
+            throw new SessionError('no answer within ' . self::ANSWER_SECONDS . ' s');
+        }
+        $read = \fread($this->stream, 65536);
+        if (\stream_get_meta_data($this->stream)['timed_out']) {
+            throw new SessionError('no answer within ' . self::ANSWER_SECONDS . ' s');
+        }
+        $this->buffer .= (string) $read;
+        return $read !== false && $read !== '' || !\feof($this->stream);
+    }
+
+    private function disconnect(): void
+    {
+        if ($this->stream !== null) {
+            \fclose($this->stream);
+        }
+        $this->stream = null;
+        $this->buffer = '';
+    }
+
+    /** @return array{string, string, string} the address of the socket, the host name, and the path */
+    private function target(): array
+    {
+        if (\preg_match('!^http\+unix://([^/]+)(/.*)$!D', $this->url, $match)) {
+            return ['unix://' . \rawurldecode($match[1]), 'localhost', $match[2]];
+        }
+        if (!\preg_match('!^(https?)://([^/:]+|\[[^/]+\])(:\d+)?(/.*)$!D', $this->url, $match)) {
+            throw new SessionError("CLOAKROOM_CLIENT_URL is not valid: $this->url");
+        }
+        $isTls = $match[1] === 'https';
+        $port = $match[3] ?: ($isTls ? ':443' : ':80');
+        return [($isTls ? 'tls://' : 'tcp://') . $match[2] . $port, $match[2] . $match[3], $match[4]];
+    }
+}
+
+/**
+ * A connection that was closed before any answer.
+ *
+ * @internal
+ */
+final class NoAnswer extends \RuntimeException
+{
+}
+
+Client::start();
