@@ -1,0 +1,334 @@
+"use strict";
+
+const { EventEmitter } = require("node:events");
+const { isDeepStrictEqual } = require("node:util");
+const { Cookie } = require("./cookie");
+const { ascii, difference, isEmpty, snapshot } = require("./diff");
+const { CloakroomError, keysOf, refusal } = require("./errors");
+const { nameOf, userIn } = require("./principal");
+const { Session, settle } = require("./session");
+
+const MAX_HEADER_PATCH = 64 * 1024;
+const LOST = new Set(["session_gone", "session_rotated", "request_gone"]);
+
+/** The session of one request: what was loaded, and what the request changes. */
+class RequestSession {
+  #client;
+  #req;
+  #res;
+  #token;
+  #canExchange; // whether patches go by response header
+  #id;
+  #nextId;
+  #principal;
+  #loaded = new Map(); // the JSON text of each value in the store
+  #login; // a name, null for a log-out, undefined for neither
+  #isRegenerated = false;
+  #isDestroyed = false;
+  #isIdShown = false;
+  #isHeadSent = false;
+  #isClosed = false;
+  #error; // of a save that the application was not told about
+  #calls = Promise.resolve();
+  #running = 0;
+
+  constructor(client, req, res, { token, id, nextId, principal, canExchange }) {
+    this.#client = client;
+    this.#req = req;
+    this.#res = res;
+    this.#token = token;
+    this.#id = id;
+    this.#nextId = nextId;
+    this.#principal = principal ?? null;
+    this.#canExchange = canExchange;
+  }
+
+  /** Sets `req.session`, `req.sessionID` and `req.sessionStore`; without values it reads them. */
+  async load(values) {
+    if (values) this.#show(values, new Cookie(this.#client.cookie));
+    else await this.#read();
+    Object.defineProperty(this.#req, "sessionID", { get: () => this.showId(), configurable: true, enumerable: true });
+    this.#req.sessionStore = new RequestStore(this, this.#req);
+    return this.#req.session;
+  }
+
+  get principal() {
+    return this.#principal;
+  }
+
+  get #exists() {
+    return this.#id !== undefined;
+  }
+
+  /** Returns the id, which the session then keeps: the next page has the same. */
+  showId() {
+    this.#isIdShown = true;
+    if (!this.#exists) return this.#nextId;
+    // Another id is known when the API has responded. An empty one stands for an id that it has not named.
+    return this.#isRegenerated ? undefined : this.#id || undefined;
+  }
+
+  logIn(name) {
+    if (typeof name !== "string" || name === "") throw new TypeError("a log-in needs the name of the user");
+    this.#login = this.#principal = name;
+  }
+
+  logOut() {
+    this.#login = this.#principal = null;
+  }
+
+  async save(isReported) {
+    // A log-in or log-out is written with the head, which waits for it. passport saves, regenerates the session and
+    // puts values back: all that is one patch.
+    if (!this.#isHeadSent && this.#isChangingUser()) return;
+    await this.#write(isReported);
+  }
+
+  async reload() {
+    await this.#write();
+    await this.#enqueue(() => this.#read());
+    if (!this.#exists) throw new Error("failed to load session");
+  }
+
+  async destroy() {
+    delete this.#req.session;
+    this.#isDestroyed = true;
+    this.#login = this.#principal = undefined;
+  }
+
+  async regenerate() {
+    this.generate();
+    this.#isRegenerated = true;
+    this.#principal = null;
+  }
+
+  generate() {
+    if (this.#isDestroyed) this.#isRegenerated = true;
+    this.#isDestroyed = false;
+    this.#req.session = new Session(this, new Cookie(this.#client.cookie));
+  }
+
+  /** Writes by the response header if possible; returns a promise if the head has to wait for a call. */
+  beforeHead(status) {
+    this.#isHeadSent = true;
+    if (this.#error || this.#running > 0) return this.#finish();
+    try {
+      const change = this.#change();
+      if (!change) return undefined;
+      const header = this.#canExchange && status < 500 ? ascii(JSON.stringify(change.patch)) : undefined;
+      if (!header || header.length >= MAX_HEADER_PATCH) return this.#finish();
+      this.#res.setHeader("X-Session-Patch", header);
+      this.#written(change);
+      return undefined;
+    } catch (error) {
+      this.#isClosed = true;
+      return Promise.reject(error);
+    }
+  }
+
+  /** Writes what was changed after the head has left; returns a promise if there is something. */
+  beforeEnd() {
+    try {
+      if (this.#running === 0 && !this.#change()) return undefined;
+    } catch (error) {
+      this.#client.log("error", error.message);
+      return undefined;
+    }
+    return this.#write().catch((error) => {
+      const hint = error.code === "response_committed" ? "; read req.session.id before the head to begin a session" : "";
+      this.#client.log("error", `changes after the head of the response are lost: ${error.message}${hint}`);
+    });
+  }
+
+  async #finish() {
+    try {
+      await this.#write();
+      if (this.#error) throw this.#error;
+    } catch (error) {
+      // The page that reports the error is not another try.
+      this.#isClosed = true;
+      this.#error = undefined;
+      throw error;
+    }
+  }
+
+  async #write(isReported = true) {
+    await this.#enqueue(async () => {
+      try {
+        await this.#send(this.#change());
+      } catch (error) {
+        // The write may have happened, so it is not repeated.
+        if (error.status === 503) this.#isClosed = true;
+        if (!isReported) this.#error = error;
+        throw error;
+      }
+    });
+  }
+
+  async #send(change) {
+    if (!change) return;
+    const { patch } = change;
+    const response = await this.#client.api.call("PATCH", "", this.#token, patch);
+    const { code } = response.problem;
+    if (LOST.has(code)) {
+      this.#client.log("warn", `${code}: dropped the changes of ${keysOf(patch)}`);
+    } else if (response.status >= 300) {
+      throw refusal(response, patch);
+    }
+    this.#written(change, response.body?.id);
+  }
+
+  /** Runs one call after another. */
+  #enqueue(call) {
+    this.#running += 1;
+    const result = this.#calls.then(call).finally(() => (this.#running -= 1));
+    this.#calls = result.catch(() => {});
+    return result;
+  }
+
+  async #read() {
+    const response = await this.#client.api.call("GET", "", this.#token);
+    const { code } = response.problem;
+    if (LOST.has(code)) this.#client.log("warn", `${code}: the request has no session`);
+    else if (response.status >= 300) throw refusal(response);
+    const session = response.status < 300 ? response.body : {};
+    this.#id = session.id ?? undefined;
+    this.#nextId = session.next_id ?? this.#nextId;
+    this.#principal = session.principal ?? null;
+    this.#isRegenerated = this.#isDestroyed = false;
+    this.#show(session.values ?? {}, Cookie.of(session, this.#client.cookie));
+  }
+
+  #show(values, cookie) {
+    this.#loaded = snapshot(values, Session.isReserved);
+    this.#req.session = new Session(this, cookie, values);
+  }
+
+  #texts() {
+    return snapshot(this.#req.session, Session.isReserved);
+  }
+
+  #isChangingUser() {
+    return Boolean(this.#req.session) && (this.#isRegenerated || this.#loginOf(this.#texts()) !== undefined);
+  }
+
+  /** Returns the patch, and what the store has after it; undefined if nothing has changed. */
+  #change() {
+    const { session } = this.#req;
+    if (this.#isClosed) return undefined;
+    if (session === undefined || session === null) {
+      const isEnded = this.#isDestroyed || this.#client.unset === "destroy";
+      return isEnded && this.#exists ? { patch: { destroy: true }, texts: new Map(), isEnded } : undefined;
+    }
+    const texts = this.#texts();
+    const login = this.#loginOf(texts);
+    const isUseless = isEmpty(texts) && typeof login !== "string";
+    let patch = {};
+    let isNew = false;
+    if (this.#exists && this.#isRegenerated && typeof login !== "string" && !this.#keepsAll(texts)) {
+      patch = { destroy: true };
+      if (isUseless) return { patch, texts, isEnded: true };
+      patch.set = valuesOf(texts);
+      isNew = true;
+    } else if (this.#exists) {
+      if (login !== undefined) patch.principal = login;
+      if (login || this.#isRegenerated) patch.rotate = "id";
+      Object.assign(patch, this.#isRegenerated ? this.#replacement(texts) : difference(this.#loaded, texts));
+    } else {
+      if (isUseless && !this.#isIdShown) return undefined;
+      if (login) patch.principal = login;
+      if (!isUseless) Object.assign(patch, difference(this.#loaded, texts));
+      isNew = true;
+    }
+    const expiry = session.cookie?.expiry(isNew);
+    if (expiry) patch.expiry = expiry;
+    if (Object.keys(patch).length === 0 && !isNew) return undefined;
+    // What cannot be dropped is refused together with `if_lost`.
+    if (!patch.destroy && !patch.rotate && !("principal" in patch)) patch.if_lost = "drop";
+    return { patch, texts, login };
+  }
+
+  /** Returns the members that replace all values by what the application has put into the new session. */
+  #replacement(texts) {
+    const keepsNone = ![...this.#loaded.keys()].some((key) => texts.has(key));
+    if (!keepsNone) return difference(this.#loaded, texts);
+    return texts.size > 0 ? { clear: true, set: valuesOf(texts) } : { clear: true };
+  }
+
+  /** Returns whether the application has regenerated the session only for another id. */
+  #keepsAll(texts) {
+    return this.#loaded.size > 0 && [...this.#loaded.keys()].every((key) => texts.has(key));
+  }
+
+  /** Returns the name of the user who logs in, null for a log-out, or undefined for neither. */
+  #loginOf(texts) {
+    if (this.#login !== undefined) return this.#login;
+    const setting = this.#client.principal;
+    const before = userIn(this.#loaded, setting);
+    const now = userIn(texts, setting);
+    if (now === undefined) return before === undefined ? undefined : null;
+    const isAnother = !isDeepStrictEqual(before, now) || (this.#isRegenerated && !this.#keepsAll(texts));
+    if (!isAnother) return undefined;
+    const name = nameOf(now, setting, this.#req);
+    if (name === undefined) this.#client.warnOfName();
+    return name;
+  }
+
+  #written({ patch, texts, login, isEnded }, id) {
+    this.#loaded = texts;
+    if (isEnded) this.#id = undefined;
+    else if (patch.destroy || patch.rotate) this.#id = id ?? "";
+    else this.#id ??= id ?? this.#nextId ?? "";
+    if (login !== undefined) this.#principal = login;
+    this.#login = undefined;
+    this.#isRegenerated = this.#isDestroyed = false;
+    this.#req.session?.cookie?.written();
+  }
+}
+
+/** What express-session calls a store, for the session of one request. */
+class RequestStore extends EventEmitter {
+  #session;
+  #req;
+
+  constructor(session, req) {
+    super();
+    this.#session = session;
+    this.#req = req;
+  }
+
+  generate() {
+    this.#session.generate();
+  }
+
+  regenerate(_req, callback) {
+    settle(this.#session.regenerate(), callback);
+  }
+
+  get(id, callback) {
+    const { session } = this.#req;
+    const own = id === this.#session.showId() && session ? { ...session, cookie: session.cookie } : undefined;
+    const error = new CloakroomError(500, "not_supported", "req.sessionStore has the session of this request only");
+    settle(own ? Promise.resolve(own) : Promise.reject(error), callback && ((failed) => callback(failed, own)));
+  }
+
+  set(_id, _session, callback) {
+    settle(this.#session.save(callback !== undefined), callback);
+  }
+
+  touch(_id, _session, callback) {
+    settle(Promise.resolve(), callback);
+  }
+
+  destroy(_id, callback) {
+    settle(this.#session.destroy(), callback);
+  }
+}
+
+function valuesOf(texts) {
+  const values = Object.create(null);
+  for (const [key, text] of texts) values[key] = JSON.parse(text);
+  return values;
+}
+
+module.exports = { RequestSession };
