@@ -18,7 +18,7 @@ namespace Cloakroom;
  */
 function login(string $name): void
 {
-    Client::get()->logInOrOut($name);
+    Client::logInOrOut($name);
 }
 
 /**
@@ -26,7 +26,7 @@ function login(string $name): void
  */
 function logout(): void
 {
-    Client::get()->logInOrOut(null);
+    Client::logInOrOut(null);
 }
 
 /**
@@ -34,7 +34,7 @@ function logout(): void
  */
 function principal(): ?string
 {
-    return Client::get()->principal();
+    return Client::principal();
 }
 
 /**
@@ -42,7 +42,7 @@ function principal(): ?string
  */
 function id(): string
 {
-    return Client::get()->keepId();
+    return Client::keepId();
 }
 
 /**
@@ -50,7 +50,7 @@ function id(): string
  */
 function save(): void
 {
-    Client::get()->save();
+    Client::save();
 }
 
 /**
@@ -72,6 +72,10 @@ final class Client
     /** A request that runs longer, in seconds, exchanges its values with parallel requests at its next session_start(). */
     private const FRESH = 1.0;
 
+    /** Where the principal is in PHP's own sessions: in development, and in scripts. */
+    private const STOCK_PRINCIPAL = 'cloakroom.principal';
+
+    /** None if PHP's own sessions are used. */
     private static ?self $instance = null;
 
     private Api $api;
@@ -119,15 +123,6 @@ final class Client
     private bool $isLeaving = false;
     private bool $isFinishing = false;
     private bool $hasFailed = false;
-
-    public static function get(): self
-    {
-        if (self::$instance === null) {
-            throw new SessionError('This request has no session in Cloakroom');
-        }
-        self::$instance->refuseElsewhere();
-        return self::$instance;
-    }
 
     /**
      * Takes over the sessions of a web request.
@@ -375,33 +370,50 @@ final class Client
 
     // What the functions ask for.
 
-    public function logInOrOut(?string $name): void
+    public static function logInOrOut(?string $name): void
     {
-        $this->isExplicit = $this->isLogInOrOut = true;
-        $this->newPrincipal = $name;
-    }
-
-    public function principal(): ?string
-    {
-        $this->load();
-        if ($this->isLogInOrOut || $this->isDestroyed) {
-            return $this->newPrincipal;
+        $client = self::$instance;
+        if ($client === null) {
+            $_SESSION[self::STOCK_PRINCIPAL] = $name;
+            return;
         }
-        return $this->oldPrincipal;
+        $client->refuseElsewhere();
+        $client->isExplicit = $client->isLogInOrOut = true;
+        $client->newPrincipal = $name;
     }
 
-    public function keepId(): string
+    public static function principal(): ?string
     {
-        $this->isWanted = true;
-        return \session_id() ?: $this->shownId();
-    }
-
-    public function save(): void
-    {
-        if ($this->isOpen && \session_status() === \PHP_SESSION_ACTIVE) {
-            $this->take();
+        $client = self::$instance;
+        if ($client === null) {
+            return $_SESSION[self::STOCK_PRINCIPAL] ?? null;
         }
-        $this->commit(true);
+        $client->refuseElsewhere();
+        $client->load();
+        return $client->currentPrincipal();
+    }
+
+    public static function keepId(): string
+    {
+        $client = self::$instance;
+        if ($client === null) {
+            return (string) \session_id();
+        }
+        $client->refuseElsewhere();
+        $client->isWanted = true;
+        return \session_id() ?: $client->shownId();
+    }
+
+    public static function save(): void
+    {
+        $client = self::$instance;
+        if ($client !== null) {
+            $client->refuseElsewhere();
+            if ($client->isOpen && \session_status() === \PHP_SESSION_ACTIVE) {
+                $client->take();
+            }
+            $client->commit(true);
+        }
     }
 
     // The ends of the request.
@@ -586,12 +598,17 @@ final class Client
             $this->call('PATCH', $patch, $keys);
         }
         $isSession = $this->exists && !$this->isDestroyed;
-        $this->oldPrincipal = $this->principal();
+        $this->oldPrincipal = $this->currentPrincipal();
         $this->exists = $isSession || $creates;
         $this->stored = $this->values;
         $this->userBefore = $this->userAfter;
         $this->isDestroyed = $this->isRotated = $this->isWanted = $this->isLogInOrOut = $this->isExplicit = false;
         $this->newPrincipal = null;
+    }
+
+    private function currentPrincipal(): ?string
+    {
+        return $this->isLogInOrOut || $this->isDestroyed ? $this->newPrincipal : $this->oldPrincipal;
     }
 
     /**
@@ -744,7 +761,7 @@ final class Client
             return '';
         }
         if ($method === 'PATCH' && \in_array($status, [409, 413, 422], true)) {
-            return $this->refuse($reason . $this->sizes($keys));
+            return $this->refuse($reason . $this->sizes($keys) . ($status === 413 ? $this->limits() : ''));
         }
         return $this->fail(503, $reason);
     }
@@ -761,20 +778,22 @@ final class Client
         return $key === null ? '' : "; the largest change is \"$key\" with {$sizes[$key]} bytes";
     }
 
+    private function limits(): string
+    {
+        $policy = \json_decode($this->api->call('GET', null, '/policy')[1], true);
+        return \sprintf('; the limits are %d bytes and %d values', $policy['max_bytes'] ?? 0, $policy['max_values'] ?? 0);
+    }
+
     /**
-     * Throws the error of a write that the session cannot take.
+     * Throws the error of a write that the session cannot take, to the statement that sends the head.
      */
     private function refuse(string $reason): string
     {
-        if ($this->isFinishing && \headers_sent()) {
-            \error_log("Cloakroom: $reason");
-            return '';
+        if ($this->isFinishing) {
+            return $this->fail(500, $reason);
         }
         $this->hasFailed = true;
         if (!\headers_sent()) {
-            if (!$this->isLeaving) {
-                $this->dropOutput();
-            }
             \http_response_code(500);
             \header_remove('Location');
             \header_remove('Content-Length');
@@ -1303,14 +1322,14 @@ final class Api
      *
      * @return array{int, string}
      */
-    public function call(string $method, ?string $body): array
+    public function call(string $method, ?string $body, string $path = ''): array
     {
         // Handlers of the application would see warnings that are handled here.
         \set_error_handler(static fn () => true);
         try {
             $isKept = $this->stream !== null;
             try {
-                return $this->exchange($method, $body);
+                return $this->exchange($method, $path, $body);
             } catch (NoAnswer $error) {
                 $this->disconnect();
                 if (!$isKept) {
@@ -1319,7 +1338,7 @@ final class Api
             }
             // The server has closed the kept connection before it got the request.
             try {
-                return $this->exchange($method, $body);
+                return $this->exchange($method, $path, $body);
             } catch (NoAnswer $error) {
                 throw new SessionError($error->getMessage());
             }
@@ -1331,7 +1350,7 @@ final class Api
         }
     }
 
-    private function exchange(string $method, ?string $body): array
+    private function exchange(string $method, string $below, ?string $body): array
     {
         [$address, $host, $path] = $this->target();
         $deadline = \microtime(true) + self::ANSWER_SECONDS;
@@ -1344,7 +1363,7 @@ final class Api
             $this->buffer = '';
             \stream_set_timeout($this->stream, self::ANSWER_SECONDS);
         }
-        $lines = ["$method $path HTTP/1.1", "Host: $host", "X-Session-Token: $this->token"];
+        $lines = ["$method $path$below HTTP/1.1", "Host: $host", "X-Session-Token: $this->token"];
         if ($body !== null) {
             $lines[] = 'Content-Type: application/json';
             $lines[] = 'Content-Length: ' . \strlen($body);

@@ -1,0 +1,865 @@
+"""Tests of the client for PHP, with the real PHP and the real program.
+
+    python3 clients/php/tests/test_php.py
+
+CLOAKROOM is the program (target/debug/cloakroom). Every test of `Pages` runs with calls of the API and with header
+exchange, with and without an output buffer, and with and without Debian's php.ini.
+"""
+
+import contextlib
+import hashlib
+import http.server
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent.parent
+sys.path.insert(0, str(ROOT / "tests/clients"))
+
+import kit  # noqa: E402
+
+PROGRAM = os.environ.get("CLOAKROOM", str(ROOT / "target/debug/cloakroom"))
+CLIENT = HERE.parent / "cloakroom.php"
+HAS_INI = any(pathlib.Path("/etc/php").glob("*/cli/php.ini"))
+SHOWN_ID = re.compile(r"[a-zA-Z0-9,-]{22,24}")
+
+
+class Php:
+    """PHP's own server with the client, behind the program."""
+
+    def __init__(self, has_ini=False, buffer=0, is_exchange=False, ini=(), wrapper=(), **settings):
+        self.ini = ["-d", f"output_buffering={buffer}", *(word for one in ini for word in ["-d", one])]
+        self.has_ini, self.is_exchange, self.settings, self.wrapper = has_ini, is_exchange, settings, wrapper
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self):
+        self.directory = pathlib.Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
+        self.pages = self.directory / "pages"
+        self.pages.mkdir()
+        self.log = self.directory / "php.log"
+        api, self.port = kit.free_ports(2)
+        settings = {"URL": f"http://127.0.0.1:{api}/_session", **self.settings}
+        route = {}
+        if self.is_exchange:
+            settings.setdefault("SECRETS", kit.secret_file(self.directory, kit.CLIENT_SECRET))
+            route = {"header_exchange": "partial"}
+        environment = {f"CLOAKROOM_CLIENT_{name}": str(value) for name, value in settings.items()}
+        self.start_site(environment)
+        self.program = self.stack.enter_context(
+            kit.Program.run(PROGRAM, self.directory, self.port, api=api, **route)
+        )
+        return self
+
+    def start_site(self, environment):
+        command = [*self.wrapper, "php", *([] if self.has_ini else ["-n"]), *self.ini]
+        command += ["-d", f"auto_prepend_file={CLIENT}", "-d", f"session.save_path={self.directory}"]
+        command += ["-S", f"127.0.0.1:{self.port}", "-t", self.pages]
+        environment = {**os.environ, "PHP_CLI_SERVER_WORKERS": "4", **environment}
+        with open(self.log, "ab") as log:
+            self.stack.enter_context(
+                kit.process(command, self.port, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            )
+
+    def __exit__(self, *_):
+        self.stack.close()
+
+    def page(self, code):
+        """Creates a page with this code and returns its path."""
+        name = hashlib.sha256(code.encode()).hexdigest()[:16] + ".php"
+        (self.pages / name).write_text(f"<?php {code}")
+        return f"/{name}"
+
+    def logged(self):
+        return self.log.read_text(errors="replace")
+
+
+class Visitor(kit.Visitor):
+    """A browser that opens pages by their code."""
+
+    def __init__(self, php, jar=None):
+        super().__init__(php.program.public, jar)
+        self.php = php
+
+    def copy(self):
+        return Visitor(self.php, self.jar)
+
+    def open(self, code, expects=200, method="POST"):
+        return self.send(method, self.php.page(code), expects=expects)
+
+    def show(self, expression, expects=200):
+        """Returns what an expression is after session_start()."""
+        return json.loads(self.open(f"session_start(); echo json_encode({expression});", expects).text)
+
+    def stored(self):
+        """Returns the values as Cloakroom has them."""
+        found = [one["id"] for one in self.php.program.service("GET", "").json["sessions"]]
+        return [self.php.program.service("GET", f"/{one}").json["values"] for one in found]
+
+
+class Pages:
+    """What holds in all configurations."""
+
+    options = {}
+
+    @classmethod
+    def setUpClass(cls):
+        cls.php = Php(**cls.options).__enter__()
+        cls.addClassCleanup(cls.php.__exit__)
+
+    def setUp(self):
+        self.visitor = Visitor(self.php)
+        self.was_logged = len(self.php.logged())
+
+    def tearDown(self):
+        for one in self.php.program.service("GET", "").json["sessions"]:
+            self.php.program.service("DELETE", f"/{one['id']}")
+
+    def logged(self):
+        return self.php.logged()[self.was_logged :]
+
+    # The head of the response
+
+    def test_values_set_after_output_are_kept(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1; echo 'text';")
+        self.visitor.open("session_start(); echo 'text'; flush(); $_SESSION['a'] = 2;")
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 2})
+        code = "session_start(); $_SESSION['a'] = 3; echo 'text'; @ob_flush(); flush(); $_SESSION['a'] = 4;"
+        for _ in range(5):
+            self.visitor.open(code)
+            self.assertEqual(self.visitor.show("$_SESSION"), {"a": 4})
+
+    def test_first_value_before_output_creates_the_session(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1; echo str_repeat('text', 5000);")
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1})
+
+    def test_notice_does_not_lose_the_session(self):
+        self.visitor.open("ini_set('display_errors', '1'); session_start(); $_SESSION['a'] = 1; echo $missing;")
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1})
+
+    def test_page_without_a_body_is_kept(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1; header('Location: /elsewhere'); exit;", 302)
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1})
+
+    def test_page_in_an_output_handler_is_kept(self):
+        self.visitor.open("ob_start(fn ($text) => strrev($text)); session_start(); $_SESSION['a'] = 1; echo 'abc';")
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1})
+
+    def test_failing_page_is_kept(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1;")
+        for code in ["http_response_code(500); echo 'sorry';", "ini_set('display_errors', '0'); missing();"]:
+            self.visitor.open(f"session_start(); $_SESSION['a']++; {code}", 500)
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 3})
+
+    def test_shutdown_functions_of_the_site_can_write(self):
+        self.visitor.open("register_shutdown_function(function () { $_SESSION['a'] = 1; }); session_start();")
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1})
+
+    def test_status_that_a_shutdown_function_sets(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1;")
+        code = "register_shutdown_function(fn () => http_response_code(500)); session_start(); $_SESSION['a'] = 2;"
+        self.visitor.open(code, 500)
+        self.visitor.open("ob_start(function ($text) { http_response_code(500); return $text; });"
+                          "session_start(); $_SESSION['b'] = 2; echo 'text';", 500)  # fmt: skip
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 2, "b": 2})
+
+    # The cookie and the id
+
+    def test_only_cookies_of_the_session_are_removed(self):
+        code = "setcookie('before', '1'); session_start(); setcookie('after', '2'); $_SESSION['a'] = 1; session_regenerate_id();"
+        response = self.visitor.open(code)
+        names = [line.split("=")[0] for line in response.headers.get_all("Set-Cookie")]
+        self.assertEqual(sorted(names), ["after", "before", "id"])
+        response = self.visitor.open("session_start(); setcookie(session_name(), '', 1); setcookie('x', '1');")
+        self.assertEqual([line.split("=")[0] for line in response.headers.get_all("Set-Cookie")], ["x"])
+
+    def test_cookie_of_the_session_is_there_before_it_starts(self):
+        code = "echo json_encode($_COOKIE[session_name()] ?? null);"
+        self.assertIsNone(json.loads(self.visitor.open(code).text))
+        self.visitor.open("session_start(); $_SESSION['a'] = 1;")
+        shown = json.loads(self.visitor.open(code).text)
+        self.assertEqual(shown, self.visitor.show("session_id()"))
+        self.assertEqual(self.visitor.show("SID"), "")
+
+    def test_ids_have_the_alphabet_of_php(self):
+        for _ in range(20):
+            visitor = Visitor(self.php)
+            first = visitor.show("[session_id(), $_SESSION['a'] = 1][0]")
+            self.assertRegex(first, SHOWN_ID)
+            self.assertEqual(visitor.show("session_id()"), first)
+
+    def test_leftover_cookie_opens_nothing(self):
+        self.visitor.jar["PHPSESSID"] = "a" * 32
+        self.assertNotEqual(self.visitor.show("session_id()"), "a" * 32)
+        self.visitor.open("session_start(); $_SESSION['a'] = 1;")
+        shown = self.visitor.show("session_id()")
+        self.assertNotEqual(shown, "a" * 32)
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1})
+
+    def test_id_is_kept_if_the_site_asks_for_it(self):
+        first = json.loads(self.visitor.open("session_start(); echo json_encode(Cloakroom\\id());").text)
+        self.assertEqual(self.visitor.show("session_id()"), first)
+
+    # Regenerating and destroying
+
+    def test_regenerating_keeps_values_and_shows_the_next_id(self):
+        for delete in ["true", "false"]:
+            visitor = Visitor(self.php)
+            before = visitor.show("[session_id(), $_SESSION['a'] = 1][0]")
+            for _ in range(3):
+                old = visitor.copy()
+                after = visitor.show(f"[session_regenerate_id({delete}), session_id(), $_SESSION['b'] = 2][1]")
+                self.assertNotEqual(after, before)
+                self.assertEqual(visitor.show("[session_id(), $_SESSION]"), [after, {"a": 1, "b": 2}])
+                self.assertEqual(old.show("$_SESSION"), [])
+                before = after
+
+    def test_regenerating_a_new_session_keeps_its_id(self):
+        first = self.visitor.show("[session_regenerate_id(true), session_id(), $_SESSION['a'] = 1][1]")
+        self.assertEqual(self.visitor.show("[session_id(), $_SESSION]"), [first, {"a": 1}])
+
+    def test_regenerating_twice_is_one_rotation(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1;")
+        shown = self.visitor.show("[session_regenerate_id(), session_regenerate_id(true), session_id()][2]")
+        self.assertEqual(self.visitor.show("session_id()"), shown)
+
+    def test_destroy_and_start_end_the_session(self):
+        before = self.visitor.show("[session_id(), $_SESSION['a'] = 1][0]")
+        old = self.visitor.copy()
+        code = "session_start(); session_destroy(); session_start(); $_SESSION['b'] = 2; echo json_encode($_SESSION);"
+        self.assertEqual(json.loads(self.visitor.open(code).text), {"b": 2})
+        self.assertEqual(self.visitor.show("$_SESSION"), {"b": 2})
+        self.assertNotEqual(self.visitor.show("session_id()"), before)
+        self.assertEqual(old.show("$_SESSION"), [])
+
+    def test_log_out_of_the_manual(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1; Cloakroom\\login('ada');")
+        self.visitor.open("session_start(); $_SESSION = []; setcookie(session_name(), '', time() - 42000, '/'); session_destroy();")
+        self.assertEqual(self.php.program.principals(), [])
+        self.assertEqual(self.visitor.jar, {})
+
+    def test_destroying_nothing_writes_nothing(self):
+        self.visitor.open("session_start(); session_destroy();")
+        self.assertEqual(self.visitor.jar, {})
+        self.visitor.open("session_start(); session_regenerate_id(true);")
+        self.assertEqual(self.visitor.jar, {})
+
+    def test_session_create_id_changes_nothing(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1;")
+        shown = self.visitor.show("[session_create_id('x-'), session_id()]")
+        self.assertTrue(shown[0].startswith("x-"))
+        self.assertEqual(self.visitor.show("[session_id(), $_SESSION]"), [shown[1], {"a": 1}])
+
+    # Opening and closing
+
+    def test_session_closed_and_started_again(self):
+        code = """
+            session_start(); $_SESSION['a'] = 1; session_write_close(); $_SESSION['lost'] = 1;
+            for ($i = 0; $i < 5; $i++) { session_start(); $_SESSION['a']++; session_commit(); }
+            session_start(['read_and_close' => true]); $_SESSION['a'] = 100;
+            session_start(); $_SESSION['a'] = 200; session_abort();
+            session_start(); $_SESSION['b'] = 1; session_reset(); echo json_encode($_SESSION);
+        """
+        self.assertEqual(json.loads(self.visitor.open(f"ob_start(); {code}").text), {"a": 6})
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 6})
+
+    def test_unset_session(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = $_SESSION['b'] = 1;")
+        self.visitor.open("session_start(); unset($_SESSION);")
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1, "b": 1})
+        self.visitor.open("session_start(); unset($_SESSION['b']);")
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1})
+        self.visitor.open("session_start(); session_unset();")
+        self.assertEqual(self.visitor.show("$_SESSION"), [])
+
+    def test_long_request_sees_parallel_changes(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1;")
+        code = """
+            for ($i = 0; $i < 60; $i++) {
+                session_start(); $_SESSION['progress'] = $i; $stop = $_SESSION['stop'] ?? false; session_write_close();
+                if ($stop) { exit('stopped'); }
+                usleep(100000);
+            }
+        """
+        answers = []
+        reader = self.visitor.copy()
+        long = threading.Thread(target=lambda: answers.append(reader.open(f"ob_start(); {code}").text))
+        long.start()
+        time.sleep(2.5)
+        self.assertGreater(self.visitor.show("$_SESSION['progress'] ?? 0"), 5)
+        self.visitor.open("session_start(); $_SESSION['stop'] = true;")
+        long.join()
+        self.assertEqual(answers, ["stopped"])
+
+    def test_untouched_page_makes_no_call(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1;")
+        before = self.php.program.api_calls()
+        self.visitor.open("echo 'text';")
+        self.assertEqual(self.php.program.api_calls(), before)
+
+    # Values
+
+    def check(self, expression, is_plain, setup=""):
+        """Stores a value between others, and checks that it comes back identical."""
+        visitor = Visitor(self.php)
+        code = "function same($a, $b) { return var_export($a, true) === var_export($b, true) && serialize($a) === serialize($b); }"
+        visitor.open(f"{code}{setup} session_start(); $_SESSION['a'] = [1, [2]]; $_SESSION['v'] = {expression}; $_SESSION['z'] = [1];")
+        [stored] = visitor.stored()
+        is_tagged = isinstance(stored["v"], dict) and list(stored["v"]) == ["$cloakroom"]
+        self.assertNotEqual(is_tagged, is_plain, f"{expression}: {stored['v']}")
+        before = self.php.program.service("GET", "").json["sessions"][0]["version"]
+        for _ in range(2):
+            shown = visitor.open(f"{code}{setup} session_start(); echo json_encode(same($_SESSION['v'], {expression}));")
+            self.assertEqual(shown.text, "true", f"{expression} {self.logged()}")
+        self.assertEqual(self.php.program.service("GET", "").json["sessions"][0]["version"], before, "reading has written")
+        self.tearDown()
+
+    def test_json_values(self):
+        for expression in [
+            "PHP_INT_MAX", "PHP_INT_MIN", "1.0", "-0.1", "1e300", "0.1 + 0.2", "true", "null", "''", "'5'", "[]", "[[]]",
+            "[5 => 1, 3 => 2]", "['5' => 1, 'x' => [null]]", "[1 => 'a', 0 => 'b']", "['' => 1]", "[' t' => [1]]",
+            '"Zo\\u{eb} \\u{1f600}"', '"\\0\\x7f\\n\\r\\\\\\"\'/<>"', "['b' => 1, 'a' => ['d' => 1, 'c' => 2]]",
+        ]:  # fmt: skip
+            self.check(expression, is_plain=True)
+
+    def test_values_that_json_cannot_hold(self):
+        setup = """
+            class P { private $own = [1]; protected $more = '\\"}{;'; public $all; public ?P $self = null; }
+            enum Suit: string { case Hearts = 'H'; }
+        """
+        for expression in [
+            "new P", "[new P, new stdClass]", "Suit::Hearts", "[Suit::Hearts, 'x' => Suit::Hearts]", "INF", "[NAN]",
+            '"\\xff"', '["\\xff" => 1]', "new DateTimeImmutable('2026-01-01T00:00:00+00:00')", "['$cloakroom' => ['php' => 'x']]",
+            "(object) ['a' => (object) []]", "new ArrayObject([1, 2])",
+        ]:  # fmt: skip
+            self.check(expression, is_plain=False, setup=setup)
+
+    def test_values_that_refer_to_themselves(self):
+        self.visitor.open("""
+            session_start();
+            $one = new stdClass; $one->self = $one; $one->list = [1, 2, ['a' => $one]];
+            $array = ['x' => 1, 'y' => 2]; $array['y'] = &$array['x'];
+            $_SESSION = ['a' => [1, ['b' => 2]], 'o' => [$one, $one], 'p' => $array, 'q' => clone $one, 'z' => 'text'];
+        """)
+        for _ in range(2):
+            shown = self.visitor.open("""
+                session_start();
+                [$one, $two] = $_SESSION['o'];
+                $_SESSION['p']['y']++;
+                echo json_encode([$one === $two, $one->self === $one, $one->list[2]['a'] === $one,
+                    $_SESSION['p']['x'] === $_SESSION['p']['y'], $_SESSION['q']->list === [1, 2, ['a' => $_SESSION['q']->self]]]);
+            """)
+            self.assertEqual(shown.text, "[true,true,true,true,true]", self.logged())
+
+    def test_leftover_reference_stays_json(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = [1, 2]; foreach ($_SESSION['a'] as &$one) { $one++; }")
+        self.assertEqual(self.visitor.stored(), [{"a": [2, 3]}])
+
+    def test_closure_loses_its_own_key_only(self):
+        code = "session_start(); $_SESSION['a'] = 1; $_SESSION['closure'] = fn () => 1; $_SESSION['z'] = 2;"
+        self.visitor.open(f"ini_set('display_errors', '0'); {code} echo 'text';", expects=None)
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1, "z": 2})
+        self.assertIn("$_SESSION['closure'] cannot be stored", self.logged())
+        self.visitor.open(f"ini_set('display_errors', '0'); ob_start(); {code} $_SESSION['z'] = 3; session_write_close();", 500)
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1, "z": 3})
+
+    def test_keys_that_cloakroom_does_not_take(self):
+        code = """
+            session_start();
+            $_SESSION = ['' => 1, str_repeat('k', 300) => new ArrayObject([1]), "\\xff" => 'x', 'a|b' => [1], 5 => 'five',
+                'php::' . sha1('x') => 1, 'php:a' => [2], ':x' => 3, 'a' => (object) ['b' => (object) []]];
+        """
+        self.visitor.open(code)
+        shown = self.visitor.open("""
+            session_start();
+            ksort($_SESSION);
+            echo json_encode([$_SESSION[''], $_SESSION[str_repeat('k', 300)][0], $_SESSION["\\xff"], $_SESSION['a|b'],
+                $_SESSION[5], $_SESSION['php::' . sha1('x')], $_SESSION['php:a'], $_SESSION[':x'],
+                $_SESSION['a'] == (object) ['b' => (object) []], count($_SESSION)]);
+            unset($_SESSION[''], $_SESSION["\\xff"]);
+            $_SESSION['php:a'] = 4;
+        """)
+        self.assertEqual(json.loads(shown.text), [1, 1, "x", [1], "five", 1, [2], 3, True, 9], self.logged())
+        self.assertEqual(self.visitor.show("[count($_SESSION), $_SESSION['php:a']]"), [7, 4])
+
+    def test_order_of_members_is_kept(self):
+        self.visitor.open("session_start(); $_SESSION['crumbs'] = ['a' => 1, 'b' => 2, 'c' => 3];")
+        self.visitor.open("session_start(); unset($_SESSION['crumbs']['a']); $_SESSION['crumbs']['a'] = 1;")
+        self.assertEqual(self.visitor.show("array_keys($_SESSION['crumbs'])"), ["b", "c", "a"])
+        self.visitor.open("session_start(); $_SESSION['crumbs'] = ['new' => 4] + $_SESSION['crumbs'];")
+        self.assertEqual(self.visitor.show("array_keys($_SESSION['crumbs'])"), ["new", "b", "c", "a"])
+
+    def test_objects_with_the_members_of_a_list(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1;")
+        [one] = self.php.program.service("GET", "").json["sessions"]
+        values = {"empty": {}, "numbers": {"0": "a", "1": "b"}, "nested": {"n": {"0": "a"}}}
+        self.assertEqual(self.patch(one["id"], {"set": values}), 200)
+        self.visitor.open("session_start(); $_SESSION['b'] = 1;")
+        self.assertEqual({**self.visitor.stored()[0], "a": 0, "b": 0}, {**values, "a": 0, "b": 0})
+        self.visitor.open("""
+            session_start();
+            $_SESSION['empty'][] = 'x'; $_SESSION['numbers'][] = 'c'; $_SESSION['nested']['n'] = [1 => 'b', 3 => 'c'];
+        """)
+        found = self.visitor.show("$_SESSION")
+        self.assertEqual(found["empty"], ["x"])
+        self.assertEqual(found["numbers"], ["a", "b", "c"])
+        self.assertEqual(found["nested"], {"n": {"1": "b", "3": "c"}})
+
+    def patch(self, id, patch):
+        headers = {"Authorization": f"Bearer {kit.SERVICE_TOKEN}"}
+        return kit.fetch(self.php.program.api, "PATCH", f"/_sessions/{id}", patch, headers).status
+
+    def test_patch_of_any_size(self):
+        for size in [1500, 3000, 60_000, 70_000, 500_000]:
+            self.visitor.open(f"session_start(); $_SESSION['a'] = str_repeat('x', {size}); echo 'text';")
+            self.assertEqual(self.visitor.show("strlen($_SESSION['a'])"), size)
+
+    def test_value_that_is_too_large_names_key_and_limit(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1;")
+        for code in ["echo 'text';", "", "session_write_close(); echo 'text';"]:
+            self.visitor.open(f"session_start(); $_SESSION['large'] = str_repeat('x', 1100000); {code}", 500)
+        self.assertIn('the largest change is "large" with 1100002 bytes', self.logged())
+        self.assertIn("1048576", self.logged())
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1})
+
+    def test_other_serialize_handler(self):
+        self.visitor.open("""
+            ini_set('session.serialize_handler', 'php'); session_start();
+            $one = new stdClass; $_SESSION = ['a' => [1], 'b' => [$one, $one], 'c' => [$one, $one]];
+        """)
+        shown = self.visitor.open("""
+            ini_set('session.serialize_handler', 'php'); session_start();
+            echo json_encode([$_SESSION['a'], $_SESSION['b'][0] === $_SESSION['b'][1], $_SESSION['c'][0] === $_SESSION['c'][1]]);
+        """)
+        self.assertEqual(shown.text, "[[1],true,true]", self.logged())
+
+    def test_malformed_serialization_is_left_alone(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1;")
+        [one] = self.php.program.service("GET", "").json["sessions"]
+        malformed = {"$cloakroom": {"php": "YToxOntpOjA7"}}
+        self.assertEqual(self.patch(one["id"], {"set": {"bad": malformed}}), 200)
+        self.visitor.open("session_start(); $_SESSION['b'] = count($_SESSION);")
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1, "b": 1})
+        self.assertEqual(self.visitor.stored()[0]["bad"], malformed)
+        self.assertIn("$_SESSION['bad'] is not loaded", self.logged())
+
+    # Two sessions of PHP
+
+    def test_two_names_are_two_sessions(self):
+        self.visitor.open("""
+            ob_start();
+            session_start(); $_SESSION['token'] = 'main'; session_write_close();
+            session_name('other'); session_id(''); session_start(); $_SESSION['token'] = 'other'; $_SESSION[''] = new ArrayObject();
+        """)
+        other = "session_name('other'); session_start();"
+        self.assertEqual(self.visitor.show("$_SESSION"), {"token": "main"})
+        self.assertEqual(json.loads(self.visitor.open(f"{other} echo json_encode(count($_SESSION));").text), 2)
+        self.visitor.open(f"{other} session_destroy(); session_start(); $_SESSION['b'] = 1;")
+        self.assertEqual(self.visitor.show("$_SESSION"), {"token": "main"})
+        self.assertEqual(json.loads(self.visitor.open(f"{other} echo json_encode($_SESSION);").text), {"b": 1})
+        self.visitor.open("session_start(); session_destroy();")
+        self.assertEqual(json.loads(self.visitor.open(f"{other} echo json_encode($_SESSION);").text), [])
+
+    def test_destroying_another_name_logs_out(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1; Cloakroom\\login('ada');")
+        self.visitor.open("session_name('other'); session_start(); $_SESSION['b'] = 1;")
+        self.visitor.open("session_name('other'); session_start(); session_destroy();")
+        self.assertEqual(self.php.program.principals(), [None])
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1})
+
+    # Log-in
+
+    def test_principal(self):
+        self.assertEqual(self.visitor.show("Cloakroom\\principal()"), None)
+        self.assertEqual(self.visitor.show("[Cloakroom\\login('Zo\u00eb'), Cloakroom\\principal()][1]"), "Zo\u00eb")
+        self.assertEqual(self.visitor.show("Cloakroom\\principal()"), "Zo\u00eb")
+        self.assertEqual(self.visitor.show("[$_SESSION['a'] = 1, Cloakroom\\logout(), Cloakroom\\principal()][2]"), None)
+        self.assertEqual(self.visitor.show("[Cloakroom\\principal(), $_SESSION]"), [None, {"a": 1}])
+
+    def test_log_in_of_another_user_drops_the_values(self):
+        self.visitor.open("session_start(); $_SESSION['secret'] = 1; Cloakroom\\login('ada');")
+        self.visitor.open("session_start(); $_SESSION['new'] = 2; Cloakroom\\login('bob');")
+        self.assertEqual(self.visitor.show("$_SESSION"), {"new": 2})
+
+    # Errors
+
+    def test_application_with_its_own_handler(self):
+        own = """
+            class Own implements SessionHandlerInterface {
+                function open($path, $name): bool { return true; } function close(): bool { return true; }
+                function read($id): string { return (string) @file_get_contents(__DIR__ . "/../own-$id"); }
+                function write($id, $data): bool { return (bool) file_put_contents(__DIR__ . "/../own-$id", $data); }
+                function destroy($id): bool { return true; } #[ReturnTypeWillChange] function gc($max) { return 0; }
+            }
+            session_set_save_handler(new Own, true);
+        """
+        for replace in [own, "session_module_name('files');", "ini_set('session.save_handler', 'files');"]:
+            visitor = Visitor(self.php)
+            code = f"{replace} session_start(); $_SESSION['n'] = ($_SESSION['n'] ?? 0) + 1; echo $_SESSION['n'];"
+            self.assertEqual([visitor.open(code).text for _ in range(3)], ["1", "2", "3"])
+            self.assertEqual(list(visitor.jar), ["PHPSESSID"])
+            self.assertIn('hold_cookies = ["PHPSESSID"]', self.logged())
+        self.assertEqual(self.logged().count("hold_cookies"), 3, "once a visitor")
+
+    def test_request_from_elsewhere(self):
+        untouched, touched = self.php.page("echo 'text';"), self.php.page("session_start();")
+        self.assertEqual(kit.fetch(self.php.port, "GET", untouched).status, 200)
+        self.assertEqual(kit.fetch(self.php.port, "GET", touched).status, 500)
+        self.assertIn("did not come through Cloakroom", self.logged())
+
+    def test_error_handler_of_the_site_sees_no_warning(self):
+        code = "set_error_handler(function ($n, $text) { throw new ErrorException($text); });"
+        self.visitor.open(f"{code} session_start(); $_SESSION['a'] = 1; session_regenerate_id(true); echo 'text';")
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1})
+
+
+def configurations():
+    """Returns the classes of tests, one for each configuration."""
+    for has_ini in [False, True] if HAS_INI else [False]:
+        for buffer in [0, 4096]:
+            for is_exchange in [False, True]:
+                name = "Pages" + ("DebianIni" if has_ini else "") + f"Buffer{buffer}" + ("Headers" if is_exchange else "Api")
+                options = {"has_ini": has_ini, "buffer": buffer, "is_exchange": is_exchange}
+                yield name, type(name, (Pages, unittest.TestCase), {"options": options})
+
+
+globals().update(configurations())
+
+
+class Trust(unittest.TestCase):
+    """Which requests are believed."""
+
+    def vectors(self):
+        text = (ROOT / "docs/reference/headers.md").read_text()
+        return json.loads(re.search(r"Test vectors:\n\n```json\n(.*?)```", text, re.DOTALL)[1])
+
+    @unittest.skipUnless(shutil.which("faketime") or os.environ.get("TESTS_NEED_TOOLS"), "needs faketime")
+    def test_vectors_of_the_documentation(self):
+        vectors = self.vectors()
+        self.assertEqual(len(vectors), 5)
+        for vector in vectors:
+            with tempfile.NamedTemporaryFile("w", suffix=".secret") as secret:
+                secret.write(vector["secret"] + "\n")
+                secret.flush()
+                settings = {"URL": vector["headers"]["x-session-url"], "SECRETS": f"/dev/null/{secret.name}:{secret.name}"}
+                settings["SECRETS"] = f"{secret.name}:{secret.name}"
+                with Php(wrapper=["faketime", "2027-01-15 08:00:00 UTC"], **settings) as php:
+                    page = php.page("echo 'text';")
+                    headers = {**vector["headers"], "x-session-proof": vector["proof"]}
+                    self.assertEqual(kit.fetch(php.port, "GET", page, headers=headers).status, 200, vector)
+                    for name in headers:
+                        wrong = {**headers, name: headers[name][:-1] + "x"}
+                        self.assertEqual(kit.fetch(php.port, "GET", page, headers=wrong).status, 403, name)
+                        doubled = {**headers, name: [headers[name], headers[name]]}
+                        self.assertEqual(kit.fetch(php.port, "GET", page, headers=doubled).status, 403, name)
+                        missing = {one: value for one, value in headers.items() if one != name}
+                        self.assertEqual(kit.fetch(php.port, "GET", page, headers=missing).status, 403, name)
+
+    def test_either_of_two_secrets(self):
+        with tempfile.TemporaryDirectory() as directory:
+            new = kit.secret_file(directory, "the-next-secret-of-the-tests-0123456789")
+            now = kit.secret_file(directory, kit.CLIENT_SECRET)
+            with Php(is_exchange=True, SECRETS=f"{new}:{now}") as php:
+                visitor = Visitor(php)
+                visitor.open("session_start(); $_SESSION['a'] = 1;")
+                self.assertEqual(visitor.show("$_SESSION"), {"a": 1})
+            with Php(is_exchange=True, SECRETS=new) as php:
+                Visitor(php).open("session_start();", 403)
+
+    def test_unusable_secret_is_an_error(self):
+        with tempfile.NamedTemporaryFile("w") as short:
+            short.write("short")
+            short.flush()
+            for path in [short.name, "/nowhere"]:
+                with Php(is_exchange=True, SECRETS=path) as php:
+                    Visitor(php).open("session_start();", 500)
+                    self.assertIn(f"the client secret in {path} cannot be read", php.logged())
+
+    def test_network_is_trusted_if_configured(self):
+        with Php(is_exchange=True, SECRETS="", TRUST="network") as php:
+            visitor = Visitor(php)
+            before = php.program.api_calls()
+            visitor.open("session_start(); $_SESSION['a'] = 1;")
+            self.assertEqual(visitor.show("$_SESSION"), {"a": 1})
+            self.assertEqual(php.program.api_calls(), before)
+
+    def test_other_api_is_refused(self):
+        with Php(URL="http://127.0.0.1:9/_session") as php:
+            Visitor(php).open("echo 'text';", 403)
+            self.assertIn("X-Session-Url is not the URL of CLOAKROOM_CLIENT_URL", php.logged())
+
+
+class Settings(unittest.TestCase):
+    """Settings of the client and of PHP."""
+
+    def test_auto_start_is_refused(self):
+        with Php(ini=["session.auto_start=1"]) as php:
+            Visitor(php).open("echo 'text';", 500)
+            self.assertIn("set session.auto_start = 0 in php.ini", php.logged())
+
+    def test_stock_sessions_in_development(self):
+        with Php(FALLBACK="stock") as php:
+            direct = kit.Visitor(php.port)
+            page = php.page("session_start(); $_SESSION['n'] = ($_SESSION['n'] ?? 0) + 1; echo $_SESSION['n'];")
+            self.assertEqual([direct.send("GET", page).text for _ in range(3)], ["1", "2", "3"])
+            self.assertEqual(list(direct.jar), ["PHPSESSID"])
+            self.assertEqual(php.logged().count("PHP's own sessions are used"), 1)
+            log_in = php.page("session_start(); Cloakroom\\login('ada'); $_SESSION['who'] = Cloakroom\\principal(); echo $_SESSION['who'];")
+            who = php.page("session_start(); echo json_encode([Cloakroom\\id() === session_id(), Cloakroom\\principal()]);")
+            self.assertEqual(direct.send("GET", log_in).text, "ada")
+            self.assertEqual(direct.send("GET", who).json, [True, "ada"])
+            visitor = Visitor(php)
+            visitor.open("session_start(); $_SESSION['a'] = 1;")
+            self.assertEqual(list(visitor.jar), ["id"])
+
+    def test_settings_of_php_ini(self):
+        [api] = kit.free_ports(1)
+        with Php(URL=f"http://127.0.0.1:{api}/_session") as other, tempfile.TemporaryDirectory() as directory:
+            ini = pathlib.Path(directory) / "php.ini"
+            ini.write_text(f"cloakroom.url = {other.program.url}\n")
+            page, [port] = other.page("session_start(); $_SESSION['a'] = 1; echo Cloakroom\\Client::setting('URL');"), kit.free_ports(1)
+            environment = {name: value for name, value in os.environ.items() if not name.startswith("CLOAKROOM_")}
+            command = ["php", "-c", ini, "-d", f"auto_prepend_file={CLIENT}", "-S", f"127.0.0.1:{port}", "-t", other.pages]
+            with kit.process(command, port, env=environment, stderr=subprocess.DEVNULL):
+                headers = {"X-Session-Url": other.program.url, "X-Session-Token": "x", "X-Session-Id": "A" * 22}
+                self.assertEqual(kit.fetch(port, "GET", page, headers=headers).status, 403, "the API refuses the token")
+                headers["X-Session-Url"] = "http://127.0.0.1:8081/_session"
+                self.assertEqual(kit.fetch(port, "GET", page, headers=headers).status, 403)
+
+    def test_scripts_keep_the_sessions_of_php(self):
+        code = "session_start(); $_SESSION['a'] = 1; echo session_module_name();"
+        found = subprocess.run(
+            ["php", "-n", "-d", f"auto_prepend_file={CLIENT}", "-r", f"require '{CLIENT}'; {code}"],
+            capture_output=True, text=True, timeout=kit.PATIENCE, check=True,
+        )  # fmt: skip
+        self.assertEqual(found.stdout, "files")
+
+    def test_principal_in_the_session(self):
+        for is_exchange in [False, True]:
+            with Php(is_exchange=is_exchange, PRINCIPAL="user.name") as php:
+                visitor = Visitor(php)
+                visitor.open("session_start(); $_SESSION['basket'] = [1];")
+                planted = visitor.copy()
+                visitor.open("session_start(); $_SESSION['user'] = ['name' => 'ada']; session_regenerate_id(true);")
+                self.assertEqual(php.program.principals(), ["ada"])
+                self.assertEqual(planted.show("$_SESSION"), [])
+                token = dict(visitor.jar)
+                visitor.open("session_start(); $_SESSION['user']['mail'] = 'ada@example.org';")
+                self.assertEqual(visitor.jar, token, "another change is no log-in")
+                visitor.open("session_start(); $_SESSION['user']['name'] = 'bob';")
+                self.assertEqual(php.program.principals(), ["bob"])
+                visitor.open("session_start(); unset($_SESSION['user']);")
+                self.assertEqual(php.program.principals(), [None])
+                visitor.open("""
+                    class User { private $name = 'eve'; }
+                    session_start(); $_SESSION['user'] = new User; session_write_close(); session_start();
+                """)
+                self.assertEqual(php.program.principals(), ["eve"])
+                token = dict(visitor.jar)
+                visitor.open("class User { private $name; } session_start(); $_SESSION['b'] = 1;")
+                self.assertEqual(visitor.jar, token)
+                visitor.open("session_start(); session_destroy(); session_start(); $_SESSION['user'] = ['name' => 'ada'];")
+                self.assertEqual(php.program.principals(), ["ada"])
+                visitor.open("session_start(); session_destroy();")
+                self.assertEqual(php.program.principals(), [])
+                visitor.open("""
+                    session_start(); $_SESSION['user'] = ['name' => 'ada']; session_write_close();
+                    session_name('other'); session_id(''); session_start(); $_SESSION['a'] = 1;
+                """)
+                self.assertEqual(php.program.principals(), ["ada"])
+
+    def test_classes_that_may_be_loaded(self):
+        with Php(PHP_CLASSES="ArrayObject:App\\User") as php:
+            visitor = Visitor(php)
+            visitor.open("session_start(); $_SESSION = ['a' => new ArrayObject([1]), 'b' => [new SplStack()], 'c' => 1];")
+            self.assertEqual(visitor.show("array_keys($_SESSION)"), ["a", "c"])
+            visitor.open("session_start(); $_SESSION['c'] = 2;")
+            self.assertIn("b", visitor.stored()[0])
+            self.assertIn("$_SESSION['b'] is not loaded: CLOAKROOM_CLIENT_PHP_CLASSES does not have splstack", php.logged())
+            visitor.open("session_start(); $_SESSION['b'] = 3;")
+            self.assertEqual(visitor.show("$_SESSION['b']"), 3)
+
+    def test_name_of_the_application(self):
+        with Php(PHP_NAME="app") as php:
+            visitor = Visitor(php)
+            visitor.open("session_name('app'); session_start(); $_SESSION['a'] = 1;")
+            self.assertEqual(visitor.stored(), [{"a": 1}])
+            self.assertEqual(visitor.open("echo isset($_COOKIE['app']) ? 'there' : 'missing';").text, "there")
+            visitor.open("session_name('app'); session_start(); session_destroy();")
+            self.assertEqual(visitor.jar, {})
+
+    def test_https_of_the_guide(self):
+        guide = (ROOT / "docs/guides/https.md").read_text()
+        line = re.search(r"\| PHP \| `(.*?)` \|", guide)[1]
+        with Php() as php:
+            page = php.page(f"{line} echo $_SERVER['HTTPS'];")
+            self.assertEqual(Visitor(php).send("GET", page).text, "off")
+            forwarded = {"X-Forwarded-Proto": "https"}
+            self.assertEqual(kit.fetch(php.port, "GET", page, headers=forwarded).text, "on")
+
+    def test_api_on_a_unix_socket(self):
+        with tempfile.TemporaryDirectory() as directory:
+            socket = f"{directory}/api.sock"
+            url = "http+unix://" + socket.replace("/", "%2F") + "/_session"
+            with Php(URL=url, is_exchange=True, SECRETS="") as php:
+                [public] = kit.free_ports(1)
+                file = pathlib.Path(directory) / "cloakroom.toml"
+                file.write_text(f"""
+                    [[listen]]
+                    address = "127.0.0.1:{public}"
+                    [api]
+                    address = "unix:{socket}"
+                    [store]
+                    url = "memory:"
+                    [session]
+                    keys = ["{"A" * 42}E"]
+                    [cookie]
+                    secure = false
+                    name = "id"
+                    [[route]]
+                    upstream = "http://127.0.0.1:{php.port}"
+                    header_exchange = true
+                """)
+                log = open(f"{directory}/log", "w")
+                with log, kit.process([PROGRAM, "run", "--config", file], public, stderr=log):
+                    visitor = kit.Visitor(public)
+                    code = "session_start(); $_SESSION['a'] = ($_SESSION['a'] ?? 0) + 1; echo $_SESSION['a'];"
+                    for page in [php.page(code), php.page(f"{code} Cloakroom\\save();")]:
+                        visitor.send("GET", page)
+                    self.assertEqual(visitor.send("GET", php.page(code)).text, "3")
+
+
+class Failing(http.server.ThreadingHTTPServer):
+    """A session API that fails."""
+
+    daemon_threads = True
+
+    def __init__(self, answer):
+        super().__init__(("127.0.0.1", 0), FailingHandler)
+        self.answer, self.seen = answer, []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/_session"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class FailingHandler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.seen.append((self.command, self.client_address[1], body))
+        answer = self.server.answer(self.command, len(self.server.seen))
+        if answer is None:
+            self.close_connection = True
+            return
+        self.wfile.write(answer)
+        self.close_connection = b"Kept" not in answer
+
+    do_PATCH = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+def answer(status, body, head="", kept="Kept: 1\r\n"):
+    return f"HTTP/1.1 {status} X\r\n{kept}{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+SESSION = json.dumps({"id": "A" * 22, "version": 1, "principal": None, "values": {"a": 1}})
+
+
+class Errors(unittest.TestCase):
+    """An API that fails. Without an output buffer and with one."""
+
+    def fetch(self, api, code, buffer):
+        with Php(URL=api.url, buffer=buffer) as php:
+            headers = {"X-Session-Url": api.url, "X-Session-Token": "token", "X-Session-Id": "A" * 22}
+            response = kit.fetch(php.port, "GET", php.page(code), headers=headers)
+            return response, php.logged()
+
+    def each(self, answer, code, status, log):
+        for buffer in [0, 4096]:
+            api = Failing(answer)
+            response, logged = self.fetch(api, code, buffer)
+            self.assertEqual(response.status, status, f"{buffer}: {response.text} {logged}")
+            self.assertIn(log, logged)
+            api.shutdown()
+            api.server_close()
+            yield response, api
+
+    CHANGE = "session_start(); $_SESSION['key'] = 2; header('Location: /elsewhere'); header('Content-Length: 4'); echo 'page';"
+
+    def test_reading_from_an_unavailable_store(self):
+        code = "try { session_start(); } catch (Throwable) { } echo 'page';"
+        problem = json.dumps({"code": "store_unavailable"})
+        for response, _ in self.each(lambda *_: answer(503, problem), code, 503, "GET of the session failed: store_unavailable"):
+            self.assertEqual(response.text, "Service unavailable\n")
+            self.assertIn("Retry-After", response.headers)
+
+    def test_writing_to_an_unavailable_store(self):
+        def respond(method, _):
+            return answer(200, SESSION) if method == "GET" else answer(503, json.dumps({"code": "store_unavailable"}))
+
+        for response, _ in self.each(respond, self.CHANGE, 503, "PATCH of the session (key) failed: store_unavailable"):
+            self.assertNotIn("Location", response.headers)
+
+    def test_unknown_outcome_is_not_repeated(self):
+        def respond(method, _):
+            return answer(200, SESSION) if method == "GET" else b"HTTP/1.1 2"
+
+        for _, api in self.each(respond, self.CHANGE, 503, "the response ended early"):
+            self.assertEqual([one[0] for one in api.seen], ["GET", "PATCH"])
+
+    def test_kept_connection_that_was_closed_is_replaced(self):
+        for _, api in self.each(lambda *_: answer(200, SESSION, kept=""), self.CHANGE, 302, ""):
+            self.assertEqual([one[0] for one in api.seen], ["GET", "PATCH"])
+            self.assertNotEqual(api.seen[0][1], api.seen[1][1])
+
+    def test_connection_is_kept(self):
+        for _, api in self.each(lambda *_: answer(200, SESSION), self.CHANGE, 302, ""):
+            self.assertEqual(api.seen[0][1], api.seen[1][1])
+
+    def test_answer_that_does_not_come(self):
+        api = Failing(lambda *_: time.sleep(12))
+        start = time.monotonic()
+        response, logged = self.fetch(api, self.CHANGE, 0)
+        self.assertEqual(response.status, 503)
+        self.assertIn("no answer within 10 s", logged)
+        self.assertLess(time.monotonic() - start, 13)
+        self.assertEqual(len(api.seen), 1)
+
+    def test_nothing_listens(self):
+        api = Failing(lambda *_: None)
+        api.shutdown()
+        api.server_close()
+        for buffer in [0, 4096]:
+            response, logged = self.fetch(api, self.CHANGE, buffer)
+            self.assertEqual(response.status, 503)
+            self.assertIn("cannot connect to", logged)
+
+    def test_refused_write_is_an_exception(self):
+        def respond(method, _):
+            return answer(200, SESSION) if method == "GET" else answer(422, json.dumps({"code": "invalid_patch"}))
+
+        code = "session_start(); $_SESSION['key'] = 2; try { Cloakroom\\save(); } catch (Cloakroom\\SessionError $e) { echo $e->getMessage(); }"
+        for response, _ in self.each(respond, code, 500, ""):
+            self.assertIn("invalid_patch", response.text)
+            self.assertIn("key", response.text)
+
+    def test_session_that_is_gone_is_dropped(self):
+        for code in ["session_gone", "session_rotated", "request_gone", "response_committed", "not_an_array"]:
+            def respond(method, _, code=code):
+                return answer(200, SESSION) if method == "GET" else answer(409, json.dumps({"code": code}))
+
+            for response, _ in self.each(respond, self.CHANGE, 302, f"PATCH of the session (key) failed: {code}"):
+                self.assertEqual(response.text, "page")
+
+if __name__ == "__main__":
+    unittest.main()
