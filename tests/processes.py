@@ -1,7 +1,9 @@
 """Starts servers on free ports of the loopback address."""
 
 import contextlib
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -10,14 +12,23 @@ import time
 PATIENCE = 60
 
 
+# Below the ports that Linux gives to outgoing connections, one of which might take the port of a server that restarts.
+PORTS = iter(random.sample(range(10_000, 32_000), 20_000))
+
+
 def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Returns ports on which nothing listens, each once."""
+    return list(itertools.islice(filter(is_free, PORTS), count))
+
+
+def is_free(port):
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def wait_for(port, process):
@@ -28,7 +39,7 @@ def wait_for(port, process):
             return
         except OSError:
             time.sleep(0.05)
-    raise SystemExit(f"{process.args[0]} did not start")
+    raise RuntimeError(f"{process.args[0]} did not start")
 
 
 @contextlib.contextmanager

@@ -30,25 +30,26 @@ EMPTY = {"empty object": {}, "empty members": [{}, {"a": {}}]}
 
 
 class Scene:
-    """A site behind the program."""
+    """A site that runs, and the program in front of it, which each scenario starts again with an empty store."""
 
     def __init__(self, site, mode, options, directory):
         self.site, self.mode, self.options, self.directory = site, mode, options, directory
         self.log = pathlib.Path(directory) / f"{site.name}-{mode}.log"
+        [self.api] = kit.free_ports(1)
 
-    @contextlib.contextmanager
-    def start(self, **route):
-        [api] = kit.free_ports(1)
-        settings = {"URL": f"http://127.0.0.1:{api}/_session"}
+    def run_site(self):
+        """Starts the site, which finds the session API of every program at one port."""
+        settings = {"URL": f"http://127.0.0.1:{self.api}/_session"}
         if self.mode == "headers":
             settings["SECRETS"] = kit.secret_file(self.directory, kit.CLIENT_SECRET)
-        with self.site.run(self.options, self.log, settings) as port:
-            self.port = port
-            with kit.Program.run(
-                self.options.binary, self.directory, port, api=api, **MODES[self.mode], **route
-            ) as program:
-                self.program = program
-                yield self
+        return self.site.run(self.options, self.log, settings)
+
+    @contextlib.contextmanager
+    def run_program(self, **route):
+        route = {**MODES[self.mode], **route}
+        with kit.Program.run(self.options.binary, self.directory, self.port, api=self.api, **route) as program:
+            self.program = program
+            yield
 
     def visitor(self):
         return self.program.visitor()
@@ -314,13 +315,29 @@ SCENARIOS = [
 def run(check, scene, **route):
     """Runs a scenario with a store of its own; returns whether it failed."""
     try:
-        with scene.start(**route):
+        with scene.run_program(**route):
             check(scene)
     except Exception:
-        print(f"{scene.site.name}, {scene.mode}: {check.__name__} failed\n{traceback.format_exc(limit=-3)}")
-        print("".join(f"    {line}\n" for line in scene.log.read_text(errors="replace").splitlines()[-12:]))
+        log = scene.log.read_text(errors="replace").splitlines()[-12:]
+        lines = [traceback.format_exc(limit=-3), *(f"    {line}" for line in log)]
+        print(f"{scene.site.name}, {scene.mode}: {check.__name__} failed", *lines, sep="\n")
         return True
     return False
+
+
+def run_site(site, options, directory):
+    """Runs all scenarios that apply to a site; returns how many, and how many failed."""
+    applicable = [check for check in SCENARIOS if not set(NEEDS.get(check, [])) & site.lacks.keys()]
+    checks = [*((check, {}) for check in applicable), (counter_is_exact_one_at_a_time, {"one_at_a_time": "head"})]
+    checks = [(check, route) for check, route in checks if options.scenario in [None, check.__name__]]
+    results = []
+    for mode in MODES:
+        scene = Scene(site, mode, options, directory)
+        with scene.run_site() as scene.port:
+            results += [run(check, scene, **route) for check, route in checks]
+    if options.stock:
+        stock(site, options, directory)
+    return len(results), sum(results)
 
 
 def counter_is_exact_one_at_a_time(scene):
@@ -346,23 +363,17 @@ def main():
     parser.add_argument("--binary", required=True, help="the program")
     parser.add_argument("--scenario", help="run only this one")
     parser.add_argument("--stock", action="store_true", help="count lost updates of the frameworks' own sessions, too")
+    parser.add_argument("--jobs", type=int, default=3, help="how many sites run at once")
     options = parser.parse_args()
     sites = kit.sites(options.only)
     assert sites, "no site"
-    failed, count = 0, 0
     with tempfile.TemporaryDirectory() as directory:
-        for site in sites:
-            for mode in MODES:
-                scene = Scene(site, mode, options, directory)
-                checks = [
-                    (check, {}) for check in SCENARIOS if not set(NEEDS.get(check, [])) & site.lacks.keys()
-                ] + [(counter_is_exact_one_at_a_time, {"one_at_a_time": "head"})]
-                for check, route in checks:
-                    if not options.scenario or options.scenario == check.__name__:
-                        count += 1
-                        failed += run(check, scene, **route)
-            if options.stock:
-                stock(site, options, directory)
+        # Written before threads read them.
+        for secret in [kit.CLIENT_SECRET, kit.SERVICE_TOKEN]:
+            kit.secret_file(directory, secret)
+        with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+            results = list(pool.map(lambda site: run_site(site, options, directory), sites))
+    count, failed = map(sum, zip(*results))
     print(f"{count} scenarios, {failed} failed")
     return 1 if failed else 0
 

@@ -100,10 +100,15 @@ name = "id"
 upstream = "http://127.0.0.1:{site}"
 {keys}
 """)
-        with open(pathlib.Path(directory) / "cloakroom.log", "ab") as log, process(
-            [binary, "run", "--config", file], ports[0], stderr=log
-        ):
-            yield cls(*ports)
+        log = file.with_suffix(".log")
+        try:
+            with open(log, "wb") as output, process(
+                [binary, "run", "--config", file], ports[0], stderr=output
+            ):
+                yield cls(*ports)
+        except Exception:
+            print(log.read_text(errors="replace")[-2000:])
+            raise
 
     def visitor(self):
         return Visitor(self.public)
@@ -125,8 +130,8 @@ upstream = "http://127.0.0.1:{site}"
 
 def secret_file(directory, text):
     file = pathlib.Path(directory) / hashlib.sha256(text.encode()).hexdigest()[:8]
-    file.write_text(text + "\n")
-    file.chmod(0o600)
+    with contextlib.suppress(FileExistsError), open(file, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as new:
+        new.write(text + "\n")
     return file
 
 
