@@ -69,6 +69,11 @@ final class Client
 {
     /** The signed headers, in the order in which they are signed. */
     private const SIGNED = ['url', 'token', 'id', 'next-id', 'principal', 'version', 'data', 'data-omitted', 'error'];
+    private const LIMITS = [
+        'session_too_large' => '; the limit is max_bytes of [session]',
+        'too_many_values' => '; the limit is max_values of [session]',
+        'too_many_sessions' => '; the limit is max_per_principal of [session]',
+    ];
     /** A request that runs longer, in seconds, exchanges its values with parallel requests at its next session_start(). */
     private const FRESH = 1.0;
 
@@ -581,20 +586,20 @@ final class Client
         if ($patch === null) {
             return;
         }
+        // If the session is still open, more changes may follow. A call for them would be overtaken: web servers keep
+        // the head back until they have more of the response.
+        $isLast = $this->isFinishing || !$this->isOpen;
         // nginx refuses a head of more than 4 KiB from FastCGI (fastcgi_buffer_size).
         $limit = \in_array(\PHP_SAPI, ['cli-server', 'apache2handler'], true) ? 65536 : 2048;
         $isExchange = $this->isTrusted && (self::header('data') ?? self::header('data-omitted')) !== null;
         if (
-            $isExchange && !$isCall && $this->headerPatch === null && !\headers_sent()
+            $isExchange && $isLast && !$isCall && !\headers_sent() && $this->headerPatch === null
             && \http_response_code() < 500 && \strlen($patch) < $limit
         ) {
             \header("X-Session-Patch: $patch");
             $this->headerPatch = $patch;
             $this->headerKeys = $keys;
         } else {
-            if ($this->headerPatch !== null && \array_intersect($keys, $this->headerKeys)) {
-                $this->awaitHeaderPatch();
-            }
             $this->call('PATCH', $patch, $keys);
         }
         $isSession = $this->exists && !$this->isDestroyed;
@@ -720,20 +725,6 @@ final class Client
     }
 
     /**
-     * Waits until Cloakroom has applied the patch in the head, which is under way, so that a later one wins.
-     */
-    private function awaitHeaderPatch(): void
-    {
-        for ($i = 0; $i < 40; $i++) {
-            $found = \json_decode($this->call('GET', null), true, 1024);
-            if ((string) ($found['version'] ?? '') !== (self::header('version') ?? '')) {
-                return;
-            }
-            \usleep(5000);
-        }
-    }
-
-    /**
      * Calls the session API, and returns the body of its response; of a refused write, nothing.
      *
      * @param string[] $keys
@@ -751,7 +742,8 @@ final class Client
         }
         $problem = \json_decode($text, true);
         $code = $problem['code'] ?? (string) $status;
-        $reason = "$method of $what failed: $code" . (isset($problem['detail']) ? " ({$problem['detail']})" : '');
+        $detail = $problem['detail'] ?? $problem['title'] ?? '';
+        $reason = "$method of $what failed: $code" . ($detail === '' ? '' : " ($detail)") . (self::LIMITS[$code] ?? '');
         if ($status === 401) {
             return $this->fail(403, "this request did not come through Cloakroom: $reason");
         }
@@ -761,7 +753,7 @@ final class Client
             return '';
         }
         if ($method === 'PATCH' && \in_array($status, [409, 413, 422], true)) {
-            return $this->refuse($reason . $this->sizes($keys) . ($status === 413 ? $this->limits() : ''));
+            return $this->refuse($reason . $this->sizes($keys));
         }
         return $this->fail(503, $reason);
     }
@@ -776,12 +768,6 @@ final class Client
         \arsort($sizes);
         $key = \array_key_first($sizes);
         return $key === null ? '' : "; the largest change is \"$key\" with {$sizes[$key]} bytes";
-    }
-
-    private function limits(): string
-    {
-        $policy = \json_decode($this->api->call('GET', null, '/policy')[1], true);
-        return \sprintf('; the limits are %d bytes and %d values', $policy['max_bytes'] ?? 0, $policy['max_values'] ?? 0);
     }
 
     /**
@@ -1322,14 +1308,14 @@ final class Api
      *
      * @return array{int, string}
      */
-    public function call(string $method, ?string $body, string $path = ''): array
+    public function call(string $method, ?string $body): array
     {
         // Handlers of the application would see warnings that are handled here.
         \set_error_handler(static fn () => true);
         try {
             $isKept = $this->stream !== null;
             try {
-                return $this->exchange($method, $path, $body);
+                return $this->exchange($method, $body);
             } catch (NoAnswer $error) {
                 $this->disconnect();
                 if (!$isKept) {
@@ -1338,7 +1324,7 @@ final class Api
             }
             // The server has closed the kept connection before it got the request.
             try {
-                return $this->exchange($method, $path, $body);
+                return $this->exchange($method, $body);
             } catch (NoAnswer $error) {
                 throw new SessionError($error->getMessage());
             }
@@ -1350,7 +1336,7 @@ final class Api
         }
     }
 
-    private function exchange(string $method, string $below, ?string $body): array
+    private function exchange(string $method, ?string $body): array
     {
         [$address, $host, $path] = $this->target();
         $deadline = \microtime(true) + self::ANSWER_SECONDS;
@@ -1363,7 +1349,7 @@ final class Api
             $this->buffer = '';
             \stream_set_timeout($this->stream, self::ANSWER_SECONDS);
         }
-        $lines = ["$method $path$below HTTP/1.1", "Host: $host", "X-Session-Token: $this->token"];
+        $lines = ["$method $path HTTP/1.1", "Host: $host", "X-Session-Token: $this->token"];
         if ($body !== null) {
             $lines[] = 'Content-Type: application/json';
             $lines[] = 'Content-Length: ' . \strlen($body);

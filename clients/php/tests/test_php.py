@@ -7,6 +7,7 @@ exchange, with and without an output buffer, and with and without Debian's php.i
 """
 
 import contextlib
+import getpass
 import hashlib
 import http.server
 import json
@@ -82,6 +83,83 @@ class Php:
         return self.log.read_text(errors="replace")
 
 
+def find_fpm():
+    """Returns php-fpm, which has its version in its name in Debian."""
+    found = [shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ["php-fpm", "php-fpm8.2", "php-fpm8.4"]]
+    return os.environ.get("PHP_FPM") or next((one for one in found if one), None)
+
+
+NGINX = """
+daemon off;
+master_process off;
+pid {directory}/nginx.pid;
+error_log {directory}/nginx.log;
+events {{ }}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/nginx-body;
+    fastcgi_temp_path {directory}/nginx-fastcgi;
+    proxy_temp_path {directory}/nginx-proxy;
+    scgi_temp_path {directory}/nginx-scgi;
+    uwsgi_temp_path {directory}/nginx-uwsgi;
+    server {{
+        listen 127.0.0.1:{port};
+        root {pages};
+        client_max_body_size 8m;
+        location ~ \.php$ {{
+            include /etc/nginx/fastcgi_params;
+            fastcgi_param SCRIPT_FILENAME $document_root$fastcgi_script_name;
+            fastcgi_pass unix:{directory}/fpm.sock;
+        }}
+    }}
+}}
+"""
+
+POOL = """
+[global]
+error_log = {log}
+daemonize = no
+[www]
+listen = {directory}/fpm.sock
+user = {user}
+listen.owner = {user}
+listen.mode = 0666
+pm = static
+pm.max_children = 4
+catch_workers_output = yes
+php_admin_value[auto_prepend_file] = {client}
+php_admin_value[error_log] = {log}
+php_admin_value[session.save_path] = {directory}
+php_admin_value[output_buffering] = {buffer}
+"""
+
+
+class Fpm(Php):
+    """php-fpm behind nginx, with nginx's own limits."""
+
+    def start_site(self, environment):
+        user = getpass.getuser()
+        places = {"directory": self.directory, "pages": self.pages, "port": self.port, "log": self.log, "user": user}
+        pool = POOL.format(client=CLIENT, buffer=self.ini[1].split("=")[1], **places)
+        # The command of the guide: settings are part of the pool.
+        pool += "".join(f'env[{name}] = "{value}"\n' for name, value in environment.items())
+        (self.directory / "fpm.conf").write_text(pool)
+        (self.directory / "nginx.conf").write_text(NGINX.format(**places))
+        self.log.touch()
+        self.log.chmod(0o666)
+        fpm = [find_fpm(), "-n", "-F", "-R", "-y", self.directory / "fpm.conf"]
+        server = subprocess.Popen(fpm, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.stack.callback(server.wait, timeout=kit.PATIENCE)
+        self.stack.callback(server.terminate)
+        nginx = ["nginx", "-p", self.directory, "-e", self.directory / "nginx.log", "-c", self.directory / "nginx.conf"]
+        self.stack.enter_context(
+            kit.process(nginx, self.port, env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin"})
+        )
+        while not (self.directory / "fpm.sock").exists():
+            assert server.poll() is None, self.logged()
+            time.sleep(0.02)
+
+
 class Visitor(kit.Visitor):
     """A browser that opens pages by their code."""
 
@@ -109,10 +187,11 @@ class Pages:
     """What holds in all configurations."""
 
     options = {}
+    server = Php
 
     @classmethod
     def setUpClass(cls):
-        cls.php = Php(**cls.options).__enter__()
+        cls.php = cls.server(**cls.options).__enter__()
         cls.addClassCleanup(cls.php.__exit__)
 
     def setUp(self):
@@ -427,7 +506,7 @@ class Pages:
         for code in ["echo 'text';", "", "session_write_close(); echo 'text';"]:
             self.visitor.open(f"session_start(); $_SESSION['large'] = str_repeat('x', 1100000); {code}", 500)
         self.assertIn('the largest change is "large" with 1100002 bytes', self.logged())
-        self.assertIn("1048576", self.logged())
+        self.assertIn("the limit is max_bytes of [session]", self.logged())
         self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1})
 
     def test_other_serialize_handler(self):
@@ -529,6 +608,11 @@ def configurations():
                 name = "Pages" + ("DebianIni" if has_ini else "") + f"Buffer{buffer}" + ("Headers" if is_exchange else "Api")
                 options = {"has_ini": has_ini, "buffer": buffer, "is_exchange": is_exchange}
                 yield name, type(name, (Pages, unittest.TestCase), {"options": options})
+    if find_fpm() and shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"):
+        for is_exchange in [False, True]:
+            name = "PagesFpm" + ("Headers" if is_exchange else "Api")
+            options = {"buffer": 4096, "is_exchange": is_exchange}
+            yield name, type(name, (Pages, unittest.TestCase), {"options": options, "server": Fpm})
 
 
 globals().update(configurations())

@@ -70,4 +70,8 @@ if ($path === '/read') {
     session_start();
     change();
 }
+if (session_status() === PHP_SESSION_ACTIVE && !headers_sent()) {
+    // Nothing more is changed, so the changes can leave with the head, without an output buffer, too.
+    session_write_close();
+}
 echo json_encode($response, JSON_PRESERVE_ZERO_FRACTION), "\n";
