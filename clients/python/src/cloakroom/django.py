@@ -228,6 +228,21 @@ class SessionStore(SessionBase):
     async def acycle_key(self) -> None:
         self.cycle_key()
 
+    @property
+    def principal(self) -> Optional[str]:
+        """The name of the user that has logged in, in any site behind this Cloakroom."""
+        return self.core.principal
+
+    def login(self, name: str) -> None:
+        """Makes a user the principal, for sites without `django.contrib.auth`, whose log-in does so by itself."""
+        self.accessed = self.modified = True
+        self.core.login(name)
+
+    def logout(self) -> None:
+        """Removes the principal and keeps the values."""
+        self.accessed = self.modified = True
+        self.core.logout()
+
     def exists(self, session_key: Optional[str]) -> bool:
         if not session_key:
             return False
