@@ -160,6 +160,61 @@ class Fpm(Php):
             time.sleep(0.02)
 
 
+def find_apache():
+    """Returns Apache and the directory of its modules, if mod_php is there."""
+    found = os.environ.get("APACHE") or shutil.which("apache2", path=f"{os.environ['PATH']}:/usr/sbin")
+    modules = pathlib.Path(os.environ.get("APACHE_MODULES", "/usr/lib/apache2/modules"))
+    return (found, modules) if found and any(modules.glob("libphp*.so")) else None
+
+
+APACHE = """
+ServerRoot {directory}
+ServerName localhost
+PidFile {directory}/apache.pid
+Mutex file:{directory}
+ErrorLog {log}
+Listen 127.0.0.1:{port}
+LoadModule mpm_prefork_module {modules}/mod_mpm_prefork.so
+LoadModule authz_core_module {modules}/mod_authz_core.so
+LoadModule env_module {modules}/mod_env.so
+LoadModule dir_module {modules}/mod_dir.so
+LoadModule php_module {php}
+PHPINIDir {directory}
+DocumentRoot {pages}
+DirectoryIndex index.php
+php_admin_value auto_prepend_file {client}
+php_admin_value session.save_path {directory}
+php_admin_value output_buffering {buffer}
+<Directory {pages}>
+    Require all granted
+</Directory>
+<FilesMatch \.php$>
+    SetHandler application/x-httpd-php
+</FilesMatch>
+"""
+
+
+class Apache(Php):
+    """Apache with mod_php."""
+
+    def start_site(self, environment):
+        command, modules = find_apache()
+        for one in [self.directory, self.pages]:
+            one.chmod(0o755)  # Apache gives up root
+        for one in self.directory.glob("????????"):
+            one.chmod(0o644)  # the secret, too
+        (self.directory / "apache.conf").write_text(
+            APACHE.format(
+                directory=self.directory, log=self.log, port=self.port, modules=modules, pages=self.pages,
+                php=next(modules.glob("libphp*.so")), client=CLIENT, buffer=self.ini[1].split("=")[1],
+            )
+            + "".join(f"SetEnv {name} {value}\n" for name, value in environment.items())
+        )  # fmt: skip
+        (self.directory / "php.ini").write_text("log_errors = 1\n")
+        apache = [command, "-DFOREGROUND", "-f", self.directory / "apache.conf"]
+        self.stack.enter_context(kit.process(apache, self.port, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+
+
 class Visitor(kit.Visitor):
     """A browser that opens pages by their code."""
 
@@ -613,6 +668,11 @@ def configurations():
             name = "PagesFpm" + ("Headers" if is_exchange else "Api")
             options = {"buffer": 4096, "is_exchange": is_exchange}
             yield name, type(name, (Pages, unittest.TestCase), {"options": options, "server": Fpm})
+    if find_apache():
+        for is_exchange in [False, True]:
+            name = "PagesApache" + ("Headers" if is_exchange else "Api")
+            options = {"buffer": 0, "is_exchange": is_exchange}
+            yield name, type(name, (Pages, unittest.TestCase), {"options": options, "server": Apache})
 
 
 globals().update(configurations())
@@ -819,6 +879,132 @@ class Settings(unittest.TestCase):
                     for page in [php.page(code), php.page(f"{code} Cloakroom\\save();")]:
                         visitor.send("GET", page)
                     self.assertEqual(visitor.send("GET", php.page(code)).text, "3")
+
+
+def snippets(kind):
+    guide = (ROOT / "docs/guides/php.md").read_text()
+    return re.findall(rf"```{kind}\n(.*?)```", guide, re.DOTALL)
+
+
+class Guide(unittest.TestCase):
+    """The commands and files of docs/guides/php.md."""
+
+    def setUp(self):
+        self.directory = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.public, self.site, self.api, self.admin = kit.free_ports(4)
+
+    def counts(self):
+        visitor = kit.Visitor(self.public)
+        self.assertEqual([visitor.send("GET", "/").text for _ in range(3)], ["Visit 1\n", "Visit 2\n", "Visit 3\n"])
+        self.assertEqual(len(visitor.jar), 1)
+        return visitor
+
+    def write_site(self):
+        (self.directory / "site").mkdir(mode=0o755)
+        (self.directory / "site/index.php").write_text(snippets("php")[0])
+
+    def test_try_it(self):
+        self.write_site()
+        (self.directory / "cloakroom").symlink_to(os.path.abspath(PROGRAM))
+        (self.directory / "clients").symlink_to(ROOT / "clients")
+        command = snippets("sh")[0].replace("3000", str(self.site))
+        self.assertIn("cloakroom run", command)
+        environment = {
+            **os.environ, "PATH": f"{self.directory}:{os.environ['PATH']}", "STATE_DIRECTORY": str(self.directory / "state"),
+            "CLOAKROOM_API_ADDRESS": f"127.0.0.1:{self.api}", "CLOAKROOM_ADMIN_ADDRESS": f"127.0.0.1:{self.admin}",
+            "CLOAKROOM_CLIENT_URL": f"http://127.0.0.1:{self.api}/_session", "CLOAKROOM_COOKIE_SECURE": "false",
+        }  # fmt: skip
+        command = ["sh", "-c", command.replace("run ", f"run --listen 127.0.0.1:{self.public} ")]
+        jar = {}
+        with open(self.directory / "log", "wb") as log:
+            for _ in range(2):
+                with kit.process(command, self.public, env=environment, cwd=self.directory, stdout=log, stderr=log):
+                    visitor = kit.Visitor(self.public, jar) if jar else self.counts()
+                    jar = visitor.jar
+            self.assertEqual(len(jar), 1)
+
+    def replaced(self, text, **more):
+        """Returns a snippet with the paths and ports of the test."""
+        names = {
+            "/opt/cloakroom/cloakroom.php": CLIENT, "/etc/cloakroom/client-secret": self.secret,
+            "127.0.0.1:8081": f"127.0.0.1:{self.api}", "127.0.0.1:3000": f"127.0.0.1:{self.site}",
+            "/var/www/site": self.directory / "site", "/run/php/php8.2-fpm.sock": self.directory / "fpm.sock", **more,
+        }  # fmt: skip
+        for name, value in names.items():
+            text = text.replace(name, str(value))
+        return text
+
+    def behind_the_program(self):
+        """Runs the program with the guide's configuration for the secret."""
+        file = self.directory / "cloakroom.toml"
+        toml = self.replaced(snippets("toml")[0]).replace("[api]\n", f'[api]\naddress = "127.0.0.1:{self.api}"\n')
+        file.write_text(toml + f"""
+            [[listen]]
+            address = "127.0.0.1:{self.public}"
+            [admin]
+            address = "127.0.0.1:{self.admin}"
+            [store]
+            url = "memory:"
+            [session]
+            keys = ["{"A" * 42}E"]
+            [cookie]
+            secure = false
+            name = "id"
+        """)
+        log = self.enterContext(open(self.directory / "log", "wb"))
+        self.enterContext(kit.process([PROGRAM, "run", "--config", file], self.public, stdout=log, stderr=log))
+        return log
+
+    def make_secret(self):
+        self.directory.chmod(0o755)
+        self.secret = self.directory / "client-secret"
+        made = subprocess.run([PROGRAM, "generate-key"], capture_output=True, check=True, timeout=kit.PATIENCE)
+        self.secret.write_bytes(made.stdout)
+        self.write_site()
+
+    @unittest.skipUnless(find_fpm(), "needs php-fpm")
+    def test_fpm_behind_nginx(self):
+        self.make_secret()
+        pool = self.replaced(snippets("ini")[0])
+        (self.directory / "fpm.conf").write_text(f"""
+[global]
+error_log = {self.directory}/fpm.log
+[www]
+listen = {self.directory}/fpm.sock
+user = {getpass.getuser()}
+listen.mode = 0666
+pm = static
+pm.max_children = 2
+{pool}""")
+        server = self.replaced(snippets("nginx")[0], **{"include fastcgi_params": "include /etc/nginx/fastcgi_params"})
+        frame = NGINX.format(directory=self.directory, port=0, pages="")
+        frame = frame[: frame.index("    server {")]
+        (self.directory / "nginx.conf").write_text(f"{frame}{server}}}")
+        fpm = [find_fpm(), "-n", "-F", "-R", "-y", self.directory / "fpm.conf"]
+        process = subprocess.Popen(fpm, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(process.wait, timeout=kit.PATIENCE)
+        self.addCleanup(process.terminate)
+        nginx = ["nginx", "-p", self.directory, "-e", self.directory / "nginx.log", "-c", self.directory / "nginx.conf"]
+        environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+        self.enterContext(kit.process(nginx, self.site, env=environment))
+        self.behind_the_program()
+        self.counts()
+
+    @unittest.skipUnless(find_apache(), "needs Apache with mod_php")
+    def test_apache(self):
+        self.make_secret()
+        self.secret.chmod(0o644)
+        command, modules = find_apache()
+        settings = APACHE.format(
+            directory=self.directory, log=self.directory / "apache.log", port=self.site, modules=modules,
+            php=next(modules.glob("libphp*.so")), pages=self.directory / "site", client="none", buffer=4096,
+        )  # fmt: skip
+        settings = settings.replace("php_admin_value auto_prepend_file none\n", self.replaced(snippets("apache")[0]))
+        (self.directory / "apache.conf").write_text(settings)
+        apache = [command, "-DFOREGROUND", "-f", self.directory / "apache.conf"]
+        self.enterContext(kit.process(apache, self.site, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        self.behind_the_program()
+        self.counts()
 
 
 class Failing(http.server.ThreadingHTTPServer):
