@@ -188,7 +188,7 @@ final class Client
         } elseif (self::header('url') !== $url) {
             $this->fail(403, 'X-Session-Url is not the URL of CLOAKROOM_CLIENT_URL, ' . $url);
         }
-        $this->isTrusted = $secrets || \str_starts_with($url, 'http+unix:') || self::setting('TRUST') === 'network';
+        $this->isTrusted = $secrets || self::setting('TRUST') === 'network';
         $id = self::header('id');
         $this->exists = $id !== null;
         $id = $id ?? self::header('next-id');

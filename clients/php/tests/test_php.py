@@ -879,6 +879,9 @@ class Settings(unittest.TestCase):
                     for page in [php.page(code), php.page(f"{code} Cloakroom\\save();")]:
                         visitor.send("GET", page)
                     self.assertEqual(visitor.send("GET", php.page(code)).text, "3")
+                    # Who reaches the site need not be who reaches the socket.
+                    forged = {"X-Session-Url": url, "X-Session-Token": "x", "X-Session-Id": "A" * 22, "X-Session-Data": '{"a": 7}'}
+                    self.assertEqual(kit.fetch(php.port, "GET", php.page(code), headers=forged).status, 403)
 
 
 def snippets(kind):

@@ -55,7 +55,7 @@ class Settings:
     @property
     def trusts_network(self) -> bool:
         """Whether session headers count without a proof."""
-        return self.trust == "network" or self.url.startswith("http+unix://")
+        return self.trust == "network"
 
 
 def read_secret(file: str | os.PathLike[str]) -> bytes:
