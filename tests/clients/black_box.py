@@ -20,6 +20,7 @@ import kit
 PARALLEL = 50
 SLOW = 12
 MODES = {"api": {}, "headers": {"header_exchange": "partial"}}
+MODE_NAMES = {"api": "calls", "headers": "header exchange"}
 VALUES = {
     "text": "Zo\u00eb \U0001f600 \"'\\ \n <b>", "empty": "", "integer": 9007199254740991, "negative": -1,
     "fraction": 1.5, "true": True, "false": False, "null": None, "list": [1, "2", [None, [3]], []],
@@ -36,6 +37,8 @@ class Scene:
         self.site, self.mode, self.options, self.directory = site, mode, options, directory
         self.log = pathlib.Path(directory) / f"{site.name}-{mode}.log"
         [self.api] = kit.free_ports(1)
+        # How many of the parallel updates were kept, by what they changed.
+        self.kept = {}
 
     def run_site(self):
         """Starts the site, which finds the session API of every program at one port."""
@@ -144,14 +147,12 @@ def counter(scene):
 
 
 # What 50 parallel requests change, and how many of the changes are there afterwards.
-UPDATES = {"own keys": own_keys, "members of one value": members, "elements of a list": elements}
+UPDATES = {"keys": own_keys, "members": members, "elements": elements}
 
 
 def no_update_is_lost(scene):
-    for name, update in UPDATES.items():
-        kept = update(scene)
-        print(f"  {scene.site.name}, {scene.mode}: {name}: {kept} of {PARALLEL}")
-        assert kept == PARALLEL, f"{name}: {kept} of {PARALLEL}"
+    scene.kept = {name: update(scene) for name, update in UPDATES.items()}
+    assert all(kept == PARALLEL for kept in scene.kept.values()), f"of {PARALLEL} updates: {scene.kept}"
 
 
 def log_in_rotates(scene):
@@ -335,26 +336,31 @@ def run_site(site, options, directory):
         scene = Scene(site, mode, options, directory)
         with scene.run_site() as scene.port:
             results += [run(check, scene, **route) for check, route in checks]
+        report_updates(site, f"Cloakroom, {MODE_NAMES[mode]}", scene.kept)
     if options.stock:
         stock(site, options, directory)
     return len(results), sum(results)
 
 
 def counter_is_exact_one_at_a_time(scene):
-    kept = counter(scene)
-    print(f"  {scene.site.name}, {scene.mode}, one at a time: counter: {kept} of {PARALLEL}")
-    assert kept == PARALLEL, f"{kept} of {PARALLEL}"
+    scene.kept["counter"] = counter(scene)
+    assert scene.kept["counter"] == PARALLEL, f"of {PARALLEL} updates: {scene.kept}"
+
+
+def report_updates(site, sessions, kept):
+    print(f"{site.name}, {sessions}: of {PARALLEL} updates: {kept}")
+    kit.add_row("updates", site=site.name, sessions=sessions, **kept)
 
 
 def stock(site, options, directory):
-    """Prints how many updates the framework's own sessions keep."""
+    """Counts the updates that the framework's own sessions keep."""
     if not site.stock:
         return
     log = pathlib.Path(directory) / f"{site.name}-stock.log"
     with site.run(options, log, {}, is_stock=True) as port:
         scene = argparse.Namespace(visitor=lambda: kit.Visitor(port), site=site)
-        for name, update in {**UPDATES, "counter": counter}.items():
-            print(f"  {site.name}, its own sessions: {name}: {update(scene)} of {PARALLEL}")
+        kept = {name: update(scene) for name, update in {**UPDATES, "counter": counter}.items()}
+        report_updates(site, "the framework's own", kept)
 
 
 def main():
