@@ -9,7 +9,7 @@ python_packages() {
   wanted=$(cat "${lists[@]}")
   if [ "$wanted" != "$(cat $venv/installed 2>/dev/null)" ]; then
     python3 -m venv $venv &&
-      $venv/bin/pip install --quiet --disable-pip-version-check "${lists[@]/#/--requirement=}" || return 1
+      $venv/bin/pip install --quiet --disable-pip-version-check "${lists[@]/#/--requirement=}" --editable clients/python || return 1
     printf '%s' "$wanted" >$venv/installed
   fi
 }

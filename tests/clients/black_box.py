@@ -357,7 +357,7 @@ def stock(site, options, directory):
     if not site.stock:
         return
     log = pathlib.Path(directory) / f"{site.name}-stock.log"
-    with site.run(options, log, {}, is_stock=True) as port:
+    with site.run(options, log, {}, form="stock") as port:
         scene = argparse.Namespace(visitor=lambda: kit.Visitor(port), site=site)
         kept = {name: update(scene) for name, update in {**UPDATES, "counter": counter}.items()}
         report_updates(site, "the framework's own", kept)

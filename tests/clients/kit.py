@@ -33,19 +33,20 @@ class Site:
     here: pathlib.Path
     environment: dict = dataclasses.field(default_factory=dict)
     stock: dict | None = None
+    redis: dict | None = None
     lacks: dict = dataclasses.field(default_factory=dict)
 
     @contextlib.contextmanager
-    def run(self, options, log, settings, is_stock=False):
-        """Starts the site, with the settings of its client, and gives its port."""
+    def run(self, options, log, settings, form=None):
+        """Starts the site, with the settings of its client or in another form (`stock`, `redis`), and gives its port."""
         [port] = free_ports(1)
-        described = {**dataclasses.asdict(self), **(self.stock if is_stock else {})}
-        places = {"port": port, "here": self.here, "python": options.python, "modules": options.modules}
+        described = {**dataclasses.asdict(self), **(getattr(self, form) if form else {})}
+        places = {"port": port, "here": self.here, **vars(options)}
         command = [word.format(**places) for word in described["command"]]
         own = {name: value.format(**places) for name, value in described["environment"].items()}
         client = {f"CLOAKROOM_CLIENT_{name}": str(value) for name, value in settings.items()}
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **own, **({} if is_stock else client)}
-        with open(log, "ab") as file, process(
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **own, **({} if form else client)}
+        with showing(log), open(log, "ab") as file, process(
             command, port, env=environment, cwd=self.here, stdout=file, stderr=subprocess.STDOUT
         ):
             yield port
@@ -64,6 +65,16 @@ def add_arguments(parser):
     parser.add_argument("--only", action="append", help="the name of a site; may be repeated")
 
 
+@contextlib.contextmanager
+def showing(log):
+    """Prints the end of a log if the block fails."""
+    try:
+        yield
+    except Exception:
+        print(pathlib.Path(log).read_text(errors="replace")[-2000:])
+        raise
+
+
 class Program:
     """The program in front of a site, with a store in memory."""
 
@@ -73,7 +84,7 @@ class Program:
 
     @classmethod
     @contextlib.contextmanager
-    def run(cls, binary, directory, site, api=None, **route):
+    def run(cls, binary, directory, site, api=None, store="memory:", **route):
         """Starts the program with these keys of the route."""
         ports = free_ports(3)
         ports[1] = api or ports[1]
@@ -90,7 +101,7 @@ address = "127.0.0.1:{ports[1]}"
 service_token = {{ file = "{secret_file(directory, SERVICE_TOKEN)}" }}
 client_secret = {{ file = "{secret_file(directory, CLIENT_SECRET)}" }}
 [store]
-url = "memory:"
+url = "{store}"
 [session]
 keys = ["{key}"]
 [cookie]
@@ -101,14 +112,10 @@ upstream = "http://127.0.0.1:{site}"
 {keys}
 """)
         log = file.with_suffix(".log")
-        try:
-            with open(log, "wb") as output, process(
-                [binary, "run", "--config", file], ports[0], stderr=output
-            ):
-                yield cls(*ports)
-        except Exception:
-            print(log.read_text(errors="replace")[-2000:])
-            raise
+        with showing(log), open(log, "wb") as output, process(
+            [binary, "run", "--config", file], ports[0], stderr=output
+        ):
+            yield cls(*ports)
 
     def visitor(self):
         return Visitor(self.public)
@@ -126,6 +133,15 @@ upstream = "http://127.0.0.1:{site}"
 
     def principals(self):
         return [session["principal"] for session in self.service("GET", "").json["sessions"]]
+
+
+def unpack(debian, packages, directory):
+    """Unpacks Debian packages, given by patterns of their names; returns the directory."""
+    unpacked = pathlib.Path(directory) / "debian"
+    for package in packages:
+        [file] = pathlib.Path(debian).glob(f"{package}_*.deb")
+        subprocess.run(["dpkg-deb", "-x", file, unpacked], check=True, timeout=PATIENCE)
+    return unpacked
 
 
 def add_row(table, **cells):

@@ -20,7 +20,7 @@ passport.deserializeUser((username, done) => done(null, { id: 1, username }));
 
 app.get("/untouched", (_req, res) => res.json({ ok: true }));
 if (form === "middleware") app.use(require("..")());
-else app.use(require("express-session")({ secret: "of the tests", resave: false, saveUninitialized: false }));
+else app.use(require("express-session")({ secret: "of the tests", resave: false, saveUninitialized: false, store: stockStore() }));
 app.use(express.json({ strict: false, limit: "10mb" }));
 app.use(passport.initialize(), passport.session());
 
@@ -67,5 +67,13 @@ app.post("/flush", handler(async (req, res) => {
   apply(req.session, req.body);
   res.json({ ok: true });
 }));
+
+/** Returns the store of express-session's own sessions: in memory, or in Redis. */
+function stockStore() {
+  if (!process.env.REDIS_PORT) return undefined;
+  const client = require("redis").createClient({ url: `redis://127.0.0.1:${process.env.REDIS_PORT}` });
+  client.connect();
+  return new (require("connect-redis").RedisStore)({ client });
+}
 
 app.listen(Number(port), "127.0.0.1");

@@ -24,6 +24,14 @@ DATABASES = {
 }
 INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions"]
 SESSION_ENGINE = "django.contrib.sessions.backends.db" if _is_stock else "cloakroom.django"
+if "REDIS_PORT" in os.environ:
+    SESSION_ENGINE = "django.contrib.sessions.backends.cache"
+    CACHES = {
+        "default": {
+            "BACKEND": "django.core.cache.backends.redis.RedisCache",
+            "LOCATION": f"redis://127.0.0.1:{os.environ['REDIS_PORT']}",
+        }
+    }
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware" if _is_stock else "cloakroom.django.SessionMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",

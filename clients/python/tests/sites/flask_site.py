@@ -1,8 +1,11 @@
 """A Flask application with Flask-Login."""
 
+import os
 import time
 
 import flask_login
+import flask_session
+import redis
 from flask import Flask, Response, request, session
 from operations import apply, one, shown
 
@@ -100,6 +103,9 @@ def stream(session, operations):
 
 def make(is_stock):
     app.secret_key = "key"
-    if not is_stock:
+    if "REDIS_PORT" in os.environ:
+        app.config.update(SESSION_TYPE="redis", SESSION_REDIS=redis.Redis(port=int(os.environ["REDIS_PORT"])))
+        flask_session.Session(app)
+    elif not is_stock:
         Cloakroom(app)
     return app

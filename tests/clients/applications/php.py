@@ -1,0 +1,326 @@
+"""Visits PHP applications of Debian, untouched, with PHP's own sessions and with the client, and compares the pages.
+
+    python3 tests/clients/applications/php.py --binary PATH --debian DIRECTORY [--only NAME] [--fetch]
+
+The packages are unpacked, not installed; `--fetch` downloads those that are missing in --debian. Every application is
+visited by the same clicks, from before the log-in to after the log-out: behind the program without sessions, with calls
+of the API and with header exchange, each with `php -n` and with Debian's php.ini, without an output buffer and with one.
+"""
+
+import argparse
+import contextlib
+import difflib
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import types
+import urllib.parse
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent.parent))
+
+import held_sites  # noqa: E402
+import kit  # noqa: E402
+
+CLIENT = kit.CLIENTS / "php/cloakroom.php"
+# Debian has these as shared libraries, which `php -n` does not load.
+SHARED = ["ctype", "fileinfo", "gettext", "iconv", "tokenizer", "pdo", "exif", "posix"]
+
+
+class Application(held_sites.Php):
+    """An application, and the clicks of a visitor."""
+
+    # Its session_name().
+    session = "PHPSESSID"
+    relocated = "dokuwiki|php"
+    # Where the user's name is in $_SESSION.
+    principal = ""
+    user_name = "ada"
+
+    def relocate(self):
+        absolute = re.compile(rf"(?<![\w.])/(?=(usr/share|etc|var/lib|var/cache)/({self.relocated})\b)".encode())
+        for file in [*self.unpacked.rglob("*")]:
+            if file.is_symlink() and os.readlink(file).startswith("/"):
+                target = f"{self.unpacked}{os.readlink(file)}"
+                file.unlink()
+                file.symlink_to(target)
+            elif file.suffix == ".php" and not file.is_symlink():
+                file.write_bytes(absolute.sub(f"{self.unpacked}/".encode(), file.read_bytes()))
+
+    def visit(self, browser):
+        """Yields the name of a step and its page."""
+
+
+class DokuWiki(Application, held_sites.DokuWiki):
+    session = "DokuWiki"
+    principal = ""
+
+    def visit(self, browser):
+        yield "home", browser.get("/doku.php?id=start")
+        yield "form", browser.get("/doku.php?id=start&do=login")
+        token = browser.get("/doku.php?id=start&do=login").field("sectok")
+        form = {"id": "start", "do": "login", "u": "ada", "p": "wrong", "r": "1", "sectok": token}
+        yield "wrong password", browser.post("/doku.php?id=start", form)
+        yield "log-in", self.log_in(browser)
+        yield "logged in", browser.get("/doku.php?id=start")
+        for page in ["one", "two", "one"]:
+            yield f"work on {page}", types.SimpleNamespace(status=self.work(browser, page), headers={}, text="")
+            yield f"page {page}", browser.get(f"/doku.php?id=page{page}")
+        for action in ["edit", "revisions", "profile", "recent", "index", "media"]:
+            yield action, browser.get(f"/doku.php?id=pageone&do={action}")
+        yield "search", browser.get("/doku.php?id=start&do=search&q=text")
+        token = re.search(r"do=logout&amp;sectok=(\w+)", browser.get(self.path).text)[1]
+        yield "log-out", browser.get(f"/doku.php?id=start&do=logout&sectok={token}")
+        yield "logged out", browser.get("/doku.php?id=start")
+
+
+class PhpLiteAdmin(Application, held_sites.PhpLiteAdmin):
+    user_name = None
+
+    def visit(self, browser):
+        yield "form", browser.get(self.path)
+        token = browser.get(self.path).field("token")
+        yield "wrong password", browser.post(self.path, {"token": token, "login": "true", "password": "wrong"})
+        token = browser.get(self.path).field("token")
+        form = {"token": token, "login": "true", "password": "secret"}
+        yield "log-in", browser.post(self.path, form)
+        yield "logged in", browser.get(self.path)
+        for name in ["one", "two"]:
+            form = {"token": browser.get(self.path).field("token"), "new_dbname": name}
+            yield f"database {name}", browser.post(self.path, form)
+        yield "wrong token", browser.post(self.path, {"token": "x", "new_dbname": "three"})
+        for view in ["structure", "sql", "export", "rename", "vacuum"]:
+            yield view, browser.get(f"{self.path}?view={view}")
+        yield "log-out", browser.get(f"{self.path}?logout=1")
+        yield "logged out", browser.get(self.path)
+
+
+class Shaarli(Application):
+    packages = [
+        "shaarli", "php-parsedown", "php-parsedown-extra", "php-oscarotero-gettext", "php-gettext-languages", "php-klogger",
+        "php-malkusch-lock", "php-pubsubhubbub-publisher", "php-netscape-bookmark-parser", "php-slim", "php-psr-log",
+        "php-arthurhoaro-web-thumbnailer", "php-psr-container", "php-psr-http-message", "php-pimple", "php-nikic-fast-route",
+        "php-text-template", "php[0-9]*-curl", "php[0-9]*-gd", "php[0-9]*-intl", "php[0-9]*-mbstring", "php[0-9]*-xml",
+    ]  # fmt: skip
+    extensions = ["curl", "gd", "intl", "mbstring", "xml", "simplexml", "dom"]
+    root = "usr/share/shaarli"
+    session = "shaarli"
+    relocated = "php|shaarli"
+    principal = "username"
+
+    def configure(self):
+        for name in ["var/lib/shaarli/data", "var/cache/shaarli/tmp", "var/cache/shaarli/cache", "var/cache/shaarli/pagecache"]:
+            (self.unpacked / name).mkdir(parents=True, exist_ok=True)
+
+    def visit(self, browser):
+        yield "first", browser.get("/")
+        yield "install", browser.get("/install")
+        yield "session test", browser.get("/install/session-test")
+        yield "install form", browser.get("/install")
+        form = {"setlogin": "ada", "setpassword": "secret", "continent": "Europe", "city": "Vienna", "title": "Links", "language": "en"}
+        yield "installed", browser.post("/install", form)
+        yield "form", browser.get("/login")
+        for password in ["wrong", "secret"]:
+            form = {"login": "ada", "password": password, "token": browser.get("/login").field("token")}
+            yield f"log-in, {password}", browser.post("/login", form)
+        yield "logged in", browser.get("/")
+        for page in ["tools", "configure", "tags", "add-shaare", "export", "import", "password", "plugins"]:
+            yield page, browser.get(f"/admin/{page}")
+        page = browser.get("/admin/shaare?post=http%3A%2F%2Fexample.org%2F&title=Example")
+        yield "new link", page
+        form = {"lf_url": "http://example.org/", "lf_title": "Example", "lf_tags": "a b", "token": page.field("token")}
+        yield "wrong token", browser.post("/admin/shaare", {**form, "token": "x"})
+        yield "save link", browser.post("/admin/shaare", {**form, "lf_id": page.field("lf_id"), "save_edit": "Save"})
+        yield "links", browser.get("/")
+        yield "links per page", browser.get("/links-per-page?nb=50")
+        yield "private", browser.get("/admin/visibility/private")
+        yield "private links", browser.get("/")
+        yield "log-out", browser.get("/admin/logout")
+        yield "logged out", browser.get("/")
+        yield "refused", browser.get("/admin/tools")
+
+
+class PostfixAdmin(Application):
+    packages = ["postfixadmin", "php[0-9]*-sqlite3", "php[0-9]*-mbstring"]
+    extensions = ["mbstring", "pdo_sqlite", "sqlite3"]
+    root = "usr/share/postfixadmin/public"
+    session = "postfixadmin_session"
+    relocated = "postfixadmin"
+    principal = "sessid.username"
+    user_name = "ada@example.org"
+
+    def configure(self):
+        settings, cache = self.unpacked / "etc/postfixadmin", self.unpacked / "var/cache/postfixadmin/templates_c"
+        cache.mkdir(parents=True, exist_ok=True)
+        database = self.unpacked / "postfixadmin.db"
+        database.touch()
+        (settings / "dbconfig.inc.php").write_text(
+            f"<?php $dbtype = 'sqlite'; $dbserver = $dbuser = $dbpass = ''; $dbname = '{database}';"
+        )
+        secret = subprocess.run(
+            ["php", "-r", "echo password_hash('secret', PASSWORD_DEFAULT);"], capture_output=True, text=True, check=True
+        ).stdout
+        (settings / "config.local.php").write_text("<?php $CONF['encrypt'] = 'php_crypt:BLOWFISH';\n")
+        loaded = [word for name in self.extensions for word in ["-d", f"extension={self.library(name)}"]]
+        create = f"""
+            define('POSTFIXADMIN_CLI', 1); require '{self.unpacked}/{self.root}/upgrade.php';
+            db_execute("INSERT INTO admin (username, password, superadmin, active, created, modified)
+                VALUES ('ada@example.org', ?, 1, 1, '2026-01-01', '2026-01-01')", ['{secret}']);
+        """
+        command = ["php", *loaded, "-d", "error_reporting=0", "-r", create]
+        subprocess.run(command, check=True, timeout=kit.PATIENCE, cwd=self.unpacked / self.root, stdout=subprocess.DEVNULL)
+
+    def library(self, extension):
+        return next(self.unpacked.glob(f"usr/lib/php/*/{extension}.so"))
+
+    def visit(self, browser):
+        yield "first", browser.get("/")
+        yield "form", browser.get("/login.php")
+        for password in ["wrong", "secret"]:
+            token = browser.get("/login.php").field("token")
+            form = {"fUsername": "ada@example.org", "fPassword": password, "token": token, "lang": "en"}
+            yield f"log-in, {password}", browser.post("/login.php", form)
+        yield "main", browser.get("/main.php")
+        for page in ["list.php?table=domain", "list.php?table=admin", "edit.php?table=domain", "viewlog.php", "password-change.php"]:
+            yield page, browser.get(f"/{page}")
+        token = browser.get("/edit.php?table=domain").field("token")
+        form = {"table": "domain", "token": token, "value[domain]": "example.net", "value[aliases]": "10", "value[mailboxes]": "10",
+                "value[active]": "1", "submit": "Add Domain"}  # fmt: skip
+        yield "new domain", browser.post("/edit.php?table=domain", form)
+        yield "domains", browser.get("/list.php?table=domain")
+        yield "wrong token", browser.post("/edit.php?table=domain", {**form, "token": "x"})
+        yield "log-out", browser.get("/login.php")
+        yield "refused", browser.get("/main.php")
+
+
+APPLICATIONS = {
+    "dokuwiki": DokuWiki, "phpliteadmin": PhpLiteAdmin, "shaarli": Shaarli, "postfixadmin": PostfixAdmin,
+}  # fmt: skip
+CONFIGURATIONS = [(ini, buffer) for ini in ["-n", ""] for buffer in [0, 4096]]
+MODES = {"stock": {"session": "off"}, "api": {}, "headers": {"header_exchange": "partial"}}
+
+
+def fetch(options, names):
+    """Downloads the packages that are missing."""
+    version = subprocess.run(
+        ["php", "-r", "echo PHP_MAJOR_VERSION, '.', PHP_MINOR_VERSION;"], capture_output=True, text=True, check=True
+    ).stdout
+    options.debian.mkdir(parents=True, exist_ok=True)
+    for package in sorted({package for name in names for package in APPLICATIONS[name].packages}):
+        if not any(options.debian.glob(f"{package}_*.deb")):
+            command = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", package.replace("[0-9]*", version)]
+            subprocess.run(command, cwd=options.debian, check=True)
+
+
+@contextlib.contextmanager
+def php_in_path(directory, ini, buffer, mode):
+    """Makes `php` a command with the options of a configuration."""
+    real = subprocess.run(["sh", "-c", "command -v php"], capture_output=True, text=True, check=True).stdout.strip()
+    words = [real, ini, "-d", f"output_buffering={buffer}", "-d", "include_path=.:\"$UNPACKED\"/usr/share/php"]
+    if ini:
+        words += [word for one in SHARED for word in ["-d", f"extension={one}"]]
+    # Debian's php.ini hides errors; PHP without one shows warnings, which contain paths.
+    words += ["-d", "error_reporting=0"]
+    server = words if mode == "stock" else [*words, "-d", f"auto_prepend_file={CLIENT}"]
+    (directory / "bin").mkdir()
+    shim = directory / "bin/php"
+    shim.write_text(
+        f'#!/bin/sh\nUNPACKED={directory}/debian\ncase "$*" in *" -S "*) exec {" ".join(server)} "$@" ;; esac\n'
+        f'exec {" ".join(words)} "$@"\n'
+    )
+    shim.chmod(0o755)
+    before = os.environ["PATH"]
+    os.environ["PATH"] = f"{shim.parent}:{before}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
+def normalized(text, places):
+    """Removes what differs between two visits: tokens, ids, dates, directories and ports."""
+    for place in places:
+        text = text.replace(str(place), "PLACE").replace(urllib.parse.quote_plus(str(place)), "PLACE")
+    text = text.replace(">", ">\n")
+    text = re.sub(r"(?<![0-9a-f])(?:[0-9a-f]{32,}|[\w,-]{22,26}(?=[\"'&]))", "TOKEN", text)
+    text = re.sub(r"\b\d{4}[-/]\d\d[-/]\d\d([ T]?\d\d:\d\d(:\d\d)?)?|\b\d\d:\d\d(:\d\d)?\b|\b1[78]\d{8}\b", "TIME", text)
+    return re.sub(r"[\d.]+ ?(ms|s|seconds?)\b", "DURATION", text)
+
+
+def visit(application, options, ini, buffer, mode):
+    """Returns what the visitor saw, and faults."""
+    with contextlib.ExitStack() as stack:
+        directory = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(php_in_path(directory, ini, buffer, mode))
+        site_port, api = kit.free_ports(2)
+        site = application(options, directory, site_port)
+        settings = {"CLOAKROOM_CLIENT_URL": f"http://127.0.0.1:{api}/_session", "CLOAKROOM_CLIENT_PHP_NAME": site.session}
+        if mode == "headers":
+            settings["CLOAKROOM_CLIENT_SECRETS"] = str(kit.secret_file(directory, kit.CLIENT_SECRET))
+        if site.principal:
+            settings["CLOAKROOM_CLIENT_PRINCIPAL"] = site.principal
+        os.environ.update(settings)
+        stack.callback(lambda: [os.environ.pop(name) for name in settings])
+        stack.enter_context(site.start())
+        program = stack.enter_context(kit.Program.run(options.binary, directory, site_port, api=api, **MODES[mode]))
+        browser = held_sites.Browser(program.public, types.SimpleNamespace(seen={}), set())
+        seen, faults, principals = [], [], []
+        for step, page in site.visit(browser):
+            cookies = []
+            if page.headers:
+                cookies = [line.split("=")[0] for line in page.headers.get_all("Set-Cookie") or []]
+            if mode != "stock" and site.session in cookies:
+                faults.append(f"{step}: the site's own cookie reached the browser")
+            head = [page.status, page.headers.get("Location"), sorted(set(cookies) - {site.session, "id"})]
+            places = [directory, program.public, site_port, api]
+            seen.append((step, normalized(f"{head}\n{page.text}", places)))
+            if mode != "stock":
+                principals.append(program.principals())
+        if mode != "stock" and site.principal:
+            if [site.user_name] not in principals:
+                faults.append(f"the principal was never {site.user_name}: {principals}")
+            if site.user_name in principals[-1]:
+                faults.append("the principal is still there after the log-out")
+        return seen, faults
+
+
+def compare(stock, seen):
+    faults = []
+    for (step, ours), (_, theirs) in zip(seen, stock, strict=True):
+        if ours != theirs:
+            lines = difflib.unified_diff(theirs.splitlines(), ours.splitlines(), "own sessions", "Cloakroom", lineterm="", n=0)
+            faults.append(f"{step} differs:\n" + "\n".join(f"    {line[:200]}" for line in list(lines)[:12]))
+    return faults
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--binary", required=True, help="the program")
+    parser.add_argument("--debian", type=pathlib.Path, required=True, help="the directory of the packages")
+    parser.add_argument("--fetch", action="store_true", help="download the packages that are missing")
+    parser.add_argument("--only", action="append", choices=APPLICATIONS, help="may be repeated")
+    options = parser.parse_args()
+    options.debian = options.debian.resolve()
+    names = options.only or list(APPLICATIONS)
+    if options.fetch:
+        fetch(options, names)
+    all_faults = 0
+    for name in names:
+        for ini, buffer in CONFIGURATIONS:
+            stock, _ = visit(APPLICATIONS[name], options, ini, buffer, "stock")
+            for mode in ["api", "headers"]:
+                seen, faults = visit(APPLICATIONS[name], options, ini, buffer, mode)
+                faults += compare(stock, seen)
+                all_faults += len(faults)
+                what = f"{name}, php {ini or 'with php.ini'}, output_buffering {buffer}, {mode}"
+                print(f"{what}: {len(seen)} pages, {len(faults)} faults", flush=True)
+                print("".join(f"  {fault}\n" for fault in faults), end="")
+    return 1 if all_faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
