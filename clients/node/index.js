@@ -12,7 +12,7 @@ const sessions = new WeakMap(); // of requests
 class Client {
   #settings;
   #stock;
-  #hasWarned = false;
+  #logged = new Set();
 
   constructor(options) {
     this.#settings = readSettings(options);
@@ -24,6 +24,7 @@ class Client {
 
   /** Loads the session of a request; `fail` gets an error by which the response has to be replaced. */
   async load(req, res, fail) {
+    if (sessions.has(req)) return req.session;
     const { headers } = req;
     const token = headers["x-session-token"];
     if (token === undefined && this.#settings.fallback) return this.#loadStock(req, res);
@@ -54,17 +55,20 @@ class Client {
     console[level](`cloakroom: ${message}`);
   }
 
-  warnOfName() {
-    if (this.#hasWarned) return;
-    this.#hasWarned = true;
-    this.log("warn", "the log-in has no principal: req.user has no username; set CLOAKROOM_CLIENT_PRINCIPAL");
+  /** Logs what every request would repeat. */
+  logOnce(message) {
+    if (this.#logged.has(message)) return;
+    this.#logged.add(message);
+    this.log("error", message);
   }
 
   #verify(req) {
     const { secrets, url } = this.#settings;
     const { headers } = req;
     const refuse = (status, code) => {
-      throw new CloakroomError(status, code, `the request did not come through Cloakroom: ${code}`);
+      const error = new CloakroomError(status, code, `the request did not come through Cloakroom: ${code}`);
+      this.logOnce(error.message);
+      throw error;
     };
     if (headers["x-session-token"] === undefined) refuse(500, "request_token_missing");
     if (secrets.length > 0 ? !isProven(req, secrets) : hasDoubled(req.rawHeaders)) refuse(403, "proof_wrong");

@@ -9,6 +9,7 @@ const { nameOf, userIn } = require("./principal");
 const { Session, settle } = require("./session");
 
 const MAX_HEADER_PATCH = 64 * 1024;
+const NAMELESS = "the log-in has no principal: req.user has no username; set CLOAKROOM_CLIENT_PRINCIPAL";
 const LOST = new Set(["session_gone", "session_rotated", "request_gone"]);
 
 /** The session of one request: what was loaded, and what the request changes. */
@@ -26,6 +27,7 @@ class RequestSession {
   #isRegenerated = false;
   #isDestroyed = false;
   #isIdShown = false;
+  #isSaved = false; // the application has saved what is written with the head
   #isHeadSent = false;
   #isClosed = false;
   #error; // of a save that the application was not told about
@@ -80,12 +82,14 @@ class RequestSession {
   async save(isReported) {
     // A log-in or log-out is written with the head, which waits for it. passport saves, regenerates the session and
     // puts values back: all that is one patch.
-    if (!this.#isHeadSent && this.#isChangingUser()) return;
-    await this.#write(isReported);
+    this.#isSaved = !this.#isHeadSent && this.#isChangingUser();
+    if (!this.#isSaved) await this.#write(isReported);
   }
 
   async reload() {
-    await this.#write();
+    // What was not saved is dropped, as express-session does.
+    const isPending = this.#isSaved || this.#isRegenerated || this.#isDestroyed || this.#login !== undefined;
+    if (isPending) await this.#write();
     await this.#enqueue(() => this.#read());
     if (!this.#exists) throw new Error("failed to load session");
   }
@@ -111,19 +115,24 @@ class RequestSession {
   /** Writes by the response header if possible; returns a promise if the head has to wait for a call. */
   beforeHead(status) {
     this.#isHeadSent = true;
-    if (this.#error || this.#running > 0) return this.#finish();
     try {
-      const change = this.#change();
-      if (!change) return undefined;
-      const header = this.#canExchange && status < 500 ? ascii(JSON.stringify(change.patch)) : undefined;
-      if (!header || header.length >= MAX_HEADER_PATCH) return this.#finish();
-      this.#res.setHeader("X-Session-Patch", header);
-      this.#written(change);
-      return undefined;
-    } catch (error) {
-      this.#isClosed = true;
-      return Promise.reject(error);
+      if (!this.#error && this.#running === 0 && this.#writeByHeader(status)) return undefined;
+    } catch {
+      // The call has the same error.
     }
+    // An error page is not replaced by another.
+    return status >= 500 ? this.#finish().catch((error) => this.#client.log("error", error.message)) : this.#finish();
+  }
+
+  /** Returns false if a call has to write. */
+  #writeByHeader(status) {
+    const change = this.#change();
+    if (!change) return true;
+    const header = this.#canExchange && status < 500 ? ascii(JSON.stringify(change.patch)) : undefined;
+    if (!header || header.length >= MAX_HEADER_PATCH) return false;
+    this.#res.setHeader("X-Session-Patch", header);
+    this.#written(change);
+    return true;
   }
 
   /** Writes what was changed after the head has left; returns a promise if there is something. */
@@ -270,7 +279,7 @@ class RequestSession {
     const isAnother = !isDeepStrictEqual(before, now) || (this.#isRegenerated && !this.#keepsAll(texts));
     if (!isAnother) return undefined;
     const name = nameOf(now, setting, this.#req);
-    if (name === undefined) this.#client.warnOfName();
+    if (name === undefined) this.#client.logOnce(NAMELESS);
     return name;
   }
 
@@ -281,7 +290,7 @@ class RequestSession {
     else this.#id ??= id ?? this.#nextId ?? "";
     if (login !== undefined) this.#principal = login;
     this.#login = undefined;
-    this.#isRegenerated = this.#isDestroyed = false;
+    this.#isRegenerated = this.#isDestroyed = this.#isSaved = false;
     this.#req.session?.cookie?.written();
   }
 }

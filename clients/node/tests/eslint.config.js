@@ -1,9 +1,22 @@
 "use strict";
 
+const NODE = ["process", "console", "Buffer", "setTimeout", "clearTimeout", "URL", "__dirname"];
+
+/** Checks the package: eslint --config tests/eslint.config.js . */
 module.exports = [
   {
     files: ["**/*.js"],
-    languageOptions: { sourceType: "commonjs", ecmaVersion: 2022, globals: { process: "readonly", console: "readonly", Buffer: "readonly", setTimeout: "readonly", clearTimeout: "readonly", URL: "readonly" } },
-    rules: { "no-undef": "error", "no-unused-vars": "error", "prefer-const": "error", eqeqeq: "error", "no-shadow": "error" },
+    languageOptions: {
+      sourceType: "commonjs",
+      ecmaVersion: 2022,
+      globals: Object.fromEntries(NODE.map((name) => [name, "readonly"])),
+    },
+    rules: {
+      eqeqeq: ["error", "always", { null: "ignore" }],
+      "no-shadow": "error",
+      "no-undef": "error",
+      "no-unused-vars": ["error", { ignoreRestSiblings: true, argsIgnorePattern: "^_", varsIgnorePattern: "^_" }],
+      "prefer-const": "error",
+    },
   },
 ];
