@@ -1,4 +1,4 @@
-"""Runs cloakroom.sh behind the program: python3 test_cgi.py --binary PATH [--shell SHELL]"""
+"""Runs cloakroom.sh behind the program: python3 test_cgi.py [--binary PATH] [--shell SHELL]"""
 
 import argparse
 import concurrent.futures
@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,7 @@ class CgiTest(unittest.TestCase):
         tools = self.directory / "bin"
         tools.mkdir()
         curl = tools / "curl"
-        curl.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >>{self.directory}/commands\nexec /usr/bin/curl "$@"\n')
+        curl.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >>{self.directory}/commands\nexec {shutil.which("curl")} "$@"\n')
         curl.chmod(0o755)
         self.stack.enter_context(self.start_site(self.site, f"http://127.0.0.1:{api}/_session"))
         self.program = self.stack.enter_context(kit.Program.run(OPTIONS.binary, self.directory, self.site, api=api))
@@ -271,7 +272,7 @@ class ShellTest(unittest.TestCase):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--binary", required=True)
+    parser.add_argument("--binary", default=os.environ.get("CLOAKROOM", "target/debug/cloakroom"))
     parser.add_argument("--shell", default="sh", help="e.g. `busybox sh`")
     OPTIONS, rest = parser.parse_known_args()
     unittest.main(argv=[sys.argv[0], *rest])

@@ -1,6 +1,6 @@
 "use strict";
 
-/** Runs sites of the tests, alone or behind the program. The program is $BINARY. */
+/** Runs sites of the tests, alone or behind the program. The program is $CLOAKROOM. */
 const { spawn } = require("node:child_process");
 const { once } = require("node:events");
 const fs = require("node:fs");
@@ -10,7 +10,7 @@ const os = require("node:os");
 const path = require("node:path");
 const cloakroom = require("..");
 
-const BINARY = process.env.BINARY ?? path.join(__dirname, "../../../target/debug/cloakroom");
+const BINARY = process.env.CLOAKROOM ?? path.join(__dirname, "../../../target/debug/cloakroom");
 const SECRET = "the-client-secret-of-the-tests-0123456789";
 const SERVICE_TOKEN = "the-service-token-of-the-tests-0123456789";
 const MODES = ["api", "headers"];
