@@ -34,10 +34,18 @@ def header_of(scope: Scope) -> Callable[[str], Optional[str]]:
 class AsgiSession(Session):
     """A session as Starlette's: `clear()` ends it."""
 
-    accessed = modified = False
+    _is_accessed = False
 
     def mark_accessed(self) -> None:
-        self.accessed = True
+        self._is_accessed = True
+
+    @property
+    def accessed(self) -> bool:
+        return self._is_accessed or self._is_loaded
+
+    @property
+    def modified(self) -> bool:
+        return self.patch() is not None
 
     def clear(self) -> None:
         self.destroy()
@@ -81,7 +89,7 @@ class SessionMiddleware:
 
 
 class _Response:
-    session: Session
+    session: AsgiSession
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.scope = scope
@@ -99,7 +107,10 @@ class _Response:
                 await self.commit(message, status)
             except CloakroomError as error:
                 return await self.fail(error)
-        elif message["type"] == "http.response.body" and not message.get("more_body"):
+        elif message["type"] == "websocket.close" or (
+            message["type"] == "http.response.body" and not message.get("more_body")
+        ):
+            # Before the end, so that the next request of the visitor finds the changes.
             await self.finish()
         self.is_started = True
         await self.send_message(message)
@@ -109,14 +120,17 @@ class _Response:
             await asyncio.to_thread(self.session.finish)
 
     async def commit(self, message: Message, status: int) -> None:
-        patch = self.session.patch()
-        if patch is None:
-            return
-        header = self.session.header(patch, status)
-        if header is None:
-            await asyncio.to_thread(self.session.send, patch)
-        else:
-            message["headers"] = [*message.get("headers", []), (b"x-session-patch", header.encode())]
+        headers = list(message.get("headers", []))
+        session, patch = self.session, self.session.patch()
+        if session.accessed and self.scope["type"] == "http":
+            headers.append((b"vary", b"Cookie"))
+        if patch is not None:
+            header = session.header(patch, status)
+            if header is None:
+                await asyncio.to_thread(session.send, patch)
+            else:
+                headers.append((b"x-session-patch", header.encode()))
+        message["headers"] = headers
 
     async def fail(self, error: CloakroomError) -> None:
         self.has_failed = self.is_started = True

@@ -248,7 +248,7 @@ class SessionStore(SessionBase):
             return False
         if session_key == self._get_key():
             self.core.reload()
-            return self._get_key() == session_key
+            return not self.core.is_new
         if not client().settings.service_token:
             return False
         return client().service("GET", f"/{urllib.parse.quote(session_key, safe='')}").status == 200

@@ -135,6 +135,7 @@ class Session(dict):  # type: ignore[type-arg]
     @property
     def principal(self) -> Optional[str]:
         """The name of the user that has logged in, in any site behind this Cloakroom."""
+        self._raise_fault()
         if self._change_principal is not UNCHANGED:
             return self._change_principal  # type: ignore[no-any-return]
         if self._is_destroyed:
@@ -320,7 +321,8 @@ class Session(dict):  # type: ignore[type-arg]
             missing = []
         if self._is_destroyed:
             patch["destroy"] = True
-            if any(not values.is_empty(value) for value in changed.values()) or self._is_wanted or principal:
+            is_worth_it = self._is_wanted or any(not values.is_empty(value) for value in changed.values())
+            if is_worth_it or isinstance(principal, str):
                 patch["set"] = changed
         else:
             forced = {key: value for key, value in changed.items() if key in forced_keys}

@@ -1,0 +1,79 @@
+"""The difference between two sets of values, and values that JSON cannot hold."""
+
+import pytest
+import support  # noqa: F401
+
+from cloakroom import Tagged
+from cloakroom.values import UNKNOWN, changes, dumps, from_json, is_empty, to_json
+
+CHANGES = [
+    ({"a": 1}, {"a": 1}, {}),
+    ({"a": 1}, {"a": 2}, {"set": {"a": 2}}),
+    ({"a": 1}, {"a": True}, {"set": {"a": True}}),
+    ({"a": 1}, {"a": 1.0}, {"set": {"a": 1.0}}),
+    ({"a": 1}, {"a": None}, {"set": {"a": None}}),
+    ({"b": 1, "a": 1, "c": 1}, {"c": 1}, {"remove": ["a", "b"]}),
+    ({}, {"a": 0, "b": ""}, {"set": {"a": 0, "b": ""}}),
+    # Lists.
+    ({"l": [1]}, {"l": [1, 2, 3]}, {"append": {"l": [2, 3]}}),
+    ({"l": [1]}, {"l": [True, 2]}, {"set": {"l": [True, 2]}}),
+    ({"l": [1, 2]}, {"l": [1]}, {"set": {"l": [1]}}),
+    ({"l": [1]}, {"l": [0, 1]}, {"set": {"l": [0, 1]}}),
+    ({"l": []}, {"l": [None]}, {"append": {"l": [None]}}),
+    ({}, {"l": [1]}, {"append": {"l": [1]}}),
+    ({}, {"l": []}, {"set": {"l": []}}),
+    ({"l": None}, {"l": [1]}, {"set": {"l": [1]}}),
+    ({"l": UNKNOWN}, {"l": [1]}, {"set": {"l": [1]}}),
+    # Objects.
+    ({"o": {"a": 1, "b": 2}}, {"o": {"b": 2, "a": 1}}, {}),
+    ({"o": {"a": 1, "b": 2}}, {"o": {"a": 3, "b": 2}}, {"merge": {"o": {"a": 3}}}),
+    ({"o": {"a": 1, "b": 2}}, {"o": {"a": 1}}, {"merge": {"o": {"b": None}}}),
+    ({"o": {"a": {"x": 1, "y": 2}}}, {"o": {"a": {"x": 1}}}, {"merge": {"o": {"a": {"y": None}}}}),
+    ({"o": {"a": None, "b": 1}}, {"o": {"a": None, "b": 2}}, {"merge": {"o": {"b": 2}}}),
+    ({"o": {"a": 1}}, {"o": {"a": None}}, {"set": {"o": {"a": None}}}),
+    ({"o": {"a": 1}}, {"o": {"a": 1, "b": {"c": None}}}, {"set": {"o": {"a": 1, "b": {"c": None}}}}),
+    ({"o": {"a": 1}}, {"o": {"a": [None]}}, {"merge": {"o": {"a": [None]}}}),
+    ({"o": {"a": 1}}, {"o": {}}, {"merge": {"o": {"a": None}}}),
+    ({"o": {"a": {}}}, {"o": {"a": 1}}, {"merge": {"o": {"a": 1}}}),
+    ({}, {"o": {"a": 1}}, {"merge": {"o": {"a": 1}}}),
+    ({}, {"o": {"a": None}}, {"set": {"o": {"a": None}}}),
+    ({}, {"o": {}}, {"set": {"o": {}}}),
+    ({"o": []}, {"o": {"a": 1}}, {"set": {"o": {"a": 1}}}),
+    ({"o": {"a": 1}}, {"o": [1]}, {"set": {"o": [1]}}),
+    ({"o": UNKNOWN}, {"o": {"a": 1}}, {"set": {"o": {"a": 1}}}),
+    # Tagged values are one value.
+    ({"t": {" d": "x"}}, {"t": {" d": "y"}}, {"set": {"t": {" d": "y"}}}),
+    ({}, {"t": {"$cloakroom": {"php": "x"}}}, {"set": {"t": {"$cloakroom": {"php": "x"}}}}),
+    ({"o": {"t": {" d": "x"}}}, {"o": {"t": {" u": "y"}}}, {"set": {"o": {"t": {" u": "y"}}}}),
+    ({"o": {"t": {" d": "x"}}}, {"o": {"t": {"a": 1}}}, {"set": {"o": {"t": {"a": 1}}}}),
+    ({"l": [{" t": [1]}]}, {"l": [{" t": [1]}, {" t": [2]}]}, {"append": {"l": [{" t": [2]}]}}),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "patch"), CHANGES)
+def test_changes(old, new, patch):
+    assert changes(old, new) == patch
+
+
+@pytest.mark.parametrize("value", [b"", b"\x00\xff", {"$cloakroom": 1}, {"$cloakroom": {"php": "x"}, "a": 1}])
+def test_values_that_json_cannot_hold_round_trip(value):
+    assert from_json(to_json(value)) == value
+    assert type(from_json(to_json(value))) is type(value)
+
+
+def test_values_of_other_languages_are_kept():
+    tagged = {"$cloakroom": {"php": "TzowOiIiOjA6e30="}}
+    found = from_json(tagged)
+    assert isinstance(found, Tagged)
+    assert to_json(found) == tagged
+
+
+def test_headers_are_ascii_without_controls():
+    text = dumps({"a": "Zoë \U0001f600 \x7f \n"})
+    assert text.isascii()
+    assert text.isprintable()
+
+
+def test_only_null_and_empty_containers_are_empty():
+    assert all(map(is_empty, [None, [], {}]))
+    assert not any(map(is_empty, [0, False, "", [None], 0.0]))
