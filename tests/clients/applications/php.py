@@ -40,6 +40,10 @@ class Application(held_sites.Php):
     # Where the user's name is in $_SESSION.
     principal = ""
     user_name = "ada"
+    # What pages show that only a visitor who is logged in sees.
+    shows = {}
+    # What else differs between two visits.
+    random = None
 
     def relocate(self):
         absolute = re.compile(rf"(?<![\w.])/(?=(usr/share|etc|var/lib|var/cache)/({self.relocated})\b)".encode())
@@ -57,7 +61,7 @@ class Application(held_sites.Php):
 
 class DokuWiki(Application, held_sites.DokuWiki):
     session = "DokuWiki"
-    principal = ""
+    shows = {"logged in": "<bdi>ada</bdi>", "page two": "text of two", "page one": ">pagetwo</a>"}
 
     def visit(self, browser):
         yield "home", browser.get("/doku.php?id=start")
@@ -67,8 +71,9 @@ class DokuWiki(Application, held_sites.DokuWiki):
         yield "wrong password", browser.post("/doku.php?id=start", form)
         yield "log-in", self.log_in(browser)
         yield "logged in", browser.get("/doku.php?id=start")
-        for page in ["one", "two", "one"]:
+        for page in ["one", "two", "three"]:
             yield f"work on {page}", types.SimpleNamespace(status=self.work(browser, page), headers={}, text="")
+        for page in ["one", "two", "one"]:
             yield f"page {page}", browser.get(f"/doku.php?id=page{page}")
         for action in ["edit", "revisions", "profile", "recent", "index", "media"]:
             yield action, browser.get(f"/doku.php?id=pageone&do={action}")
@@ -79,7 +84,7 @@ class DokuWiki(Application, held_sites.DokuWiki):
 
 
 class PhpLiteAdmin(Application, held_sites.PhpLiteAdmin):
-    user_name = None
+    shows = {"logged in": "start.sqlite", "database two": "two"}
 
     def visit(self, browser):
         yield "form", browser.get(self.path)
@@ -111,6 +116,9 @@ class Shaarli(Application):
     session = "shaarli"
     relocated = "php|shaarli"
     principal = "username"
+    shows = {"logged in": "/admin/logout", "links": "http://example.org/"}
+    # Links of Shaarli, which are hashes of the time, and the secret of its API.
+    random = r"""(?<=[#?/"'])[\w-]{6}(?=["'&/#?\s])|\b[0-9a-f]{12}\b"""
 
     def configure(self):
         for name in ["var/lib/shaarli/data", "var/cache/shaarli/tmp", "var/cache/shaarli/cache", "var/cache/shaarli/pagecache"]:
@@ -152,6 +160,7 @@ class PostfixAdmin(Application):
     relocated = "postfixadmin"
     principal = "sessid.username"
     user_name = "ada@example.org"
+    shows = {"main": "ada@example.org", "domains": "example.net"}
 
     def configure(self):
         settings, cache = self.unpacked / "etc/postfixadmin", self.unpacked / "var/cache/postfixadmin/templates_c"
@@ -164,7 +173,9 @@ class PostfixAdmin(Application):
         secret = subprocess.run(
             ["php", "-r", "echo password_hash('secret', PASSWORD_DEFAULT);"], capture_output=True, text=True, check=True
         ).stdout
-        (settings / "config.local.php").write_text("<?php $CONF['encrypt'] = 'php_crypt:BLOWFISH';\n")
+        (settings / "config.local.php").write_text(
+            "<?php $CONF['encrypt'] = 'php_crypt:BLOWFISH'; $CONF['emailcheck_resolve_domain'] = 'NO';\n"
+        )
         loaded = [word for name in self.extensions for word in ["-d", f"extension={self.library(name)}"]]
         create = f"""
             define('POSTFIXADMIN_CLI', 1); require '{self.unpacked}/{self.root}/upgrade.php';
@@ -189,7 +200,7 @@ class PostfixAdmin(Application):
             yield page, browser.get(f"/{page}")
         token = browser.get("/edit.php?table=domain").field("token")
         form = {"table": "domain", "token": token, "value[domain]": "example.net", "value[aliases]": "10", "value[mailboxes]": "10",
-                "value[active]": "1", "submit": "Add Domain"}  # fmt: skip
+                "value[active]": "1", "value[password_expiry]": "365", "submit": "Add Domain"}  # fmt: skip
         yield "new domain", browser.post("/edit.php?table=domain", form)
         yield "domains", browser.get("/list.php?table=domain")
         yield "wrong token", browser.post("/edit.php?table=domain", {**form, "token": "x"})
@@ -241,10 +252,11 @@ def php_in_path(directory, ini, buffer, mode):
         os.environ["PATH"] = before
 
 
-def normalized(text, places):
+def normalized(text, places, random):
     """Removes what differs between two visits: tokens, ids, dates, directories and ports."""
     for place in places:
         text = text.replace(str(place), "PLACE").replace(urllib.parse.quote_plus(str(place)), "PLACE")
+    text = re.sub(random, "RANDOM", text) if random else text
     text = text.replace(">", ">\n")
     text = re.sub(r"(?<![0-9a-f])(?:[0-9a-f]{32,}|[\w,-]{22,26}(?=[\"'&]))", "TOKEN", text)
     text = re.sub(r"\b\d{4}[-/]\d\d[-/]\d\d([ T]?\d\d:\d\d(:\d\d)?)?|\b\d\d:\d\d(:\d\d)?\b|\b1[78]\d{8}\b", "TIME", text)
@@ -258,9 +270,11 @@ def visit(application, options, ini, buffer, mode):
         stack.enter_context(php_in_path(directory, ini, buffer, mode))
         site_port, api = kit.free_ports(2)
         site = application(options, directory, site_port)
-        settings = {"CLOAKROOM_CLIENT_URL": f"http://127.0.0.1:{api}/_session", "CLOAKROOM_CLIENT_PHP_NAME": site.session}
+        settings = {"CLOAKROOM_CLIENT_URL": f"http://127.0.0.1:{api}/_session"}
         if mode == "headers":
             settings["CLOAKROOM_CLIENT_SECRETS"] = str(kit.secret_file(directory, kit.CLIENT_SECRET))
+            # With calls of the API it is one of several applications, whose keys have a prefix.
+            settings["CLOAKROOM_CLIENT_PHP_NAME"] = site.session
         if site.principal:
             settings["CLOAKROOM_CLIENT_PRINCIPAL"] = site.principal
         os.environ.update(settings)
@@ -276,8 +290,10 @@ def visit(application, options, ini, buffer, mode):
             if mode != "stock" and site.session in cookies:
                 faults.append(f"{step}: the site's own cookie reached the browser")
             head = [page.status, page.headers.get("Location"), sorted(set(cookies) - {site.session, "id"})]
+            if site.shows.get(step, "") not in page.text:
+                faults.append(f"{step} does not show {site.shows[step]}")
             places = [directory, program.public, site_port, api]
-            seen.append((step, normalized(f"{head}\n{page.text}", places)))
+            seen.append((step, normalized(f"{head}\n{page.text}", places, site.random)))
             if mode != "stock":
                 principals.append(program.principals())
         if mode != "stock" and site.principal:
