@@ -1,14 +1,17 @@
 """Runs the program for the tests of this client, in front of a site in the process of the test."""
 
 import contextlib
+import http.client
 import os
 import pathlib
 import queue
+import re
 import socket
 import socketserver
 import sys
 import tempfile
 import threading
+import urllib.parse
 import wsgiref.simple_server
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -35,7 +38,7 @@ class Handler(wsgiref.simple_server.WSGIRequestHandler):
 def serve(application):
     """Serves a WSGI application on a free port of this process."""
     with wsgiref.simple_server.make_server("127.0.0.1", 0, application, Server, Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield server.server_port
         finally:
@@ -105,6 +108,25 @@ def serve_asgi(application):
         finally:
             server.should_exit = True
             thread.join(10)
+
+
+def submit(visitor, target, page, fields):
+    """Submits a form of Django, with the CSRF token of its page."""
+    token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page)[1]
+    headers = {
+        "Cookie": "; ".join(f"{name}={value}" for name, value in visitor.jar.items()),
+        "Content-Type": "application/x-www-form-urlencoded",
+    }
+    connection = http.client.HTTPConnection("127.0.0.1", visitor.port)
+    body = urllib.parse.urlencode({**fields, "csrfmiddlewaretoken": token})
+    connection.request("POST", target, body, headers)
+    with contextlib.closing(connection):
+        response = connection.getresponse()
+        text = response.read().decode()
+    for line in response.headers.get_all("Set-Cookie") or []:
+        name, value = line.split(";")[0].split("=", 1)
+        visitor.jar[name] = value
+    return kit.Response(response.status, response.headers, text)
 
 
 class Park:

@@ -15,7 +15,7 @@ import django
 import pytest
 from asgiref.testing import ApplicationCommunicator
 from django.conf import settings
-from support import Behind, kit
+from support import Behind, kit, submit
 from support import settings as client_settings
 
 DIRECTORY = pathlib.Path(tempfile.mkdtemp(prefix="cloakroom-test-"))
@@ -353,40 +353,20 @@ def test_admin(site):
     page = visitor.send("GET", "/admin/login/").text
     assert "csrftoken" in visitor.jar
     form = {"username": "ada", "password": "wrong", "next": "/admin/"}
-    assert "Please enter the correct" in post(visitor, "/admin/login/", page, form).text
+    assert "Please enter the correct" in submit(visitor, "/admin/login/", page, form).text
     assert site.principals() == []
-    response = post(visitor, "/admin/login/", page, {**form, "password": "password"})
+    response = submit(visitor, "/admin/login/", page, {**form, "password": "password"})
     assert response.status == 302
     assert site.principals() == ["ada"]
     page = visitor.send("GET", "/admin/auth/user/add/").text
     assert "sessionid" not in visitor.jar
     added = {"username": "new", "password1": "aeZ7shai", "password2": "aeZ7shai", "usable_password": "true"}
-    assert post(visitor, "/admin/auth/user/add/", page, added).status == 302
+    assert submit(visitor, "/admin/auth/user/add/", page, added).status == 302
     assert "was added successfully" in visitor.send("GET", "/admin/auth/user/").text
     User.objects.get(username="new").delete()
-    assert post(visitor, "/admin/logout/", page, {}).status == 200
+    assert submit(visitor, "/admin/logout/", page, {}).status == 200
     assert site.principals() == []
     visitor.send("GET", "/admin/", expects=302)
-
-
-def post(visitor, target, page, fields):
-    """Submits a form of Django, with its CSRF token."""
-    import http.client
-    import urllib.parse
-
-    token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page)[1]
-    connection = http.client.HTTPConnection("127.0.0.1", visitor.port)
-    headers = {
-        "Cookie": "; ".join(f"{name}={value}" for name, value in visitor.jar.items()),
-        "Content-Type": "application/x-www-form-urlencoded",
-    }
-    body = urllib.parse.urlencode({**fields, "csrfmiddlewaretoken": token})
-    connection.request("POST", target, body, headers)
-    response = connection.getresponse()
-    for line in response.headers.get_all("Set-Cookie") or []:
-        name, value = line.split(";")[0].split("=", 1)
-        visitor.jar[name] = value
-    return kit.Response(response.status, response.headers, response.read().decode())
 
 
 def test_the_middleware_sets_no_cookie_of_its_own(site):

@@ -1,7 +1,9 @@
 """The session as a dict, and what it writes, of requests that came through the program."""
 
 import contextlib
+import copy
 import json
+import pickle
 
 import pytest
 
@@ -39,6 +41,8 @@ DICT = {
     "items": lambda session: dict(session.items()),
     "keys and values": lambda session: dict(zip(session.keys(), session.values())),
     "copy": lambda session: session.copy(),
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda session: pickle.loads(pickle.dumps(session)),
     "or": lambda session: session | {},
     "reversed or": lambda session: {} | session,
     "reversed": lambda session: {key: session[key] for key in reversed(session)},

@@ -476,6 +476,9 @@ class Session(dict):  # type: ignore[type-arg]
             self._forget(key)
         super().clear()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dict, (self.copy(),)  # for copy.deepcopy() and pickle
+
     def copy(self) -> dict[Any, Any]:
         self._load_all()
         return dict(self.items())
