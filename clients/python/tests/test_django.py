@@ -511,9 +511,12 @@ DEAD = {
 def test_without_the_api_a_request_fails_with_503(caplog):
     with override_settings(CLOAKROOM_CLIENT_URL=DEAD["X-Session-Url"]):
         for target in ["/", "/who", "/flush", "/admin/"]:
+            caplog.clear()
             assert call(target, DEAD)[0] == "503 Service Unavailable", target
+            lines = [record.message for record in caplog.records if record.name == "cloakroom"]
+            assert len(lines) == 1, "one line for each request"
+            assert "the session API does not answer" in lines[0]
         assert call("/untouched", DEAD)[0] == "200 OK"
-    assert "the session API does not answer" in caplog.text
 
 
 def test_a_forged_token_is_refused_by_the_engine_alone(engine_alone):
@@ -603,6 +606,7 @@ TRUSTED = {
 }
 
 
+@pytest.mark.skipif(django.VERSION < (5, 1), reason="sessions have no asynchronous methods")
 def test_asgi_needs_the_middleware(caplog):
     caplog.set_level(logging.ERROR)
     changed = {"CLOAKROOM_CLIENT_TRUST": "network", "CLOAKROOM_CLIENT_URL": TRUSTED["X-Session-Url"]}
@@ -620,7 +624,7 @@ def test_asgi_needs_the_middleware(caplog):
 def test_a_synchronous_call_in_an_asynchronous_view_is_an_error(caplog):
     with override_settings(CLOAKROOM_CLIENT_URL=DEAD["X-Session-Url"]):
         status, _ = asyncio.run(asgi_call(ASGIHandler(), "/sync-in-async", DEAD))
-        assert status == 500
+        assert status >= 500
         assert "SynchronousOnlyOperation" in caplog.text
         assert asyncio.run(asgi_call(ASGIHandler(), "/async", DEAD))[0] == 503
 

@@ -8,7 +8,6 @@ test_session, which demands that Max-Age is not the last attribute: these are Cl
 import os
 import sys
 
-import httpx2 as httpx
 import pytest
 from support import Behind
 
@@ -19,6 +18,7 @@ if not SOURCE:
     pytest.skip("STARLETTE_SOURCE is not set", allow_module_level=True)
 sys.path.append(SOURCE)
 
+import httpx2 as httpx  # noqa: E402
 from tests.middleware import test_session as theirs  # noqa: E402
 from tests.middleware.test_session import (  # noqa: E402, F401
     test_invalid_session_cookie,

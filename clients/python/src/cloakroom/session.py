@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Callable, Optional
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_HEADER_BYTES = 65536
 MAX_KEY_BYTES = 256
+RETRY_AFTER = 10.0
 UNCHANGED: Any = object()
 # In the dict as long as values are missing there. Without it, json.dumps() would take it for empty: it looks at the
 # length of the dict itself, and calls items() only if that is not 0.
@@ -57,6 +59,8 @@ class Session(dict):  # type: ignore[type-arg]
         self._change_principal: Any = UNCHANGED
         self._new: tuple[dict[str, Any], list[str]] = ({}, [])
         dict.__setitem__(self, INCOMPLETE, None)
+        self._has_failed_to_write = False
+        self._retry_at = 0.0
         self.failure: Optional[CloakroomError] = None
         """The error that the request fails with, for frameworks that catch it themselves."""
 
@@ -196,15 +200,19 @@ class Session(dict):  # type: ignore[type-arg]
 
     def _call(self, method: str, path: str, patch: Optional[Mapping[str, Any]] = None, missing: Any = None) -> Any:
         """Returns the JSON of an answer, or `missing`."""
+        if isinstance(self.failure, Unavailable) and time.monotonic() < self._retry_at:
+            raise self.failure  # a page that asks often would wait for each call
         try:
             answer = self._client.call(method, path, self._token, patch)
             return answer.json() if answer.status == 200 else missing
         except SessionLost:
             raise
         except CloakroomError as error:
-            self.failure = error
             if isinstance(error, Unavailable):
-                logger.error("%s", error)
+                self._retry_at = time.monotonic() + RETRY_AFTER
+                self._fail(error)
+            self.failure = error
+            self._has_failed_to_write |= patch is not None
             raise
 
     def _fetch(self) -> dict[str, Any]:
@@ -393,7 +401,7 @@ class Session(dict):  # type: ignore[type-arg]
 
     def finish(self) -> None:
         """Writes what was changed after the head of the response has left; errors are logged."""
-        if self.failure:
+        if self._has_failed_to_write:
             return  # a write whose fate is not known is never repeated
         try:
             self.save()
