@@ -69,6 +69,11 @@ final class Client
 {
     /** The signed headers, in the order in which they are signed. */
     private const SIGNED = ['url', 'token', 'id', 'next-id', 'principal', 'version', 'data', 'data-omitted', 'error'];
+    /** Refusals of a write after which the page goes out without it. */
+    private const DROPPED = [
+        'session_gone', 'session_rotated', 'request_gone', 'ambiguous_cookie', 'no_such_session', 'not_an_array',
+        'not_an_object', 'response_committed',
+    ];
     private const LIMITS = [
         'session_too_large' => '; the limit is max_bytes of [session]',
         'too_many_values' => '; the limit is max_values of [session]',
@@ -84,7 +89,8 @@ final class Client
     private static ?self $instance = null;
 
     private Api $api;
-    private Handler $handler;
+    /** @var array<string, string> The session headers, before the application can change $_SERVER. */
+    private array $headers = [];
     private bool $isTrusted = false;
     /** Why sessions of this request are refused, if they are. */
     private ?string $refusal = null;
@@ -138,7 +144,13 @@ final class Client
             return; // scripts and jobs keep PHP's own sessions
         }
         $client = new self();
-        if (self::header('token') === null && self::setting('FALLBACK') === 'stock') {
+        foreach ([...self::SIGNED, 'proof'] as $name) {
+            $value = $_SERVER['HTTP_X_SESSION_' . \strtoupper(\strtr($name, '-', '_'))] ?? null;
+            if (\is_string($value)) {
+                $client->headers[$name] = $value;
+            }
+        }
+        if (!isset($client->headers['token']) && self::setting('FALLBACK') === 'stock') {
             if (!isset($_COOKIE[\session_name()])) { // once a visitor, as far as that can be known
                 \error_log("Cloakroom: PHP's own sessions are used (CLOAKROOM_CLIENT_FALLBACK=stock)");
             }
@@ -161,21 +173,17 @@ final class Client
         return \is_string($found) ? $found : '';
     }
 
-    private static function header(string $name): ?string
+    private function header(string $name): ?string
     {
-        return $_SERVER['HTTP_X_SESSION_' . \strtoupper(\strtr($name, '-', '_'))] ?? null;
+        return $this->headers[$name] ?? null;
     }
 
     private function verify(): void
     {
         $url = self::setting('URL') ?: 'http://127.0.0.1:8081/_session';
-        $this->api = new Api($url, self::header('token') ?? '');
+        $this->api = new Api($url, $this->header('token') ?? '');
         $secrets = \array_filter(\explode(':', self::setting('SECRETS')));
-        $isPresent = false;
-        foreach ([...self::SIGNED, 'proof'] as $name) {
-            $isPresent = $isPresent || self::header($name) !== null;
-        }
-        if (!$isPresent) {
+        if ($this->headers === []) {
             // A route without sessions has no such header either, so only the use of a session is refused.
             $this->refusal = 'this request did not come through Cloakroom: it has no X-Session-Token';
             return;
@@ -183,15 +191,15 @@ final class Client
         if ($secrets && !$this->isProven($secrets)) {
             $this->fail(403, 'this request did not come through Cloakroom: X-Session-Proof is missing or wrong');
         }
-        if (self::header('token') === null) {
+        if ($this->header('token') === null) {
             $this->refusal = 'this request did not come through Cloakroom: it has no X-Session-Token';
-        } elseif (self::header('url') !== $url) {
+        } elseif ($this->header('url') !== $url) {
             $this->fail(403, 'X-Session-Url is not the URL of CLOAKROOM_CLIENT_URL, ' . $url);
         }
         $this->isTrusted = $secrets || self::setting('TRUST') === 'network';
-        $id = self::header('id');
+        $id = $this->header('id');
         $this->exists = $id !== null;
-        $id = $id ?? self::header('next-id');
+        $id = $id ?? $this->header('next-id');
         if ($id === null || !\preg_match('/^[\w-]{22,32}$/D', $id)) {
             $id = self::randomId();
         }
@@ -202,12 +210,12 @@ final class Client
     private function isProven(array $secrets): bool
     {
         // PHP joins doubled headers by a comma or takes the last, so they fail as a wrong MAC.
-        if (!\preg_match('/^v1 t=(\d{1,12}) m=([\w-]{43})$/D', self::header('proof') ?? '', $proof)) {
+        if (!\preg_match('/^v1 t=(\d{1,12}) m=([\w-]{43})$/D', $this->header('proof') ?? '', $proof)) {
             return false;
         }
         $lines = ['cloakroom-proof-v1', $proof[1]];
         foreach (self::SIGNED as $name) {
-            $value = self::header($name);
+            $value = $this->header($name);
             if ($value !== null) {
                 $lines[] = "x-session-$name:$value";
             }
@@ -227,7 +235,8 @@ final class Client
     private function install(): void
     {
         if (\session_status() === \PHP_SESSION_ACTIVE) {
-            $this->fail(500, 'session.auto_start = 1 starts the session too early; set session.auto_start = 0 in php.ini');
+            $this->fail(500, 'session.auto_start = 1 starts the session too early; '
+                . 'set session.auto_start = 0 in php.ini');
         }
         // The one format that can hold every key.
         \ini_set('session.serialize_handler', 'php_serialize');
@@ -243,8 +252,7 @@ final class Client
                 $_COOKIE[$name] ??= $this->shownId();
             }
         }
-        $this->handler = new Handler($this);
-        \session_set_save_handler($this->handler, false);
+        \session_set_save_handler(new Handler($this), false);
         \header_register_callback(fn () => $this->leave());
         // Registered again at the end, to run after the application's own shutdown functions.
         \register_shutdown_function(fn () => \register_shutdown_function(fn () => $this->finish()));
@@ -278,9 +286,11 @@ final class Client
     public function read(): string
     {
         $this->isFreshId = false;
-        if ($this->loadedAt !== null && $this->exists && \microtime(true) - $this->loadedAt > self::FRESH) {
+        if ($this->loadedAt !== null && \microtime(true) - $this->loadedAt > self::FRESH) {
             $this->commit(true);
-            $this->fetch();
+            if ($this->exists) {
+                $this->fetch();
+            }
         }
         $this->load();
         $this->fetchOmitted();
@@ -343,13 +353,13 @@ final class Client
         if ($this->values === [] && ($this->prefix() === '' || $this->unread === [])) {
             $this->isDestroyed = $this->isDestroyed || $this->exists;
             $this->isRotated = $this->isLogInOrOut = $this->isExplicit = false;
+            $this->id = self::randomId();
         } else {
-            $this->isRotated = $this->exists;
+            $this->rotate();
             $this->isLogInOrOut = true;
             $this->isExplicit = false;
         }
         $this->newPrincipal = null;
-        $this->id = self::randomId();
     }
 
     public function rotate(): string
@@ -383,6 +393,9 @@ final class Client
             return;
         }
         $client->refuseElsewhere();
+        if ($name !== null && !\preg_match('//u', $name)) {
+            throw new SessionError('The name of a user must be UTF-8');
+        }
         $client->isExplicit = $client->isLogInOrOut = true;
         $client->newPrincipal = $name;
     }
@@ -394,7 +407,9 @@ final class Client
             return $_SESSION[self::STOCK_PRINCIPAL] ?? null;
         }
         $client->refuseElsewhere();
-        $client->load();
+        if (!$client->isLogInOrOut) {
+            $client->load();
+        }
         return $client->currentPrincipal();
     }
 
@@ -452,7 +467,7 @@ final class Client
         }
         $this->isFinishing = true;
         if ($this->names === [] && \session_id() !== '') {
-            $this->warnOfOtherHandler();
+            $this->stepAside();
         }
         if ($this->isOpen) {
             // Not active: PHP failed to serialize the values, and has closed the session without them.
@@ -464,8 +479,15 @@ final class Client
         $this->commit(false);
     }
 
-    private function warnOfOtherHandler(): void
+    /**
+     * Leaves the session to the application's own handler.
+     */
+    private function stepAside(): void
     {
+        if (\session_id() === $this->shownId() && \session_status() === \PHP_SESSION_ACTIVE && !\headers_sent()) {
+            // It took the id that the client put into $_COOKIE, which is no secret.
+            \session_regenerate_id(true);
+        }
         foreach (\headers_list() as $line) {
             if (\stripos($line, 'Set-Cookie: ' . \session_name() . '=') === 0) { // once a visitor
                 \error_log('Cloakroom: the application has a session handler of its own, so its sessions are not in '
@@ -483,8 +505,7 @@ final class Client
         $isFound = false;
         foreach (\headers_list() as $line) {
             if (\preg_match('/^Set-Cookie:\s*([^=;]*)/i', $line, $match)) {
-                // PHP writes the name as it is, applications by setcookie() do as well.
-                $isOwn = isset($this->names[\trim($match[1])]);
+                $isOwn = isset($this->names[\rawurldecode(\trim($match[1]))]);
                 $isFound = $isFound || $isOwn;
                 if (!$isOwn) {
                     $kept[] = $line;
@@ -508,12 +529,12 @@ final class Client
         }
         $this->loadedAt = \microtime(true);
         if ($this->isTrusted) {
-            $principal = self::header('principal');
+            $principal = $this->header('principal');
             $this->oldPrincipal = $principal === null ? null : \rawurldecode($principal);
-            $data = self::header('data');
+            $data = $this->header('data');
             if ($data !== null) {
                 $this->setStored($data);
-                $omitted = self::header('data-omitted');
+                $omitted = $this->header('data-omitted');
                 $this->unread = $omitted === null ? [] : \array_map('rawurldecode', \explode(',', $omitted));
                 return;
             }
@@ -591,7 +612,7 @@ final class Client
         $isLast = $this->isFinishing || !$this->isOpen;
         // nginx refuses a head of more than 4 KiB from FastCGI (fastcgi_buffer_size).
         $limit = \in_array(\PHP_SAPI, ['cli-server', 'apache2handler'], true) ? 65536 : 2048;
-        $isExchange = $this->isTrusted && (self::header('data') ?? self::header('data-omitted')) !== null;
+        $isExchange = $this->isTrusted && ($this->header('data') ?? $this->header('data-omitted')) !== null;
         if (
             $isExchange && $isLast && !$isCall && !\headers_sent() && $this->headerPatch === null
             && \http_response_code() < 500 && \strlen($patch) < $limit
@@ -638,7 +659,8 @@ final class Client
         \sort($removed, \SORT_STRING);
         $this->readPrincipal();
         $isLogIn = $this->isLogInOrOut && $this->newPrincipal !== null;
-        $keys = \array_map('strval', [...$removed, ...\array_merge(...\array_map('array_keys', \array_values($members)))]);
+        $changed = \array_merge(...\array_map('array_keys', \array_values($members)));
+        $keys = \array_map('strval', [...$removed, ...$changed]);
         $creates = $isNew && (!$isEmpty || $isLogIn || $this->isWanted);
         if ($isNew && !$creates) {
             return [$this->isDestroyed ? '{"destroy":true}' : null, $keys, false];
@@ -721,7 +743,8 @@ final class Client
             }
             $found = $next;
         }
-        return (\is_string($found) || \is_int($found)) && $found !== '' ? (string) $found : null;
+        $isName = \is_int($found) || (\is_string($found) && \preg_match('/./u', $found));
+        return $isName ? (string) $found : null;
     }
 
     /**
@@ -747,12 +770,11 @@ final class Client
         if ($status === 401) {
             return $this->fail(403, "this request did not come through Cloakroom: $reason");
         }
-        if (\in_array($code, ['session_gone', 'session_rotated', 'request_gone', 'ambiguous_cookie', 'no_such_session',
-            'not_an_array', 'not_an_object', 'response_committed'], true)) {
+        if (\in_array($code, self::DROPPED, true)) {
             \error_log("Cloakroom: $reason");
             return '';
         }
-        if ($method === 'PATCH' && \in_array($status, [409, 413, 422], true)) {
+        if ($method === 'PATCH' && $status < 500) {
             return $this->refuse($reason . $this->sizes($keys));
         }
         return $this->fail(503, $reason);
@@ -1086,15 +1108,17 @@ final class Value
      */
     public function change(?self $old): array
     {
-        if (\is_array($this->plain) && $this->plain !== [] && !$this->isForeign() && ($old === null || !$old->isForeign())) {
+        $isPlain = !$this->isForeign() && ($old === null || !$old->isForeign());
+        if ($isPlain && \is_array($this->plain) && $this->plain !== []) {
             $before = $old === null ? [] : $old->plain;
             $isMapBefore = $old === null || $old->isMap || $before === [];
             if (!\is_array($before)) {
                 return ['set', $this->json()];
             }
             if (!$this->isMap && ($old === null || !$old->isMap)) {
-                if (\count($this->plain) > \count($before) && \array_slice($this->plain, 0, \count($before)) === $before) {
-                    return ['append', self::encode(\array_slice($this->plain, \count($before)))];
+                $count = \count($before);
+                if (\count($this->plain) > $count && \array_slice($this->plain, 0, $count) === $before) {
+                    return ['append', self::encode(\array_slice($this->plain, $count))];
                 }
             } elseif ($this->isMap && $isMapBefore) {
                 $merge = self::merge($before, $this->plain);
@@ -1199,7 +1223,8 @@ final class Value
                     }
                     $references[$id] = true;
                 }
-                if ($depth > 400 || (\is_string($key) && !\preg_match('//u', $key))) {
+                // Parsers of JSON stop at 128.
+                if ($depth > 100 || (\is_string($key) && !\preg_match('//u', $key))) {
                     return false;
                 }
                 if (!self::isPlain($member, $references, $depth + 1)) {

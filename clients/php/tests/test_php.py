@@ -473,6 +473,7 @@ class Pages:
             "new P", "[new P, new stdClass]", "Suit::Hearts", "[Suit::Hearts, 'x' => Suit::Hearts]", "INF", "[NAN]",
             '"\\xff"', '["\\xff" => 1]', "new DateTimeImmutable('2026-01-01T00:00:00+00:00')", "['$cloakroom' => ['php' => 'x']]",
             "(object) ['a' => (object) []]", "new ArrayObject([1, 2])",
+            "json_decode(str_repeat('[', 300) . str_repeat(']', 300), true)",
         ]:  # fmt: skip
             self.check(expression, is_plain=False, setup=setup)
 
@@ -618,6 +619,18 @@ class Pages:
         self.assertEqual(self.visitor.show("[$_SESSION['a'] = 1, Cloakroom\\logout(), Cloakroom\\principal()][2]"), None)
         self.assertEqual(self.visitor.show("[Cloakroom\\principal(), $_SESSION]"), [None, {"a": 1}])
 
+    def test_name_of_a_user_that_is_not_valid(self):
+        code = "session_start(); try { Cloakroom\\login(\"\\xff\"); } catch (Cloakroom\\SessionError $error) { echo 'refused'; }"
+        self.assertEqual(self.visitor.open(code).text, "refused")
+        response = self.visitor.open("session_start(); $_SESSION['a'] = 1; Cloakroom\\login(' ada');", expects=None)
+        # By header it is Cloakroom that refuses it.
+        self.assertEqual(response.status, 502 if self.options["is_exchange"] else 500)
+
+    def test_headers_are_read_before_the_site_changes_them(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1;")
+        self.visitor.open("$_SERVER = []; session_start(); $_SESSION['a']++;")
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 2})
+
     def test_log_in_of_another_user_drops_the_values(self):
         self.visitor.open("session_start(); $_SESSION['secret'] = 1; Cloakroom\\login('ada');")
         self.visitor.open("session_start(); $_SESSION['new'] = 2; Cloakroom\\login('bob');")
@@ -642,6 +655,13 @@ class Pages:
             self.assertEqual(list(visitor.jar), ["PHPSESSID"])
             self.assertIn('hold_cookies = ["PHPSESSID"]', self.logged())
         self.assertEqual(self.logged().count("hold_cookies"), 3, "once a visitor")
+        # A visitor with a session in Cloakroom: its id must not become the id of the other session.
+        visitor = Visitor(self.php)
+        shown = visitor.show("[session_id(), $_SESSION['a'] = 1][0]")
+        code = f"{own} ob_start(); session_start(); $_SESSION['n'] = ($_SESSION['n'] ?? 0) + 1; echo $_SESSION['n'];"
+        self.assertEqual([visitor.open(code).text for _ in range(3)], ["1", "2", "3"])
+        self.assertNotEqual(visitor.jar["PHPSESSID"], shown)
+        self.assertNotEqual(visitor.jar["PHPSESSID"].replace(",", "_"), shown.replace(",", "_"))
 
     def test_request_from_elsewhere(self):
         untouched, touched = self.php.page("echo 'text';"), self.php.page("session_start();")
