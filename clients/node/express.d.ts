@@ -2,12 +2,12 @@
 import cloakroom = require("./index");
 
 declare global {
-  namespace Express {
-    interface Request {
-      session: cloakroom.Session;
-      sessionID: string;
+    namespace Express {
+        interface Request {
+            session: cloakroom.Session;
+            sessionID: string;
+        }
     }
-  }
 }
 
 export {};

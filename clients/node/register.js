@@ -29,8 +29,10 @@ Module._extensions[".js"] = function (module, filename) {
 
 // A bundler may have put express-session into the site's own file.
 const requests = diagnostics.channel("http.server.request.start");
-requests.subscribe(function warn({ request }) {
-  if (!isFound && request.headers["x-session-token"] === undefined) return;
-  requests.unsubscribe(warn);
+let hasChecked = false;
+requests.subscribe(function check({ request }) {
+  if (hasChecked || (!isFound && request.headers["x-session-token"] === undefined)) return;
+  hasChecked = true;
+  setImmediate(() => requests.unsubscribe(check)); // Node 18 fails if a subscriber leaves while it is called
   if (!isFound) console.error("cloakroom: express-session is not a module of this site; use app.use(cloakroom())");
 });

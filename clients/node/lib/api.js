@@ -36,7 +36,9 @@ class Api {
       response = await send({ ...options, agent: false }, content).catch((again) => Promise.reject(unreachable(again)));
     }
     const body = parse(response);
-    return response.status < 300 ? { status: response.status, body, problem: {} } : { ...response, problem: body ?? {} };
+    return response.status < 300
+      ? { status: response.status, body, problem: {} }
+      : { ...response, problem: body ?? {} };
   }
 }
 
@@ -74,7 +76,12 @@ function parse({ status, text }) {
     return text === "" ? undefined : JSON.parse(text);
   } catch (cause) {
     if (status >= 300) return undefined;
-    throw new CloakroomError(503, "malformed_response", "the session API responded with something other than JSON", cause);
+    throw new CloakroomError(
+      503,
+      "malformed_response",
+      "the session API responded with something other than JSON",
+      cause,
+    );
   }
 }
 

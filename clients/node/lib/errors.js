@@ -23,7 +23,7 @@ function refusal({ status, problem }, patch) {
   if (status === 401) {
     return new CloakroomError(403, code, `the request did not come through Cloakroom: ${code}`);
   }
-  if (status >= 500) {
+  if (status >= 500 || status === 409 || status === 410) {
     return new CloakroomError(503, code, `the session API responded with ${status}: ${code}`);
   }
   const said = [problem.title, problem.detail].filter(Boolean).join(" ");

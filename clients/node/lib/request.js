@@ -144,7 +144,8 @@ class RequestSession {
       return undefined;
     }
     return this.#write().catch((error) => {
-      const hint = error.code === "response_committed" ? "; read req.session.id before the head to begin a session" : "";
+      const hint =
+        error.code === "response_committed" ? "; read req.session.id before the head to begin a session" : "";
       this.#client.log("error", `changes after the head of the response are lost: ${error.message}${hint}`);
     });
   }
@@ -179,7 +180,9 @@ class RequestSession {
     const { patch } = change;
     const response = await this.#client.api.call("PATCH", "", this.#token, patch);
     const { code } = response.problem;
-    if (LOST.has(code)) {
+    // A log-in must not seem to have happened, and neither must a log-out that the API has not seen.
+    const canDrop = patch.if_lost || (code !== "request_gone" && typeof patch.principal !== "string");
+    if (LOST.has(code) && canDrop) {
       this.#client.log("warn", `${code}: dropped the changes of ${keysOf(patch)}`);
     } else if (response.status >= 300) {
       throw refusal(response, patch);

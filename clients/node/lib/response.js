@@ -24,7 +24,6 @@ function holdResponse(res, session, respond) {
   function hold(promise) {
     held = [];
     const status = res.statusCode;
-    const message = res.statusMessage;
     const wasHeadSent = isHeadSent;
     if (!wasHeadSent) shadow(res, () => isEnded);
     const release = () => {
@@ -37,7 +36,6 @@ function holdResponse(res, session, respond) {
       () => {
         const calls = release();
         res.statusCode = status;
-        res.statusMessage = message;
         isHeadSent = true;
         replay(calls);
       },
@@ -46,7 +44,7 @@ function holdResponse(res, session, respond) {
         if (wasHeadSent) return replay(calls); // what is an error then was logged
         isEnded = false;
         for (const name of HEADERS_OF_THE_BODY) res.removeHeader(name);
-        res.statusMessage = undefined;
+        if (!res.stream) res.statusMessage = undefined; // HTTP/2 has none
         respond(error);
       },
     );

@@ -1,6 +1,6 @@
 "use strict";
 
-const NODE = ["process", "console", "Buffer", "setTimeout", "clearTimeout", "URL", "__dirname"];
+const NODE = ["process", "console", "Buffer", "setTimeout", "setImmediate", "clearTimeout", "URL", "__dirname"];
 
 /** Checks the package: eslint --config tests/eslint.config.js . */
 module.exports = [

@@ -5,6 +5,7 @@ const assert = require("node:assert/strict");
 const http = require("node:http");
 const { PassThrough } = require("node:stream");
 const test = require("node:test");
+const compression = require("compression");
 const flash = require("connect-flash");
 const csurf = require("csurf");
 const express = require("express");
@@ -31,17 +32,26 @@ function passportApp(routes = () => {}) {
   return appOf((app) => {
     const passport = new Passport();
     const fields = { usernameField: "name", passwordField: "password" };
-    passport.use(new Strategy(fields, (username, password, done) => {
-      const user = password === "right" && { id: 17, username };
-      done(null, user, { message: "wrong password" });
-    }));
+    passport.use(
+      new Strategy(fields, (username, password, done) => {
+        const user = password === "right" && { id: 17, username };
+        done(null, user, { message: "wrong password" });
+      }),
+    );
     passport.serializeUser((user, done) => done(null, `${user.id}:${user.username}`));
     passport.deserializeUser((text, done) => done(null, { id: 17, username: text.split(":")[1] }));
     app.use(passport.initialize(), passport.session(), flash());
-    app.post("/login", passport.authenticate("local", { successRedirect: "/", failureRedirect: "/login", failureFlash: true }));
-    app.post("/keep", passport.authenticate("local", { keepSessionInfo: true }), (req, res) => res.json({ id: req.session.id ?? null }));
+    app.post(
+      "/login",
+      passport.authenticate("local", { successRedirect: "/", failureRedirect: "/login", failureFlash: true }),
+    );
+    app.post("/keep", passport.authenticate("local", { keepSessionInfo: true }), (req, res) =>
+      res.json({ id: req.session.id ?? null }),
+    );
     app.post("/logout", (req, res, next) => req.logout((error) => (error ? next(error) : res.redirect("/"))));
-    app.post("/leave", (req, res, next) => req.logout({ keepSessionInfo: true }, (error) => (error ? next(error) : res.json({}))));
+    app.post("/leave", (req, res, next) =>
+      req.logout({ keepSessionInfo: true }, (error) => (error ? next(error) : res.json({}))),
+    );
     app.get("/login", (req, res) => res.json(req.flash("error")));
     app.get("/", (req, res) => res.json({ user: req.user?.username ?? null, values: { ...req.session } }));
     app.post("/set", (req, res) => res.json(Object.assign(req.session, req.body)));
@@ -79,22 +89,34 @@ inBothModes("passport's log-in drops the values if it is told nothing else", asy
   assert.deepEqual((await visitor.get("/")).json, { user: "ada", values: { passport: { user: "17:ada" } } });
   // Again as the same user, who stays logged in.
   await visitor.post("/login", RIGHT);
-  assert.deepEqual((await scene.sessions()).map((session) => session.principal), ["ada"]);
+  assert.deepEqual(
+    (await scene.sessions()).map((session) => session.principal),
+    ["ada"],
+  );
   await visitor.post("/login", { name: "bob", password: "right" });
-  assert.deepEqual((await scene.sessions()).map((session) => session.principal), ["bob"]);
+  assert.deepEqual(
+    (await scene.sessions()).map((session) => session.principal),
+    ["bob"],
+  );
   assert.equal((await visitor.get("/")).json.user, "bob");
 });
 
 inBothModes("passport logs out by one patch", async (t, mode) => {
   const scene = await startScene(t, mode, passportApp());
   const visitor = scene.visitor();
-  for (const [target, sessions, values] of [["/logout", [], {}], ["/leave", [null], { cart: [1], passport: {} }]]) {
+  for (const [target, sessions, values] of [
+    ["/logout", [], {}],
+    ["/leave", [null], { cart: [1], passport: {} }],
+  ]) {
     await visitor.post("/login", RIGHT);
     await visitor.post("/set", { cart: [1] });
     const before = await scene.calls();
     await visitor.post(target);
     assert.equal((await scene.calls()) - before, { api: 2, headers: 0 }[mode]);
-    assert.deepEqual((await scene.sessions()).map((session) => session.principal), sessions);
+    assert.deepEqual(
+      (await scene.sessions()).map((session) => session.principal),
+      sessions,
+    );
     assert.deepEqual((await visitor.get("/")).json, { user: null, values });
   }
 });
@@ -103,19 +125,29 @@ inBothModes("a failed log-in shows its message once", async (t, mode) => {
   const scene = await startScene(t, mode, passportApp());
   const visitor = scene.visitor();
   await visitor.post("/login", { name: "ada", password: "wrong" });
-  assert.deepEqual((await scene.sessions()).map((session) => session.principal), [null]);
+  assert.deepEqual(
+    (await scene.sessions()).map((session) => session.principal),
+    [null],
+  );
   assert.deepEqual((await visitor.get("/login")).json, ["wrong password"]);
   assert.deepEqual((await visitor.get("/login")).json, []);
 });
 
 inBothModes("a user without a name is logged in without a principal, and the log says so", async (t, mode) => {
   const log = captureLog(t);
-  const scene = await startScene(t, mode, passportApp((app) => {
-    app.post("/nameless", (req, res, next) => req.login({ id: 1 }, (error) => (error ? next(error) : res.json({}))));
-  }));
+  const scene = await startScene(
+    t,
+    mode,
+    passportApp((app) => {
+      app.post("/nameless", (req, res, next) => req.login({ id: 1 }, (error) => (error ? next(error) : res.json({}))));
+    }),
+  );
   const visitor = scene.visitor();
   for (let i = 0; i < 2; i += 1) assert.equal((await visitor.post("/nameless")).status, 200);
-  assert.deepEqual((await scene.sessions()).map((session) => session.principal), [null]);
+  assert.deepEqual(
+    (await scene.sessions()).map((session) => session.principal),
+    [null],
+  );
   assert.equal(log.lines.length, 1);
   assert.match(log.text(), /req.user has no username; set CLOAKROOM_CLIENT_PRINCIPAL/);
 });
@@ -143,11 +175,20 @@ inBothModes("the principal is at a path of the values", async (t, mode) => {
     const visitor = scene.visitor();
     await visitor.post("/login", { name: "ada" });
     await visitor.post("/rename");
-    assert.deepEqual((await scene.sessions()).map((session) => session.principal), ["ada"]);
+    assert.deepEqual(
+      (await scene.sessions()).map((session) => session.principal),
+      ["ada"],
+    );
     await visitor.post("/login", { name: "Zoë" });
-    assert.deepEqual((await scene.sessions()).map((session) => session.principal), ["Zoë"]);
+    assert.deepEqual(
+      (await scene.sessions()).map((session) => session.principal),
+      ["Zoë"],
+    );
     await visitor.post("/logout");
-    assert.deepEqual((await scene.sessions()).map((session) => session.principal), [null]);
+    assert.deepEqual(
+      (await scene.sessions()).map((session) => session.principal),
+      [null],
+    );
   }
 });
 
@@ -161,12 +202,16 @@ inBothModes("visitors who only look get no session", async (t, mode) => {
 });
 
 inBothModes("csurf finds its secret again", async (t, mode) => {
-  const scene = await startScene(t, mode, appOf((app) => {
-    app.use(csurf());
-    app.get("/form", (req, res) => res.json({ token: req.csrfToken() }));
-    app.post("/form", (_req, res) => res.json({ ok: true }));
-    app.use((error, _req, res, _next) => res.status(error.status).json({ code: error.code }));
-  }));
+  const scene = await startScene(
+    t,
+    mode,
+    appOf((app) => {
+      app.use(csurf());
+      app.get("/form", (req, res) => res.json({ token: req.csrfToken() }));
+      app.post("/form", (_req, res) => res.json({ ok: true }));
+      app.use((error, _req, res, _next) => res.status(error.status).json({ code: error.code }));
+    }),
+  );
   const visitor = scene.visitor();
   const { token } = (await visitor.get("/form")).json;
   assert.equal((await visitor.post("/form", {}, { headers: { "CSRF-Token": token } })).status, 200);
@@ -175,12 +220,16 @@ inBothModes("csurf finds its secret again", async (t, mode) => {
 });
 
 inBothModes("a redirect leaves after the write", async (t, mode) => {
-  const scene = await startScene(t, mode, passportApp((app) => {
-    app.post("/say", (req, res) => {
-      req.flash("error", "Zoë saß \u{1f600}\u007f");
-      res.redirect("/login");
-    });
-  }));
+  const scene = await startScene(
+    t,
+    mode,
+    passportApp((app) => {
+      app.post("/say", (req, res) => {
+        req.flash("error", "Zoë saß \u{1f600}\u007f");
+        res.redirect("/login");
+      });
+    }),
+  );
   const visitor = scene.visitor();
   for (let i = 0; i < 20; i += 1) {
     await visitor.post("/say");
@@ -189,13 +238,17 @@ inBothModes("a redirect leaves after the write", async (t, mode) => {
 });
 
 inBothModes("an error page keeps what was changed", async (t, mode) => {
-  const scene = await startScene(t, mode, appOf((app) => {
-    app.get("/fail", (req) => {
-      req.session.failures = (req.session.failures ?? 0) + 1;
-      throw new Error("of the site");
-    });
-    app.get("/", (req, res) => res.json({ ...req.session }));
-  }));
+  const scene = await startScene(
+    t,
+    mode,
+    appOf((app) => {
+      app.get("/fail", (req) => {
+        req.session.failures = (req.session.failures ?? 0) + 1;
+        throw new Error("of the site");
+      });
+      app.get("/", (req, res) => res.json({ ...req.session }));
+    }),
+  );
   const visitor = scene.visitor();
   for (let i = 0; i < 2; i += 1) assert.equal((await visitor.get("/fail")).status, 500);
   assert.deepEqual((await visitor.get("/")).json, { failures: 2 });
@@ -203,17 +256,21 @@ inBothModes("an error page keeps what was changed", async (t, mode) => {
 
 inBothModes("a stream writes at its end", async (t, mode) => {
   const log = captureLog(t);
-  const scene = await startScene(t, mode, appOf((app) => {
-    app.get("/stream", (req, res) => {
-      if (req.query.id) res.setHeader("X-Id", req.session.id);
-      res.write("first ");
-      setTimeout(() => {
-        req.session.streamed = (req.session.streamed ?? 0) + 1;
-        res.end("last");
-      }, 20);
-    });
-    app.get("/", (req, res) => res.json({ ...req.session }));
-  }));
+  const scene = await startScene(
+    t,
+    mode,
+    appOf((app) => {
+      app.get("/stream", (req, res) => {
+        if (req.query.id) res.setHeader("X-Id", req.session.id);
+        res.write("first ");
+        setTimeout(() => {
+          req.session.streamed = (req.session.streamed ?? 0) + 1;
+          res.end("last");
+        }, 20);
+      });
+      app.get("/", (req, res) => res.json({ ...req.session }));
+    }),
+  );
   // The cookie of a new session has to leave with the head.
   const late = scene.visitor();
   assert.equal((await late.get("/stream")).text, "first last");
@@ -225,22 +282,29 @@ inBothModes("a stream writes at its end", async (t, mode) => {
 });
 
 inBothModes("a stream that the visitor leaves is written", async (t, mode) => {
-  const scene = await startScene(t, mode, appOf((app) => {
-    app.get("/", (req, res) => res.json(Object.assign(req.session, { started: true })));
-    app.get("/events", (req, res) => {
-      res.writeHead(200, { "Content-Type": "text/event-stream" }).write("data: 1\n\n");
-      req.session.events = 1;
-    });
-  }));
+  const scene = await startScene(
+    t,
+    mode,
+    appOf((app) => {
+      app.get("/", (req, res) => res.json(Object.assign(req.session, { started: true })));
+      app.get("/events", (req, res) => {
+        res.writeHead(200, { "Content-Type": "text/event-stream" }).write("data: 1\n\n");
+        req.session.events = 1;
+      });
+    }),
+  );
   const visitor = scene.visitor();
   await visitor.get("/");
   const cookie = `id=${visitor.jar.id}`;
   await new Promise((resolve, reject) => {
-    const request = http.get({ port: scene.port, path: "/events", headers: { Cookie: cookie }, agent: false }, (response) => {
-      response.once("data", () => resolve(request.destroy()));
-    }).on("error", reject);
+    const request = http
+      .get({ port: scene.port, path: "/events", headers: { Cookie: cookie }, agent: false }, (response) => {
+        response.once("data", () => resolve(request.destroy()));
+      })
+      .on("error", reject);
   });
-  for (let i = 0; i < 100 && !(await visitor.get("/")).json.events; i += 1) await new Promise((resolve) => setTimeout(resolve, 20));
+  for (let i = 0; i < 100 && !(await visitor.get("/")).json.events; i += 1)
+    await new Promise((resolve) => setTimeout(resolve, 20));
   assert.equal((await visitor.get("/")).json.events, 1);
 });
 
@@ -255,29 +319,33 @@ inBothModes("a large patch and large values are written", async (t, mode) => {
 
 inBothModes("errors of the site name the value", async (t, mode) => {
   const errors = [];
-  const scene = await startScene(t, mode, appOf((app) => {
-    app.get("/big", (req, res) => {
-      req.session["too long"] = "x".repeat(1_100_000);
-      res.json({ ok: true });
-    });
-    app.get("/save", (req, res, next) => {
-      req.session["too long"] = "x".repeat(1_100_000);
-      req.session.save(next);
-    });
-    app.get("/quiet", (req, res) => {
-      req.session["too long"] = "x".repeat(1_100_000);
-      req.session.save();
-      res.json({ ok: true });
-    });
-    app.get("/bigint", (req, res) => {
-      req.session.number = 1n;
-      res.type("html").set("ETag", '"of the page"').send("<p>".repeat(1000));
-    });
-    app.use((error, _req, res, _next) => {
-      errors.push(error.message);
-      res.status(error.status ?? 500).json({ title: "of the site" });
-    });
-  }));
+  const scene = await startScene(
+    t,
+    mode,
+    appOf((app) => {
+      app.get("/big", (req, res) => {
+        req.session["too long"] = "x".repeat(1_100_000);
+        res.json({ ok: true });
+      });
+      app.get("/save", (req, res, next) => {
+        req.session["too long"] = "x".repeat(1_100_000);
+        req.session.save(next);
+      });
+      app.get("/quiet", (req, res) => {
+        req.session["too long"] = "x".repeat(1_100_000);
+        req.session.save();
+        res.json({ ok: true });
+      });
+      app.get("/bigint", (req, res) => {
+        req.session.number = 1n;
+        res.type("html").set("ETag", '"of the page"').send("<p>".repeat(1000));
+      });
+      app.use((error, _req, res, _next) => {
+        errors.push(error.message);
+        res.status(error.status ?? 500).json({ title: "of the site" });
+      });
+    }),
+  );
   captureLog(t);
   for (const target of ["/big", "/save", "/quiet", "/bigint"]) {
     const response = await scene.visitor().get(target);
@@ -293,13 +361,17 @@ inBothModes("errors of the site name the value", async (t, mode) => {
 
 inBothModes("a page that fails to be written is a 503 once", async (t, mode) => {
   captureLog(t);
-  const scene = await startScene(t, mode, appOf((app) => {
-    app.get("/", (req, res) => {
-      req.session.text = "x".repeat(100_000); // by a call in both modes
-      scene.child.kill("SIGKILL");
-      scene.child.once("exit", () => res.send("stored"));
-    });
-  }));
+  const scene = await startScene(
+    t,
+    mode,
+    appOf((app) => {
+      app.get("/", (req, res) => {
+        req.session.text = "x".repeat(100_000); // by a call in both modes
+        scene.child.kill("SIGKILL");
+        scene.child.once("exit", () => res.send("stored"));
+      });
+    }),
+  );
   const headers = await headersOfRequest(scene, mode);
   const response = await fetchFrom(scene.site, "GET", "/", { headers });
   assert.equal(response.status, 503);
@@ -310,44 +382,57 @@ inBothModes("a page that fails to be written is a 503 once", async (t, mode) => 
 async function headersOfRequest(scene, mode) {
   const { createHmac } = require("node:crypto");
   const fs = require("node:fs");
-  const values = { url: `http://127.0.0.1:${scene.api}/_session`, token: "x", ...(mode === "headers" ? { data: "{}" } : {}) };
+  const values = {
+    url: `http://127.0.0.1:${scene.api}/_session`,
+    token: "x",
+    ...(mode === "headers" ? { data: "{}" } : {}),
+  };
   const now = Math.floor(Date.now() / 1000);
   const lines = Object.entries(values).map(([name, value]) => `x-session-${name}:${value}`);
   const secret = fs.readFileSync(scene.secret, "utf8").trim();
-  const mac = createHmac("sha256", secret).update(["cloakroom-proof-v1", now, ...lines].join("\n")).digest("base64url");
-  const headers = Object.entries({ ...values, proof: `v1 t=${now} m=${mac}` }).map(([name, value]) => [`x-session-${name}`, value]);
+  const mac = createHmac("sha256", secret)
+    .update(["cloakroom-proof-v1", now, ...lines].join("\n"))
+    .digest("base64url");
+  const headers = Object.entries({ ...values, proof: `v1 t=${now} m=${mac}` }).map(([name, value]) => [
+    `x-session-${name}`,
+    value,
+  ]);
   return Object.fromEntries(headers);
 }
 
 inBothModes("a response that is held behaves like one that was sent", async (t, mode) => {
   const seen = [];
-  const scene = await startScene(t, mode, appOf((app) => {
-    app.get("/twice", (req, res) => {
-      req.session.text = "x".repeat(100_000);
-      res.send("first");
-      seen.push(res.headersSent, res.writableEnded);
-      try {
-        res.status(500).send("a second response, which is longer");
-      } catch (error) {
-        seen.push(error.code);
-      }
-    });
-    app.get("/pipe", (req, res) => {
-      req.session.text = `${"x".repeat(100_000)}${Math.random()}`;
-      res.setHeader("Content-Length", 1_000_000);
-      const source = new PassThrough();
-      source.pipe(res);
-      for (let i = 0; i < 100; i += 1) source.write("y".repeat(10_000));
-      source.end();
-    });
-    app.get("/head", (req, res) => {
-      req.session.text = `${"x".repeat(100_000)}${Math.random()}`;
-      res.writeHead(201, "Made", { "X-One": "1", "Content-Type": "text/plain" });
-      res.flushHeaders();
-      res.write("a", () => seen.push("written"));
-      res.end("b", "utf8", () => seen.push("ended"));
-    });
-  }));
+  const scene = await startScene(
+    t,
+    mode,
+    appOf((app) => {
+      app.get("/twice", (req, res) => {
+        req.session.text = "x".repeat(100_000);
+        res.send("first");
+        seen.push(res.headersSent, res.writableEnded);
+        try {
+          res.status(500).send("a second response, which is longer");
+        } catch (error) {
+          seen.push(error.code);
+        }
+      });
+      app.get("/pipe", (req, res) => {
+        req.session.text = `${"x".repeat(100_000)}${Math.random()}`;
+        res.setHeader("Content-Length", 1_000_000);
+        const source = new PassThrough();
+        source.pipe(res);
+        for (let i = 0; i < 100; i += 1) source.write("y".repeat(10_000));
+        source.end();
+      });
+      app.get("/head", (req, res) => {
+        req.session.text = `${"x".repeat(100_000)}${Math.random()}`;
+        res.writeHead(201, "Made", { "X-One": "1", "Content-Type": "text/plain" });
+        res.flushHeaders();
+        res.write("a", () => seen.push("written"));
+        res.end("b", "utf8", () => seen.push("ended"));
+      });
+    }),
+  );
   const visitor = scene.visitor();
   const twice = await visitor.get("/twice");
   assert.deepEqual([twice.status, twice.text], [200, "first"]);
@@ -385,10 +470,36 @@ inBothModes("middleware around the response still works", async (t, mode) => {
   }
 });
 
+for (const place of ["before", "after"]) {
+  inBothModes(`a response is compressed by middleware ${place} the sessions`, async (t, mode) => {
+    const scene = await startScene(t, mode, (sessions) => {
+      const app = express();
+      app.use(
+        ...(place === "before" ? [compression({ threshold: 0 }), sessions] : [sessions, compression({ threshold: 0 })]),
+      );
+      app.get("/", (req, res) => {
+        req.session.n = (req.session.n ?? 0) + 1;
+        req.session.long = `${req.session.n}`.repeat(100_000);
+        res.send("page ".repeat(1000));
+      });
+      return app;
+    });
+    const visitor = scene.visitor();
+    assert.equal((await visitor.get("/")).text, "page ".repeat(1000));
+    const { status, headers } = await visitor.get("/", { headers: { "Accept-Encoding": "gzip" } });
+    assert.deepEqual([status, headers["content-encoding"]], [200, "gzip"]);
+    assert.equal((await scene.only()).json.values.n, 2);
+  });
+}
+
 inBothModes("values of other sites stay as they are", async (t, mode) => {
-  const scene = await startScene(t, mode, passportApp((app) => {
-    app.get("/types", (req, res) => res.json({ save: typeof req.session.save, id: typeof req.session.id }));
-  }));
+  const scene = await startScene(
+    t,
+    mode,
+    passportApp((app) => {
+      app.get("/types", (req, res) => res.json({ save: typeof req.session.save, id: typeof req.session.id }));
+    }),
+  );
   const visitor = scene.visitor();
   await visitor.post("/set", { a: 1 });
   const [{ id }] = await scene.sessions();
@@ -399,7 +510,10 @@ inBothModes("values of other sites stay as they are", async (t, mode) => {
   await new Promise((resolve, reject) => {
     const headers = { Authorization: "Bearer the-service-token-of-the-tests-0123456789" };
     const options = { port: scene.api, method: "PATCH", path: `/_sessions/${id}`, headers };
-    http.request(options, (response) => response.resume().on("end", resolve)).on("error", reject).end(big);
+    http
+      .request(options, (response) => response.resume().on("end", resolve))
+      .on("error", reject)
+      .end(big);
   });
   await visitor.post("/set", { a: 2 });
   assert.deepEqual((await visitor.get("/types")).json, { save: "function", id: "string" });
@@ -410,13 +524,27 @@ inBothModes("values of other sites stay as they are", async (t, mode) => {
 });
 
 inBothModes("a key can be __proto__ in a session", async (t, mode) => {
-  const scene = await startScene(t, mode, appOf((app) => {
-    app.get("/", (req, res) => {
-      Object.defineProperty(req.session, "__proto__", { value: { polluted: 1 }, enumerable: true, configurable: true });
-      res.json({ polluted: {}.polluted === 1, own: Object.hasOwn(req.session, "__proto__"), save: typeof req.session.save });
-    });
-    app.get("/read", (req, res) => res.json({ own: Object.hasOwn(req.session, "__proto__"), save: typeof req.session.save }));
-  }));
+  const scene = await startScene(
+    t,
+    mode,
+    appOf((app) => {
+      app.get("/", (req, res) => {
+        Object.defineProperty(req.session, "__proto__", {
+          value: { polluted: 1 },
+          enumerable: true,
+          configurable: true,
+        });
+        res.json({
+          polluted: {}.polluted === 1,
+          own: Object.hasOwn(req.session, "__proto__"),
+          save: typeof req.session.save,
+        });
+      });
+      app.get("/read", (req, res) =>
+        res.json({ own: Object.hasOwn(req.session, "__proto__"), save: typeof req.session.save }),
+      );
+    }),
+  );
   const visitor = scene.visitor();
   assert.deepEqual((await visitor.get("/")).json, { polluted: false, own: true, save: "function" });
   assert.deepEqual((await visitor.get("/read")).json, { own: true, save: "function" });
@@ -440,7 +568,10 @@ inBothModes("a health check without Cloakroom needs no session", async (t, mode)
   });
   assert.equal((await fetchFrom(scene.site, "GET", "/health")).status, 200);
   const response = await fetchFrom(scene.site, "GET", "/");
-  assert.deepEqual([response.status, response.text], [500, "the request did not come through Cloakroom: request_token_missing"]);
+  assert.deepEqual(
+    [response.status, response.text],
+    [500, "the request did not come through Cloakroom: request_token_missing"],
+  );
 });
 
 test("Express sees https behind Cloakroom", async (t) => {

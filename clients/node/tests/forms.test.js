@@ -8,20 +8,39 @@ const http = require("node:http");
 const { once } = require("node:events");
 const path = require("node:path");
 const test = require("node:test");
-const { MODES, captureLog, fetchFrom, freePort, start, startProgram, startScene, temporaryDirectory } = require("./harness");
+const Koa = require("koa");
+const {
+  MODES,
+  captureLog,
+  fetchFrom,
+  freePort,
+  start,
+  startProgram,
+  startScene,
+  temporaryDirectory,
+} = require("./harness");
 const cloakroom = require("..");
 
-const MODULES = process.env.NODE_PATH.split(path.delimiter)[0];
+const MODULES = (process.env.NODE_PATH ?? "").split(path.delimiter)[0];
 
 /** Packs the package and installs it into a directory that has the packages of the tests, too. */
 function install(t) {
   const directory = temporaryDirectory(t);
   const npm = (args, cwd) => execFileSync("npm", args, { cwd, encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] });
-  const [{ filename, files }] = JSON.parse(npm(["pack", "--json", "--pack-destination", directory, path.dirname(__dirname)], directory));
+  const [{ filename, files }] = JSON.parse(
+    npm(["pack", "--json", "--pack-destination", directory, path.dirname(__dirname)], directory),
+  );
   fs.mkdirSync(path.join(directory, "node_modules"));
-  for (const name of fs.readdirSync(MODULES)) fs.symlinkSync(path.join(MODULES, name), path.join(directory, "node_modules", name));
+  for (const name of fs.readdirSync(MODULES))
+    fs.symlinkSync(path.join(MODULES, name), path.join(directory, "node_modules", name));
   fs.mkdirSync(path.join(directory, "node_modules/cloakroom"));
-  execFileSync("tar", ["-xzf", path.join(directory, filename), "--strip-components=1", "-C", path.join(directory, "node_modules/cloakroom")]);
+  execFileSync("tar", [
+    "-xzf",
+    path.join(directory, filename),
+    "--strip-components=1",
+    "-C",
+    path.join(directory, "node_modules/cloakroom"),
+  ]);
   return { directory, files: files.map((file) => file.path) };
 }
 
@@ -74,7 +93,13 @@ for (const [name, text, flag] of [
       const first = await visitor.get("/");
       assert.deepEqual(Object.keys(visitor.jar), ["id"], "no cookie but that of the program");
       const [{ id }] = await scene.sessions();
-      assert.deepEqual([first.json, (await visitor.get("/")).json], [{ n: 1, id }, { n: 2, id }]);
+      assert.deepEqual(
+        [first.json, (await visitor.get("/")).json],
+        [
+          { n: 1, id },
+          { n: 2, id },
+        ],
+      );
       // The lifetime that the site has set
       assert.deepEqual((await scene.only()).json.expiry, { idle: 3600 });
       const elsewhere = await fetchFrom(scene.site, "GET", "/");
@@ -96,7 +121,10 @@ test("a fallback gives stock sessions to requests from elsewhere, and says so on
   const settings = { CLOAKROOM_CLIENT_FALLBACK: "stock" };
   const installed = install(t);
   const middleware = `const express = require("express"); const session = () => require("cloakroom")();${UNMODIFIED}`;
-  for (const [text, flags, cookie] of [[COMMONJS, ["--require", "cloakroom/register"], /connect.sid/], [middleware, [], /connect.sid/]]) {
+  for (const [text, flags, cookie] of [
+    [COMMONJS, ["--require", "cloakroom/register"], /connect.sid/],
+    [middleware, [], /connect.sid/],
+  ]) {
     const scene = await startSite(t, installed, "app.cjs", text, { flags, settings });
     const visitor = scene.visitor();
     for (const n of [1, 2]) assert.equal((await visitor.get("/")).json.n, n);
@@ -124,7 +152,17 @@ test("a bundled express-session is reported", async (t) => {
 
 test("the package has what it needs", (t) => {
   const { files } = install(t);
-  for (const file of ["LICENSE", "README.md", "index.d.mts", "index.d.ts", "express.d.ts", "index.js", "index.mjs", "register.js", "lib/api.js"]) {
+  for (const file of [
+    "LICENSE",
+    "README.md",
+    "index.d.mts",
+    "index.d.ts",
+    "express.d.ts",
+    "index.js",
+    "index.mjs",
+    "register.js",
+    "lib/api.js",
+  ]) {
     assert.ok(files.includes(file), file);
   }
   assert.ok(!files.some((file) => file.startsWith("tests/")));
@@ -152,16 +190,32 @@ app.get("/", (req, res) => {
 cloakroom({ unset: "other" });
 `;
   write("app.cts", `import express = require("express"); import cloakroom = require("cloakroom");${use}`);
-  write("app.mts", `import express from "express"; import cloakroom, { load, login } from "cloakroom";${use}
+  write(
+    "app.mts",
+    `import express from "express"; import cloakroom, { load, login } from "cloakroom";${use}
 async function plain(req: import("node:http").IncomingMessage, res: import("node:http").ServerResponse) {
   const session = await load(req, res);
   session.n = 1;
   login(req, "ada");
-}`);
-  write("tsconfig.json", JSON.stringify({
-    compilerOptions: { module: "nodenext", moduleResolution: "nodenext", target: "es2022", strict: true, noEmit: true, skipLibCheck: true, types: ["node"], typeRoots: [path.join(MODULES, "@types")], preserveSymlinks: true },
-    files: ["app.cts", "app.mts"],
-  }));
+}`,
+  );
+  write(
+    "tsconfig.json",
+    JSON.stringify({
+      compilerOptions: {
+        module: "nodenext",
+        moduleResolution: "nodenext",
+        target: "es2022",
+        strict: true,
+        noEmit: true,
+        skipLibCheck: true,
+        types: ["node"],
+        typeRoots: [path.join(MODULES, "@types")],
+        preserveSymlinks: true,
+      },
+      files: ["app.cts", "app.mts"],
+    }),
+  );
   try {
     execFileSync(path.join(MODULES, ".bin/tsc"), ["-p", "."], { cwd: directory, encoding: "utf8" });
   } catch (error) {
@@ -199,6 +253,25 @@ for (const mode of MODES) {
     assert.equal((await fetchFrom(scene.site, "GET", "/")).status, 500);
   });
 
+  test(`Koa (${mode})`, async (t) => {
+    const scene = await startScene(t, mode, ({ load }) => {
+      const app = new Koa();
+      app.silent = true;
+      app.use(async (ctx, next) => {
+        await load(ctx.req, ctx.res);
+        await next();
+      });
+      app.use((ctx) => {
+        ctx.req.session.n = (ctx.req.session.n ?? 0) + 1;
+        ctx.body = { n: ctx.req.session.n };
+      });
+      return app.callback();
+    });
+    const visitor = scene.visitor();
+    for (const n of [1, 2]) assert.deepEqual((await visitor.get("/")).json, { n });
+    assert.equal((await fetchFrom(scene.site, "GET", "/")).status, 500);
+  });
+
   test(`Fastify (${mode})`, async (t) => {
     const scene = await startSite(t, install(t), "app.mjs", guideBlock("fastify("), { mode });
     const visitor = scene.visitor();
@@ -214,7 +287,10 @@ for (const mode of MODES) {
     assert.equal((await visitor.get("/")).text, "Hello stranger, visit 1");
     await visitor.send("POST", "/login?name=Ada");
     assert.equal((await visitor.get("/")).text, "Hello Ada, visit 2");
-    assert.deepEqual((await scene.sessions()).map((session) => session.principal), ["Ada"]);
+    assert.deepEqual(
+      (await scene.sessions()).map((session) => session.principal),
+      ["Ada"],
+    );
     await visitor.send("POST", "/logout");
     assert.equal((await visitor.get("/")).text, "Hello stranger, visit 1");
   });
@@ -241,11 +317,15 @@ test("the API on a Unix socket", async (t) => {
   const socket = path.join(temporaryDirectory(t), "api socket");
   const url = `http+unix://${encodeURIComponent(socket)}/_session`;
   const sessions = cloakroom({ url });
-  const server = http.createServer((req, res) => sessions(req, res, (error) => {
-    if (error) return res.writeHead(error.status).end(error.message);
-    req.session.n = (req.session.n ?? 0) + 1;
-    res.end(String(req.session.n));
-  })).listen(site, "127.0.0.1");
+  const server = http
+    .createServer((req, res) =>
+      sessions(req, res, (error) => {
+        if (error) return res.writeHead(error.status).end(error.message);
+        req.session.n = (req.session.n ?? 0) + 1;
+        res.end(String(req.session.n));
+      }),
+    )
+    .listen(site, "127.0.0.1");
   await once(server, "listening");
   t.after(() => server.close() && server.closeAllConnections());
   const program = await startProgram(t, { site, apiAddress: `unix:${socket}` });
@@ -256,9 +336,11 @@ test("the API on a Unix socket", async (t) => {
 test("values in headers count on a Unix socket of the site, or if the network is trusted", async (t) => {
   const listener = (options) => {
     const sessions = cloakroom({ url: "http://127.0.0.1:9/_session", ...options });
-    return http.createServer((req, res) => sessions(req, res, (error) => {
-      res.writeHead(error?.status ?? 200).end(JSON.stringify(error ? {} : req.session));
-    }));
+    return http.createServer((req, res) =>
+      sessions(req, res, (error) => {
+        res.writeHead(error?.status ?? 200).end(JSON.stringify(error ? {} : req.session));
+      }),
+    );
   };
   const headers = {
     "X-Session-Url": "http://127.0.0.1:9/_session", "X-Session-Token": "x", "X-Session-Id": "x", "X-Session-Data": '{"a":1}',

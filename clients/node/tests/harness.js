@@ -15,18 +15,30 @@ const SECRET = "the-client-secret-of-the-tests-0123456789";
 const SERVICE_TOKEN = "the-service-token-of-the-tests-0123456789";
 const MODES = ["api", "headers"];
 
+// Below the ports of outgoing connections; each file of tests is a process of its own.
+const FIRST_PORT = 10_000 + (process.pid % 100) * 220;
+let count = 0;
+
 async function freePort() {
-  const server = net.createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  return port;
+  for (;;) {
+    const port = FIRST_PORT + (count++ % 220);
+    const server = net.createServer().listen(port, "127.0.0.1");
+    const isFree = await once(server, "listening").then(
+      () => true,
+      () => false,
+    );
+    await new Promise((resolve) => server.close(resolve));
+    if (isFree) return port;
+  }
 }
 
 async function waitFor(port) {
   for (let i = 0; i < 500; i += 1) {
     const socket = net.connect(port, "127.0.0.1");
-    const isOpen = await once(socket, "connect").then(() => true, () => false);
+    const isOpen = await once(socket, "connect").then(
+      () => true,
+      () => false,
+    );
     socket.destroy();
     if (isOpen) return;
     await new Promise((resolve) => setTimeout(resolve, 20));
@@ -63,7 +75,9 @@ async function startProgram(t, { site, mode = "api", api, listen = "", apiAddres
     return path.join(directory, name);
   };
   const secret = file("client-secret", `${SECRET}\n`);
-  const config = file("cloakroom.toml", `
+  const config = file(
+    "cloakroom.toml",
+    `
 [[listen]]
 address = "127.0.0.1:${port}"
 ${listen}
@@ -83,7 +97,8 @@ name = "id"
 [[route]]
 upstream = "http://127.0.0.1:${site}"
 header_exchange = ${mode === "headers" ? '"partial"' : "false"}
-`);
+`,
+  );
   const child = await start(t, port, BINARY, ["run", "--config", config]);
   const service = (method, suffix = "", body) =>
     fetchFrom(api, method, `/_sessions${suffix}`, { body, headers: { Authorization: `Bearer ${SERVICE_TOKEN}` } });
@@ -99,7 +114,8 @@ header_exchange = ${mode === "headers" ? '"partial"' : "false"}
       return service("GET", `/${id}`);
     },
     calls: async () => {
-      const lines = (await fetchFrom(admin, "GET", "/metrics")).text.match(/^cloakroom_api_requests_total\S* (\d+)/gm) ?? [];
+      const lines =
+        (await fetchFrom(admin, "GET", "/metrics")).text.match(/^cloakroom_api_requests_total\S* (\d+)/gm) ?? [];
       return lines.reduce((sum, line) => sum + Number(line.split(" ").at(-1)), 0);
     },
   };
@@ -131,7 +147,15 @@ function fetchFrom(port, method, target, { body, headers = {}, ...options } = {}
   return new Promise((resolve, reject) => {
     const content = body === undefined ? undefined : Buffer.from(JSON.stringify(body));
     const type = content ? { "Content-Type": "application/json", "Content-Length": content.length } : {};
-    const request = http.request({ host: "127.0.0.1", port, method, path: target, agent: false, headers: { ...type, ...headers }, ...options });
+    const request = http.request({
+      host: "127.0.0.1",
+      port,
+      method,
+      path: target,
+      agent: false,
+      headers: { ...type, ...headers },
+      ...options,
+    });
     request.on("error", reject);
     request.on("response", (response) => {
       let text = "";
@@ -155,8 +179,13 @@ class Visitor {
   }
 
   async send(method, target, { body, headers } = {}) {
-    const cookie = Object.entries(this.jar).map(([name, value]) => `${name}=${value}`).join("; ");
-    const response = await fetchFrom(this.port, method, target, { body, headers: { ...(cookie && { Cookie: cookie }), ...headers } });
+    const cookie = Object.entries(this.jar)
+      .map(([name, value]) => `${name}=${value}`)
+      .join("; ");
+    const response = await fetchFrom(this.port, method, target, {
+      body,
+      headers: { ...(cookie && { Cookie: cookie }), ...headers },
+    });
     for (const line of response.headers["set-cookie"] ?? []) {
       const [, name, value] = /^([^=]+)=([^;]*)/.exec(line);
       if (/max-age=0/i.test(line)) delete this.jar[name];

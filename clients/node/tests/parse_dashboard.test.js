@@ -40,16 +40,26 @@ for (const mode of MODES) {
     assert.equal((await logIn("right", "forged")).status, 403);
     assert.equal((await logIn("wrong")).headers.location, "/login");
     assert.match((await visitor.get("/login")).text, /Invalid username or password/);
-    assert.doesNotMatch((await visitor.get("/login")).text, /Invalid username or password/, "a flash message is shown once");
+    assert.doesNotMatch(
+      (await visitor.get("/login")).text,
+      /Invalid username or password/,
+      "a flash message is shown once",
+    );
     const planted = { ...visitor.jar };
     assert.equal((await logIn("right")).headers.location, "/apps");
     assert.deepEqual(Object.keys(visitor.jar), ["id"]);
     assert.notDeepEqual(visitor.jar, planted);
     assert.ok(await isLoggedIn());
-    assert.deepEqual((await program.sessions()).map((session) => session.principal), ["ada"]);
+    assert.deepEqual(
+      (await program.sessions()).map((session) => session.principal),
+      ["ada"],
+    );
     assert.equal((await visitor.get("/logout")).headers.location, "/login");
     assert.equal(await isLoggedIn(), false);
-    assert.deepEqual((await program.sessions()).filter((session) => session.principal), []);
+    assert.deepEqual(
+      (await program.sessions()).filter((session) => session.principal),
+      [],
+    );
     assert.equal((await fetchFrom(site, "GET", "/apps")).status, 500);
   });
 }

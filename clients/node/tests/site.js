@@ -14,13 +14,25 @@ const { apply, sleep, valuesOf } = require("./operations");
 const [port, form] = process.argv.slice(2);
 const app = express();
 const passport = new Passport();
-passport.use(new Strategy({ usernameField: "name", passwordField: "name" }, (username, _password, done) => done(null, { id: 1, username })));
+passport.use(
+  new Strategy({ usernameField: "name", passwordField: "name" }, (username, _password, done) =>
+    done(null, { id: 1, username }),
+  ),
+);
 passport.serializeUser((user, done) => done(null, user.username));
 passport.deserializeUser((username, done) => done(null, { id: 1, username }));
 
 app.get("/untouched", (_req, res) => res.json({ ok: true }));
 if (form === "middleware") app.use(require("..")());
-else app.use(require("express-session")({ secret: "of the tests", resave: false, saveUninitialized: false, store: stockStore() }));
+else
+  app.use(
+    require("express-session")({
+      secret: "of the tests",
+      resave: false,
+      saveUninitialized: false,
+      store: stockStore(),
+    }),
+  );
 app.use(express.json({ strict: false, limit: "10mb" }));
 app.use(passport.initialize(), passport.session());
 
@@ -40,33 +52,47 @@ app.get("/id", (req, res) => {
   res.json({ id: req.session.id });
 });
 app.get("/who", (req, res) => res.json({ principal: req.user?.username ?? null }));
-app.post("/change", handler(async (req, res) => {
-  if (req.query.sleep) await sleep(Number(req.query.sleep));
-  if (req.query.stream) res.write('{"ok": ');
-  apply(req.session, req.body);
-  if (req.query.save) await call(req.session, "save");
-  if (req.query.stream) return res.end("true}");
-  res.status(Number(req.query.status ?? 200)).json({ ok: true });
-}));
+app.post(
+  "/change",
+  handler(async (req, res) => {
+    if (req.query.sleep) await sleep(Number(req.query.sleep));
+    if (req.query.stream) res.write('{"ok": ');
+    apply(req.session, req.body);
+    if (req.query.save) await call(req.session, "save");
+    if (req.query.stream) return res.end("true}");
+    res.status(Number(req.query.status ?? 200)).json({ ok: true });
+  }),
+);
 app.post("/login", (req, res, next) => {
-  passport.authenticate("local", { keepSessionInfo: true })(req, res, (error) => (error ? next(error) : res.json({ ok: true })));
+  passport.authenticate("local", { keepSessionInfo: true })(req, res, (error) =>
+    error ? next(error) : res.json({ ok: true }),
+  );
 });
-app.post("/logout", handler(async (req, res) => {
-  await call(req, "logout", { keepSessionInfo: form !== "middleware" });
-  res.json({ ok: true });
-}));
-app.post("/regenerate", handler(async (req, res) => {
-  const values = { ...req.session };
-  delete values.cookie;
-  await call(req.session, "regenerate");
-  Object.assign(req.session, values);
-  res.json({ ok: true });
-}));
-app.post("/flush", handler(async (req, res) => {
-  await call(req.session, "regenerate");
-  apply(req.session, req.body);
-  res.json({ ok: true });
-}));
+app.post(
+  "/logout",
+  handler(async (req, res) => {
+    await call(req, "logout", { keepSessionInfo: form !== "middleware" });
+    res.json({ ok: true });
+  }),
+);
+app.post(
+  "/regenerate",
+  handler(async (req, res) => {
+    const values = { ...req.session };
+    delete values.cookie;
+    await call(req.session, "regenerate");
+    Object.assign(req.session, values);
+    res.json({ ok: true });
+  }),
+);
+app.post(
+  "/flush",
+  handler(async (req, res) => {
+    await call(req.session, "regenerate");
+    apply(req.session, req.body);
+    res.json({ ok: true });
+  }),
+);
 
 /** Returns the store of express-session's own sessions: in memory, or in Redis. */
 function stockStore() {

@@ -24,7 +24,8 @@ const routes = {
     if (query.sleep) await sleep(Number(query.sleep));
     if (query.stream) res.writeHead(200, { "Content-Type": "application/json" }).write(" ");
     apply(session, operations);
-    if (query.save) await new Promise((resolve, reject) => session.save((error) => (error ? reject(error) : resolve())));
+    if (query.save)
+      await new Promise((resolve, reject) => session.save((error) => (error ? reject(error) : resolve())));
     res.statusCode = Number(query.status ?? 200);
     return { ok: true };
   },

@@ -11,7 +11,8 @@ const { Api } = require("../lib/api");
 const { ascii, difference, snapshot } = require("../lib/diff");
 const { isProven } = require("../lib/proof");
 const { readSettings } = require("../lib/settings");
-const { SECRET, temporaryDirectory } = require("./harness");
+const cloakroom = require("..");
+const { SECRET, captureLog, fetchFrom, temporaryDirectory } = require("./harness");
 
 const DIFFERENCES = [
   // before, after, patch
@@ -40,7 +41,11 @@ const DIFFERENCES = [
   [{ a: { x: 1 } }, { a: [1] }, { set: { a: [1] } }],
   [{ a: { x: 1 } }, { a: "x" }, { set: { a: "x" } }],
   // Values of other languages
-  [{ a: { $cloakroom: { php: "YQ==" } } }, { a: { $cloakroom: { php: "Yg==" } } }, { set: { a: { $cloakroom: { php: "Yg==" } } } }],
+  [
+    { a: { $cloakroom: { php: "YQ==" } } },
+    { a: { $cloakroom: { php: "Yg==" } } },
+    { set: { a: { $cloakroom: { php: "Yg==" } } } },
+  ],
   [{ a: { " t": [1] } }, { a: { " t": [1, 2] } }, { set: { a: { " t": [1, 2] } } }],
   [{}, { a: { " di": { x: 1 } } }, { set: { a: { " di": { x: 1 } } } }],
   // What JSON leaves out
@@ -165,12 +170,14 @@ test("only a call on a kept connection is repeated", async (t) => {
   let count = 0;
   const server = net.createServer((socket) => {
     let calls = 0;
-    socket.on("error", () => {}).on("data", () => {
-      count += 1;
-      calls += 1;
-      if (calls === 2) return socket.destroy();
-      socket.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
-    });
+    socket
+      .on("error", () => {})
+      .on("data", () => {
+        count += 1;
+        calls += 1;
+        if (calls === 2) return socket.destroy();
+        socket.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+      });
     t.after(() => socket.destroy());
   });
   const api = await listen(t, server);
@@ -180,14 +187,72 @@ test("only a call on a kept connection is repeated", async (t) => {
 
   let calls = 0;
   const closing = net.createServer((socket) => {
-    socket.on("error", () => {}).on("data", () => {
-      calls += 1;
-      socket.destroy();
-    });
+    socket
+      .on("error", () => {})
+      .on("data", () => {
+        calls += 1;
+        socket.destroy();
+      });
   });
   const closed = await listen(t, closing);
   await assert.rejects(closed.call("PATCH", "", "x", {}), { status: 503 });
   assert.equal(calls, 1);
+});
+
+test("an API that does not answer is a 503 after 10 seconds", async (t) => {
+  const sockets = [];
+  const server = net.createServer((socket) => sockets.push(socket.on("error", () => {})));
+  t.after(() => sockets.forEach((socket) => socket.destroy()));
+  const api = await listen(t, server);
+  const start = Date.now();
+  await assert.rejects(api.call("PATCH", "", "x", {}), { status: 503 });
+  assert.ok(Math.abs(Date.now() - start - 10_000) < 1_000);
+  assert.equal(sockets.length, 1, "and is not called again");
+});
+
+test("a refused log-in or log-out does not look like one", async (t) => {
+  captureLog(t);
+  const api = http.createServer((req, res) => {
+    const code = req.headers["x-session-token"];
+    const status = code === "request_gone" ? 410 : 409;
+    if (req.method === "GET") return res.end('{"id": "x", "values": {"a": 1}}');
+    res.writeHead(status).end(JSON.stringify({ status, code }));
+  });
+  t.after(() => api.closeAllConnections());
+  await listen(t, api);
+  const url = `http://127.0.0.1:${api.address().port}/_session`;
+  const sessions = cloakroom({ url });
+  const changes = {
+    "/value": (req) => (req.session.a = 2),
+    "/login": (req) => cloakroom.login(req, "ada"),
+    "/logout": (req) => cloakroom.logout(req),
+    "/destroy": (req) => req.session.destroy(),
+  };
+  const site = http.createServer((req, res) => {
+    sessions(req, res, (error) => {
+      if (error) return res.writeHead(error.status).end();
+      changes[req.url](req);
+      res.end("page");
+    });
+  });
+  site.listen(0, "127.0.0.1");
+  await once(site, "listening");
+  t.after(() => site.close() && site.closeAllConnections());
+  for (const [code, target, status] of [
+    ["request_gone", "/value", 200],
+    ["request_gone", "/login", 503],
+    ["request_gone", "/logout", 503],
+    ["request_gone", "/destroy", 503],
+    ["session_gone", "/value", 200],
+    ["session_gone", "/logout", 200],
+    ["session_gone", "/destroy", 200],
+    ["session_rotated", "/login", 503],
+    ["session_rotated", "/logout", 200],
+  ]) {
+    const headers = { "X-Session-Url": url, "X-Session-Id": "x", "X-Session-Token": code };
+    const response = await fetchFrom(site.address().port, "GET", target, { headers });
+    assert.equal(response.status, status, `${target}, ${code}`);
+  }
 });
 
 test("an API that does not listen is a 503", async () => {
