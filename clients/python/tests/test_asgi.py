@@ -54,6 +54,17 @@ async def stream(request):
     return StreamingResponse(parts(), headers={"Vary": "Accept"})
 
 
+async def stream_rejected(request):
+    session = request.session
+
+    async def parts():
+        yield "a"
+        session["wrong"] = object()
+        yield "b"
+
+    return StreamingResponse(parts())
+
+
 async def error(request):
     request.session["error"] = 1
     raise KeyError("error")
@@ -71,7 +82,9 @@ def make(**options):
     return Starlette(
         routes=[
             Route("/add", add), Route("/thread", add_in_a_thread), Route("/first", read_first),
-            Route("/untouched", untouched), Route("/login", log_in), Route("/stream", stream), Route("/error", error),
+            Route("/untouched", untouched), Route("/login", log_in), Route("/stream", stream),
+            Route("/stream-rejected", stream_rejected),
+            Route("/error", error),
             WebSocketRoute("/chat", chat),
         ],
         middleware=[Middleware(cloakroom.asgi.SessionMiddleware, **options)],
@@ -112,6 +125,11 @@ def test_changes_while_the_body_is_sent_are_kept(site):
     visitor = site.visitor()
     assert visitor.send("GET", "/stream").text == "ab"
     assert only_session(site)["values"] == {"before": 1, "after": 1}
+
+
+def test_a_wrong_value_after_the_head_is_logged(site, caplog):
+    assert site.visitor().send("GET", "/stream-rejected").text == "ab"
+    assert caplog.text.count("the session value of 'wrong' is not JSON") == 1
 
 
 def test_an_unhandled_exception_saves_nothing(site):

@@ -6,6 +6,7 @@ app.add_middleware(cloakroom.asgi.SessionMiddleware)
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, MutableMapping
 from typing import Any, Callable, Optional
 
@@ -116,8 +117,9 @@ class _Response:
         await self.send_message(message)
 
     async def finish(self) -> None:
-        if not self.has_failed and self.session.patch() is not None:
-            await asyncio.to_thread(self.session.finish)
+        with contextlib.suppress(CloakroomError):  # logged by the session
+            if not self.has_failed and self.session.patch() is not None:
+                await asyncio.to_thread(self.session.finish)
 
     async def commit(self, message: Message, status: int) -> None:
         headers = list(message.get("headers", []))

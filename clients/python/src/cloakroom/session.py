@@ -307,6 +307,7 @@ class Session(dict):  # type: ignore[type-arg]
                 try:
                     changed[name] = _strict(name, form)
                 except RejectedValue as error:
+                    self._has_failed_to_write = True
                     raise self._fail(error) from None
         return changed, [key for key in self._old if key not in kept and key not in self._omitted]
 
