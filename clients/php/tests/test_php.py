@@ -84,8 +84,11 @@ class Php:
 
 
 def find_fpm():
-    """Returns php-fpm, which has its version in its name in Debian."""
-    found = [shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ["php-fpm", "php-fpm8.2", "php-fpm8.4"]]
+    """Returns php-fpm, which has its version in its name in Debian, if there is nginx for it."""
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    if not shutil.which("nginx", path=path):
+        return None
+    found = [shutil.which(name, path=path) for name in ["php-fpm", "php-fpm8.2", "php-fpm8.4"]]
     return os.environ.get("PHP_FPM") or next((one for one in found if one), None)
 
 
@@ -286,6 +289,11 @@ class Pages:
     def test_page_in_an_output_handler_is_kept(self):
         self.visitor.open("ob_start(fn ($text) => strrev($text)); session_start(); $_SESSION['a'] = 1; echo 'abc';")
         self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1})
+
+    def test_head_request_is_kept(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1; echo 'text';", method="HEAD")
+        self.visitor.open("session_start(); $_SESSION['a']++; echo 'text'; flush();", method="HEAD")
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 2})
 
     def test_failing_page_is_kept(self):
         self.visitor.open("session_start(); $_SESSION['a'] = 1;")
@@ -683,7 +691,7 @@ def configurations():
                 name = "Pages" + ("DebianIni" if has_ini else "") + f"Buffer{buffer}" + ("Headers" if is_exchange else "Api")
                 options = {"has_ini": has_ini, "buffer": buffer, "is_exchange": is_exchange}
                 yield name, type(name, (Pages, unittest.TestCase), {"options": options})
-    if find_fpm() and shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"):
+    if find_fpm():
         for is_exchange in [False, True]:
             name = "PagesFpm" + ("Headers" if is_exchange else "Api")
             options = {"buffer": 4096, "is_exchange": is_exchange}

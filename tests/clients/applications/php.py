@@ -4,18 +4,22 @@
 
 The packages are unpacked, not installed; `--fetch` downloads those that are missing in --debian. Every application is
 visited by the same clicks, from before the log-in to after the log-out: behind the program without sessions, with calls
-of the API and with header exchange, each with `php -n` and with Debian's php.ini, without an output buffer and with one.
+of the API and with header exchange, each with `php -n` and with Debian's php.ini, without an output buffer and with one,
+and with php-fpm behind nginx if they are installed (PHP_FPM names another).
 """
 
 import argparse
 import contextlib
 import difflib
+import getpass
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import types
 import urllib.parse
 
@@ -25,6 +29,9 @@ sys.path.insert(0, str(HERE.parent.parent))
 
 import held_sites  # noqa: E402
 import kit  # noqa: E402
+
+sys.path.insert(0, str(kit.CLIENTS / "php/tests"))
+import test_php  # noqa: E402
 
 CLIENT = kit.CLIENTS / "php/cloakroom.php"
 # Debian has these as shared libraries, which `php -n` does not load.
@@ -211,7 +218,7 @@ class PostfixAdmin(Application):
 APPLICATIONS = {
     "dokuwiki": DokuWiki, "phpliteadmin": PhpLiteAdmin, "shaarli": Shaarli, "postfixadmin": PostfixAdmin,
 }  # fmt: skip
-CONFIGURATIONS = [(ini, buffer) for ini in ["-n", ""] for buffer in [0, 4096]]
+CONFIGURATIONS = [("-n", 0), ("-n", 4096), ("", 0), ("", 4096)]
 MODES = {"stock": {"session": "off"}, "api": {}, "headers": {"header_exchange": "partial"}}
 
 
@@ -227,20 +234,50 @@ def fetch(options, names):
             subprocess.run(command, cwd=options.debian, check=True)
 
 
+def serve_by_fpm(directory, words):
+    """Runs php-fpm and nginx in the place of `php -d … -S ADDRESS -t ROOT`."""
+    address, root = words[words.index("-S") + 1], words[words.index("-t") + 1]
+    settings = [word for option, word in zip(words, words[1:]) if option == "-d"]
+    places = {"directory": directory, "log": directory / "fpm.log", "user": getpass.getuser(), "client": "", "buffer": 4096}
+    pool = test_php.POOL.format(**places)
+    pool = "".join(line for line in pool.splitlines(True) if "auto_prepend" not in line and "save_path" not in line)
+    (directory / "fpm.conf").write_text(pool + "clear_env = no\n")
+    nginx = test_php.NGINX.format(directory=directory, port=address.split(":")[1], pages=root)
+    # As the rewriting rules that the applications bring for Apache.
+    index = "index index.php; location / { try_files $uri $uri/ /index.php$is_args$args; }"
+    (directory / "nginx.conf").write_text(nginx.replace("client_max_body_size", f"{index}\n        client_max_body_size"))
+    fpm = [test_php.find_fpm(), "-n", "-F", "-R", "-y", str(directory / "fpm.conf")]
+    nginx = ["nginx", "-p", directory, "-e", directory / "nginx.log", "-c", directory / "nginx.conf"]
+    os.environ["PATH"] += ":/usr/sbin"
+    # php-fpm has a process group of its own, so it is stopped here.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    with subprocess.Popen([*fpm, *(word for one in settings for word in ["-d", one])]) as server:
+        try:
+            while not (directory / "fpm.sock").exists():
+                time.sleep(0.02)
+            subprocess.run(nginx, check=False)
+        finally:
+            server.terminate()
+
+
 @contextlib.contextmanager
 def php_in_path(directory, ini, buffer, mode):
     """Makes `php` a command with the options of a configuration."""
     real = subprocess.run(["sh", "-c", "command -v php"], capture_output=True, text=True, check=True).stdout.strip()
-    words = [real, ini, "-d", f"output_buffering={buffer}", "-d", "include_path=.:\"$UNPACKED\"/usr/share/php"]
+    is_fpm = ini == "fpm"
+    ini = "-n" if is_fpm else ini
+    words = [real, ini, "-d", f"output_buffering={buffer}", "-d", f"include_path=.:{directory}/debian/usr/share/php"]
     if ini:
         words += [word for one in SHARED for word in ["-d", f"extension={one}"]]
     # Debian's php.ini hides errors; PHP without one shows warnings, which contain paths.
     words += ["-d", "error_reporting=0"]
     server = words if mode == "stock" else [*words, "-d", f"auto_prepend_file={CLIENT}"]
+    if is_fpm:
+        server = [sys.executable, str(HERE / "php.py"), "--serve-by-fpm", str(directory), *server]
     (directory / "bin").mkdir()
     shim = directory / "bin/php"
     shim.write_text(
-        f'#!/bin/sh\nUNPACKED={directory}/debian\ncase "$*" in *" -S "*) exec {" ".join(server)} "$@" ;; esac\n'
+        f'#!/bin/sh\ncase "$*" in *" -S "*) exec {" ".join(server)} "$@" ;; esac\n'
         f'exec {" ".join(words)} "$@"\n'
     )
     shim.chmod(0o755)
@@ -326,7 +363,7 @@ def main():
         fetch(options, names)
     all_faults = 0
     for name in names:
-        for ini, buffer in CONFIGURATIONS:
+        for ini, buffer in CONFIGURATIONS + ([("fpm", 4096)] if test_php.find_fpm() else []):
             stock, _ = visit(APPLICATIONS[name], options, ini, buffer, "stock")
             for mode in ["api", "headers"]:
                 seen, faults = visit(APPLICATIONS[name], options, ini, buffer, mode)
@@ -339,4 +376,6 @@ def main():
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--serve-by-fpm"]:
+        serve_by_fpm(pathlib.Path(sys.argv[2]), sys.argv[3:])
     sys.exit(main())
