@@ -945,7 +945,8 @@ class Guide(unittest.TestCase):
             "CLOAKROOM_API_ADDRESS": f"127.0.0.1:{self.api}", "CLOAKROOM_ADMIN_ADDRESS": f"127.0.0.1:{self.admin}",
             "CLOAKROOM_CLIENT_URL": f"http://127.0.0.1:{self.api}/_session", "CLOAKROOM_COOKIE_SECURE": "false",
         }  # fmt: skip
-        command = ["sh", "-c", command.replace("run ", f"run --listen 127.0.0.1:{self.public} ")]
+        # Waiting for the shell must be waiting for the program, which is started again on the same ports.
+        command = ["sh", "-c", command.replace("cloakroom run ", f"exec cloakroom run --listen 127.0.0.1:{self.public} ")]
         jar = {}
         with open(self.directory / "log", "wb") as log:
             for _ in range(2):

@@ -296,6 +296,7 @@ def normalized(text, places, random):
     text = re.sub(random, "RANDOM", text) if random else text
     text = text.replace(">", ">\n")
     text = re.sub(r"(?<![0-9a-f])(?:[0-9a-f]{32,}|[\w,-]{22,26}(?=[\"'&]))", "TOKEN", text)
+    text = re.sub(r"\b\d{1,2}:\d\d[ap]m\b", "TIME", text)
     text = re.sub(r"\b\d{4}[-/]\d\d[-/]\d\d([ T]?\d\d:\d\d(:\d\d)?)?|\b\d\d:\d\d(:\d\d)?\b|\b1[78]\d{8}\b", "TIME", text)
     return re.sub(r"[\d.]+ ?(ms|s|seconds?)\b", "DURATION", text)
 
