@@ -3,6 +3,7 @@
 import importlib
 import logging
 import pathlib
+import signal
 import sys
 
 THREADS = 64
@@ -11,6 +12,7 @@ THREADS = 64
 def main(name, port, *stock):
     # This file would hide the standard library's `site`.
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent / "sites")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that temporary files are removed
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     application = importlib.import_module(f"{name}_site").make(is_stock=bool(stock))
     if name in ["starlette", "django_asgi"]:
