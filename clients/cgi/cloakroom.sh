@@ -10,7 +10,8 @@
 cloakroom_newline='
 '
 
-# A function in $(…) or in a pipeline cannot end the script, so it sends a signal; and standard output may be redirected.
+# A function in $(…) or in a pipeline cannot end the script, so it sends a signal. Standard output may be redirected
+# when it arrives.
 exec 9>&1
 trap 'cloakroom_respond "503 Service Unavailable"' USR1
 trap 'cloakroom_respond "500 Internal Server Error"' USR2
@@ -84,12 +85,12 @@ session_principal() {
 
 # Logs a user in, whose credentials were checked in this request.
 session_login() { # NAME
-  session_patch "{\"principal\": $(json_text "$1"), \"rotate\": \"id\"}"
+  cloakroom_write PATCH "" log-in "{\"principal\": $(json_text "$1"), \"rotate\": \"id\"}"
 }
 
 # Logs the user out and removes all values; `keep` keeps them.
 session_logout() { # [keep]
-  if [ "${1-}" = keep ]; then session_patch '{"principal": null}'; else session_destroy; fi
+  if [ "${1-}" = keep ]; then cloakroom_write PATCH "" log-out '{"principal": null}'; else session_destroy; fi
 }
 
 # Gives the session another id, and keeps its values.
@@ -98,7 +99,7 @@ session_regenerate() {
 }
 
 session_destroy() {
-  session_patch '{"destroy": true}'
+  cloakroom_write PATCH "" log-out '{"destroy": true}'
 }
 
 # --- Text ---
@@ -154,7 +155,7 @@ cloakroom_write() ( # METHOD PATH KEY [BODY]
 )
 
 # Calls the session of this request. Prints the body of a success; returns 1 if there is no value, or no session.
-cloakroom_call() ( # METHOD PATH KEY [BODY]
+cloakroom_call() ( # METHOD PATH KEY [BODY]; KEY is for the log
   url=${CLOAKROOM_CLIENT_URL:-http://127.0.0.1:8081/_session}
   url=${url%/} method=$1 path=$2 key=$3 body=${4-}
   case ${HTTP_X_SESSION_TOKEN-} in
@@ -194,11 +195,15 @@ cloakroom_call() ( # METHOD PATH KEY [BODY]
 
   code=$(printf '%s\n' "$response" | sed -n 's/.*"code": *"\([a-z_]*\)".*/\1/p')
   case $code in
-  no_such_value | no_such_session) return 1 ;;
-  session_gone | session_rotated | request_gone)
+  request_gone | session_rotated | session_gone)
+    # A log-in must not seem to have happened, and neither must a log-out that the API has not seen.
+    case $key,$code in
+    log-in,* | log-out,request_gone) cloakroom_fail USR1 "the $key was refused: $code" ;;
+    esac
     cloakroom_log "$code: dropped a $method of '$key'"
     [ "$method" != GET ]
     ;;
+  no_such_value | no_such_session) return 1 ;;
   request_token_*) cloakroom_fail HUP "the request did not come through Cloakroom: $code" ;;
   store_* | outcome_unknown | too_many_new_sessions | internal_error | '')
     cloakroom_fail USR1 "the session API refused a $method of '$key': $response"

@@ -21,7 +21,8 @@ class Cgi(http.server.BaseHTTPRequestHandler):
             environment["HTTP_" + name.upper().replace("-", "_")] = ", ".join(self.headers.get_all(name))
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         environment["CONTENT_LENGTH"] = str(len(body))
-        output = subprocess.run([*SHELL, SCRIPT], env=environment, input=body, stdout=subprocess.PIPE, check=True).stdout
+        command = [*SHELL, SCRIPT]
+        output = subprocess.run(command, env=environment, input=body, stdout=subprocess.PIPE, check=True).stdout
         head, _, content = output.replace(b"\r\n", b"\n", 10).partition(b"\n\n")
         headers = [line.partition(": ")[::2] for line in head.decode().splitlines()]
         self.send_response(int(dict(headers).get("Status", "200 OK").split()[0]))

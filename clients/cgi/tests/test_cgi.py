@@ -3,6 +3,7 @@
 import argparse
 import concurrent.futures
 import contextlib
+import http.server
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 import urllib.parse
@@ -21,8 +23,8 @@ import kit  # noqa: E402
 
 OPTIONS = argparse.Namespace(binary="", shell="sh")
 TEXTS = [
-    "", "Zoë 😀", "\"quotes\" and \\backslashes\\", "a\nb\tc\rd", "\x01\x1f\x7f", "$(id) `id` ${HOME} *", "%41+%", "-n",
-    "a b/c?d#e", "'",
+    "", "Zoë 😀", "\"quotes\" and \\backslashes\\", "a\nb\tc\rd", "\x01\x1f\x7f", "$(id) `id` ${HOME} *", "%41+%",
+    "-n", "a b/c?d#e", "'",
 ]  # fmt: skip
 
 
@@ -41,7 +43,8 @@ class CgiTest(unittest.TestCase):
         tools = self.directory / "bin"
         tools.mkdir()
         curl = tools / "curl"
-        curl.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >>{self.directory}/commands\nexec {shutil.which("curl")} "$@"\n')
+        report = f'printf "%s\\n" "$*" >>{self.directory}/commands'
+        curl.write_text(f'#!/bin/sh\n{report}\nexec {shutil.which("curl")} "$@"\n')
         curl.chmod(0o755)
         self.stack.enter_context(self.start_site(self.site, f"http://127.0.0.1:{api}/_session"))
         self.program = self.stack.enter_context(kit.Program.run(OPTIONS.binary, self.directory, self.site, api=api))
@@ -206,6 +209,37 @@ class CgiTest(unittest.TestCase):
                 headers = {"X-Session-Url": url, "X-Session-Token": "x"}
                 self.assertEqual(kit.fetch(self.second, "POST", path, headers=headers).status, 503, path)
 
+    def test_refused_log_in_does_not_look_like_one(self):
+        class Refusal(http.server.BaseHTTPRequestHandler):
+            def do_PATCH(self):
+                code = self.headers["X-Session-Token"]
+                content = json.dumps({"code": code}).encode()
+                self.send_response(410 if code == "request_gone" else 409)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        api = http.server.HTTPServer(("127.0.0.1", 0), Refusal)
+        threading.Thread(target=api.serve_forever, daemon=True).start()
+        self.addCleanup(api.server_close)
+        self.addCleanup(api.shutdown)
+        url = f"http://127.0.0.1:{api.server_port}/_session"
+        with self.start_site(self.second, url):
+            for code, path, status in [
+                ("request_gone", path_of("session_login", "ada"), 503),
+                ("request_gone", path_of("session_logout", "keep"), 503),
+                ("request_gone", "/session_logout", 503),
+                ("request_gone", path_of("session_merge", "a", "{}"), 200),
+                ("session_rotated", path_of("session_login", "ada"), 503),
+                ("session_gone", "/session_logout", 200),
+            ]:
+                headers = {"X-Session-Url": url, "X-Session-Token": code}
+                found = kit.fetch(self.second, "POST", path, headers=headers).status
+                self.assertEqual(found, status, f"{path}, {code}")
+
     def test_api_on_a_unix_socket(self):
         path, [public, admin] = self.directory / "api socket", kit.free_ports(2)
         file = self.directory / "cloakroom.toml"
@@ -261,9 +295,17 @@ upstream = "http://127.0.0.1:{self.second}"
 
 class ShellTest(unittest.TestCase):
     def test_quoting_without_the_program(self):
+        script = f'''
+            . {HERE.parent}/cloakroom.sh
+            json_text "$1"
+            percent_encode "$1"
+            echo
+            percent_decode "$(percent_encode "$1")"
+            echo .
+        '''
         for text in TEXTS:
-            script = f'. {HERE.parent}/cloakroom.sh; json_text "$1"; percent_encode "$1"; echo; percent_decode "$(percent_encode "$1")"; echo .'
-            output = subprocess.run([*OPTIONS.shell.split(), "-euc", script, "sh", text], capture_output=True, check=True).stdout
+            command = [*OPTIONS.shell.split(), "-euc", script, "sh", text]
+            output = subprocess.run(command, capture_output=True, check=True).stdout
             quoted, encoded, decoded = output.decode().split("\n", 2)
             self.assertEqual(json.loads(quoted), text)
             self.assertEqual(urllib.parse.unquote(encoded), text)
