@@ -126,7 +126,7 @@ class CgiTest(unittest.TestCase):
     def test_log_in_rotates_and_keeps_values(self):
         self.call("session_set", "cart", "[1]")
         planted, before = self.visitor.copy(), self.call("session_id")
-        for name in ["ada", "Zoë \"quote\" \\ back"]:
+        for name in ["ada", 'Zoë "quote" \\ back']:
             self.call("session_login", name)
             self.assertEqual(self.call("session_principal"), name)
             self.assertEqual(self.program.principals(), [name])
@@ -295,14 +295,14 @@ upstream = "http://127.0.0.1:{self.second}"
 
 class ShellTest(unittest.TestCase):
     def test_quoting_without_the_program(self):
-        script = f'''
+        script = f"""
             . {HERE.parent}/cloakroom.sh
             json_text "$1"
             percent_encode "$1"
             echo
             percent_decode "$(percent_encode "$1")"
             echo .
-        '''
+        """
         for text in TEXTS:
             command = [*OPTIONS.shell.split(), "-euc", script, "sh", text]
             output = subprocess.run(command, capture_output=True, check=True).stdout
