@@ -1,8 +1,8 @@
 """Visits PHP applications of Debian, untouched, with PHP's own sessions and with the client, and compares the pages.
 
-    python3 tests/clients/applications/php.py --binary PATH --debian DIRECTORY [--only NAME] [--fetch]
+    python3 tests/clients/applications/php.py --binary PATH --debian DIRECTORY [--only NAME]
 
-The packages are unpacked, not installed; `--fetch` downloads those that are missing in --debian. Every application is
+The packages are unpacked, not installed; those that are missing in --debian are downloaded there. Every application is
 visited by the same clicks, from before the log-in to after the log-out: behind the program without sessions, with calls
 of the API and with header exchange, each with `php -n` and with Debian's php.ini, without an output buffer and with one,
 and with php-fpm behind nginx if they are installed (PHP_FPM names another).
@@ -15,6 +15,7 @@ import getpass
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +48,8 @@ class Application(held_sites.Php):
     # Where the user's name is in $_SESSION.
     principal = ""
     user_name = "ada"
+    title = ""
+    clicked = ""
     # What pages show that only a visitor who is logged in sees.
     shows = {}
     # What else differs between two visits.
@@ -67,6 +70,8 @@ class Application(held_sites.Php):
 
 
 class DokuWiki(Application, held_sites.DokuWiki):
+    title = "DokuWiki 2022-07-31"
+    clicked = "log-in with a wrong and the right password, three pages written, six views, search, log-out"
     session = "DokuWiki"
     shows = {"logged in": "<bdi>ada</bdi>", "page two": "text of two", "page one": ">pagetwo</a>"}
 
@@ -91,6 +96,8 @@ class DokuWiki(Application, held_sites.DokuWiki):
 
 
 class PhpLiteAdmin(Application, held_sites.PhpLiteAdmin):
+    title = "phpLiteAdmin 1.9.8.2"
+    clicked = "log-in with a wrong and the right password, two databases created, a wrong token, five views, log-out"
     shows = {"logged in": "start.sqlite", "database two": "two"}
 
     def visit(self, browser):
@@ -112,6 +119,8 @@ class PhpLiteAdmin(Application, held_sites.PhpLiteAdmin):
 
 
 class Shaarli(Application):
+    title = "Shaarli 0.12.1"
+    clicked = "installation, log-in with a wrong and the right password, eight pages, a link saved, a wrong token, log-out"
     packages = [
         "shaarli", "php-parsedown", "php-parsedown-extra", "php-oscarotero-gettext", "php-gettext-languages", "php-klogger",
         "php-malkusch-lock", "php-pubsubhubbub-publisher", "php-netscape-bookmark-parser", "php-slim", "php-psr-log",
@@ -160,6 +169,8 @@ class Shaarli(Application):
 
 
 class PostfixAdmin(Application):
+    title = "PostfixAdmin 3.3.13"
+    clicked = "log-in with a wrong and the right password, five views, a domain created, a wrong token, log-out"
     packages = ["postfixadmin", "php[0-9]*-sqlite3", "php[0-9]*-mbstring"]
     extensions = ["mbstring", "pdo_sqlite", "sqlite3"]
     root = "usr/share/postfixadmin/public"
@@ -353,26 +364,34 @@ def compare(stock, seen):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--binary", required=True, help="the program")
+    parser.add_argument("--binary", default=os.environ.get("CLOAKROOM"), help="the program")
     parser.add_argument("--debian", type=pathlib.Path, required=True, help="the directory of the packages")
-    parser.add_argument("--fetch", action="store_true", help="download the packages that are missing")
-    parser.add_argument("--only", action="append", choices=APPLICATIONS, help="may be repeated")
+    kit.add_arguments(parser)
     options = parser.parse_args()
     options.debian = options.debian.resolve()
     names = options.only or list(APPLICATIONS)
-    if options.fetch:
+    if shutil.which("apt-get"):
         fetch(options, names)
+    if missing := {one for name in names for one in APPLICATIONS[name](options, None, None).missing()}:
+        print(f"missing in {options.debian}: {', '.join(sorted(missing))}")
+        return 1
     all_faults = 0
     for name in names:
+        visits, pages, before = 0, 0, all_faults
         for ini, buffer in CONFIGURATIONS + ([("fpm", 4096)] if test_php.find_fpm() else []):
             stock, _ = visit(APPLICATIONS[name], options, ini, buffer, "stock")
             for mode in ["api", "headers"]:
                 seen, faults = visit(APPLICATIONS[name], options, ini, buffer, mode)
                 faults += compare(stock, seen)
                 all_faults += len(faults)
+                visits, pages = visits + 1, pages + len(seen)
                 what = f"{name}, php {ini or 'with php.ini'}, output_buffering {buffer}, {mode}"
                 print(f"{what}: {len(seen)} pages, {len(faults)} faults", flush=True)
                 print("".join(f"  {fault}\n" for fault in faults), end="")
+        how = f"`auto_prepend_file`; {visits} configurations (servers, php.ini, output buffer, calls or headers)"
+        result = f"{pages} pages, {all_faults - before} differences"
+        application = APPLICATIONS[name]
+        kit.add_row("applications", application=application.title, how=how, clicked=application.clicked, result=result)
     return 1 if all_faults else 0
 
 
