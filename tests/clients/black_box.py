@@ -20,7 +20,6 @@ import kit
 PARALLEL = 50
 SLOW = 12
 MODES = {"api": {}, "headers": {"header_exchange": "partial"}}
-MODE_NAMES = {"api": "calls", "headers": "header exchange"}
 VALUES = {
     "text": "Zo\u00eb \U0001f600 \"'\\ \n <b>", "empty": "", "integer": 9007199254740991, "negative": -1,
     "fraction": 1.5, "true": True, "false": False, "null": None, "list": [1, "2", [None, [3]], []],
@@ -66,8 +65,14 @@ def in_parallel(calls):
 
 def requests_at_once(visitor, op_of, **parameters):
     """Sends requests of one visitor that each read, wait 20 ms and change the session."""
-    calls = [lambda n=n: visitor.copy().change(op_of(n), sleep=20, **parameters) for n in range(PARALLEL)]
-    in_parallel(calls)
+
+    def send(n):
+        tab = visitor.copy()
+        tab.change(op_of(n), sleep=20, **parameters)
+        # A browser takes the cookies of each response, which may be the session itself.
+        visitor.jar.update(tab.jar)
+
+    in_parallel([lambda n=n: send(n) for n in range(PARALLEL)])
 
 
 def untouched_pages_make_no_call(scene):
@@ -336,7 +341,7 @@ def run_site(site, options, directory):
         scene = Scene(site, mode, options, directory)
         with scene.run_site() as scene.port:
             results += [run(check, scene, **route) for check, route in checks]
-        report_updates(site, f"Cloakroom, {MODE_NAMES[mode]}", scene.kept)
+        report_updates(site, f"Cloakroom, {kit.MODE_NAMES[mode]}", scene.kept)
     if options.stock:
         stock(site, options, directory)
     return len(results), sum(results)

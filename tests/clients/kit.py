@@ -21,6 +21,8 @@ from processes import PATIENCE, free_ports, process  # noqa: E402
 
 CLIENTS = HERE.parent.parent / "clients"
 CLIENT_SECRET = "the-client-secret-of-the-tests-0123456789"
+# How a client reads and writes the session.
+MODE_NAMES = {"api": "calls", "headers": "header exchange"}
 SERVICE_TOKEN = "the-service-token-of-the-tests-0123456789"
 
 

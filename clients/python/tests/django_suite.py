@@ -17,7 +17,7 @@ import unittest
 
 import django
 from django.conf import settings
-from support import Park, program, serve
+from support import Park, kit, program, serve
 from support import settings as client_settings
 
 
@@ -100,6 +100,12 @@ def main():
                 passed = result.testsRun - len(result.failures) - len(result.errors)
                 calls = running.api_calls()
                 print(f"Django {django.__version__}, {mode}: {passed} of {result.testsRun} pass, with {calls} calls")
+                kit.add_row(
+                    "suites",
+                    client="Django",
+                    suite=f"SessionTestsMixin of Django {django.__version__}, {kit.MODE_NAMES[mode]}",
+                    result=f"{passed} of {result.testsRun} pass",
+                )
                 has_failed |= not result.wasSuccessful()
     return int(has_failed)
 

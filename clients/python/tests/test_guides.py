@@ -11,7 +11,7 @@ import pytest
 from support import BINARY, HERE, ROOT, kit, submit
 
 GUIDES = ROOT / "docs" / "guides"
-PAGES = [GUIDES / "django-sites.md", GUIDES / "flask.md", GUIDES / "starlette.md", HERE.parent / "README.md"]
+PAGES = [GUIDES / "django.md", GUIDES / "flask.md", GUIDES / "starlette.md", HERE.parent / "README.md"]
 
 
 def blocks(page, language):
@@ -103,7 +103,7 @@ def test_guide(name, tmp_path, package):
 
 
 def test_django(tmp_path, package):
-    guide = Guide("django-sites.md", tmp_path, package)
+    guide = Guide("django.md", tmp_path, package)
     guide.run(0)
     guide.write_snippets()
     guide.run(1)
