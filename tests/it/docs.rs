@@ -232,7 +232,7 @@ async fn commands_are_accepted() {
         let blocks = blocks(&text).into_iter();
         let blocks = blocks.filter(|(language, text)| *language == "sh" && !text.starts_with("#!"));
         for line in blocks.flat_map(|(_, block)| block.lines()) {
-            let line = line.split('#').next().unwrap().trim();
+            let line = line.split(['#', '>']).next().unwrap().trim();
             let line = line.trim_start_matches("target/release/");
             let Some(arguments) = line.strip_prefix("cloakroom ") else {
                 let is_known =
