@@ -81,7 +81,7 @@ def compare(site, options, directory, redis):
     settings = {
         "URL": f"http://127.0.0.1:{api}/_session", "SECRETS": kit.secret_file(directory, kit.CLIENT_SECRET)
     }  # fmt: skip
-    with site.run(options, log, settings) as ours, site.run(options, log, {}, form="redis") as stock, kit.Program.run(
+    with site.run(options, log, settings, form="production") as ours, site.run(options, log, {}, form="redis") as stock, kit.Program.run(
         options.binary, directory, ours, api=api, store=f"redis://127.0.0.1:{redis}", header_exchange="partial"
     ) as program:
         rates = {"with": [], "stock": []}

@@ -36,18 +36,19 @@ class Site:
     environment: dict = dataclasses.field(default_factory=dict)
     stock: dict | None = None
     redis: dict | None = None
+    production: dict | None = None
     lacks: dict = dataclasses.field(default_factory=dict)
 
     @contextlib.contextmanager
     def run(self, options, log, settings, form=None):
-        """Starts the site, with the settings of its client or in another form (`stock`, `redis`), and gives its port."""
+        """Starts the site, with the settings of its client or in another form of `sites.json`, and gives its port."""
         [port] = free_ports(1)
-        described = {**dataclasses.asdict(self), **(getattr(self, form) if form else {})}
+        described = {**dataclasses.asdict(self), **(form and getattr(self, form) or {})}
         places = {"port": port, "here": self.here, **vars(options)}
         command = [word.format(**places) for word in described["command"]]
         own = {name: value.format(**places) for name, value in described["environment"].items()}
         client = {f"CLOAKROOM_CLIENT_{name}": str(value) for name, value in settings.items()}
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **own, **({} if form else client)}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **own, **client}
         with showing(log), open(log, "ab") as file, process(
             command, port, env=environment, cwd=self.here, stdout=file, stderr=subprocess.STDOUT
         ):

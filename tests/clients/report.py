@@ -56,10 +56,13 @@ def table(rows, columns):
 
 def main():
     with open(os.environ["CLIENT_ROWS"]) as file:
-        rows = [json.loads(line) for line in file]
+        # Each once: some tests run in several event loops.
+        rows = [json.loads(line) for line in dict.fromkeys(file)]
     parts = [INTRODUCTION]
     for name, (title, columns) in COLUMNS.items():
         of_table = [row for row in rows if row["table"] == name]
+        # Sites run in parallel.
+        of_table.sort(key=lambda row: row.get("site", ""))
         if of_table:
             parts.append(f"## {title}\n\n{NOTES[name]}\n\n{table(of_table, columns)}\n")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=kit.HERE)

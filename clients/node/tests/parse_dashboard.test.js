@@ -11,6 +11,12 @@ const { MODES, fetchFrom, freePort, start, startProgram, temporaryDirectory } = 
 const MODULES = process.env.PARSE_DASHBOARD ?? "";
 const skip = !MODULES && "$PARSE_DASHBOARD is not a directory with its node_modules";
 
+/** Adds a row to docs/explanation/clients.md, if that is to be written. */
+function addRow(row) {
+  const file = process.env.CLIENT_ROWS;
+  if (file) fs.appendFileSync(file, `${JSON.stringify({ table: "applications", ...row })}\n`);
+}
+
 for (const mode of MODES) {
   test(`parse-dashboard (${mode})`, { skip }, async (t) => {
     const [site, api] = [await freePort(), await freePort()];
@@ -61,5 +67,11 @@ for (const mode of MODES) {
       [],
     );
     assert.equal((await fetchFrom(site, "GET", "/apps")).status, 500);
+    addRow({
+      application: "parse-dashboard 9.2.0 (express 5, express-session, passport, connect-flash, csrf-sync)",
+      how: `\`node --require cloakroom/register\`; ${mode === "api" ? "calls" : "header exchange"}`,
+      clicked: "log-in with a forged token, a wrong and the right password, a flash message, log-out",
+      result: "as expected",
+    });
   });
 }

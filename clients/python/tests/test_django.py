@@ -348,7 +348,7 @@ def test_expiry_without_time_zones(site):
     assert at.timestamp() == EXPIRIES["naive"].timestamp()
 
 
-def test_admin(site):
+def test_admin(site, mode):
     visitor = site.visitor()
     page = visitor.send("GET", "/admin/login/").text
     assert "csrftoken" in visitor.jar
@@ -367,6 +367,13 @@ def test_admin(site):
     assert submit(visitor, "/admin/logout/", page, {}).status == 200
     assert site.principals() == []
     visitor.send("GET", "/admin/", expects=302)
+    kit.add_row(
+        "applications",
+        application=f"Admin of Django {django.get_version()}",
+        how=f"`SESSION_ENGINE` and the middleware; {kit.MODE_NAMES[mode]}",
+        clicked="log-in with a wrong and the right password, a user added, log-out",
+        result="as expected",
+    )
 
 
 def test_the_middleware_sets_no_cookie_of_its_own(site):

@@ -9,7 +9,8 @@ import os
 import sys
 
 import pytest
-from support import Behind
+import starlette
+from support import Behind, kit
 
 import cloakroom.asgi
 
@@ -28,7 +29,7 @@ from tests.middleware.test_session import (  # noqa: E402, F401
 
 
 @pytest.fixture
-def test_client_factory(mode, monkeypatch):
+def test_client_factory(request, mode, monkeypatch):
     """Makes clients that reach an application through the program."""
     monkeypatch.setattr(theirs, "SessionMiddleware", lambda app, **_: cloakroom.asgi.SessionMiddleware(app))
     current = []
@@ -43,3 +44,6 @@ def test_client_factory(mode, monkeypatch):
             return httpx.Client(base_url=f"http://127.0.0.1:{running.public}", cookies=cookies)
 
         yield make
+    if request.session.testsfailed == 0:
+        suite = f"{request.node.originalname} of Starlette {starlette.__version__}, {kit.MODE_NAMES[mode]}"
+        kit.add_row("suites", client="ASGI", suite=suite, result="passes")
