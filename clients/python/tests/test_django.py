@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import hashlib
 import io
 import logging
 import pathlib
@@ -67,6 +68,7 @@ from django.contrib import admin, auth, messages  # noqa: E402
 from django.contrib.auth.models import User  # noqa: E402
 from django.contrib.sessions.backends.base import UpdateError  # noqa: E402
 from django.core import checks  # noqa: E402
+from django.core.cache import cache  # noqa: E402
 from django.core.handlers.asgi import ASGIHandler  # noqa: E402
 from django.core.handlers.wsgi import WSGIHandler  # noqa: E402
 from django.core.management import call_command  # noqa: E402
@@ -76,6 +78,8 @@ from django.test import Client as DjangoClient  # noqa: E402
 from django.test import override_settings  # noqa: E402
 from django.urls import path  # noqa: E402
 from django.utils import timezone  # noqa: E402
+from django.views.decorators.cache import cache_page  # noqa: E402
+from django.views.decorators.vary import vary_on_cookie  # noqa: E402
 
 from cloakroom import NotThroughCloakroom  # noqa: E402
 from cloakroom import django as engine  # noqa: E402
@@ -206,12 +210,26 @@ def untouched(request):
     return HttpResponse("ok")
 
 
+def basket(request, name=None):
+    """Shows the user; with a name it is changed first."""
+    basket.runs += 1
+    if name:
+        request.session["name"] = name
+    if "seen" in request.GET:
+        request.session["seen"] = request.session.get("name")
+    return HttpResponse(f"name={request.session.get('name')}")
+
+
+basket.runs = 0
+
+
 urlpatterns = [
     path("", index), path("delete", delete_key), path("flush", flush), path("expire/<name>", expire),
     path("nested", nested), path("cookie", cookie), path("message", message), path("who", who),
     path("login/<name>", log_in), path("logout", log_out), path("error", error), path("slow", slow),
     path("store", store), path("stored", stored), path("key", key), path("file", file), path("form", form),
     path("async", async_visits), path("sync-in-async", sync_in_async), path("untouched", untouched),
+    path("basket", basket), path("basket/<name>", basket), path("page", cache_page(60)(vary_on_cookie(basket))),
     path("admin/", admin.site.urls),
 ]  # fmt: skip
 
@@ -308,6 +326,82 @@ def check_expiry(running):
     assert abs(datetime.datetime.fromisoformat(found["at"].replace("Z", "+00:00")) - timezone.now()).days <= 1
     # A date in the past ends the session at once.
     assert expiry_of("past")[1] is None
+
+
+SITE_CACHE = ["django.middleware.cache.UpdateCacheMiddleware", "django.middleware.cache.FetchFromCacheMiddleware"]
+
+
+@pytest.mark.parametrize("session", [OURS, STOCK])
+@pytest.mark.parametrize("target", ["/basket", "/page"])
+def test_cached_pages_are_of_one_session(mode, session, target):
+    middleware = [session, *MIDDLEWARE[1:]]
+    if target == "/basket":
+        middleware = [SITE_CACHE[0], *middleware, SITE_CACHE[1]]
+    cache.clear()
+    with override_settings(MIDDLEWARE=middleware), behind(mode) as running:
+        visitors = {name: running.visitor() for name in ["ada", "bob"]}
+        for name, visitor in visitors.items():
+            visitor.send("GET", f"/basket/{name}")
+        for _ in range(2):
+            for name, visitor in visitors.items():
+                assert visitor.send("GET", target).text == f"name={name}"
+        assert running.visitor().send("GET", target).text == "name=None"
+        if mode == "headers" and session == OURS:
+            before = basket.runs
+            visitors["ada"].send("GET", target)
+            assert basket.runs == before, "it comes from the cache"
+        # A visitor who knows the id, or the cookie that stands for it, has none of its pages.
+        for session_id in [one["id"] for one in running.service("GET", "").json["sessions"]]:
+            for key in [session_id, f"{session_id} "]:
+                thief = running.visitor()
+                thief.jar["sessionid"] = hashlib.sha256(key.encode()).hexdigest()
+                assert thief.send("GET", target).text == "name=None"
+
+
+@pytest.mark.parametrize("session", [OURS, STOCK])
+def test_a_page_that_changes_the_session_is_not_cached(mode, session):
+    cache.clear()
+    with (
+        override_settings(MIDDLEWARE=[SITE_CACHE[0], session, *MIDDLEWARE[1:], SITE_CACHE[1]]),
+        behind(mode) as running,
+    ):
+        visitors = {name: running.visitor() for name in ["ada", "bob", "new"]}
+        for name in ["ada", "bob"]:
+            visitors[name].send("GET", f"/basket/{name}")
+        for visitor in visitors.values():
+            visitor.send("GET", "/basket?seen")
+        found = [
+            running.service("GET", f"/{one['id']}/values").json for one in running.service("GET", "").json["sessions"]
+        ]
+        assert sorted((one.get("name") or "", one.get("seen") or "") for one in found if one.get("seen")) == [
+            ("ada", "ada"), ("bob", "bob")
+        ]  # fmt: skip
+
+
+class Replacing:
+    """Replaces each response, as middleware does that redirects or answers 304."""
+
+    def __init__(self, get_response):
+        self.get_response = get_response
+
+    def __call__(self, request):
+        self.get_response(request)
+        return HttpResponse("replaced")
+
+
+def test_a_change_is_kept_if_outer_middleware_replaces_the_response(mode):
+    replacing = f"{__name__}.Replacing"
+    with override_settings(MIDDLEWARE=[replacing, *MIDDLEWARE]), behind(mode) as running:
+        assert running.visitor().send("GET", "/").text == "replaced"
+        assert only_session(running)["values"] == {"num_visits": 1}
+        [warning] = [one for one in engine.check_settings(None) if one.id == "cloakroom.W003"]
+        assert replacing in warning.msg
+    security = "django.middleware.security.SecurityMiddleware"
+    with override_settings(MIDDLEWARE=[security, *MIDDLEWARE]), behind(mode) as running:
+        before = running.api_calls()
+        running.visitor().send("GET", "/")
+        assert running.api_calls() - before == (0 if mode == "headers" else 1)
+        assert not engine.check_settings(None)
 
 
 def test_tutorial(site):

@@ -8,8 +8,10 @@ Under WSGI the engine works with Django's own SessionMiddleware, too.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import functools
+import hashlib
 import json
 import time
 import urllib.parse
@@ -42,6 +44,16 @@ from .wsgi import header_of
 
 EXPIRY_KEY = "_session_expiry"
 AUTH_KEYS = (SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_KEY)
+# Middleware that returns the response that it was given, so that X-Session-Patch passes it. Others may replace the
+# response, e.g. by a 304 or a redirect.
+KEEPS_RESPONSES = {
+    "django.middleware.security.SecurityMiddleware",
+    "django.middleware.gzip.GZipMiddleware",
+    "django.middleware.cache.UpdateCacheMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "corsheaders.middleware.CorsMiddleware",
+}
 NO_REQUEST = (
     "this SessionStore belongs to no request that came through Cloakroom. "
     "Under ASGI, MIDDLEWARE needs cloakroom.django.SessionMiddleware in place of Django's"
@@ -159,6 +171,7 @@ class SessionStore(SessionBase):
         if environ is not None:
             try:
                 self.core = client().session(header_of(environ), DjangoSession)
+                separate_caches(environ, self.core)
             except Untrusted as error:
                 raise Refused(str(error)) from None
             # The key of a cookie of Django's own means nothing here.
@@ -289,6 +302,11 @@ class SessionStore(SessionBase):
 class SessionMiddleware(StockMiddleware):
     """Django's SessionMiddleware, for Cloakroom: it sets no cookie, and writes with the response."""
 
+    def __init__(self, get_response: Any) -> None:
+        super().__init__(get_response)
+        outer = _outer_middleware()
+        self.can_use_header = outer is not None and not outer
+
     def process_request(self, request: Any) -> Optional[HttpResponse]:
         _environ.set(None)
         if client().has_fallback(header_of(request.META)):
@@ -315,7 +333,9 @@ class SessionMiddleware(StockMiddleware):
                 # As with Django's own: flush() and cycle_key() act at once, values are not saved.
                 patch = {name: patch[name] for name in ("destroy", "rotate") if name in patch} or None
             if patch is not None:
-                header = core.header(patch, response.status_code)
+                # The page is of this request alone, and its header would change the session of another visitor.
+                request._cache_update_cache = False
+                header = core.header(patch, response.status_code) if self.can_use_header else None
                 if header is None:
                     core.send(patch)
                 else:
@@ -330,19 +350,57 @@ class SessionMiddleware(StockMiddleware):
         return response
 
 
+def separate_caches(environ: dict[str, Any], core: DjangoSession) -> None:
+    """Gives the request a cookie that differs by session, so that Django's caches keep pages of sessions apart.
+
+    Cloakroom removes its own cookie, so `Vary: Cookie` alone would let all visitors share their pages.
+    """
+    name = settings.SESSION_COOKIE_NAME
+    pairs = environ.get("HTTP_COOKIE", "").split(";")
+    # A visitor must not choose the cookie.
+    kept = [pair for pair in pairs if pair.strip() and pair.partition("=")[0].strip() != name]
+    if (key := core.cache_key) is not None:
+        kept.append(f" {name}={hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()}")
+    if kept != pairs:
+        environ["HTTP_COOKIE"] = ";".join(kept).strip()
+    if not kept:
+        environ.pop("HTTP_COOKIE", None)
+
+
+def _outer_middleware() -> Optional[list[str]]:
+    """Returns the middleware outside of this one that may replace responses, or None if this one is not listed."""
+    outer = []
+    for name in settings.MIDDLEWARE:
+        kind = import_string(name)
+        if isinstance(kind, type) and issubclass(kind, SessionMiddleware):
+            return outer
+        if name not in KEEPS_RESPONSES:
+            outer.append(name)
+    return None
+
+
 def _finish(core: DjangoSession, content: Iterable[bytes]) -> Iterator[bytes]:
-    yield from content
+    try:
+        yield from content
+    except GeneratorExit:  # the visitor has left
+        core.finish()
+        raise
     core.finish()
 
 
 async def _finish_async(core: DjangoSession, content: Any) -> AsyncIterator[bytes]:
-    async for part in content:
-        yield part
+    try:
+        async for part in content:
+            yield part
+    except (GeneratorExit, asyncio.CancelledError):  # the visitor has left
+        await sync_to_async(core.finish)()
+        raise
     await sync_to_async(core.finish)()
 
 
 def _page(error: CloakroomError) -> HttpResponse:
-    return HttpResponse(PAGES[error.status][1], status=error.status, content_type="text/plain; charset=utf-8")
+    headers = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store"}
+    return HttpResponse(PAGES[error.status][1], status=error.status, headers=headers)
 
 
 def _stock_store(session_key: Optional[str]) -> SessionBase:
@@ -425,6 +483,10 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]
         hint = f'Replace it by "{__name__}.SessionMiddleware".'
         text = "Django's SessionMiddleware sets a second cookie, and does not work under ASGI."
         found.append(checks.Warning(text, hint=hint, id="cloakroom.W001"))
+    if outer := _outer_middleware():
+        text = f"Middleware outside of SessionMiddleware may replace responses: {', '.join(outer)}."
+        hint = "Move SessionMiddleware above it. Until then each page that changes the session makes a call."
+        found.append(checks.Warning(text, hint=hint, id="cloakroom.W003"))
     return found
 
 

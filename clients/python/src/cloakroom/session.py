@@ -94,6 +94,16 @@ class Session(dict):  # type: ignore[type-arg]
             return self._id
         return self._next_id
 
+    @property
+    def cache_key(self) -> Optional[str]:
+        """A text that only requests of this session and its principal have, or None for a visitor without a session.
+
+        Without trust it is the token, which differs by request: the id could be that of another visitor.
+        """
+        if self._fault or not self._has_session:
+            return None
+        return f"{self._id} {self._principal or ''}" if self._id is not None else f"token {self._token}"
+
     def create(self) -> None:
         """Creates the session with the response, even if it has no values."""
         self._is_wanted = True
