@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import json
 import uuid
 
 import flask
@@ -12,7 +13,9 @@ from flask import Flask, jsonify, session
 from support import Behind, kit, settings
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from cloakroom.flask import Cloakroom
+from cloakroom import Client, Settings
+from cloakroom.errors import PAGES
+from cloakroom.flask import Cloakroom, FlaskSession
 
 VALUES = {
     "tuple": (1, ("a",)),
@@ -51,7 +54,7 @@ def make_app(**config):
         return "ok"
 
     @app.get("/json")
-    def json():
+    def as_json():
         return jsonify(session._get_current_object())
 
     @app.get("/add")
@@ -144,7 +147,59 @@ def test_tagged_values_round_trip(site):
     visitor.send("GET", "/get")
     values = only_session(site)["values"]
     assert values["plain"] == VALUES["plain"]
-    assert values["tuple"] == {" t": [1, {" t": ["a"]}]}
+    assert values["tag"] == VALUES["tag"]
+    assert values["tuple"] == {"$cloakroom": {"flask": {" t": [1, {" t": ["a"]}]}}}
+    assert values["bytes"] == {"$cloakroom": {"bytes": "AP8="}}
+
+
+FOREIGN = {
+    "markup": {" m": "<img src=x onerror=alert(1)>"},
+    "nested": [{"$cloakroom": {"flask": {" m": "<img>"}}}, {"a": {"$cloakroom": {"flask": {" m": "<img>"}}}}],
+    "uuid": {" u": "5"},
+    "list": [{" d": "x"}],
+    "escaped": {"$cloakroom": {"json": {"$cloakroom": {"flask": {" m": "<img>"}}}}},
+    "broken": {"$cloakroom": {"flask": {" u": "5"}}},
+    "bytes": {"$cloakroom": {"bytes": "a"}},
+    "php": {"$cloakroom": {"php": "x"}},
+}
+
+
+def test_values_of_other_sites_are_not_read_as_tags(caplog):
+    headers = {
+        "x-session-token": "t",
+        "x-session-url": Settings.url,
+        "x-session-id": "AAECAwQFBgcICQoLDA0ODw",
+        "x-session-data": json.dumps(FOREIGN),
+    }
+    found = Client(Settings(trust="network")).session(headers.get, FlaskSession)
+    for key in ["markup", "nested", "uuid", "list", "broken", "bytes", "php"]:
+        assert found[key] == FOREIGN[key]
+    assert type(found["markup"]) is dict
+    assert found["escaped"] == {"$cloakroom": {"flask": {" m": "<img>"}}}
+    assert caplog.text.count("cannot be read") == 2
+    assert found.patch() is None, "what cannot be read is kept as it is"
+
+
+def test_flash_messages_are_plain_lists():
+    session = Client(Settings()).session({}.get, FlaskSession)
+    assert session.to_json([("message", "Saved")], "_flashes") == [["message", "Saved"]]
+    assert session.from_json([["message", "Saved"]], "_flashes") == [("message", "Saved")]
+    flashes = [("message", markupsafe.Markup("<b>"))]
+    assert session.from_json(session.to_json(flashes, "_flashes"), "_flashes") == flashes
+
+
+def test_a_page_that_is_refused_is_replaced_as_a_whole():
+    with settings(URL="http://127.0.0.1:9/_session", TRUST="network"):
+        client = with_cloakroom(CLOAKROOM_CLIENT_TRUST="network").test_client()
+    headers = {"X-Session-Url": "http://127.0.0.1:9/_session", "X-Session-Token": "t"}
+    for target in ["/login/1?remember=1", "/flash", "/file"]:
+        response = client.get(target, headers=headers)
+        assert (response.status_code, response.get_data(True)) == (503, PAGES[503][1])
+        assert dict(response.headers) == {
+            "Content-Type": "text/plain; charset=utf-8",
+            "Content-Length": str(len(PAGES[503][1])),
+            "Cache-Control": "no-store",
+        }
 
 
 def test_json_of_a_session_that_was_not_read(site):

@@ -1,5 +1,8 @@
 """The difference between two sets of values, and values that JSON cannot hold."""
 
+import copy
+import pickle
+
 import pytest
 import support  # noqa: F401
 
@@ -42,11 +45,14 @@ CHANGES = [
     ({"o": {"a": 1}}, {"o": [1]}, {"set": {"o": [1]}}),
     ({"o": UNKNOWN}, {"o": {"a": 1}}, {"set": {"o": {"a": 1}}}),
     # Tagged values are one value.
-    ({"t": {" d": "x"}}, {"t": {" d": "y"}}, {"set": {"t": {" d": "y"}}}),
+    (
+        {"t": {"$cloakroom": {"bytes": "x"}}},
+        {"t": {"$cloakroom": {"bytes": "y"}}},
+        {"set": {"t": {"$cloakroom": {"bytes": "y"}}}},
+    ),
     ({}, {"t": {"$cloakroom": {"php": "x"}}}, {"set": {"t": {"$cloakroom": {"php": "x"}}}}),
-    ({"o": {"t": {" d": "x"}}}, {"o": {"t": {" u": "y"}}}, {"set": {"o": {"t": {" u": "y"}}}}),
-    ({"o": {"t": {" d": "x"}}}, {"o": {"t": {"a": 1}}}, {"set": {"o": {"t": {"a": 1}}}}),
-    ({"l": [{" t": [1]}]}, {"l": [{" t": [1]}, {" t": [2]}]}, {"append": {"l": [{" t": [2]}]}}),
+    ({"t": {"$cloakroom": {"php": "x"}}}, {"t": {"a": 1}}, {"set": {"t": {"a": 1}}}),
+    ({"o": {" d": "x"}}, {"o": {" d": "x", "a": 1}}, {"merge": {"o": {"a": 1}}}),
 ]
 
 
@@ -66,6 +72,14 @@ def test_values_of_other_languages_are_kept():
     found = from_json(tagged)
     assert isinstance(found, Tagged)
     assert to_json(found) == tagged
+
+
+def test_a_changed_value_of_another_language_is_plain():
+    for copied in [lambda found: found, copy.deepcopy, lambda found: pickle.loads(pickle.dumps(found))]:
+        found = copied(from_json({"$cloakroom": {"php": "TzowOiIiOjA6e30="}}))
+        assert to_json(found) == {"$cloakroom": {"php": "TzowOiIiOjA6e30="}}
+        found["$cloakroom"]["php"] = "evil"
+        assert to_json(found) == {"$cloakroom": {"json": {"$cloakroom": {"php": "evil"}}}}
 
 
 def test_headers_are_ascii_without_controls():

@@ -141,5 +141,6 @@ class _Response:
             return await self.send_message({"type": "websocket.close", "code": 1011})
         body = PAGES[error.status][1].encode()
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+        headers.append((b"cache-control", b"no-store"))
         await self.send_message({"type": "http.response.start", "status": error.status, "headers": headers})
         await self.send_message({"type": "http.response.body", "body": body})

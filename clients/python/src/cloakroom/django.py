@@ -39,7 +39,7 @@ from .client import Client
 from .errors import PAGES, CloakroomError, NotThroughCloakroom, RejectedValue, SessionLost, Untrusted
 from .session import UNCHANGED, Session
 from .settings import PREFIX, Settings
-from .values import TAG, Tagged, from_json, to_json
+from .values import TAG, Tagged, from_json, is_plain, to_json
 from .wsgi import header_of
 
 EXPIRY_KEY = "_session_expiry"
@@ -110,9 +110,9 @@ class DjangoSession(Session):
         except Untrusted as error:
             raise Refused(str(error)) from None
 
-    def to_json(self, value: Any) -> Any:
+    def to_json(self, value: Any, key: str = "") -> Any:
         serializer = _own_serializer()
-        if serializer is None or _is_plain(value):
+        if serializer is None or is_plain(value) or isinstance(value, Tagged):
             return to_json(value)
         data = serializer.dumps(value)
         try:
@@ -120,7 +120,7 @@ class DjangoSession(Session):
         except ValueError:
             return {TAG: {"pickle": base64.b64encode(data).decode()}}
 
-    def from_json(self, value: Any) -> Any:
+    def from_json(self, value: Any, key: str = "") -> Any:
         serializer = _own_serializer()
         if serializer is None:
             return from_json(value)
@@ -369,7 +369,7 @@ def separate_caches(environ: dict[str, Any], core: DjangoSession) -> None:
 
 def _outer_middleware() -> Optional[list[str]]:
     """Returns the middleware outside of this one that may replace responses, or None if this one is not listed."""
-    outer = []
+    outer: list[str] = []
     for name in settings.MIDDLEWARE:
         kind = import_string(name)
         if isinstance(kind, type) and issubclass(kind, SessionMiddleware):
@@ -441,15 +441,6 @@ def _writes_json(serializer: Any) -> bool:
         return bool(json.loads(serializer.dumps([])) == [])
     except ValueError:
         return False
-
-
-def _is_plain(value: Any) -> bool:
-    """Returns whether a value comes back from JSON as it is."""
-    if type(value) is dict:
-        return all(type(key) is str and _is_plain(member) for key, member in value.items())
-    if type(value) is list:
-        return all(map(_is_plain, value))
-    return value is None or type(value) in (str, int, float, bool)
 
 
 def principal_sessions(user: Any) -> list[dict[str, Any]]:

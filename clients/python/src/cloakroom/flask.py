@@ -19,11 +19,12 @@ from .client import Client
 from .errors import PAGES, CloakroomError, Unavailable, Untrusted
 from .session import UNCHANGED, Session
 from .settings import Settings
-from .values import from_json, to_json
+from .values import TAG, Tagged, from_json, is_plain, to_json
 from .wsgi import header_of, respond
 
 ENVIRON_KEY = "cloakroom.flask_session"
 PERMANENT_KEY = "_permanent"
+FLASHES_KEY = "_flashes"
 LOGIN_KEYS = ("_user_id", "_fresh", "_id", "_remember", "_remember_seconds")
 tagged_json = TaggedJSONSerializer()
 
@@ -66,13 +67,22 @@ class FlaskSession(Session, SessionMixin):
     def new(self) -> bool:  # type: ignore[override]
         return self.is_new
 
-    def to_json(self, value: Any) -> Any:
-        return to_json(tagged_json.tag(value))
+    def to_json(self, value: Any, key: str = "") -> Any:
+        if key == FLASHES_KEY and _are_plain_flashes(value):
+            return [list(flash) for flash in value]  # not tagged, so that parallel requests append to it
+        if isinstance(value, (bytes, bytearray, Tagged)) or is_plain(value):
+            return to_json(value)
+        form = tagged_json.tag(value)
+        # Within a tag of our own: plain JSON of another site, e.g. {" m": "<script>"}, is never read as Markup.
+        return {TAG: {"flask": form}} if _dumps(form) != _dumps(value) else to_json(value)
 
-    def from_json(self, value: Any) -> Any:
-        # The loader for the whole value: an element of a list can be tagged, too.
-        found = from_json(value)
-        return tagged_json.loads(json.dumps(found)) if found is value else found
+    def from_json(self, value: Any, key: str = "") -> Any:
+        if key == FLASHES_KEY and isinstance(value, list):
+            return [tuple(flash) if isinstance(flash, list) else flash for flash in value]
+        if isinstance(value, dict) and isinstance(value.get(TAG), dict) and "flask" in value[TAG]:
+            # The loader for the whole value: an element of a list can be tagged, too.
+            return tagged_json.loads(json.dumps(value[TAG]["flask"]))
+        return from_json(value)
 
     def expiry_change(self, changed: Mapping[str, Any], missing: Iterable[str]) -> Any:
         if PERMANENT_KEY in missing:
@@ -109,9 +119,13 @@ class CloakroomInterface(SessionInterface):
         try:
             patch = session.commit(response.status_code)
         except (Unavailable, Untrusted) as error:
-            response.status_code = error.status
+            # Nothing of the page goes out: its cookies would log in, and a cache would keep it.
+            response.direct_passthrough = False
+            response.headers.clear()
             response.set_data(PAGES[error.status][1])
+            response.status_code = error.status
             response.mimetype = "text/plain"
+            response.headers["Cache-Control"] = "no-store"
             return
         if patch is not None:
             response.headers["X-Session-Patch"] = patch
@@ -212,6 +226,17 @@ class _Guard:
         return self.application(environ, start_response)
 
 
+def _dumps(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError):
+        return ""
+
+
+def _are_plain_flashes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(flash) is tuple and is_plain(list(flash)) for flash in value)
+
+
 def _session() -> Any:
     return current_session._get_current_object()  # type: ignore[attr-defined]
 
@@ -220,5 +245,8 @@ def _username(user: Any) -> str:
     return str(getattr(user, "username", None) or user.get_id())
 
 
+HEADERS = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store"}
+
+
 def _page(error: CloakroomError) -> tuple[str, int, dict[str, str]]:
-    return PAGES[error.status][1], error.status, {"Content-Type": "text/plain; charset=utf-8"}
+    return PAGES[error.status][1], error.status, HEADERS

@@ -144,7 +144,7 @@ class Session(dict):  # type: ignore[type-arg]
 
     def reload(self) -> dict[str, Any]:
         """Returns the values as they are stored now."""
-        return {key: self.from_json(value) for key, value in self._fetch().items()}
+        return {key: self._read(key, value) for key, value in self._fetch().items()}
 
     @property
     def principal(self) -> Optional[str]:
@@ -250,7 +250,7 @@ class Session(dict):  # type: ignore[type-arg]
         self._old = loaded
         # A copy of each value, so that changes inside of it are seen.
         for key, value in json.loads(json.dumps(loaded)).items():
-            dict.__setitem__(self, key, self.from_json(value))
+            dict.__setitem__(self, key, self._read(key, value))
         self._is_loaded = True
         self._mark()
 
@@ -292,13 +292,21 @@ class Session(dict):  # type: ignore[type-arg]
         self._take_values(loaded)
         self._old = {**old, **loaded}
 
-    def to_json(self, value: Any) -> Any:
+    def to_json(self, value: Any, key: str = "") -> Any:
         """Returns the JSON form of a value. Frameworks with a serializer replace it."""
         return values.to_json(value)
 
-    def from_json(self, value: Any) -> Any:
+    def from_json(self, value: Any, key: str = "") -> Any:
         """Returns the value of a JSON form."""
         return values.from_json(value)
+
+    def _read(self, key: str, value: Any) -> Any:
+        """Returns the value of a JSON form, or the form itself if it cannot be read: other sites write values, too."""
+        try:
+            return self.from_json(value, key)
+        except Exception as error:
+            logger.warning("the session value of %r cannot be read: %s: %s", key, type(error).__name__, error)
+            return values.Tagged(value) if isinstance(value, dict) else value
 
     # What is written.
 
@@ -310,7 +318,7 @@ class Session(dict):  # type: ignore[type-arg]
         for key, value in self._present().items():
             name = key if isinstance(key, str) else _json_key(key)
             kept.add(name)
-            form = self.to_json(value)
+            form = self.to_json(value, name)
             old = self._old.get(name, values.UNKNOWN)
             is_same = name in self._old and old is not values.UNKNOWN and _dumps_any(form) == _dumps_any(old)
             if not is_same or name in self._forced:

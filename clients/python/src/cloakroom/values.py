@@ -14,14 +14,25 @@ UNKNOWN: Any = object()
 
 
 class Tagged(dict):  # type: ignore[type-arg]
-    """A value that only a site in another language can use; it is kept as it is."""
+    """A value that only a site in another language can use; it is kept as it is.
+
+    If it is changed, it is a plain dict: else user input that reached it could be read as an object elsewhere.
+    """
+
+    def __init__(self, value: Any) -> None:
+        super().__init__(value)
+        self._form = _text(value)
+
+    @property
+    def is_unchanged(self) -> bool:
+        return _text(self) == self._form
 
 
 def to_json(value: Any) -> Any:
     """Returns the JSON form of a value."""
     if isinstance(value, (bytes, bytearray)):
         return {TAG: {"bytes": base64.b64encode(value).decode()}}
-    if isinstance(value, dict) and TAG in value and not isinstance(value, Tagged):
+    if isinstance(value, dict) and TAG in value and not (isinstance(value, Tagged) and value.is_unchanged):
         return {TAG: {"json": value}}
     return value
 
@@ -34,7 +45,7 @@ def from_json(value: Any) -> Any:
     if isinstance(form, dict) and "json" in form:
         return form["json"]
     if isinstance(form, dict) and isinstance(form.get("bytes"), str):
-        return base64.b64decode(form["bytes"])
+        return base64.b64decode(form["bytes"], validate=True)
     return Tagged(value)
 
 
@@ -54,8 +65,17 @@ def _text(value: Any) -> str:
 
 
 def _is_tagged(value: Any) -> bool:
-    """Returns whether an object is one value as a whole: a tagged value, or one that Flask has tagged."""
-    return isinstance(value, dict) and (TAG in value or (len(value) == 1 and next(iter(value)).startswith(" ")))
+    """Returns whether an object is one value as a whole."""
+    return isinstance(value, dict) and TAG in value
+
+
+def is_plain(value: Any) -> bool:
+    """Returns whether a value comes back from JSON as it is."""
+    if type(value) is dict:
+        return all(type(key) is str and is_plain(member) for key, member in value.items())
+    if type(value) is list:
+        return all(map(is_plain, value))
+    return value is None or type(value) in (str, int, float, bool)
 
 
 def _has_null(value: Any) -> bool:

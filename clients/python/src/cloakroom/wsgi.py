@@ -137,5 +137,6 @@ class _Response:
 def respond(start_response: Callable[..., Any], error: CloakroomError) -> list[bytes]:
     status, text = PAGES[error.status]
     body = text.encode()
-    start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))])
+    headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+    start_response(status, [*headers, ("Cache-Control", "no-store")])
     return [body]
