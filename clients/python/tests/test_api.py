@@ -89,11 +89,20 @@ def test_a_kept_connection_that_was_closed_is_replaced(calls):
     assert len(listener.requests) == 2
 
 
-def test_a_call_is_repeated_once_on_a_kept_connection(calls):
+def test_a_read_is_repeated_once_on_a_kept_connection(calls):
     client, listener = calls(["answer", "close"], ["answer"])
     client.call("GET", "", {})
-    assert client.call("PATCH", "", {}, b"{}").status == 200
+    assert client.call("GET", "", {}).status == 200
     assert len(listener.requests) == 3
+
+
+@pytest.mark.parametrize("method", ["PATCH", "DELETE"])
+def test_a_write_that_was_sent_is_not_repeated(calls, method):
+    client, listener = calls(["answer", "close"], ["answer"])
+    client.call("GET", "", {})
+    with pytest.raises(Unavailable):
+        client.call(method, "", {}, b"{}")
+    assert len(listener.requests) == 2
 
 
 def test_a_call_on_a_new_connection_is_not_repeated(calls):

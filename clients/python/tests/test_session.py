@@ -221,17 +221,90 @@ def test_log_in_and_log_out(park, visitor):
         assert session == STORED
 
 
-def test_the_log_in_of_another_principal_keeps_the_keys_of_the_log_in(park, visitor):
+def test_a_log_in_as_another_principal_writes_all_values_whole(park, visitor):
     with request(park, visitor) as session:
-        session["user"], session["fresh"] = {"id": 1}, True
+        session["user"], session["roles"] = {"name": "bob", "zone": "UTC"}, ["user"]
+        session.login("bob")
+        session.save()
+    with request(park, visitor) as session:
+        session["user"]["name"] = "ada"
+        session["roles"].append("admin")
+        del session["n"]
         session.login("ada")
+        seen = dict(session)
+        assert session.patch()["set"] == seen
+        session.save()
+        assert session.patch() is None
+    with request(park, visitor) as session:
+        assert (
+            session
+            == seen
+            == {
+                "list": STORED["list"],
+                "long": STORED["long"],
+                "user": {"name": "ada", "zone": "UTC"},
+                "roles": ["user", "admin"],
+            }
+        )
+
+
+def test_a_log_in_without_the_values_leaves_those_of_the_other_principal(park, visitor):
+    for name in ["bob", "ada"]:
+        with request(park, visitor) as session:
+            session.login(name)
+            session.save()
+    with request(park, visitor) as session:
+        assert session == {}
+
+
+def test_a_log_in_as_the_same_principal_writes_what_has_changed(park, visitor):
+    with request(park, visitor) as session:
+        session.login("ada")
+        session["list"].append(2)
+        del session["n"]
+        assert session.patch() == {
+            "set": {"list": [*STORED["list"], 2]}, "remove": ["n"], "principal": "ada", "rotate": "id"
+        }  # fmt: skip
         session.save()
     with request(park, visitor) as session:
-        session["user"]["id"] = 2
-        session.login("bob", keys=["user", "fresh"])
+        session.login("ada")
+        session["list"].append(3)
+        assert session.patch()["set"] == {"list": [*STORED["list"], 2, 3]}
+
+
+def trusted(path="user.name", **headers):
+    """A session whose values came by header, and whose API does not answer."""
+    settings = Settings(url=HEADERS["x-session-url"], trust="network", principal=path)
+    found = {f"x-session-{name.replace('_', '-')}": value for name, value in headers.items()}
+    return Client(settings).session({**HEADERS, **found}.get, Session)
+
+
+def test_an_omitted_principal_is_removed():
+    for log_out in [lambda s: s.update(user=None), lambda s: s.update(user={}), lambda s: s.clear()]:
+        session = trusted(data_omitted="user")
+        log_out(session)
+        assert "principal" not in session.patch(), "nobody is logged in"
+        session = trusted(data_omitted="user", principal="ada")
+        log_out(session)
+        assert session.patch()["principal"] is None
+
+
+@pytest.mark.parametrize(("value", "name"), [(5, "5"), (5.0, "5"), (-1.5, "-1.5"), (True, None), ("", None)])
+def test_a_number_is_a_principal(value, name):
+    session = trusted("user.id")
+    session["user"] = {"id": value}
+    assert session.patch().get("principal") == name
+
+
+def test_a_write_that_may_have_happened_is_not_repeated():
+    session = trusted()
+    session["list"] = [1]
+    with pytest.raises(Unavailable):
         session.save()
-    with request(park, visitor) as session:
-        assert session == {"user": {"id": 2}, "fresh": True}
+    session._retry_at = 0.0
+    for write in [lambda: session.commit(200), session.save, lambda: session.commit(500)]:
+        with pytest.raises(Unavailable):
+            write()
 
 
 def test_the_principal_can_be_a_value(park):

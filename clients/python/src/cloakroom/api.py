@@ -40,6 +40,10 @@ class Answer:
         return str(found.get(name, "")) if isinstance(found, dict) else ""
 
 
+class _NotSent(OSError):
+    """The connection was closed before the request was sent whole."""
+
+
 class Api:
     """The session API. Each thread keeps a connection of its own."""
 
@@ -56,12 +60,14 @@ class Api:
             connection, is_kept = self._connection()
             try:
                 return self._exchange(connection, method, path, headers, body)
+            except _NotSent:
+                pass
             except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-                # A server may close an idle connection at any time. Only then a call is repeated.
-                if not is_kept:
-                    raise
-                connection, _ = self._connection()
-                return self._exchange(connection, method, path, headers, body)
+                if not is_kept or method != "GET":
+                    raise  # a write that was sent may have happened
+            # A server may close an idle connection at any time.
+            connection, _ = self._connection()
+            return self._exchange(connection, method, path, headers, body)
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(f"the session API does not answer: {type(error).__name__}: {error}") from error
 
@@ -71,7 +77,10 @@ class Api:
     ) -> Answer:  # fmt: skip
         is_done = False
         try:
-            connection.request(method, self.prefix + path, body, dict(headers))
+            try:
+                connection.request(method, self.prefix + path, body, dict(headers))
+            except (ConnectionResetError, BrokenPipeError) as error:
+                raise _NotSent(str(error)) from error
             response = connection.getresponse()
             answer = Answer(response.status, response.read())
             is_done = not response.will_close

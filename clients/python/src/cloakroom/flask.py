@@ -25,7 +25,6 @@ from .wsgi import header_of, respond
 ENVIRON_KEY = "cloakroom.flask_session"
 PERMANENT_KEY = "_permanent"
 FLASHES_KEY = "_flashes"
-LOGIN_KEYS = ("_user_id", "_fresh", "_id", "_remember", "_remember_seconds")
 tagged_json = TaggedJSONSerializer()
 
 
@@ -188,7 +187,7 @@ class Cloakroom:
 
         def log_in(sender: Any, user: Any, **kwargs: Any) -> None:
             if isinstance(session := _session(), FlaskSession):
-                session.login(self.username(user), LOGIN_KEYS)
+                session.login(self.username(user))
 
         def log_out(sender: Any, **kwargs: Any) -> None:
             if isinstance(session := _session(), FlaskSession):

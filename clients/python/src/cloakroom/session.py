@@ -55,11 +55,11 @@ class Session(dict):  # type: ignore[type-arg]
         self._old: dict[str, Any] = {}
         self._is_loaded = False
         self._is_destroyed = self._is_rotated = self._is_wanted = False
-        self._forced: set[str] = set()
         self._change_principal: Any = UNCHANGED
         self._new: tuple[dict[str, Any], list[str]] = ({}, [])
         dict.__setitem__(self, INCOMPLETE, None)
         self._has_failed_to_write = False
+        self._unknown_write: Optional[Unavailable] = None
         self._retry_at = 0.0
         self.failure: Optional[CloakroomError] = None
         """The error that the request fails with, for frameworks that catch it themselves."""
@@ -158,16 +158,15 @@ class Session(dict):  # type: ignore[type-arg]
             self._fetch()
         return self._principal
 
-    def login(self, name: str, keys: Iterable[str] = ()) -> None:
+    def login(self, name: str) -> None:
         """Makes a user the principal of the session. Call it only when credentials were checked in this request.
 
-        The session gets a new token and id. If it belonged to another principal, its other values are removed;
-        those of `keys` are written in any case.
+        The session gets a new token and id. If it belonged to another principal, the stored values are removed; those
+        that are in this object are written again.
         """
         self._raise_fault()
         self._change_principal = name
         self._is_rotated = True
-        self._forced.update(keys)
 
     def logout(self) -> None:
         """Removes the principal and keeps the values."""
@@ -210,6 +209,8 @@ class Session(dict):  # type: ignore[type-arg]
 
     def _call(self, method: str, path: str, patch: Optional[Mapping[str, Any]] = None, missing: Any = None) -> Any:
         """Returns the JSON of an answer, or `missing`."""
+        if patch is not None:
+            self._raise_unknown_write()
         if isinstance(self.failure, Unavailable) and time.monotonic() < self._retry_at:
             raise self.failure  # a page that asks often would wait for each call
         try:
@@ -221,9 +222,16 @@ class Session(dict):  # type: ignore[type-arg]
             if isinstance(error, Unavailable):
                 self._retry_at = time.monotonic() + RETRY_AFTER
                 self._fail(error)
+                if patch is not None:
+                    self._unknown_write = error
             self.failure = error
             self._has_failed_to_write |= patch is not None
             raise
+
+    def _raise_unknown_write(self) -> None:
+        """Fails if an earlier write of this request may have happened: what it wrote must not be written twice."""
+        if self._unknown_write:
+            raise self._unknown_write
 
     def _fetch(self) -> dict[str, Any]:
         """Reads the session by a call, and returns its values."""
@@ -310,8 +318,8 @@ class Session(dict):  # type: ignore[type-arg]
 
     # What is written.
 
-    def _changed(self) -> tuple[dict[str, Any], list[str]]:
-        """Returns the values that differ, as JSON, and the keys that are missing."""
+    def _changed(self, stored: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """Returns the values that differ from the stored ones, as JSON, and the keys that are missing."""
         if not self._is_loaded:
             return {}, []
         changed, kept = {}, set()
@@ -319,27 +327,31 @@ class Session(dict):  # type: ignore[type-arg]
             name = key if isinstance(key, str) else _json_key(key)
             kept.add(name)
             form = self.to_json(value, name)
-            old = self._old.get(name, values.UNKNOWN)
-            is_same = name in self._old and old is not values.UNKNOWN and _dumps_any(form) == _dumps_any(old)
-            if not is_same or name in self._forced:
+            old = stored.get(name, values.UNKNOWN)
+            is_same = name in stored and old is not values.UNKNOWN and _dumps_any(form) == _dumps_any(old)
+            if not is_same:
                 try:
                     changed[name] = _strict(name, form)
                 except RejectedValue as error:
                     self._has_failed_to_write = True
                     raise self._fail(error) from None
-        return changed, [key for key in self._old if key not in kept and key not in self._omitted]
+        return changed, [key for key in stored if key not in kept and key not in self._omitted]
 
     def patch(self) -> Optional[dict[str, Any]]:
         """Returns what has to be written, or None."""
         if self._fault:
             return None
-        changed, missing = self._new = self._changed()
-        principal, forced_keys = self._change_principal, set(self._forced)
+        changed, missing = self._changed(self._old)
+        principal = self._change_principal
         if principal is UNCHANGED:
             principal = self._principal_in_values(changed, missing)
-            if isinstance(principal, str):
-                # A merge would be lost if another principal's values are removed.
-                forced_keys.add(str(self._client.settings.principal).split(".")[0])
+        if self._is_loaded and isinstance(principal, str) and self._principal not in (None, principal):
+            # The API removes the values of another principal. What the site sees has to be there afterwards.
+            self._load_all()
+            changed, missing = self._changed({})
+            self._new = changed, [key for key in self._old if key not in changed]
+        else:
+            self._new = changed, missing
         patch: dict[str, Any] = {}
         if not self._has_session and not self._is_destroyed:
             is_worth_it = self._is_wanted or any(not values.is_empty(value) for value in changed.values())
@@ -352,12 +364,11 @@ class Session(dict):  # type: ignore[type-arg]
             if is_worth_it or isinstance(principal, str):
                 patch["set"] = changed
         else:
-            forced = {key: value for key, value in changed.items() if key in forced_keys}
-            rest = {key: value for key, value in changed.items() if key not in forced_keys}
-            old = {key: self._old[key] for key in {*rest, *missing} if key in self._old}
-            patch.update(values.changes(old, rest))
-            if forced:
-                patch["set"] = {**patch.get("set", {}), **forced}
+            # With a log-in, values are whole: an append or a merge would be lost if the API removes the old ones.
+            is_whole = isinstance(principal, str)
+            names = missing if is_whole else {*changed, *missing}
+            old = {key: self._old[key] for key in names if key in self._old}
+            patch.update(values.changes(old, changed, is_whole))
         if (expiry := self.expiry_change(changed, missing)) is not UNCHANGED:
             patch["expiry"] = expiry
         if principal is not UNCHANGED and (principal is not None or (self._has_session and not self._is_destroyed)):
@@ -383,10 +394,13 @@ class Session(dict):  # type: ignore[type-arg]
         if top not in changed and top not in missing:
             return UNCHANGED
         before, after = (_member(found.get(top), rest) for found in (self._old, changed))
+        if self._old.get(top) is values.UNKNOWN:
+            before = self._principal  # the value was replaced without being read
         return UNCHANGED if before == after else after
 
     def header(self, patch: Mapping[str, Any], status: int) -> Optional[str]:
         """Returns the value of `X-Session-Patch`, or None if the patch has to be sent by a call."""
+        self._raise_unknown_write()
         if not self._by_header or status >= 500:
             return None
         text = values.dumps(patch)
@@ -449,7 +463,6 @@ class Session(dict):  # type: ignore[type-arg]
             self._principal, self._knows_head = patch["principal"], True
         self._change_principal = UNCHANGED
         self._is_destroyed = self._is_rotated = self._is_wanted = False
-        self._forced = set()
 
     # The dict.
 
@@ -557,4 +570,8 @@ def _strict(key: str, form: Any) -> Any:
 def _member(value: Any, path: Iterable[str]) -> Optional[str]:
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
     return value if isinstance(value, str) and value else None

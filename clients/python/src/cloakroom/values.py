@@ -109,11 +109,11 @@ def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], is_whole: bool = False) -> dict[str, Any]:
     """Returns the members of a patch that turn old values into new ones and lose no parallel update.
 
     A list that has grown at its end is appended to, and members of an object are merged. A missing value counts as
-    empty, so that parallel requests that each start a list are both kept.
+    empty, so that parallel requests that each start a list are both kept. With `is_whole`, values are set whole.
     """
     patch: dict[str, Any] = {}
     if removed := sorted(key for key in old if key not in new):
@@ -121,6 +121,9 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in new.items():
         before = old.get(key, type(value)()) if isinstance(value, (list, dict)) and value else old.get(key, UNKNOWN)
         if key in old and before is not UNKNOWN and _text(before) == _text(value):
+            continue
+        if is_whole:
+            patch.setdefault("set", {})[key] = value
             continue
         if isinstance(before, list) and isinstance(value, list) and _begins_with(value, before):
             patch.setdefault("append", {})[key] = value[len(before) :]
