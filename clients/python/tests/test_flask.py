@@ -3,6 +3,8 @@
 import datetime
 import io
 import json
+import socket
+import time
 import uuid
 
 import flask
@@ -178,6 +180,37 @@ def test_values_of_other_sites_are_not_read_as_tags(caplog):
     assert found["escaped"] == {"$cloakroom": {"flask": {" m": "<img>"}}}
     assert caplog.text.count("cannot be read") == 2
     assert found.patch() is None, "what cannot be read is kept as it is"
+
+
+def test_a_stream_that_is_left_early_is_written(mode):
+    def make():
+        app = with_cloakroom()
+
+        @app.get("/stream")
+        def stream():
+            kept = session._get_current_object()
+
+            def parts():
+                yield "first"
+                kept["late"] = 1
+                yield "x" * 10_000_000
+
+            return flask.Response(parts())
+
+        return app
+
+    with Behind.run(make, mode) as running:
+        visitor = running.visitor()
+        visitor.send("GET", "/add")
+        cookie = "; ".join(f"{name}={value}" for name, value in visitor.jar.items())
+        with socket.create_connection(("127.0.0.1", visitor.port)) as left:
+            left.sendall(f"GET /stream HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie}\r\n\r\n".encode())
+            left.recv(10)
+        for _ in range(100):
+            if "late" in only_session(running)["values"]:
+                return
+            time.sleep(0.05)
+        raise AssertionError("the change is lost")
 
 
 def test_flash_messages_are_plain_lists():

@@ -83,6 +83,70 @@ def test_the_session_is_written_with_the_head(application, mode):
             assert response.text == "sorry"
 
 
+def late(environ, start_response):
+    start_response("200 OK", [])
+    yield b"first"
+    environ["cloakroom.session"]["late"] = 1
+    yield b"second"
+    yield b"third"
+
+
+def raises_first(environ, start_response):
+    environ["cloakroom.session"]["paid"] = True
+    environ["cloakroom.session"].login("ada")
+    start_response("200 OK", [])
+    raise RuntimeError
+    yield b""
+
+
+def raises_late(environ, start_response):
+    yield from late(environ, start_response)
+    raise RuntimeError
+
+
+def test_only_what_is_complete_is_written_by_a_stream(monkeypatch):
+    written = []
+    monkeypatch.setattr(cloakroom.wsgi.WsgiSession, "send", lambda self, patch: written.append(patch.get("set")))
+    headers = {"x-session-url": "http://127.0.0.1:8081/_session", "x-session-token": "t"}
+    environ = {"HTTP_" + name.upper().replace("-", "_"): value for name, value in headers.items()}
+
+    def run(application, chunks):
+        written.clear()
+        body = cloakroom.wsgi.Middleware(application)(dict(environ), lambda *args: lambda data: None)
+        try:
+            for _ in range(chunks):
+                next(body)
+        finally:
+            body.close()
+        return list(written)
+
+    assert run(late, 2) == [{"late": 1}], "the visitor has left"
+    assert run(late, 0) == []
+    with pytest.raises(StopIteration):
+        run(late, 9)
+    assert written == [{"late": 1}]
+    for application in [raises_first, raises_late]:
+        with pytest.raises(RuntimeError):
+            run(application, 9)
+        assert written == []
+
+
+def test_a_body_that_is_not_read_is_closed():
+    closed = []
+
+    class Body:
+        def __iter__(self):
+            return iter([b"never"])
+
+        def close(self):
+            closed.append(True)
+
+    environ = {}
+    wsgiref.util.setup_testing_defaults(environ)
+    cloakroom.wsgi.Middleware(lambda environ, start_response: Body())(environ, lambda *args: None).close()
+    assert closed == [True]
+
+
 def test_files_are_given_to_the_server():
     made = []
 

@@ -86,6 +86,10 @@ class SessionMiddleware:
             if response.is_started:
                 raise
             return await response.fail(error)
+        except BaseException:
+            if response.has_left:
+                await response.finish()
+            raise
         await response.finish()
 
 
@@ -95,7 +99,7 @@ class _Response:
     def __init__(self, scope: Scope, send: Send) -> None:
         self.scope = scope
         self.send_message = send
-        self.is_started = self.has_failed = False
+        self.is_started = self.has_failed = self.has_left = False
 
     async def send(self, message: Message) -> None:
         if self.has_failed:
@@ -114,7 +118,11 @@ class _Response:
             # Before the end, so that the next request of the visitor finds the changes.
             await self.finish()
         self.is_started = True
-        await self.send_message(message)
+        try:
+            await self.send_message(message)
+        except (OSError, asyncio.CancelledError):
+            self.has_left = True  # the visitor, before the end
+            raise
 
     async def finish(self) -> None:
         with contextlib.suppress(CloakroomError):  # logged by the session

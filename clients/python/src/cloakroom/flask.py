@@ -137,12 +137,13 @@ class CloakroomInterface(SessionInterface):
 
 
 class _Finishing:
-    """The body of a response, after which the session is written."""
+    """The body of a response, after which the session is written, also if the visitor leaves before its end."""
 
     def __init__(self, body: Any, session: Session) -> None:
         self.body = body
         self.parts = iter(body)
         self.session = session
+        self.is_done = False
 
     def __iter__(self) -> _Finishing:
         return self
@@ -151,12 +152,23 @@ class _Finishing:
         try:
             return next(self.parts)
         except StopIteration:
-            self.session.finish()
+            self.finish()
+            raise
+        except BaseException:
+            self.is_done = True  # what an error has interrupted is not written
             raise
 
     def close(self) -> None:
-        if hasattr(self.body, "close"):
-            self.body.close()
+        try:
+            if hasattr(self.body, "close"):
+                self.body.close()
+        finally:
+            self.finish()
+
+    def finish(self) -> None:
+        if not self.is_done:
+            self.is_done = True
+            self.session.finish()
 
 
 class Cloakroom:

@@ -109,29 +109,63 @@ class _Response:
             # Unchanged, so that the server can tell its length, or send the file itself.
             self.send_head()
             return self.page if self.page is not None else body
-        return self.stream(body)
+        return _Body(self, body)
 
-    def stream(self, body: Iterable[bytes]) -> Iterator[bytes]:
+    def next_chunk(self, parts: Iterator[bytes]) -> Optional[bytes]:
+        """Returns the next bytes of the body, and sends the head before the first ones; None at the end."""
         try:
+            for chunk in parts:
+                if chunk:
+                    self.send_head()
+                    return chunk
+            self.send_head()
+        except CloakroomError as error:
+            if self.is_sent:
+                raise
+            self.is_sent = True
+            self.page = respond(self.start_response, error)
+        return None
+
+
+class _Body:
+    """The body of a response, after which the session is written, also if the visitor leaves before its end."""
+
+    def __init__(self, response: _Response, body: Iterable[bytes]) -> None:
+        self.response = response
+        self.body = body
+        self.parts: Optional[Iterator[bytes]] = None
+        self.page: Optional[Iterator[bytes]] = None
+        self.is_done = False
+
+    def __iter__(self) -> _Body:
+        return self
+
+    def __next__(self) -> bytes:
+        if self.page is None:
             try:
-                for chunk in body:
-                    if chunk:
-                        self.send_head()
-                        if self.page is not None:
-                            break
-                        yield chunk
-                self.send_head()
-            except CloakroomError as error:
-                if self.is_sent:
-                    raise
-                self.is_sent = True
-                self.page = respond(self.start_response, error)
-            if self.page is not None:
-                yield from self.page
+                self.parts = iter(self.body) if self.parts is None else self.parts
+                chunk = self.response.next_chunk(self.parts)
+            except BaseException:
+                self.is_done = True  # as for an application that raises at once, nothing is written
+                raise
+            if chunk is not None and self.response.page is None:
+                return chunk
+            self.page = iter(self.response.page or ())
+            if self.response.page is None:
+                self.finish()  # before the end, so that the next request of the visitor finds the changes
+        return next(self.page)
+
+    def close(self) -> None:
+        try:
+            if hasattr(self.body, "close"):
+                self.body.close()
         finally:
-            if hasattr(body, "close"):
-                body.close()
-            self.session.finish()
+            self.finish()
+
+    def finish(self) -> None:
+        if not self.is_done:
+            self.is_done = True
+            self.response.session.finish()
 
 
 def respond(start_response: Callable[..., Any], error: CloakroomError) -> list[bytes]:
