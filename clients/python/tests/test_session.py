@@ -8,6 +8,7 @@ import pickle
 import pytest
 
 from cloakroom import Client, NotThroughCloakroom, RejectedValue, Session, Settings, Unavailable, Untrusted
+from cloakroom.api import Answer
 from cloakroom.wsgi import header_of
 
 STORED = {"n": 1, "list": [1, {"a": None}], "long": "x" * 4000}
@@ -294,6 +295,18 @@ def test_a_number_is_a_principal(value, name):
     session = trusted("user.id")
     session["user"] = {"id": value}
     assert session.patch().get("principal") == name
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(409, "response_committed"), (409, "ambiguous_cookie"), (404, "no_such_session"), (410, "new")]
+)
+def test_a_write_that_is_refused_for_the_request_is_unavailable(monkeypatch, caplog, status, code):
+    session = trusted()
+    monkeypatch.setattr(session._client.api, "call", lambda *args: Answer(status, json.dumps({"code": code}).encode()))
+    session["list"] = [1]
+    with pytest.raises(Unavailable, match=code):
+        session.save()
+    assert "'list'" in caplog.text
 
 
 def test_a_write_that_may_have_happened_is_not_repeated():

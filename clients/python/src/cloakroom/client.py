@@ -60,7 +60,7 @@ class Client:
         """Makes a call for a request; raises an error unless it succeeds, or a value is missing."""
         body = None if patch is None else json.dumps(patch, separators=(",", ":")).encode()
         answer = self.api.call(method, path, {"X-Session-Token": token, "Content-Type": "application/json"}, body)
-        if answer.status < 300 or answer.status == 404:
+        if answer.status < 300 or (answer.status == 404 and patch is None):
             return answer
         code, detail = answer.member("code"), answer.member("detail")
         reason = f"{answer.status} {code}" + (f": {detail}" if detail else "")
@@ -70,6 +70,9 @@ class Client:
             raise untrusted(f"the session API refuses X-Session-Token ({reason})")
         if answer.status >= 500:
             raise Unavailable(f"the session API is unavailable ({reason})")
+        if answer.status in (404, 409, 410):
+            # Not an error of the values, e.g. `response_committed`, `ambiguous_cookie` or `no_such_session`.
+            raise Unavailable(f"the session API refuses the write ({reason})")
         raise RejectedValue(f"the session API refuses the change ({reason})")
 
     def service(self, method: str, path: str, patch: Optional[Mapping[str, Any]] = None, **query: str) -> Answer:

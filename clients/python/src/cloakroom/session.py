@@ -411,6 +411,7 @@ class Session(dict):  # type: ignore[type-arg]
 
     def send(self, patch: Mapping[str, Any], drop: bool = True) -> None:
         """Writes a patch by a call. If the session is lost, it is dropped, unless the caller wants to know."""
+        earlier = self._unknown_write
         try:
             found = self._call("PATCH", "", patch)
         except SessionLost as error:
@@ -418,6 +419,10 @@ class Session(dict):  # type: ignore[type-arg]
             if not drop:
                 raise
             found = None
+        except Unavailable as error:
+            if (names := self._named()) and error is not earlier:
+                logger.error("the change of %s is lost", names)
+            raise
         except RejectedValue as error:
             raise self._fail(RejectedValue(f"{error}; changed: {self._named() or 'no value'}")) from None
         self._has_written(patch)
@@ -438,6 +443,8 @@ class Session(dict):  # type: ignore[type-arg]
             return  # a write whose fate is not known is never repeated
         try:
             self.save()
+        except Unavailable:
+            pass  # logged where it was raised
         except CloakroomError as error:
             logger.error("the change of %s after the response head is lost: %s", self._named(), error)
 
