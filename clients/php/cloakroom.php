@@ -134,6 +134,9 @@ final class Client
     private bool $isLeaving = false;
     private bool $isFinishing = false;
     private bool $hasFailed = false;
+    /** @var array<int|string> The keys of the values that PHP was given to decode. */
+    private array $given = [];
+    private bool $isUndecodable = false;
 
     /**
      * Takes over the sessions of a web request.
@@ -295,14 +298,20 @@ final class Client
         $this->load();
         $this->fetchOmitted();
         $this->lookForUser();
-        $isPhp = \ini_get('session.serialize_handler') === 'php';
+        $format = (string) \ini_get('session.serialize_handler');
+        if ($format !== 'php' && $format !== 'php_serialize') {
+            $this->fail(500, "session.serialize_handler = $format is not supported; set it to php_serialize or php");
+        }
+        $isPhp = $format === 'php';
+        $this->given = [];
         $entries = [];
         $slots = $isPhp ? 0 : 1; // the array around the values is the first
         foreach ($this->values as $full => $value) {
             $key = $this->keyOf((string) $full);
             $entry = $key === null ? null : $value->serialized($key, $slots, $isPhp);
             if ($entry !== null) {
-                $entries[] = $entry;
+                $entries[] = $entry[1];
+                $this->given[] = $entry[0];
             }
         }
         return $isPhp ? \implode($entries) : 'a:' . \count($entries) . ':{' . \implode($entries) . '}';
@@ -313,7 +322,7 @@ final class Client
      */
     public function take(): void
     {
-        if (!\is_array($_SESSION ?? null) || $this->hasFailed) {
+        if (!\is_array($_SESSION ?? null) || $this->hasFailed || $this->isUndecodable) {
             return;
         }
         $found = [];
@@ -335,6 +344,25 @@ final class Client
         }
         $this->values = $found;
         $this->userAfter = $this->userIn($_SESSION);
+    }
+
+    /**
+     * Keeps the values in Cloakroom as they are: PHP has emptied `$_SESSION`, since it could not decode them.
+     */
+    public function keepUndecodable(): void
+    {
+        $this->isUndecodable = true;
+        \error_log('Cloakroom: PHP cannot decode the session, so this request does not change its values');
+    }
+
+    /**
+     * Returns whether PHP is decoding the session, so that `$_SESSION` does not have all of its values yet.
+     */
+    private function isDecoding(): bool
+    {
+        $callers = \array_column(\debug_backtrace(\DEBUG_BACKTRACE_IGNORE_ARGS), 'function');
+        return \array_intersect(['session_start', 'session_reset'], $callers) !== []
+            && \array_diff_key(\array_flip($this->given), $_SESSION ?? []) !== [];
     }
 
     /**
@@ -448,7 +476,8 @@ final class Client
         }
         $this->isLeaving = true;
         $this->removeCookies();
-        if ($this->isOpen && \session_status() === \PHP_SESSION_ACTIVE) {
+        // A warning of the decoder may be the first output.
+        if ($this->isOpen && \session_status() === \PHP_SESSION_ACTIVE && !$this->isDecoding()) {
             $this->take();
         }
         $this->commit(false);
@@ -470,9 +499,14 @@ final class Client
             $this->stepAside();
         }
         if ($this->isOpen) {
-            // Not active: PHP failed to serialize the values, and has closed the session without them.
+            // Not active: an exception has stopped PHP as it serialized the values, or as it decoded them, and it has
+            // closed the session without calling the handler.
+            $isActive = \session_status() === \PHP_SESSION_ACTIVE;
+            if (!$isActive && $this->given && !\array_intersect_key(\array_flip($this->given), $_SESSION ?? [])) {
+                $this->keepUndecodable();
+            }
             $this->take();
-            if (\session_status() === \PHP_SESSION_ACTIVE) {
+            if ($isActive) {
                 \session_write_close();
             }
         }
@@ -948,8 +982,11 @@ final class Handler implements \SessionHandlerInterface, \SessionIdInterface, \S
     public function destroy(string $id): bool
     {
         // session_regenerate_id(true) makes the same calls as session_destroy() and session_start().
-        if ($this->caller() === 'session_destroy') {
+        $caller = $this->caller();
+        if ($caller === 'session_destroy') {
             $this->client->destroy();
+        } elseif ($caller === 'session_start' || $caller === 'session_reset') {
+            $this->client->keepUndecodable();
         }
         return true;
     }
@@ -993,6 +1030,10 @@ final class Value
 
     /** Whether the site was not given the value, which then stays as it is. */
     public bool $isHidden = false;
+    /** Why it is hidden, or was. */
+    private ?string $reason = null;
+    /** @var ?array{mixed, ?string} What decode() has returned. */
+    private ?array $trial = null;
 
     /** @var mixed */
     private $plain;
@@ -1069,36 +1110,88 @@ final class Value
     }
 
     /**
-     * Returns key and value as PHP serializes them, or null if the site must not have them.
+     * Returns the key in `$_SESSION`, and key and value as PHP serializes them, or null if the site must not have them.
      *
      * @param int $slots how many values PHP has counted so far, for its back-references
+     * @return ?array{int|string, string}
      */
-    public function serialized(string $key, int &$slots, bool $isPhp): ?string
+    public function serialized(string $key, int &$slots, bool $isPhp): ?array
     {
-        $name = $isPhp ? "$key|" : \serialize(\array_key_first([$key => 0]));
+        $this->isHidden = false;
+        $key = \array_key_first([$key => 0]); // "5" is 5 in an array
+        $isEscaped = \preg_match('/^(php:)?:[0-9a-f]{40}$/D', (string) $key) === 1;
         if ($this->raw === null) {
-            $slots += 1 + (\is_array($this->plain) ? \count($this->plain, \COUNT_RECURSIVE) : 0);
-            return $name . \serialize($this->plain);
+            $count = 1 + (\is_array($this->plain) ? \count($this->plain, \COUNT_RECURSIVE) : 0);
+            $text = \serialize($this->plain);
+        } else {
+            $found = self::shift($this->raw, $isEscaped ? $slots - 1 : $slots);
+            $allowed = Client::setting('PHP_CLASSES') ?: '*';
+            $allowed = $allowed === '*' ? null : \array_map('strtolower', \explode(':', $allowed));
+            if ($found === null) {
+                return $this->hide($key, 'its serialization is malformed');
+            }
+            [$text, $count, $classes] = $found;
+            $refused = $allowed === null ? [] : \array_diff($classes, $allowed);
+            if ($refused) {
+                return $this->hide($key, 'CLOAKROOM_CLIENT_PHP_CLASSES does not have ' . \implode(', ', $refused));
+            }
+            if ($allowed !== null && $found[3]) {
+                return $this->hide($key, 'CLOAKROOM_CLIENT_PHP_CLASSES is set, and a class in it has a format of its own');
+            }
+            // One value that PHP cannot decode would make it drop the whole session.
+            $this->trial ??= self::decode($this->raw);
+            [$value, $error] = $this->trial;
+            if ($error !== null) {
+                return $this->hide($key, "PHP cannot decode it: $error");
+            }
+            if ($isEscaped) {
+                $inner = \is_array($value) && \count($value) === 1 ? \array_key_first($value) : null;
+                $head = 'a:1:{' . \serialize($inner);
+                if ($inner === null || !\str_starts_with($text, $head)) {
+                    return $this->hide($key, 'its serialization is malformed');
+                }
+                [$key, $text, $count] = [$inner, \substr($text, \strlen($head), -1), $count - 1];
+            }
         }
-        $isEscaped = \preg_match('/^(php:)?:[0-9a-f]{40}$/D', $key) === 1;
-        $found = self::shift($this->raw, $isEscaped ? $slots - 1 : $slots);
-        $found = $isEscaped && \strncmp($this->raw, 'a:1:{', 5) !== 0 ? null : $found;
-        $allowed = Client::setting('PHP_CLASSES') ?: '*';
-        $allowed = $allowed === '*' ? null : \array_map('strtolower', \explode(':', $allowed));
-        $refused = $found === null || $allowed === null ? [] : \array_diff($found[2], $allowed);
-        if ($found === null || $refused) {
-            $reason = $found === null ? 'its serialization is malformed'
-                : 'CLOAKROOM_CLIENT_PHP_CLASSES does not have ' . \implode(', ', $refused);
+        if ($isPhp && \preg_match('/^!|\|/', (string) $key)) {
+            return $this->hide($key, 'session.serialize_handler = php cannot hold its key');
+        }
+        $slots += $count;
+        return [$key, ($isPhp ? "$key|" : \serialize($key)) . $text];
+    }
+
+    /** @param int|string $key */
+    private function hide($key, string $reason): ?array
+    {
+        $this->isHidden = true;
+        if ($this->reason !== $reason) {
             \error_log("Cloakroom: \$_SESSION['$key'] is not loaded: $reason");
-            $this->isHidden = true;
-            return null;
         }
-        if ($isEscaped) {
-            $slots += $found[1] - 1;
-            return \substr($found[0], \strlen('a:1:{'), -1);
+        $this->reason = $reason;
+        return null;
+    }
+
+    /**
+     * Decodes a value, and returns it and why PHP cannot decode it. The caller keeps the value: its objects' destructors
+     * run at the end of the request, not now.
+     *
+     * @return array{mixed, ?string}
+     */
+    private static function decode(string $raw): array
+    {
+        $reason = 'it is malformed';
+        \set_error_handler(static function (int $level, string $text) use (&$reason): bool {
+            $reason = \str_replace('unserialize(): ', '', $text);
+            return true;
+        });
+        try {
+            $value = \unserialize($raw);
+            return [$value, $value === false && $raw !== 'b:0;' ? $reason : null];
+        } catch (\Throwable $error) {
+            return [null, \get_class($error) . ': ' . $error->getMessage()];
+        } finally {
+            \restore_error_handler();
         }
-        $slots += $found[1];
-        return $name . $found[0];
     }
 
     /**
@@ -1242,14 +1335,16 @@ final class Value
     /**
      * Moves the back-references of serialized text by an offset, since PHP counts all values of a session together.
      *
-     * @return ?array{string, int, string[]} the text, how many values it has, and its classes in lower case; null if
-     *                                       it is malformed
+     * @return ?array{string, int, string[], bool} the text, how many values it has, its classes in lower case, and
+     *                                             whether one has a format of its own; null if it is malformed
      */
     private static function shift(string $raw, int $offset): ?array
     {
-        $token = '/\G(?:N;|[bid]:[^;]{1,40};|(?<reference>[rR]):(?<target>\d{1,9});|(?<text>[sE]):(?<length>\d{1,9}):"'
+        // Not S, which serialize() does not write: its length is that of the text without escapes.
+        $token = '/\G(?:N;|b:[01];|i:[+-]?\d{1,20};|d:[+-]?[\dA-Z.][\dA-ZeE.+-]{0,39};'
+            . '|(?<reference>[rR]):(?<target>\d{1,9});|(?<text>[sE]):(?<length>\d{1,9}):"'
             . '|a:(?<members>\d{1,9}):\{|(?<object>[OC]):(?<size>\d{1,9}):")/';
-        [$text, $slots, $classes, $at, $open] = ['', 0, [], 0, []];
+        [$text, $slots, $classes, $hasOwnFormat, $at, $open] = ['', 0, [], false, 0, []];
         do {
             if (!\preg_match($token, $raw, $match, \PREG_UNMATCHED_AS_NULL, $at)) {
                 return null;
@@ -1281,7 +1376,8 @@ final class Value
                 if ($match['object'] === 'O') {
                     $members = (int) $head[1];
                 } else {
-                    $at += (int) $head[1] + 1; // a format of the class's own
+                    $at += (int) $head[1] + 1; // which may have more classes in it
+                    $hasOwnFormat = true;
                 }
             } elseif ($match['members'] !== null) {
                 $members = (int) $match['members'];
@@ -1302,7 +1398,7 @@ final class Value
                 \array_pop($open);
             }
         } while ($open !== []);
-        return $at === \strlen($raw) ? [$text, $slots, \array_unique($classes)] : null;
+        return $at === \strlen($raw) ? [$text, $slots, \array_unique($classes), $hasOwnFormat] : null;
     }
 }
 

@@ -6,6 +6,7 @@ CLOAKROOM is the program (target/debug/cloakroom). Every test of `Pages` runs wi
 exchange, with and without an output buffer, and with and without Debian's php.ini.
 """
 
+import base64
 import contextlib
 import getpass
 import hashlib
@@ -594,6 +595,55 @@ class Pages:
         self.assertEqual(self.visitor.stored()[0]["bad"], malformed)
         self.assertIn("$_SESSION['bad'] is not loaded", self.logged())
 
+    def tag(self, text):
+        return {"$cloakroom": {"php": base64.b64encode(text.encode()).decode()}}
+
+    def test_values_that_php_cannot_decode_are_left_alone(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = [1];")
+        [one] = self.php.program.service("GET", "").json["sessions"]
+        values = {
+            "enum": self.tag('E:10:"Suit:Spade";'), "throwing": self.tag('O:5:"Money":1:{s:1:"v";i:1;}'),
+            "number": self.tag("i:abc;"), "escaped": self.tag('S:3:"\\41";'), "gone": self.tag('O:4:"Gone":1:{s:1:"x";i:1;}'),
+        }  # fmt: skip
+        self.assertEqual(self.patch(one["id"], {"set": values}), 200)
+        code = """
+            class Money { function __unserialize(array $d): void { throw new Exception('old format'); } }
+            ini_set('display_errors', '1'); session_start();
+        """
+        for handler in ["", "ini_set('session.serialize_handler', 'php');"]:
+            shown = self.visitor.open(f"{handler} {code} echo implode(' ', array_keys($_SESSION));")
+            self.assertEqual(sorted(shown.text.split(" ")), ["a", "gone"])
+        self.visitor.open(f"{code} $_SESSION['b'] = 1;")
+        self.assertEqual(self.visitor.stored(), [{"a": [1], "b": 1, **values}])
+        for key in ["enum", "throwing", "number", "escaped"]:
+            self.assertIn(f"$_SESSION['{key}'] is not loaded", self.logged())
+
+    def test_session_that_php_cannot_decode_is_not_emptied(self):
+        # Succeeds once, so that the client cannot know.
+        self.visitor.open("session_start(); $_SESSION['a'] = 1; $_SESSION['user'] = ['name' => 'ada'];")
+        [one] = self.php.program.service("GET", "").json["sessions"]
+        values = {"a": 1, "user": {"name": "ada"}, "m": self.tag('C:1:"M":1:{x}')}
+        self.assertEqual(self.patch(one["id"], {"set": values}), 200)
+        for handler in ["", "ini_set('session.serialize_handler', 'php');"]:
+            for more in ["", "session_start(); $_SESSION['b'] = 1;"]:
+                self.visitor.open(f"""
+                    {handler}
+                    class M implements Serializable {{
+                        static $n = 0; function serialize() {{ return 'x'; }}
+                        function unserialize($text) {{ if (self::$n++) {{ throw new Exception('once'); }} }}
+                    }}
+                    ini_set('display_errors', '1');
+                    try {{ session_start(); }} catch (Exception $e) {{ }} echo 'text'; {more}
+                """, expects=None)  # fmt: skip
+                self.assertEqual(self.visitor.stored(), [values], self.logged())
+                self.assertIn("PHP cannot decode the session", self.logged())
+
+    def test_format_that_the_client_does_not_write(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1;")
+        self.visitor.open("ini_set('session.serialize_handler', 'php_binary'); session_start();", 500)
+        self.assertIn("session.serialize_handler = php_binary is not supported", self.logged())
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1})
+
     # Two sessions of PHP
 
     def test_two_names_are_two_sessions(self):
@@ -858,6 +908,32 @@ class Settings(unittest.TestCase):
             self.assertIn("$_SESSION['b'] is not loaded: CLOAKROOM_CLIENT_PHP_CLASSES does not have splstack", php.logged())
             visitor.open("session_start(); $_SESSION['b'] = 3;")
             self.assertEqual(visitor.show("$_SESSION['b']"), 3)
+
+    def test_classes_that_may_not_be_loaded(self):
+        evil = 'O:4:"Evil":1:{s:1:"x";i:1;}'
+        array, storage = f"x:i:0;a:1:{{i:0;{evil}}};m:a:0:{{}}", f"x:i:1;{evil},N;;m:a:0:{{}}"
+        key = f"b|{evil}z"
+        escaped = f'a:1:{{s:{len(key)}:"{key}";i:1;}}'
+        tags = {
+            "array": f'C:11:"ArrayObject":{len(array)}:{{{array}}}',
+            "storage": f'C:16:"SplObjectStorage":{len(storage)}:{{{storage}}}',
+            "php::" + hashlib.sha1(key.encode()).hexdigest(): escaped,
+            "backslash": 'a:1:{i:0;O:5:"\\Evil":0:{}}',
+        }
+        values = {key: {"$cloakroom": {"php": base64.b64encode(text.encode()).decode()}} for key, text in tags.items()}
+        values |= {f"a|{evil}z": "v", "!b": 1, "c": 1}
+        code = "class Evil { public $x; function __wakeup() { echo 'EVIL'; } function __destruct() { echo 'EVIL'; } }"
+        with Php(PHP_CLASSES="ArrayObject:SplObjectStorage", buffer=4096) as php:
+            visitor = Visitor(php)
+            visitor.open("session_start(); $_SESSION['c'] = 0;")
+            [one] = php.program.service("GET", "").json["sessions"]
+            headers = {"Authorization": f"Bearer {kit.SERVICE_TOKEN}"}
+            kit.fetch(php.program.api, "PATCH", f"/_sessions/{one['id']}", {"set": values}, headers)
+            for handler, count in [("php", 1), ("php_serialize", 4)]:
+                start = f"{code} ini_set('session.serialize_handler', '{handler}'); session_start();"
+                self.assertEqual(visitor.open(f"{start} echo count($_SESSION);").text, str(count), php.logged())
+            self.assertEqual(visitor.stored(), [values])
+            self.assertIn("session.serialize_handler = php cannot hold its key", php.logged())
 
     def test_name_of_the_application(self):
         with Php(PHP_NAME="app") as php:
