@@ -69,11 +69,10 @@ final class Client
 {
     /** The signed headers, in the order in which they are signed. */
     private const SIGNED = ['url', 'token', 'id', 'next-id', 'principal', 'version', 'data', 'data-omitted', 'error'];
-    /** Refusals of a write after which the page goes out without it. */
-    private const DROPPED = [
-        'session_gone', 'session_rotated', 'request_gone', 'ambiguous_cookie', 'no_such_session', 'not_an_array',
-        'not_an_object', 'response_committed',
-    ];
+    /** Another request has ended the session: the page goes out without the write. */
+    private const GONE = ['session_gone', 'session_rotated', 'request_gone'];
+    /** Another request has written a value that an append or a merge does not fit. */
+    private const CONFLICTS = ['not_an_array', 'not_an_object'];
     private const LIMITS = [
         'session_too_large' => '; the limit is max_bytes of [session]',
         'too_many_values' => '; the limit is max_values of [session]',
@@ -637,6 +636,9 @@ final class Client
      */
     private function commit(bool $isCall): void
     {
+        if ($this->hasFailed) {
+            return; // whether the last write has happened may be unknown
+        }
         [$patch, $keys, $creates] = $this->patch();
         if ($patch === null) {
             return;
@@ -680,19 +682,27 @@ final class Client
     {
         $isNew = !$this->exists || $this->isDestroyed;
         $old = $isNew ? [] : $this->stored;
+        $this->readPrincipal();
+        $isLogIn = $this->isLogInOrOut && $this->newPrincipal !== null;
+        if ($isLogIn && !$isNew && $this->oldPrincipal !== null && $this->oldPrincipal !== $this->newPrincipal) {
+            // The API removes the values of the user before, and the site goes on with those in $_SESSION.
+            $this->values = \array_filter($this->values, fn ($value, $key) => ($old[$key] ?? null) !== $value
+                || ($this->name !== null && !$value->isHidden && $this->keyOf((string) $key) !== null), \ARRAY_FILTER_USE_BOTH);
+            $old = $this->unread = [];
+        }
         $members = ['set' => [], 'append' => [], 'merge' => []];
         $isEmpty = true;
         foreach ($this->values as $key => $value) {
             $isEmpty = $isEmpty && $value->isEmpty();
             if (($old[$key] ?? null) !== $value) {
-                [$member, $json] = $this->isDestroyed ? ['set', $value->json()] : $value->change($old[$key] ?? null);
+                // What an append or a merge is for may be gone before a log-in.
+                $isWhole = $this->isDestroyed || $isLogIn;
+                [$member, $json] = $isWhole ? ['set', $value->json()] : $value->change($old[$key] ?? null);
                 $members[$member][$key] = $json;
             }
         }
         $removed = \array_map('strval', \array_keys(\array_diff_key($old, $this->values)));
         \sort($removed, \SORT_STRING);
-        $this->readPrincipal();
-        $isLogIn = $this->isLogInOrOut && $this->newPrincipal !== null;
         $changed = \array_merge(...\array_map('array_keys', \array_values($members)));
         $keys = \array_map('strval', [...$removed, ...$changed]);
         $creates = $isNew && (!$isEmpty || $isLogIn || $this->isWanted);
@@ -804,11 +814,16 @@ final class Client
         if ($status === 401) {
             return $this->fail(403, "this request did not come through Cloakroom: $reason");
         }
-        if (\in_array($code, self::DROPPED, true)) {
+        $isConflict = \in_array($code, self::CONFLICTS, true);
+        $isRefused = \in_array($status, [404, 409, 410], true);
+        if (
+            \in_array($code, self::GONE, true) || ($isConflict && \str_ends_with((string) $body, '"if_lost":"drop"}'))
+            || ($isRefused && \headers_sent()) || ($method === 'GET' && $isRefused)
+        ) {
             \error_log("Cloakroom: $reason");
             return '';
         }
-        if ($method === 'PATCH' && $status < 500) {
+        if ($method === 'PATCH' && $status < 500 && !$isRefused && !$isConflict) {
             return $this->refuse($reason . $this->sizes($keys));
         }
         return $this->fail(503, $reason);
@@ -1434,12 +1449,14 @@ final class Api
         // Handlers of the application would see warnings that are handled here.
         \set_error_handler(static fn () => true);
         try {
+            $this->disconnectIfClosed();
             $isKept = $this->stream !== null;
             try {
                 return $this->exchange($method, $body);
             } catch (NoAnswer $error) {
                 $this->disconnect();
-                if (!$isKept) {
+                // A write that was sent whole may have happened.
+                if (!$isKept || ($method !== 'GET' && $error->isSent)) {
                     throw new SessionError($error->getMessage());
                 }
             }
@@ -1479,14 +1496,14 @@ final class Api
         while ($request !== '') {
             $written = \fwrite($this->stream, $request);
             if ($written === false || $written === 0) {
-                throw new NoAnswer('the connection was closed');
+                throw new NoAnswer('the connection was closed', false);
             }
             $request = \substr($request, $written);
         }
         while (($end = \strpos($this->buffer, "\r\n\r\n")) === false) {
             if (!$this->receive($deadline)) {
                 if ($this->buffer === '') {
-                    throw new NoAnswer('the connection was closed');
+                    throw new NoAnswer('the connection was closed', true);
                 }
                 throw new SessionError('the response ended early');
             }
@@ -1526,6 +1543,19 @@ final class Api
         return $read !== false && $read !== '' || !\feof($this->stream);
     }
 
+    /**
+     * Gives up a kept connection that the server has closed: there is something to read, before any request.
+     */
+    private function disconnectIfClosed(): void
+    {
+        if ($this->stream !== null) {
+            [$read, $none] = [[$this->stream], null];
+            if (\stream_select($read, $none, $none, 0) !== 0) {
+                $this->disconnect();
+            }
+        }
+    }
+
     private function disconnect(): void
     {
         if ($this->stream !== null) {
@@ -1557,6 +1587,14 @@ final class Api
  */
 final class NoAnswer extends \RuntimeException
 {
+    /** Whether the request was sent whole, so that the server may have it. */
+    public bool $isSent;
+
+    public function __construct(string $message, bool $isSent)
+    {
+        parent::__construct($message);
+        $this->isSent = $isSent;
+    }
 }
 
 Client::start();

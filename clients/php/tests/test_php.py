@@ -630,6 +630,7 @@ class Pages:
                     {handler}
                     class M implements Serializable {{
                         static $n = 0; function serialize() {{ return 'x'; }}
+                        function __serialize(): array {{ return []; }} function __unserialize(array $a): void {{ }}
                         function unserialize($text) {{ if (self::$n++) {{ throw new Exception('once'); }} }}
                     }}
                     ini_set('display_errors', '1');
@@ -689,10 +690,33 @@ class Pages:
         self.visitor.open("$_SERVER = []; session_start(); $_SESSION['a']++;")
         self.assertEqual(self.visitor.show("$_SESSION"), {"a": 2})
 
-    def test_log_in_of_another_user_drops_the_values(self):
+    def test_log_in_of_another_user_keeps_what_the_site_keeps(self):
+        self.visitor.open("""
+            ob_start(); session_start(); $_SESSION = ['user' => ['n' => 'ada', 'tz' => 'UTC'], 'roles' => ['user'], 'old' => 1,
+                'kept' => 2, 'php' => new ArrayObject([1])];
+            Cloakroom\\login('ada'); session_write_close();
+            session_name('other'); session_id(''); session_start(); $_SESSION['secret'] = 1;
+        """)
+        [one] = self.php.program.service("GET", "").json["sessions"]
+        self.assertEqual(self.patch(one["id"], {"set": {"hidden": self.tag("i:abc;")}}), 200)
+        self.visitor.open("""
+            session_start(); $_SESSION['user']['n'] = 'bob'; $_SESSION['roles'][] = 'admin'; unset($_SESSION['old']);
+            Cloakroom\\login('bob');
+        """)
+        kept = {"user": {"n": "bob", "tz": "UTC"}, "roles": ["user", "admin"], "kept": 2}
+        [stored] = self.visitor.stored()
+        self.assertEqual({key: value for key, value in stored.items() if key != "php"}, kept)
+        self.assertEqual(self.visitor.show("[$_SESSION['php'][0], Cloakroom\\principal()]"), [1, "bob"])
+
+    def test_log_in_without_a_session_of_php_drops_the_values(self):
         self.visitor.open("session_start(); $_SESSION['secret'] = 1; Cloakroom\\login('ada');")
-        self.visitor.open("session_start(); $_SESSION['new'] = 2; Cloakroom\\login('bob');")
-        self.assertEqual(self.visitor.show("$_SESSION"), {"new": 2})
+        self.visitor.open("Cloakroom\\principal(); Cloakroom\\login('bob');")
+        self.assertEqual(self.visitor.show("[$_SESSION, Cloakroom\\principal()]"), [[], "bob"])
+
+    def test_log_in_of_the_same_user_keeps_the_values(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1; Cloakroom\\login('ada');")
+        self.visitor.open("session_start(); $_SESSION['b'] = [1]; Cloakroom\\login('ada');")
+        self.assertEqual(self.visitor.show("$_SESSION"), {"a": 1, "b": [1]})
 
     # Errors
 
@@ -912,7 +936,7 @@ class Settings(unittest.TestCase):
     def test_classes_that_may_not_be_loaded(self):
         evil = 'O:4:"Evil":1:{s:1:"x";i:1;}'
         array, storage = f"x:i:0;a:1:{{i:0;{evil}}};m:a:0:{{}}", f"x:i:1;{evil},N;;m:a:0:{{}}"
-        key = f"b|{evil}z"
+        key = f"b|{evil}{'z' * 300}"
         escaped = f'a:1:{{s:{len(key)}:"{key}";i:1;}}'
         tags = {
             "array": f'C:11:"ArrayObject":{len(array)}:{{{array}}}',
@@ -1196,7 +1220,8 @@ class Errors(unittest.TestCase):
             self.assertEqual([one[0] for one in api.seen], ["GET", "PATCH"])
 
     def test_kept_connection_that_was_closed_is_replaced(self):
-        for _, api in self.each(lambda *_: answer(200, SESSION, kept=""), self.CHANGE, 302, ""):
+        code = self.CHANGE.replace("session_start();", "session_start(); usleep(100000);")
+        for _, api in self.each(lambda *_: answer(200, SESSION, kept=""), code, 302, ""):
             self.assertEqual([one[0] for one in api.seen], ["GET", "PATCH"])
             self.assertNotEqual(api.seen[0][1], api.seen[1][1])
 
@@ -1231,13 +1256,46 @@ class Errors(unittest.TestCase):
             self.assertIn("invalid_patch", response.text)
             self.assertIn("key", response.text)
 
-    def test_session_that_is_gone_is_dropped(self):
-        for code in ["session_gone", "session_rotated", "request_gone", "response_committed", "not_an_array"]:
-            def respond(method, _, code=code):
-                return answer(200, SESSION) if method == "GET" else answer(409, json.dumps({"code": code}))
+    def test_write_that_was_sent_whole_is_not_repeated(self):
+        # Closed without any answer, on the kept connection of the GET.
+        def respond(method, _):
+            return answer(200, SESSION) if method == "GET" else None
 
-            for response, _ in self.each(respond, self.CHANGE, 302, f"PATCH of the session (key) failed: {code}"):
+        for _, api in self.each(respond, self.CHANGE, 503, "the connection was closed"):
+            self.assertEqual([one[0] for one in api.seen], ["GET", "PATCH"])
+
+    def test_nothing_follows_an_unknown_outcome(self):
+        def respond(method, _):
+            return answer(200, SESSION) if method == "GET" else answer(504, json.dumps({"code": "outcome_unknown"}))
+
+        code = """
+            register_shutdown_function(function () {
+                session_start(); $_SESSION['more'] = 1; Cloakroom\\save(); session_write_close();
+            });
+            session_start(); $_SESSION['key'] = 2; Cloakroom\\save();
+        """
+        for response, api in self.each(respond, code, 503, "PATCH of the session (key) failed: outcome_unknown"):
+            self.assertEqual([one[0] for one in api.seen], ["GET", "PATCH"])
+            self.assertNotIn("X-Session-Patch", response.headers)
+
+    def refusing(self, status, code):
+        return lambda method, _: answer(200, SESSION) if method == "GET" else answer(status, json.dumps({"code": code}))
+
+    def test_session_that_is_gone_is_dropped(self):
+        for status, code in [(409, "session_gone"), (409, "session_rotated"), (410, "request_gone"), (422, "not_an_array")]:
+            log = f"PATCH of the session (key) failed: {code}"
+            for response, _ in self.each(self.refusing(status, code), self.CHANGE, 302, log):
                 self.assertEqual(response.text, "page")
+
+    def test_other_refusals_are_not_dropped(self):
+        for status, code in [(409, "response_committed"), (409, "ambiguous_cookie"), (404, "no_such_session"), (409, "new")]:
+            log = f"PATCH of the session (key) failed: {code}"
+            for response, _ in self.each(self.refusing(status, code), self.CHANGE, 503, log):
+                self.assertNotIn("Location", response.headers)
+            late = "session_start(); echo 'page'; @ob_flush(); flush(); $_SESSION['key'] = 2; Cloakroom\\save(); echo 'end';"
+            for response, _ in self.each(self.refusing(status, code), late, 200, log):
+                self.assertEqual(response.text, "pageend")
+
 
 if __name__ == "__main__":
     unittest.main()
