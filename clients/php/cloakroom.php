@@ -96,7 +96,10 @@ final class Client
 
     /** Whether Cloakroom has a session for this request. */
     private bool $exists = false;
+    /** None until it was asked for, if the headers are not believed. */
     private ?string $id = null;
+    /** What is in $_COOKIE for the session. */
+    private ?string $cookie = null;
     private ?string $oldPrincipal = null;
     private ?float $loadedAt = null;
     /** @var array<string, Value> The values in Cloakroom, by their keys there. */
@@ -199,13 +202,16 @@ final class Client
             $this->fail(403, 'X-Session-Url is not the URL of CLOAKROOM_CLIENT_URL, ' . $url);
         }
         $this->isTrusted = $secrets || self::setting('TRUST') === 'network';
-        $id = $this->header('id');
-        $this->exists = $id !== null;
-        $id = $id ?? $this->header('next-id');
-        if ($id === null || !\preg_match('/^[\w-]{22,32}$/D', $id)) {
-            $id = self::randomId();
+        $this->exists = $this->header('id') !== null;
+        if ($this->isTrusted) {
+            $this->id = self::idIn($this->header('id') ?? $this->header('next-id'));
         }
-        $this->id = $id;
+    }
+
+    /** @param mixed $id */
+    private static function idIn($id): string
+    {
+        return \is_string($id) && \preg_match('/^[\w-]{22,32}$/D', $id) ? $id : self::randomId();
     }
 
     /** @param string[] $secrets files */
@@ -249,9 +255,11 @@ final class Client
         \ini_set('session.use_trans_sid', '0');
         $this->mainName = self::setting('PHP_NAME') ?: \session_name();
         if ($this->exists) {
-            // Applications look for their cookie before they start a session.
+            // Applications look for their cookie before they start a session. An id that only the API can confirm is
+            // not in it: that would take a call, for pages without a session, too.
+            $this->cookie = $this->isTrusted ? $this->shownId() : \bin2hex(\random_bytes(16));
             foreach ([$this->mainName, ...\array_filter(\explode(':', self::setting('PHP_NAMES')))] as $name) {
-                $_COOKIE[$name] ??= $this->shownId();
+                $_COOKIE[$name] ??= $this->cookie;
             }
         }
         \session_set_save_handler(new Handler($this), false);
@@ -394,7 +402,7 @@ final class Client
         $this->isFreshId = true;
         if ($this->exists && !$this->isDestroyed && !$this->isRotated) {
             $this->isRotated = true;
-            $this->id = self::idAfter($this->id);
+            $this->id = self::idAfter($this->knownId());
         }
         return $this->shownId();
     }
@@ -517,7 +525,7 @@ final class Client
      */
     private function stepAside(): void
     {
-        if (\session_id() === $this->shownId() && \session_status() === \PHP_SESSION_ACTIVE && !\headers_sent()) {
+        if (\session_id() === $this->cookie && \session_status() === \PHP_SESSION_ACTIVE && !\headers_sent()) {
             // It took the id that the client put into $_COOKIE, which is no secret.
             \session_regenerate_id(true);
         }
@@ -584,6 +592,7 @@ final class Client
         $body = $this->call('GET', null);
         $found = \json_decode($body, true, 1024);
         if (!\is_array($found)) {
+            $this->id ??= self::randomId();
             $this->setStored('{}'); // gone in the meantime
             return;
         }
@@ -591,6 +600,7 @@ final class Client
         if ($this->exists && !$this->isRotated) {
             $this->id = $found['id'];
         }
+        $this->id ??= self::idIn($found['next_id'] ?? null);
         $this->oldPrincipal = $found['principal'] ?? null;
         $this->setStored($body, 'values');
     }
@@ -931,7 +941,23 @@ final class Client
     /** PHP's own alphabet has a comma where Cloakroom's has an underscore, and applications check it. */
     private function shownId(): string
     {
-        return \strtr((string) $this->id, '_', ',');
+        return \strtr($this->knownId(), '_', ',');
+    }
+
+    private function knownId(): string
+    {
+        if ($this->id === null) {
+            $this->load();
+        }
+        if ($this->id === null) {
+            $this->fetch();
+        }
+        if ($this->cookie !== null && !$this->isTrusted) {
+            foreach (\array_keys($_COOKIE, $this->cookie, true) as $name) {
+                $_COOKIE[$name] = \strtr($this->id, '_', ',');
+            }
+        }
+        return $this->id;
     }
 
     private static function randomId(): string

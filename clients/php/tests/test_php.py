@@ -11,6 +11,7 @@ import contextlib
 import getpass
 import hashlib
 import http.server
+import itertools
 import json
 import os
 import pathlib
@@ -329,7 +330,11 @@ class Pages:
         self.assertIsNone(json.loads(self.visitor.open(code).text))
         self.visitor.open("session_start(); $_SESSION['a'] = 1;")
         shown = json.loads(self.visitor.open(code).text)
-        self.assertEqual(shown, self.visitor.show("session_id()"))
+        if self.options["is_exchange"]:
+            self.assertEqual(shown, self.visitor.show("session_id()"))
+        else:
+            self.assertRegex(shown, "^[0-9a-f]{32}$", "a placeholder: the header is not believed")
+        self.assertEqual(self.visitor.show("$_COOKIE[session_name()] === session_id()"), True)
         self.assertEqual(self.visitor.show("SID"), "")
 
     def test_ids_have_the_alphabet_of_php(self):
@@ -828,6 +833,38 @@ class Trust(unittest.TestCase):
                 with Php(is_exchange=True, SECRETS=path) as php:
                     Visitor(php).open("session_start();", 500)
                     self.assertIn(f"the client secret in {path} cannot be read", php.logged())
+
+    def test_id_comes_from_the_api_without_trust(self):
+        def respond(method, _, found={}):
+            return answer(200, json.dumps({"version": 1, "principal": "ada", "values": {}, **found}))
+
+        names = {"X-Session-Id": "id", "X-Session-Next-Id": "next_id"}
+        for (name, member), call in itertools.product(names.items(), ["session_id()", "Cloakroom\\id()"]):
+            found = {"id": None, member: "A" * 22}
+            api = Failing(lambda method, count, found=found: respond(method, count, found))
+            with Php(URL=api.url) as php:
+                headers = {"X-Session-Url": api.url, "X-Session-Token": "x", "X-Session-Principal": "eve", name: "V" * 22}
+                for code in ["session_start();", "echo $_COOKIE[session_name()] ?? '';session_start();"]:
+                    response = kit.fetch(php.port, "GET", php.page(f"ob_start(); {code} echo {call};"), headers=headers)
+                    self.assertTrue(response.text.endswith("A" * 22), response.text)
+                    self.assertNotIn("V" * 22, response.text)
+                before = len(api.seen)
+                kit.fetch(php.port, "GET", php.page("session_start(); echo session_id();"), headers=headers)
+                self.assertEqual(len(api.seen), before + 1, "one call per page")
+                page = php.page("echo json_encode(Cloakroom\\principal());")
+                expected = "ada" if member == "id" else None
+                self.assertEqual(kit.fetch(php.port, "GET", page, headers=headers).json, expected)
+            api.shutdown()
+            api.server_close()
+
+    def test_made_up_token_gets_no_id(self):
+        with Php() as php:
+            headers = {"X-Session-Url": php.program.url, "X-Session-Token": "x"}
+            for name in ["X-Session-Id", "X-Session-Next-Id"]:
+                page = php.page("session_start(); echo session_id();")
+                response = kit.fetch(php.port, "GET", page, headers={**headers, name: "V" * 22})
+                self.assertEqual(response.status, 403)
+                self.assertNotIn("V" * 22, response.text)
 
     def test_network_is_trusted_if_configured(self):
         with Php(is_exchange=True, SECRETS="", TRUST="network") as php:
