@@ -630,13 +630,14 @@ final class Client
     {
         $values = \json_decode($json, true, 1024);
         // The same again with objects: an array of PHP does not tell {} from [].
-        $typed = \json_decode($json, false, 1024);
+        // No property of an object begins with NUL, so such members have no shape.
+        $typed = \json_decode(\preg_replace('/(?<!\\\\)"\\\\u0000/', '"N\\u0000', $json), false, 1024);
         if ($member !== null) {
             [$values, $typed] = [$values[$member] ?? [], $typed->$member ?? null];
         }
         $this->stored = [];
         foreach (\is_array($values) ? $values : [] as $key => $value) {
-            $this->stored[$key] = Value::loaded($value, \is_object($typed->{$key} ?? null));
+            $this->stored[$key] = Value::loaded($value, \str_starts_with((string) $key, "\0") ? null : $typed->{$key} ?? null);
         }
         $this->values = $this->stored;
     }
@@ -1079,24 +1080,43 @@ final class Value
     /** @var mixed */
     private $plain;
     private ?string $raw;
-    private bool $isMap;
+    /**
+     * The plain value with its objects as objects, as it was loaded: an array of PHP tells neither {} from [] nor
+     * {"0": 1} from [1].
+     *
+     * @var mixed
+     */
+    private $shape;
+    /** Whether the value is the member "json" of a tagged object. */
+    private bool $isTagged;
 
-    /** @param mixed $plain */
-    private function __construct($plain, ?string $raw, bool $isMap)
+    /**
+     * @param mixed $plain
+     * @param mixed $shape
+     */
+    private function __construct($plain, ?string $raw, $shape = null, bool $isTagged = false)
     {
         $this->plain = $plain;
         $this->raw = $raw;
-        $this->isMap = $isMap;
+        $this->shape = $shape;
+        $this->isTagged = $isTagged;
     }
 
-    /** @param mixed $value */
-    public static function loaded($value, bool $isObject): self
+    /**
+     * @param mixed $value
+     * @param mixed $shape
+     */
+    public static function loaded($value, $shape): self
     {
-        $raw = \is_array($value) && \count($value) === 1 ? ($value['$cloakroom']['php'] ?? null) : null;
+        $tag = \is_array($value) && \count($value) === 1 ? ($value['$cloakroom'] ?? null) : null;
+        $raw = \is_array($tag) ? ($tag['php'] ?? null) : null;
         if (\is_string($raw) && \is_string($raw = \base64_decode($raw, true))) {
-            return new self(null, $raw, false);
+            return new self(null, $raw);
         }
-        return new self($value, null, $isObject);
+        if (\is_array($tag) && \count($tag) === 1 && \is_array($tag['json'] ?? null)) {
+            return new self($tag['json'], null, $shape->{'$cloakroom'}->json ?? null, true);
+        }
+        return new self($value, null, $shape);
     }
 
     /**
@@ -1110,15 +1130,60 @@ final class Value
             return $before;
         }
         $references = [];
-        $isTagLike = \is_array($value) && \array_key_exists('$cloakroom', $value);
-        if ($escapedKey === null && !$isTagLike && self::isPlain($value, $references, 0)) {
-            return new self($value, null, \is_array($value) && !self::isList($value));
+        if ($escapedKey === null && self::isPlain($value, $references, 0)) {
+            $shape = $before === null ? null : self::shape($value, $before->shape);
+            return new self($value, null, $shape, \is_array($value) && \array_key_exists('$cloakroom', $value));
         }
         $raw = \serialize($escapedKey === null ? $value : [$escapedKey => $value]);
         if ($before !== null && $before->raw === $raw) {
             return $before;
         }
-        return new self(null, $raw, false);
+        return new self(null, $raw);
+    }
+
+    /**
+     * Returns the shape before as far as the value still has it: an object stays one unless its array was replaced by
+     * a list that has none of its members.
+     *
+     * @param mixed $value
+     * @param mixed $before
+     * @return mixed
+     */
+    private static function shape($value, $before)
+    {
+        if (!\is_array($value) || (!\is_object($before) && !\is_array($before))) {
+            return null;
+        }
+        $members = (array) $before;
+        $kept = \array_intersect_key($members, $value);
+        if (\is_object($before) && self::isList($value) && $value !== [] && $kept === []) {
+            return null;
+        }
+        foreach ($kept as $key => $member) {
+            $kept[$key] = self::shape($value[$key], $member);
+        }
+        return \is_object($before) ? (object) $kept : $kept;
+    }
+
+    /**
+     * Returns the JSON of a value, with what is an object in its shape as an object.
+     *
+     * @param mixed $value
+     * @param mixed $shape
+     */
+    private static function shaped($value, $shape): string
+    {
+        if (!\is_array($value) || (!\is_object($shape) && !\is_array($shape))) {
+            return self::encode($value);
+        }
+        $isMap = \is_object($shape) || !self::isList($value);
+        $members = (array) $shape;
+        $parts = [];
+        foreach ($value as $key => $member) {
+            $text = self::shaped($member, $members[$key] ?? null);
+            $parts[] = $isMap ? self::encode((string) $key) . ':' . $text : $text;
+        }
+        return $isMap ? '{' . \implode(',', $parts) . '}' : '[' . \implode(',', $parts) . ']';
     }
 
     public static function encode($value): string
@@ -1132,7 +1197,8 @@ final class Value
         if ($this->raw !== null) {
             return '{"$cloakroom":{"php":"' . \base64_encode($this->raw) . '"}}';
         }
-        return self::encode($this->plain === [] && $this->isMap ? new \stdClass() : $this->plain);
+        $json = self::shaped($this->plain, $this->shape);
+        return $this->isTagged ? "{\"\$cloakroom\":{\"json\":$json}}" : $json;
     }
 
     public function isEmpty(): bool
@@ -1243,21 +1309,22 @@ final class Value
     public function change(?self $old): array
     {
         $isPlain = !$this->isForeign() && ($old === null || !$old->isForeign());
-        if ($isPlain && \is_array($this->plain) && $this->plain !== []) {
+        if ($isPlain && \is_array($this->plain) && ($this->plain !== [] || \is_object($this->shape))) {
             $before = $old === null ? [] : $old->plain;
-            $isMapBefore = $old === null || $old->isMap || $before === [];
+            $shape = $old === null ? null : $old->shape;
             if (!\is_array($before)) {
                 return ['set', $this->json()];
             }
-            if (!$this->isMap && ($old === null || !$old->isMap)) {
+            $isMap = self::isMap($this->plain, $this->shape);
+            if (!$isMap && !self::isMap($before, $shape)) {
                 $count = \count($before);
                 if (\count($this->plain) > $count && \array_slice($this->plain, 0, $count) === $before) {
                     return ['append', self::encode(\array_slice($this->plain, $count))];
                 }
-            } elseif ($this->isMap && $isMapBefore) {
-                $merge = self::merge($before, $this->plain);
+            } elseif ($isMap && ($old === null || $before === [] || self::isMap($before, $shape))) {
+                $merge = self::merge($before, $this->plain, $shape, $this->shape);
                 if ($merge !== null) {
-                    return ['merge', self::encode($merge)];
+                    return ['merge', $merge];
                 }
             }
         }
@@ -1267,7 +1334,7 @@ final class Value
     /** Whether a client keeps something in the value that its members do not show, such as Flask's tags. */
     private function isForeign(): bool
     {
-        if ($this->raw !== null) {
+        if ($this->raw !== null || $this->isTagged) {
             return true;
         }
         $key = \is_array($this->plain) && \count($this->plain) === 1 ? (string) \array_key_first($this->plain) : '';
@@ -1277,11 +1344,15 @@ final class Value
     /**
      * Returns the merge patch (RFC 7396) between two arrays, or null if there is none, or one that leaves them in
      * another order: PHP's arrays have one.
+     *
+     * @param mixed $oldShape
+     * @param mixed $newShape
      */
-    private static function merge(array $old, array $new): ?object
+    private static function merge(array $old, array $new, $oldShape, $newShape): ?string
     {
         $changes = [];
         $result = $old;
+        [$oldShapes, $newShapes] = [(array) $oldShape, (array) $newShape];
         foreach ($new as $key => $value) {
             if (\array_key_exists($key, $old) && $old[$key] === $value) {
                 continue;
@@ -1290,21 +1361,26 @@ final class Value
                 return null;
             }
             $before = $old[$key] ?? null;
-            $changes[$key] = $value;
-            if (\is_array($before) && $before !== [] && self::isMap($value)) {
-                // A list may be an object with the members 0, 1, 2.
-                $changes[$key] = self::isList($before) ? null : self::merge($before, $value);
-                if ($changes[$key] === null) {
+            [$shapeBefore, $shape] = [$oldShapes[$key] ?? null, $newShapes[$key] ?? null];
+            if (\is_array($before) && $before !== [] && self::isMap($value, $shape)) {
+                if (!self::isMap($before, $shapeBefore)) {
+                    return null; // a merge into a list
+                }
+                $change = self::merge($before, $value, $shapeBefore, $shape);
+                if ($change === null) {
                     return null;
                 }
+            } else {
+                $change = self::shaped($value, $shape);
             }
+            $changes[] = self::encode((string) $key) . ':' . $change;
             $result[$key] = $value;
         }
         foreach (\array_diff_key($old, $new) as $key => $_) {
-            $changes[$key] = null;
+            $changes[] = self::encode((string) $key) . ':null';
             unset($result[$key]);
         }
-        return $result === $new && $changes !== [] ? (object) $changes : null;
+        return $result === $new && $changes !== [] ? '{' . \implode(',', $changes) . '}' : null;
     }
 
     /** @param mixed $value */
@@ -1320,10 +1396,15 @@ final class Value
         return $value === null;
     }
 
-    /** @param mixed $value */
-    private static function isMap($value): bool
+    /**
+     * Returns whether a value is an object in JSON.
+     *
+     * @param mixed $value
+     * @param mixed $shape
+     */
+    private static function isMap($value, $shape): bool
     {
-        return \is_array($value) && !self::isList($value);
+        return \is_array($value) && (\is_object($shape) || !self::isList($value));
     }
 
     /** array_is_list() is PHP 8.1. */

@@ -561,6 +561,56 @@ class Pages:
         self.assertEqual(found["empty"], ["x"])
         self.assertEqual(found["numbers"], ["a", "b", "c"])
         self.assertEqual(found["nested"], {"n": {"1": "b", "3": "c"}})
+        [stored] = self.visitor.stored()
+        self.assertEqual(stored["numbers"], {"0": "a", "1": "b", "2": "c"})
+
+    def test_objects_stay_objects(self):
+        self.visitor.open("session_start(); $_SESSION['a'] = 1;")
+        [one] = self.php.program.service("GET", "").json["sessions"]
+        numbers = {"0": {"0": "a"}, "1": {}, "list": [{"0": "a", "e": {}}, []]}
+        values = {
+            "map": {"0": "a"}, "deep": numbers, "gone": {"0": "a"}, "null": {"0": "a", "1": {"0": None}},
+            "new": {"x": 1}, "sorted": {"1": "b", "0": "a"}, "nul": {"\0a": 2, "": {"0": 1}}, "empty": {"e": {}},
+        }  # fmt: skip
+        self.assertEqual(self.patch(one["id"], {"set": values}), 200)
+        self.visitor.open("""
+            session_start();
+            $_SESSION['map'][] = 'b';
+            $_SESSION['deep'][0][] = 'b'; $_SESSION['deep']['list'][0][] = 'b'; $_SESSION['deep']['list'][] = ['c'];
+            unset($_SESSION['gone'][0]);
+            $_SESSION['null'][2] = null;
+            $_SESSION['new'] = ['x', 'y'];
+            sort($_SESSION['sorted']);
+            $_SESSION['nul']['b'] = 1;
+            $_SESSION['empty']['f'] = 1;
+        """)
+        [stored] = self.visitor.stored()
+        self.assertEqual(stored, {
+            "a": 1, "map": {"0": "a", "1": "b"},
+            "deep": {"0": {"0": "a", "1": "b"}, "1": {}, "list": [{"0": "a", "e": {}, "1": "b"}, [], ["c"]]},
+            "gone": {}, "null": {"0": "a", "1": {"0": None}, "2": None}, "new": ["x", "y"],
+            "sorted": {"0": "a", "1": "b"}, "nul": {"\0a": 2, "": {"0": 1}, "b": 1}, "empty": {"e": {}, "f": 1},
+        }, self.logged())  # fmt: skip
+
+    def test_arrays_that_look_like_a_tag(self):
+        foreign = {"$cloakroom": {"pickle": "gAROLg=="}}
+        self.visitor.open("session_start(); $_SESSION['a'] = ['$cloakroom' => ['php' => 'x'], 'b' => [1]];")
+        [one] = self.php.program.service("GET", "").json["sessions"]
+        inner = {"$cloakroom": {"php": "x"}, "b": [1]}
+        self.assertEqual(self.visitor.stored(), [{"a": {"$cloakroom": {"json": inner}}}])
+        more = {"foreign": foreign, "changed": foreign, "n": {"$cloakroom": {"json": {"$cloakroom": 1, "m": {"0": "a"}}}}}
+        self.assertEqual(self.patch(one["id"], {"set": more}), 200)
+        self.assertEqual(self.visitor.show("[$_SESSION['a'], $_SESSION['n']['$cloakroom']]"), [inner, 1])
+        self.visitor.open("""
+            session_start(); $_SESSION['a']['b'][] = 2; $_SESSION['n']['m'][] = 'b'; $_SESSION['changed']['x'] = 1;
+        """)
+        self.assertEqual(self.visitor.stored(), [{
+            "a": {"$cloakroom": {"json": {**inner, "b": [1, 2]}}}, "foreign": foreign,
+            "changed": {"$cloakroom": {"json": {**foreign, "x": 1}}},
+            "n": {"$cloakroom": {"json": {"$cloakroom": 1, "m": {"0": "a", "1": "b"}}}},
+        }])  # fmt: skip
+        self.visitor.open("session_start(); unset($_SESSION['a']['$cloakroom']);")
+        self.assertEqual(self.visitor.stored()[0]["a"], {"b": [1, 2]})
 
     def patch(self, id, patch):
         headers = {"Authorization": f"Bearer {kit.SERVICE_TOKEN}"}
