@@ -13,9 +13,20 @@ cloakroom_newline='
 # A function in $(…) or in a pipeline cannot end the script, so it sends a signal. Standard output may be redirected
 # when it arrives.
 exec 9>&1
+# A signal that was ignored when the script started cannot be trapped, and a script that fails would go on.
+for cloakroom_signal in USR1 USR2 ALRM; do
+  cloakroom_arrived=no
+  trap 'cloakroom_arrived=yes' "$cloakroom_signal"
+  kill -s "$cloakroom_signal" $$
+  if [ $cloakroom_arrived = no ]; then
+    printf 'cloakroom: SIG%s is ignored; start the web server without that\n' "$cloakroom_signal" >&2
+    printf 'Status: 500 Internal Server Error\r\nContent-Type: text/plain\r\n\r\nInternal Server Error\n'
+    exit 1
+  fi
+done
 trap 'cloakroom_respond "503 Service Unavailable"' USR1
 trap 'cloakroom_respond "500 Internal Server Error"' USR2
-trap 'cloakroom_respond "403 Forbidden"' HUP
+trap 'cloakroom_respond "403 Forbidden"' ALRM
 
 # --- Values. KEY is any text, JSON any JSON value. ---
 
@@ -68,7 +79,10 @@ session_merge() { # KEY JSON
 
 # Applies any patch (docs/reference/session-api.md).
 session_patch() { # JSON
-  cloakroom_write PATCH "" "" "$1"
+  case $1 in
+  *'"principal"'* | *'"destroy"'*) cloakroom_write PATCH "" log-in "$1" ;;
+  *) cloakroom_write PATCH "" "" "$1" ;;
+  esac
 }
 
 # --- The session ---
@@ -160,10 +174,10 @@ cloakroom_call() ( # METHOD PATH KEY [BODY]; KEY is for the log
   url=${url%/} method=$1 path=$2 key=$3 body=${4-}
   case ${HTTP_X_SESSION_TOKEN-} in
   '') cloakroom_fail USR2 "the request did not come through Cloakroom: it has no X-Session-Token" ;;
-  *[!A-Za-z0-9_.~-]*) cloakroom_fail HUP "the request did not come through Cloakroom: malformed X-Session-Token" ;;
+  *[!A-Za-z0-9_.~-]*) cloakroom_fail ALRM "the request did not come through Cloakroom: malformed X-Session-Token" ;;
   esac
   [ "${HTTP_X_SESSION_URL-}" = "$url" ] ||
-    cloakroom_fail HUP "the request did not come through Cloakroom: X-Session-Url is not $url"
+    cloakroom_fail ALRM "the request did not come through Cloakroom: X-Session-Url is not $url"
 
   set -- --request "$method" ${4+--data-binary @-}
   case $url in
@@ -196,15 +210,16 @@ cloakroom_call() ( # METHOD PATH KEY [BODY]; KEY is for the log
   code=$(printf '%s\n' "$response" | sed -n 's/.*"code": *"\([a-z_]*\)".*/\1/p')
   case $code in
   request_gone | session_rotated | session_gone)
-    # A log-in must not seem to have happened, and neither must a log-out that the API has not seen.
+    # A log-in must not seem to have happened, and neither must a log-out, unless the session is gone.
     case $key,$code in
-    log-in,* | log-out,request_gone) cloakroom_fail USR1 "the $key was refused: $code" ;;
+    log-in,* | log-out,request_gone | log-out,session_rotated) cloakroom_fail USR1 "the $key was refused: $code" ;;
     esac
     cloakroom_log "$code: dropped a $method of '$key'"
-    [ "$method" != GET ]
+    # A call that prints has nothing to print.
+    [ -n "${cloakroom_prefer-}" ]
     ;;
   no_such_value | no_such_session) return 1 ;;
-  request_token_*) cloakroom_fail HUP "the request did not come through Cloakroom: $code" ;;
+  request_token_*) cloakroom_fail ALRM "the request did not come through Cloakroom: $code" ;;
   store_* | outcome_unknown | too_many_new_sessions | internal_error | '')
     cloakroom_fail USR1 "the session API refused a $method of '$key': $response"
     ;;

@@ -70,8 +70,9 @@ class Client {
       this.logOnce(error.message);
       throw error;
     };
-    if (headers["x-session-token"] === undefined) refuse(500, "request_token_missing");
+    // First, so that nothing of a request without a proof counts.
     if (secrets.length > 0 ? !isProven(req, secrets) : hasDoubled(req.rawHeaders)) refuse(403, "proof_wrong");
+    if (headers["x-session-token"] === undefined) refuse(500, "request_token_missing");
     if (headers["x-session-url"]?.replace(/\/$/, "") !== url) refuse(403, "session_url_differs");
   }
 

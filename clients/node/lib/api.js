@@ -31,8 +31,9 @@ class Api {
     try {
       response = await send(options, content);
     } catch (error) {
-      // The API may close a kept connection just as a call is sent; it has then not seen the call.
-      if (!error.isRepeatable) throw unreachable(error);
+      // The API may close a kept connection just as a call is sent.
+      // A write may have been seen all the same, and is not repeated.
+      if (!error.isRepeatable || content) throw unreachable(error);
       response = await send({ ...options, agent: false }, content).catch((again) => Promise.reject(unreachable(again)));
     }
     const body = parse(response);

@@ -96,4 +96,27 @@ function ascii(json) {
   return json.replace(/[\u007f-\uffff]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
-module.exports = { ascii, difference, isEmpty, snapshot };
+/**
+ * Tags objects that other languages would take for values of theirs, e.g. for a serialized PHP object. Values of other
+ * languages that have not changed stay as they are.
+ */
+function tagged(texts, loaded) {
+  for (const [key, text] of texts) {
+    if (!text.startsWith('{') || !text.includes('"$cloakroom"') || loaded.get(key) === text) continue;
+    const value = JSON.parse(text);
+    if (Object.hasOwn(value, "$cloakroom")) texts.set(key, JSON.stringify({ $cloakroom: { json: value } }));
+  }
+  return texts;
+}
+
+/** Returns values without the tags of plain objects. */
+function untagged(values) {
+  const plain = Object.create(null);
+  for (const key of Object.keys(values)) {
+    const tag = isObject(values[key]) && Object.keys(values[key]).length === 1 ? values[key].$cloakroom : undefined;
+    plain[key] = isObject(tag) && Object.hasOwn(tag, "json") ? tag.json : values[key];
+  }
+  return plain;
+}
+
+module.exports = { ascii, difference, isEmpty, snapshot, tagged, untagged };

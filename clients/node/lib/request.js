@@ -3,14 +3,15 @@
 const { EventEmitter } = require("node:events");
 const { isDeepStrictEqual } = require("node:util");
 const { Cookie } = require("./cookie");
-const { ascii, difference, isEmpty, snapshot } = require("./diff");
+const { ascii, difference, isEmpty, snapshot, tagged, untagged } = require("./diff");
 const { CloakroomError, keysOf, refusal } = require("./errors");
 const { nameOf, userIn } = require("./principal");
 const { Session, settle } = require("./session");
 
 const MAX_HEADER_PATCH = 64 * 1024;
 const NAMELESS = "the log-in has no principal: req.user has no username; set CLOAKROOM_CLIENT_PRINCIPAL";
-const LOST = new Set(["session_gone", "session_rotated", "request_gone"]);
+// What a page goes out without. Another request has ended the session, or has put a value of another type there.
+const LOST = new Set(["session_gone", "session_rotated", "request_gone", "not_an_array", "not_an_object"]);
 
 /** The session of one request: what was loaded, and what the request changes. */
 class RequestSession {
@@ -22,6 +23,7 @@ class RequestSession {
   #id;
   #nextId;
   #principal;
+  #storedPrincipal; // before the changes of this request
   #loaded = new Map(); // the JSON text of each value in the store
   #login; // a name, null for a log-out, undefined for neither
   #isRegenerated = false;
@@ -41,7 +43,7 @@ class RequestSession {
     this.#token = token;
     this.#id = id;
     this.#nextId = nextId;
-    this.#principal = principal ?? null;
+    this.#principal = this.#storedPrincipal = principal ?? null;
     this.#canExchange = canExchange;
   }
 
@@ -180,8 +182,9 @@ class RequestSession {
     const { patch } = change;
     const response = await this.#client.api.call("PATCH", "", this.#token, patch);
     const { code } = response.problem;
-    // A log-in must not seem to have happened, and neither must a log-out that the API has not seen.
-    const canDrop = patch.if_lost || (code !== "request_gone" && typeof patch.principal !== "string");
+    // A log-in must not seem to have happened, and neither must a log-out, unless the session is gone.
+    const isUserChange = patch.destroy || "principal" in patch;
+    const canDrop = !isUserChange || (code === "session_gone" && typeof patch.principal !== "string");
     if (LOST.has(code) && canDrop) {
       this.#client.log("warn", `${code}: dropped the changes of ${keysOf(patch)}`);
     } else if (response.status >= 300) {
@@ -206,18 +209,18 @@ class RequestSession {
     const session = response.status < 300 ? response.body : {};
     this.#id = session.id ?? undefined;
     this.#nextId = session.next_id ?? this.#nextId;
-    this.#principal = session.principal ?? null;
+    this.#principal = this.#storedPrincipal = session.principal ?? null;
     this.#isRegenerated = this.#isDestroyed = false;
     this.#show(session.values ?? {}, Cookie.of(session, this.#client.cookie));
   }
 
   #show(values, cookie) {
     this.#loaded = snapshot(values, Session.isReserved);
-    this.#req.session = new Session(this, cookie, values);
+    this.#req.session = new Session(this, cookie, untagged(values));
   }
 
   #texts() {
-    return snapshot(this.#req.session, Session.isReserved);
+    return tagged(snapshot(this.#req.session, Session.isReserved), this.#loaded);
   }
 
   #isChangingUser() {
@@ -245,7 +248,9 @@ class RequestSession {
     } else if (this.#exists) {
       if (login !== undefined) patch.principal = login;
       if (login || this.#isRegenerated) patch.rotate = "id";
-      Object.assign(patch, this.#isRegenerated ? this.#replacement(texts) : difference(this.#loaded, texts));
+      const isLogIn = typeof login === "string";
+      if (isLogIn && !this.#isRegenerated) Object.assign(patch, this.#changesOfLogIn(texts));
+      else Object.assign(patch, this.#isRegenerated ? this.#replacement(texts, login) : difference(this.#loaded, texts));
     } else {
       if (isUseless && !this.#isIdShown) return undefined;
       if (login) patch.principal = login;
@@ -260,9 +265,20 @@ class RequestSession {
     return { patch, texts, login };
   }
 
+  /**
+   * Returns the members for a log-in: changed values are written whole, because the API removes the values of another
+   * user, and there would be nothing to append to.
+   */
+  #changesOfLogIn(texts) {
+    const changed = new Map([...texts].filter(([key, text]) => this.#loaded.get(key) !== text));
+    const removed = [...this.#loaded.keys()].filter((key) => !texts.has(key)).sort();
+    return { ...(changed.size > 0 && { set: valuesOf(changed) }), ...(removed.length > 0 && { remove: removed }) };
+  }
+
   /** Returns the members that replace all values by what the application has put into the new session. */
-  #replacement(texts) {
+  #replacement(texts, login) {
     const keepsNone = ![...this.#loaded.keys()].some((key) => texts.has(key));
+    if (!keepsNone && typeof login === "string") return this.#changesOfLogIn(texts);
     if (!keepsNone) return difference(this.#loaded, texts);
     return texts.size > 0 ? { clear: true, set: valuesOf(texts) } : { clear: true };
   }
@@ -282,8 +298,10 @@ class RequestSession {
     const isAnother = !isDeepStrictEqual(before, now) || (this.#isRegenerated && !this.#keepsAll(texts));
     if (!isAnother) return undefined;
     const name = nameOf(now, setting, this.#req);
-    if (name === undefined) this.#client.logOnce(NAMELESS);
-    return name;
+    if (name !== undefined) return name;
+    this.#client.logOnce(NAMELESS);
+    // The user before must not stay the principal of this one.
+    return this.#storedPrincipal === null ? undefined : null;
   }
 
   #written({ patch, texts, login, isEnded }, id) {
@@ -291,7 +309,8 @@ class RequestSession {
     if (isEnded) this.#id = undefined;
     else if (patch.destroy || patch.rotate) this.#id = id ?? "";
     else this.#id ??= id ?? this.#nextId ?? "";
-    if (login !== undefined) this.#principal = login;
+    if (login !== undefined) this.#principal = this.#storedPrincipal = login;
+    if (isEnded || patch.destroy) this.#storedPrincipal = this.#principal ?? null;
     this.#login = undefined;
     this.#isRegenerated = this.#isDestroyed = this.#isSaved = false;
     this.#req.session?.cookie?.written();

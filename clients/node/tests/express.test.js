@@ -11,6 +11,7 @@ const csurf = require("csurf");
 const express = require("express");
 const { Passport } = require("passport");
 const { Strategy } = require("passport-local");
+const cloakroom = require("..");
 const { MODES, captureLog, fetchFrom, startScene } = require("./harness");
 
 function inBothModes(name, check) {
@@ -570,8 +571,52 @@ inBothModes("a health check without Cloakroom needs no session", async (t, mode)
   const response = await fetchFrom(scene.site, "GET", "/");
   assert.deepEqual(
     [response.status, response.text],
-    [500, "the request did not come through Cloakroom: request_token_missing"],
+    mode === "headers"
+      ? [403, "the request did not come through Cloakroom: proof_wrong"]
+      : [500, "the request did not come through Cloakroom: request_token_missing"],
   );
+});
+
+inBothModes("a log-in without a name leaves no other principal", async (t, mode) => {
+  const scene = await startScene(t, mode, (sessions) => {
+    const app = express();
+    const users = { ada: { id: 1, username: "ada" }, nameless: { id: 2 } };
+    const passport = new Passport();
+    passport.serializeUser((user, done) => done(null, user.id));
+    passport.deserializeUser((id, done) => done(null, Object.values(users).find((user) => user.id === id)));
+    app.use(sessions, passport.session());
+    app.get("/in", (req, res, next) => {
+      req.login(users[req.query.user], { keepSessionInfo: true }, (error) => (error ? next(error) : res.send("in")));
+    });
+    return app;
+  });
+  const visitor = scene.visitor();
+  for (const [user, principal] of [["ada", "ada"], ["nameless", null]]) {
+    await visitor.get(`/in?user=${user}`);
+    const sessions = await scene.sessions();
+    assert.deepEqual(sessions.map((session) => session.principal), [principal]);
+  }
+});
+
+inBothModes("a log-in as another user writes changed values whole", async (t, mode) => {
+  const scene = await startScene(t, mode, (sessions) => {
+    const app = express();
+    app.use(sessions);
+    app.get("/in", (req, res) => {
+      req.session.user = { name: req.query.user, zone: "UTC" };
+      req.session.roles = [...(req.session.roles ?? []), req.query.user];
+      req.session.basket ??= req.query.user;
+      cloakroom.login(req, req.query.user);
+      res.send("in");
+    });
+    app.get("/", (req, res) => res.json(req.session));
+    return app;
+  });
+  const visitor = scene.visitor();
+  await visitor.get("/in?user=bob");
+  await visitor.get("/in?user=ada");
+  // What bob has left behind is not ada's.
+  assert.deepEqual((await visitor.get("/")).json, { user: { name: "ada", zone: "UTC" }, roles: ["bob", "ada"] });
 });
 
 test("Express sees https behind Cloakroom", async (t) => {

@@ -8,7 +8,7 @@ const net = require("node:net");
 const path = require("node:path");
 const test = require("node:test");
 const { Api } = require("../lib/api");
-const { ascii, difference, snapshot } = require("../lib/diff");
+const { ascii, difference, snapshot, tagged, untagged } = require("../lib/diff");
 const { isProven } = require("../lib/proof");
 const { readSettings } = require("../lib/settings");
 const cloakroom = require("..");
@@ -247,12 +247,24 @@ test("a refused log-in or log-out does not look like one", async (t) => {
     ["session_gone", "/logout", 200],
     ["session_gone", "/destroy", 200],
     ["session_rotated", "/login", 503],
-    ["session_rotated", "/logout", 200],
+    ["session_rotated", "/logout", 503],
+    ["not_an_array", "/value", 200],
   ]) {
     const headers = { "X-Session-Url": url, "X-Session-Id": "x", "X-Session-Token": code };
     const response = await fetchFrom(site.address().port, "GET", target, { headers });
     assert.equal(response.status, status, `${target}, ${code}`);
   }
+});
+
+test("objects that look like values of another language are tagged", () => {
+  const php = { $cloakroom: { php: "aTo3Ow==" } };
+  const stored = new Map([["kept", JSON.stringify(php)]]);
+  const texts = tagged(snapshot({ kept: php, forged: php, plain: { a: "$cloakroom" } }), stored);
+  assert.deepEqual(JSON.parse(texts.get("kept")), php);
+  assert.deepEqual(JSON.parse(texts.get("forged")), { $cloakroom: { json: php } });
+  assert.deepEqual(JSON.parse(texts.get("plain")), { a: "$cloakroom" });
+  const read = untagged({ forged: JSON.parse(texts.get("forged")), kept: php });
+  assert.deepEqual({ ...read }, { forged: php, kept: php });
 });
 
 test("an API that does not listen is a 503", async () => {
