@@ -188,17 +188,16 @@ final class Client
         $url = self::setting('URL') ?: 'http://127.0.0.1:8081/_session';
         $this->api = new Api($url, $this->header('token') ?? '');
         $secrets = \array_filter(\explode(':', self::setting('SECRETS')));
-        if ($this->headers === []) {
-            // A route without sessions has no such header either, so only the use of a session is refused.
-            $this->refusal = 'this request did not come through Cloakroom: it has no X-Session-Token';
-            return;
-        }
+        // Requests of a route without sessions have a proof, too.
         if ($secrets && !$this->isProven($secrets)) {
             $this->fail(403, 'this request did not come through Cloakroom: X-Session-Proof is missing or wrong');
         }
         if ($this->header('token') === null) {
+            // A route without sessions has none either, so only the use of a session is refused.
             $this->refusal = 'this request did not come through Cloakroom: it has no X-Session-Token';
-        } elseif ($this->header('url') !== $url) {
+            return;
+        }
+        if ($this->header('url') !== $url) {
             $this->fail(403, 'X-Session-Url is not the URL of CLOAKROOM_CLIENT_URL, ' . $url);
         }
         $this->isTrusted = $secrets || self::setting('TRUST') === 'network';
@@ -696,9 +695,9 @@ final class Client
         $this->readPrincipal();
         $isLogIn = $this->isLogInOrOut && $this->newPrincipal !== null;
         if ($isLogIn && !$isNew && $this->oldPrincipal !== null && $this->oldPrincipal !== $this->newPrincipal) {
-            // The API removes the values of the user before, and the site goes on with those in $_SESSION.
-            $this->values = \array_filter($this->values, fn ($value, $key) => ($old[$key] ?? null) !== $value
-                || ($this->name !== null && !$value->isHidden && $this->keyOf((string) $key) !== null), \ARRAY_FILTER_USE_BOTH);
+            // The API removes the values of the user before. What this request has changed is the new one's.
+            $isChanged = fn ($value, $key) => ($old[$key] ?? null) !== $value;
+            $this->values = \array_filter($this->values, $isChanged, \ARRAY_FILTER_USE_BOTH);
             $old = $this->unread = [];
         }
         $members = ['set' => [], 'append' => [], 'merge' => []];
@@ -827,8 +826,9 @@ final class Client
         }
         $isConflict = \in_array($code, self::CONFLICTS, true);
         $isRefused = \in_array($status, [404, 409, 410], true);
+        $isGone = \in_array($code, self::GONE, true) && $this->mayDrop($code, (array) \json_decode((string) $body, true));
         if (
-            \in_array($code, self::GONE, true) || ($isConflict && \str_ends_with((string) $body, '"if_lost":"drop"}'))
+            $isGone || ($isConflict && \str_ends_with((string) $body, '"if_lost":"drop"}'))
             || ($isRefused && \headers_sent()) || ($method === 'GET' && $isRefused)
         ) {
             \error_log("Cloakroom: $reason");
@@ -838,6 +838,16 @@ final class Client
             return $this->refuse($reason . $this->sizes($keys));
         }
         return $this->fail(503, $reason);
+    }
+
+    /**
+     * Returns whether the page may go out without a write to a session that has ended. A log-in must not seem to have
+     * happened, and neither must a log-out, unless the session is gone.
+     */
+    private function mayDrop(string $code, array $patch): bool
+    {
+        $isLogOut = \array_key_exists('principal', $patch) || isset($patch['destroy']);
+        return !isset($patch['principal']) && (!$isLogOut || $code === 'session_gone');
     }
 
     /** @param string[] $keys */

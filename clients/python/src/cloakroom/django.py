@@ -22,6 +22,7 @@ from typing import Any, Optional
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
 from django.contrib.auth.signals import user_logged_in
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
 from django.contrib.sessions.middleware import SessionMiddleware as StockMiddleware
@@ -42,6 +43,7 @@ from .values import TAG, Tagged, from_json, is_plain, to_json
 from .wsgi import header_of
 
 EXPIRY_KEY = "_session_expiry"
+AUTH_KEYS = (SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_KEY)
 # Middleware that returns the response that it was given, so that X-Session-Patch passes it. Others may replace the
 # response, e.g. by a 304 or a redirect.
 KEEPS_RESPONSES = {
@@ -412,7 +414,7 @@ def _log_in(sender: Any, request: Any, user: Any, **kwargs: Any) -> None:
     session = getattr(request, "session", None)
     if isinstance(session, SessionStore):
         # The name, which other sites know, not the primary key.
-        session.core.login(user.get_username())
+        session.core.login(user.get_username(), AUTH_KEYS)
 
 
 user_logged_in.connect(_log_in)

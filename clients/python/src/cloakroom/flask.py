@@ -24,6 +24,7 @@ from .wsgi import header_of, respond
 
 ENVIRON_KEY = "cloakroom.flask_session"
 PERMANENT_KEY = "_permanent"
+LOGIN_KEYS = ("_user_id", "_fresh", "_id", "_remember", "_remember_seconds")
 FLASHES_KEY = "_flashes"
 tagged_json = TaggedJSONSerializer()
 
@@ -199,7 +200,7 @@ class Cloakroom:
 
         def log_in(sender: Any, user: Any, **kwargs: Any) -> None:
             if isinstance(session := _session(), FlaskSession):
-                session.login(self.username(user))
+                session.login(self.username(user), LOGIN_KEYS)
 
         def log_out(sender: Any, **kwargs: Any) -> None:
             if isinstance(session := _session(), FlaskSession):

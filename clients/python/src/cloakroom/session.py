@@ -56,6 +56,7 @@ class Session(dict):  # type: ignore[type-arg]
         self._is_loaded = False
         self._is_destroyed = self._is_rotated = self._is_wanted = False
         self._change_principal: Any = UNCHANGED
+        self._login_keys: tuple[str, ...] = ()
         self._new: tuple[dict[str, Any], list[str]] = ({}, [])
         dict.__setitem__(self, INCOMPLETE, None)
         self._has_failed_to_write = False
@@ -158,13 +159,14 @@ class Session(dict):  # type: ignore[type-arg]
             self._fetch()
         return self._principal
 
-    def login(self, name: str) -> None:
+    def login(self, name: str, keys: Iterable[str] = ()) -> None:
         """Makes a user the principal of the session. Call it only when credentials were checked in this request.
 
         The session gets a new token and id. If it belonged to another principal, the stored values are removed; those
-        that are in this object are written again.
+        that this request has changed are the new one's, and those of `keys`, which belong to the log-in.
         """
         self._raise_fault()
+        self._login_keys = tuple(keys)
         self._change_principal = name
         self._is_rotated = True
 
@@ -345,13 +347,12 @@ class Session(dict):  # type: ignore[type-arg]
         principal = self._change_principal
         if principal is UNCHANGED:
             principal = self._principal_in_values(changed, missing)
-        if self._is_loaded and isinstance(principal, str) and self._principal not in (None, principal):
-            # The API removes the values of another principal. What the site sees has to be there afterwards.
-            self._load_all()
-            changed, missing = self._changed({})
-            self._new = changed, [key for key in self._old if key not in changed]
-        else:
-            self._new = changed, missing
+        self._new = changed, missing
+        if isinstance(principal, str) and self._principal not in (None, principal):
+            # The API removes the values of another principal. What this request has changed is the new one's.
+            kept = {key: self._old[key] for key in self._login_keys if key in self._old and key in self}
+            changed = {**kept, **changed}
+            self._new, missing = (changed, [key for key in self._old if key not in changed]), []
         patch: dict[str, Any] = {}
         if not self._has_session and not self._is_destroyed:
             is_worth_it = self._is_wanted or any(not values.is_empty(value) for value in changed.values())
@@ -415,6 +416,8 @@ class Session(dict):  # type: ignore[type-arg]
         try:
             found = self._call("PATCH", "", patch)
         except SessionLost as error:
+            if not self._may_drop(error, patch):
+                raise self._fail(Unavailable(f"a log-in or log-out was refused: {error}")) from None
             logger.warning("%s; dropped the change of %s", error, self._named() or "the session")
             if not drop:
                 raise
@@ -428,6 +431,17 @@ class Session(dict):  # type: ignore[type-arg]
         self._has_written(patch)
         if found and "id" in found:
             self._take_head(found)
+
+    @staticmethod
+    def _may_drop(error: SessionLost, patch: Mapping[str, Any]) -> bool:
+        """Whether a page may go out without a write to a session that has ended.
+
+        A log-in must not seem to have happened, and neither must a log-out, unless the session is gone.
+        """
+        if isinstance(patch.get("principal"), str):
+            return False
+        is_log_out = "principal" in patch or "destroy" in patch
+        return not is_log_out or "session_gone" in str(error)
 
     def commit(self, status: int) -> Optional[str]:
         """Writes what was changed; returns the value of `X-Session-Patch` if the response has to carry it."""
