@@ -694,12 +694,6 @@ final class Client
         $old = $isNew ? [] : $this->stored;
         $this->readPrincipal();
         $isLogIn = $this->isLogInOrOut && $this->newPrincipal !== null;
-        if ($isLogIn && !$isNew && $this->oldPrincipal !== null && $this->oldPrincipal !== $this->newPrincipal) {
-            // The API removes the values of the user before. What this request has changed is the new one's.
-            $isChanged = fn ($value, $key) => ($old[$key] ?? null) !== $value;
-            $this->values = \array_filter($this->values, $isChanged, \ARRAY_FILTER_USE_BOTH);
-            $old = $this->unread = [];
-        }
         $members = ['set' => [], 'append' => [], 'merge' => []];
         $isEmpty = true;
         foreach ($this->values as $key => $value) {

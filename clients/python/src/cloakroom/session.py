@@ -350,9 +350,9 @@ class Session(dict):  # type: ignore[type-arg]
         self._new = changed, missing
         if isinstance(principal, str) and self._principal not in (None, principal):
             # The API removes the values of another principal. What this request has changed is the new one's.
-            kept = {key: self._old[key] for key in self._login_keys if key in self._old and key in self}
+            kept = {key: self._old[key] for key in self._login_keys if key in self and key in self._old}
             changed = {**kept, **changed}
-            self._new, missing = (changed, [key for key in self._old if key not in changed]), []
+            self._new, missing = (changed, missing), []
         patch: dict[str, Any] = {}
         if not self._has_session and not self._is_destroyed:
             is_worth_it = self._is_wanted or any(not values.is_empty(value) for value in changed.values())
