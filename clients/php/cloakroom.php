@@ -279,6 +279,7 @@ final class Client
     public function open(string $name): void
     {
         $this->refuseElsewhere();
+        $this->knownId(); // if that fails later, PHP goes on to send its cookie
         $this->names[$name] = true;
         $this->name = $name;
         $this->isOpen = true;
