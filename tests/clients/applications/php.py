@@ -17,6 +17,7 @@ import pathlib
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,11 @@ import test_php  # noqa: E402
 CLIENT = kit.CLIENTS / "php/cloakroom.php"
 # Debian has these as shared libraries, which `php -n` does not load.
 SHARED = ["ctype", "fileinfo", "gettext", "iconv", "tokenizer", "pdo", "exif", "posix"]
+
+
+def password_hash(password):
+    command = ["php", "-r", f"echo password_hash('{password}', PASSWORD_DEFAULT);"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 class Application(held_sites.Php):
@@ -188,9 +194,7 @@ class PostfixAdmin(Application):
         (settings / "dbconfig.inc.php").write_text(
             f"<?php $dbtype = 'sqlite'; $dbserver = $dbuser = $dbpass = ''; $dbname = '{database}';"
         )
-        secret = subprocess.run(
-            ["php", "-r", "echo password_hash('secret', PASSWORD_DEFAULT);"], capture_output=True, text=True, check=True
-        ).stdout
+        secret = password_hash("secret")
         (settings / "config.local.php").write_text(
             "<?php $CONF['encrypt'] = 'php_crypt:BLOWFISH'; $CONF['emailcheck_resolve_domain'] = 'NO';\n"
         )
@@ -226,8 +230,81 @@ class PostfixAdmin(Application):
         yield "refused", browser.get("/main.php")
 
 
+class Adminer(Application):
+    """With SQLite, whose log-in needs a file of the site that enables a plugin of the package."""
+
+    title = "Adminer 4.8.1"
+    clicked = "log-in with a wrong and the right password, six views, a row written, a wrong token, expired session, log-out"
+    packages = ["adminer", "php[0-9]*-sqlite3"]
+    extensions = ["sqlite3"]
+    root = "etc/adminer"
+    session = "adminer_sid"
+    relocated = "adminer"
+    shows = {
+        "wrong password shown": "Database does not support password.", "logged in": 'id="logout"', "rows": "first note",
+        "SQL command": "Query executed OK, 1 row affected.", "more rows": "second note", "history": "second note",
+        "wrong token": "Invalid CSRF token.", "saved": "Item has been updated.", "expired": "Session expired, please login again.",
+        "command with log-in": "Query executed OK, 1 row affected.", "logged out": "Logout successful.", "refused": "auth[password]",
+    }  # fmt: skip
+    # Tokens, which are masked, and the nonce of the scripts.
+    random = r"""(?<=["'])\d+:\d+(?=["'])|(?<=nonce=["'])[\w+/=]+"""
+
+    def configure(self):
+        database = self.directory / "notes.db"
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)")
+            connection.execute("INSERT INTO notes (text) VALUES ('first note')")
+            connection.commit()
+        self.database = str(database)
+        (self.unpacked / self.root / "index.php").write_text(f"""<?php
+            function adminer_object() {{
+                include_once '{self.unpacked}/usr/share/adminer/plugins/plugin.php';
+                include_once '{self.unpacked}/usr/share/adminer/plugins/login-password-less.php';
+                return new AdminerPlugin([new AdminerLoginPasswordLess('{password_hash("secret")}')]);
+            }}
+            include '{self.unpacked}/usr/share/adminer/adminer.php';
+        """)
+
+    def visit(self, browser):
+        def auth(password):
+            found = {"driver": "sqlite", "server": "", "username": "ada", "password": password, "db": self.database}
+            return {f"auth[{name}]": value for name, value in found.items()}
+
+        def insert(text):
+            return {"query": f"INSERT INTO notes (text) VALUES ('{text}')", "limit": ""}
+
+        home = "/?" + urllib.parse.urlencode({"sqlite": "", "username": "ada", "db": self.database})
+        yield "first", browser.get("/")
+        yield "wrong password", browser.post("/", auth("wrong"))
+        yield "wrong password shown", browser.get(home)
+        yield "log-in", browser.post("/", auth("secret"))
+        yield "logged in", browser.get(home)
+        for view in ["table=notes", "schema=", "dump=", "create=notes", "edit=notes", "indexes=notes"]:
+            yield view, browser.get(f"{home}&{view}")
+        yield "rows", browser.get(f"{home}&select=notes")
+        form = {**insert("second note"), "token": browser.get(f"{home}&sql=").field("token")}
+        yield "SQL command", browser.post(f"{home}&sql=", form)
+        yield "more rows", browser.get(f"{home}&select=notes")
+        yield "history", browser.get(f"{home}&sql=")
+        yield "wrong token", browser.post(f"{home}&sql=", {**insert("third note"), "token": "1:1"})
+        row = f"{home}&edit=notes&where%5Bid%5D=1"
+        form = {"fields[text]": "changed note", "token": browser.get(row).field("token")}
+        yield "save row", browser.post(row, form)
+        yield "saved", browser.get(f"{home}&select=notes")
+        # A cookie of PHP without a session, e.g. from before the client was installed.
+        expired = browser.copy()
+        expired.jar = {"adminer_sid": "a" * 26, "adminer_key": browser.jar["adminer_key"]}
+        form = {**insert("fourth note"), "token": "1:1"}
+        yield "expired", expired.post(f"{home}&sql=", form)
+        yield "command with log-in", expired.post(f"{home}&sql=", {**form, **auth("secret")})
+        yield "still logged in", browser.get(home)
+        yield "log-out", browser.post(home, {"logout": "1", "token": browser.get(home).field("token")})
+        yield "logged out", browser.get("/?sqlite=")
+        yield "refused", browser.get(home)
+
+
 APPLICATIONS = {
-    "dokuwiki": DokuWiki, "phpliteadmin": PhpLiteAdmin, "shaarli": Shaarli, "postfixadmin": PostfixAdmin,
+    "dokuwiki": DokuWiki, "phpliteadmin": PhpLiteAdmin, "shaarli": Shaarli, "postfixadmin": PostfixAdmin, "adminer": Adminer,
 }  # fmt: skip
 CONFIGURATIONS = [("-n", 0), ("-n", 4096), ("", 0), ("", 4096)]
 MODES = {"stock": {"session": "off"}, "api": {}, "headers": {"header_exchange": "partial"}}
@@ -282,6 +359,8 @@ def php_in_path(directory, ini, buffer, mode):
         words += [word for one in SHARED for word in ["-d", f"extension={one}"]]
     # Debian's php.ini hides errors; PHP without one shows warnings, which contain paths.
     words += ["-d", "error_reporting=0"]
+    # Adminer counts failed log-ins there.
+    words += ["-d", f"sys_temp_dir={directory}"]
     server = words if mode == "stock" else [*words, "-d", f"auto_prepend_file={CLIENT}"]
     if is_fpm:
         server = [sys.executable, str(HERE / "php.py"), "--serve-by-fpm", str(directory), *server]
@@ -300,10 +379,14 @@ def php_in_path(directory, ini, buffer, mode):
         os.environ["PATH"] = before
 
 
-def normalized(text, places, random):
+def normalized(text, places, ports, random):
     """Removes what differs between two visits: tokens, ids, dates, directories and ports."""
+    for port in ports:
+        # Not within a token, which may have the same digits.
+        text = re.sub(rf"(?<![0-9a-f]){port}(?![0-9a-f])", "PORT", text)
     for place in places:
-        text = text.replace(str(place), "PLACE").replace(urllib.parse.quote_plus(str(place)), "PLACE")
+        for form in [str(place), urllib.parse.quote_plus(str(place)), str(place).replace("/", r"\/")]:
+            text = text.replace(form, "PLACE")
     text = re.sub(random, "RANDOM", text) if random else text
     text = text.replace(">", ">\n")
     text = re.sub(r"(?<![0-9a-f])(?:[0-9a-f]{32,}|[\w,-]{22,26}(?=[\"'&]))", "TOKEN", text)
@@ -341,8 +424,8 @@ def visit(application, options, ini, buffer, mode):
             head = [page.status, page.headers.get("Location"), sorted(set(cookies) - {site.session, "id"})]
             if site.shows.get(step, "") not in page.text:
                 faults.append(f"{step} does not show {site.shows[step]}")
-            places = [directory, program.public, site_port, api]
-            seen.append((step, normalized(f"{head}\n{page.text}", places, site.random)))
+            ports = [program.public, site_port, api]
+            seen.append((step, normalized(f"{head}\n{page.text}", [directory], ports, site.random)))
             if mode != "stock":
                 principals.append(program.principals())
         if mode != "stock" and site.principal:
