@@ -1069,13 +1069,15 @@ class Settings(unittest.TestCase):
             socket = f"{directory}/api.sock"
             url = "http+unix://" + socket.replace("/", "%2F") + "/_session"
             with Php(URL=url, is_exchange=True, SECRETS="") as php:
-                [public] = kit.free_ports(1)
+                public, admin = kit.free_ports(2)
                 file = pathlib.Path(directory) / "cloakroom.toml"
                 file.write_text(f"""
                     [[listen]]
                     address = "127.0.0.1:{public}"
                     [api]
                     address = "unix:{socket}"
+                    [admin]
+                    address = "127.0.0.1:{admin}"
                     [store]
                     url = "memory:"
                     [session]
