@@ -44,7 +44,7 @@ pub(super) enum Command {
         #[command(flatten)]
         overrides: OverrideArguments,
         /// For development: start the site with this command, wait until it listens at the upstream, and
-        /// stop with it
+        /// stop with it. Needs --upstream, also with a FILE
         #[arg(last = true, value_name = "COMMAND", requires = "upstream")]
         site: Vec<OsString>,
     },
