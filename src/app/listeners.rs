@@ -25,20 +25,22 @@ impl Listeners {
     /// # Errors
     /// Fails if an address cannot be bound, or if an inherited socket matches no configured listener.
     pub(super) fn bind(config: &Config, mut inherited: Inherited) -> Result<Self, StartError> {
-        let mut bind = |address: &Address, mode| {
+        let mut bind = |address: &Address, mode, setting| {
             let socket = inherited.take(address);
             socket
                 .map_or_else(|| server::bind(address, mode), Ok)
-                .map_err(|source| StartError::Bind { address: address.clone(), source })
+                .map_err(|source| StartError::Bind { address: address.clone(), setting, source })
         };
         let listeners = Self {
             public: config
                 .listen
                 .iter()
-                .map(|listen| bind(&listen.address, listen.socket_mode))
+                .map(|listen| {
+                    bind(&listen.address, listen.socket_mode, "[[listen]] address, or --listen")
+                })
                 .collect::<Result<_, _>>()?,
-            api: bind(&config.api.address, None)?,
-            admin: bind(&config.admin.address, None)?,
+            api: bind(&config.api.address, None, "[api] address")?,
+            admin: bind(&config.admin.address, None, "[admin] address")?,
         };
         // The service manager would queue connections that are never accepted.
         match inherited.addresses().next() {

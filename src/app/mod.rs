@@ -109,10 +109,12 @@ pub enum StartError {
     #[error("failed to configure TLS to the trace collector")]
     Collector(#[source] client::TlsError),
     /// An address cannot be bound.
-    #[error("cannot listen on {address}")]
+    #[error("cannot listen on {address} ({setting})")]
     Bind {
         /// The address.
         address: Address,
+        /// Where it is set.
+        setting: &'static str,
         /// The cause.
         source: io::Error,
     },
@@ -302,6 +304,11 @@ impl App {
     pub fn shutdown_now(self) {
         self.tasks.public.drain();
         self.tasks.inner.drain();
+    }
+
+    /// The URL of the session API for the site.
+    pub(crate) fn api_url(&self) -> &str {
+        &self.api_url
     }
 
     /// Logs the addresses, the upstreams, the state directory, and what this start created.

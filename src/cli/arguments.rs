@@ -44,8 +44,8 @@ pub(super) enum Command {
         #[command(flatten)]
         overrides: OverrideArguments,
         /// For development: start the site with this command, wait until it listens at the upstream, and
-        /// stop with it. Needs --upstream, also with a FILE
-        #[arg(last = true, value_name = "COMMAND", requires = "upstream")]
+        /// stop with it. The upstream is that of --upstream, or the only one in FILE
+        #[arg(last = true, value_name = "COMMAND")]
         site: Vec<OsString>,
     },
     /// Validate a configuration and print the effective settings
@@ -58,11 +58,11 @@ pub(super) enum Command {
     },
     /// Print the JSON Schema of the configuration, for editors
     Schema,
-    /// Print a new session key
+    /// Print a new session key, or secret
     ///
     /// Instances that share a store need the same keys: keep them in files that only the instances can
     /// read, and list them as session.keys. To change the key, put a new one first and keep the old ones:
-    /// existing sessions stay valid.
+    /// existing sessions stay valid. The output also serves as a client secret or service token.
     GenerateKey,
     /// Remove expired sessions from the store
     ///

@@ -12,11 +12,14 @@ use tokio::time::{sleep, timeout};
 
 use super::Failure;
 use crate::client::Target;
+use crate::config::Config;
 
 /// The time for the site to listen.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// The time for the site to stop after SIGTERM; then it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time after which the log says what the start waits for.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The time for one attempt to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time between attempts to connect.
@@ -48,8 +51,9 @@ impl Site {
         let mut site = Self::spawn(command, api_url)?;
         tracing::info!(upstream = %upstream, "waiting for the site");
         let listening = async {
-            while !accepts_connections(upstream).await {
-                sleep(RETRY_INTERVAL).await;
+            if timeout(PATIENCE, accepting(upstream)).await.is_err() {
+                tracing::warn!(upstream = %upstream, "still waiting for the site; check that its command listens there");
+                accepting(upstream).await;
             }
         };
         let failure = tokio::select! {
@@ -108,6 +112,25 @@ impl Site {
 impl Drop for Site {
     fn drop(&mut self) {
         self.signal(Signal::KILL);
+    }
+}
+
+/// Returns the upstream where the site listens: the only one of the configuration.
+pub(super) fn upstream(config: &Config) -> Result<Target, Failure> {
+    let mut upstreams = config.proxy.routes.iter().flat_map(|route| &route.upstreams);
+    match upstreams.next() {
+        Some(upstream) if upstreams.all(|other| other == upstream) => Ok(upstream.clone()),
+        Some(_) => Err(Failure::Usage(
+            "the configuration has more than one upstream; a command can be started for one only"
+                .to_owned(),
+        )),
+        None => Err(Failure::Usage("missing --upstream".to_owned())),
+    }
+}
+
+async fn accepting(upstream: &Target) {
+    while !accepts_connections(upstream).await {
+        sleep(RETRY_INTERVAL).await;
     }
 }
 

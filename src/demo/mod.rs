@@ -203,10 +203,10 @@ fn start_app(config: &Config, mut ports: Ports) -> Result<(App, u16), Error> {
     loop {
         match App::start(ports.apply_to(config.clone()), Clock::System) {
             Ok(app) => return Ok((app, ports.public())),
-            Err(StartError::Bind { address, source }) => {
+            Err(StartError::Bind { address, setting, source }) => {
                 match ports.after_error(&address, &source).map_err(Error::Port)? {
                     Some(others) => ports = others,
-                    None => return Err(StartError::Bind { address, source }.into()),
+                    None => return Err(StartError::Bind { address, setting, source }.into()),
                 }
             }
             Err(error) => return Err(error.into()),

@@ -1,4 +1,4 @@
-//! `run --upstream URL -- COMMAND`: the site starts and stops with the proxy.
+//! `run … -- COMMAND`: the site starts and stops with the proxy.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -52,7 +52,7 @@ impl Scene {
 
     fn start(&self, site: &[&str]) -> Program {
         let upstream = format!("http://127.0.0.1:{}", self.port);
-        Program::start_with_site(&self.file, &upstream, site)
+        Program::start_with_site(&self.file, Some(&upstream), site)
     }
 
     fn start_site(&self) -> Program {
@@ -109,6 +109,36 @@ async fn proxy_killed_while_it_waits_stops_the_site() {
     let group = line.replace("site ", "-");
     let is_gone = || !Command::new("kill").args(["-0", "--", &group]).status().unwrap().success();
     until("the processes of the site are gone", is_gone).await;
+}
+
+#[tokio::test]
+async fn upstream_is_that_of_the_file() {
+    let scene = Scene::new();
+    let routes = format!("[[route]]\nupstream = \"http://127.0.0.1:{}\"\n", scene.port);
+    let text = std::fs::read_to_string(&scene.file).unwrap() + &routes;
+    std::fs::write(&scene.file, &text).unwrap();
+    let site = ["python3", "-c", SITE, &scene.port.to_string()];
+    let mut program = Program::start_with_site(&scene.file, None, &site);
+    let response = exchange(program.serving().await.public, &get("/")).await;
+    assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+    program.signal("-TERM");
+    assert_eq!(program.ended().await.code(), Some(0), "{}", program.log());
+
+    let other = "[[route]]\npath = \"/other\"\nupstream = \"http://127.0.0.1:1\"\n";
+    std::fs::write(&scene.file, text + other).unwrap();
+    let mut program = Program::start_with_site(&scene.file, None, &["true"]);
+    assert_eq!(program.ended().await.code(), Some(2));
+    program.wait_for_log("more than one upstream").await;
+}
+
+#[tokio::test]
+async fn site_is_not_started_without_the_ports_of_the_proxy() {
+    let scene = Scene::new();
+    let _other = TcpListener::bind(scene.api).unwrap();
+    let mut program = scene.start(&["sh", "-c", "echo started >&2"]);
+    assert_eq!(program.ended().await.code(), Some(1));
+    program.wait_for_log(&format!("cannot listen on {} ([api] address)", scene.api)).await;
+    assert!(!program.log().contains("started"), "{}", program.log());
 }
 
 #[tokio::test]

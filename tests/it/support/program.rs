@@ -57,11 +57,12 @@ impl Program {
         Self::run(command, file)
     }
 
-    /// Starts the program with a command of the site at `upstream`.
-    pub fn start_with_site(file: &Path, upstream: &str, site: &[&str]) -> Self {
+    /// Starts the program with a command of the site at `upstream`, or at that of the file.
+    pub fn start_with_site(file: &Path, upstream: Option<&str>, site: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
-        let file_and_upstream = ["run", "--config", file.to_str().unwrap(), "--upstream", upstream];
-        command.args(file_and_upstream).arg("--").args(site);
+        command.args(["run", "--config", file.to_str().unwrap()]);
+        command.args(upstream.map(|url| ["--upstream", url]).into_iter().flatten());
+        command.arg("--").args(site);
         Self::spawn(command, file)
     }
 
