@@ -38,7 +38,7 @@
 //! 7  config                   TOML and environment to typed settings
 //! 6  proxy · api · admin      the HTTP services
 //! 5  sessions → wire          the session of a request; JSON of patches, sessions and problems
-//! 4  store                    where records are kept: memory, SQLite, files, Redis; cache
+//! 4  store → audit            where records are kept: memory, SQLite, files, Redis; cache · the audit trail
 //! 3  session · redis          pure: tokens, records, patches, policy, cookies · a Redis client that
 //!                             reconnects by itself and knows no session
 //! 2  telemetry                trace context, spans and their export
@@ -80,6 +80,8 @@
 pub(crate) mod admin;
 pub(crate) mod api;
 pub mod app;
+#[expect(dead_code, reason = "the admin page reads it")]
+pub(crate) mod audit;
 pub mod body;
 pub mod cli;
 pub mod client;

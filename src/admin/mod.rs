@@ -69,7 +69,9 @@ impl Admin {
     }
 
     fn metrics(&self) -> Response<Body> {
-        let mut response = text(StatusCode::OK, self.sessions.shared().metrics.text());
+        let shared = self.sessions.shared();
+        shared.metrics.count_active_sessions(shared.clock.now());
+        let mut response = text(StatusCode::OK, shared.metrics.text());
         let media_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
         response

@@ -29,8 +29,10 @@ use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use tracing::{debug, error};
 
+use crate::audit::{self, By};
 use crate::body::Body;
 use crate::client::Tls;
+use crate::metrics::Event;
 use crate::net::host::OwnNames;
 use crate::secret::Secret;
 use crate::server::{Address, Handler, Peer, Responding, Tasks};
@@ -124,15 +126,20 @@ impl Api {
         Self { sessions, tasks, settings }
     }
 
-    async fn respond(&self, parts: &Parts, body: Body) -> Response<Body> {
-        match self.call(parts, body).await {
+    async fn respond(&self, parts: &Parts, body: Body, peer: &Peer) -> Response<Body> {
+        match self.call(parts, body, peer).await {
             Ok(response) => response,
             Err(Refusal::Problem(problem)) => refuse(&problem),
             Err(Refusal::MethodNotAllowed(allowed)) => response::method_not_allowed(&allowed.allow),
         }
     }
 
-    async fn call(&self, parts: &Parts, body: Body) -> Result<Response<Body>, Refusal> {
+    async fn call(
+        &self,
+        parts: &Parts,
+        body: Body,
+        peer: &Peer,
+    ) -> Result<Response<Body>, Refusal> {
         let matched = routes::find(&self.settings.prefix, parts.uri.path());
         match matched.ok_or_else(problem::not_found)? {
             Matched::Document(route) => {
@@ -161,7 +168,7 @@ impl Api {
             }
             Matched::SessionById(id, route) => {
                 let operation = route.operation(&parts.method)?;
-                self.authorize_service(parts)?;
+                self.authorize_service(parts, peer)?;
                 let body = self.body(parts, body, operation.spec.effect).await?;
                 let call =
                     self.session_call(parts, body, Target::Id(id), &route, &operation.spec)?;
@@ -169,7 +176,7 @@ impl Api {
             }
             Matched::Service(route) => {
                 let operation = route.operation(&parts.method)?;
-                self.authorize_service(parts)?;
+                self.authorize_service(parts, peer)?;
                 let query = Query::parse(parts, operation.spec.query)?;
                 let call = ServiceCall { sessions: self.sessions.clone(), query };
                 Ok(self.run(operation, call).await?)
@@ -356,7 +363,7 @@ impl Api {
         }
     }
 
-    fn authorize_service(&self, parts: &Parts) -> ApiResult<()> {
+    fn authorize_service(&self, parts: &Parts, peer: &Peer) -> ApiResult<()> {
         let mut lines = parts.headers.get_all(AUTHORIZATION).iter();
         let bearer = match (lines.next(), lines.next()) {
             (Some(line), None) => line.as_bytes().split_at_checked("Bearer ".len()),
@@ -367,7 +374,14 @@ impl Api {
             .map(|(_, token)| token);
         match (&self.settings.service_token, given) {
             (Some(token), Some(given)) if token.matches(given.trim_ascii()) => Ok(()),
-            _ => Err(problem::service_token_wrong()),
+            (_, None) => Err(problem::service_token_wrong()),
+            (_, Some(_)) => {
+                let client = peer.address.map(|address| address.ip());
+                let entry = audit::Entry::new(Event::WrongToken, By::Service);
+                let source = audit::Source { client, ..audit::Source::default() };
+                self.sessions.shared().audit.record(entry.from(source));
+                Err(problem::service_token_wrong())
+            }
         }
     }
 }
@@ -397,7 +411,7 @@ impl Handler for Api {
                 response::problem(&problem::misdirected())
             } else {
                 let body = Body::streaming(body, Some(self.settings.body_idle_timeout));
-                self.respond(&parts, body).await
+                self.respond(&parts, body, &peer).await
             };
             self.sessions.shared().metrics.api_request(response.status().as_u16());
             response

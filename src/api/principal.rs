@@ -6,6 +6,7 @@ use super::problem::{self, ApiResult};
 use super::request::Preference;
 use super::response;
 use super::service::SessionList;
+use crate::audit::By;
 use crate::body::Body;
 use crate::session::id::PublicId;
 use crate::session::record::{Principal, Record};
@@ -27,7 +28,7 @@ impl PrincipalCall {
         let Some((own, principal)) = self.own().await? else {
             return response::serialize(&SessionList::default());
         };
-        let sessions = self.sessions.directory()?.sessions_of(&principal).await?;
+        let sessions = self.sessions.directory(By::OtherSession)?.sessions_of(&principal).await?;
         let list = SessionList::new(&self.sessions, &sessions, |id| Some(id == own.place));
         response::serialize(&list)
     }
@@ -35,7 +36,10 @@ impl PrincipalCall {
     pub(super) async fn destroy_others(self) -> ApiResult<Response<Body>> {
         let destroyed = match self.own().await? {
             Some((own, principal)) => {
-                self.sessions.directory()?.destroy_all_of(&principal, Some(own.place)).await?
+                self.sessions
+                    .directory(By::OtherSession)?
+                    .destroy_all_of(&principal, Some(own.place))
+                    .await?
             }
             None => Destroyed::default(),
         };
@@ -49,14 +53,14 @@ impl PrincipalCall {
             let destroyed = self.session.destroy().await?;
             return response::destroyed(destroyed, self.prefer);
         }
-        let found = self.sessions.directory()?.find(id, Want::Meta).await?;
+        let found = self.sessions.directory(By::OtherSession)?.find(id, Want::Meta).await?;
         let is_theirs = found
             .session
             .is_some_and(|(_, record)| record.meta.principal.as_ref() == Some(&principal));
         if !is_theirs {
             return Err(problem::no_such_session());
         }
-        match self.sessions.directory()?.destroy(id).await? {
+        match self.sessions.directory(By::OtherSession)?.destroy(id).await? {
             Destroyed { count: 0, .. } => Err(problem::no_such_session()),
             destroyed => response::destroyed(destroyed, self.prefer),
         }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::problem::{self, ApiResult};
 use super::request::{Query, QueryParameter};
 use super::response;
+use crate::audit::By;
 use crate::body::Body;
 use crate::session::id::Id;
 use crate::session::record::Meta;
@@ -60,14 +61,16 @@ impl ServiceCall {
     pub(super) async fn list(self) -> ApiResult<Response<Body>> {
         let (principal, limit) = (self.query.principal()?, self.query.limit()?);
         let cursor = self.query.get(QueryParameter::Cursor);
-        let page = self.sessions.directory()?.list(principal.as_ref(), cursor, limit).await?;
+        let page =
+            self.sessions.directory(By::Service)?.list(principal.as_ref(), cursor, limit).await?;
         let SessionList { sessions } = SessionList::new(&self.sessions, &page.sessions, |_| None);
         response::serialize(&SessionPage { sessions, next: page.next.as_deref() })
     }
 
     pub(super) async fn destroy_all(self) -> ApiResult<Response<Body>> {
         let principal = self.query.principal()?.ok_or_else(problem::invalid_principal)?;
-        let destroyed = self.sessions.directory()?.destroy_all_of(&principal, None).await?;
+        let destroyed =
+            self.sessions.directory(By::Service)?.destroy_all_of(&principal, None).await?;
         response::destroyed_json(destroyed)
     }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::problem::{self, ApiResult};
 use super::request::{IfMatch, Preference, Query, QueryParameter};
 use super::response;
+use crate::audit::By;
 use crate::body::Body;
 use crate::session::id::PublicId;
 use crate::session::json::Json;
@@ -198,7 +199,7 @@ impl SessionCall {
         Ok(match &self.target {
             Target::Request(session) => session.read(want).await?,
             Target::Remote(session) => session.read(want).await?,
-            Target::Id(id) => self.sessions.directory()?.find(*id, want).await?,
+            Target::Id(id) => self.sessions.directory(By::Service)?.find(*id, want).await?,
         })
     }
 
@@ -220,7 +221,7 @@ impl SessionCall {
                 let detail = "a new session needs a request whose response sets its cookie";
                 return Err(problem::invalid_patch(detail));
             }
-            Target::Id(id) => self.sessions.directory()?.apply(*id, request).await?,
+            Target::Id(id) => self.sessions.directory(By::Service)?.apply(*id, request).await?,
         })
     }
 
@@ -243,7 +244,7 @@ impl SessionCall {
             Target::Remote(_) => return Err(Failure::OtherInstance.into()),
             Target::Id(id) => *id,
         };
-        let directory = self.sessions.directory()?;
+        let directory = self.sessions.directory(By::Service)?;
         let found = directory.find(id, Want::Meta).await?;
         let mut others = Destroyed::default();
         if let Some((_, record)) = found.session

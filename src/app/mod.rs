@@ -27,6 +27,7 @@ use crate::api::{
     self,
     config::{instance_of, url_at},
 };
+use crate::audit::{self, Audit};
 use crate::client::{self, Target};
 use crate::config::{Config, PrepareError};
 use crate::metrics::{Metrics, SessionTokens};
@@ -68,6 +69,7 @@ pub struct App {
     pub admin: Address,
     /// Files and directories that this start created.
     created: Vec<PathBuf>,
+    _audit_flush: Option<audit::FlushGuard>,
 }
 
 /// The reason why the proxy fails to start or reload.
@@ -108,6 +110,14 @@ pub enum StartError {
     /// TLS to the trace collector cannot be configured.
     #[error("failed to configure TLS to the trace collector")]
     Collector(#[source] client::TlsError),
+    /// The file of the audit trail cannot be opened.
+    #[error("cannot open {path} ([audit] path)")]
+    Audit {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
     /// An address cannot be bound.
     #[error("cannot listen on {address} ({setting})")]
     Bind {
@@ -132,20 +142,21 @@ pub enum StartError {
 /// Opens the sessions of a configuration, for a command that does not serve requests.
 pub(crate) fn open_sessions(config: &Config, clock: Clock) -> Result<Sessions, StartError> {
     let ring = config.prepare()?;
-    let metrics = Metrics::new();
-    let store = Stores::open(config, Caching::Disabled, &clock, &Tasks::new(), &metrics)?
+    let (audit, _) = open_audit(&audit::Config::default(), &clock)?;
+    let store = Stores::open(config, Caching::Disabled, &clock, &Tasks::new(), &audit)?
         .for_worker(0)
         .map_err(StartError::Worker)?;
-    Ok(Sessions::new(store, share(config, ring, clock, metrics, new_instance(None))))
+    Ok(Sessions::new(store, share(config, ring, clock, audit, new_instance(None))))
 }
 
 fn share(
     config: &Config,
     ring: Arc<KeyRing>,
     clock: Clock,
-    metrics: Metrics,
+    audit: Audit,
     instance: Instance,
 ) -> Arc<Shared> {
+    let metrics = audit.metrics().clone();
     metrics.config_loaded(clock.now());
     Arc::new(Shared {
         attributes: config.cookie.clone(),
@@ -155,9 +166,21 @@ fn share(
         session_tokens: session_tokens(&metrics, &ring),
         ring,
         metrics,
+        audit,
         new_sessions: Arc::default(),
         turns: Arc::default(),
         instance,
+    })
+}
+
+fn open_audit(
+    config: &audit::Config,
+    clock: &Clock,
+) -> Result<(Audit, Option<audit::FlushGuard>), StartError> {
+    let instance = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Audit::open(config, instance, Metrics::new(), clock.clone()).map_err(|source| {
+        let path = config.path.clone().unwrap_or_default();
+        StartError::Audit { path, source }
     })
 }
 
@@ -185,17 +208,17 @@ impl App {
         created.retain(|path| !path.exists());
         let ring = config.prepare()?;
         let tasks = ShutdownPhases::new();
-        let metrics = Metrics::new();
+        let (audit, audit_flush) = open_audit(&config.audit, &clock)?;
         // Opened before the listeners are bound, so that no port accepts connections that cannot be
         // served.
-        let stores = Stores::open(&config, Caching::Configured, &clock, &tasks.inner, &metrics)?;
+        let stores = Stores::open(&config, Caching::Configured, &clock, &tasks.inner, &audit)?;
         let readiness = Arc::new(Readiness::new(stores.health(), needs_store(&config)));
         let listeners = Listeners::bind(&config, inherited)?;
-        let listener_roles = ListenerRoles::open(&config, &listeners, &metrics)?;
+        let listener_roles = ListenerRoles::open(&config, &listeners, audit.metrics())?;
         // After binding, because port 0 is known only now.
         let api_url = api_url(&config, listeners.api());
         let instance = new_instance(instance_target(&config, &api_url));
-        let shared = share(&config, ring, clock, metrics, instance);
+        let shared = share(&config, ring, clock, audit, instance);
         let site = site(&config, &api_url, &shared.metrics)?;
         let api = api_settings(&config, &api_url)?;
         let tracer = tracer(&config, &shared.metrics)?;
@@ -232,6 +255,7 @@ impl App {
             api: listeners.api().clone(),
             admin: listeners.admin().clone(),
             created,
+            _audit_flush: audit_flush,
         })
     }
 
@@ -260,6 +284,7 @@ impl App {
             policy: config.policy.clone(),
             clock: running.clock.clone(),
             metrics: running.metrics.clone(),
+            audit: running.audit.clone(),
             new_sessions: Arc::clone(&running.new_sessions),
             in_flight: Arc::clone(&running.in_flight),
             turns: Arc::clone(&running.turns),
@@ -270,6 +295,9 @@ impl App {
         self.loaded = LoadedConfig { config, site, shared, api, tracer };
         self.readiness.require_store(needs_store(&self.loaded.config));
         ListenerRoles::install_certificates(certificates);
+        if let Err(error) = self.shared.audit.reopen() {
+            error!(%error, "cannot open the file of the audit trail again; lines go to the old one");
+        }
         let certificates = self.listener_roles.certificates(&self.public, &self.api);
         self.shared.metrics.set_certificates(certificates);
         // Worker by worker: for a moment, some serve the new configuration and others the old.

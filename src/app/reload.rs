@@ -6,7 +6,7 @@ use crate::config::{Config, Listen, Role};
 /// Returns the new configuration with the running values of settings that require a restart, and the
 /// names of those that differ.
 pub(super) fn merge(running: &Config, wanted: Config) -> (Config, Vec<&'static str>) {
-    let fixed: [(&'static str, bool); 12] = [
+    let fixed: [(&'static str, bool); 13] = [
         ("listen", same_listeners(&running.listen, &wanted.listen)),
         ("limits", running.limits == wanted.limits),
         ("api.address", running.api.address == wanted.api.address),
@@ -18,6 +18,7 @@ pub(super) fn merge(running: &Config, wanted: Config) -> (Config, Vec<&'static s
         ("admin.hosts", running.admin.hosts == wanted.admin.hosts),
         ("store", running.store == wanted.store),
         ("log", running.log == wanted.log),
+        ("audit", running.audit == wanted.audit),
         ("telemetry", running.telemetry == wanted.telemetry),
     ];
     let kept = fixed.into_iter().filter_map(|(name, same)| (!same).then_some(name)).collect();
@@ -39,6 +40,7 @@ pub(super) fn merge(running: &Config, wanted: Config) -> (Config, Vec<&'static s
         admin: running.admin.clone(),
         store: running.store.clone(),
         log: running.log,
+        audit: running.audit.clone(),
         telemetry: running.telemetry.clone(),
         state_directory: running.state_directory.clone(),
         ..wanted

@@ -9,8 +9,8 @@ use std::{io, thread};
 use tracing::warn;
 
 use super::{StartError, worker_count};
+use crate::audit::Audit;
 use crate::config::Config;
-use crate::metrics::Metrics;
 use crate::server::Tasks;
 use crate::session::policy::Policy;
 use crate::store::Store;
@@ -61,10 +61,11 @@ impl Stores {
         caching: Caching,
         clock: &Clock,
         tasks: &Tasks,
-        metrics: &Metrics,
+        audit: &Audit,
     ) -> Result<Self, StartError> {
-        let set = StoreSet::open(config, clock, tasks, metrics)?;
-        let health = Arc::new(Health::new(config.store.backend.location(), metrics.clone()));
+        let set = StoreSet::open(config, clock, tasks, audit)?;
+        let metrics = audit.metrics().clone();
+        let health = Arc::new(Health::new(config.store.backend.location(), metrics));
         // Below the cache, because a cache hit says nothing about the health of the store.
         let set = set.map(|store| Arc::new(Observed::new(store, Arc::clone(&health))));
         let cache_bytes = config.store.cache.filter(|_| caching == Caching::Configured);
@@ -174,12 +175,12 @@ impl StoreSet {
         config: &Config,
         clock: &Clock,
         tasks: &Tasks,
-        metrics: &Metrics,
+        audit: &Audit,
     ) -> Result<Self, StartError> {
         let timeout = config.store.timeout;
         Ok(match &config.store.backend {
             StoreKind::Memory => {
-                let memory = Memory::new(Memory::DEFAULT_MAX_BYTES, metrics.clone());
+                let memory = Memory::new(Memory::DEFAULT_MAX_BYTES, audit.clone());
                 Self::Embedded(Arc::new(memory))
             }
             StoreKind::Sqlite { path } => {

@@ -79,6 +79,8 @@ section! {
         store: Store = Store::default(),
         /// The log.
         log: Log = Log::default(),
+        /// The audit trail: what was done to which session.
+        audit: Audit = Audit::default(),
         /// Spans of requests for an OpenTelemetry collector.
         telemetry: Telemetry = Telemetry::default(),
         /// Routes: which requests go to which upstream. The most specific host wins, then the longest path.
@@ -352,6 +354,15 @@ section! {
         level: Level = Level::Info,
         /// Log each request.
         access: bool = true,
+    }
+}
+
+section! {
+    /// `[audit]`
+    Audit {
+        /// Path of its file: one JSON object a line. If unset, the log has the lines, at level `debug`. A
+        /// reload opens the file again.
+        path: Option<PathBuf> = None,
     }
 }
 

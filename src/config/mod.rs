@@ -24,7 +24,7 @@ use std::sync::Arc;
 use crate::session::cookie::Attributes;
 use crate::session::key_ring::KeyRing;
 use crate::session::policy::Policy;
-use crate::{admin, api, log, proxy, server, store, telemetry};
+use crate::{admin, api, audit, log, proxy, server, store, telemetry};
 
 use build::{Context, Site};
 use file::File;
@@ -58,6 +58,8 @@ pub struct Config {
     pub(crate) proxy: proxy::config::Config,
     /// The log.
     pub(crate) log: log::Config,
+    /// The audit trail.
+    pub(crate) audit: audit::Config,
     /// The export of spans, if there is a collector.
     pub(crate) telemetry: Option<telemetry::Config>,
     /// The state directory, if a path in it is used.

@@ -11,7 +11,7 @@ mod time;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, BufWriter, Write};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -88,7 +88,7 @@ const BATCH_BYTES: usize = 4096;
 /// How long lines gather before the next batch. A line that comes after a pause is written at once.
 const BATCH_PAUSE: Duration = Duration::from_millis(10);
 
-static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+static DROPPED: Mutex<Vec<ErrorCounter>> = Mutex::new(Vec::new());
 
 /// Flushes the log when it is dropped, within a second.
 #[derive(Debug)]
@@ -102,7 +102,7 @@ pub(crate) fn init(config: Config) -> Result<FlushGuard, AlreadyInitialized> {
     let lines =
         NonBlockingBuilder::default().buffered_lines_limit(QUEUE_CAPACITY).thread_name("log");
     let (lines, writer) = lines.finish(Batches::new(io::stderr()));
-    DROPPED.get_or_init(|| lines.error_counter());
+    count_dropped_of(lines.error_counter());
     tracing::subscriber::set_global_default(subscriber(config, lines.clone()))
         .map_err(AlreadyInitialized)?;
     if config.access {
@@ -139,9 +139,15 @@ impl<W: Write> Write for Batches<W> {
     }
 }
 
+/// Adds a writer to those whose dropped lines are counted.
+pub(crate) fn count_dropped_of(counter: ErrorCounter) {
+    DROPPED.lock().unwrap_or_else(PoisonError::into_inner).push(counter);
+}
+
 /// Returns how many lines were dropped.
 pub(crate) fn dropped_lines() -> u64 {
-    DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
+    let counters = DROPPED.lock().unwrap_or_else(PoisonError::into_inner);
+    counters.iter().map(|dropped| dropped.dropped_lines() as u64).sum()
 }
 
 /// A permit to write a line that many requests may cause at once.

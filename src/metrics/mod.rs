@@ -3,6 +3,7 @@
 //! Every series exists from the start, so that a rate over its first increment is right, and handles are resolved once: a
 //! request looks no series up by its labels. Series of listeners, upstreams and keys are created with these.
 
+mod active;
 mod label;
 mod network;
 mod process;
@@ -22,6 +23,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use crate::time::Timestamp;
+use active::{Active, Within};
 use label::{ByLabel, Labels};
 use network::Network;
 use process::{Process, ProcessCounts};
@@ -31,7 +33,9 @@ use values::{ReloadOutcome, StatusClass};
 pub(crate) use network::{AbortReason, Resumed, TlsVersion, UpstreamHealthGauge, UpstreamOutcome};
 pub(crate) use network::{ListenerMetrics, UpstreamMetrics};
 pub use values::Event;
-pub(crate) use values::{Outcome, ResponseEnd, SpanOutcome, StoreAccess, StoreOperation};
+pub(crate) use values::{
+    EndReason, Outcome, ResponseEnd, SpanOutcome, StoreAccess, StoreOperation,
+};
 
 /// The metrics of one process. Clones share their counts.
 #[derive(Clone)]
@@ -48,6 +52,10 @@ struct Series {
     tunnels: Gauge,
     api_requests: ApiRequests,
     session_events: ByLabel<Event, Counter>,
+    sessions_created: Counter,
+    sessions_ended: ByLabel<EndReason, Counter>,
+    sessions_active: ByLabel<Within, Gauge>,
+    active: Active,
     session_tokens: Family<Labels, Counter>,
     store_duration: ByLabel<StoreOperation, Histogram>,
     store_errors: ByLabel<StoreOperation, Counter>,
@@ -155,6 +163,18 @@ impl Metrics {
                 "Events of sessions and session cookies",
                 Counter::default,
             ),
+            sessions_created: register.default("sessions_created", "Sessions that were created"),
+            sessions_ended: register.by_label(
+                "sessions_ended",
+                "Sessions that have ended, by the reason",
+                Counter::default,
+            ),
+            sessions_active: register.by_label(
+                "sessions_active",
+                "Sessions that requests to this instance have used within a time",
+                Gauge::default,
+            ),
+            active: Active::default(),
             session_tokens: register.default(
                 "session_tokens",
                 "Cookies that opened a session, by the fingerprint of the key that signed them",
@@ -252,6 +272,27 @@ impl Metrics {
     /// Counts an event that has happened several times.
     pub(crate) fn events(&self, event: Event, count: u64) {
         self.0.session_events.get(event).inc_by(count);
+    }
+
+    pub(crate) fn session_created(&self) {
+        self.0.sessions_created.inc();
+    }
+
+    /// Counts sessions that have ended.
+    pub(crate) fn sessions_ended(&self, reason: EndReason, count: u64) {
+        self.0.sessions_ended.get(reason).inc_by(count);
+    }
+
+    /// Notes that a request uses a session, by a part of its id that is random.
+    pub(crate) fn session_used(&self, session: u64, now: Timestamp) {
+        self.0.active.used(session, now);
+    }
+
+    /// Sets the gauges of active sessions. It takes milliseconds if there are very many.
+    pub(crate) fn count_active_sessions(&self, now: Timestamp) {
+        for (within, count) in self.0.active.count(now) {
+            self.0.sessions_active.get(within).set(count);
+        }
     }
 
     /// Returns how often an event has happened.

@@ -68,6 +68,10 @@ label! {
     pub Event as "event" {
         /// A session was created.
         Created = "created",
+        /// A principal has logged in.
+        LoggedIn = "logged_in",
+        /// A principal has logged out, and the session goes on.
+        LoggedOut = "logged_out",
         /// A token was rotated because the upstream asked for it.
         Rotated = "rotated",
         /// A log-in joined the session that a parallel log-in had just created.
@@ -102,6 +106,34 @@ label! {
         HeldCookieDropped = "held_cookie_dropped",
         /// A held cookie was removed from a request or a response on a route without sessions.
         HeldCookieRemoved = "held_cookie_removed",
+        /// A wrong service token or admin token was presented.
+        WrongToken = "wrong_token",
+        /// An operator has looked at the values of a session.
+        ValuesShown = "values_shown",
+    }
+}
+
+label! {
+    /// The reason why a session has ended.
+    pub(crate) EndReason as "reason" {
+        /// The site has destroyed it, as at a log-out.
+        Logout = "logout",
+        /// A call with the service token, or an operator, has destroyed it.
+        DestroyedByService = "destroyed_by_service",
+        /// Another session of its principal has destroyed it.
+        DestroyedElsewhere = "destroyed_elsewhere",
+        /// It was not used for its idle timeout.
+        IdleTimeout = "idle_timeout",
+        /// It has reached the absolute timeout.
+        AbsoluteTimeout = "absolute_timeout",
+        /// No browser has come back with it in time.
+        UnprovenTimeout = "unproven_timeout",
+        /// The date that the site has set has come.
+        ExpiredByDate = "expired_by_date",
+        /// The store was full.
+        Evicted = "evicted",
+        /// A token that was replaced long ago was presented.
+        Replayed = "replayed",
     }
 }
 

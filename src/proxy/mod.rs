@@ -46,6 +46,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
+use crate::audit::Source;
 use crate::body::{self, Body};
 use crate::client::{Balancer, Outgoing};
 use crate::metrics::{Event, Metrics, Outcome};
@@ -54,7 +55,7 @@ use crate::session::cookie;
 use crate::session::navigation::Origin;
 use crate::session::record::Client;
 use crate::sessions::{Arrival, Opener, TouchPolicy};
-use crate::telemetry::{Sender, Trace, Tracer};
+use crate::telemetry::{Sender, Trace, TraceId, Tracer};
 
 use access::{Access, Recording};
 use config::Session;
@@ -149,9 +150,11 @@ impl Proxy {
         self.site.log_dropped(&cleaned.dropped);
         let client = self.rewrite_forwarded(&mut parts.headers, peer)?;
         access.set_client(&client);
-        self.start_trace(&mut parts, peer, &client, access)?;
+        let trace = self.start_trace(&mut parts, peer, &client, access)?;
         upgrade.write_headers(&mut parts.headers)?;
-        let arrival = self.arrival(route, cookies, origin, &parts, client.address);
+        let route_name = Some(Arc::clone(route.name()));
+        let source = Source { route: route_name, client: client.address, trace: Some(trace) };
+        let arrival = self.arrival(route, cookies, origin, &parts, source);
         let refusal = route.refusal(&parts, accepts);
         // A declared length is checked before the upload begins. Others are counted as they arrive.
         let is_too_large = route.max_body().is_some_and(|limit| body.size_hint().lower() > limit);
@@ -199,7 +202,7 @@ impl Proxy {
         peer: &Peer,
         client: &forwarded::Client,
         access: &mut Access,
-    ) -> Result<(), Error> {
+    ) -> Result<TraceId, Error> {
         // The sampling decision of a client is not followed: it could export every request.
         let is_trusted = self.site.rules().trusts(peer_of(peer));
         let sender = if is_trusted { Sender::Trusted } else { Sender::Untrusted };
@@ -213,7 +216,7 @@ impl Proxy {
             host: client.host.clone(),
         });
         access.set_trace(trace.id(), recording);
-        Ok(())
+        Ok(trace.id())
     }
 
     /// Returns what opening the session of a request depends on, if its route has sessions.
@@ -223,7 +226,7 @@ impl Proxy {
         cookies: cookie::Values,
         origin: Origin,
         parts: &Parts,
-        address: Option<IpAddr>,
+        source: Source,
     ) -> Option<Arrival> {
         let touch = match route.session() {
             Session::Off => return None,
@@ -233,6 +236,7 @@ impl Proxy {
         // The limit on new sessions does not apply to the address of a trusted proxy, which all its
         // clients share.
         let is_trusted = |address: &IpAddr| self.site.rules().trust.contains(*address);
+        let address = source.client;
         let limited_address = address.filter(|address| !is_trusted(address));
         let is_recorded = self.sessions.shared().policy.record_client;
         Some(Arrival {
@@ -242,6 +246,7 @@ impl Proxy {
             touch,
             on_error: route.on_error(),
             turn_within: route.turn_within(parts),
+            source: Source { client: address.filter(|_| is_recorded), ..source },
             address: limited_address,
             client: is_recorded.then(|| Client { address, user_agent: user_agent(&parts.headers) }),
         })

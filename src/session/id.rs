@@ -24,6 +24,12 @@ impl Id {
         Self(bytes)
     }
 
+    /// Returns a part of it, which is as random as the whole.
+    pub(crate) fn part(self) -> u64 {
+        let bytes = self.as_bytes().iter().take(size_of::<u64>());
+        bytes.fold(0, |part, byte| part << 8 | u64::from(*byte))
+    }
+
     /// Returns its bytes.
     pub const fn as_bytes(&self) -> &[u8; Self::BYTES] {
         &self.0
@@ -66,6 +72,11 @@ pub(crate) struct PublicId {
 }
 
 impl PublicId {
+    /// Returns the first id of the session at a place.
+    pub(crate) fn first(place: Id) -> Self {
+        Self { place, counter: 0 }
+    }
+
     const BYTES: usize = Id::BYTES + 2;
     const LENGTH: usize = Self::BYTES * 4 / 3;
 

@@ -132,6 +132,18 @@ impl Default for Policy {
     }
 }
 
+/// The reason why a session has expired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Expired {
+    /// It was not used for its idle timeout.
+    Idle,
+    Absolute,
+    /// No browser came back with it.
+    Unproven,
+    /// The date that the site has set has come.
+    Date,
+}
+
 impl Policy {
     /// The maximum age of cookies in browsers: 400 days (RFC 6265bis, section 5.5).
     pub(crate) const MAX_COOKIE_AGE: Duration = Duration::from_hours(400 * 24);
@@ -197,6 +209,21 @@ impl Policy {
         match self.absolute_timeout {
             Some(absolute) => end.min(meta.created_at + absolute),
             None => end,
+        }
+    }
+
+    /// Returns why an expired session has expired: the earliest of its ends.
+    pub(crate) fn expired(&self, meta: &Meta) -> Expired {
+        let end = self.ends_at(meta);
+        let unproven_timeout = self.unproven_timeout_of(meta).filter(|_| meta.unproven);
+        if unproven_timeout.is_some_and(|timeout| end == meta.created_at + timeout) {
+            Expired::Unproven
+        } else if self.absolute_timeout.is_some_and(|absolute| end == meta.created_at + absolute) {
+            Expired::Absolute
+        } else if matches!(meta.expiry, Some(Expiry::At(_))) && !meta.withheld {
+            Expired::Date
+        } else {
+            Expired::Idle
         }
     }
 

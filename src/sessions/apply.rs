@@ -8,11 +8,11 @@ use super::request_session::{RequestSession, Storage};
 use super::snapshot::{ChangeRequest, Snapshot};
 use crate::log::limited;
 use crate::metrics::Event;
-use crate::session::id::Id;
+use crate::session::id::{Id, PublicId};
 use crate::session::patch::{
-    Applied, Authority, Change, Patch, Refusal, Replicated, Rotation, Tombstone,
+    Applied, Authority, Change, Patch, PrincipalChange, Refusal, Replicated, Rotation, Tombstone,
 };
-use crate::session::record::{Entry, Meta, Record};
+use crate::session::record::{Entry, Meta, Principal, Record};
 
 impl RequestSession {
     /// Changes the session. A change that returned `Ok` is in the store.
@@ -56,6 +56,25 @@ impl RequestSession {
     /// cookie carries the session itself.
     fn needs_cookie(&self, patch: &Patch) -> bool {
         patch.needs_cookie() || self.is_in_cookie()
+    }
+
+    /// Records the rotation that a patch has caused: a log-in, a log-out, or no more than that. Each counts as a rotation.
+    fn record_rotation(
+        &self,
+        patch: &Patch,
+        id: PublicId,
+        meta: &Meta,
+        former: Option<&Principal>,
+    ) {
+        let (event, principal) = match &patch.principal {
+            Some(PrincipalChange::LogIn(_)) => (Event::LoggedIn, meta.principal.as_ref()),
+            Some(PrincipalChange::LogOut) => (Event::LoggedOut, former),
+            None => (Event::Rotated, meta.principal.as_ref()),
+        };
+        if event != Event::Rotated {
+            self.shared.metrics.event(Event::Rotated);
+        }
+        self.record(event, id, principal);
     }
 
     pub(super) fn is_in_cookie(&self) -> bool {
@@ -173,8 +192,8 @@ impl Update<'_> {
         request: ChangeRequest<'_>,
     ) -> Result<Snapshot, Failure> {
         let Self { session, state, .. } = self;
+        let former = session.known(state, id).and_then(|meta| meta.principal.clone());
         let applied = session.patch(state, id, authority, request).await?;
-        let metrics = &session.shared.metrics;
         let meta = &applied.record.meta;
         let generation = meta.generation;
         let is_live = matches!(applied.entry, Some(Entry::Live(_)));
@@ -186,13 +205,13 @@ impl Update<'_> {
         match applied.rotation {
             Rotation::None => {}
             Rotation::Rotated => {
-                metrics.event(Event::Rotated);
+                session.record_rotation(request.patch, meta.public_id(id), meta, former.as_ref());
                 state.binding = Binding::Session { id, generation, own };
                 state.token = state.token.max(TokenOrigin::Rotated);
                 state.owes_cookie = true;
             }
             Rotation::Joined => {
-                metrics.event(Event::Joined);
+                session.record(Event::Joined, meta.public_id(id), meta.principal.as_ref());
                 state.binding = Binding::Session { id, generation, own: true };
                 state.token = state.token.max(TokenOrigin::Rotated);
                 state.owes_cookie = true;
@@ -202,7 +221,7 @@ impl Update<'_> {
         state.owes_cookie |= changes_cookie && !meta.withheld;
         state.meta = Some(meta.clone());
         if !is_live {
-            metrics.event(Event::Destroyed);
+            session.record(Event::Destroyed, meta.public_id(id), former.as_ref());
             state.ended_own |= own;
             state.unbind();
         }
@@ -256,7 +275,9 @@ impl Update<'_> {
 
     /// Removes a session that was created a moment ago and whose id no client has.
     async fn undo_create(&self, id: Id) -> Result<(), Failure> {
-        if let Err(error) = self.session.calls()?.remove(id).await {
+        let removed = self.session.calls()?.remove(id).await;
+        self.session.record(Event::Destroyed, PublicId::first(id), None);
+        if let Err(error) = removed {
             limited!(warn, "orphaned", session = %id, %error, "failed to delete an orphaned session; it will expire");
         }
         Ok(())

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::request::CookieOutcome;
 use super::request_session::{RequestSession, Storage};
 use super::{Arrival, Opened, ResponseKind, SessionStatus, Sessions, Shared, TouchPolicy};
-use crate::metrics::Metrics;
+use crate::audit::Source;
 use crate::secret::Secret;
 use crate::session::id::Id;
 use crate::session::navigation::{Navigation, Origin};
@@ -62,7 +62,7 @@ impl World {
             ..Policy::default()
         };
         let shared = Shared::for_tests(&clock, policy);
-        let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new()));
+        let store = Arc::new(Memory::for_tests(Memory::DEFAULT_MAX_BYTES));
         let hot = Arc::new(RecordCache::new(1 << 20, Coherence::Owned));
         let cache = Arc::new(Cached::new(Arc::<Memory>::clone(&store), hot));
         let id = Id::from_bytes([7; 16]);
@@ -149,6 +149,7 @@ impl World {
             turn_within: None,
             address: None,
             client: None,
+            source: Source::default(),
         };
         sessions.opener().open(arrival).await.expect("the store answers")
     }

@@ -12,7 +12,6 @@ use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use super::cookie_backed::CookieBacked;
-use crate::metrics::Metrics;
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
 use crate::session::key_ring::KeyRing;
@@ -22,7 +21,7 @@ use crate::session::record::{Entry, Principal, Record};
 use crate::session::sealed::Sealed;
 use crate::store::conformance::{Fresh, suite};
 use crate::store::memory::Memory;
-use crate::store::{Answer, Backend, Created, KnownKeys, Page, Store, Unproven, Want};
+use crate::store::{Answer, Backend, Created, KnownKeys, Page, Store, Swept, Unproven, Want};
 use crate::time::Timestamp;
 
 const NAME: &str = "__Host-id";
@@ -149,7 +148,7 @@ impl Store for Jars {
         limit: usize,
     ) -> Answer<'a, Page> {
         Box::pin(async move {
-            let all = Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new());
+            let all = Memory::for_tests(Memory::DEFAULT_MAX_BYTES);
             for (id, jar) in &*self.jars.lock().await {
                 if let Entry::Live(record) = self.open(jar) {
                     all.create(*id, &record, &Policy::default()).await?;
@@ -159,8 +158,8 @@ impl Store for Jars {
         })
     }
 
-    fn sweep(&self, _now: Timestamp) -> Answer<'_, u64> {
-        Box::pin(ready(Ok(0)))
+    fn sweep<'a>(&'a self, _now: Timestamp, _policy: &'a Policy) -> Answer<'a, Swept> {
+        Box::pin(ready(Ok(Swept::default())))
     }
 
     fn exchange_keys<'a>(
@@ -191,8 +190,8 @@ impl Store for CookieBacked {
         Box::pin(ready(Ok(Page::default())))
     }
 
-    fn sweep(&self, _now: Timestamp) -> Answer<'_, u64> {
-        Box::pin(ready(Ok(0)))
+    fn sweep<'a>(&'a self, _now: Timestamp, _policy: &'a Policy) -> Answer<'a, Swept> {
+        Box::pin(ready(Ok(Swept::default())))
     }
 
     fn exchange_keys<'a>(

@@ -59,7 +59,12 @@ impl RequestSession {
         for _ in 0..3 {
             match calls.create(id, &record).await? {
                 Created::Done => {
-                    self.shared.metrics.event(Event::Created);
+                    let meta = &record.meta;
+                    self.record(Event::Created, meta.public_id(id), meta.principal.as_ref());
+                    if meta.principal.is_some() {
+                        self.record(Event::LoggedIn, meta.public_id(id), meta.principal.as_ref());
+                    }
+                    self.shared.metrics.session_used(id.part(), self.shared.clock.now());
                     debug!(session = %id, "session created");
                     return Ok((id, record));
                 }

@@ -9,11 +9,12 @@ use super::calls::Calls;
 use super::failure::Failure;
 use super::shared::Shared;
 use super::snapshot::{ChangeRequest, Destroyed, Snapshot};
+use crate::audit::{self, By, Source};
 use crate::log::limited;
 use crate::metrics::{Event, StoreOperation};
 use crate::session::id::{Id, PublicId};
 use crate::session::patch::{Authority, Refusal};
-use crate::session::record::{Entry, Meta, Principal};
+use crate::session::record::{Entry, Meta, Principal, Record};
 use crate::store::{Store, Want};
 
 /// All sessions of a store.
@@ -21,6 +22,9 @@ use crate::store::{Store, Want};
 pub(crate) struct Directory {
     store: Arc<dyn Store>,
     shared: Arc<Shared>,
+    /// What destroys sessions, for the audit trail.
+    by: By,
+    source: Source,
 }
 
 /// A page of live sessions.
@@ -38,8 +42,13 @@ pub(crate) struct Listed {
 const PAGE: usize = 500;
 
 impl Directory {
-    pub(super) fn new(store: Arc<dyn Store>, shared: Arc<Shared>) -> Self {
-        Self { store, shared }
+    pub(super) fn new(store: Arc<dyn Store>, shared: Arc<Shared>, by: By) -> Self {
+        Self { store, shared, by, source: Source::default() }
+    }
+
+    /// Says which request makes the changes.
+    pub(super) fn for_request(self, source: Source) -> Self {
+        Self { source, ..self }
     }
 
     /// Finds a session by its id.
@@ -64,7 +73,7 @@ impl Directory {
             applied => applied?,
         };
         if !matches!(applied.entry, Some(Entry::Live(_))) {
-            self.shared.metrics.event(Event::Destroyed);
+            self.record_destroyed(id.place, &applied.record.meta);
         }
         Ok(Snapshot::after(id.place, applied))
     }
@@ -73,24 +82,30 @@ impl Directory {
     pub(crate) async fn destroy(&self, id: PublicId) -> Result<Destroyed, Failure> {
         match self.calls().load_live(id.place, Want::Meta).await? {
             Some(record) if record.meta.id_counter != id.counter => Ok(Destroyed::default()),
-            found => self.remove(id.place, found.is_some()).await,
+            found => self.remove(id.place, found).await,
         }
     }
 
     /// Destroys the session at a place, whatever its id.
     pub(super) async fn destroy_at(&self, place: Id) -> Result<Destroyed, Failure> {
-        let is_alive = self.calls().load_live(place, Want::Meta).await?.is_some();
-        self.remove(place, is_alive).await
+        let found = self.calls().load_live(place, Want::Meta).await?;
+        self.remove(place, found).await
     }
 
     /// Removes a session. One that has expired does not count as destroyed.
-    async fn remove(&self, place: Id, is_alive: bool) -> Result<Destroyed, Failure> {
+    async fn remove(&self, place: Id, live: Option<Record>) -> Result<Destroyed, Failure> {
         let removed = self.calls().remove(place).await?;
-        let Some(replicated) = removed.filter(|_| is_alive) else {
+        let (Some(replicated), Some(record)) = (removed, live) else {
             return Ok(Destroyed::default());
         };
-        self.shared.metrics.event(Event::Destroyed);
+        self.record_destroyed(place, &record.meta);
         Ok(Destroyed { count: 1, replicated })
+    }
+
+    fn record_destroyed(&self, place: Id, meta: &Meta) {
+        let entry = audit::Entry::new(Event::Destroyed, self.by)
+            .of(meta.public_id(place), meta.principal.as_ref());
+        self.shared.audit.record(entry.from(self.source.clone()));
     }
 
     /// Returns a page of the sessions of a principal, or of all sessions.

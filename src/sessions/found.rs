@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use super::cookie_backed::CookieBacked;
 use super::request::CookieOutcome;
-use super::shared::Shared;
 use crate::log::limited;
-use crate::metrics::Event;
 use crate::session::id::Id;
 use crate::session::record::Values;
 use crate::turns::Turn;
@@ -41,9 +39,8 @@ impl Found {
 /// tokens name more is ambiguous without a look-up.
 pub(super) const MAX_SESSIONS: usize = 4;
 
-/// Counts and logs a request with the cookies of several sessions.
-pub(super) fn log_ambiguous<'a>(shared: &Shared, sessions: impl Iterator<Item = &'a Id>) {
-    shared.metrics.event(Event::AmbiguousCookie);
+/// Logs a request with the cookies of several sessions.
+pub(super) fn log_ambiguous<'a>(sessions: impl Iterator<Item = &'a Id>) {
     let sessions: Vec<_> = sessions.take(MAX_SESSIONS + 1).collect();
     limited!(
         warn,

@@ -17,7 +17,7 @@ use super::request::CookieOutcome;
 use super::{
     Arrival, HeldResponse, RequestGuard, ResponseKind, Sessions, SetHeld, Shared, TouchPolicy,
 };
-use crate::metrics::Metrics;
+use crate::audit::Source;
 use crate::secret::Secret;
 use crate::session::held::{CookieRequest, Identity, Lifetime, SetCookie};
 use crate::session::navigation::{Navigation, Origin};
@@ -228,7 +228,7 @@ impl World {
         let mut world = Self::without_proxy(kind);
         let policy = Policy { rotation_grace: GRACE, ..Policy::default() };
         let shared = Shared::for_tests(&world.clock, policy);
-        let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new()));
+        let store = Arc::new(Memory::for_tests(Memory::DEFAULT_MAX_BYTES));
         world.sessions = Some(Sessions::new(Some(store), shared));
         world
     }
@@ -475,6 +475,7 @@ async fn open(sessions: &Sessions, jar: Option<String>, navigation: Navigation) 
         on_error: OnError::Fail,
         address: None,
         client: None,
+        source: Source::default(),
     };
     sessions.opener().open(arrival).await.expect("the store answers").guard
 }

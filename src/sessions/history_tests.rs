@@ -12,7 +12,7 @@ use super::request::CookieOutcome;
 use super::{
     Arrival, ChangeRequest, Failure, RequestGuard, ResponseKind, Sessions, Shared, TouchPolicy,
 };
-use crate::metrics::Metrics;
+use crate::audit::{By, Source};
 use crate::secret::Secret;
 use crate::session::id::{Id, PublicId};
 use crate::session::navigation::{Navigation, Origin};
@@ -78,7 +78,7 @@ impl World {
         let policy =
             Policy { rotate_every: Some(GRACE), rotation_grace: GRACE, ..Policy::default() };
         let shared = Shared::for_tests(&clock, policy);
-        let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new()));
+        let store = Arc::new(Memory::for_tests(Memory::DEFAULT_MAX_BYTES));
         Self {
             sessions: Sessions::new(Some(store), shared),
             clock,
@@ -119,6 +119,7 @@ impl World {
             turn_within: None,
             address: None,
             client: None,
+            source: Source::default(),
         };
         let opened = self.sessions.opener().open(arrival).await.expect("the store answers");
         let presented = self.jar.as_deref().map(|text| self.token(text).id);
@@ -167,7 +168,7 @@ impl World {
     async fn lives(&self, id: Id) -> bool {
         match self
             .sessions
-            .directory()
+            .directory(By::Service)
             .expect("there is a store")
             .find(PublicId { place: id, counter: 0 }, Want::Meta)
             .await

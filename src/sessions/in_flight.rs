@@ -191,6 +191,7 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::Source;
     use crate::session::id::Id;
     use crate::session::navigation::{Navigation, Origin};
     use crate::sessions::request::{
@@ -207,6 +208,7 @@ mod tests {
         let context = RequestContext {
             origin: Origin { navigation: Navigation::None, withholds_cookie: false },
             touch: TouchPolicy::OnUse,
+            source: Source::default(),
             client: None,
             address: None,
             header_exchange: None,

@@ -17,6 +17,7 @@ use super::found::Found;
 use super::look_up::{Tokens, look_up, look_up_cached, named_session};
 use super::request::CookieOutcome;
 use super::shared::Shared;
+use crate::audit::Source;
 use crate::metrics::Event;
 use crate::store::{Error as StoreError, Want};
 use crate::turns::Full;
@@ -55,6 +56,7 @@ pub(super) struct LookUp<'a> {
     pub(super) want: Want<'a>,
     pub(super) calls: Calls<'a>,
     pub(super) shared: &'a Shared,
+    pub(super) source: &'a Source,
 }
 
 impl LookUp<'_> {
@@ -93,10 +95,10 @@ impl LookUp<'_> {
     }
 
     async fn run(self) -> Result<Found, StoreError> {
-        let Self { tokens, want, calls, shared } = self;
+        let Self { tokens, want, calls, shared, source } = self;
         match look_up_cached(tokens, want, calls, shared) {
             Some(found) => Ok(found),
-            None => look_up(tokens.clone(), want, calls, shared).await,
+            None => look_up(tokens.clone(), want, calls, shared, source).await,
         }
     }
 }

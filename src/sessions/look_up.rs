@@ -8,6 +8,7 @@ use super::calls::Calls;
 use super::found::{Found, MAX_SESSIONS, log_ambiguous};
 use super::request::CookieOutcome;
 use super::shared::Shared;
+use crate::audit::{self, By, Source};
 use crate::log::limited;
 use crate::metrics::Event;
 use crate::secret::Secret;
@@ -63,6 +64,7 @@ pub(super) async fn look_up(
     want: Want<'_>,
     calls: Calls<'_>,
     shared: &Shared,
+    source: &Source,
 ) -> Result<Found, StoreError> {
     let mut ids: SmallVec<[Id; MAX_SESSIONS]> = tokens.iter().map(|one| one.token.id).collect();
     ids.sort_unstable();
@@ -71,7 +73,7 @@ pub(super) async fn look_up(
         return Ok(CookieOutcome::None.into());
     }
     if ids.len() > MAX_SESSIONS {
-        log_ambiguous(shared, ids.iter());
+        log_ambiguous(ids.iter());
         return Ok(CookieOutcome::Ambiguous.into());
     }
     let mut found: Option<Candidate> = None;
@@ -82,7 +84,9 @@ pub(super) async fn look_up(
         let is_valid = is_newest_valid(tokens(), shared);
         match pin!(calls.load_cached(id, want, is_valid)).await? {
             Some(Entry::Live(record)) => match best(tokens(), &record.meta, shared) {
-                Some((Verdict::Replayed, _)) => Box::pin(on_replay(id, calls, shared)).await,
+                Some((Verdict::Replayed, _)) => {
+                    Box::pin(on_replay(id, &record.meta, calls, shared, source)).await;
+                }
                 Some((Verdict::Unknown, _)) | None => {}
                 Some((verdict, token)) => {
                     named.push(id);
@@ -94,7 +98,7 @@ pub(super) async fn look_up(
         }
     }
     if named.len() > 1 {
-        log_ambiguous(shared, named.iter());
+        log_ambiguous(named.iter());
         return Ok(CookieOutcome::Ambiguous.into());
     }
     Ok(match found {
@@ -167,12 +171,18 @@ fn best<'a>(
         .max_by_key(|(verdict, one)| (*verdict, one.token.generation))
 }
 
-async fn on_replay(id: Id, calls: Calls<'_>, shared: &Shared) {
-    shared.metrics.event(Event::Replayed);
+async fn on_replay(id: Id, meta: &Meta, calls: Calls<'_>, shared: &Shared, source: &Source) {
+    let record = |event, by| {
+        let entry = audit::Entry::new(event, by).of(meta.public_id(id), meta.principal.as_ref());
+        shared.audit.record(entry.from(source.clone()));
+    };
+    record(Event::Replayed, By::Request);
     limited!(warn, "replayed", session = %id, "token of a generation replaced long ago was presented");
     if shared.policy.on_replay == OnReplay::Revoke {
         match calls.remove(id).await {
-            Ok(_) => shared.metrics.event(Event::Destroyed),
+            Ok(Some(_)) => record(Event::Destroyed, By::Replay),
+            // Another request was faster.
+            Ok(None) => {}
             Err(error) => {
                 limited!(warn, "replayed_kept", session = %id, %error, "failed to end a replayed session");
             }

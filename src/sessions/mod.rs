@@ -47,8 +47,10 @@ use std::sync::Arc;
 
 use tracing::debug;
 
-use crate::metrics::{Event, StoreOperation};
+use crate::audit::By;
+use crate::metrics::{EndReason, Event, StoreOperation};
 use crate::session::key_ring::Fingerprint;
+use crate::session::policy::Expired;
 use crate::store::{Error as StoreError, Store};
 
 pub(crate) use commit::{Committed, ResponseKind};
@@ -97,22 +99,26 @@ impl Sessions {
         Opener::new(self.store.clone(), Arc::clone(&self.shared))
     }
 
-    /// Returns the directory of all sessions.
+    /// Returns the directory of all sessions, for changes by `by`.
     ///
     /// # Errors
     /// Returns [`Failure::NoStore`] if sessions are kept in cookies.
-    pub(crate) fn directory(&self) -> Result<Directory, Failure> {
+    pub(crate) fn directory(&self, by: By) -> Result<Directory, Failure> {
         let store = self.store.as_ref().ok_or(Failure::NoStore)?;
-        Ok(Directory::new(Arc::clone(store), Arc::clone(&self.shared)))
+        Ok(Directory::new(Arc::clone(store), Arc::clone(&self.shared), by))
     }
 
     /// Removes expired sessions from the store, and returns their number.
     pub(crate) async fn sweep(&self) -> Result<u64, StoreError> {
         let Some(store) = &self.store else { return Ok(0) };
-        let removed =
-            self.shared.timed(StoreOperation::Sweep, store.sweep(self.shared.clock.now())).await?;
-        self.shared.metrics.events(Event::Expired, removed);
-        Ok(removed)
+        let Shared { policy, clock, metrics, .. } = &*self.shared;
+        let sweep = store.sweep(clock.now(), policy);
+        let swept = self.shared.timed(StoreOperation::Sweep, sweep).await?;
+        for (expired, count) in swept.counts() {
+            metrics.sessions_ended(end_reason(expired), count);
+        }
+        metrics.events(Event::Expired, swept.sessions());
+        Ok(swept.sessions())
     }
 
     /// Removes expired requests from the table of requests in flight.
@@ -143,5 +149,14 @@ impl Sessions {
         let own: Vec<Fingerprint> = self.shared.ring.fingerprints().collect();
         let known = self.shared.timed(StoreOperation::Keys, store.exchange_keys(&own, now)).await?;
         Ok(KeyCheck::of(&own, known, self.shared.policy.rotation_grace, now))
+    }
+}
+
+fn end_reason(expired: Expired) -> EndReason {
+    match expired {
+        Expired::Idle => EndReason::IdleTimeout,
+        Expired::Absolute => EndReason::AbsoluteTimeout,
+        Expired::Unproven => EndReason::UnprovenTimeout,
+        Expired::Date => EndReason::ExpiredByDate,
     }
 }

@@ -19,6 +19,7 @@ use super::request::{CookieOutcome, EndedRequest, InFlightRequest, RequestContex
 use super::request_session::{RequestSession, Storage};
 use super::shared::Shared;
 use super::unseal::unseal;
+use crate::audit::{By, Entry, Source};
 use crate::metrics::Event;
 use crate::session::cookie;
 use crate::session::navigation::Origin;
@@ -28,6 +29,7 @@ use crate::session::record::{Client, Meta, Principal, Values};
 use crate::session::token::{Bound, RequestToken};
 use crate::store::config::OnError;
 use crate::store::{Store, Want};
+use crate::time::Timestamp;
 
 /// Opens the sessions of requests, for one worker.
 #[derive(Clone, Debug)]
@@ -53,6 +55,8 @@ pub(crate) struct Arrival {
     pub(crate) address: Option<IpAddr>,
     /// The client, if the policy records it.
     pub(crate) client: Option<Client>,
+    /// What the audit trail says of the request.
+    pub(crate) source: Source,
 }
 
 /// A request after its session was looked up.
@@ -117,6 +121,7 @@ impl Opener {
             turn_within,
             address,
             client,
+            source,
         } = arrival;
         let shared = &self.shared;
         let found = match &self.store {
@@ -126,12 +131,13 @@ impl Opener {
                 let tokens = verify(&cookies, shared);
                 // Boxed, so that a request whose session is cached is small.
                 if let Some(wait) = turn_within {
-                    let look_up = LookUp { tokens: &tokens, want, calls, shared };
+                    let look_up = LookUp { tokens: &tokens, want, calls, shared, source: &source };
                     Box::pin(look_up.in_turn(wait)).await
                 } else if let Some(found) = look_up_cached(&tokens, want, calls, shared) {
                     Ok(found)
                 } else {
-                    Box::pin(look_up(tokens, want, calls, shared)).await.map_err(OpenError::Store)
+                    let found = look_up(tokens, want, calls, shared, &source);
+                    Box::pin(found).await.map_err(OpenError::Store)
                 }
             }
             None => Ok(unseal(&cookies, shared)),
@@ -145,17 +151,33 @@ impl Opener {
                 CookieOutcome::Unavailable.into()
             }
         };
-        if let CookieOutcome::Session { signed_by, .. } = &outcome {
-            shared.session_tokens.count(signed_by.position());
-        }
-        let context = RequestContext { origin, touch, client, address, header_exchange };
         let (number, now) = (shared.in_flight.next_number(), shared.clock.now());
+        self.count_use(&outcome, touch, now);
+        let context = RequestContext { origin, touch, source, client, address, header_exchange };
         let request = InFlightRequest::new(number, outcome, context, sealed, now);
-        if request.is_withheld() {
-            shared.metrics.event(Event::CookieWithheld);
-        }
+        self.record_without_session(&request);
         let guard = RequestGuard::new(self.session(Arc::new(request)));
         Ok(Opened { guard, values, turn })
+    }
+
+    fn count_use(&self, outcome: &CookieOutcome, touch: TouchPolicy, now: Timestamp) {
+        if let CookieOutcome::Session { id, signed_by, .. } = outcome {
+            self.shared.session_tokens.count(signed_by.position());
+            if touch == TouchPolicy::OnUse {
+                self.shared.metrics.session_used(id.part(), now);
+            }
+        }
+    }
+
+    /// Records why a request has no session although its browser may have one.
+    fn record_without_session(&self, request: &InFlightRequest) {
+        let event = match request.outcome {
+            CookieOutcome::Ambiguous => Event::AmbiguousCookie,
+            _ if request.is_withheld() => Event::CookieWithheld,
+            _ => return,
+        };
+        let entry = Entry::new(event, By::Request);
+        self.shared.audit.record(entry.from(request.context.source.clone()));
     }
 
     /// Finds the request that a token of `instance` leads to. `None` if this instance forwarded it,

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use tokio::sync::RwLock;
 
 use super::cookie_backed::CookieBacked;
+use crate::audit::Source;
 use crate::random;
 use crate::session::id::Id;
 use crate::session::key_ring::SignedBy;
@@ -41,6 +42,8 @@ pub(crate) struct InFlightRequest {
 pub(super) struct RequestContext {
     pub(super) origin: Origin,
     pub(super) touch: TouchPolicy,
+    /// What the audit trail says of it.
+    pub(super) source: Source,
     /// Its client, if the policy records it.
     pub(super) client: Option<Client>,
     /// The address of its client, unless that is unknown or a trusted proxy's.
@@ -215,6 +218,7 @@ impl InFlightRequest {
             // Its response is committed, so it creates no session, for which these would count.
             origin: Origin { navigation: Navigation::None, withholds_cookie: false },
             touch: if token.touches { TouchPolicy::OnUse } else { TouchPolicy::Never },
+            source: Source::default(),
             client: None,
             address: None,
             header_exchange: None,

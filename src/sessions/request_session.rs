@@ -12,10 +12,12 @@ use super::request::{Binding, CookieOutcome, InFlightRequest, SessionError};
 use super::shared::Shared;
 use super::snapshot::Snapshot;
 use super::watch::WatchedSession;
+use crate::audit::{By, Entry};
+use crate::metrics::Event;
 use crate::session::id::{Id, PublicId};
 use crate::session::patch::Refusal;
 use crate::session::policy::HeaderExchange;
-use crate::session::record::{Entry, Meta};
+use crate::session::record::{self, Meta, Principal};
 use crate::session::token::{Bound, RequestToken};
 use crate::store::{Backend, Store, Want};
 use crate::time::Timestamp;
@@ -102,13 +104,13 @@ impl RequestSession {
         match state.binding {
             Binding::Session { id, generation, .. } => {
                 match calls.load_cached(id, want, |meta| meta.suffices_for(generation)).await? {
-                    Some(Entry::Live(record)) if record.meta.rotated_away(generation) => {
+                    Some(record::Entry::Live(record)) if record.meta.rotated_away(generation) => {
                         Err(Refusal::Rotated.into())
                     }
-                    Some(Entry::Live(record)) => {
+                    Some(record::Entry::Live(record)) => {
                         Ok(Snapshot { is_new, ..Snapshot::of(id, record) })
                     }
-                    Some(Entry::Ended { .. }) | None => Err(Refusal::Gone.into()),
+                    Some(record::Entry::Ended { .. }) | None => Err(Refusal::Gone.into()),
                 }
             }
             Binding::Unavailable => Err(Failure::NotLoaded),
@@ -141,11 +143,19 @@ impl RequestSession {
         Ok(Calls::new(backend, &self.shared))
     }
 
+    /// Records what the request has done to a session.
+    pub(super) fn record(&self, event: Event, session: PublicId, principal: Option<&Principal>) {
+        let entry = Entry::new(event, By::Request).of(session, principal);
+        self.shared.audit.record(entry.from(self.request.context.source.clone()));
+    }
+
     /// Returns the directory of all sessions; none lists sessions that live in cookies.
     pub(super) fn directory(&self) -> Result<Directory, Failure> {
         match &self.storage {
             Storage::Store(store) => {
-                Ok(Directory::new(Arc::clone(store), Arc::clone(&self.shared)))
+                let (store, shared) = (Arc::clone(store), Arc::clone(&self.shared));
+                let source = self.request.context.source.clone();
+                Ok(Directory::new(store, shared, By::OtherSession).for_request(source))
             }
             Storage::Cookie(_) => Err(Failure::NoStore),
         }

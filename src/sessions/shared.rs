@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::address_limit::AddressCounts;
 use super::in_flight::InFlight;
+use crate::audit::Audit;
 use crate::metrics::{Metrics, SessionTokens, StoreOperation};
 use crate::session::cookie::Attributes;
 use crate::session::id::Id;
@@ -26,6 +27,7 @@ pub struct Shared {
     pub(crate) clock: Clock,
     /// The metrics of the process.
     pub metrics: Metrics,
+    pub(crate) audit: Audit,
     /// The number of sessions that each client address has created.
     pub(crate) new_sessions: Arc<AddressCounts>,
     pub(crate) in_flight: Arc<InFlight>,
@@ -53,13 +55,15 @@ impl Shared {
 impl Shared {
     /// Returns the state of one worker with a key of the tests.
     pub(super) fn for_tests(clock: &Clock, policy: Policy) -> Arc<Self> {
+        let metrics = Metrics::new();
         Arc::new(Self {
+            audit: Audit::for_tests(&metrics, clock),
             ring: Arc::new(KeyRing::new(&zeroize::Zeroizing::new([7; 32]), &[])),
             attributes: Attributes::default(),
             policy,
             clock: clock.clone(),
             session_tokens: SessionTokens::default(),
-            metrics: Metrics::new(),
+            metrics,
             new_sessions: Arc::default(),
             in_flight: Arc::default(),
             turns: Arc::default(),

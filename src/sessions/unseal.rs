@@ -40,7 +40,7 @@ pub(super) fn unseal(cookies: &[Secret], shared: &Shared) -> Found {
         }
     }
     if latest.len() > 1 {
-        log_ambiguous(shared, latest.keys());
+        log_ambiguous(latest.keys());
         outcome = CookieOutcome::Ambiguous;
         latest.clear();
     }

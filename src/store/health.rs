@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info};
 
-use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want};
+use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Swept, Unproven, Want};
 use crate::metrics::{Metrics, StoreAccess};
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
@@ -262,8 +262,8 @@ impl Store for Observed {
         self.reads(self.store.list(principal, cursor, limit))
     }
 
-    fn sweep(&self, now: Timestamp) -> Answer<'_, u64> {
-        self.writes(self.store.sweep(now), |_| false)
+    fn sweep<'a>(&'a self, now: Timestamp, policy: &'a Policy) -> Answer<'a, Swept> {
+        self.writes(self.store.sweep(now, policy), |_| false)
     }
 
     fn exchange_keys<'a>(
@@ -290,7 +290,7 @@ mod tests {
     use crate::store::memory::Memory;
 
     suite!(|| {
-        let store = Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new()));
+        let store = Arc::new(Memory::for_tests(Memory::DEFAULT_MAX_BYTES));
         let health = Arc::new(Health::new(Location::Network, Metrics::new()));
         Fresh::new(Observed::new(store, health), ())
     });

@@ -18,6 +18,7 @@ pub(crate) mod sqlite;
 pub(crate) mod url;
 mod worker_thread;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -27,7 +28,7 @@ use crate::session::id::Id;
 use crate::session::json::Json;
 use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
-use crate::session::policy::Policy;
+use crate::session::policy::{Expired, Policy};
 use crate::session::record::{Entry, Key, Meta, Principal, Record, Values};
 use crate::time::Timestamp;
 
@@ -97,8 +98,8 @@ pub trait Store: Backend {
         limit: usize,
     ) -> Answer<'a, Page>;
 
-    /// Removes what has expired at `now`, and returns the number of sessions removed.
-    fn sweep(&self, now: Timestamp) -> Answer<'_, u64>;
+    /// Removes what has expired at `now`, and counts the sessions removed.
+    fn sweep<'a>(&'a self, now: Timestamp, policy: &'a Policy) -> Answer<'a, Swept>;
 
     /// Records which session keys this instance has, and returns what was recorded before. A key
     /// that it no longer has is removed from the record.
@@ -226,6 +227,32 @@ pub struct Page {
     pub(crate) unreadable: Vec<Id>,
     /// The cursor of the next page; `None` after the last.
     pub(crate) next: Option<String>,
+}
+
+/// The sessions that a sweep has removed, by the reason of their end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept(BTreeMap<Expired, u64>);
+
+impl Swept {
+    /// Counts a session.
+    fn count(&mut self, expired: Expired) {
+        *self.0.entry(expired).or_default() += 1;
+    }
+
+    fn add(&mut self, other: Self) {
+        for (expired, count) in other.0 {
+            *self.0.entry(expired).or_default() += count;
+        }
+    }
+
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (Expired, u64)> {
+        self.0.iter().map(|(expired, count)| (*expired, *count))
+    }
+
+    /// Returns the number of sessions.
+    pub(crate) fn sessions(&self) -> u64 {
+        self.0.values().sum()
+    }
 }
 
 /// The failure of a store.

@@ -23,6 +23,7 @@ mod activation;
 mod admin;
 mod api;
 mod api_tls;
+mod audit;
 mod broken_answers;
 mod browser;
 mod caches;

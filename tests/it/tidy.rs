@@ -15,7 +15,7 @@ const FLOORS: &[(Order, &[&str])] = &[
     (Order::Alone, &["config"]),
     (Order::Strangers, &["proxy", "api", "admin"]),
     (Order::Ordered, &["sessions", "wire"]),
-    (Order::Alone, &["store"]),
+    (Order::Ordered, &["store", "audit"]),
     (Order::Strangers, &["session", "redis"]),
     (Order::Alone, &["telemetry"]),
     (Order::Strangers, &["server", "client"]),

@@ -15,7 +15,7 @@ mod telemetry;
 mod tls;
 
 use super::Config;
-use super::file::File;
+use super::file::{self, File};
 use crate::{log, proxy};
 
 pub(super) use context::{Context, Site};
@@ -48,6 +48,7 @@ pub(super) fn config(file: &mut File, context: &mut Context<'_>) -> Config {
             level: file.log.level.into(),
             access: file.log.access,
         },
+        audit: audit(&mut file.audit, context),
         telemetry: telemetry::telemetry(&mut file.telemetry, &own, context),
         state_directory: context.state_directory.clone(),
         listen,
@@ -57,4 +58,11 @@ pub(super) fn config(file: &mut File, context: &mut Context<'_>) -> Config {
         store,
         proxy,
     }
+}
+
+fn audit(audit: &mut file::Audit, context: &Context<'_>) -> crate::audit::Config {
+    if let Some(path) = &mut audit.path {
+        context.locate(path);
+    }
+    crate::audit::Config { path: audit.path.clone() }
 }

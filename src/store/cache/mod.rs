@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 pub use self::lease::Coherence;
 pub use self::records::RecordCache;
-use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want};
+use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Swept, Unproven, Want};
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
@@ -141,8 +141,8 @@ impl Store for Cached {
     }
 
     /// Leaves the cache alone: the policy rejects expired records wherever they come from.
-    fn sweep(&self, now: Timestamp) -> Answer<'_, u64> {
-        self.store.sweep(now)
+    fn sweep<'a>(&'a self, now: Timestamp, policy: &'a Policy) -> Answer<'a, Swept> {
+        self.store.sweep(now, policy)
     }
 
     fn exchange_keys<'a>(

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::metrics::Metrics;
 use crate::session::patch::{Op, Patch};
 use crate::session::record::Values;
 use crate::store::conformance::{
@@ -18,7 +17,7 @@ fn cached(store: Arc<dyn Store>, coherence: Coherence) -> Cached {
 }
 
 fn memory() -> Arc<Memory> {
-    Arc::new(Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new()))
+    Arc::new(Memory::for_tests(Memory::DEFAULT_MAX_BYTES))
 }
 
 suite!(|| Fresh::new(cached(memory(), Coherence::Owned), ()));

@@ -235,7 +235,7 @@ impl Play<'_> {
     }
 
     async fn sweep(&self) -> TestCaseResult {
-        let swept = self.store.sweep(self.model.now).await?;
+        let swept = self.store.sweep(self.model.now, &self.model.policy).await?.sessions();
         prop_assert!(
             usize::try_from(swept).is_ok_and(|swept| swept <= self.model.expired.len()),
             "swept {swept}"

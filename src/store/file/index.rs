@@ -18,14 +18,6 @@ pub(super) struct Index {
     by_expiry: BTreeSet<(Timestamp, Id)>,
 }
 
-/// An entry that has expired.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Expired {
-    pub(super) since: Timestamp,
-    pub(super) id: Id,
-    pub(super) is_session: bool,
-}
-
 #[derive(Debug)]
 struct Known {
     over_at: Timestamp,
@@ -109,17 +101,11 @@ impl Index {
         now: Timestamp,
         after: Option<(Timestamp, Id)>,
         limit: usize,
-    ) -> Vec<Expired> {
+    ) -> Vec<(Timestamp, Id)> {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let by_expiry = self.by_expiry.range((start, Bound::Unbounded));
         let expired = by_expiry.take_while(|(over_at, _)| *over_at <= now).take(limit);
-        expired
-            .map(|(over_at, id)| Expired {
-                since: *over_at,
-                id: *id,
-                is_session: self.entries.get(id).is_some_and(Known::is_session),
-            })
-            .collect()
+        expired.copied().collect()
     }
 
     pub(super) fn is_expired(&self, id: Id, now: Timestamp) -> bool {

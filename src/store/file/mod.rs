@@ -18,11 +18,10 @@ use std::time::Duration;
 
 use self::directory::Fault;
 pub(crate) use self::directory::OpenError;
-use self::index::Expired;
 use self::sessions::SessionFiles;
 use super::owned::{OwnedChange, OwnedWant};
 use super::worker_thread::{IoKind, Job, WorkerThreads};
-use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want};
+use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Swept, Unproven, Want};
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
@@ -177,24 +176,27 @@ impl Store for Files {
         Box::pin(self.read(move |sessions| sessions.list(principal.as_ref(), after, limit)))
     }
 
-    fn sweep(&self, now: Timestamp) -> Answer<'_, u64> {
+    fn sweep<'a>(&'a self, now: Timestamp, policy: &'a Policy) -> Answer<'a, Swept> {
         Box::pin(async move {
-            let mut removed = 0;
+            let mut swept = Swept::default();
             let mut after = None;
             loop {
                 let expired = self.sessions.expired(now, after, SWEEP_BATCH);
-                let Some(last) = expired.last() else { return Ok(removed) };
-                after = Some((last.since, last.id));
+                let Some(last) = expired.last() else { return Ok(swept) };
+                after = Some(*last);
                 // All are queued before the first answer is awaited, so that they share an `fsync`.
                 let mut answers = Vec::with_capacity(expired.len());
-                for Expired { id, is_session, .. } in expired {
-                    let sweep = move |sessions: &SessionFiles| sessions.sweep(id, now);
+                for (_, id) in expired {
+                    let policy = policy.clone();
+                    let sweep = move |sessions: &SessionFiles| sessions.sweep(id, now, &policy);
                     let (job, answer) = Job::new(IoKind::Write, sweep);
                     self.writer(id).submit(job)?;
-                    answers.push((answer, is_session));
+                    answers.push(answer);
                 }
-                for (answer, is_session) in answers {
-                    removed += u64::from(answer.within(self.timeout).await? && is_session);
+                for answer in answers {
+                    if let Some(expired) = answer.within(self.timeout).await? {
+                        swept.count(expired);
+                    }
                 }
             }
         })

@@ -5,10 +5,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::directory::{Directory, Fault, Kind, OpenError};
 use super::format::Stored;
-use super::index::{Expired, Index};
+use super::index::Index;
 use crate::session::id::Id;
 use crate::session::patch::{Applied, Change, Refusal, Use};
-use crate::session::policy::Policy;
+use crate::session::policy::{Expired, Policy};
 use crate::session::record::{Entry, Principal, Record};
 use crate::store::{Created, Page, Want, over_at};
 use crate::time::Timestamp;
@@ -40,7 +40,7 @@ impl SessionFiles {
         now: Timestamp,
         after: Option<(Timestamp, Id)>,
         limit: usize,
-    ) -> Vec<Expired> {
+    ) -> Vec<(Timestamp, Id)> {
         self.index().expired(now, after, limit)
     }
 
@@ -124,13 +124,26 @@ impl SessionFiles {
         Ok(entry.map(|entry| Want::Meta.of(&entry)))
     }
 
-    /// Removes an entry if it is still expired: it may have been used since it was found.
-    pub(super) fn sweep(&self, id: Id, now: Timestamp) -> Result<bool, Fault> {
-        let is_expired = self.index().is_expired(id, now);
-        if is_expired {
-            self.delete(id)?;
+    /// Removes an entry if it is still expired: it may have been used since it was found. Returns why a session has
+    /// expired.
+    pub(super) fn sweep(
+        &self,
+        id: Id,
+        now: Timestamp,
+        policy: &Policy,
+    ) -> Result<Option<Expired>, Fault> {
+        if !self.index().is_expired(id, now) {
+            return Ok(None);
         }
-        Ok(is_expired)
+        let expired = match self.load(id) {
+            Ok(Some(Entry::Live(record))) => Some(policy.expired(&record.meta)),
+            Ok(Some(Entry::Ended { .. }) | None) => None,
+            // A file that cannot be read expires like any other.
+            Err(fault) if fault.kind() == Kind::Corrupt => Some(Expired::Idle),
+            Err(fault) => return Err(fault),
+        };
+        self.delete(id)?;
+        Ok(expired)
     }
 
     /// Returns a page of sessions, without those whose file was removed in the meantime.

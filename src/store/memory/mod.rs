@@ -9,14 +9,19 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use self::state::{State, Stored};
-use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want, over_at};
-use crate::metrics::{Event, Metrics};
+use super::{
+    Answer, Backend, Created, Error, KnownKeys, Page, Store, Swept, Unproven, Want, over_at,
+};
+use crate::audit::{self, Audit, By};
+use crate::metrics::Event;
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
 use crate::session::policy::Policy;
 use crate::session::record::{Entry, Principal, Record};
 use crate::time::Timestamp;
+#[cfg(test)]
+use crate::{metrics::Metrics, time::Clock};
 
 /// The memory store.
 ///
@@ -27,7 +32,7 @@ use crate::time::Timestamp;
 #[derive(Debug)]
 pub(crate) struct Memory {
     max_bytes: usize,
-    metrics: Metrics,
+    audit: Audit,
     held: Mutex<Held>,
 }
 
@@ -46,10 +51,15 @@ impl Memory {
     /// Default bound of the records' memory.
     pub(crate) const DEFAULT_MAX_BYTES: usize = 512 * 1024 * 1024;
 
-    /// Creates an empty store whose records take at most `max_bytes` of memory; above it, [`Error::Full`]. Memory
-    /// and evictions are counted in `metrics`.
-    pub(crate) fn new(max_bytes: usize, metrics: Metrics) -> Self {
-        Self { max_bytes, metrics, held: Mutex::default() }
+    /// Creates an empty store whose records take at most `max_bytes` of memory; above it, [`Error::Full`]. Its
+    /// memory is a metric, and evictions are recorded.
+    pub(crate) fn new(max_bytes: usize, audit: Audit) -> Self {
+        Self { max_bytes, audit, held: Mutex::default() }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests(max_bytes: usize) -> Self {
+        Self::new(max_bytes, Audit::for_tests(&Metrics::new(), &Clock::System))
     }
 
     /// No method panics in the middle of a change, so a poisoned lock still guards a consistent state.
@@ -59,10 +69,13 @@ impl Memory {
 
     fn replace(&self, held: &mut Held, id: Id, stored: Option<Stored>) -> Result<(), Error> {
         let evicted = held.state.replace(id, stored, self.max_bytes)?;
-        self.metrics.memory_store_bytes(held.state.bytes());
-        if evicted > 0 {
-            self.metrics.events(Event::Evicted, evicted);
-            held.warn_of(evicted);
+        self.audit.metrics().memory_store_bytes(held.state.bytes());
+        if !evicted.is_empty() {
+            held.warn_of(evicted.len() as u64);
+        }
+        for (session, principal) in evicted {
+            let entry = audit::Entry::new(Event::Evicted, By::Store);
+            self.audit.record(entry.of(session, principal.as_ref()));
         }
         Ok(())
     }
@@ -138,13 +151,13 @@ impl Backend for Memory {
             state.put(id, stored);
             entry
         });
-        self.metrics.memory_store_bytes(state.bytes());
+        self.audit.metrics().memory_store_bytes(state.bytes());
         Box::pin(ready(Ok(entry)))
     }
 
     fn remove(&self, id: Id) -> Answer<'_, Option<Replicated>> {
         let mut held = self.held();
-        let live = held.state.get(id).is_some_and(Stored::is_session);
+        let live = held.state.get(id).is_some_and(|stored| stored.meta().is_some());
         let removed = if live { self.replace(&mut held, id, None) } else { Ok(()) };
         Box::pin(ready(removed.map(|()| live.then_some(Replicated::NotAsked))))
     }
@@ -169,12 +182,16 @@ impl Store for Memory {
         Box::pin(ready(Ok(Page { sessions: page, unreadable: Vec::new(), next })))
     }
 
-    fn sweep(&self, now: Timestamp) -> Answer<'_, u64> {
+    fn sweep<'a>(&'a self, now: Timestamp, policy: &'a Policy) -> Answer<'a, Swept> {
         let state = &mut self.held().state;
-        let over = state.over(now).into_iter().filter_map(|id| state.take(id));
-        let removed = over.filter(|stored| stored.is_session()).count();
-        self.metrics.memory_store_bytes(state.bytes());
-        Box::pin(ready(Ok(removed as u64)))
+        let mut swept = Swept::default();
+        for stored in state.over(now).into_iter().filter_map(|id| state.take(id)) {
+            if let Some(meta) = stored.meta() {
+                swept.count(policy.expired(meta));
+            }
+        }
+        self.audit.metrics().memory_store_bytes(state.bytes());
+        Box::pin(ready(Ok(swept)))
     }
 
     fn exchange_keys<'a>(

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use crate::session::id::Id;
+use crate::session::id::{Id, PublicId};
 use crate::session::json::Json;
 use crate::session::record::{Client, Entry, Key, Meta, Principal, Record, Values};
 use crate::store::{Error, Want};
@@ -21,6 +21,9 @@ pub(super) struct State {
     unproven_bytes: usize,
     bytes: usize,
 }
+
+/// The id of an evicted session, and its principal.
+pub(super) type Evicted = (PublicId, Option<Principal>);
 
 /// A stored entry.
 #[derive(Debug)]
@@ -55,7 +58,7 @@ impl State {
     }
 
     /// Replaces the entry of `id` by `stored`. If that exceeds `max_bytes`, unproven records are evicted, the oldest
-    /// first; returns their number.
+    /// first; returns their ids and principals.
     ///
     /// # Errors
     /// [`Error::Full`] if that is not enough. Then nothing has changed.
@@ -64,12 +67,12 @@ impl State {
         id: Id,
         stored: Option<Stored>,
         max_bytes: usize,
-    ) -> Result<u64, Error> {
+    ) -> Result<Vec<Evicted>, Error> {
         let before = self.get(id);
         let freed = before.map_or(0, |stored| stored.bytes);
         let spared = before.filter(|stored| stored.unproven_since().is_some()).map_or(0, |_| freed);
         let needed = stored.as_ref().map_or(0, |stored| stored.bytes);
-        let mut evicted = 0;
+        let mut evicted = Vec::new();
         // A change that takes no more memory is made even above the bound.
         if needed > freed {
             let excess = (self.bytes - freed + needed).saturating_sub(max_bytes);
@@ -85,14 +88,17 @@ impl State {
         Ok(evicted)
     }
 
-    fn evict(&mut self, excess: usize, spared: Id) -> u64 {
-        let (mut evicted, mut freed) = (0, 0);
+    fn evict(&mut self, excess: usize, spared: Id) -> Vec<Evicted> {
+        let (mut evicted, mut freed) = (Vec::new(), 0);
         while freed < excess {
             let Some(id) = self.unproven.iter().map(|(_, id)| *id).find(|id| *id != spared) else {
                 break;
             };
-            freed += self.take(id).map_or(excess, |stored| stored.bytes);
-            evicted += 1;
+            let Some(stored) = self.take(id) else { break };
+            freed += stored.bytes;
+            if let Some(meta) = stored.meta() {
+                evicted.push((meta.public_id(id), meta.principal.clone()));
+            }
         }
         evicted
     }
@@ -192,22 +198,20 @@ impl Stored {
         }
     }
 
-    pub(super) fn is_session(&self) -> bool {
-        matches!(self.kept, Kept::Live { .. })
+    pub(super) fn meta(&self) -> Option<&Meta> {
+        match &self.kept {
+            Kept::Live { meta, .. } => Some(meta),
+            Kept::Ended { .. } => None,
+        }
     }
 
     fn principal(&self) -> Option<&Principal> {
-        match &self.kept {
-            Kept::Live { meta, .. } => meta.principal.as_ref(),
-            Kept::Ended { .. } => None,
-        }
+        self.meta()?.principal.as_ref()
     }
 
     fn unproven_since(&self) -> Option<Timestamp> {
-        match &self.kept {
-            Kept::Live { meta, .. } => meta.unproven.then_some(meta.created_at),
-            Kept::Ended { .. } => None,
-        }
+        let meta = self.meta()?;
+        meta.unproven.then_some(meta.created_at)
     }
 
     fn reckon(&self) -> usize {

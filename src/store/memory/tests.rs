@@ -5,14 +5,14 @@ use crate::session::patch::{Op, Patch, Proof};
 use crate::session::record::Values;
 use crate::store::conformance::{Fresh, json, key, new_id, now, patch, record, runtime, suite};
 
-suite!(|| Fresh::new(Memory::new(Memory::DEFAULT_MAX_BYTES, Metrics::new()), ()));
+suite!(|| Fresh::new(Memory::for_tests(Memory::DEFAULT_MAX_BYTES), ()));
 
 /// A store of as many records as [`of`] makes with 1,000 bytes.
 fn store_of(records: usize) -> Memory {
     let one = stored(Entry::Live(of(now(), 1000, true)), &Policy::default());
     let mut state = State::default();
     state.put(new_id(), Box::new(one));
-    Memory::new(records * state.bytes(), Metrics::new())
+    Memory::for_tests(records * state.bytes())
 }
 
 fn of(created_at: Timestamp, bytes: usize, unproven: bool) -> Record {
@@ -36,7 +36,7 @@ async fn stands(store: &Memory, id: Id) -> bool {
 }
 
 fn evicted(store: &Memory) -> u64 {
-    store.metrics.event_count(Event::Evicted)
+    store.audit.metrics().event_count(Event::Evicted)
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn removal_frees_counted_bytes() {
         store.remove(first).await.expect("removed");
         let destroy = Patch { destroy: true, ..Patch::default() };
         patch(&store, second, &destroy, Want::Meta).await.expect("answered").expect("applied");
-        store.sweep(now + Duration::from_hours(1)).await.expect("swept");
+        store.sweep(now + Duration::from_hours(1), &Policy::default()).await.expect("swept");
         assert_eq!(store.held().state.bytes(), 0);
     });
 }

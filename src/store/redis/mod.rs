@@ -40,7 +40,9 @@ use self::fields::{FIELDS, Indexed, Unreadable};
 use self::merge::{MAX_WAITING, MERGE_ATTEMPTS};
 pub(crate) use self::survey::{Survey, SurveyError};
 pub use self::tracking::{LEASE, track};
-use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want, encode};
+use super::{
+    Answer, Backend, Created, Error, KnownKeys, Page, Store, Swept, Unproven, Want, encode,
+};
 use crate::log::limited;
 use crate::redis::config::Address;
 use crate::redis::{
@@ -475,8 +477,8 @@ impl Store for Redis {
     }
 
     /// Redis removes expired sessions by itself.
-    fn sweep(&self, _now: Timestamp) -> Answer<'_, u64> {
-        Box::pin(std::future::ready(Ok(0)))
+    fn sweep<'a>(&'a self, _now: Timestamp, _policy: &'a Policy) -> Answer<'a, Swept> {
+        Box::pin(std::future::ready(Ok(Swept::default())))
     }
 
     fn exchange_keys<'a>(

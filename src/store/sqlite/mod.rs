@@ -26,7 +26,9 @@ pub(crate) use self::schema::OpenError;
 use self::writer::{Committer, Need, QueuedChange};
 use super::owned::{OwnedChange, OwnedWant};
 use super::worker_thread::{IoKind, Job, WorkerThreads};
-use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Unproven, Want, over_at};
+use super::{
+    Answer, Backend, Created, Error, KnownKeys, Page, Store, Swept, Unproven, Want, over_at,
+};
 use crate::random;
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
@@ -163,16 +165,17 @@ impl Store for Sqlite {
     }
 
     /// In small steps, so that changes get through between them.
-    fn sweep(&self, now: Timestamp) -> Answer<'_, u64> {
+    fn sweep<'a>(&'a self, now: Timestamp, policy: &'a Policy) -> Answer<'a, Swept> {
         Box::pin(async move {
-            let mut sessions = 0;
+            let mut all = Swept::default();
             loop {
-                let swept =
-                    self.write(Need::Nothing, move |connection| row::sweep(connection, now));
-                let swept = swept.await?;
-                sessions += swept.sessions;
-                if swept.is_last() {
-                    return Ok(sessions);
+                let policy = policy.clone();
+                let sweep = move |connection: &Connection| row::sweep(connection, now, &policy);
+                let step = self.write(Need::Nothing, sweep).await?;
+                let is_last = step.is_last();
+                all.add(step.sessions);
+                if is_last {
+                    return Ok(all);
                 }
             }
         })

@@ -6,9 +6,10 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 use super::fault::{Fault, Kind};
 use crate::session::id::Id;
 use crate::session::json::Json;
+use crate::session::policy::{Expired, Policy};
 use crate::session::record::{Client, Entry, Expiry, Key, Meta, Principal, Record, Values};
 use crate::store::encode::{self, Past};
-use crate::store::{Page, Want};
+use crate::store::{Page, Swept, Want};
 use crate::time::Timestamp;
 
 /// Number of rows that one step of a sweep removes.
@@ -230,33 +231,43 @@ pub(super) fn list(
 }
 
 /// The result of one step of a sweep.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Swept {
-    pub(super) sessions: u64,
+#[derive(Debug, Default)]
+pub(super) struct SweepStep {
+    pub(super) sessions: Swept,
     rows: i64,
 }
 
-impl Swept {
+impl SweepStep {
     /// Whether nothing is left to remove.
-    pub(super) fn is_last(self) -> bool {
+    pub(super) fn is_last(&self) -> bool {
         self.rows < SWEEP
     }
 }
 
 /// Runs one step of a sweep. A tombstone is still valid at its end.
-pub(super) fn sweep(connection: &Connection, now: Timestamp) -> Result<Swept, Fault> {
-    let mut statement = connection.prepare_cached(
+pub(super) fn sweep(
+    connection: &Connection,
+    now: Timestamp,
+    policy: &Policy,
+) -> Result<SweepStep, Fault> {
+    let mut statement = connection.prepare_cached(concat!(
         "DELETE FROM sessions WHERE rowid IN (SELECT rowid FROM sessions \
-         WHERE ends_at <= ?1 AND (ended = 0 OR ends_at < ?1) LIMIT ?2) RETURNING ended",
-    )?;
+         WHERE ends_at <= ?1 AND (ended = 0 OR ends_at < ?1) LIMIT ?2) RETURNING ",
+        columns!()
+    ))?;
     let mut rows = statement.query([now.as_millis(), SWEEP])?;
-    let mut swept = Swept { sessions: 0, rows: 0 };
+    let mut step = SweepStep::default();
     while let Some(row) = rows.next()? {
-        swept.rows += 1;
-        // An unreadable row is not a tombstone, and expires like any other.
-        swept.sessions += u64::from(row.get_ref(0)?.as_i64() != Ok(1));
+        step.rows += 1;
+        match entry_of(row) {
+            Ok(Entry::Live(record)) => step.sessions.count(policy.expired(&record.meta)),
+            Ok(Entry::Ended { .. }) => {}
+            // An unreadable row is not a tombstone, and expires like any other.
+            Err(fault) if fault.kind() == Kind::Corrupt => step.sessions.count(Expired::Idle),
+            Err(fault) => return Err(fault),
+        }
     }
-    Ok(swept)
+    Ok(step)
 }
 
 /// Reads something of the file.

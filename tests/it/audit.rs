@@ -1,0 +1,192 @@
+//! The audit trail and the counters of sessions, against what was done.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{Browser, Cloakroom, Script, Upstream};
+
+const MINUTE: Duration = Duration::from_mins(1);
+
+fn log_in(name: &str) -> Script {
+    Script::new().patch(&json!({"principal": name}))
+}
+
+fn write() -> Script {
+    Script::new().call("PUT", "/values/secret", "\"a value\"")
+}
+
+/// Returns the counters of sessions that are not zero, e.g. `ended logout`.
+async fn counters(cloakroom: &Cloakroom) -> BTreeMap<String, u64> {
+    let (_, text) = cloakroom.admin_get("/metrics").await;
+    let line = |line: &str| {
+        let (series, count) = line.strip_prefix("cloakroom_sessions_")?.split_once(' ')?;
+        let name = series.replace("_total", "").replace(['{', '"', '}'], " ");
+        let name = name.replace("reason=", "").replace("within=", "");
+        let words: Vec<&str> = name.split_whitespace().collect();
+        Some((words.join(" "), count.parse().ok()?)).filter(|(_, count)| *count > 0)
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// Returns the lines of the trail's file once `event` was written `count` times.
+async fn lines(cloakroom: &Cloakroom, event: &str, count: usize) -> Vec<Value> {
+    let path = cloakroom.directory().join("audit.jsonl");
+    let mut lines: Vec<Value> = Vec::new();
+    crate::support::until(event, || {
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        lines = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        lines.iter().filter(|line| line["event"] == event).count() == count
+    })
+    .await;
+    lines
+}
+
+/// An hour of log-ins, log-outs, expiries and revocations, in which every way to end a session is taken.
+#[tokio::test]
+async fn counters_are_exact_on_embedded_stores() {
+    for store in ["memory:", "sqlite:sessions.db", "file:sessions"] {
+        let upstream = Upstream::start();
+        let toml = format!(
+            "[session]\nidle_timeout = \"20m\"\nabsolute_timeout = \"45m\"\nunproven_timeout = \"2m\"\n\
+             max_per_principal = 2\nrotate_every = \"12h\"\n\
+             [audit]\npath = \"audit.jsonl\"\n[store]\nurl = \"{store}\"\n"
+        );
+        let cloakroom = Cloakroom::with(&upstream, &toml).await;
+        let browser = || Browser::new(&cloakroom);
+        let read = Script::new();
+
+        // Created 1: logs in, and out.
+        let one = browser();
+        one.navigate("/", &write()).await;
+        one.navigate("/", &log_in("ada")).await;
+        one.navigate("/", &Script::new().call("DELETE", "", "")).await;
+        // 2 to 4: the third log-in ends the first session; then the fourth logs out everywhere.
+        let [two, three, four] = [browser(), browser(), browser()];
+        for browser in [&two, &three, &four] {
+            browser.navigate("/", &log_in("bob")).await;
+            cloakroom.advance(Duration::from_secs(1));
+        }
+        four.navigate("/", &Script::new().call("DELETE", "?everywhere=true", "")).await;
+        // 5: ended by the back office.
+        let five = browser();
+        let id = five.navigate("/", &write()).await.json()["id"].as_str().unwrap().to_owned();
+        assert_eq!(cloakroom.service("DELETE", &format!("/{id}"), "").await.status, 204);
+        // 6: nobody comes back with it. 7: idle after its use.
+        browser().navigate("/", &write()).await;
+        let seven = browser();
+        seven.navigate("/", &write()).await;
+        seven.navigate("/", &read).await;
+        // 8: used until its absolute timeout. 9: until the date that the site has set.
+        let [eight, nine] = [browser(), browser()];
+        eight.navigate("/", &write()).await;
+        let date = (cloakroom.now() + 30 * MINUTE).to_string();
+        let script = Script::new().patch(&json!({"set": {"a": 1}, "expiry": {"at": date}}));
+        assert_eq!(nine.navigate("/", &script).await.last().status, 200, "{store}");
+        let active = counters(&cloakroom).await;
+        assert_eq!([&active["active 5m"], &active["active 1h"]], [&9, &9], "{store}");
+        for _ in 0..10 {
+            eight.navigate("/", &read).await;
+            nine.navigate("/", &read).await;
+            cloakroom.advance(5 * MINUTE);
+            assert_eq!(cloakroom.service("POST", "/clear-expired", "").await.status, 200);
+        }
+
+        let expected = [
+            ("active 1h", 9),
+            ("active 24h", 9),
+            ("created", 9),
+            ("ended absolute_timeout", 1),
+            ("ended destroyed_by_service", 1),
+            ("ended destroyed_elsewhere", 2),
+            ("ended expired_by_date", 1),
+            ("ended idle_timeout", 1),
+            ("ended logout", 2),
+            ("ended unproven_timeout", 1),
+        ];
+        let expected: BTreeMap<String, u64> =
+            expected.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+        assert_eq!(counters(&cloakroom).await, expected, "{store}");
+
+        let lines = lines(&cloakroom, "destroyed", 5).await;
+        let count = |event: &str| lines.iter().filter(|line| line["event"] == event).count();
+        assert_eq!([count("created"), count("logged_in"), count("logged_out")], [9, 4, 0]);
+    }
+}
+
+/// The trail says who did what, from where; no line has a value or a token.
+#[tokio::test]
+async fn lines_tell_what_was_done_by_what() {
+    let upstream = Upstream::start();
+    let toml = "[session]\nrecord_client = true\n[audit]\npath = \"audit.jsonl\"\n";
+    let cloakroom = Cloakroom::with(&upstream, toml).await;
+    let [one, other] = [Browser::new(&cloakroom), Browser::new(&cloakroom)];
+    let page = one.navigate("/", &write()).await;
+    let id = page.json()["id"].as_str().unwrap().to_owned();
+    let mut tokens = vec![one.cookie().unwrap()];
+    for script in [log_in("ada"), Script::new().call("POST", "/rotate", ""), log_in("ada")] {
+        one.navigate("/", &script).await;
+        tokens.push(one.cookie().unwrap());
+    }
+    one.navigate("/", &Script::new().patch(&json!({"principal": null}))).await;
+    other.navigate("/", &log_in("bob")).await;
+    let all = "/_sessions?principal=bob";
+    let call = |token: &str| {
+        let address = cloakroom.api();
+        let request = format!(
+            "DELETE {all} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\
+             Connection: close\r\n\r\n"
+        );
+        async move { crate::support::raw::exchange(address, &request).await }
+    };
+    assert!(call("wrong-token-of-the-test").await.starts_with("HTTP/1.1 401"));
+    cloakroom.service("DELETE", "?principal=bob", "").await;
+
+    let lines = lines(&cloakroom, "destroyed", 1).await;
+    let seen: Vec<(&str, &str, Option<&str>)> = lines
+        .iter()
+        .map(|line| {
+            let text = |name: &str| line[name].as_str();
+            (text("event").unwrap(), text("by").unwrap(), text("principal"))
+        })
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("created", "request", None),
+            ("logged_in", "request", Some("ada")),
+            ("rotated", "request", Some("ada")),
+            ("logged_in", "request", Some("ada")),
+            ("logged_out", "request", Some("ada")),
+            ("created", "request", Some("bob")),
+            ("logged_in", "request", Some("bob")),
+            ("wrong_token", "service", None),
+            ("destroyed", "service", Some("bob")),
+        ]
+    );
+    for line in &lines[..7] {
+        assert_eq!(line["client"], "127.0.0.1", "{line}");
+        assert_eq!(line["trace"].as_str().map(str::len), Some(32), "{line}");
+        assert!(line["route"].is_string() && line["instance"].is_string(), "{line}");
+    }
+    assert_eq!(lines[0]["session"], id);
+    let text = format!("{lines:?}");
+    assert!(!text.contains("a value") && !text.contains("wrong-token-of-the-test"), "{text}");
+    assert!(tokens.iter().all(|token| !text.contains(token)), "{text}");
+}
+
+/// A file that was renamed, as by logrotate, is written again after a reload.
+#[tokio::test]
+async fn file_is_opened_again_by_a_reload() {
+    let upstream = Upstream::start();
+    let toml = "[audit]\npath = \"audit.jsonl\"\n";
+    let mut cloakroom = Cloakroom::with(&upstream, toml).await;
+    Browser::new(&cloakroom).navigate("/", &write()).await;
+    lines(&cloakroom, "created", 1).await;
+    let path = cloakroom.directory().join("audit.jsonl");
+    std::fs::rename(&path, path.with_extension("1")).unwrap();
+    cloakroom.reload(&upstream, toml).unwrap();
+    Browser::new(&cloakroom).navigate("/", &write()).await;
+    assert_eq!(lines(&cloakroom, "created", 1).await.len(), 1);
+}
