@@ -139,6 +139,14 @@ pub enum StartError {
     Worker(#[source] io::Error),
 }
 
+/// Binds the listeners of a configuration, and closes them again.
+///
+/// # Errors
+/// An address cannot be bound.
+pub(crate) fn try_listeners(config: &Config) -> Result<(), StartError> {
+    Listeners::bind(config, Inherited::default()).map(drop)
+}
+
 /// Opens the sessions of a configuration, for a command that does not serve requests.
 pub(crate) fn open_sessions(config: &Config, clock: Clock) -> Result<Sessions, StartError> {
     let ring = config.prepare()?;
@@ -332,11 +340,6 @@ impl App {
     pub fn shutdown_now(self) {
         self.tasks.public.drain();
         self.tasks.inner.drain();
-    }
-
-    /// The URL of the session API for the site.
-    pub(crate) fn api_url(&self) -> &str {
-        &self.api_url
     }
 
     /// Logs the addresses, the upstreams, the state directory, and what this start created.

@@ -12,7 +12,7 @@ use sd_notify::NotifyState;
 use super::signals::{SignalRequest, Signals};
 use super::site::{self, Site};
 use super::{Failure, init_log, runtime};
-use crate::app::App;
+use crate::app::{self, App};
 use crate::config::{self, Config, ConfigError, Environment, Loaded, Overrides};
 use crate::net::descriptors;
 use crate::server::Inherited;
@@ -35,7 +35,13 @@ pub(super) fn run(
     let _log = init_log(&loaded)?;
     raise_descriptor_limit(&loaded.config);
     let load = || config::load(path, environment, overrides);
-    let result = runtime.block_on(serve(signals, loaded.config, load, site));
+    let result = runtime.block_on(async {
+        if site.is_empty() {
+            serve(signals, loaded.config, load, pending()).await
+        } else {
+            serve_site(site, signals, loaded.config, load).await
+        }
+    });
     // An aborted startup may still wait for its store on a thread of the runtime.
     runtime.shutdown_background();
     result
@@ -53,7 +59,27 @@ fn raise_descriptor_limit(config: &Config) {
     }
 }
 
-/// Starts the proxy, then the site if there is a command for it, serves, and stops both.
+/// Starts the command of the site, serves, and stops the site.
+async fn serve_site(
+    command: &[OsString],
+    mut signals: Signals,
+    config: Config,
+    load: impl Fn() -> Result<Loaded, ConfigError>,
+) -> Result<(), Failure> {
+    let upstream = site::upstream(&config)?;
+    // The proxy listens after the site does. A port that is taken is reported before the site starts.
+    app::try_listeners(&config).map_err(Failure::other)?;
+    let mut site = tokio::select! {
+        started = Site::start(command, &upstream, &config.api.url) => started?,
+        () = signals.terminate.received() => return Ok(()),
+    };
+    let served = serve(signals, config, load, site.ended()).await;
+    site.stop().await;
+    served
+}
+
+/// Serves until SIGTERM or SIGINT or until the site has ended, then drains; a signal during that aborts. SIGHUP
+/// reloads.
 ///
 /// Startup waits for files and for the store, so it runs on a thread of its own: SIGTERM can end it,
 /// and SIGHUP is handled after it.
@@ -61,12 +87,11 @@ async fn serve(
     mut signals: Signals,
     config: Config,
     load: impl Fn() -> Result<Loaded, ConfigError>,
-    command: &[OsString],
+    site_ended: impl Future<Output = io::Result<ExitStatus>>,
 ) -> Result<(), Failure> {
-    let upstream = if command.is_empty() { None } else { Some(site::upstream(&config)?) };
     let inherited = Inherited::of_process().map_err(Failure::other)?;
     let start = move || App::start_on(inherited, config, Clock::System);
-    let app = tokio::select! {
+    let mut app = tokio::select! {
         started = tokio::task::spawn_blocking(start) => {
             started.map_err(Failure::other)?.map_err(Failure::other)?
         }
@@ -75,37 +100,9 @@ async fn serve(
             return Ok(());
         }
     };
-    // The site starts after the proxy has its ports, so that a taken one is reported at once.
-    let mut site = match &upstream {
-        None => None,
-        Some(upstream) => Some(tokio::select! {
-            started = Site::start(command, upstream, app.api_url()) => started?,
-            () = signals.terminate.received() => return Ok(()),
-        }),
-    };
-    let served = serve_until_ended(app, &mut signals, load, &mut site).await;
-    if let Some(site) = site {
-        site.stop().await;
-    }
-    served
-}
-
-/// Serves until SIGTERM or SIGINT or until the site has ended, then drains; a signal during that aborts. SIGHUP
-/// reloads.
-async fn serve_until_ended(
-    mut app: App,
-    signals: &mut Signals,
-    load: impl Fn() -> Result<Loaded, ConfigError>,
-    site: &mut Option<Site>,
-) -> Result<(), Failure> {
     app.announce();
     notify_systemd(NotifyState::Ready);
-    let mut site_ended = pin!(async {
-        match site {
-            Some(site) => site.ended().await,
-            None => pending().await,
-        }
-    });
+    let mut site_ended = pin!(site_ended);
     let outcome = loop {
         tokio::select! {
             request = signals.next() => match request {
