@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::config::Overrides;
 
@@ -58,6 +59,21 @@ pub(super) enum Command {
     },
     /// Print the JSON Schema of the configuration, for editors
     Schema,
+    /// Print a configuration file with every key, its default and its meaning
+    ExampleConfig,
+    /// Print completions for a shell
+    ///
+    /// E.g. `cloakroom completions bash > /usr/share/bash-completion/completions/cloakroom`.
+    Completions {
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Print a man page, e.g. for `man -l -`
+    Man {
+        /// The command; without one, the page of `cloakroom`
+        #[arg(value_name = "COMMAND")]
+        of: Option<String>,
+    },
     /// Print a new session key, or secret
     ///
     /// Instances that share a store need the same keys: keep them in files that only the instances can

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod health;
+mod manual;
 mod run;
 mod signals;
 mod site;
@@ -22,6 +23,9 @@ use crate::config::{self, Config, ConfigError, Environment, Loaded, Overrides};
 use crate::demo;
 use crate::log;
 use crate::time::Clock;
+
+/// The file that documents every key.
+const EXAMPLE_CONFIG: &str = include_str!("../../config.example.toml");
 
 /// Runs a command; `arguments` begins with the name of the program. Returns 0 for success, 1 for failure,
 /// and 2 for invalid usage or configuration.
@@ -56,6 +60,11 @@ fn dispatch(arguments: Arguments, environment: &Environment) -> Result<(), Failu
             )),
         },
         Some(Command::Schema) => print(&config::schema()),
+        Some(Command::ExampleConfig) => print(EXAMPLE_CONFIG.trim_end()),
+        Some(Command::Completions { shell }) => {
+            manual::completions(shell, &mut io::stdout()).map_err(Failure::other)
+        }
+        Some(Command::Man { of }) => manual::page(of.as_deref()),
         Some(Command::GenerateKey) => print(config::generate_key().reveal()),
         Some(Command::ClearExpired { file }) => {
             let loaded = config::load_without_site(file.path(), environment)?;

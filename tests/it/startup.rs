@@ -132,3 +132,34 @@ async fn local_404_for_the_api_has_its_address() {
         assert!(!get("localhost", "/_session", more).await, "{more}");
     }
 }
+
+/// Returns what a command prints.
+fn printed(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_cloakroom")).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn example_config_is_accepted() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cloakroom.toml");
+    std::fs::write(&file, printed(&["example-config"])).unwrap();
+    let status = Command::new(env!("CARGO_BIN_EXE_cloakroom"))
+        .args(["check", file.to_str().unwrap()])
+        .env("STATE_DIRECTORY", directory.path())
+        .output()
+        .unwrap();
+    assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stderr));
+}
+
+#[test]
+fn completions_and_man_pages_name_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(printed(&["completions", shell]).contains("clear-expired"), "{shell}");
+    }
+    let page = printed(&["man"]);
+    assert!(page.contains(".TH cloakroom 1") && page.contains("cloakroom\\-health(1)"), "{page}");
+    let page = printed(&["man", "health"]);
+    assert!(page.contains(".TH cloakroom-health 1") && page.contains("\\-\\-store"), "{page}");
+}
