@@ -97,14 +97,15 @@ function ascii(json) {
 }
 
 /**
- * Tags objects that other languages would take for values of theirs, e.g. for a serialized PHP object. Values of other
- * languages that have not changed stay as they are.
+ * Tags objects that other languages would take for values of theirs, e.g. for a serialized PHP object. Only a value as a
+ * whole is read as one, so objects within it stay plain. Values of other languages that have not changed stay, too.
  */
 function tagged(texts, loaded) {
   for (const [key, text] of texts) {
-    if (!text.startsWith('{') || !text.includes('"$cloakroom"') || loaded.get(key) === text) continue;
+    if (!text.startsWith("{") || !text.includes('"$cloakroom"')) continue;
     const value = JSON.parse(text);
-    if (Object.hasOwn(value, "$cloakroom")) texts.set(key, JSON.stringify({ $cloakroom: { json: value } }));
+    const isKept = loaded.get(key) === text && !isTagged(value);
+    if (Object.hasOwn(value, "$cloakroom") && !isKept) texts.set(key, JSON.stringify({ $cloakroom: { json: value } }));
   }
   return texts;
 }
@@ -112,11 +113,17 @@ function tagged(texts, loaded) {
 /** Returns values without the tags of plain objects. */
 function untagged(values) {
   const plain = Object.create(null);
-  for (const key of Object.keys(values)) {
-    const tag = isObject(values[key]) && Object.keys(values[key]).length === 1 ? values[key].$cloakroom : undefined;
-    plain[key] = isObject(tag) && Object.hasOwn(tag, "json") ? tag.json : values[key];
-  }
+  for (const key of Object.keys(values)) plain[key] = untag(values[key]);
   return plain;
 }
 
-module.exports = { ascii, difference, isEmpty, snapshot, tagged, untagged };
+function untag(value) {
+  return isTagged(value) ? value.$cloakroom.json : value;
+}
+
+function isTagged(value) {
+  if (!isObject(value) || Object.keys(value).length !== 1) return false;
+  return isObject(value.$cloakroom) && Object.hasOwn(value.$cloakroom, "json");
+}
+
+module.exports = { ascii, difference, isEmpty, snapshot, tagged, untag, untagged };

@@ -1,5 +1,7 @@
 "use strict";
 
+const { untag } = require("./diff");
+
 /**
  * Returns what identifies the user in the values of a session, or undefined if no user is logged in.
  *
@@ -9,13 +11,17 @@
 function userIn(texts, setting) {
   let user;
   if (typeof setting === "function") {
-    user = setting(Object.fromEntries([...texts].map(([key, text]) => [key, JSON.parse(text)])));
+    user = setting(Object.fromEntries([...texts].map(([key, text]) => [key, parse(text)])));
   } else {
     const [key, ...members] = (setting ?? "passport.user").split(".");
-    user = texts.has(key) ? JSON.parse(texts.get(key)) : undefined;
+    user = texts.has(key) ? parse(texts.get(key)) : undefined;
     for (const member of members) user = Object.hasOwn(Object(user), member) ? user[member] : undefined;
   }
   return user === null || user === "" || user === false ? undefined : user;
+}
+
+function parse(text) {
+  return untag(JSON.parse(text));
 }
 
 /** Returns the name of the user; undefined if passport's user has none. */
