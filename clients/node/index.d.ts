@@ -66,6 +66,7 @@ declare namespace cloakroom {
         status: number;
         statusCode: number;
         code: string;
+        expose: false;
     }
 
     /** Loads the session of a request with the settings of the environment, and sets `req.session`. */

@@ -8,6 +8,10 @@ const { holdResponse } = require("./lib/response");
 const { readSettings } = require("./lib/settings");
 
 const sessions = new WeakMap(); // of requests
+const loads = new WeakMap(); // of requests, the promises of their sessions
+const UNUSED =
+  "header exchange is on, but the client has no secret: X-Session-Data is not used; set CLOAKROOM_CLIENT_SECRETS";
+const ELSEWHERE = "this request did not come through Cloakroom";
 
 class Client {
   #settings;
@@ -24,56 +28,94 @@ class Client {
 
   /** Loads the session of a request; `fail` gets an error by which the response has to be replaced. */
   async load(req, res, fail) {
-    if (sessions.has(req)) return req.session;
-    const { headers } = req;
-    const token = headers["x-session-token"];
-    if (token === undefined && this.#settings.fallback) return this.#loadStock(req, res);
+    // Two loads at once would otherwise give two sessions, of which one is not written.
+    if (!loads.has(req)) loads.set(req, this.#load(req, res, fail));
+    await loads.get(req);
+    return req.session;
+  }
+
+  async #load(req, res, fail) {
+    if (this.#settings.fallback && this.#isElsewhere(req)) return this.#loadStock(req, res);
     this.#verify(req);
+    const { headers } = req;
     const isTrusted = this.#isTrusted(req);
-    const data = isTrusted ? headers["x-session-data"] : undefined;
-    const omitted = isTrusted ? headers["x-session-data-omitted"] : undefined;
-    const principal = isTrusted ? headers["x-session-principal"] : undefined;
+    const find = (name) => (isTrusted ? headers[`x-session-${name}`] : undefined);
+    const [data, omitted, principal] = [find("data"), find("data-omitted"), find("principal")];
+    if (!isTrusted && (headers["x-session-data"] ?? headers["x-session-data-omitted"]) !== undefined) {
+      this.logOnce(UNUSED);
+    }
     const session = new RequestSession(this, req, res, {
-      token,
-      id: headers["x-session-id"],
-      nextId: headers["x-session-next-id"],
+      token: headers["x-session-token"],
+      id: find("id"),
+      nextId: find("next-id"),
       principal: principal && decodeURIComponent(principal),
       canExchange: data !== undefined || omitted !== undefined,
     });
     // A visitor without a session has no values. Values that did not fit are read now: `req.session` is synchronous.
+    // So are the ids, which without trust only the API knows.
     const isComplete = headers["x-session-id"] === undefined || (data !== undefined && omitted === undefined);
-    await session.load(isComplete ? JSON.parse(data ?? "{}") : undefined);
+    await session.load(isTrusted && isComplete ? JSON.parse(data ?? "{}") : undefined);
     sessions.set(req, session);
     holdResponse(res, session, (error) => {
       this.log("error", error.message);
       fail(error);
     });
-    return req.session;
   }
 
   log(level, message) {
     console[level](`cloakroom: ${message}`);
   }
 
-  /** Logs what every request would repeat. */
-  logOnce(message) {
-    if (this.#logged.has(message)) return;
-    this.#logged.add(message);
+  /** Logs what every request would repeat; messages with texts of visitors need a key without them. */
+  logOnce(message, key = message) {
+    if (this.#logged.has(key)) return;
+    this.#logged.add(key);
     this.log("error", message);
   }
 
   #verify(req) {
     const { secrets, url } = this.#settings;
     const { headers } = req;
-    const refuse = (status, code) => {
-      const error = new CloakroomError(status, code, `the request did not come through Cloakroom: ${code}`);
-      this.logOnce(error.message);
-      throw error;
-    };
     // First, so that nothing of a request without a proof counts.
-    if (secrets.length > 0 ? !isProven(req, secrets) : hasDoubled(req.rawHeaders)) refuse(403, "proof_wrong");
-    if (headers["x-session-token"] === undefined) refuse(500, "request_token_missing");
-    if (headers["x-session-url"]?.replace(/\/$/, "") !== url) refuse(403, "session_url_differs");
+    if (secrets.length > 0 && !isProven(req, secrets)) {
+      throw this.#refusal(
+        403,
+        "proof_wrong",
+        `${ELSEWHERE}: X-Session-Proof is missing or wrong: open the site at Cloakroom's address, ` +
+          "and give CLOAKROOM_CLIENT_SECRETS the file of [api] client_secret",
+      );
+    }
+    if (secrets.length === 0 && hasDoubled(req.rawHeaders)) {
+      throw this.#refusal(403, "proof_wrong", `${ELSEWHERE}: one of its X-Session-* headers was sent twice`);
+    }
+    if (headers["x-session-token"] === undefined) {
+      const reason =
+        secrets.length > 0
+          ? 'the route of this request has session = "off", so it has no session: mount its pages before the middleware'
+          : `${ELSEWHERE}: open the site at Cloakroom's address, by a route without session = "off"`;
+      throw this.#refusal(500, "request_token_missing", reason);
+    }
+    if (headers["x-session-url"]?.replace(/\/$/, "") !== url) {
+      const found = JSON.stringify(headers["x-session-url"] ?? "");
+      throw this.#refusal(
+        403,
+        "session_url_differs",
+        `${ELSEWHERE}: X-Session-Url is ${found}, but CLOAKROOM_CLIENT_URL is "${url}"`,
+      );
+    }
+  }
+
+  #refusal(status, code, message) {
+    this.logOnce(message, code);
+    return new CloakroomError(status, code, message);
+  }
+
+  /** Returns whether a request did not come through Cloakroom, or came by a route without sessions. */
+  #isElsewhere(req) {
+    const { secrets } = this.#settings;
+    if (req.headers["x-session-token"] !== undefined) return false;
+    const hasNone = !Object.keys(req.headers).some((name) => name.startsWith("x-session-"));
+    return secrets.length === 0 || hasNone || isProven(req, secrets);
   }
 
   /** Returns whether the values in headers are Cloakroom's. */
@@ -87,7 +129,6 @@ class Client {
   async #loadStock(req, res) {
     this.#stock ??= stockSessions(this.#settings.fallback, this.cookie, this.log);
     await new Promise((resolve, reject) => this.#stock(req, res, (error) => (error ? reject(error) : resolve())));
-    return req.session;
   }
 }
 

@@ -3,10 +3,13 @@
 /** An error with the HTTP status that the request should fail with, as Express, Koa and Fastify read it. */
 class CloakroomError extends Error {
   constructor(status, code, message, cause) {
-    super(message, { cause });
+    super(message, cause && { cause });
     this.name = "CloakroomError";
     this.status = this.statusCode = status;
+    this.expose = false; // the message is for the log
     this.code = code;
+    // Frameworks log the stack of an error, and the lines of the client in it do not say more than the message.
+    this.stack = String(this);
   }
 }
 
@@ -20,15 +23,22 @@ const LIMITS = {
 /** Returns the error for a refusal of the session API. */
 function refusal({ status, problem }, patch) {
   const code = problem.code ?? `status_${status}`;
+  const said = problem.detail ?? problem.title;
+  const reason = `${status} ${code}${said ? `: ${said}` : ""}`;
   if (status === 401) {
-    return new CloakroomError(403, code, `the request did not come through Cloakroom: ${code}`);
+    const message = `this request did not come through Cloakroom: the session API refuses X-Session-Token (${reason})`;
+    return new CloakroomError(403, code, message);
   }
-  if (status >= 500 || status === 409 || status === 410) {
-    return new CloakroomError(503, code, `the session API responded with ${status}: ${code}`);
+  if (status >= 500) return new CloakroomError(503, code, `the session API is unavailable (${reason})`);
+  if (status === 404 || status === 409 || status === 410) {
+    return new CloakroomError(503, code, `the session API refuses the ${patch ? "write" : "read"} (${reason})`);
   }
-  const said = [problem.title, problem.detail].filter(Boolean).join(" ");
   const limit = LIMITS[code] ? `; the limit is ${LIMITS[code]}` : "";
-  return new CloakroomError(500, code, `session not written: ${code} (${said}); changed ${sizes(patch)}${limit}`);
+  return new CloakroomError(
+    500,
+    code,
+    `the session API refuses the change (${reason}); changed ${sizes(patch)}${limit}`,
+  );
 }
 
 /** Returns the keys of a patch, the largest first, with the bytes of their values. */

@@ -211,7 +211,8 @@ class RequestSession {
     this.#nextId = session.next_id ?? this.#nextId;
     this.#principal = this.#storedPrincipal = session.principal ?? null;
     this.#isRegenerated = this.#isDestroyed = false;
-    this.#show(session.values ?? {}, Cookie.of(session, this.#client.cookie));
+    const { cookie } = this.#client;
+    this.#show(session.values ?? {}, this.#exists ? Cookie.of(session, cookie) : new Cookie(cookie));
   }
 
   #show(values, cookie) {
@@ -250,7 +251,8 @@ class RequestSession {
       if (login || this.#isRegenerated) patch.rotate = "id";
       const isLogIn = typeof login === "string";
       if (isLogIn && !this.#isRegenerated) Object.assign(patch, this.#changesOfLogIn(texts));
-      else Object.assign(patch, this.#isRegenerated ? this.#replacement(texts, login) : difference(this.#loaded, texts));
+      else
+        Object.assign(patch, this.#isRegenerated ? this.#replacement(texts, login) : difference(this.#loaded, texts));
     } else {
       if (isUseless && !this.#isIdShown) return undefined;
       if (login) patch.principal = login;

@@ -1,6 +1,7 @@
 "use strict";
 
 const { readFileSync } = require("node:fs");
+const { CloakroomError } = require("./errors");
 
 const DEFAULT_URL = "http://127.0.0.1:8081/_session";
 
@@ -43,9 +44,21 @@ function target(text) {
 }
 
 function readSecret(path) {
-  const secret = Buffer.from(readFileSync(path, "utf8").replace(/\r?\n$/, ""));
-  if (secret.length < 32) throw new TypeError(`the client secret in ${path} is shorter than 32 bytes`);
+  let text;
+  try {
+    text = readFileSync(path, "latin1");
+  } catch (error) {
+    throw wrongSecret(`cannot read the secret ${path} of CLOAKROOM_CLIENT_SECRETS: ${error.message}`);
+  }
+  const secret = Buffer.from(text.replace(/\r?\n$/, ""), "latin1");
+  if (secret.length < 32) {
+    throw wrongSecret(`a secret of CLOAKROOM_CLIENT_SECRETS is shorter than 32 bytes: ${path}`);
+  }
   return secret;
+}
+
+function wrongSecret(message) {
+  return new CloakroomError(500, "invalid_settings", message);
 }
 
 module.exports = { readSettings };

@@ -372,6 +372,7 @@ inBothModes("a page that fails to be written is a 503 once", async (t, mode) => 
         scene.child.once("exit", () => res.send("stored"));
       });
     }),
+    { trust: "network" }, // or the token, which is made up, would be checked first
   );
   const headers = await headersOfRequest(scene, mode);
   const response = await fetchFrom(scene.site, "GET", "/", { headers });
@@ -569,12 +570,8 @@ inBothModes("a health check without Cloakroom needs no session", async (t, mode)
   });
   assert.equal((await fetchFrom(scene.site, "GET", "/health")).status, 200);
   const response = await fetchFrom(scene.site, "GET", "/");
-  assert.deepEqual(
-    [response.status, response.text],
-    mode === "headers"
-      ? [403, "the request did not come through Cloakroom: proof_wrong"]
-      : [500, "the request did not come through Cloakroom: request_token_missing"],
-  );
+  assert.equal(response.status, mode === "headers" ? 403 : 500);
+  assert.match(response.text, /^this request did not come through Cloakroom: .*open the site at Cloakroom's address/);
 });
 
 inBothModes("a log-in without a name leaves no other principal", async (t, mode) => {
@@ -583,7 +580,12 @@ inBothModes("a log-in without a name leaves no other principal", async (t, mode)
     const users = { ada: { id: 1, username: "ada" }, nameless: { id: 2 } };
     const passport = new Passport();
     passport.serializeUser((user, done) => done(null, user.id));
-    passport.deserializeUser((id, done) => done(null, Object.values(users).find((user) => user.id === id)));
+    passport.deserializeUser((id, done) =>
+      done(
+        null,
+        Object.values(users).find((user) => user.id === id),
+      ),
+    );
     app.use(sessions, passport.session());
     app.get("/in", (req, res, next) => {
       req.login(users[req.query.user], { keepSessionInfo: true }, (error) => (error ? next(error) : res.send("in")));
@@ -591,10 +593,16 @@ inBothModes("a log-in without a name leaves no other principal", async (t, mode)
     return app;
   });
   const visitor = scene.visitor();
-  for (const [user, principal] of [["ada", "ada"], ["nameless", null]]) {
+  for (const [user, principal] of [
+    ["ada", "ada"],
+    ["nameless", null],
+  ]) {
     await visitor.get(`/in?user=${user}`);
     const sessions = await scene.sessions();
-    assert.deepEqual(sessions.map((session) => session.principal), [principal]);
+    assert.deepEqual(
+      sessions.map((session) => session.principal),
+      [principal],
+    );
   }
 });
 
@@ -619,14 +627,38 @@ inBothModes("a log-in as another user writes changed values whole", async (t, mo
   assert.deepEqual((await visitor.get("/")).json, { user: { name: "ada", zone: "UTC" }, roles: ["bob", "ada"] });
 });
 
+inBothModes("objects that look like values of other languages stay objects", async (t, mode) => {
+  const scene = await startScene(t, mode, passportApp());
+  const visitor = scene.visitor();
+  const php = { $cloakroom: { php: "TzoxOiJBIjowOnt9" } };
+  const wrapped = { $cloakroom: { json: php } };
+  const own = { posted: php, twice: wrapped, list: [php], member: { x: php } };
+  await visitor.post("/set", { ...own, n: 1 });
+  const { values, version } = (await scene.only()).json;
+  assert.deepEqual(values, { ...own, posted: wrapped, twice: { $cloakroom: { json: wrapped } }, n: 1 });
+  assert.deepEqual((await visitor.get("/")).json.values, { ...own, n: 1 });
+  assert.equal((await scene.only()).json.version, version, "reading does not write");
+  // As it is stored, which is another value than the one that was read.
+  await visitor.post("/set", { posted: wrapped });
+  assert.deepEqual((await visitor.get("/")).json.values.posted, wrapped);
+  await visitor.post("/set", { posted: { ...php, more: 1 } });
+  assert.deepEqual((await scene.only()).json.values.posted, { $cloakroom: { json: { ...php, more: 1 } } });
+  assert.deepEqual((await visitor.get("/")).json.values.posted, { ...php, more: 1 });
+});
+
 test("Express sees https behind Cloakroom", async (t) => {
-  const scene = await startScene(t, "api", (sessions) => {
-    const app = express();
-    app.set("trust proxy", "loopback");
-    app.use(sessions);
-    app.get("/", (req, res) => res.json({ secure: req.secure, ip: req.ip }));
-    return app;
-  });
+  const scene = await startScene(
+    t,
+    "api",
+    (sessions) => {
+      const app = express();
+      app.set("trust proxy", "loopback");
+      app.use(sessions);
+      app.get("/", (req, res) => res.json({ secure: req.secure, ip: req.ip }));
+      return app;
+    },
+    { trust: "network" },
+  );
   assert.deepEqual((await fetchFrom(scene.port, "GET", "/")).json, { secure: false, ip: "127.0.0.1" });
   const headers = { "X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.7" };
   assert.deepEqual((await fetchFrom(scene.site, "GET", "/", { headers: { ...headers, ...(await headersOfRequest(scene, "api")) } })).json, {

@@ -3,6 +3,7 @@
 /** The package as it is installed: by preload, in ES modules, in Fastify, with its types. */
 const assert = require("node:assert/strict");
 const { execFileSync } = require("node:child_process");
+const { createHmac } = require("node:crypto");
 const fs = require("node:fs");
 const http = require("node:http");
 const { once } = require("node:events");
@@ -11,6 +12,7 @@ const test = require("node:test");
 const Koa = require("koa");
 const {
   MODES,
+  SECRET,
   captureLog,
   fetchFrom,
   freePort,
@@ -106,6 +108,9 @@ for (const [name, text, flag] of [
       assert.equal(elsewhere.status, mode === "headers" ? 403 : 500);
       await logged(scene.child, /did not come through Cloakroom/);
       assert.equal(elsewhere.headers["set-cookie"], undefined);
+      // The log of Express has the message, too.
+      await logged(scene.child, /CloakroomError: this request did not come through Cloakroom/);
+      assert.doesNotMatch(scene.child.log, /^ +at /m, "no stack trace");
     });
   }
 }
@@ -139,6 +144,102 @@ test("a fallback gives stock sessions to requests from elsewhere, and says so on
     }
     await logged(scene.child, /for development/);
     assert.equal(scene.child.log.match(/cloakroom: .*for development/g).length, 1);
+  }
+});
+
+test("with a secret, only requests without session headers or with a proof alone get stock sessions", async (t) => {
+  const log = captureLog(t);
+  const stock = (req, _res, next) => {
+    req.session = { isStock: true };
+    next();
+  };
+  const scene = await startScene(t, "headers", (sessions) => answering(sessions), { fallback: stock });
+  assert.equal((await scene.visitor().get("/")).text, "{}", "of Cloakroom");
+  const send = (headers) => fetchFrom(scene.site, "GET", "/", { headers });
+  for (const headers of [{}, proven({})]) {
+    const { status, text } = await send(headers);
+    assert.deepEqual([status, text], [200, '{"isStock":true}'], Object.keys(headers).join());
+  }
+  const { "x-session-proof": proof } = proven({ "x-session-id": "x" });
+  for (const headers of [
+    { "x-session-id": "x" },
+    { "x-session-proof": proof },
+    { "x-session-id": "y", "x-session-proof": proof },
+    { "x-session-token": "x" },
+  ]) {
+    assert.equal((await send(headers)).status, 403, Object.keys(headers).join());
+  }
+  assert.match(log.text(), /X-Session-Proof is missing or wrong: open the site at/);
+});
+
+test("header exchange without a secret is reported once", async (t) => {
+  const log = captureLog(t);
+  const site = await freePort();
+  const api = await freePort();
+  const server = http.createServer(answering(cloakroom({ url: `http://127.0.0.1:${api}/_session` })));
+  server.listen(site, "127.0.0.1");
+  await once(server, "listening");
+  t.after(() => server.close() && server.closeAllConnections());
+  const program = await startProgram(t, { site, api, mode: "headers" });
+  for (let i = 0; i < 2; i += 1) assert.equal((await program.visitor().get("/")).text, "{}");
+  assert.deepEqual(log.lines, [
+    "cloakroom: header exchange is on, but the client has no secret: X-Session-Data is not used; set CLOAKROOM_CLIENT_SECRETS",
+  ]);
+});
+
+/** Returns a listener that responds with the session. */
+function answering(sessions) {
+  return (req, res) =>
+    sessions(req, res, (error) =>
+      res.writeHead(error?.status ?? 200).end(error?.message ?? JSON.stringify(req.session)),
+    );
+}
+
+/** Returns headers with their proof. */
+function proven(headers) {
+  const now = Math.floor(Date.now() / 1000);
+  const lines = Object.entries(headers).map(([name, value]) => `${name}:${value}`);
+  const text = ["cloakroom-proof-v1", now, ...lines].join("\n");
+  const mac = createHmac("sha256", SECRET).update(text).digest("base64url");
+  return { ...headers, "x-session-proof": `v1 t=${now} m=${mac}` };
+}
+
+test("two loads of one request give one session", async (t) => {
+  const [site, api] = [await freePort(), await freePort()];
+  const sessions = cloakroom({ url: `http://127.0.0.1:${api}/_session` });
+  const server = http.createServer(async (req, res) => {
+    const [one, other] = await Promise.all([sessions.load(req, res), sessions.load(req, res)]);
+    one.n = (one.n ?? 0) + 1;
+    res.end(JSON.stringify([one.n, one === other, req.session === one]));
+  });
+  server.listen(site, "127.0.0.1");
+  await once(server, "listening");
+  t.after(() => server.close() && server.closeAllConnections());
+  const program = await startProgram(t, { site, api });
+  const visitor = program.visitor();
+  for (const n of [1, 2]) assert.deepEqual((await visitor.get("/")).json, [n, true, true]);
+});
+
+test("ids and the principal in headers are not believed without a secret", async (t) => {
+  const api = http.createServer((_req, res) =>
+    res.end('{"id": null, "next_id": "of the API", "principal": null, "values": {}}'),
+  );
+  api.listen(0, "127.0.0.1");
+  await once(api, "listening");
+  t.after(() => api.close() && api.closeAllConnections());
+  const url = `http://127.0.0.1:${api.address().port}/_session`;
+  const sessions = cloakroom({ url });
+  const server = http.createServer((req, res) =>
+    sessions(req, res, () => res.end(JSON.stringify([req.session.id, cloakroom.principal(req)]))),
+  );
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  t.after(() => server.close() && server.closeAllConnections());
+  const forged = { "X-Session-Url": url, "X-Session-Token": "x", "X-Session-Principal": "root" };
+  for (const name of ["X-Session-Id", "X-Session-Next-Id"]) {
+    const headers = { ...forged, [name]: "forged" };
+    const response = await fetchFrom(server.address().port, "GET", "/", { headers });
+    assert.deepEqual(response.json, ["of the API", null], name);
   }
 });
 

@@ -9,6 +9,7 @@ const path = require("node:path");
 const test = require("node:test");
 const { Api } = require("../lib/api");
 const { ascii, difference, snapshot, tagged, untagged } = require("../lib/diff");
+const { userIn } = require("../lib/principal");
 const { isProven } = require("../lib/proof");
 const { readSettings } = require("../lib/settings");
 const cloakroom = require("..");
@@ -139,8 +140,28 @@ test("settings", (t) => {
   const found = readSettings({}, { CLOAKROOM_CLIENT_SECRETS: secrets }).secrets.map(String);
   assert.deepEqual(found, [SECRET, `${SECRET}\n`], "without one line end");
   const wrong = { CLOAKROOM_CLIENT_SECRETS: file("short", "short") };
-  assert.throws(() => readSettings({}, wrong), /shorter than 32 bytes/);
-  assert.throws(() => readSettings({}, { CLOAKROOM_CLIENT_SECRETS: `${directory}/missing` }), /ENOENT/);
+  assert.throws(() => readSettings({}, wrong), {
+    message: `a secret of CLOAKROOM_CLIENT_SECRETS is shorter than 32 bytes: ${directory}/short`,
+  });
+  for (const [name, reason] of [
+    ["missing", "ENOENT: no such file or directory, open"],
+    ["", "EISDIR"],
+  ]) {
+    const unreadable = { CLOAKROOM_CLIENT_SECRETS: path.join(directory, name) };
+    assert.throws(
+      () => readSettings({}, unreadable),
+      (error) => {
+        assert.ok(
+          error.message.startsWith(
+            `cannot read the secret ${path.join(directory, name)} of CLOAKROOM_CLIENT_SECRETS: ${reason}`,
+          ),
+          error.message,
+        );
+        assert.doesNotMatch(error.stack, /^ +at /m);
+        return true;
+      },
+    );
+  }
   assert.throws(() => readSettings({}, { CLOAKROOM_CLIENT_TRUST: "all" }), /CLOAKROOM_CLIENT_TRUST is "all"/);
   assert.throws(() => readSettings({}, { CLOAKROOM_CLIENT_FALLBACK: "no" }), /CLOAKROOM_CLIENT_FALLBACK is "no"/);
   assert.throws(() => readSettings({}, { CLOAKROOM_CLIENT_URL: "https://127.0.0.1/" }), /expected http/);
@@ -263,6 +284,8 @@ test("objects that look like values of another language are tagged", () => {
   assert.deepEqual(JSON.parse(texts.get("kept")), php);
   assert.deepEqual(JSON.parse(texts.get("forged")), { $cloakroom: { json: php } });
   assert.deepEqual(JSON.parse(texts.get("plain")), { a: "$cloakroom" });
+  const users = tagged(snapshot({ user: { name: "ada", $cloakroom: 1 } }), new Map());
+  assert.equal(userIn(users, "user.name"), "ada");
   const read = untagged({ forged: JSON.parse(texts.get("forged")), kept: php });
   assert.deepEqual({ ...read }, { forged: php, kept: php });
 });
