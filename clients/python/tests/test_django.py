@@ -630,8 +630,28 @@ def test_requests_from_elsewhere(caplog):
     engine.client.cache_clear()
     assert call("/untouched", {})[0] == "200 OK"
     assert "Vary" not in call.headers
+    caplog.clear()
     assert call("/who", {})[0] == "500 Internal Server Error"
-    assert "this request did not come through Cloakroom" in caplog.text
+    assert_reason_without_traceback(caplog)
+
+
+def assert_reason_without_traceback(caplog):
+    reasons = [record.message for record in caplog.records if record.name == "cloakroom"]
+    assert reasons == ["this request did not come through Cloakroom: it has no X-Session-Token"]
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("middleware", [OURS, STOCK])
+def test_requests_from_elsewhere_have_one_line_with_any_middleware(caplog, middleware):
+    with override_settings(MIDDLEWARE=[middleware, *MIDDLEWARE[1:]]):
+        assert call("/who", {})[0] == "500 Internal Server Error"
+    assert_reason_without_traceback(caplog)
+
+
+def test_an_error_that_the_log_does_not_have_keeps_its_traceback(caplog):
+    error = NotThroughCloakroom("of the site")
+    logging.getLogger("django.request").error("Internal Server Error", exc_info=(type(error), error, None))
+    assert "NotThroughCloakroom: of the site" in caplog.text
 
 
 def test_the_fallback_is_djangos_database(caplog):
@@ -681,6 +701,12 @@ def test_checks(tmp_path):
     assert messages_of(**tls, SESSION_ENGINE="django.contrib.sessions.backends.db") == set()
 
 
+def test_wrong_settings_fail_at_the_start(tmp_path):
+    with override_settings(CLOAKROOM_CLIENT_SECRETS=str(tmp_path / "missing")):
+        with pytest.raises(ValueError, match=r"cannot read the file .*/missing of CLOAKROOM_CLIENT_SECRETS"):
+            WSGIHandler()
+
+
 def test_the_admin_accepts_the_middleware():
     from django.contrib.admin.checks import check_dependencies
 
@@ -705,6 +731,12 @@ TRUSTED = {
     "X-Session-Token": "t",
     "X-Session-Data": '{"num_visits": 4}',
 }
+
+
+def test_asgi_requests_from_elsewhere_have_no_traceback(caplog):
+    caplog.set_level(logging.ERROR)
+    assert asyncio.run(asgi_call(ASGIHandler(), "/who", {}))[0] == 500
+    assert_reason_without_traceback(caplog)
 
 
 @pytest.mark.skipif(django.VERSION < (5, 1), reason="sessions have no asynchronous methods")

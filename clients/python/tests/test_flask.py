@@ -395,6 +395,13 @@ def test_without_the_api_a_request_fails_with_503():
     assert client.get("/clear", headers=headers).status_code == 503
 
 
+def test_requests_from_elsewhere_have_one_line(caplog):
+    assert with_cloakroom().test_client().get("/who").status_code == 500
+    assert [record.message for record in caplog.records] == [
+        "this request did not come through Cloakroom: it has no X-Session-Token"
+    ]
+
+
 def test_the_fallback_is_the_cookie_of_flask():
     with settings(FALLBACK="stock"):
         client = with_cloakroom().test_client()

@@ -6,6 +6,7 @@ import json
 import pickle
 
 import pytest
+from support import kit
 
 from cloakroom import Client, NotThroughCloakroom, RejectedValue, Session, Settings, Unavailable, Untrusted
 from cloakroom.api import Answer
@@ -391,6 +392,37 @@ def test_headers_count_only_if_they_are_trusted():
         dict(Client(Settings(url=url)).session({**HEADERS, "x-session-url": url}.get, Session))
 
 
+def test_header_exchange_without_a_secret_is_reported_once(caplog):
+    client = Client(Settings(url=HEADERS["x-session-url"]))
+    for _ in range(2):
+        client.session(HEADERS.get, Session)
+    assert [record.message for record in caplog.records] == [
+        "header exchange is on, but the client has no secret: X-Session-Data is not used; set CLOAKROOM_CLIENT_SECRETS"
+    ]
+    caplog.clear()
+    Client(Settings(url=HEADERS["x-session-url"], trust="network")).session(HEADERS.get, Session)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("headers", "has_fallback"),
+    [
+        ({}, True),
+        ({"x-session-proof": kit.proof({})}, True),  # of a route without sessions
+        ({"x-session-proof": kit.proof({}, "another-secret-of-at-least-32-bytes")}, False),
+        ({"x-session-id": "x"}, False),
+        ({"x-session-id": "x", "x-session-proof": kit.proof({})}, False),
+        ({"x-session-token": "x"}, False),
+    ],
+)
+def test_the_fallback_with_a_secret(headers, has_fallback):
+    client = Client(Settings(secrets=(kit.CLIENT_SECRET.encode(),), fallback="stock"))
+    assert client.has_fallback(headers.get) is has_fallback
+    if not has_fallback:
+        with pytest.raises(Untrusted):
+            client.session(headers.get, Session)
+
+
 def test_another_api_is_refused():
     with pytest.raises(Untrusted):
         Client(Settings(trust="network")).session(HEADERS.get, Session)
@@ -409,3 +441,20 @@ def test_two_secrets(tmp_path, monkeypatch):
         (tmp_path / name).write_text(f"the {name} secret of at least 32 bytes\r\n")
     monkeypatch.setenv("CLOAKROOM_CLIENT_SECRETS", f"{tmp_path}/new:{tmp_path}/old")
     assert Settings.load().secrets == (b"the new secret of at least 32 bytes", b"the old secret of at least 32 bytes")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing", "cannot read the file {} of CLOAKROOM_CLIENT_SECRETS: No such file or directory"),
+        ("", "cannot read the file {} of CLOAKROOM_CLIENT_SECRETS: Is a directory"),
+        ("short", "the secret in {}, a file of CLOAKROOM_CLIENT_SECRETS, has less than 32 bytes"),
+    ],
+)
+def test_wrong_secrets_name_the_file_and_the_setting(tmp_path, monkeypatch, name, reason):
+    (tmp_path / "short").write_text("short")
+    monkeypatch.setenv("CLOAKROOM_CLIENT_SECRETS", str(tmp_path / name))
+    with pytest.raises(ValueError, match="CLOAKROOM_CLIENT_SECRETS") as raised:
+        Settings.load()
+    assert str(raised.value) == reason.format(tmp_path / name)
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None

@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional, TypeVar
 
 from .api import Answer, Api
 from .errors import NotThroughCloakroom, RejectedValue, SessionLost, Unavailable, Untrusted, logger
-from .proof import is_proven
+from .proof import SIGNED, is_proven
 from .session import Session
 from .settings import Settings
 
@@ -20,6 +20,7 @@ Headers = Callable[[str], Optional[str]]
 # The session is not there any more, or it is not as it was read; what was to be written does not fit.
 LOST = {"session_gone", "session_rotated", "request_gone", "not_an_array", "not_an_object"}
 ELSEWHERE = "this request did not come through Cloakroom"
+UNUSED = "header exchange is on, but the client has no secret: X-Session-Data is not used; set CLOAKROOM_CLIENT_SECRETS"
 
 
 class Client:
@@ -28,18 +29,31 @@ class Client:
     def __init__(self, settings: Optional[Settings] = None) -> None:
         self.settings = settings or Settings.load()
         self.api = Api(self.settings.url)
-        self._announced = False
+        self._announced: set[str] = set()
         self._lock = threading.Lock()
 
     def has_fallback(self, headers: Headers) -> bool:
         """Returns whether a request gets the framework's own session; says so once."""
-        if self.settings.fallback != "stock" or headers("x-session-token") or headers("x-session-proof"):
+        if self.settings.fallback != "stock" or not self._is_elsewhere(headers):
             return False
-        with self._lock:
-            is_first, self._announced = not self._announced, True
-        if is_first:
-            logger.warning("%s; using the framework's own sessions", ELSEWHERE)
+        self._announce(f"{ELSEWHERE}; using the framework's own sessions")
         return True
+
+    def _is_elsewhere(self, headers: Headers) -> bool:
+        """Returns whether a request did not come through Cloakroom, or came by a route without sessions."""
+        if headers("x-session-token"):
+            return False
+        secrets = self.settings.secrets
+        has_none = all(headers(name) is None for name in (*SIGNED, "x-session-proof"))
+        return not secrets or has_none or is_proven(headers, secrets)
+
+    def _announce(self, message: str) -> None:
+        """Logs what every request would repeat."""
+        with self._lock:
+            is_first = message not in self._announced
+            self._announced.add(message)
+        if is_first:
+            logger.warning("%s", message)
 
     def session(self, headers: Headers, kind: type[S]) -> S:
         """Returns the session of a request; raises `Untrusted` if the headers are not from this Cloakroom.
@@ -54,7 +68,11 @@ class Client:
             return kind(self, fault=NotThroughCloakroom(f"{ELSEWHERE}: it has no X-Session-Token"))
         if headers("x-session-url") != settings.url:
             raise untrusted(f"X-Session-Url is {headers('x-session-url')!r}, and the client is set to {settings.url!r}")
-        return kind(self, token, headers, is_trusted=bool(settings.secrets) or settings.trusts_network)
+        is_trusted = bool(settings.secrets) or settings.trusts_network
+        has_values = headers("x-session-data") is not None or headers("x-session-data-omitted") is not None
+        if has_values and not is_trusted:
+            self._announce(UNUSED)
+        return kind(self, token, headers, is_trusted=is_trusted)
 
     def call(self, method: str, path: str, token: str, patch: Optional[Mapping[str, Any]] = None) -> Answer:
         """Makes a call for a request; raises an error unless it succeeds, or a value is missing."""
@@ -95,5 +113,6 @@ class Client:
 
 def untrusted(reason: str) -> Untrusted:
     error = Untrusted(f"{ELSEWHERE}: {reason}")
+    error.is_logged = True
     logger.error("%s", error)
     return error

@@ -13,6 +13,7 @@ import base64
 import functools
 import hashlib
 import json
+import logging
 import time
 import urllib.parse
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -36,7 +37,7 @@ from django.utils.cache import patch_vary_headers
 from django.utils.module_loading import import_string
 
 from .client import Client
-from .errors import PAGES, CloakroomError, NotThroughCloakroom, RejectedValue, SessionLost, Untrusted
+from .errors import PAGES, CloakroomError, NotThroughCloakroom, RejectedValue, SessionLost, Unavailable, Untrusted
 from .session import UNCHANGED, Session
 from .settings import PREFIX, Settings
 from .values import TAG, Tagged, from_json, is_plain, to_json
@@ -66,6 +67,17 @@ _environ: ContextVar[Optional[dict[str, Any]]] = ContextVar("cloakroom_environ",
 
 class Refused(Untrusted, PermissionDenied):
     """Django answers this with 403."""
+
+    is_logged = True
+
+
+def _drop_traceback(record: logging.LogRecord) -> bool:
+    """Drops what Django logs of an error that the log has already: hundreds of lines that do not say more."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, (NotThroughCloakroom, Untrusted, Unavailable)) and error.is_logged)
+
+
+logging.getLogger("django.request").addFilter(_drop_traceback)
 
 
 @functools.cache
@@ -304,6 +316,7 @@ class SessionMiddleware(StockMiddleware):
 
     def __init__(self, get_response: Any) -> None:
         super().__init__(get_response)
+        client()  # wrong settings fail now, and not each request
         outer = _outer_middleware()
         self.can_use_header = outer is not None and not outer
 

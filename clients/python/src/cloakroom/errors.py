@@ -18,6 +18,8 @@ class CloakroomError(Exception):
     """An error of the session, with the status of the response that it causes."""
 
     status = 500
+    is_logged = False
+    """Whether the log has the error, so that a framework need not log it again."""
 
 
 class NotThroughCloakroom(CloakroomError):

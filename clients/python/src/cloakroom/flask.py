@@ -16,7 +16,7 @@ from flask.json.tag import TaggedJSONSerializer
 from flask.sessions import SecureCookieSessionInterface, SessionInterface, SessionMixin
 
 from .client import Client
-from .errors import PAGES, CloakroomError, Unavailable, Untrusted
+from .errors import PAGES, CloakroomError, NotThroughCloakroom, Unavailable, Untrusted
 from .session import UNCHANGED, Session
 from .settings import Settings
 from .values import TAG, Tagged, from_json, is_plain, to_json
@@ -190,6 +190,7 @@ class Cloakroom:
         app.wsgi_app = _Guard(app.wsgi_app, client)  # type: ignore[method-assign]
         app.register_error_handler(Unavailable, _page)
         app.register_error_handler(Untrusted, _page)
+        app.register_error_handler(NotThroughCloakroom, _page)
         self._connect_flask_login(app)
 
     def _connect_flask_login(self, app: Flask) -> None:

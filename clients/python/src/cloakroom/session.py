@@ -206,6 +206,7 @@ class Session(dict):  # type: ignore[type-arg]
     def _fail(self, error: CloakroomError) -> CloakroomError:
         if self.failure is None or self.failure.args != error.args:
             logger.error("%s", error)
+        error.is_logged = True
         self.failure = error
         return error
 

@@ -45,11 +45,11 @@ class Settings:
         token = value("SERVICE_TOKEN")
         return cls(
             url=(value("URL") or cls.url).rstrip("/"),
-            secrets=tuple(read_secret(file) for file in files),
+            secrets=tuple(read_secret(file, "SECRETS", MIN_SECRET_BYTES) for file in files),
             trust=value("TRUST"),
             principal=value("PRINCIPAL"),
             fallback=value("FALLBACK"),
-            service_token=read_secret(token).decode() if token else None,
+            service_token=read_secret(token, "SERVICE_TOKEN").decode() if token else None,
         )
 
     @property
@@ -58,6 +58,12 @@ class Settings:
         return self.trust == "network"
 
 
-def read_secret(file: str | os.PathLike[str]) -> bytes:
+def read_secret(file: str | os.PathLike[str], setting: str, min_bytes: int = 0) -> bytes:
     """Returns the content of a file without one line end at its end."""
-    return re.sub(rb"\r?\n\Z", b"", pathlib.Path(file).read_bytes())
+    try:
+        secret = re.sub(rb"\r?\n\Z", b"", pathlib.Path(file).read_bytes())
+    except OSError as error:
+        raise ValueError(f"cannot read the file {file} of {PREFIX}{setting}: {error.strerror}") from None
+    if len(secret) < min_bytes:
+        raise ValueError(f"the secret in {file}, a file of {PREFIX}{setting}, has less than {min_bytes} bytes")
+    return secret
