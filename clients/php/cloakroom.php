@@ -155,14 +155,15 @@ final class Client
                 $client->headers[$name] = $value;
             }
         }
-        if (!isset($client->headers['token']) && self::setting('FALLBACK') === 'stock') {
+        $secrets = $client->secrets();
+        if (self::setting('FALLBACK') === 'stock' && $client->isElsewhere($secrets)) {
             if (!isset($_COOKIE[\session_name()])) { // once a visitor, as far as that can be known
                 \error_log("Cloakroom: PHP's own sessions are used (CLOAKROOM_CLIENT_FALLBACK=stock)");
             }
             return;
         }
         self::$instance = $client;
-        $client->verify();
+        $client->verify($secrets);
         $client->install();
     }
 
@@ -183,11 +184,21 @@ final class Client
         return $this->headers[$name] ?? null;
     }
 
-    private function verify(): void
+    /**
+     * Whether the request did not come through Cloakroom, or came by a route without sessions.
+     *
+     * @param string[] $secrets
+     */
+    private function isElsewhere(array $secrets): bool
+    {
+        return $this->header('token') === null && (!$secrets || $this->headers === [] || $this->isProven($secrets));
+    }
+
+    /** @param string[] $secrets */
+    private function verify(array $secrets): void
     {
         $url = self::setting('URL') ?: 'http://127.0.0.1:8081/_session';
         $this->api = new Api($url, $this->header('token') ?? '');
-        $secrets = \array_filter(\explode(':', self::setting('SECRETS')));
         // Requests of a route without sessions have a proof, too.
         if ($secrets && !$this->isProven($secrets)) {
             $this->fail(403, 'this request did not come through Cloakroom: X-Session-Proof is missing or wrong');
@@ -202,6 +213,11 @@ final class Client
         }
         $this->isTrusted = $secrets || self::setting('TRUST') === 'network';
         $this->exists = $this->header('id') !== null;
+        $hasValues = ($this->header('data') ?? $this->header('data-omitted')) !== null;
+        if ($hasValues && !$this->isTrusted && !$this->exists) { // once a visitor, as far as that can be known
+            \error_log('Cloakroom: header exchange is on, but the client has no secret: X-Session-Data is not used; '
+                . 'set CLOAKROOM_CLIENT_SECRETS');
+        }
         if ($this->isTrusted) {
             $this->id = self::idIn($this->header('id') ?? $this->header('next-id'));
         }
@@ -213,7 +229,30 @@ final class Client
         return \is_string($id) && \preg_match('/^[\w-]{22,32}$/D', $id) ? $id : self::randomId();
     }
 
-    /** @param string[] $secrets files */
+    /**
+     * Returns the secrets, or ends the request if one cannot be used: no request could be verified.
+     *
+     * @return string[]
+     */
+    private function secrets(): array
+    {
+        $secrets = [];
+        foreach (\array_filter(\explode(':', self::setting('SECRETS'))) as $file) {
+            $text = @\file_get_contents($file);
+            if ($text === false) {
+                $reason = \preg_replace('/^.*: /', '', \error_get_last()['message'] ?? 'unknown');
+                $this->fail(500, "the client secret in $file cannot be read (CLOAKROOM_CLIENT_SECRETS): $reason");
+            }
+            $secret = \preg_replace('/\r?\n$/D', '', $text);
+            if (\strlen($secret) < 32) {
+                $this->fail(500, "the client secret in $file has less than 32 bytes (CLOAKROOM_CLIENT_SECRETS)");
+            }
+            $secrets[] = $secret;
+        }
+        return $secrets;
+    }
+
+    /** @param string[] $secrets */
     private function isProven(array $secrets): bool
     {
         // PHP joins doubled headers by a comma or takes the last, so they fail as a wrong MAC.
@@ -228,11 +267,7 @@ final class Client
             }
         }
         $isRight = false;
-        foreach ($secrets as $file) {
-            $secret = \preg_replace('/\r?\n$/D', '', (string) @\file_get_contents($file));
-            if (\strlen($secret) < 32) {
-                $this->fail(500, "the client secret in $file cannot be read, or has less than 32 bytes");
-            }
+        foreach ($secrets as $secret) {
             $mac = \base64_encode(\hash_hmac('sha256', \implode("\n", $lines), $secret, true));
             $isRight = \hash_equals(\rtrim(\strtr($mac, '+/', '-_'), '='), $proof[2]) || $isRight;
         }

@@ -879,10 +879,25 @@ class Trust(unittest.TestCase):
         with tempfile.NamedTemporaryFile("w") as short:
             short.write("short")
             short.flush()
-            for path in [short.name, "/nowhere"]:
+            for path, reason in [
+                (short.name, "has less than 32 bytes (CLOAKROOM_CLIENT_SECRETS)"),
+                ("/nowhere", "cannot be read (CLOAKROOM_CLIENT_SECRETS): No such file or directory"),
+            ]:
                 with Php(is_exchange=True, SECRETS=path) as php:
                     Visitor(php).open("session_start();", 500)
-                    self.assertIn(f"the client secret in {path} cannot be read", php.logged())
+                    self.assertEqual(kit.fetch(php.port, "GET", php.page("")).status, 500, "without a proof, too")
+                    lines = [line for line in php.logged().splitlines() if "Cloakroom: " in line]
+                    self.assertEqual(len(lines), 2, lines)
+                    for line in lines:
+                        self.assertIn(f"the client secret in {path} {reason}", line)
+
+    def test_header_exchange_without_a_secret_is_reported(self):
+        with Php(is_exchange=True, SECRETS="") as php:
+            visitor = Visitor(php)
+            for _ in range(2):
+                visitor.open("session_start(); $_SESSION['a'] = 1;")
+            text = "header exchange is on, but the client has no secret: X-Session-Data is not used; set CLOAKROOM_CLIENT_SECRETS"
+            self.assertEqual(php.logged().count(text), 1)
 
     def test_id_comes_from_the_api_without_trust(self):
         def respond(method, _, found={}):
@@ -952,6 +967,21 @@ class Settings(unittest.TestCase):
             visitor = Visitor(php)
             visitor.open("session_start(); $_SESSION['a'] = 1;")
             self.assertEqual(list(visitor.jar), ["id"])
+
+    def test_stock_sessions_with_a_secret(self):
+        with Php(is_exchange=True, FALLBACK="stock") as php:
+            page = php.page("session_start(); echo session_module_name();")
+            for headers, found in [
+                ({}, (200, "files")),
+                ({"x-session-proof": kit.proof({})}, (200, "files")),  # of a route without sessions
+                ({"x-session-proof": kit.proof({}, "another-secret-of-at-least-32-bytes")}, (403, "Forbidden\n")),
+                ({"x-session-id": "x"}, (403, "Forbidden\n")),
+                ({"x-session-id": "x", "x-session-proof": kit.proof({})}, (403, "Forbidden\n")),
+                ({"x-session-token": "x"}, (403, "Forbidden\n")),
+            ]:
+                response = kit.fetch(php.port, "GET", page, headers=headers)
+                self.assertEqual((response.status, response.text), found, headers)
+            self.assertEqual(Visitor(php).open("session_start(); echo session_module_name();").text, "user")
 
     def test_settings_of_php_ini(self):
         [api] = kit.free_ports(1)
