@@ -11,7 +11,13 @@ const { Session, settle } = require("./session");
 const MAX_HEADER_PATCH = 64 * 1024;
 const NAMELESS = "the log-in has no principal: req.user has no username; set CLOAKROOM_CLIENT_PRINCIPAL";
 // What a page goes out without. Another request has ended the session, or has put a value of another type there.
-const LOST = new Set(["session_gone", "session_rotated", "request_gone", "not_an_array", "not_an_object"]);
+const LOST = new Map([
+  ["session_gone", "another request has destroyed the session"],
+  ["session_rotated", "another request has rotated the session"],
+  ["request_gone", "the request has ended"],
+  ["not_an_array", "another request has put a value of another type there"],
+  ["not_an_object", "another request has put a value of another type there"],
+]);
 
 /** The session of one request: what was loaded, and what the request changes. */
 class RequestSession {
@@ -186,7 +192,7 @@ class RequestSession {
     const isUserChange = patch.destroy || "principal" in patch;
     const canDrop = !isUserChange || (code === "session_gone" && typeof patch.principal !== "string");
     if (LOST.has(code) && canDrop) {
-      this.#client.log("warn", `${code}: dropped the changes of ${keysOf(patch)}`);
+      this.#client.log("warn", `${LOST.get(code)} (${code}): dropped the changes of ${keysOf(patch)}`);
     } else if (response.status >= 300) {
       throw refusal(response, patch);
     }
@@ -204,7 +210,7 @@ class RequestSession {
   async #read() {
     const response = await this.#client.api.call("GET", "", this.#token);
     const { code } = response.problem;
-    if (LOST.has(code)) this.#client.log("warn", `${code}: the request has no session`);
+    if (LOST.has(code)) this.#client.log("warn", `${LOST.get(code)} (${code}): the page goes out without it`);
     else if (response.status >= 300) throw refusal(response);
     const session = response.status < 300 ? response.body : {};
     this.#id = session.id ?? undefined;

@@ -18,11 +18,12 @@ function holdResponse(res, session, respond) {
   const original = { writeHead: res.writeHead, write: res.write, end: res.end, flushHeaders: res.flushHeaders };
   let isHeadSent = false;
   let isEnded = false;
+  let isLate = false; // whether `end()` was called while the head was held
   let held; // the calls of the application while the response is held
 
   /** Holds what the application calls until a promise is settled. */
-  function hold(promise) {
-    held = [];
+  function hold(promise, first = []) {
+    held = first;
     const status = res.statusCode;
     const wasHeadSent = isHeadSent;
     if (!wasHeadSent) shadow(res, () => isEnded);
@@ -43,6 +44,7 @@ function holdResponse(res, session, respond) {
         const calls = release();
         if (wasHeadSent) return replay(calls); // what is an error then was logged
         isEnded = false;
+        isLate = false;
         for (const name of HEADERS_OF_THE_BODY) res.removeHeader(name);
         if (!res.stream) res.statusMessage = undefined; // HTTP/2 has none
         respond(error);
@@ -51,7 +53,14 @@ function holdResponse(res, session, respond) {
   }
 
   function replay(calls) {
-    for (const [method, args] of calls) original[method].apply(res, args);
+    for (const [method, args] of calls) {
+      if (method === "end" && isLate) {
+        isLate = false;
+        const writing = session.beforeEnd();
+        if (writing) return hold(writing, [[method, args]]);
+      }
+      original[method].apply(res, args);
+    }
     const isWaiting = calls.some(([method]) => method === "write");
     // Writers were asked to wait.
     if (isWaiting && !isEnded && !res.writableNeedDrain) res.emit("drain");
@@ -87,7 +96,9 @@ function holdResponse(res, session, respond) {
 
   res.end = function end(...args) {
     if (isEnded) return held ? res : original.end.apply(res, args);
-    if (!held && isHeadSent) {
+    // What was changed while the head was held is not in its patch.
+    if (held) isLate = true;
+    else if (isHeadSent) {
       const writing = session.beforeEnd();
       if (writing) hold(writing);
     }

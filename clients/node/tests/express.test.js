@@ -12,7 +12,7 @@ const express = require("express");
 const { Passport } = require("passport");
 const { Strategy } = require("passport-local");
 const cloakroom = require("..");
-const { MODES, captureLog, fetchFrom, startScene } = require("./harness");
+const { MODES, PATIENCE, captureLog, fetchFrom, startScene } = require("./harness");
 
 function inBothModes(name, check) {
   for (const mode of MODES) test(`${name} (${mode})`, (t) => check(t, mode));
@@ -257,29 +257,59 @@ inBothModes("an error page keeps what was changed", async (t, mode) => {
 
 inBothModes("a stream writes at its end", async (t, mode) => {
   const log = captureLog(t);
+  let proceed;
+  const onHead = () => proceed();
   const scene = await startScene(
     t,
     mode,
     appOf((app) => {
       app.get("/stream", (req, res) => {
         if (req.query.id) res.setHeader("X-Id", req.session.id);
-        res.write("first ");
-        setTimeout(() => {
+        proceed = () => {
           req.session.streamed = (req.session.streamed ?? 0) + 1;
           res.end("last");
-        }, 20);
+        };
+        res.write("first ");
       });
       app.get("/", (req, res) => res.json({ ...req.session }));
     }),
   );
   // The cookie of a new session has to leave with the head.
   const late = scene.visitor();
-  assert.equal((await late.get("/stream")).text, "first last");
+  assert.equal((await late.get("/stream", { onHead })).text, "first last");
   assert.deepEqual(await scene.sessions(), []);
   assert.match(log.text(), /changes after the head of the response are lost.*read req.session.id/);
   const visitor = scene.visitor();
-  for (let i = 0; i < 2; i += 1) assert.equal((await visitor.get("/stream?id=1")).text, "first last");
+  for (let i = 0; i < 2; i += 1) assert.equal((await visitor.get("/stream?id=1", { onHead })).text, "first last");
   assert.deepEqual((await visitor.get("/")).json, { streamed: 2 });
+});
+
+inBothModes("what is changed while the head is held is written", async (t, mode) => {
+  const scene = await startScene(
+    t,
+    mode,
+    appOf((app) => {
+      app.get("/stream", (req, res) => {
+        req.session.long = "x".repeat(70_000); // by a call in both modes
+        res.write("first ");
+        // Before the response of that call can be read.
+        setImmediate(() => {
+          req.session.streamed = 1;
+          if (req.query.write) res.write("second ");
+          res.end("last");
+        });
+      });
+      app.get("/", (req, res) => res.json({ streamed: req.session.streamed }));
+    }),
+  );
+  for (const [target, text] of [
+    ["/stream", "first last"],
+    ["/stream?write=1", "first second last"],
+  ]) {
+    const visitor = scene.visitor();
+    assert.equal((await visitor.get(target)).text, text);
+    assert.deepEqual((await visitor.get("/")).json, { streamed: 1 });
+  }
 });
 
 inBothModes("a stream that the visitor leaves is written", async (t, mode) => {
@@ -304,7 +334,7 @@ inBothModes("a stream that the visitor leaves is written", async (t, mode) => {
       })
       .on("error", reject);
   });
-  for (let i = 0; i < 100 && !(await visitor.get("/")).json.events; i += 1)
+  for (const since = Date.now(); Date.now() - since < PATIENCE && !(await visitor.get("/")).json.events;)
     await new Promise((resolve) => setTimeout(resolve, 20));
   assert.equal((await visitor.get("/")).json.events, 1);
 });

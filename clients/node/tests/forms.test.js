@@ -12,6 +12,7 @@ const test = require("node:test");
 const Koa = require("koa");
 const {
   MODES,
+  PATIENCE,
   SECRET,
   captureLog,
   fetchFrom,
@@ -48,7 +49,8 @@ function install(t) {
 
 /** Waits until a process has logged something. */
 async function logged(child, pattern) {
-  for (let i = 0; i < 100 && !pattern.test(child.log); i += 1) await new Promise((resolve) => setTimeout(resolve, 20));
+  for (const since = Date.now(); Date.now() - since < PATIENCE && !pattern.test(child.log);)
+    await new Promise((resolve) => setTimeout(resolve, 20));
   assert.match(child.log, pattern);
 }
 

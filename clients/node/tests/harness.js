@@ -13,6 +13,7 @@ const cloakroom = require("..");
 const BINARY = process.env.CLOAKROOM ?? path.join(__dirname, "../../../target/debug/cloakroom");
 const SECRET = "the-client-secret-of-the-tests-0123456789";
 const SERVICE_TOKEN = "the-service-token-of-the-tests-0123456789";
+const PATIENCE = 60_000; // ms; a machine that runs other tests, too, is slow
 const MODES = ["api", "headers"];
 
 // Below the ports of outgoing connections; each file of tests is a process of its own.
@@ -33,7 +34,7 @@ async function freePort() {
 }
 
 async function waitFor(port) {
-  for (let i = 0; i < 500; i += 1) {
+  for (const since = Date.now(); Date.now() - since < PATIENCE;) {
     const socket = net.connect(port, "127.0.0.1");
     const isOpen = await once(socket, "connect").then(
       () => true,
@@ -143,7 +144,7 @@ function captureLog(t) {
   return { text: () => lines.join("\n"), lines };
 }
 
-function fetchFrom(port, method, target, { body, headers = {}, ...options } = {}) {
+function fetchFrom(port, method, target, { body, headers = {}, onHead = () => {}, ...options } = {}) {
   return new Promise((resolve, reject) => {
     const content = body === undefined ? undefined : Buffer.from(JSON.stringify(body));
     const type = content ? { "Content-Type": "application/json", "Content-Length": content.length } : {};
@@ -158,6 +159,7 @@ function fetchFrom(port, method, target, { body, headers = {}, ...options } = {}
     });
     request.on("error", reject);
     request.on("response", (response) => {
+      onHead();
       let text = "";
       response.setEncoding("utf8").on("data", (chunk) => (text += chunk));
       response.on("error", reject);
@@ -178,13 +180,14 @@ class Visitor {
     this.jar = { ...jar };
   }
 
-  async send(method, target, { body, headers } = {}) {
+  async send(method, target, { body, headers, ...options } = {}) {
     const cookie = Object.entries(this.jar)
       .map(([name, value]) => `${name}=${value}`)
       .join("; ");
     const response = await fetchFrom(this.port, method, target, {
       body,
       headers: { ...(cookie && { Cookie: cookie }), ...headers },
+      ...options,
     });
     for (const line of response.headers["set-cookie"] ?? []) {
       const [, name, value] = /^([^=]+)=([^;]*)/.exec(line);
@@ -204,5 +207,5 @@ class Visitor {
 }
 
 module.exports = {
-  MODES, SECRET, Visitor, captureLog, fetchFrom, freePort, start, startProgram, startScene, temporaryDirectory,
+  MODES, PATIENCE, SECRET, Visitor, captureLog, fetchFrom, freePort, start, startProgram, startScene, temporaryDirectory,
 }; // prettier-ignore

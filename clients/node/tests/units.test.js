@@ -232,7 +232,7 @@ test("an API that does not answer is a 503 after 10 seconds", async (t) => {
 });
 
 test("a refused log-in or log-out does not look like one", async (t) => {
-  captureLog(t);
+  const log = captureLog(t);
   const api = http.createServer((req, res) => {
     const code = req.headers["x-session-token"];
     const status = code === "request_gone" ? 410 : 409;
@@ -275,6 +275,7 @@ test("a refused log-in or log-out does not look like one", async (t) => {
     const response = await fetchFrom(site.address().port, "GET", target, { headers });
     assert.equal(response.status, status, `${target}, ${code}`);
   }
+  assert.match(log.text(), /another request has destroyed the session \(session_gone\): dropped the changes of "a"/);
 });
 
 test("objects that look like values of another language are tagged", () => {
