@@ -134,9 +134,16 @@ class Client {
 
 /** Returns express-session's middleware, for requests that did not come through Cloakroom. */
 function stockSessions(fallback, cookie, log) {
+  let path;
+  try {
+    const paths = [require.main?.path ?? process.cwd(), process.cwd()];
+    if (typeof fallback !== "function") path = require.resolve("express-session", { paths });
+  } catch (cause) {
+    const message = "CLOAKROOM_CLIENT_FALLBACK=stock needs the package express-session: npm install express-session";
+    throw new CloakroomError(500, "invalid_settings", message, cause);
+  }
   log("warn", "requests that do not come through Cloakroom get sessions of express-session, which are for development");
   if (typeof fallback === "function") return fallback;
-  const path = require.resolve("express-session", { paths: [require.main?.path ?? process.cwd(), process.cwd()] });
   const secret = require("node:crypto").randomBytes(16).toString("hex");
   return require(path)({ secret, resave: false, saveUninitialized: false, cookie });
 }

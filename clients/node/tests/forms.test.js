@@ -174,6 +174,21 @@ test("with a secret, only requests without session headers or with a proof alone
   assert.match(log.text(), /X-Session-Proof is missing or wrong: open the site at/);
 });
 
+test("a fallback without express-session says what is missing", async (t) => {
+  const directory = temporaryDirectory(t);
+  const site = await freePort();
+  const text = `const { load } = require(${JSON.stringify(path.dirname(__dirname))});
+    require("node:http").createServer((req, res) =>
+      load(req, res).catch((error) => res.writeHead(error.status).end(error.stack)),
+    ).listen(${site}, "127.0.0.1");`;
+  fs.writeFileSync(path.join(directory, "app.cjs"), text);
+  const env = { ...process.env, NODE_PATH: "", CLOAKROOM_CLIENT_FALLBACK: "stock" };
+  await start(t, site, process.execPath, ["app.cjs"], { cwd: directory, env });
+  const response = await fetchFrom(site, "GET", "/");
+  assert.equal(response.status, 500);
+  assert.match(response.text, /^CloakroomError: CLOAKROOM_CLIENT_FALLBACK=stock needs the package express-session.*$/);
+});
+
 test("header exchange without a secret is reported once", async (t) => {
   const log = captureLog(t);
   const site = await freePort();
