@@ -17,7 +17,7 @@ import urllib.parse
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from processes import PATIENCE, free_ports, process  # noqa: E402
+from processes import PATIENCE, free_ports, process, wait_for  # noqa: E402
 
 CLIENTS = HERE.parent.parent / "clients"
 CLIENT_SECRET = "the-client-secret-of-the-tests-0123456789"

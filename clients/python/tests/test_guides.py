@@ -1,5 +1,6 @@
 """The commands and snippets of the guides, with the package as it is built."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -67,22 +68,44 @@ class Guide:
     def commands(self, number):
         """Returns the commands of a block, without those that install packages."""
         lines = blocks(self.page, "sh")[number].splitlines()
-        text = "\n".join(line for line in lines if not line.startswith("pip "))
-        return re.sub(r"\b(8000|5000)\b", str(self.site), text)
+        text = "\n".join(line for line in lines if not line.startswith(("pip ", "python3 -m venv", ". venv")))
+        for old, new in [(8000, self.site), (8080, self.public)]:
+            text = re.sub(rf"\b{old}\b", str(new), text)
+        return text
 
-    def run(self, number):
+    def find(self, part):
+        """Returns the number of the first block of commands that has a text."""
+        return next(number for number, text in enumerate(blocks(self.page, "sh")) if part in text)
+
+    def make_secret(self, directory="."):
+        """Makes the secret and the configuration as the guide says."""
+        self.run(self.find("generate-key"), directory)
+        text = blocks(self.page, "toml")[0].replace("8000", str(self.site))
+        assert "client_secret" in text
+        (self.directory / directory / "cloakroom.toml").write_text(text)
+        assert (self.directory / directory / "client-secret").stat().st_mode & 0o077 == 0
+
+    def run(self, number, directory="."):
+        """Runs the commands of a block before `cloakroom run`, and returns what they print."""
         command = ["sh", "-ec", self.commands(number).partition("cloakroom run")[0]]
-        subprocess.run(command, cwd=self.directory, env=self.environment, check=True)
+        return subprocess.run(
+            command, cwd=self.directory / directory, env=self.environment, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
 
+    @contextlib.contextmanager
     def start(self, number, directory="."):
-        """Starts the `cloakroom run …` of a block, and gives a visitor."""
-        _, run, command = self.commands(number).partition("cloakroom run")
-        command = f"exec {run} --listen 127.0.0.1:{self.public}{command}"
+        """Starts the `cloakroom run …` of a block."""
+        before, run, command = self.commands(number).rpartition("\n")[2].partition("cloakroom run")
+        file = command.split()[0] if ".toml" in command.split()[0] else ""
+        command = f"{before}exec {run} {file} --listen 127.0.0.1:{self.public}{command.replace(file, '', 1)}"
         log = open(self.directory / "log", "ab")  # noqa: SIM115
-        return kit.process(
-            ["sh", "-ec", command], self.public, cwd=self.directory / directory, env=self.environment,
+        # The site listens after Cloakroom does.
+        with kit.process(
+            ["sh", "-ec", command], self.site, cwd=self.directory / directory, env=self.environment,
             stdout=log, stderr=log,
-        )  # fmt: skip
+        ) as server:  # fmt: skip
+            kit.wait_for(self.public, server)
+            yield
 
 
 @pytest.mark.parametrize("name", ["flask.md", "starlette.md"])
@@ -100,6 +123,14 @@ def test_guide(name, tmp_path, package):
         assert visitor.send("GET", "/").text == "Hello ada, visit 4\n"
         visitor.send("POST", "/logout", expects=303)
         assert visitor.send("GET", "/").text == "Hello stranger, visit 1\n"
+        pages = guide.run(guide.find("curl"))
+        assert "Hello ada, visit 1\n" in pages
+        assert "Hello stranger, visit 1\n" in pages
+    guide.make_secret()
+    with guide.start(guide.find("cloakroom.toml")):
+        assert kit.Visitor(guide.public).send("GET", "/").text == "Hello stranger, visit 1\n"
+        assert kit.fetch(guide.site, "GET", "/").status == 403
+    assert "X-Session-Proof is missing, wrong or too old" in (tmp_path / "log").read_text()
 
 
 def test_django(tmp_path, package):
@@ -114,8 +145,10 @@ def test_django(tmp_path, package):
         assert submit(visitor, "/admin/login/", page, form).status == 302
         assert "Site administration" in visitor.send("GET", "/admin/").text
         assert sorted(visitor.jar) == ["csrftoken", "id"]
-    with guide.start(1, "shop"):
+    guide.make_secret("shop")
+    with guide.start(guide.find("cloakroom.toml"), "shop"):
         assert "Site administration" in visitor.send("GET", "/admin/").text
+        assert kit.fetch(guide.site, "GET", "/admin/").status == 403
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
