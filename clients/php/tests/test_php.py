@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 import unittest
+import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent.parent
@@ -1151,28 +1152,68 @@ class Guide(unittest.TestCase):
 
     def write_site(self):
         (self.directory / "site").mkdir(mode=0o755)
-        (self.directory / "site/index.php").write_text(snippets("php")[0])
+        for text in snippets("php"):
+            if name := re.match(r"<\?php\n// (site/\w+\.php)\n", text):
+                (self.directory / name[1]).write_text(text)
+
+    @contextlib.contextmanager
+    def started(self, part):
+        """Runs the command of the guide that has a text."""
+        command = next(text for text in snippets("sh") if part in text)
+        command = command.replace("3000", str(self.site)).replace("/opt/cloakroom/cloakroom.php", str(CLIENT))
+        listen = f"--listen 127.0.0.1:{self.public}"
+        # Waiting for the shell must be waiting for the program, which is started again on the same ports.
+        command = command.replace("cloakroom run ", f"exec cloakroom run {listen} ")
+        environment = {
+            **os.environ, "PATH": f"{self.directory}:{os.environ['PATH']}", "STATE_DIRECTORY": str(self.directory / "state"),
+            "CLOAKROOM_API_ADDRESS": f"127.0.0.1:{self.api}", "CLOAKROOM_ADMIN_ADDRESS": f"127.0.0.1:{self.admin}",
+            "CLOAKROOM_COOKIE_SECURE": "false",
+        }  # fmt: skip
+        # The site listens after Cloakroom does.
+        with (
+            open(self.directory / "log", "ab") as log,
+            kit.process(
+                ["sh", "-c", command], self.site, env=environment, cwd=self.directory, stdout=log, stderr=log
+            ) as server,
+        ):
+            kit.wait_for(self.public, server)
+            yield
 
     def test_try_it(self):
         self.write_site()
         (self.directory / "cloakroom").symlink_to(os.path.abspath(PROGRAM))
-        (self.directory / "clients").symlink_to(ROOT / "clients")
-        command = snippets("sh")[0].replace("3000", str(self.site))
-        self.assertIn("cloakroom run", command)
-        environment = {
-            **os.environ, "PATH": f"{self.directory}:{os.environ['PATH']}", "STATE_DIRECTORY": str(self.directory / "state"),
-            "CLOAKROOM_API_ADDRESS": f"127.0.0.1:{self.api}", "CLOAKROOM_ADMIN_ADDRESS": f"127.0.0.1:{self.admin}",
-            "CLOAKROOM_CLIENT_URL": f"http://127.0.0.1:{self.api}/_session", "CLOAKROOM_COOKIE_SECURE": "false",
-        }  # fmt: skip
-        # Waiting for the shell must be waiting for the program, which is started again on the same ports.
-        command = ["sh", "-c", command.replace("cloakroom run ", f"exec cloakroom run --listen 127.0.0.1:{self.public} ")]
-        jar = {}
-        with open(self.directory / "log", "wb") as log:
-            for _ in range(2):
-                with kit.process(command, self.public, env=environment, cwd=self.directory, stdout=log, stderr=log):
-                    visitor = kit.Visitor(self.public, jar) if jar else self.counts()
-                    jar = visitor.jar
-            self.assertEqual(len(jar), 1)
+        with self.started("cloakroom run --upstream"):
+            visitor = self.counts()
+        with self.started("cloakroom run --upstream"):
+            self.assertEqual(visitor.send("GET", "/").text, "Visit 4\n")
+            self.assertEqual(len(visitor.jar), 1)
+            self.log_in_and_out()
+
+    def log_in_and_out(self):
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+
+        def read(path, form=None):
+            return browser.open(f"http://127.0.0.1:{self.public}{path}", form, kit.PATIENCE).read().decode()
+
+        self.assertIn("Hello stranger", read("/account.php"))
+        self.assertEqual(read("/"), "Visit 1\n")
+        self.assertIn("Hello ada", read("/account.php", b"name=ada"))
+        self.assertEqual(read("/"), "Visit 2\n")
+        self.assertIn("Hello stranger", read("/account.php", b"name=ada&logout="))
+        self.assertEqual(read("/"), "Visit 1\n")
+
+    def test_secret(self):
+        self.write_site()
+        (self.directory / "cloakroom").symlink_to(os.path.abspath(PROGRAM))
+        environment = {**os.environ, "PATH": f"{self.directory}:{os.environ['PATH']}"}
+        make = next(text for text in snippets("sh") if "generate-key" in text)
+        subprocess.run(["sh", "-ec", make], check=True, cwd=self.directory, env=environment)
+        self.assertEqual((self.directory / "client-secret").stat().st_mode & 0o777, 0o600)
+        (self.directory / "cloakroom.toml").write_text(snippets("toml")[0].replace("3000", str(self.site)))
+        with self.started("cloakroom run cloakroom.toml"):
+            self.counts()
+            self.assertEqual(kit.fetch(self.site, "GET", "/").status, 403)
+        self.assertIn("X-Session-Proof is missing or wrong", (self.directory / "log").read_text())
 
     def replaced(self, text, **more):
         """Returns a snippet with the paths and ports of the test."""
