@@ -402,21 +402,21 @@ for (const mode of MODES) {
   test(`the site of the guide (${mode})`, async (t) => {
     const scene = await startSite(t, install(t), "app.mjs", guideBlock("import express"), { mode });
     const visitor = scene.visitor();
-    assert.equal((await visitor.get("/")).text, "Hello stranger, visit 1");
+    assert.equal((await visitor.get("/")).text, "Hello stranger, visit 1\n");
     await visitor.send("POST", "/login?name=Ada");
-    assert.equal((await visitor.get("/")).text, "Hello Ada, visit 2");
+    assert.equal((await visitor.get("/")).text, "Hello Ada, visit 2\n");
     assert.deepEqual(
       (await scene.sessions()).map((session) => session.principal),
       ["Ada"],
     );
     await visitor.send("POST", "/logout");
-    assert.equal((await visitor.get("/")).text, "Hello stranger, visit 1");
+    assert.equal((await visitor.get("/")).text, "Hello stranger, visit 1\n");
   });
 
   test(`the plain site of the guide (${mode})`, async (t) => {
     const scene = await startSite(t, install(t), "app.mjs", guideBlock("createServer"), { mode });
     const visitor = scene.visitor();
-    for (const visits of [1, 2]) assert.equal((await visitor.get("/")).text, `Visit ${visits}`);
+    for (const visits of [1, 2]) assert.equal((await visitor.get("/")).text, `Visit ${visits}\n`);
     assert.equal((await fetchFrom(scene.site, "GET", "/")).status, mode === "headers" ? 403 : 500);
   });
 }
