@@ -28,6 +28,20 @@ TEXTS = [
 ]  # fmt: skip
 
 
+# Its command; one that was only unpacked also needs `-m` and the directory of its modules.
+LIGHTTPD = os.environ.get("LIGHTTPD") or shutil.which("lighttpd", path=f"{os.environ['PATH']}:/usr/sbin")
+
+
+def snippet(language, part=""):
+    """Returns the first block of the guide in a language that has a text."""
+    guide = (HERE.parent.parent.parent / "docs/guides/cgi.md").read_text()
+    for block in guide.split(f"```{language}\n")[1:]:
+        text = "\n".join(line[3:] for line in block.split("```")[0].splitlines()) + "\n"
+        if part in text:
+            return text
+    raise AssertionError(f"no {language} block with {part}")
+
+
 def path_of(function, *arguments):
     return f"/{function}?" + "&".join(urllib.parse.quote(one, safe="") for one in arguments)
 
@@ -266,23 +280,49 @@ upstream = "http://127.0.0.1:{self.second}"
             visitor = kit.Visitor(public)
             self.assertEqual([self.call("session_increment", "n", visitor=visitor) for _ in range(2)], ["1", "2"])
 
+    def write_script_of_the_guide(self, name):
+        text = snippet("sh", "#!/bin/sh").replace("/usr/local/lib", str(HERE.parent))
+        (self.directory / name).write_text(text)
+        (self.directory / name).chmod(0o755)
+        return self.directory / name
+
+    def visit_site_of_the_guide(self, visitor):
+        self.assertEqual(visitor.send("GET", "/").text, "Hello stranger, visit 1\n")
+        visitor.send("GET", "/login?name=Ada+%26+Zo%C3%AB", expects=303)
+        self.assertEqual(visitor.send("GET", "/").text, "Hello Ada & Zoë, visit 2\n")
+        visitor.send("GET", "/logout", expects=303)
+        self.assertEqual(visitor.send("GET", "/").text, "Hello stranger, visit 1\n")
+
     def test_script_of_the_guide(self):
-        guide = (HERE.parent.parent.parent / "docs/guides/cgi.md").read_text()
-        lines = guide.split("```sh\n")[1].split("```")[0].splitlines()
-        script = self.directory / "guide.sh"
-        text = "\n".join(line[3:] for line in lines).replace("/usr/local/lib", str(HERE.parent))
-        script.write_text(text)
+        script = self.write_script_of_the_guide("guide.sh")
         [api] = kit.free_ports(1)
         with (
             self.start_site(self.second, f"http://127.0.0.1:{api}/_session", script),
             kit.Program.run(OPTIONS.binary, self.directory, self.second, api=api) as program,
         ):
-            visitor = program.visitor()
-            self.assertEqual(visitor.send("GET", "/").text, "Hello stranger, visit 1\n")
-            visitor.send("GET", "/login?name=Ada+%26+Zo%C3%AB", expects=303)
-            self.assertEqual(visitor.send("GET", "/").text, "Hello Ada & Zoë, visit 2\n")
-            visitor.send("GET", "/logout", expects=303)
-            self.assertEqual(visitor.send("GET", "/").text, "Hello stranger, visit 1\n")
+            self.visit_site_of_the_guide(program.visitor())
+
+    @unittest.skipUnless(LIGHTTPD, "needs lighttpd")
+    def test_lighttpd_of_the_guide(self):
+        self.write_script_of_the_guide("site.cgi")
+        settings = snippet("lighttpd").replace("3000", str(self.second))
+        (self.directory / "lighttpd.conf").write_text(settings)
+        public, api, admin = kit.free_ports(3)
+        command = snippet("sh", "cloakroom run").replace("3000", str(self.second)).replace("/usr/sbin/lighttpd", LIGHTTPD)
+        listen = f"exec {os.path.abspath(OPTIONS.binary)} run --listen 127.0.0.1:{public}"
+        environment = {
+            **os.environ, "CLOAKROOM_API_ADDRESS": f"127.0.0.1:{api}", "CLOAKROOM_ADMIN_ADDRESS": f"127.0.0.1:{admin}",
+            "CLOAKROOM_COOKIE_SECURE": "false", "STATE_DIRECTORY": f"{self.directory}/state",
+        }  # fmt: skip
+        with (
+            open(self.log, "ab") as log,
+            kit.process(
+                ["sh", "-c", command.replace("cloakroom run", listen)], self.second,
+                cwd=self.directory, env=environment, stdout=log, stderr=log,
+            ) as server,
+        ):  # fmt: skip
+            kit.wait_for(public, server)
+            self.visit_site_of_the_guide(kit.Visitor(public))
 
     def test_no_token_in_command_lines(self):
         self.call("session_set", "a", '"of the session"')
