@@ -5,7 +5,9 @@ const cloakroom = require("cloakroom");
 const express = require("express");
 
 const app = express();
-app.use(cloakroom(), express.urlencoded());
+// Before the client: the route of this page has no sessions.
+app.get("/", (req, res) => res.redirect("/php/"));
+app.use("/express", cloakroom(), express.urlencoded());
 const page = fs.readFileSync(path.join(__dirname, "page.html"), "utf8");
 const escape = (text) => text.replace(/[&<>"]/g, (one) => `&#${one.charCodeAt()};`);
 

@@ -65,7 +65,7 @@ def main():
     with subprocess.Popen(start, stdout=subprocess.PIPE, text=True) as example:
         try:
             line = example.stdout.readline()
-            url = re.match(r"http://localhost:\d+/php/", line)
+            url = re.match(r"http://localhost:\d+/", line)
             assert url, f"the example did not start: {line}"
             with tempfile.TemporaryDirectory() as directory, Browser.start(directory) as browser:
                 click_through(browser, url[0])
