@@ -33,6 +33,7 @@ def click_through(browser, url):
             assert found == (items, user), f"{language}: {found}, not {(items, user)}"
 
     browser.open(url)
+    assert browser.text("h1") == "Basket in PHP", "/ does not lead to the first page"
     check([], "nobody")
     assert browser.cookies() == {}, "reading has made a session"
     items = []
