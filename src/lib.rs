@@ -43,7 +43,7 @@
 //!                             reconnects by itself and knows no session
 //! 2  telemetry                trace context, spans and their export
 //! 1  server · client          listeners, connections, limits · upstream connections, balancing, health
-//! 0  body log metrics net random secret tasks time turns   vocabulary
+//! 0  body html log metrics net random secret tasks time turns   vocabulary
 //! ```
 //!
 //! `session` is the pure model of a session; `sessions` applies it to requests and the store.
@@ -80,13 +80,13 @@
 pub(crate) mod admin;
 pub(crate) mod api;
 pub mod app;
-#[expect(dead_code, reason = "the admin page reads it")]
 pub(crate) mod audit;
 pub mod body;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod demo;
+pub(crate) mod html;
 pub(crate) mod log;
 pub mod metrics;
 pub mod net;

@@ -7,57 +7,158 @@
 //!   route with sessions has `on_error = "anonymous"`, only the drain counts.
 //! * `GET /ready?store`: 200 if the store can be read and written now, else 503.
 //! * `GET /metrics`: metrics in the `OpenMetrics` text format.
+//! * Pages for operators, as HTML and as JSON (`pages`). Those about sessions need a token (`guard`).
 
+mod attempts;
+mod audit;
 pub(crate) mod config;
+mod end;
+mod graph;
+mod guard;
+mod history;
+mod list;
+mod logins;
+mod now;
+mod page;
+mod pages;
+mod problem;
 mod readiness;
+mod response;
+mod route;
+mod search;
+mod session;
+mod summary;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use tracing::info;
 
 use crate::body::Body;
+use crate::metrics::Metrics;
 use crate::net::host::OwnNames;
 use crate::server::{Address, Handler, Peer, Responding, Tasks};
 use crate::sessions::{Probed, Sessions};
+
+use config::{Config, Tokens};
+use guard::{Availability, GuardState};
+use history::History;
+use pages::Pages;
 
 pub(crate) use self::readiness::Readiness;
 
 /// The admin service.
 #[derive(Debug)]
 pub(crate) struct Admin {
-    sessions: Sessions,
-    readiness: Arc<Readiness>,
-    tasks: Tasks,
-    own_names: OwnNames,
+    base: Arc<Base>,
+    pages: Pages,
 }
 
-impl Admin {
-    /// Creates a service that probes the store of `sessions`, and reports the drain of `tasks`. Over TCP other paths are
-    /// served only at `own_names`. Probes and Prometheus may use any name, and their paths have no secrets that a page in a
-    /// browser could read (DNS rebinding).
+/// What the service has for as long as the process runs.
+#[derive(Debug)]
+pub(crate) struct Base {
+    readiness: Arc<Readiness>,
+    /// The tasks whose drain is reported.
+    tasks: Tasks,
+    /// The names at which pages are served over TCP. Probes and Prometheus may use any name, and their paths have no secrets
+    /// that a page in a browser could read (DNS rebinding).
+    own_names: OwnNames,
+    state: Arc<State>,
+}
+
+/// Settings of the pages, which a reload replaces.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    tokens: Tokens,
+    availability: Availability,
+    show_values: bool,
+    /// The kind of the store.
+    store: &'static str,
+}
+
+/// What the pages keep in the process.
+#[derive(Debug)]
+pub(crate) struct State {
+    guard: GuardState,
+    history: History,
+}
+
+impl Settings {
+    /// Creates settings; `store` is the kind of the store.
+    pub(crate) fn new(config: &Config, tokens: Tokens, store: &'static str) -> Self {
+        let availability = Availability::of(config, &tokens);
+        Self { tokens, availability, show_values: config.show_values, store }
+    }
+
+    /// Logs that the pages about sessions are off, if they are.
+    pub(crate) fn log_availability(&self) {
+        if let Availability::Off(reason) = self.availability {
+            info!(reason, "admin pages about sessions are off");
+        }
+    }
+}
+
+impl State {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        Self { guard: GuardState::default(), history: History::new(metrics) }
+    }
+
+    /// Samples the metrics once a minute, until the drain.
+    pub(crate) async fn record_history(self: Arc<Self>, metrics: Metrics, tasks: Tasks) {
+        self.history.record(metrics, tasks).await;
+    }
+
+    /// Ends all log-ins if the tokens differ.
+    pub(crate) fn tokens_changed(&self, before: &Settings, after: &Settings) {
+        if before.tokens != after.tokens {
+            self.guard.logins.clear();
+        }
+    }
+}
+
+impl Base {
+    /// Creates what reports the drain of `tasks`, and serves pages at `own_names`.
     pub(crate) fn new(
-        sessions: Sessions,
         readiness: Arc<Readiness>,
         tasks: Tasks,
         own_names: OwnNames,
+        state: Arc<State>,
     ) -> Self {
-        Self { sessions, readiness, tasks, own_names }
+        Self { readiness, tasks, own_names, state }
+    }
+}
+
+impl Admin {
+    /// Creates a service for the store of `sessions`. Changes run in `tasks`.
+    pub(crate) fn new(
+        base: Arc<Base>,
+        sessions: Sessions,
+        tasks: Tasks,
+        settings: Arc<Settings>,
+    ) -> Self {
+        let state = Arc::clone(&base.state);
+        Self { base, pages: Pages { sessions, tasks, settings, state } }
+    }
+
+    fn sessions(&self) -> &Sessions {
+        &self.pages.sessions
     }
 
     async fn ready(&self, query: Option<&str>) -> Response<Body> {
-        if self.tasks.is_shutdown_announced() {
+        if self.base.tasks.is_shutdown_announced() {
             return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n");
         }
         let is_store_check = |query: &str| query.split('&').any(|part| part == "store");
         let failed = if query.is_some_and(is_store_check) {
-            match self.readiness.store_works(&self.sessions, &self.tasks).await {
+            match self.base.readiness.store_works(self.sessions(), &self.base.tasks).await {
                 Probed { read: true, write: true } => None,
                 Probed { read: false, .. } => Some("the store cannot be read\n"),
                 Probed { .. } => Some("the store cannot be written\n"),
             }
-        } else if self.readiness.is_ready(&self.sessions, &self.tasks).await {
+        } else if self.base.readiness.is_ready(self.sessions(), &self.base.tasks).await {
             None
         } else {
             Some("the store cannot be read or written\n")
@@ -68,8 +169,22 @@ impl Admin {
         }
     }
 
+    async fn probe<B>(&self, request: &Request<B>) -> Response<Body> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut response =
+                text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n");
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        match request.uri().path() {
+            "/live" => text(StatusCode::OK, "live\n"),
+            "/ready" => self.ready(request.uri().query()).await,
+            _ => self.metrics(),
+        }
+    }
+
     fn metrics(&self) -> Response<Body> {
-        let shared = self.sessions.shared();
+        let shared = self.sessions().shared();
         shared.metrics.count_active_sessions(shared.clock.now());
         let mut response = text(StatusCode::OK, shared.metrics.text());
         let media_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -81,31 +196,22 @@ impl Admin {
 impl Handler for Admin {
     fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Responding {
         Box::pin(async move {
-            let is_open = matches!(request.uri().path(), "/live" | "/ready" | "/metrics");
+            if matches!(request.uri().path(), "/live" | "/ready" | "/metrics") {
+                return self.probe(&request).await;
+            }
             let is_tcp = matches!(*peer.listener, Address::Tcp(_));
-            if is_tcp && !is_open && !self.own_names.admit(request.uri(), request.headers()) {
-                return text(
-                    StatusCode::MISDIRECTED_REQUEST,
-                    "the host name of the request is not one of this listener; see [admin] hosts\n",
-                );
+            if is_tcp && !self.base.own_names.admit(request.uri(), request.headers()) {
+                return response::problem(&problem::misdirected());
             }
-            if !matches!(*request.method(), Method::GET | Method::HEAD) {
-                let mut response =
-                    text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n");
-                response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-                return response;
-            }
-            match request.uri().path() {
-                "/live" => text(StatusCode::OK, "live\n"),
-                "/ready" => self.ready(request.uri().query()).await,
-                "/metrics" => self.metrics(),
-                _ => {
-                    text(StatusCode::NOT_FOUND, "not found; paths are /live, /ready and /metrics\n")
-                }
-            }
+            let (parts, body) = request.into_parts();
+            let body = Body::streaming(body, Some(BODY_IDLE_TIMEOUT));
+            self.pages.respond(parts, body, &peer).await
         })
     }
 }
+
+/// The time that a client may send nothing of a form.
+const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn text(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response<Body> {
     let mut response = Response::new(Body::full(text));

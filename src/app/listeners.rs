@@ -76,12 +76,13 @@ impl Listeners {
     }
 }
 
-/// The services of the public listeners, in the order of the configuration, and the protocol of the API
-/// listener.
+/// The services of the public listeners, in the order of the configuration, and the protocols of the API
+/// and admin listeners.
 #[derive(Clone, Debug)]
 pub(super) struct ListenerRoles {
     public: Vec<PublicListener>,
     pub(super) api: Protocol,
+    pub(super) admin: Protocol,
 }
 
 /// The service of a public listener, and the proxies that may send it the PROXY protocol.
@@ -125,6 +126,10 @@ impl ListenerRoles {
             None => Protocol::Http1AndH2c,
             Some(tls) => Protocol::Tls(Arc::new(Tls::open(&tls.listener)?)),
         };
+        let admin = match &config.admin.tls {
+            None => Protocol::Http1,
+            Some(tls) => Protocol::Tls(Arc::new(Tls::open(tls)?)),
+        };
         let public: Vec<PublicListener> =
             config.listen.iter().map(open).collect::<Result<_, StartError>>()?;
         let with_tls = public.iter().filter_map(|listener| match &listener.service {
@@ -134,8 +139,12 @@ impl ListenerRoles {
         // So that each listener knows which names the others serve, for 421 (RFC 9110, section
         // 15.5.20).
         Tls::link_listeners(&with_tls.collect::<Vec<_>>());
-        let roles = Self { public, api };
-        metrics.set_certificates(roles.certificates(&listeners.public(), listeners.api()));
+        let roles = Self { public, api, admin };
+        metrics.set_certificates(roles.certificates(
+            &listeners.public(),
+            listeners.api(),
+            listeners.admin(),
+        ));
         Ok(roles)
     }
 
@@ -144,18 +153,24 @@ impl ListenerRoles {
     }
 
     /// Returns the certificates that the listeners at these addresses present, with their expiry.
-    pub(super) fn certificates(&self, public: &[Address], api: &Address) -> Vec<CertificateExpiry> {
+    pub(super) fn certificates(
+        &self,
+        public: &[Address],
+        api: &Address,
+        admin: &Address,
+    ) -> Vec<CertificateExpiry> {
         let tls = self.public.iter().zip(public).filter_map(|(listener, address)| match &listener
             .service
         {
             Service::Site(Protocol::Tls(tls)) => Some((tls, address)),
             Service::Site(_) | Service::RedirectTo(_) => None,
         });
-        let api = match &self.api {
-            Protocol::Tls(tls) => Some((tls, api)),
+        let inner = [(&self.api, api), (&self.admin, admin)];
+        let inner = inner.into_iter().filter_map(|(protocol, address)| match protocol {
+            Protocol::Tls(tls) => Some((tls, address)),
             Protocol::Http1 | Protocol::Http1AndH2c => None,
-        };
-        let expiries = tls.chain(api).flat_map(|(tls, address)| {
+        });
+        let expiries = tls.chain(inner).flat_map(|(tls, address)| {
             let name = address.to_string();
             tls.expiries().into_iter().map(move |(path, not_after)| CertificateExpiry {
                 listener: name.clone(),
@@ -174,6 +189,9 @@ impl ListenerRoles {
         let mut read = Vec::new();
         if let (Protocol::Tls(tls), Some(wanted)) = (&self.api, &config.api.tls) {
             read.push((Arc::clone(tls), tls.load(&wanted.listener)?));
+        }
+        if let (Protocol::Tls(tls), Some(wanted)) = (&self.admin, &config.admin.tls) {
+            read.push((Arc::clone(tls), tls.load(wanted)?));
         }
         for (listener, listen) in self.public.iter().zip(&config.listen) {
             if let (Service::Site(Protocol::Tls(tls)), Role::Tls(wanted)) =

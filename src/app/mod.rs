@@ -22,7 +22,7 @@ use tracing::{error, info, warn};
 use self::listeners::{ListenerRoles, Listeners};
 use self::stores::{Caching, Stores};
 use self::worker::{LoadedConfig, ShutdownPhases, Worker, WorkerContext, worker_count};
-use crate::admin::Readiness;
+use crate::admin::{self, Readiness};
 use crate::api::{
     self,
     config::{instance_of, url_at},
@@ -54,6 +54,7 @@ pub struct App {
     drain_timeout: Duration,
     listener_roles: ListenerRoles,
     readiness: Arc<Readiness>,
+    admin_state: Arc<admin::State>,
     /// The current configuration.
     loaded: LoadedConfig,
     api_url: String,
@@ -192,6 +193,15 @@ fn open_audit(
     })
 }
 
+/// Prepares what the services of a start are created from.
+fn load(config: Config, api_url: &str, shared: Arc<Shared>) -> Result<LoadedConfig, StartError> {
+    let site = site(&config, api_url, &shared.metrics)?;
+    let api = api_settings(&config, api_url)?;
+    let tracer = tracer(&config, &shared.metrics)?;
+    let admin = admin_settings(&config);
+    Ok(LoadedConfig { config: Arc::new(config), site, shared, api, admin, tracer })
+}
+
 /// Returns the token counters for the keys of a ring.
 fn session_tokens(metrics: &Metrics, ring: &KeyRing) -> SessionTokens {
     metrics.session_tokens(ring.fingerprints().map(|fingerprint| fingerprint.to_string()))
@@ -227,11 +237,9 @@ impl App {
         let api_url = api_url(&config, listeners.api());
         let instance = new_instance(instance_target(&config, &api_url));
         let shared = share(&config, ring, clock, audit, instance);
-        let site = site(&config, &api_url, &shared.metrics)?;
-        let api = api_settings(&config, &api_url)?;
-        let tracer = tracer(&config, &shared.metrics)?;
-        let config = Arc::new(config);
-        let loaded = LoadedConfig { config, site, shared: Arc::clone(&shared), api, tracer };
+        let loaded = load(config, &api_url, Arc::clone(&shared))?;
+        loaded.admin.log_availability();
+        let admin_state = Arc::new(admin::State::new(&shared.metrics));
         let (rings, reloaded_rings) = watch::channel(Arc::clone(&shared));
         let context = Arc::new(WorkerContext {
             rings: reloaded_rings,
@@ -240,6 +248,7 @@ impl App {
             listener_roles: listener_roles.clone(),
             limits: loaded.config.limits.clone(),
             admin_names: admin_names(&loaded.config, &api_url),
+            admin_state: Arc::clone(&admin_state),
             public_limit: public_limit(&loaded.config),
             api_limit: ConnectionLimit::new(loaded.config.limits.connections),
         });
@@ -255,6 +264,7 @@ impl App {
             drain_timeout: loaded.config.limits.drain_timeout,
             listener_roles,
             readiness,
+            admin_state,
             loaded,
             api_url,
             rings,
@@ -299,14 +309,16 @@ impl App {
             instance: running.instance.clone(),
         });
         let shared = Arc::clone(&self.shared);
+        let admin = admin_settings(&config);
+        self.admin_state.tokens_changed(&self.loaded.admin, &admin);
         let (config, tracer) = (Arc::new(config), self.loaded.tracer.clone());
-        self.loaded = LoadedConfig { config, site, shared, api, tracer };
+        self.loaded = LoadedConfig { config, site, shared, api, admin, tracer };
         self.readiness.require_store(needs_store(&self.loaded.config));
         ListenerRoles::install_certificates(certificates);
         if let Err(error) = self.shared.audit.reopen() {
             error!(%error, "cannot open the file of the audit trail again; lines go to the old one");
         }
-        let certificates = self.listener_roles.certificates(&self.public, &self.api);
+        let certificates = self.listener_roles.certificates(&self.public, &self.api, &self.admin);
         self.shared.metrics.set_certificates(certificates);
         // Worker by worker: for a moment, some serve the new configuration and others the old.
         for worker in &self.workers {
@@ -425,6 +437,16 @@ fn api_settings(config: &Config, api_url: &str) -> Result<Arc<api::Settings>, St
     let names = OwnNames::new(names, "api.hosts");
     let body_idle_timeout = config.limits.body_idle_timeout;
     Ok(Arc::new(api::Settings::new(&config.api, body_idle_timeout, peers(config)?, names)))
+}
+
+/// Returns the settings of the admin pages. Without a token that cannot be read or created, they are off.
+fn admin_settings(config: &Config) -> Arc<admin::Settings> {
+    let tokens = config.admin_tokens().unwrap_or_else(|error| {
+        let error = &error as &dyn std::error::Error;
+        warn!(error, "no admin token; set [admin] token");
+        admin::config::Tokens::default()
+    });
+    Arc::new(admin::Settings::new(&config.admin, tokens, config.store.backend.name()))
 }
 
 fn admin_names(config: &Config, api_url: &str) -> Vec<String> {

@@ -1,12 +1,12 @@
 //! Merging of a new configuration into the running one: some settings require a restart.
 
-use crate::api;
 use crate::config::{Config, Listen, Role};
+use crate::{admin, api};
 
 /// Returns the new configuration with the running values of settings that require a restart, and the
 /// names of those that differ.
 pub(super) fn merge(running: &Config, wanted: Config) -> (Config, Vec<&'static str>) {
-    let fixed: [(&'static str, bool); 13] = [
+    let fixed: [(&'static str, bool); 14] = [
         ("listen", same_listeners(&running.listen, &wanted.listen)),
         ("limits", running.limits == wanted.limits),
         ("api.address", running.api.address == wanted.api.address),
@@ -15,6 +15,7 @@ pub(super) fn merge(running: &Config, wanted: Config) -> (Config, Vec<&'static s
         ("api.instance_url", running.api.instance_url == wanted.api.instance_url),
         ("api.prefix", running.api.prefix == wanted.api.prefix),
         ("admin.address", running.admin.address == wanted.admin.address),
+        ("admin.tls", running.admin.tls.is_some() == wanted.admin.tls.is_some()),
         ("admin.hosts", running.admin.hosts == wanted.admin.hosts),
         ("store", running.store == wanted.store),
         ("log", running.log == wanted.log),
@@ -33,11 +34,20 @@ pub(super) fn merge(running: &Config, wanted: Config) -> (Config, Vec<&'static s
         (Some(_), Some(wanted)) => Some(wanted),
         (running, _) => running.clone(),
     };
+    let admin_tls = match (&running.admin.tls, wanted.admin.tls) {
+        (Some(_), Some(wanted)) => Some(wanted),
+        (running, _) => running.clone(),
+    };
     let config = Config {
         listen,
         limits: running.limits.clone(),
         api: api::config::Config { tls, hosts, service_token, ..running.api.clone() },
-        admin: running.admin.clone(),
+        admin: admin::config::Config {
+            address: running.admin.address.clone(),
+            hosts: running.admin.hosts.clone(),
+            tls: admin_tls,
+            ..wanted.admin
+        },
         store: running.store.clone(),
         log: running.log,
         audit: running.audit.clone(),

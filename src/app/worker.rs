@@ -12,7 +12,7 @@ use tracing::{debug, error, warn};
 use super::keys::watch_keys;
 use super::listeners::{ListenerRoles, Listeners, Service};
 use super::stores::Stores;
-use crate::admin::{Admin, Readiness};
+use crate::admin::{self, Admin, Readiness};
 use crate::api::{self, Api};
 use crate::config::Config;
 use crate::net::host::OwnNames;
@@ -66,6 +66,7 @@ pub(super) struct LoadedConfig {
     pub(super) site: Arc<Site>,
     pub(super) shared: Arc<Shared>,
     pub(super) api: Arc<api::Settings>,
+    pub(super) admin: Arc<admin::Settings>,
     /// The tracer, if spans are exported.
     pub(super) tracer: Option<Arc<Tracer>>,
 }
@@ -77,13 +78,21 @@ struct Services {
     tasks: ShutdownPhases,
     proxy: Arc<Reloadable<Proxy>>,
     api: Arc<Reloadable<Api>>,
+    admin: Arc<Reloadable<Admin>>,
+    admin_base: Arc<admin::Base>,
 }
 
 impl Services {
-    fn new(loaded: &LoadedConfig, store: Option<Arc<dyn Store>>, tasks: ShutdownPhases) -> Self {
-        let (proxy, api) = services(loaded, store.clone(), &tasks);
+    fn new(
+        loaded: &LoadedConfig,
+        store: Option<Arc<dyn Store>>,
+        tasks: ShutdownPhases,
+        admin_base: Arc<admin::Base>,
+    ) -> Self {
+        let (proxy, api, admin) = services(loaded, store.clone(), &tasks, &admin_base);
         let (proxy, api) = (Arc::new(Reloadable::new(proxy)), Arc::new(Reloadable::new(api)));
-        Self { store, tasks, proxy, api }
+        let admin = Arc::new(Reloadable::new(admin));
+        Self { store, tasks, proxy, api, admin, admin_base }
     }
 }
 
@@ -91,11 +100,14 @@ fn services(
     loaded: &LoadedConfig,
     store: Option<Arc<dyn Store>>,
     tasks: &ShutdownPhases,
-) -> (Proxy, Api) {
+    admin_base: &Arc<admin::Base>,
+) -> (Proxy, Api, Admin) {
     let sessions = Sessions::new(store, Arc::clone(&loaded.shared));
     let api = Api::new(sessions.clone(), tasks.inner.clone(), Arc::clone(&loaded.api));
+    let (base, settings) = (Arc::clone(admin_base), Arc::clone(&loaded.admin));
+    let admin = Admin::new(base, sessions.clone(), tasks.inner.clone(), settings);
     let (site, tracer) = (Arc::clone(&loaded.site), loaded.tracer.clone());
-    (Proxy::new(site, sessions.opener(), tasks.public.clone(), tracer), api)
+    (Proxy::new(site, sessions.opener(), tasks.public.clone(), tracer), api, admin)
 }
 
 pub(super) struct Worker {
@@ -107,9 +119,11 @@ pub(super) struct Worker {
 impl Worker {
     /// Replaces the services, from the next request on.
     pub(super) fn reload(&self, loaded: &LoadedConfig) {
-        let (proxy, api) = services(loaded, self.services.store.clone(), &self.services.tasks);
+        let Services { store, tasks, admin_base, .. } = &self.services;
+        let (proxy, api, admin) = services(loaded, store.clone(), tasks, admin_base);
         self.services.proxy.replace(proxy);
         self.services.api.replace(api);
+        self.services.admin.replace(admin);
     }
 
     /// Stops the worker, and waits for its thread. An error is a panic of the worker.
@@ -129,6 +143,7 @@ pub(super) struct WorkerContext {
     pub(super) limits: Limits,
     /// Host names of the admin listener.
     pub(super) admin_names: Vec<String>,
+    pub(super) admin_state: Arc<admin::State>,
     pub(super) public_limit: ConnectionLimit,
     pub(super) api_limit: ConnectionLimit,
 }
@@ -146,7 +161,9 @@ impl WorkerContext {
         let listeners = listeners.try_clone()?;
         let (stop, stopped) = oneshot::channel();
         let store = self.stores.for_worker(index)?;
-        let services = Services::new(loaded, store.clone(), tasks.sibling());
+        let tasks_of_worker = tasks.sibling();
+        let admin = self.admin_base(tasks_of_worker.public.clone());
+        let services = Services::new(loaded, store.clone(), tasks_of_worker, Arc::new(admin));
         let sessions = Sessions::new(store, Arc::clone(&loaded.shared));
         // Spawned before the thread starts, so that even an immediate drain waits for the listeners.
         let serve = {
@@ -170,6 +187,12 @@ impl WorkerContext {
         Ok(Worker { thread, stop, services })
     }
 
+    fn admin_base(&self, public: Tasks) -> admin::Base {
+        let names = OwnNames::new(self.admin_names.iter().cloned(), "admin.hosts");
+        let (readiness, state) = (Arc::clone(&self.readiness), Arc::clone(&self.admin_state));
+        admin::Base::new(readiness, public, names, state)
+    }
+
     /// Serves every listener until the drain begins. The first worker also runs the background tasks.
     async fn serve(
         self: Arc<Self>,
@@ -178,7 +201,8 @@ impl WorkerContext {
         services: Services,
         sessions: Sessions,
     ) {
-        let Services { store, tasks: ShutdownPhases { public, inner }, proxy, api } = services;
+        let Services { store, tasks: ShutdownPhases { public, inner }, proxy, api, admin, .. } =
+            services;
         let (public_listeners, api_listener, admin_listener) = listeners.into_parts();
         let metrics = &sessions.shared().metrics;
         let settings = |listener: &BoundListener, protocol| Settings {
@@ -218,12 +242,11 @@ impl WorkerContext {
             self.stores.start_following(&inner);
             self.stores.start_tracking(&inner);
             inner.run(watch_keys(self.rings.clone(), store, inner.clone())).detach();
-            let names = OwnNames::new(self.admin_names.iter().cloned(), "admin.hosts");
-            let admin =
-                Arc::new(Admin::new(sessions.clone(), Arc::clone(&self.readiness), public, names));
             let limit = ConnectionLimit::new(ADMIN_CONNECTIONS);
-            let admin_settings = settings(&admin_listener, Protocol::Http1);
+            let admin_settings = settings(&admin_listener, self.listener_roles.admin.clone());
             accept(admin_listener, admin_settings, limit, admin, &inner);
+            let history = Arc::clone(&self.admin_state);
+            inner.run(history.record_history(metrics.clone(), inner.clone())).detach();
             inner.run(sweep_requests(sessions.clone(), inner.clone())).detach();
             sweep(&sessions, &inner).await;
         } else {

@@ -12,8 +12,7 @@ use crate::telemetry::TraceId;
 use crate::time::Timestamp;
 
 /// What has caused an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum By {
     /// A request of the session, or a call for it.
     Request,
@@ -30,6 +29,18 @@ pub(crate) enum By {
 }
 
 impl By {
+    /// Returns the text that lines have.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::OtherSession => "other_session",
+            Self::Service => "service",
+            Self::Operator => "operator",
+            Self::Replay => "replay",
+            Self::Store => "store",
+        }
+    }
+
     pub(super) fn ends_as(self) -> EndReason {
         match self {
             Self::Request => EndReason::Logout,
@@ -87,27 +98,32 @@ impl Entry {
 
     /// Returns the line of an instance, as one JSON object.
     pub(super) fn to_json(&self, instance: &str) -> String {
-        let line = Line {
+        // Texts and numbers are always valid JSON.
+        serde_json::to_string(&self.line(instance)).unwrap_or_default()
+    }
+
+    /// Returns the line of an instance; without the instance, if its name is empty.
+    pub(crate) fn line<'a>(&'a self, instance: &'a str) -> Line<'a> {
+        Line {
             time: self.time.to_string(),
             event: self.event.as_str(),
-            by: self.by,
+            by: self.by.as_str(),
             session: self.session.map(|session| session.to_string()),
             principal: self.principal.as_ref().map(Principal::as_str),
             route: self.source.route.as_deref(),
             client: self.source.client,
             trace: self.source.trace.as_ref().map(ToString::to_string),
             instance,
-        };
-        // Texts and numbers are always valid JSON.
-        serde_json::to_string(&line).unwrap_or_default()
+        }
     }
 }
 
-#[derive(Serialize)]
-struct Line<'a> {
+/// An entry as JSON.
+#[derive(Debug, Serialize)]
+pub(crate) struct Line<'a> {
     time: String,
     event: &'static str,
-    by: By,
+    by: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -18,7 +18,7 @@ use crate::time::Clock;
 use lines::Lines;
 use recent::Recent;
 
-pub(crate) use entry::{By, Entry, Source};
+pub(crate) use entry::{By, Entry, Line, Source};
 pub(crate) use lines::FlushGuard;
 pub(crate) use recent::{Filter, Numbered};
 

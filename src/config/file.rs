@@ -69,7 +69,8 @@ section! {
         limits: Limits = Limits::default(),
         /// The session API, for upstreams and back offices.
         api: Api = Api::default(),
-        /// The admin listener, for operators: `/live`, `/ready`, `/metrics`.
+        /// The admin listener, for operators: `/live`, `/ready`, `/metrics`, and pages about this instance and its
+        /// sessions.
         admin: Admin = Admin::default(),
         /// Lifetime, rotation and size of sessions.
         session: Session = Session::default(),
@@ -217,9 +218,22 @@ section! {
     Admin {
         /// IP address and port, or the path of a Unix socket.
         address: Address = Address::Tcp(loopback(8082)),
+        /// In the format of `listen.tls`. If set, the listener accepts https only.
+        tls: Option<OneOrMany<Identity>> = None,
+        /// Path of CA certificates, in PEM: clients must have a certificate signed by one of them. This includes
+        /// probes and Prometheus.
+        client_ca: Option<PathBuf> = None,
         /// More host names that requests may have; others get 421, except on `/live`, `/ready` and
         /// `/metrics`.
         hosts: Vec<Text> = Vec::new(),
+        /// Token that opens the pages about sessions and permits changes. If unset: with an embedded store, and if only
+        /// this machine reaches the listener, the first start creates one, in the file `admin-token` next to the data;
+        /// otherwise these pages are off. Off loopback it needs `tls`.
+        token: Option<SecretSource> = None,
+        /// Token that opens the same pages for reading, without the values of sessions.
+        read_token: Option<SecretSource> = None,
+        /// Let operators with `token` show the values of a session. Each time is logged.
+        show_values: bool = true,
     }
 }
 

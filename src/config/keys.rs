@@ -95,7 +95,8 @@ pub(super) fn parse(text: &Secret) -> Option<Key> {
     bytes.as_slice().try_into().ok().map(Zeroizing::new)
 }
 
-fn read_or_create(path: &Path) -> io::Result<Secret> {
+/// Reads a key as text, and creates it if it is missing.
+pub(super) fn read_or_create(path: &Path) -> io::Result<Secret> {
     match read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             create(path)?;

@@ -21,6 +21,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::admin::config::TokenSource;
+use crate::secret::Secret;
 use crate::session::cookie::Attributes;
 use crate::session::key_ring::KeyRing;
 use crate::session::policy::Policy;
@@ -258,6 +260,29 @@ pub enum PrepareError {
     Keys(#[from] KeyError),
 }
 
+/// Why the token of the admin pages that an embedded store has cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AdminTokenError {
+    /// It can be neither read nor created.
+    #[error("the admin token {} can be neither read nor created", .path.display())]
+    File { path: PathBuf, source: io::Error },
+    /// The file holds something else.
+    #[error("{} is not an admin token; {}", .path.display(), keys::RIGHT)]
+    Malformed { path: PathBuf },
+}
+
+fn generated_token(path: &Path) -> Result<Secret, AdminTokenError> {
+    let failed = |source| AdminTokenError::File { path: path.to_owned(), source };
+    if let Some(directory) = path.parent() {
+        state::create(directory).map_err(failed)?;
+    }
+    let token = keys::read_or_create(path).map_err(failed)?;
+    match keys::parse(&token) {
+        Some(_) => Ok(token),
+        None => Err(AdminTokenError::Malformed { path: path.to_owned() }),
+    }
+}
+
 impl Config {
     /// Creates the state directory and the session key if they are needed and missing, before the store is
     /// opened; returns the key ring.
@@ -269,8 +294,22 @@ impl Config {
         Ok(self.keys.open()?)
     }
 
-    /// Lists what a start creates if it is missing: the state directory, the session key, and an embedded
-    /// store.
+    /// Returns the tokens of the admin pages, and creates that of an embedded store if it is missing. They are read
+    /// again on each call.
+    ///
+    /// # Errors
+    /// The file cannot be created, or holds no token. The process can run without the pages.
+    pub(crate) fn admin_tokens(&self) -> Result<admin::config::Tokens, AdminTokenError> {
+        let full = match &self.admin.token {
+            TokenSource::None => None,
+            TokenSource::Given(token) => Some(token.clone()),
+            TokenSource::File(path) => Some(generated_token(path)?),
+        };
+        Ok(admin::config::Tokens { full, read: self.admin.read_token.clone() })
+    }
+
+    /// Lists what a start creates if it is missing: the state directory, the session key, an embedded store,
+    /// and the token of the admin pages.
     pub(crate) fn created_at_start(&self) -> Vec<PathBuf> {
         let key = match &self.keys {
             Keys::BesideData(path) => Some(path),
@@ -278,6 +317,11 @@ impl Config {
         };
         let data = self.store.backend.path();
         let state = self.state_directory.as_deref();
-        [state, key.map(PathBuf::as_path), data].into_iter().flatten().map(Path::to_owned).collect()
+        let token = match &self.admin.token {
+            TokenSource::File(path) => Some(path.as_path()),
+            TokenSource::None | TokenSource::Given(_) => None,
+        };
+        let paths = [state, key.map(PathBuf::as_path), data, token];
+        paths.into_iter().flatten().map(Path::to_owned).collect()
     }
 }

@@ -1,32 +1,13 @@
-//! The frame around the content of every page, and the escaping of text.
+//! The frame around the content of every page.
 
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::api::Session;
 use super::code::Code;
 use super::page::Page;
-
-/// Text inside HTML, in an element or in a quoted attribute.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Text<'a>(pub(super) &'a str);
-
-impl fmt::Display for Text<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for character in self.0.chars() {
-            match character {
-                '&' => f.write_str("&amp;")?,
-                '<' => f.write_str("&lt;")?,
-                '>' => f.write_str("&gt;")?,
-                '"' => f.write_str("&quot;")?,
-                '\'' => f.write_str("&#39;")?,
-                other => f.write_char(other)?,
-            }
-        }
-        Ok(())
-    }
-}
+use crate::html::Text;
 
 /// The parts of a page that do not depend on which page it is.
 #[derive(Debug, Default)]
@@ -176,12 +157,6 @@ fn shown(name: &HeaderName, value: &HeaderValue) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn escapes_text_of_visitors() {
-        let text = Text("<b title=\"a\" id='b'>&").to_string();
-        assert_eq!(text, "&lt;b title=&quot;a&quot; id=&#39;b&#39;&gt;&amp;");
-    }
 
     #[test]
     fn received_headers_hide_the_token() {

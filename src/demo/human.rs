@@ -47,7 +47,7 @@ pub(super) fn date(time: Timestamp) -> String {
 pub(super) fn relative(text: &str, now: Timestamp) -> String {
     match Timestamp::parse_rfc3339(text) {
         Some(time) => Relative { time, now }.to_string(),
-        None => super::html::Text(text).to_string(),
+        None => crate::html::Text(text).to_string(),
     }
 }
 

@@ -7,7 +7,6 @@ mod api;
 mod code;
 mod directory;
 mod exchange;
-mod form;
 mod html;
 mod human;
 mod page;

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 
 use super::api::{Device, Error, Expiry, Session};
 use super::code::SITES;
-use super::html::{Text, languages};
+use super::html::languages;
 use super::human::{Relative, date, duration, relative};
+use crate::html::Text;
 use crate::time::Timestamp;
 
 /// The visit counter. `before` is the session when the visitor came, `after` with this visit.

@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 
 use super::api::{Api, Error, Session, json_or_text};
 use super::exchange;
-use super::form::Form;
 use super::html::Frame;
 use super::page::Page;
 use super::pages::{self, TestCookie};
 use super::response::{asset, header, html, method_not_allowed, plain, see_other};
 use crate::body::{Body, collect};
+use crate::html::Form;
 use crate::server::{Handler, Peer, Responding, Tasks};
 use crate::time::{Clock, Timestamp};
 

@@ -8,6 +8,7 @@ mod label;
 mod network;
 mod process;
 mod register;
+mod samples;
 mod values;
 
 use std::fmt;
@@ -32,6 +33,7 @@ use values::{ReloadOutcome, StatusClass};
 
 pub(crate) use network::{AbortReason, Resumed, TlsVersion, UpstreamHealthGauge, UpstreamOutcome};
 pub(crate) use network::{ListenerMetrics, UpstreamMetrics};
+pub(crate) use samples::Samples;
 pub use values::Event;
 pub(crate) use values::{
     EndReason, Outcome, ResponseEnd, SpanOutcome, StoreAccess, StoreOperation,

@@ -144,6 +144,8 @@ impl Proxy {
         // Determined first: the steps below change the headers that it depends on.
         let origin = self.origin(&parts, peer);
         let cookies = self.sessions.take_cookies(&mut parts.headers);
+        // An operator's browser sends the log-in of the admin page to every port of its host.
+        cookie::take(&mut parts.headers, cookie::ADMIN_COOKIE);
         request::join_cookies(&mut parts)?;
         let holding = self.holding(route, &mut parts);
         let cleaned = request::clean(&mut parts.headers, self.site.injected());

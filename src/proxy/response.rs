@@ -29,10 +29,11 @@ pub(crate) fn take_patches(headers: &mut HeaderMap) -> Vec<HeaderValue> {
 }
 
 /// Removes what must not reach a client: reserved names in any spelling, hop-by-hop fields, and
-/// Set-Cookie fields with the name of the session cookie, which only the proxy sets.
+/// Set-Cookie fields with the name of the session cookie, which only the proxy sets, or of the admin page's.
 pub(crate) fn clean(headers: &mut HeaderMap, cookie_name: &str) -> Cleaned {
     let options = hop::remove(headers);
     names::remove_matching(headers, names::is_reserved);
+    drop_cookie(headers, cookie::ADMIN_COOKIE);
     Cleaned { options, session_cookies: drop_cookie(headers, cookie_name) }
 }
 

@@ -10,6 +10,10 @@ use smallvec::SmallVec;
 
 use crate::secret::Secret;
 
+/// The cookie of a log-in at the admin page. Cookies know no ports: if a site is on the same host, browsers
+/// send it there too, so the public listeners remove it in both directions.
+pub(crate) const ADMIN_COOKIE: &str = "__cloakroom_admin";
+
 /// The name and the attributes of the session cookie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Attributes {

@@ -47,7 +47,7 @@ impl Directory {
     }
 
     /// Says which request makes the changes.
-    pub(super) fn for_request(self, source: Source) -> Self {
+    pub(crate) fn for_request(self, source: Source) -> Self {
         Self { source, ..self }
     }
 

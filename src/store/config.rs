@@ -101,6 +101,17 @@ impl Redis {
 }
 
 impl StoreKind {
+    /// Returns the name of the kind, for operators.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Sqlite { .. } => "SQLite",
+            Self::File { .. } => "files",
+            Self::Redis(_) => "Redis",
+            Self::Cookies => "cookies",
+        }
+    }
+
     /// Returns the path of the data, if it is on a disk of this machine.
     pub(crate) fn path(&self) -> Option<&Path> {
         match self {

@@ -45,6 +45,17 @@ pub(crate) struct SessionObject<'a> {
     next_id: Option<String>,
 }
 
+/// A session with what its values take, without the values.
+#[derive(Debug, Serialize)]
+pub(crate) struct SummaryObject<'a> {
+    #[serde(flatten)]
+    session: SessionObject<'a>,
+    /// The size of values and held cookies; `None` if they cannot be read.
+    bytes: Option<usize>,
+    /// The names of the values.
+    keys: Option<&'a [String]>,
+}
+
 /// The lifetime of a session.
 #[derive(Debug, Serialize)]
 pub(crate) struct ExpiryObject {
@@ -84,7 +95,23 @@ pub(crate) struct DestroyedObject {
     pub(crate) replicated: Replicated,
 }
 
+/// A number of sessions that an operator has ended.
+#[derive(Debug, Serialize)]
+pub(crate) struct EndedObject {
+    pub(crate) ended: u64,
+    pub(crate) replicated: Replicated,
+}
+
 impl<'a> View<'a> {
+    /// Returns the session object with the size of its values and their names.
+    pub(crate) fn summary(
+        &self,
+        bytes: Option<usize>,
+        keys: Option<&'a [String]>,
+    ) -> SummaryObject<'a> {
+        SummaryObject { session: self.object(), bytes, keys }
+    }
+
     /// Returns the session object with its values.
     pub(crate) fn session(&self, values: &'a Values, is_new: bool) -> SessionObject<'a> {
         let values = Some(ValuesObject(values));

@@ -21,6 +21,7 @@
 
 mod activation;
 mod admin;
+mod admin_page;
 mod api;
 mod api_tls;
 mod audit;

@@ -74,7 +74,8 @@ async fn start_is_logged_with_addresses_and_created_files() {
     let line = serving_line(&program);
     assert!(line.contains(&format!("upstream=\"{}\"", upstream.url())), "{line}");
     assert!(line.contains(&format!("state_directory=\"{state}\"")), "{line}");
-    assert!(line.contains(&format!("created=\"{key}, {database}\"")), "{line}");
+    let token = format!("{state}/admin-token");
+    assert!(line.contains(&format!("created=\"{key}, {database}, {token}\"")), "{line}");
     program.signal("-TERM");
     program.ended().await;
 

@@ -21,7 +21,7 @@ const FLOORS: &[(Order, &[&str])] = &[
     (Order::Strangers, &["server", "client"]),
     (
         Order::Ordered,
-        &["body", "metrics", "net", "log", "tasks", "turns", "secret", "random", "time"],
+        &["body", "html", "metrics", "net", "log", "tasks", "turns", "secret", "random", "time"],
     ),
 ];
 

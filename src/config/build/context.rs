@@ -89,6 +89,11 @@ impl Context<'_> {
         }
     }
 
+    /// Returns the path of a file in the state directory, if there is one.
+    pub(super) fn state_path(&self, name: &str) -> Option<PathBuf> {
+        Some(state::directory(self.environment)?.join(name))
+    }
+
     /// Reads a secret whose relative file is next to the configuration file.
     pub(super) fn secret(&mut self, key: &str, source: &SecretSource) -> Option<Secret> {
         match source {
@@ -110,6 +115,21 @@ impl Context<'_> {
                 None
             }
         }
+    }
+
+    /// Reads a token that is sent in a header and gives access to all sessions.
+    pub(super) fn token(&mut self, key: &str, source: &SecretSource) -> Option<Secret> {
+        let token = self.secret(key, source)?;
+        if !token.reveal().bytes().all(|byte| byte.is_ascii_graphic()) {
+            let message = "invalid token; expected letters, digits and signs without spaces, as \
+                           `cloakroom generate-key` prints";
+            self.error(key, message);
+        } else if token.reveal().len() < 16 {
+            let message =
+                "is short enough to be guessed; `cloakroom generate-key` prints a better one";
+            self.warn(key, message);
+        }
+        Some(token)
     }
 
     /// Reads a session key. A relative file is looked up next to the configuration file, and then in the

@@ -3,7 +3,7 @@
 use super::super::file::Cookie;
 use super::super::value::Text;
 use super::context::Context;
-use crate::session::cookie::{Attributes, SameSite};
+use crate::session::cookie::{ADMIN_COOKIE, Attributes, SameSite};
 
 /// Builds the attributes.
 pub(super) fn attributes(cookie: &mut Cookie, context: &mut Context<'_>) -> Attributes {
@@ -36,6 +36,10 @@ fn check_name(cookie: &Cookie, context: &mut Context<'_>) {
     if cookie.name.as_deref().is_some_and(|name| !is_token(name) || name.len() > 128) {
         let message = "invalid cookie name; expected at most 128 letters, digits and signs without \
                        spaces or any of ()<>@,;:\\\"/[]?={}";
+        context.error("cookie.name", message);
+    }
+    if cookie.name.as_deref() == Some(ADMIN_COOKIE) {
+        let message = "is the cookie of the admin page, which sites never see; choose another name";
         context.error("cookie.name", message);
     }
 }

@@ -9,6 +9,7 @@ use super::super::value::HeldCookie;
 use super::context::Context;
 use crate::proxy::config::{RouteConfig, Session};
 use crate::proxy::held_cookies::{HeldName, HoldConfig, RequestPattern};
+use crate::session::cookie::ADMIN_COOKIE;
 
 /// Cookies that scripts of the site read, so that the browser has to keep them.
 const FOR_SCRIPTS: [&str; 4] = ["csrftoken", "XSRF-TOKEN", "_csrf", "csrf_token"];
@@ -75,6 +76,8 @@ fn check_name(key: &str, name: &str, own: &str, context: &mut Context<'_>) {
         context.error(key, format!("invalid cookie name {name:?}; expected e.g. \"PHPSESSID\""));
     } else if name == own {
         context.error(key, format!("{name} is our own cookie (cookie.name); hold the site's"));
+    } else if name == ADMIN_COOKIE {
+        context.error(key, format!("{name} is the cookie of the admin page; sites never see it"));
     } else if FOR_SCRIPTS.contains(&name) {
         let message =
             format!("{name} is usually read by scripts of the site, which will not find it");

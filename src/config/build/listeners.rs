@@ -92,22 +92,15 @@ fn role(key: &str, listen: &mut file::Listen, context: &mut Context<'_>) -> Role
 }
 
 /// Makes the path of a socket absolute.
-fn locate(address: &mut Address, context: &Context<'_>) {
+pub(super) fn locate(address: &mut Address, context: &Context<'_>) {
     match address {
         Address::Unix(path) => context.locate(path),
         Address::Tcp(_) => {}
     }
 }
 
-/// Builds the admin listener.
-pub(super) fn admin(admin: &mut file::Admin, context: &mut Context<'_>) -> admin::config::Config {
-    locate(&mut admin.address, context);
-    let hosts = hosts("admin.hosts", &admin.hosts, context);
-    admin::config::Config { address: admin.address.clone(), hosts }
-}
-
 /// Checks the host names that a listener accepts.
-fn hosts(key: &str, hosts: &[Text], context: &mut Context<'_>) -> Vec<String> {
+pub(super) fn hosts(key: &str, hosts: &[Text], context: &mut Context<'_>) -> Vec<String> {
     for (index, name) in hosts.iter().enumerate() {
         if !host::is_valid_name(name) || name.contains('*') {
             let message =
@@ -125,11 +118,8 @@ pub(super) fn api(api: &mut file::Api, context: &mut Context<'_>) -> api_config:
     let tls = api_tls(api, context);
     let scheme = if tls.is_some() { Scheme::Https } else { Scheme::Http };
     let url = url(api, scheme, context);
-    let service_token = api.service_token.as_ref().and_then(|source| {
-        let token = context.secret("api.service_token", source)?;
-        check_token(&token, context);
-        Some(token)
-    });
+    let service_token = api.service_token.as_ref();
+    let service_token = service_token.and_then(|source| context.token("api.service_token", source));
     let instance_url = instance_url(api, scheme, context);
     api.instance_url = instance_url.as_ref().map(|url| Text(url.to_string()));
     api_config::Config {
@@ -152,19 +142,6 @@ fn api_tls(api: &mut file::Api, context: &mut Context<'_>) -> Option<api_config:
     let instances = api.instance_tls.as_mut();
     let instances = instances.map(|tls| tls::client("api.instance_tls", tls, context));
     Some(api_config::Tls { listener: listener?, instances: instances.unwrap_or_default() })
-}
-
-/// The token is sent in a header, and gives access to all sessions.
-fn check_token(token: &Secret, context: &mut Context<'_>) {
-    let key = "api.service_token";
-    if !token.reveal().bytes().all(|byte| byte.is_ascii_graphic()) {
-        let message = "invalid token; expected letters, digits and signs without spaces, as \
-                       `cloakroom generate-key` prints";
-        context.error(key, message);
-    } else if token.reveal().len() < 16 {
-        let message = "is short enough to be guessed; `cloakroom generate-key` prints a better one";
-        context.warn(key, message);
-    }
 }
 
 /// Reads the secret that the proxy shares with its sites.

@@ -3,6 +3,7 @@
 //!
 //! The file is completed in place, so that it is the effective configuration afterwards.
 
+mod admin;
 mod context;
 mod cookie;
 mod headers;
@@ -25,10 +26,11 @@ pub(super) use context::{Context, Site};
 pub(super) fn config(file: &mut File, context: &mut Context<'_>) -> Config {
     let listen = listeners::listen(file, context);
     let api = listeners::api(&mut file.api, context);
-    let admin = listeners::admin(&mut file.admin, context);
+    let admin = admin::admin(&mut file.admin, context);
     let own = listeners::own(&listen, &api, &admin);
     listeners::check_distinct(&own, context);
     let (store, keys) = store::store(file, context);
+    let admin = admin::with_generated_token(admin, &store.backend, context);
     let (strip_request_headers, keep_request_headers) =
         headers::stripped_and_kept(&mut file.limits, context);
     let cookie = cookie::attributes(&mut file.cookie, context);

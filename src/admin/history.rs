@@ -1,0 +1,142 @@
+//! The last hour, as one sample a minute: for the rates and the graphs of the page.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::metrics::{Metrics, Samples};
+use crate::tasks::Tasks;
+
+/// Samples of the metrics: those of the last two minutes, and what the graphs show of the last hour.
+#[derive(Debug)]
+pub(super) struct History(Mutex<Ring>);
+
+#[derive(Debug)]
+struct Ring {
+    /// The latest sample, and the one before; at first that of the start.
+    samples: [Arc<Samples>; 2],
+    points: VecDeque<Point>,
+}
+
+/// A minute.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(super) struct Point {
+    pub(super) requests_per_second: f64,
+    pub(super) failures_per_second: f64,
+    /// In seconds; `None` without requests.
+    pub(super) upstream_p99: Option<f64>,
+}
+
+/// The interval between samples.
+const INTERVAL: Duration = Duration::from_mins(1);
+
+/// A rate over less than this would say little.
+const MIN_WINDOW: Duration = Duration::from_secs(10);
+
+/// The outcomes of requests that an operator has to look at.
+const FAILURES: [&str; 3] = ["upstream_error", "store_error", "internal_error"];
+
+impl History {
+    /// The number of points: an hour.
+    pub(super) const POINTS: usize = 60;
+
+    pub(super) fn new(metrics: &Metrics) -> Self {
+        let start = Arc::new(metrics.samples());
+        Self(Mutex::new(Ring { samples: [Arc::clone(&start), start], points: VecDeque::new() }))
+    }
+
+    /// Takes samples until the drain.
+    pub(super) async fn record(&self, metrics: Metrics, tasks: Tasks) {
+        let mut interval = tokio::time::interval(INTERVAL);
+        // The first tick is immediate, and the start has been sampled.
+        interval.tick().await;
+        loop {
+            tokio::select! {
+                () = tasks.draining() => return,
+                _ = interval.tick() => self.push(metrics.samples()),
+            }
+        }
+    }
+
+    fn push(&self, samples: Samples) {
+        let mut ring = self.ring();
+        let [last, _] = &ring.samples;
+        let point = Point::between(last, &samples);
+        ring.samples = [Arc::new(samples), Arc::clone(last)];
+        if ring.points.len() >= Self::POINTS {
+            ring.points.pop_front();
+        }
+        ring.points.push_back(point);
+    }
+
+    /// Returns the sample since which rates are computed.
+    pub(super) fn base(&self) -> Arc<Samples> {
+        let ring = self.ring();
+        let [last, before] = &ring.samples;
+        Arc::clone(if last.at.elapsed() < MIN_WINDOW { before } else { last })
+    }
+
+    /// Returns the minutes, oldest first.
+    pub(super) fn points(&self) -> Vec<Point> {
+        self.ring().points.iter().copied().collect()
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Point {
+    /// Computes the rates between two samples.
+    pub(super) fn between(earlier: &Samples, later: &Samples) -> Self {
+        let seconds = later.at.duration_since(earlier.at).as_secs_f64().max(1.0);
+        let rate = |count: &dyn Fn(&Samples) -> f64| (count(later) - count(earlier)) / seconds;
+        let failures = |samples: &Samples| {
+            FAILURES.iter().map(|outcome| samples.of("requests_total", "outcome", outcome)).sum()
+        };
+        Self {
+            requests_per_second: rate(&|samples| samples.sum("requests_total")),
+            failures_per_second: rate(&failures),
+            upstream_p99: later.quantile_since(earlier, "upstream_request_duration_seconds", 0.99),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Outcome;
+
+    #[test]
+    fn history_is_bounded_to_an_hour() {
+        let metrics = Metrics::new();
+        let history = History::new(&metrics);
+        assert!(history.points().is_empty());
+        for _ in 0..History::POINTS + 5 {
+            metrics.request(Outcome::Forwarded, 200, Duration::ZERO);
+            metrics.request(Outcome::StoreError, 503, Duration::ZERO);
+            history.push(metrics.samples());
+        }
+        let points = history.points();
+        assert_eq!(points.len(), History::POINTS);
+        // The samples are less than a second apart, which counts as one.
+        let expected =
+            Point { requests_per_second: 2.0, failures_per_second: 1.0, upstream_p99: None };
+        assert!(points.iter().all(|point| *point == expected), "{points:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn samples_end_at_the_drain() {
+        let (metrics, tasks) = (Metrics::new(), Tasks::new());
+        let history = Arc::new(History::new(&metrics));
+        let recorder = Arc::clone(&history);
+        let (recorded, of) = (metrics.clone(), tasks.clone());
+        let recording = tasks.run(async move { recorder.record(recorded, of).await });
+        tokio::time::sleep(INTERVAL * 3 + INTERVAL / 2).await;
+        assert_eq!(history.points().len(), 3);
+        tasks.drain();
+        assert!(recording.await.is_ok());
+    }
+}
