@@ -9,6 +9,7 @@ use super::problem::{self, PageResult};
 use crate::audit::{Audit, Entry, Filter, Line, Numbered};
 use crate::html::{Form, Text};
 use crate::metrics::Event;
+use crate::session::record::Principal;
 use crate::time::Timestamp;
 
 /// The entries to show.
@@ -205,7 +206,7 @@ fn columns(entry: &Entry) -> [(&'static str, String); 8] {
         .session
         .map_or_else(none, |id| format!("<a href='/sessions/{id}'><code>{id}</code></a>"));
     let trace = entry.source.trace.as_ref().map_or_else(none, |id| format!("<code>{id}</code>"));
-    let principal = entry.principal.as_ref().map(|principal| principal.as_str());
+    let principal = entry.principal.as_ref().map(Principal::as_str);
     [
         ("Time", Time(entry.time).to_string()),
         ("Event", entry.event.as_str().replace('_', " ")),

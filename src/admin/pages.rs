@@ -61,6 +61,12 @@ struct Call<'a> {
     form: Form,
 }
 
+impl Call<'_> {
+    fn is_change(&self) -> bool {
+        self.parts.method == Method::POST
+    }
+}
+
 impl Pages {
     /// Returns the response to a request.
     pub(super) async fn respond(
@@ -180,58 +186,58 @@ impl Pages {
 
     /// Serves a page that needs a token.
     async fn serve(&self, call: &Call<'_>) -> PageResult<Response<Body>> {
-        let operator = self.guard().identify(&call.credentials)?;
-        let is_post = call.parts.method == Method::POST;
-        if is_post {
-            Guard::check_change(&operator, &call.parts.headers, &call.form)?;
-        }
-        // A page that asks for the confirmation of a change is of no use without the right to it.
-        let needs_full = is_post || matches!(call.route, Route::End(_) | Route::EndAll);
-        if needs_full && operator.right() != Right::Full {
-            return Err(problem::read_only());
-        }
-        let shared = self.sessions.shared();
-        let (policy, now) = (&shared.policy, shared.clock.now());
+        let operator = self.authorize(call)?;
         let viewer = Viewer { operator: Some(&operator), show_values: self.settings.show_values };
-        if call.route == Route::Audit {
-            let trail = Query::parse(&call.form)?.run(&shared.audit);
-            return page::render(&trail, call.format, &viewer);
-        }
-        let directory = self.directory(call.peer)?;
+        let shared = self.sessions.shared();
         match call.route {
             Route::Sessions => {
                 let search = Search::parse(&call.form)?;
-                let found = search.run(&directory).await?;
-                page::render(&List { search, found, policy, now }, call.format, &viewer)
+                let found = search.run(&self.directory(call.peer)?).await?;
+                let list = List { search, found, policy: &shared.policy, now: shared.clock.now() };
+                page::render(&list, call.format, &viewer)
             }
             Route::Session(id) => {
-                let found = directory.find(id, Want::Values).await?.session;
-                let (id, record) = found.ok_or_else(problem::no_such_session)?;
-                let summary = Summary::of(id, record);
-                let name = summary.public_id();
-                let filter = Filter { session: Some(&name), ..Filter::default() };
-                let entries = shared.audit.recent(&filter, MAX_ENTRIES);
-                page::render(&Session { summary, policy, now, entries }, call.format, &viewer)
+                page::render(&self.session(id, call).await?, call.format, &viewer)
             }
-            Route::Values(id) => {
-                let values = self.values(id, call).await?;
-                page::render(&values, call.format, &viewer)
+            Route::Values(id) => page::render(&self.values(id, call).await?, call.format, &viewer),
+            Route::End(id) => self.end(Selection::One(id), call, &viewer).await,
+            Route::EndAll => self.end(Selection::parse(&call.form)?, call, &viewer).await,
+            Route::Audit => {
+                let trail = Query::parse(&call.form)?.run(&shared.audit);
+                page::render(&trail, call.format, &viewer)
             }
-            Route::End(_) | Route::EndAll => {
-                let selection = match call.route {
-                    Route::End(id) => Selection::One(id),
-                    _ => Selection::parse(&call.form)?,
-                };
-                if is_post {
-                    page::render(&self.end(selection, call).await?, call.format, &viewer)
-                } else {
-                    page::render(&selection.confirm(&directory).await?, call.format, &viewer)
-                }
-            }
-            Route::Now | Route::Stylesheet | Route::LogIn | Route::LogOut | Route::Audit => {
+            Route::Now | Route::Stylesheet | Route::LogIn | Route::LogOut => {
                 Err(problem::not_found())
             }
         }
+    }
+
+    /// Checks that the sender may do what the request asks for.
+    fn authorize(&self, call: &Call<'_>) -> PageResult<Operator> {
+        let operator = self.guard().identify(&call.credentials)?;
+        if call.is_change() {
+            Guard::check_change(&operator, &call.parts.headers, &call.form)?;
+        }
+        // A page that asks for the confirmation of a change is of no use without the right to it.
+        let needs_full = call.is_change() || matches!(call.route, Route::End(_) | Route::EndAll);
+        if needs_full && operator.right() != Right::Full {
+            return Err(problem::read_only());
+        }
+        Ok(operator)
+    }
+
+    async fn session(&self, id: PublicId, call: &Call<'_>) -> PageResult<Session<'_>> {
+        let shared = self.sessions.shared();
+        let found = self.directory(call.peer)?.find(id, Want::Values).await?.session;
+        let (place, record) = found.ok_or_else(problem::no_such_session)?;
+        let name = id.to_string();
+        let filter = Filter { session: Some(&name), ..Filter::default() };
+        Ok(Session {
+            summary: Summary::of(place, record),
+            policy: &shared.policy,
+            now: shared.clock.now(),
+            entries: shared.audit.recent(&filter, MAX_ENTRIES),
+        })
     }
 
     /// Returns the values of a session, which is recorded first.
@@ -247,8 +253,17 @@ impl Pages {
         Ok(SessionValues { id: id.to_string(), values: record.values })
     }
 
-    async fn end(&self, selection: Selection, call: &Call<'_>) -> PageResult<Ended> {
+    /// Asks for a confirmation, or ends sessions.
+    async fn end(
+        &self,
+        selection: Selection,
+        call: &Call<'_>,
+        viewer: &Viewer<'_>,
+    ) -> PageResult<Response<Body>> {
         let directory = self.directory(call.peer)?;
+        if !call.is_change() {
+            return page::render(&selection.confirm(&directory).await?, call.format, viewer);
+        }
         let client = call.peer.address.map(|address| address.ip());
         let end = async move {
             let ended = selection.end(&directory).await?;
@@ -256,10 +271,11 @@ impl Pages {
             info!(ended = ended.0.count, client, "operator ended sessions");
             Ok(ended)
         };
-        self.tasks.run(end).await.unwrap_or_else(|panic| {
+        let ended: PageResult<Ended> = self.tasks.run(end).await.unwrap_or_else(|panic| {
             error!(%panic, "ending sessions panicked");
             Err(problem::internal())
-        })
+        });
+        page::render(&ended?, call.format, viewer)
     }
 }
 

@@ -116,7 +116,9 @@ fn code(page: &Page) -> String {
 }
 
 fn tokens() -> String {
-    format!("[admin]\ntoken = \"{TOKEN}\"\nread_token = \"{READ_TOKEN}\"\n")
+    format!(
+        "[admin]\naddress = \"127.0.0.1:0\"\ntoken = \"{TOKEN}\"\nread_token = \"{READ_TOKEN}\"\n"
+    )
 }
 
 /// Creates a session with a value, for a principal. Returns its browser and id.
@@ -239,4 +241,445 @@ async fn a_log_in_sees_finds_and_ends() {
     assert_eq!(next.json()["id"], Value::Null, "the session is out at the next request");
     let again = browser.send("POST", &path, &format!("form_token={form_token}")).await;
     assert_eq!(again.status, 404);
+}
+
+#[tokio::test]
+async fn forms_of_other_sites_change_nothing() {
+    let upstream = Upstream::start();
+    let cloakroom = Cloakroom::with(&upstream, &tokens()).await;
+    let (_, id) = visit(&cloakroom, None).await;
+    let stranger = Operator::to(cloakroom.admin());
+    let browser = stranger.log_in(TOKEN).await;
+    let path = format!("/sessions/{id}/end");
+    let form = format!("form_token={}", hidden(&browser.get(&path).await, "form_token"));
+    let json = browser.with("accept", "application/json");
+    let refused = async |operator: &Operator, body: &str| {
+        let page = operator.send("POST", &path, body).await;
+        (page.status.as_u16(), code(&page))
+    };
+    for site in ["cross-site", "same-site", "none", "Same-Origin", ""] {
+        let browser = json.with("sec-fetch-site", site);
+        let expected = (403, "cross_site_request".to_owned());
+        assert_eq!(refused(&browser, &form).await, expected, "{site}");
+        let page = browser.send("POST", "/logout", &form).await;
+        assert_eq!(page.status, 403, "{site}");
+        let program = stranger.bearer(TOKEN).with("sec-fetch-site", site);
+        assert_eq!(refused(&program, "").await, expected, "{site}");
+        let log_in = format!("token={TOKEN}");
+        let page = stranger.with("sec-fetch-site", site).send("POST", "/login", &log_in).await;
+        assert!(page.status == 403 && page.header("set-cookie").is_none(), "{page:?}");
+    }
+    let browser = json.without("sec-fetch-site");
+    assert_eq!(refused(&browser, &form).await, (403, "cross_site_request".to_owned()));
+    // A form token of another log-in, of the log-in form, or none.
+    let other = stranger.log_in(TOKEN).await;
+    let others = hidden(&other.get(&path).await, "form_token");
+    let of_login = hidden(&stranger.get("/sessions").await, "form_token");
+    for body in
+        ["", "form_token=", &format!("form_token={others}"), &format!("form_token={of_login}")]
+    {
+        assert_eq!(refused(&json, body).await, (403, "form_token_wrong".to_owned()), "{body}");
+    }
+    // The right token in another media type, as a page of another origin could send it.
+    let page = json.with("content-type", "text/plain").send("POST", &path, "").await;
+    assert_eq!(page.status, 403);
+    // A page that leads a browser here by its own name (DNS rebinding).
+    for path in ["/", "/sessions", "/login"] {
+        let rebound = browser.with("host", "evil.test").get(path).await;
+        assert_eq!(
+            (rebound.status.as_u16(), code(&rebound).as_str()),
+            (421, "misdirected_request")
+        );
+    }
+    assert_eq!(stranger.bearer(TOKEN).get(&format!("/sessions/{id}")).await.status, 200);
+    let page = json.send("POST", &path, &form).await;
+    assert_eq!(
+        (page.status.as_u16(), page.body.as_str()),
+        (200, "{\"ended\":1,\"replicated\":null}")
+    );
+}
+
+#[tokio::test]
+async fn a_log_in_ends_after_15_minutes_and_at_log_out() {
+    let upstream = Upstream::start();
+    let mut cloakroom = Cloakroom::with(&upstream, &tokens()).await;
+    let stranger = Operator::to(cloakroom.admin());
+    let browser = stranger.log_in(READ_TOKEN).await;
+    cloakroom.advance(Duration::from_secs(899));
+    let page = browser.get("/sessions").await;
+    assert!(page.status == 200 && page.body.contains("read only, until"), "{}", page.body);
+    cloakroom.advance(Duration::from_secs(1));
+    assert_eq!(browser.get("/sessions").await.status, 401);
+
+    let browser = stranger.log_in(TOKEN).await;
+    let form = format!("form_token={}", hidden(&browser.get("/sessions").await, "form_token"));
+    let page = browser.send("POST", "/logout", &form).await;
+    assert_eq!((page.status.as_u16(), page.header("location")), (303, Some("/")));
+    assert!(page.header("set-cookie").unwrap().contains("Max-Age=0"));
+    assert_eq!(browser.get("/sessions").await.status, 401);
+
+    // Another token ends all log-ins, without a restart.
+    let browser = stranger.log_in(TOKEN).await;
+    assert!(cloakroom.reload(&upstream, &tokens()).unwrap().is_empty());
+    assert_eq!(browser.get("/sessions").await.status, 200);
+    let renewed = tokens().replace(TOKEN, "another-token-of-an-operator");
+    assert!(cloakroom.reload(&upstream, &renewed).unwrap().is_empty());
+    assert_eq!(browser.get("/sessions").await.status, 401);
+    assert_eq!(stranger.bearer(TOKEN).get("/sessions").await.status, 401);
+    assert_eq!(stranger.bearer("another-token-of-an-operator").get("/sessions").await.status, 200);
+}
+
+#[tokio::test]
+async fn wrong_tokens_are_limited() {
+    let upstream = Upstream::start();
+    let cloakroom = Cloakroom::with(&upstream, &tokens()).await;
+    let stranger = Operator::to(cloakroom.admin());
+    let browser = stranger.log_in(TOKEN).await;
+    for _ in 0..5 {
+        let page = stranger.bearer("a-wrong-token").get("/sessions").await;
+        assert_eq!((page.status.as_u16(), code(&page).as_str()), (401, "admin_token_wrong"));
+    }
+    for token in ["a-wrong-token", TOKEN] {
+        let page = stranger.bearer(token).get("/sessions").await;
+        assert_eq!((page.status.as_u16(), code(&page).as_str()), (429, "too_many_wrong_tokens"));
+        assert_eq!(page.header("retry-after"), Some("60"));
+    }
+    assert_eq!(browser.get("/sessions").await.status, 200, "log-ins go on");
+    assert_eq!(stranger.get("/").await.status, 200);
+    let audit = browser.json("/audit?kind=wrong_token").await;
+    assert_eq!(audit["entries"].as_array().unwrap().len(), 5);
+    assert_eq!(audit["entries"][0]["client"], "127.0.0.1");
+    assert_eq!(audit["entries"][0]["by"], "operator");
+    cloakroom.advance(Duration::from_mins(1));
+    assert_eq!(stranger.bearer(TOKEN).get("/sessions").await.status, 200);
+}
+
+#[tokio::test]
+async fn all_sessions_of_a_principal_end_except_one() {
+    let upstream = Upstream::start();
+    let cloakroom = Cloakroom::with(&upstream, &tokens()).await;
+    let mut visitors = Vec::new();
+    for _ in 0..3 {
+        visitors.push(visit(&cloakroom, Some("ada")).await);
+    }
+    let (_, of_bob) = visit(&cloakroom, Some("bob")).await;
+    let kept = &visitors[0].1;
+    let browser = Operator::to(cloakroom.admin()).log_in(TOKEN).await;
+    let page = browser.get(&format!("/sessions/{kept}")).await;
+    assert!(page.body.contains(&format!("/sessions/end?principal=ada&amp;except={kept}'")));
+    let path = format!("/sessions/end?principal=ada&except={kept}");
+    let page = browser.get(&path).await;
+    assert!(page.body.contains("End 2 sessions?"), "{}", page.body);
+    assert_eq!(browser.json(&path).await["count"], 2);
+    let full = Operator::to(cloakroom.admin()).bearer(TOKEN);
+    // A wrong exception ends nothing.
+    for wrong in ["", "x", "AAAAAAAAAAAAAAAAAAAAAA", &of_bob] {
+        let page =
+            full.send("POST", "/sessions/end", &format!("principal=ada&except={wrong}")).await;
+        assert_eq!((page.status.as_u16(), code(&page).as_str()), (409, "not_of_the_principal"));
+    }
+    let page = full.send("POST", "/sessions/end", "prinicpal=ada").await;
+    assert_eq!(page.status, 400);
+    let (token, principal) = (hidden(&page_of(&browser, &path).await, "form_token"), "ada");
+    let body = format!("form_token={token}&principal={principal}&except={kept}");
+    let page = browser.send("POST", "/sessions/end", &body).await;
+    assert!(page.body.contains("2 sessions ended"), "{}", page.body);
+    let list = full.json("/sessions?principal=ada").await;
+    assert_eq!((&list["matched"], &list["sessions"][0]["id"]), (&1.into(), &kept.as_str().into()));
+    for (visitor, id) in &visitors {
+        let page = visitor.navigate("/", &Script::new().get("")).await;
+        assert_eq!(page.json()["id"] == Value::from(id.as_str()), id == kept, "{id}");
+    }
+    let page = full.send("POST", "/sessions/end", "principal=ada").await;
+    assert_eq!(page.body, "{\"ended\":1,\"replicated\":null}");
+    let page = full.send("POST", "/sessions/end", "principal=ada").await;
+    assert_eq!(page.body, "{\"ended\":0,\"replicated\":null}");
+    let entries = full.json("/audit?kind=destroyed&principal=ada").await;
+    let entries = entries["entries"].as_array().unwrap();
+    assert_eq!(entries.len(), 3);
+    assert!(
+        entries.iter().all(|entry| entry["by"] == "operator" && entry["client"] == "127.0.0.1")
+    );
+}
+
+async fn page_of(browser: &Operator, path: &str) -> Page {
+    browser.get(path).await
+}
+
+#[tokio::test]
+async fn search_finds_one_among_many() {
+    let upstream = Upstream::start();
+    let toml = format!("{}[session]\nrecord_client = true\n", tokens());
+    let cloakroom = Cloakroom::with(&upstream, &toml).await;
+    let (_, oldest) = visit(&cloakroom, Some("needle")).await;
+    let mut ids = vec![oldest.clone()];
+    for _ in 0..40 {
+        cloakroom.advance(Duration::from_secs(1));
+        ids.push(visit(&cloakroom, None).await.1);
+    }
+    let full = Operator::to(cloakroom.admin()).bearer(READ_TOKEN);
+    let found = async |query: &str| {
+        let list = full.json(&format!("/sessions?{query}")).await;
+        let sessions = list["sessions"].as_array().unwrap().iter();
+        sessions.map(|one| one["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(found("principal=needle").await, [oldest.clone()]);
+    assert_eq!(found(&format!("id={oldest}")).await, [oldest.clone()]);
+    let prefix = &oldest[..8];
+    assert_eq!(found(&format!("id={prefix}")).await, [oldest.clone()]);
+    assert_eq!(found(&format!("id={prefix}&principal=other")).await, [""; 0]);
+    assert_eq!(found("address=127.0.0.1&limit=500").await.len(), 41);
+    assert_eq!(found("address=192.0.2.1").await, [""; 0]);
+    // Newest first, in pages.
+    let (mut paged, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let list = full.json(&format!("/sessions?limit=15&cursor={cursor}")).await;
+        assert_eq!((&list["matched"], &list["complete"]), (&41.into(), &true.into()));
+        let sessions = list["sessions"].as_array().unwrap();
+        paged.extend(sessions.iter().map(|one| one["id"].as_str().unwrap().to_owned()));
+        match list["next"].as_str() {
+            Some(next) => cursor = next.to_owned(),
+            None => break,
+        }
+    }
+    ids.reverse();
+    assert_eq!(paged, ids);
+    let one = &full.json("/sessions?principal=needle").await["sessions"][0];
+    assert_eq!((&one["bytes"], &one["keys"][0]), (&22.into(), &"colour".into()));
+    assert_eq!(one["client"]["address"], "127.0.0.1");
+    // The same on the pages of a browser.
+    let browser = Operator::to(cloakroom.admin()).log_in(READ_TOKEN).await;
+    let page = browser.get("/sessions?address=127.0.0.1&limit=40").await;
+    let next = page
+        .body
+        .split("<a href='/sessions?cursor=")
+        .nth(1)
+        .unwrap_or_else(|| panic!("{}", page.body));
+    let query = next.split('\'').next().unwrap().replace("&amp;", "&");
+    let page = browser.get(&format!("/sessions?cursor={query}")).await;
+    assert!(page.body.contains(&oldest), "{}", page.body);
+}
+
+#[tokio::test]
+async fn values_are_shown_once_and_recorded() {
+    let upstream = Upstream::start();
+    let cloakroom = Cloakroom::with(&upstream, &tokens()).await;
+    let (visitor, id) = visit(&cloakroom, Some("ada")).await;
+    let browser = Operator::to(cloakroom.admin()).log_in(TOKEN).await;
+    let path = format!("/sessions/{id}");
+    let form = format!("form_token={}", hidden(&browser.get(&path).await, "form_token"));
+    let secrets = ["a-hidden-value", TOKEN, READ_TOKEN, &visitor.cookie().unwrap()];
+    let hides = async |operator: &Operator| {
+        for path in ["/", "/sessions", &path, &format!("{path}/end"), "/audit", "/metrics"] {
+            for operator in [operator.clone(), operator.with("accept", "application/json")] {
+                let page = operator.get(path).await;
+                assert_eq!(page.status, 200, "{path}");
+                for secret in secrets {
+                    assert!(!page.body.contains(secret), "{path}: {}", page.body);
+                }
+            }
+        }
+    };
+    hides(&browser).await;
+    let page = browser.send("POST", &format!("{path}/values"), &form).await;
+    assert!(page.status == 200 && page.body.contains("a-hidden-value"), "{}", page.body);
+    let program = Operator::to(cloakroom.admin()).bearer(TOKEN);
+    let page = program.send("POST", &format!("{path}/values"), "").await;
+    let expected = format!("{{\"id\":\"{id}\",\"values\":{{\"colour\":\"a-hidden-value\"}}}}");
+    assert_eq!(page.body, expected);
+    let shown = browser.json("/audit?kind=values_shown").await;
+    let entries = shown["entries"].as_array().unwrap();
+    assert_eq!(entries.len(), 2);
+    assert_eq!(
+        (&entries[0]["session"], &entries[0]["principal"]),
+        (&id.as_str().into(), &"ada".into())
+    );
+    assert_eq!(browser.json(&path).await["entries"][0]["event"], "values_shown");
+    hides(&browser).await;
+
+    let hidden_values = format!("{}show_values = false\n", tokens());
+    let cloakroom = Cloakroom::with(&upstream, &hidden_values).await;
+    let (_, id) = visit(&cloakroom, None).await;
+    let program = Operator::to(cloakroom.admin()).bearer(TOKEN);
+    let page = program.send("POST", &format!("/sessions/{id}/values"), "").await;
+    assert_eq!((page.status.as_u16(), code(&page).as_str()), (403, "values_hidden"));
+    assert_eq!(
+        program.json("/audit?kind=values_shown").await["entries"].as_array().unwrap().len(),
+        0
+    );
+}
+
+#[tokio::test]
+async fn audit_page_is_filtered_and_paged() {
+    let upstream = Upstream::start();
+    let cloakroom = Cloakroom::with(&upstream, &tokens()).await;
+    let (_, id) = visit(&cloakroom, Some("ada")).await;
+    let later = cloakroom.now().to_string();
+    cloakroom.advance(Duration::from_mins(1));
+    for _ in 0..3 {
+        visit(&cloakroom, Some("bob")).await;
+    }
+    let reader = Operator::to(cloakroom.admin()).bearer(READ_TOKEN);
+    let entries = async |query: &str| {
+        reader.json(&format!("/audit?{query}")).await["entries"].as_array().unwrap().clone()
+    };
+    let of_ada = entries("principal=ada").await;
+    assert!(!of_ada.is_empty() && of_ada.iter().all(|entry| entry["session"] == id.as_str()));
+    assert_eq!(
+        entries(&format!("id={}", &id[..10])).await.len(),
+        entries(&format!("id={id}")).await.len()
+    );
+    assert_eq!(entries("kind=logged_in&principal=bob").await.len(), 3);
+    assert!(
+        entries(&format!("until={later}")).await.iter().all(|entry| entry["principal"] != "bob")
+    );
+    let since = format!("since={}", &cloakroom.now().to_string()[..19]);
+    assert!(entries(&since).await.iter().all(|entry| entry["principal"] != "ada"));
+    let all = entries("").await;
+    let (mut paged, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = reader.json(&format!("/audit?limit=2&cursor={cursor}")).await;
+        paged.extend(page["entries"].as_array().unwrap().clone());
+        match page["next"].as_u64() {
+            Some(next) => cursor = next.to_string(),
+            None => break,
+        }
+    }
+    assert_eq!(paged, all);
+    let html = reader.with("accept", "text/html").get("/audit?kind=logged_in").await;
+    assert!(html.body.contains("<option value='logged_in' selected>logged in"), "{}", html.body);
+    assert!(html.body.contains(&format!("<a href='/sessions/{id}'>")), "{}", html.body);
+}
+
+#[tokio::test]
+async fn now_shows_what_the_instance_does() {
+    let upstream = Upstream::start();
+    let cloakroom = Cloakroom::with(&upstream, "").await;
+    let (_browser, id) = visit(&cloakroom, Some("lovelace")).await;
+    let stranger = Operator::to(cloakroom.admin());
+    let now = stranger.json("/").await;
+    assert_eq!(now["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(now["store"], serde_json::json!({"kind": "memory", "read": true, "write": true}));
+    assert_eq!(now["requests"]["forwarded"]["total"], 1);
+    assert!(now["requests"]["forwarded"]["per_second"].as_f64().unwrap() > 0.0);
+    assert!(now["latency"]["upstream"]["p99"].as_f64().unwrap() > 0.0);
+    assert!(now["latency"]["store"]["p50"].as_f64().unwrap() > 0.0);
+    assert_eq!(now["upstreams"][upstream.url()], "healthy");
+    assert_eq!(now["sessions"]["created"], 1);
+    assert_eq!(now["session_events"]["logged_in"], 1);
+    assert_eq!(now["config"]["last_reload_succeeded"], true);
+    let page = stranger.get("/").await;
+    for shown in
+        ["memory: reading works, writing works", "<h2>The last hour</h2>", "healthy</strong>"]
+    {
+        assert!(page.body.contains(shown), "{shown}: {}", page.body);
+    }
+    for hidden in ["lovelace", &id] {
+        assert!(!page.body.contains(hidden), "{hidden}: {}", page.body);
+    }
+}
+
+/// The public side never passes the log-in of an operator to a site, or one of a site to an operator's browser.
+#[tokio::test]
+async fn public_side_removes_the_cookie() {
+    let upstream = Upstream::start();
+    for toml in ["", "[[route]]\nupstream = \"UPSTREAM\"\nsession = \"off\"\n"] {
+        let cloakroom = Cloakroom::with(&upstream, toml).await;
+        let browser = Browser::new(&cloakroom);
+        browser.jar.lock().unwrap().insert(COOKIE.to_owned(), "an-id-of-a-log-in".to_owned());
+        browser.jar.lock().unwrap().insert("other".to_owned(), "kept".to_owned());
+        let script = Script::new()
+            .header("set-cookie", &format!("{COOKIE}=of-the-site; Path=/"))
+            .header("set-cookie", "mine=1; Path=/");
+        let page = browser.send_without_keeping("GET", "/", &[], &script).await;
+        assert_eq!(page.saw("cookie").as_deref(), Some("other=kept"));
+        let set: Vec<_> = page.headers.get_all("set-cookie").iter().collect();
+        assert_eq!(set, ["mine=1; Path=/"]);
+    }
+}
+
+/// Writes a configuration for the program. Returns the directory with it, which is also the state directory.
+fn configuration(upstream: &Upstream, more: &str, admin: &str) -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cloakroom.toml");
+    let text = format!(
+        "{more}\n[[listen]]\naddress = \"127.0.0.1:0\"\n[api]\naddress = \"127.0.0.1:0\"\n[admin]\n{admin}\n\
+         [[route]]\nupstream = \"{}\"\n",
+        upstream.url()
+    );
+    std::fs::write(&file, text).unwrap();
+    (directory, file)
+}
+
+#[tokio::test]
+async fn embedded_stores_make_a_token() {
+    let upstream = Upstream::start();
+    for url in ["memory:", "sqlite:cloakroom.db", "file:sessions"] {
+        let more = format!("[store]\nurl = \"{url}\"\n[log]\nlevel = \"trace\"");
+        let (directory, file) = configuration(&upstream, &more, "address = \"127.0.0.1:0\"");
+        let path = directory.path().join("admin-token");
+        let mut program = Program::start(&file);
+        let operator = Operator::to(program.serving().await.admin);
+        let token = std::fs::read_to_string(&path).unwrap().trim_end().to_owned();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        let created = path.display().to_string();
+        assert!(
+            program.log().lines().any(|line| line.contains("created=") && line.contains(&created))
+        );
+        assert_eq!(operator.bearer(&token).get("/sessions").await.status, 200);
+        let browser = operator.log_in(&token).await;
+        let cookie = browser.headers.iter().find(|(name, _)| name == "cookie").unwrap().1.clone();
+        assert_eq!(browser.get("/sessions").await.status, 200);
+        assert_eq!(operator.bearer("wrong-token-for-the-log").get("/sessions").await.status, 401);
+        program.wait_for_log("wrong token at the admin listener").await;
+        program.signal("-TERM");
+        program.ended().await;
+        let log = program.log();
+        let id = cookie.split('=').nth(1).unwrap();
+        for secret in [&token, id, "wrong-token-for-the-log"] {
+            assert!(!log.contains(secret), "{log}");
+        }
+        // The next start uses it, and creates nothing.
+        let program = Program::start(&file);
+        let operator = Operator::to(program.serving().await.admin);
+        assert_eq!(operator.bearer(&token).get("/sessions").await.status, 200);
+        assert!(!program.log().contains("admin-token"), "{}", program.log());
+    }
+}
+
+#[tokio::test]
+async fn pages_are_off_without_a_token_of_their_own() {
+    let upstream = Upstream::start();
+    let token = format!("token = \"{TOKEN}\"\n");
+    for (address, token, reason) in [
+        ("0.0.0.0:0", "", "there is no [admin] token"),
+        ("0.0.0.0:0", token.as_str(), "off loopback, tokens need [admin] tls"),
+    ] {
+        let admin = format!("address = \"{address}\"\n{token}");
+        let (directory, file) = configuration(&upstream, "[store]\nurl = \"memory:\"", &admin);
+        let program = Program::start(&file);
+        let mut address = program.serving().await.admin;
+        address.set_ip([127, 0, 0, 1].into());
+        let operator = Operator::to(address);
+        for (method, path) in [
+            ("GET", "/sessions"),
+            ("GET", "/sessions/AAAAAAAAAAAAAAAAAAAAAA"),
+            ("GET", "/sessions/end?principal=a"),
+            ("POST", "/sessions/end"),
+            ("POST", "/login"),
+            ("POST", "/logout"),
+            ("GET", "/audit"),
+        ] {
+            let page = operator.bearer(TOKEN).send(method, path, "").await;
+            assert_eq!((page.status.as_u16(), code(&page).as_str()), (404, "not_found"), "{path}");
+        }
+        for path in ["/", "/live", "/ready", "/metrics"] {
+            assert_eq!(operator.get(path).await.status, 200, "{path}");
+        }
+        let log = program.log();
+        let lines = log.lines().filter(|line| line.contains("admin pages about sessions are off"));
+        let lines: Vec<_> = lines.collect();
+        assert!(lines.len() == 1 && lines[0].contains(reason), "{log}");
+        assert!(!directory.path().join("admin-token").exists());
+    }
 }
