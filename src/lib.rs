@@ -69,7 +69,7 @@
 //!    drops the handler of a disconnected client.
 //! 7. Public listeners never reach [`api`] or [`admin`].
 //! 8. Session headers in a client's request, and the session cookie, held cookies or session headers in an upstream's
-//!    response, are never forwarded.
+//!    response, are never forwarded. Neither is the cookie of the admin page, in either direction.
 //! 9. Only [`config`] knows TOML and environment variables; only [`wire`] knows the JSON of patches,
 //!    sessions and problems; only [`time`] reads the wall clock.
 //! 10. A cached record may show that a token opens its session, and serve its values. All other answers

@@ -201,7 +201,9 @@ pub(super) fn rows(entries: &[Numbered]) -> String {
 
 fn columns(entry: &Entry) -> [(&'static str, String); 8] {
     let none = || "–".to_owned();
-    let text = |text: Option<&str>| text.map_or_else(none, |text| Text(text).to_string());
+    let text = |text: Option<&str>| {
+        text.map_or_else(none, |text| format!("<span class=long>{}</span>", Text(text)))
+    };
     let session = entry
         .session
         .map_or_else(none, |id| format!("<a href='/sessions/{id}'><code>{id}</code></a>"));

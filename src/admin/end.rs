@@ -154,8 +154,8 @@ impl View for Confirmation {
             count => format!("{count} sessions"),
         };
         format!(
-            "<p>{what} Its values are lost, and the next request of its browser has no session.</p>\
-             <form method=post action='{action}' class=card>{}{fields}<button id=confirm>End {count}</button>\
+            "<p>{what} Values are lost, and the next request of each browser has no session.</p>\
+             <form method=post action='{action}' class='card middle'>{}{fields}<button id=confirm>End {count}</button>\
              <a href='{back}'>Cancel</a></form>",
             viewer.form_token()
         )

@@ -257,7 +257,9 @@ impl Now {
         for (reason, ended) in &self.sessions.ended {
             let _ = write!(list, "<dt>Ended: {}</dt><dd>{ended}</dd>", words(reason));
         }
-        format!("<section><h2>Sessions since the start</h2><dl>{list}</dl></section>\n")
+        format!(
+            "<section><h2>Sessions since the start</h2><dl class=counts>{list}</dl></section>\n"
+        )
     }
 
     fn requests(&self) -> String {
@@ -296,7 +298,7 @@ impl Now {
         format!(
             "<section><h2>Upstreams and store</h2><table class=plain><thead><tr><th scope=col>Latency</th>\
              <th scope=col>p50</th><th scope=col>p99</th></tr></thead><tbody>{rows}</tbody></table>\
-             <dl id=upstreams>{upstreams}</dl></section>\n"
+             <dl id=upstreams class=counts>{upstreams}</dl></section>\n"
         )
     }
 
@@ -306,7 +308,7 @@ impl Now {
             let _ = write!(list, "<dt>{}</dt><dd>{open}</dd>", Text(listener));
         }
         format!(
-            "<section><h2>Open connections</h2><dl>{list}<dt>WebSockets and other tunnels</dt><dd>{}</dd>\
+            "<section><h2>Open connections</h2><dl class=counts>{list}<dt>WebSockets and other tunnels</dt><dd>{}</dd>\
              <dt>Requests in flight</dt><dd>{}</dd></dl></section>\n",
             self.tunnels, self.requests_in_flight
         )
@@ -320,7 +322,7 @@ impl Now {
             let _ = write!(list, "<dt>{}</dt><dd{class}>{total}</dd>", words(event));
         }
         format!(
-            "<section id=events><h2>Session events since the start</h2><dl>{list}</dl></section>\n"
+            "<section id=events><h2>Session events since the start</h2><dl class=counts>{list}</dl></section>\n"
         )
     }
 

@@ -206,7 +206,7 @@ pub(super) fn table<const N: usize>(rows: &[[(&'static str, String); N]]) -> Str
     for row in rows {
         body.push_str("<tr role=row>");
         for (label, html) in row {
-            let _ = write!(body, "<td role=cell data-label='{label}'>{html}</td>");
+            let _ = write!(body, "<td role=cell data-label='{label}'><div>{html}</div></td>");
         }
         body.push_str("</tr>\n");
     }

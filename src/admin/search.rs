@@ -27,6 +27,8 @@ pub(super) struct Search {
     pub(super) address: Option<IpAddr>,
     cursor: Option<Place>,
     limit: usize,
+    /// The maximum number of sessions that are scanned.
+    max_scanned: usize,
 }
 
 /// A page of sessions.
@@ -51,7 +53,7 @@ pub(super) struct Place(Reverse<Timestamp>, Id);
 /// The maximum number of sessions that are scanned for a page.
 const MAX_SCANNED: usize = 100_000;
 
-/// The maximum duration of a scan.
+/// The maximum duration of a scan, and then of loading what it has found.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Sessions that the store lists at a time.
@@ -99,6 +101,7 @@ impl Search {
             address: address.transpose()?,
             cursor: cursor.transpose()?,
             limit: limit.transpose()?.unwrap_or(DEFAULT_LIMIT),
+            max_scanned: MAX_SCANNED,
         })
     }
 
@@ -141,7 +144,7 @@ impl Search {
             }
             cursor = page.next;
             found.is_complete = cursor.is_none();
-            let is_over = found.scanned >= MAX_SCANNED || Instant::now() >= deadline;
+            let is_over = found.scanned >= self.max_scanned || Instant::now() >= deadline;
             if found.is_complete || is_over {
                 break;
             }
@@ -152,8 +155,14 @@ impl Search {
             newest.pop_last();
             found.next = newest.last_key_value().map(|(place, _)| *place);
         }
+        // A store that has failed in the meantime lets each load wait for its timeout.
+        let deadline = Instant::now() + DEADLINE;
         for (Place(_, id), meta) in newest {
-            found.sessions.extend(Summary::load(directory, id, meta).await);
+            found.sessions.extend(if Instant::now() < deadline {
+                Summary::load(directory, id, meta).await
+            } else {
+                Some(Summary::without_contents(id, meta))
+            });
         }
         Ok(found)
     }
@@ -188,7 +197,16 @@ pub(super) fn principal(text: &str) -> PageResult<Principal> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::audit::By;
+    use crate::session::policy::Policy;
+    use crate::session::record::{Record, Values};
+    use crate::sessions::{Sessions, Shared};
+    use crate::store::Backend as _;
+    use crate::store::memory::Memory;
+    use crate::time::Clock;
 
     fn search(query: &str) -> PageResult<Search> {
         Search::parse(&Form::parse(query))
@@ -202,6 +220,29 @@ mod tests {
         for wrong in ["limit=0", "limit=501", "address=a", "cursor=1", "principal=%00", "name=x"] {
             assert!(search(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[tokio::test]
+    async fn scan_is_bounded_and_says_so() {
+        let clock = Clock::manual(Timestamp::from_millis(1_000_000));
+        let shared = Shared::for_tests(&clock, Policy::default());
+        let memory = Memory::new(Memory::DEFAULT_MAX_BYTES, shared.audit.clone());
+        for number in 0..1200_u16 {
+            let mut id = [0; Id::BYTES];
+            id[..2].copy_from_slice(&number.to_be_bytes());
+            let record = Record { meta: Meta::new(1, clock.now()), values: Values::new() };
+            let created = memory.create(Id::from_bytes(id), &record, &shared.policy).await;
+            assert!(created.is_ok());
+        }
+        let sessions = Sessions::new(Some(Arc::new(memory)), shared);
+        let directory = sessions.directory(By::Operator).expect("a store");
+        let all = search("limit=3").expect("a search");
+        let found = all.run(&directory).await.expect("sessions");
+        assert_eq!((found.scanned, found.matched, found.is_complete), (1200, 1200, true));
+        assert!(found.sessions.len() == 3 && found.next.is_some());
+        let part = Search { max_scanned: 600, ..all };
+        let found = part.run(&directory).await.expect("sessions");
+        assert_eq!((found.scanned, found.is_complete), (1000, false));
     }
 
     #[test]

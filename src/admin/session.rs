@@ -78,7 +78,7 @@ impl Session<'_> {
         }
         let values = if viewer.show_values {
             format!(
-                "<form method=post action='/sessions/{id}/values'>{}<button class=plain id=values>Show the \
+                "<form method=post action='/sessions/{id}/values' class=middle>{}<button class=plain id=values>Show the \
                  values</button><span class=soft>This is recorded.</span></form>",
                 viewer.form_token()
             )

@@ -43,8 +43,13 @@ impl Summary {
             Ok(snapshot) => snapshot.session.map(|(id, record)| Self::of(id, record)),
             Err(Failure::NoSuchSession) => None,
             // The list is more useful than none.
-            Err(_) => Some(Self { id, meta, contents: None }),
+            Err(_) => Some(Self::without_contents(id, meta)),
         }
+    }
+
+    /// Creates that of a session whose values are not known.
+    pub(super) fn without_contents(id: Id, meta: Meta) -> Self {
+        Self { id, meta, contents: None }
     }
 
     pub(super) fn object<'a>(&'a self, policy: &'a Policy, now: Timestamp) -> SummaryObject<'a> {
@@ -77,7 +82,7 @@ impl Summary {
     fn principal(&self) -> String {
         let Some(principal) = &self.meta.principal else { return none() };
         let name = principal.as_str();
-        format!("<a href='/sessions?principal={}'>{}</a>", Encoded(name), Text(name))
+        format!("<a href='/sessions?principal={}' class=long>{}</a>", Encoded(name), Text(name))
     }
 
     fn keys(&self) -> String {

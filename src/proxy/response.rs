@@ -103,6 +103,17 @@ mod tests {
     }
 
     #[test]
+    fn drops_the_cookie_of_the_admin_page() {
+        let mut headers = response(&[
+            ("set-cookie", "__cloakroom_admin=x; Path=/"),
+            ("set-cookie", "= __cloakroom_admin =x"),
+            ("set-cookie", "a=1"),
+        ]);
+        assert_eq!(clean(&mut headers, "__Host-id").session_cookies, 0);
+        assert_eq!(headers.get_all(SET_COOKIE).iter().collect::<Vec<_>>(), ["a=1"]);
+    }
+
+    #[test]
     fn keeps_other_cookies_of_upstreams() {
         for other in [
             "__host-id=x",

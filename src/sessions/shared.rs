@@ -54,7 +54,7 @@ impl Shared {
 #[cfg(test)]
 impl Shared {
     /// Returns the state of one worker with a key of the tests.
-    pub(super) fn for_tests(clock: &Clock, policy: Policy) -> Arc<Self> {
+    pub(crate) fn for_tests(clock: &Clock, policy: Policy) -> Arc<Self> {
         let metrics = Metrics::new();
         Arc::new(Self {
             audit: Audit::for_tests(&metrics, clock),

@@ -12,7 +12,10 @@ use http::Request;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Browser, Cloakroom, PATIENCE, Page, Program, Script, Upstream, until};
+use crate::support::{
+    Authority, Browser, Cloakroom, PATIENCE, Page, Program, RedisServer, Script, Upstream, curl,
+    needs, until,
+};
 
 const TOKEN: &str = "a-token-of-an-operator-for-the-tests";
 const READ_TOKEN: &str = "a-token-that-only-reads-for-the-tests";
@@ -224,9 +227,9 @@ async fn a_log_in_sees_finds_and_ends() {
     assert_eq!(page.status, 200);
     for shown in [
         format!("<a href='/sessions/{id}'>"),
-        "principal=ada%20%26%20%3Cb%3E'>ada &amp; &lt;b&gt;</a>".to_owned(),
+        "principal=ada%20%26%20%3Cb%3E' class=long>ada &amp; &lt;b&gt;</a>".to_owned(),
         "<code>colour</code>".to_owned(),
-        ">22</td>".to_owned(),
+        ">22</div></td>".to_owned(),
     ] {
         assert!(page.body.contains(&shown), "{shown}: {}", page.body);
     }
@@ -682,4 +685,125 @@ async fn pages_are_off_without_a_token_of_their_own() {
         assert!(lines.len() == 1 && lines[0].contains(reason), "{log}");
         assert!(!directory.path().join("admin-token").exists());
     }
+}
+
+/// Off loopback, a token is taken over TLS, and the cookie is for TLS alone.
+#[tokio::test]
+async fn tokens_are_taken_over_tls() {
+    needs!("curl");
+    let upstream = Upstream::start();
+    let authority = Authority::new();
+    let identity = authority.of(&["127.0.0.1"]);
+    let admin = format!(
+        "address = \"0.0.0.0:0\"\ntoken = \"{TOKEN}\"\ntls = {{ certificate = \"{}\", key = \"{}\" }}\n",
+        identity.certificate.display(),
+        identity.key.display()
+    );
+    let (_directory, file) = configuration(&upstream, "[store]\nurl = \"memory:\"", &admin);
+    let program = Program::start(&file);
+    let port = program.serving().await.admin.port();
+    let ca = authority.certificate();
+    let url = |path: &str| format!("https://127.0.0.1:{port}{path}");
+    let bearer = format!("Authorization: Bearer {TOKEN}");
+    let json = "Accept: application/json";
+    let ask = async |path: &str, more: &[&str]| {
+        let url = url(path);
+        let own = ["--cacert", ca.to_str().unwrap(), "-H", json, &url];
+        curl(own.iter().chain(more)).await
+    };
+    assert_eq!(ask("/sessions", &[]).await.status, 401);
+    assert_eq!(ask("/sessions", &["-H", &bearer]).await.status, 200);
+    let login = ask("/login", &["-H", &bearer, "-X", "POST"]).await;
+    assert_eq!(login.status, 200, "{login:?}");
+    let line = login.header("set-cookie").unwrap();
+    assert!(line.ends_with("; Secure"), "{line}");
+    assert_eq!(ask("/ready", &[]).await.status, 200);
+    let metrics = ask("/metrics", &[]).await;
+    assert!(metrics.body.contains(&format!("listener=\"0.0.0.0:{port}\",certificate=")));
+    // The health command knows the listener from the same file.
+    let text = std::fs::read_to_string(&file).unwrap();
+    let text = text.replace("address = \"0.0.0.0:0\"", &format!("address = \"0.0.0.0:{port}\""));
+    std::fs::write(&file, text).unwrap();
+    let mut health = std::process::Command::new(env!("CARGO_BIN_EXE_cloakroom"));
+    health.args(["health", "--config", file.to_str().unwrap()]);
+    let output = health.env("STATE_DIRECTORY", file.parent().unwrap()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn tokens_are_taken_over_a_unix_socket() {
+    let upstream = Upstream::start();
+    let (directory, file) =
+        configuration(&upstream, "[store]\nurl = \"memory:\"", "address = \"unix:admin.sock\"");
+    let program = Program::start(&file);
+    program.wait_for_log("serving public=").await;
+    let socket = directory.path().join("admin.sock");
+    let token = std::fs::read_to_string(directory.path().join("admin-token")).unwrap();
+    let target: Target = format!("unix:{}", socket.display()).parse().unwrap();
+    let operator = Operator {
+        pool: Pool::new(target, Config::default()),
+        tasks: Tasks::new(),
+        headers: Vec::new(),
+    };
+    // Any host name leads to a socket: no page in a browser does.
+    let operator = operator.with("host", "any.test");
+    assert_eq!(operator.bearer(token.trim_end()).get("/sessions").await.status, 200);
+    for _ in 0..5 {
+        assert_eq!(operator.bearer("wrong").get("/sessions").await.status, 401);
+    }
+    assert_eq!(operator.bearer("wrong").get("/sessions").await.status, 429);
+}
+
+/// Lists, finds and ends sessions, whatever keeps them.
+async fn check_store(url: &str) {
+    let upstream = Upstream::start();
+    let toml = format!("{}[store]\nurl = \"{url}\"\n", tokens());
+    let cloakroom = Cloakroom::with(&upstream, &toml).await;
+    let (_, first) = visit(&cloakroom, Some("ada")).await;
+    cloakroom.advance(Duration::from_secs(1));
+    let (visitor, second) = visit(&cloakroom, Some("ada")).await;
+    cloakroom.advance(Duration::from_secs(1));
+    let (_, third) = visit(&cloakroom, None).await;
+    let full = Operator::to(cloakroom.admin()).bearer(TOKEN);
+    let listed = async |query: &str| {
+        let list = full.json(&format!("/sessions?{query}")).await;
+        let sessions = list["sessions"].as_array().unwrap().iter();
+        sessions.map(|one| one["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(listed("").await, [third.clone(), second.clone(), first.clone()], "{url}");
+    assert_eq!(listed("principal=ada").await, [second.clone(), first.clone()], "{url}");
+    assert_eq!(listed(&format!("id={}", &first[..10])).await, [first.clone()], "{url}");
+    let page = full.send("POST", &format!("/sessions/{second}/end"), "").await;
+    assert!(page.body.starts_with("{\"ended\":1,\"replicated\":"), "{url}: {}", page.body);
+    let next = visitor.navigate("/", &Script::new().get("")).await;
+    assert_eq!(next.json()["id"], Value::Null, "{url}");
+    let page = full.send("POST", "/sessions/end", "principal=ada").await;
+    assert!(page.body.starts_with("{\"ended\":1,"), "{url}: {}", page.body);
+    assert_eq!(listed("").await, [third], "{url}");
+}
+
+#[tokio::test]
+async fn sessions_of_embedded_stores_are_listed_and_ended() {
+    for url in ["sqlite:cloakroom.db", "file:sessions"] {
+        check_store(url).await;
+    }
+}
+
+#[tokio::test]
+async fn sessions_in_redis_are_listed_and_ended() {
+    needs!("redis-server");
+    let server = RedisServer::start(&[]);
+    check_store(&format!("redis://127.0.0.1:{}/0", server.port())).await;
+}
+
+#[tokio::test]
+async fn sessions_in_cookies_cannot_be_listed() {
+    let upstream = Upstream::start();
+    let store = "[store]\nurl = \"cookie:\"\naccept_no_revocation = true\n";
+    let cloakroom = Cloakroom::with(&upstream, &format!("{}{store}", tokens())).await;
+    let full = Operator::to(cloakroom.admin()).bearer(TOKEN);
+    let page = full.get("/sessions").await;
+    assert_eq!((page.status.as_u16(), code(&page).as_str()), (501, "not_supported"));
+    assert_eq!(full.get("/audit").await.status, 200);
+    assert_eq!(full.get("/").await.status, 200);
 }

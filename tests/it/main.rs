@@ -21,6 +21,7 @@
 
 mod activation;
 mod admin;
+mod admin_in_browser;
 mod admin_page;
 mod api;
 mod api_tls;

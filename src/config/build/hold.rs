@@ -74,10 +74,10 @@ fn check_name(key: &str, name: &str, own: &str, context: &mut Context<'_>) {
         && name.bytes().all(|b| b.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}*".contains(&b));
     if !is_token {
         context.error(key, format!("invalid cookie name {name:?}; expected e.g. \"PHPSESSID\""));
-    } else if name == own {
-        context.error(key, format!("{name} is our own cookie (cookie.name); hold the site's"));
     } else if name == ADMIN_COOKIE {
         context.error(key, format!("{name} is the cookie of the admin page; sites never see it"));
+    } else if name == own {
+        context.error(key, format!("{name} is our own cookie (cookie.name); hold the site's"));
     } else if FOR_SCRIPTS.contains(&name) {
         let message =
             format!("{name} is usually read by scripts of the site, which will not find it");

@@ -6,6 +6,8 @@ use std::process::Stdio;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use cloakroom::body::Body;
 use cloakroom::client::{Config, Pool};
 use cloakroom::server::Tasks;
@@ -181,6 +183,26 @@ impl Window<'_> {
     pub async fn run(&self, script: &str) -> Value {
         let script = format!("return (async () => {{ {script} }})()");
         self.ask("POST", "/execute/sync", Some(json!({"script": script, "args": []}))).await
+    }
+
+    /// Sends a command of the Chrome `DevTools` Protocol.
+    pub async fn devtools(&self, command: &str, parameters: Value) -> Value {
+        let body = json!({"cmd": command, "params": parameters});
+        self.ask("POST", "/goog/cdp/execute", Some(body)).await
+    }
+
+    /// Returns what the window shows, as PNG.
+    pub async fn screenshot(&self) -> Vec<u8> {
+        let image = self.ask("GET", "/screenshot", None).await;
+        STANDARD.decode(image.as_str().unwrap()).unwrap()
+    }
+
+    /// Presses keys in the element that has the focus. Keys without a character have code points of the `WebDriver`
+    /// standard, such as U+E004 for Tab and U+E007 for Enter.
+    pub async fn press(&self, keys: &str) {
+        let active = self.ask("GET", "/element/active", None).await;
+        let element = active.as_object().unwrap().values().next().unwrap().as_str().unwrap();
+        self.ask("POST", &format!("/element/{element}/value"), Some(json!({"text": keys}))).await;
     }
 
     /// Sends further commands to the other one of two tabs.
