@@ -201,7 +201,7 @@ impl Handler for Admin {
             }
             let is_tcp = matches!(*peer.listener, Address::Tcp(_));
             if is_tcp && !self.base.own_names.admit(request.uri(), request.headers()) {
-                return response::problem(&problem::misdirected());
+                return self.pages.refuse(&problem::misdirected(), request.headers());
             }
             let (parts, body) = request.into_parts();
             let body = Body::streaming(body, Some(BODY_IDLE_TIMEOUT));

@@ -95,6 +95,12 @@ impl Pages {
         }
     }
 
+    /// Refuses a request before it is known what it asks for.
+    pub(super) fn refuse(&self, problem: &Problem, headers: &HeaderMap) -> Response<Body> {
+        let login = LogInForm { form_token: &self.state.guard.login_form, next: "/" };
+        page::refuse(problem, Format::of(headers), &login)
+    }
+
     async fn call(
         &self,
         parts: &Parts,

@@ -107,10 +107,13 @@ impl Search {
 
     /// Finds a page.
     pub(super) async fn run(&self, directory: &Directory) -> Result<Found, Failure> {
-        match self.id.as_deref().and_then(PublicId::parse) {
-            Some(id) => self.find_one(directory, id).await,
-            None => self.scan(directory).await,
-        }
+        let Some(id) = self.id.as_deref().and_then(PublicId::parse) else {
+            return self.scan(directory).await;
+        };
+        let found = self.find_one(directory, id).await?;
+        // The id of a session whose id has changed since begins its present one.
+        let may_begin_another = found.sessions.is_empty() && id.counter == 0;
+        if may_begin_another { self.scan(directory).await } else { Ok(found) }
     }
 
     async fn find_one(&self, directory: &Directory, id: PublicId) -> Result<Found, Failure> {
@@ -234,12 +237,23 @@ mod tests {
             let created = memory.create(Id::from_bytes(id), &record, &shared.policy).await;
             assert!(created.is_ok());
         }
+        let renamed = Meta { id_counter: 1, ..Meta::new(1, clock.now()) };
+        let record = Record { meta: renamed, values: Values::new() };
+        let created = memory.create(Id::from_bytes([7; 16]), &record, &shared.policy).await;
+        assert!(created.is_ok());
         let sessions = Sessions::new(Some(Arc::new(memory)), shared);
         let directory = sessions.directory(By::Operator).expect("a store");
         let all = search("limit=3").expect("a search");
         let found = all.run(&directory).await.expect("sessions");
-        assert_eq!((found.scanned, found.matched, found.is_complete), (1200, 1200, true));
+        assert_eq!((found.scanned, found.matched, found.is_complete), (1201, 1201, true));
         assert!(found.sessions.len() == 3 && found.next.is_some());
+        let of_id = |id: &str| search(&format!("id={id}")).expect("a search");
+        let found = of_id("_____________________w").run(&directory).await.expect("sessions");
+        assert!(found.sessions.is_empty() && found.is_complete);
+        let former = Id::from_bytes([7; 16]).to_string();
+        let found = of_id(&former).run(&directory).await.expect("sessions");
+        let present: Vec<_> = found.sessions.iter().map(Summary::public_id).collect();
+        assert!(present.len() == 1 && present[0].starts_with(&former) && present[0] != former);
         let part = Search { max_scanned: 600, ..all };
         let found = part.run(&directory).await.expect("sessions");
         assert_eq!((found.scanned, found.is_complete), (1000, false));

@@ -118,6 +118,10 @@ fn code(page: &Page) -> String {
     problem["code"].as_str().unwrap().to_owned()
 }
 
+fn start(text: &str, length: usize) -> &str {
+    text.get(..length).unwrap()
+}
+
 fn tokens() -> String {
     format!(
         "[admin]\naddress = \"127.0.0.1:0\"\ntoken = \"{TOKEN}\"\nread_token = \"{READ_TOKEN}\"\n"
@@ -288,7 +292,7 @@ async fn forms_of_other_sites_change_nothing() {
     assert_eq!(page.status, 403);
     // A page that leads a browser here by its own name (DNS rebinding).
     for path in ["/", "/sessions", "/login"] {
-        let rebound = browser.with("host", "evil.test").get(path).await;
+        let rebound = json.with("host", "evil.test").get(path).await;
         assert_eq!(
             (rebound.status.as_u16(), code(&rebound).as_str()),
             (421, "misdirected_request")
@@ -383,15 +387,15 @@ async fn all_sessions_of_a_principal_end_except_one() {
     }
     let page = full.send("POST", "/sessions/end", "prinicpal=ada").await;
     assert_eq!(page.status, 400);
-    let (token, principal) = (hidden(&page_of(&browser, &path).await, "form_token"), "ada");
-    let body = format!("form_token={token}&principal={principal}&except={kept}");
+    let token = hidden(&browser.get(&path).await, "form_token");
+    let body = format!("form_token={token}&principal=ada&except={kept}");
     let page = browser.send("POST", "/sessions/end", &body).await;
     assert!(page.body.contains("2 sessions ended"), "{}", page.body);
     let list = full.json("/sessions?principal=ada").await;
     assert_eq!((&list["matched"], &list["sessions"][0]["id"]), (&1.into(), &kept.as_str().into()));
     for (visitor, id) in &visitors {
         let page = visitor.navigate("/", &Script::new().get("")).await;
-        assert_eq!(page.json()["id"] == Value::from(id.as_str()), id == kept, "{id}");
+        assert_eq!(page.json()["id"] == id.as_str(), id == kept, "{id}");
     }
     let page = full.send("POST", "/sessions/end", "principal=ada").await;
     assert_eq!(page.body, "{\"ended\":1,\"replicated\":null}");
@@ -403,10 +407,6 @@ async fn all_sessions_of_a_principal_end_except_one() {
     assert!(
         entries.iter().all(|entry| entry["by"] == "operator" && entry["client"] == "127.0.0.1")
     );
-}
-
-async fn page_of(browser: &Operator, path: &str) -> Page {
-    browser.get(path).await
 }
 
 #[tokio::test]
@@ -426,10 +426,10 @@ async fn search_finds_one_among_many() {
         let sessions = list["sessions"].as_array().unwrap().iter();
         sessions.map(|one| one["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    assert_eq!(found("principal=needle").await, [oldest.clone()]);
-    assert_eq!(found(&format!("id={oldest}")).await, [oldest.clone()]);
-    let prefix = &oldest[..8];
-    assert_eq!(found(&format!("id={prefix}")).await, [oldest.clone()]);
+    assert_eq!(found("principal=needle").await, std::slice::from_ref(&oldest));
+    assert_eq!(found(&format!("id={oldest}")).await, std::slice::from_ref(&oldest));
+    let prefix = start(&oldest, 8);
+    assert_eq!(found(&format!("id={prefix}")).await, std::slice::from_ref(&oldest));
     assert_eq!(found(&format!("id={prefix}&principal=other")).await, [""; 0]);
     assert_eq!(found("address=127.0.0.1&limit=500").await.len(), 41);
     assert_eq!(found("address=192.0.2.1").await, [""; 0]);
@@ -529,14 +529,14 @@ async fn audit_page_is_filtered_and_paged() {
     let of_ada = entries("principal=ada").await;
     assert!(!of_ada.is_empty() && of_ada.iter().all(|entry| entry["session"] == id.as_str()));
     assert_eq!(
-        entries(&format!("id={}", &id[..10])).await.len(),
+        entries(&format!("id={}", start(&id, 10))).await.len(),
         entries(&format!("id={id}")).await.len()
     );
     assert_eq!(entries("kind=logged_in&principal=bob").await.len(), 3);
     assert!(
         entries(&format!("until={later}")).await.iter().all(|entry| entry["principal"] != "bob")
     );
-    let since = format!("since={}", &cloakroom.now().to_string()[..19]);
+    let since = format!("since={}", start(&cloakroom.now().to_string(), 19));
     assert!(entries(&since).await.iter().all(|entry| entry["principal"] != "ada"));
     let all = entries("").await;
     let (mut paged, mut cursor) = (Vec::new(), String::new());
@@ -592,7 +592,7 @@ async fn public_side_removes_the_cookie() {
         browser.jar.lock().unwrap().insert(COOKIE.to_owned(), "an-id-of-a-log-in".to_owned());
         browser.jar.lock().unwrap().insert("other".to_owned(), "kept".to_owned());
         let script = Script::new()
-            .header("set-cookie", &format!("{COOKIE}=of-the-site; Path=/"))
+            .header("set-cookie", format!("{COOKIE}=of-the-site; Path=/"))
             .header("set-cookie", "mine=1; Path=/");
         let page = browser.send_without_keeping("GET", "/", &[], &script).await;
         assert_eq!(page.saw("cookie").as_deref(), Some("other=kept"));
@@ -772,7 +772,11 @@ async fn check_store(url: &str) {
     };
     assert_eq!(listed("").await, [third.clone(), second.clone(), first.clone()], "{url}");
     assert_eq!(listed("principal=ada").await, [second.clone(), first.clone()], "{url}");
-    assert_eq!(listed(&format!("id={}", &first[..10])).await, [first.clone()], "{url}");
+    assert_eq!(
+        listed(&format!("id={}", start(&first, 10))).await,
+        std::slice::from_ref(&first),
+        "{url}"
+    );
     let page = full.send("POST", &format!("/sessions/{second}/end"), "").await;
     assert!(page.body.starts_with("{\"ended\":1,\"replicated\":"), "{url}: {}", page.body);
     let next = visitor.navigate("/", &Script::new().get("")).await;
@@ -806,4 +810,42 @@ async fn sessions_in_cookies_cannot_be_listed() {
     assert_eq!((page.status.as_u16(), code(&page).as_str()), (501, "not_supported"));
     assert_eq!(full.get("/audit").await.status, 200);
     assert_eq!(full.get("/").await.status, 200);
+}
+
+#[tokio::test]
+async fn reload_takes_another_token_from_its_file() {
+    let upstream = Upstream::start();
+    let mut cloakroom = Cloakroom::with(&upstream, "").await;
+    let path = cloakroom.directory().join("admin-token");
+    let read = || std::fs::read_to_string(&path).unwrap().trim_end().to_owned();
+    let (stranger, old) = (Operator::to(cloakroom.admin()), read());
+    assert_eq!(stranger.bearer(&old).get("/sessions").await.status, 200);
+    std::fs::remove_file(&path).unwrap();
+    assert!(cloakroom.reload(&upstream, "").unwrap().is_empty());
+    assert_ne!(read(), old);
+    assert_eq!(stranger.bearer(&old).get("/sessions").await.status, 401);
+    assert_eq!(stranger.bearer(&read()).get("/sessions").await.status, 200);
+}
+
+#[tokio::test]
+async fn start_needs_no_admin_token() {
+    let upstream = Upstream::start();
+    let store = "[store]\nurl = \"memory:\"";
+    for text in [None, Some("something else\n")] {
+        let (directory, file) = configuration(&upstream, store, "address = \"127.0.0.1:0\"");
+        let path = directory.path().join("admin-token");
+        match text {
+            None => std::fs::create_dir(&path).unwrap(),
+            Some(text) => std::fs::write(&path, text).unwrap(),
+        }
+        let program = Program::start(&file);
+        let operator = Operator::to(program.serving().await.admin);
+        assert_eq!(operator.get("/").await.status, 200);
+        assert_eq!(operator.get("/sessions").await.status, 404);
+        assert!(program.log().contains("no admin token; set [admin] token"), "{}", program.log());
+        assert!(!program.log().contains("something else"), "{}", program.log());
+        if let Some(text) = text {
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+    }
 }
