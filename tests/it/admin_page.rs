@@ -13,8 +13,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
-    Authority, Browser, Cloakroom, PATIENCE, Page, Program, RedisServer, Script, Upstream, curl,
-    needs, until,
+    Authority, Browser, Cloakroom, Flaw, PATIENCE, Page, Program, RedisServer, Script, Upstream,
+    curl, needs, until,
 };
 
 const TOKEN: &str = "a-token-of-an-operator-for-the-tests";
@@ -728,6 +728,32 @@ async fn tokens_are_taken_over_tls() {
     health.args(["health", "--config", file.to_str().unwrap()]);
     let output = health.env("STATE_DIRECTORY", file.parent().unwrap()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn client_ca_keeps_others_out() {
+    needs!("curl");
+    let upstream = Upstream::start();
+    let authority = Authority::new();
+    let (server, client) = (authority.of(&["127.0.0.1"]), authority.client(Flaw::None));
+    let ca = authority.certificate();
+    let admin = format!(
+        "address = \"127.0.0.1:0\"\nclient_ca = \"{}\"\ntls = {{ certificate = \"{}\", key = \"{}\" }}\n",
+        ca.display(),
+        server.certificate.display(),
+        server.key.display()
+    );
+    let (directory, file) = configuration(&upstream, "[store]\nurl = \"memory:\"", &admin);
+    let program = Program::start(&file);
+    let url = format!("https://{}/sessions", program.serving().await.admin);
+    let token = std::fs::read_to_string(directory.path().join("admin-token")).unwrap();
+    let bearer = format!("Authorization: Bearer {}", token.trim_end());
+    let own = ["--cacert", ca.to_str().unwrap(), "-H", &bearer, &url];
+    let refused = curl(own).await;
+    assert!(refused.exit != 0 && refused.status == 0, "{refused:?}");
+    let (certificate, key) = (client.certificate.to_str().unwrap(), client.key.to_str().unwrap());
+    let accepted = curl(own.iter().chain(&["--cert", certificate, "--key", key])).await;
+    assert_eq!(accepted.status, 200, "{accepted:?}");
 }
 
 #[tokio::test]
