@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+use super::sessions::SessionsCommand;
 use crate::config::Overrides;
 
 /// A reverse proxy that adds server-side sessions to a web site. The site reads and writes the sessions
@@ -87,6 +88,10 @@ pub(super) enum Command {
         #[command(flatten)]
         file: FileArgument,
     },
+    /// List, show and end the sessions of a running proxy
+    ///
+    /// Asks its admin listener, with the token of the configuration ([admin] token).
+    Sessions(SessionsCommand),
     /// Check whether a running proxy is ready: exit code 0 or 1
     ///
     /// For container health checks. Requests /ready from the admin listener.

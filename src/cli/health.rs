@@ -44,7 +44,7 @@ pub(super) fn health(
 }
 
 /// Returns the target for a listener on this machine: loopback if it listens on all addresses.
-fn target_of(address: &Address, scheme: Scheme) -> Target {
+pub(super) fn target_of(address: &Address, scheme: Scheme) -> Target {
     match address {
         Address::Unix(path) => Target::Unix(path.clone()),
         Address::Tcp(address) => {

@@ -4,6 +4,7 @@ mod arguments;
 mod health;
 mod manual;
 mod run;
+mod sessions;
 mod signals;
 mod site;
 
@@ -71,6 +72,7 @@ fn dispatch(arguments: Arguments, environment: &Environment) -> Result<(), Failu
             let _log = init_log(&loaded)?;
             clear_expired(&loaded.config)
         }
+        Some(Command::Sessions(command)) => sessions::run(command, environment),
         Some(Command::Health { file, url, store }) => {
             health::health(file.path(), url, store, environment)
         }

@@ -308,6 +308,28 @@ impl Config {
         Ok(admin::config::Tokens { full, read: self.admin.read_token.clone() })
     }
 
+    /// Returns the token of the admin pages, if there is one.
+    ///
+    /// # Errors
+    /// Its file cannot be read.
+    pub(crate) fn existing_admin_token(&self) -> io::Result<Option<Secret>> {
+        let given = match &self.admin.token {
+            TokenSource::None => None,
+            TokenSource::Given(token) => Some(token.clone()),
+            TokenSource::File(path) => match std::fs::read_to_string(path) {
+                Ok(token) => Some(Secret::new(token.trim().to_owned())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => {
+                    return Err(io::Error::new(
+                        error.kind(),
+                        format!("{}: {error}", path.display()),
+                    ));
+                }
+            },
+        };
+        Ok(given.or_else(|| self.admin.read_token.clone()))
+    }
+
     /// Lists what a start creates if it is missing: the state directory, the session key, an embedded store,
     /// and the token of the admin pages.
     pub(crate) fn created_at_start(&self) -> Vec<PathBuf> {

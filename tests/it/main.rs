@@ -73,6 +73,7 @@ mod reload;
 mod rotation;
 mod routes;
 mod sealed;
+mod sessions_command;
 mod site_command;
 mod startup;
 mod support;

@@ -1,0 +1,244 @@
+//! The responses of the admin listener as text.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+/// Lists sessions as a table.
+pub(super) fn list(page: &Value) -> String {
+    let sessions = items(&page["sessions"]);
+    let mut rows = vec![COLUMNS.map(|(title, _)| title.to_owned())];
+    rows.extend(sessions.iter().map(|session| COLUMNS.map(|(_, column)| column(session))));
+    let mut text = table(&rows);
+    let (matched, scanned) = (number(&page["matched"]), number(&page["scanned"]));
+    if !page["next"].is_null() {
+        let _ = writeln!(text, "{} of {matched}; --limit shows more", sessions.len());
+    }
+    if page["complete"] == false {
+        let _ = writeln!(
+            text,
+            "stopped after {scanned} sessions; search by principal or by a whole id"
+        );
+    }
+    let unreadable = number(&page["unreadable"]);
+    if unreadable > 0 {
+        let _ = writeln!(text, "{unreadable} records cannot be read; see the log");
+    }
+    text
+}
+
+type Column = (&'static str, fn(&Value) -> String);
+
+const COLUMNS: [Column; 8] = [
+    ("ID", |session| word(&session["id"])),
+    ("PRINCIPAL", |session| word(&session["principal"])),
+    ("CREATED", |session| word(&session["created_at"])),
+    ("LAST SEEN", |session| word(&session["last_seen_at"])),
+    ("ENDS", |session| word(&session["expires_at"])),
+    ("BYTES", |session| word(&session["bytes"])),
+    ("CLIENT", |session| word(&session["client"]["address"])),
+    ("KEYS", |session| items(&session["keys"]).iter().map(word).collect::<Vec<_>>().join(" ")),
+];
+
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+    };
+    let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or_default()).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Shows a session, and its events.
+pub(super) fn session(page: &Value) -> String {
+    let mut text = String::new();
+    for (name, value) in page["session"].as_object().into_iter().flatten() {
+        if name != "values" && !value.is_null() {
+            let _ = writeln!(text, "{name}: {}", inline(value));
+        }
+    }
+    if let Some(values) = page["session"]["values"].as_object() {
+        text.push_str("values:\n");
+        for (key, value) in values {
+            let _ = writeln!(text, "  {}: {value}", printable(key));
+        }
+    }
+    let entries = items(&page["entries"]);
+    if !entries.is_empty() {
+        text.push_str("events:\n");
+    }
+    for entry in entries {
+        let of = ["time", "event", "by", "client"].map(|name| word(&entry[name]));
+        let _ = writeln!(text, "  {}", of.join("  ").trim_end());
+    }
+    text
+}
+
+/// Says how many sessions were ended.
+pub(super) fn ended(answer: &Value) -> String {
+    let count = number(&answer["ended"]);
+    let sessions = if count == 1 { "session" } else { "sessions" };
+    let replicated = match &answer["replicated"] {
+        Value::Bool(true) => "; a replica of the store has it",
+        Value::Bool(false) => "; no replica of the store has confirmed it",
+        _ => "",
+    };
+    format!("ended {count} {sessions}{replicated}")
+}
+
+/// Shows the state of an instance, a line for each member.
+pub(super) fn stats(state: &Value) -> String {
+    let mut text = String::new();
+    write_members(&mut text, "", state);
+    text
+}
+
+fn write_members(text: &mut String, path: &str, value: &Value) {
+    for (name, member) in value.as_object().into_iter().flatten() {
+        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        match member {
+            Value::Object(_) => write_members(text, &path, member),
+            // The graph of the last hour is for the page.
+            Value::Array(_) => {}
+            other => {
+                let _ = writeln!(text, "{path}: {}", word(other));
+            }
+        }
+    }
+}
+
+/// The lines of `watch`, each with what has changed since the one before.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    lines: usize,
+    before: Option<Totals>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Totals {
+    requests: u64,
+    errors: u64,
+    created: u64,
+    ended: u64,
+}
+
+/// Lines between two headings.
+const HEADING: usize = 20;
+
+impl Watch {
+    pub(super) fn line(&mut self, state: &Value) -> String {
+        let totals = Totals::of(state);
+        // The counters of another process begin at zero.
+        let since = |now: u64, before: fn(&Totals) -> u64| {
+            self.before.as_ref().map_or(0, |totals| now.saturating_sub(before(totals)))
+        };
+        let p99 = |of: &str| {
+            let seconds = state["latency"][of]["p99"].as_f64();
+            seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{:.1}", seconds * 1000.0))
+        };
+        let time = word(&state["at"]);
+        let time = time.get(11..19).unwrap_or("-");
+        let line = format!(
+            "{time:8}  {:>8}  {:>6}  {:>12}  {:>9}  {:>9}  {:>8}  {:>6}",
+            since(totals.requests, |before| before.requests),
+            since(totals.errors, |before| before.errors),
+            p99("upstream"),
+            p99("store"),
+            number(&state["sessions"]["active"]["5m"]),
+            since(totals.created, |before| before.created),
+            since(totals.ended, |before| before.ended),
+        );
+        let heading = if self.lines.is_multiple_of(HEADING) {
+            "TIME      REQUESTS  ERRORS  UPSTREAM p99  STORE p99  ACTIVE 5m  CREATED   ENDED\n"
+        } else {
+            ""
+        };
+        self.lines += 1;
+        self.before = Some(totals);
+        format!("{heading}{line}")
+    }
+}
+
+impl Totals {
+    fn of(state: &Value) -> Self {
+        let total = |outcome: &str| number(&state["requests"][outcome]["total"]);
+        let all = |members: &Value, total: fn(&Value) -> u64| {
+            members.as_object().into_iter().flatten().map(|(_, member)| total(member)).sum()
+        };
+        Self {
+            requests: all(&state["requests"], |outcome| number(&outcome["total"])),
+            errors: ["upstream_error", "store_error", "internal_error"].map(total).iter().sum(),
+            created: number(&state["sessions"]["created"]),
+            ended: all(&state["sessions"]["ended"], number),
+        }
+    }
+}
+
+fn items(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_default()
+}
+
+/// Returns a text or a number; `-` if there is none.
+fn word(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => printable(text),
+        other => other.to_string(),
+    }
+}
+
+fn inline(value: &Value) -> String {
+    match value {
+        Value::Array(items) => items.iter().map(word).collect::<Vec<_>>().join(" "),
+        Value::Object(_) => printable(&value.to_string()),
+        other => word(other),
+    }
+}
+
+/// Removes what would steer a terminal.
+fn printable(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn lines_have_what_has_changed() {
+        let state = |requests: u64, created: u64, ended: u64| {
+            json!({
+                "at": "2026-11-28T10:00:00.000Z",
+                "requests": {"forwarded": {"total": requests}, "upstream_error": {"total": 2}},
+                "latency": {"upstream": {"p99": 0.0125}, "store": {"p99": null}},
+                "sessions": {"active": {"5m": 7}, "created": created, "ended": {"logout": ended}},
+            })
+        };
+        let mut watch = Watch::default();
+        let first = watch.line(&state(100, 5, 1));
+        assert!(first.starts_with("TIME "), "{first}");
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let second = watch.line(&state(130, 8, 3));
+        assert_eq!(words(&second), ["10:00:00", "30", "0", "12.5", "-", "7", "3", "2"]);
+        // Another process has begun again.
+        let third = watch.line(&state(1, 0, 0));
+        assert_eq!(words(&third), ["10:00:00", "0", "0", "12.5", "-", "7", "0", "0"]);
+    }
+
+    #[test]
+    fn terminals_are_not_steered() {
+        let page = json!({"sessions": [{"id": "a", "principal": "x\u{1b}[2Jy"}]});
+        assert!(!list(&page).contains('\u{1b}'));
+    }
+}
