@@ -386,6 +386,8 @@ impl Metrics {
 fn build_info() -> Info<Labels> {
     Info::new(vec![
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        // Set by who builds a release.
+        ("commit", option_env!("CLOAKROOM_COMMIT").unwrap_or("unknown").to_owned()),
         ("os", std::env::consts::OS.to_owned()),
         ("arch", std::env::consts::ARCH.to_owned()),
     ])

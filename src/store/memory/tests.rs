@@ -36,7 +36,11 @@ async fn stands(store: &Memory, id: Id) -> bool {
 }
 
 fn evicted(store: &Memory) -> u64 {
-    store.audit.metrics().event_count(Event::Evicted)
+    let metrics = store.audit.metrics();
+    let evicted = metrics.event_count(Event::Evicted);
+    let ended = format!("cloakroom_sessions_ended_total{{reason=\"evicted\"}} {evicted}");
+    assert!(metrics.text().lines().any(|line| line == ended), "{ended}");
+    evicted
 }
 
 #[test]
