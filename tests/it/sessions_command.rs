@@ -88,7 +88,7 @@ async fn sessions_are_listed_shown_and_ended() {
     assert!(text.contains("cart") && !text.contains("a value"), "{text}");
     let listed = scene.json(&["list", "--principal", "ada", "--json"]);
     assert_eq!(listed["sessions"].as_array().unwrap().len(), 2, "{listed}");
-    let listed = scene.json(&["list", "--id", &third[..6], "--json"]);
+    let listed = scene.json(&["list", "--id", third.split_at(6).0, "--json"]);
     assert_eq!(listed["sessions"][0]["principal"], "bob");
 
     let (_, text) = scene.run(&["show", &first]);

@@ -128,7 +128,8 @@ impl Admin {
         if response.status() == StatusCode::OK {
             return Ok(body);
         }
-        let detail = body["detail"].as_str().unwrap_or("not an admin listener of this version");
+        let detail = body.pointer("/detail").and_then(Value::as_str);
+        let detail = detail.unwrap_or("not an admin listener of this version");
         Err(Failure::other(format!("{}: {}: {detail}", self.target, response.status())))
     }
 }

@@ -45,7 +45,7 @@ enum Action {
         /// Whose id is this, or begins with it
         #[arg(long, value_name = "ID")]
         id: Option<String>,
-        /// Whose client has this address; needs session.record_client
+        /// Whose client has this address; needs `session.record_client`
         #[arg(long, value_name = "ADDRESS")]
         address: Option<String>,
         /// Most sessions to list, up to 500
@@ -138,7 +138,8 @@ async fn end(admin: &Admin, path: &str, form: Query) -> Result<(), Failure> {
 /// Adds the values to the session that is shown.
 fn merge(shown: &mut Value, with_values: &Value) {
     if let Some(session) = shown.get_mut("session").and_then(Value::as_object_mut) {
-        session.insert("values".to_owned(), with_values["values"].clone());
+        let values = with_values.get("values").cloned().unwrap_or_default();
+        session.insert("values".to_owned(), values);
     }
 }
 

@@ -6,21 +6,21 @@ use serde_json::Value;
 
 /// Lists sessions as a table.
 pub(super) fn list(page: &Value) -> String {
-    let sessions = items(&page["sessions"]);
+    let sessions = items(at(page, "/sessions"));
     let mut rows = vec![COLUMNS.map(|(title, _)| title.to_owned())];
     rows.extend(sessions.iter().map(|session| COLUMNS.map(|(_, column)| column(session))));
     let mut text = table(&rows);
-    let (matched, scanned) = (number(&page["matched"]), number(&page["scanned"]));
-    if !page["next"].is_null() {
+    let (matched, scanned) = (number(at(page, "/matched")), number(at(page, "/scanned")));
+    if !at(page, "/next").is_null() {
         let _ = writeln!(text, "{} of {matched}; --limit shows more", sessions.len());
     }
-    if page["complete"] == false {
+    if at(page, "/complete") == &Value::Bool(false) {
         let _ = writeln!(
             text,
             "stopped after {scanned} sessions; search by principal or by a whole id"
         );
     }
-    let unreadable = number(&page["unreadable"]);
+    let unreadable = number(at(page, "/unreadable"));
     if unreadable > 0 {
         let _ = writeln!(text, "{unreadable} records cannot be read; see the log");
     }
@@ -30,14 +30,14 @@ pub(super) fn list(page: &Value) -> String {
 type Column = (&'static str, fn(&Value) -> String);
 
 const COLUMNS: [Column; 8] = [
-    ("ID", |session| word(&session["id"])),
-    ("PRINCIPAL", |session| word(&session["principal"])),
-    ("CREATED", |session| word(&session["created_at"])),
-    ("LAST SEEN", |session| word(&session["last_seen_at"])),
-    ("ENDS", |session| word(&session["expires_at"])),
-    ("BYTES", |session| word(&session["bytes"])),
-    ("CLIENT", |session| word(&session["client"]["address"])),
-    ("KEYS", |session| items(&session["keys"]).iter().map(word).collect::<Vec<_>>().join(" ")),
+    ("ID", |session| word(at(session, "/id"))),
+    ("PRINCIPAL", |session| word(at(session, "/principal"))),
+    ("CREATED", |session| word(at(session, "/created_at"))),
+    ("LAST SEEN", |session| word(at(session, "/last_seen_at"))),
+    ("ENDS", |session| word(at(session, "/expires_at"))),
+    ("BYTES", |session| word(at(session, "/bytes"))),
+    ("CLIENT", |session| word(at(session, "/client/address"))),
+    ("KEYS", |session| items(at(session, "/keys")).iter().map(word).collect::<Vec<_>>().join(" ")),
 ];
 
 fn table<const N: usize>(rows: &[[String; N]]) -> String {
@@ -57,23 +57,23 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
 /// Shows a session, and its events.
 pub(super) fn session(page: &Value) -> String {
     let mut text = String::new();
-    for (name, value) in page["session"].as_object().into_iter().flatten() {
+    for (name, value) in at(page, "/session").as_object().into_iter().flatten() {
         if name != "values" && !value.is_null() {
             let _ = writeln!(text, "{name}: {}", inline(value));
         }
     }
-    if let Some(values) = page["session"]["values"].as_object() {
+    if let Some(values) = at(page, "/session/values").as_object() {
         text.push_str("values:\n");
         for (key, value) in values {
             let _ = writeln!(text, "  {}: {value}", printable(key));
         }
     }
-    let entries = items(&page["entries"]);
+    let entries = items(at(page, "/entries"));
     if !entries.is_empty() {
         text.push_str("events:\n");
     }
     for entry in entries {
-        let of = ["time", "event", "by", "client"].map(|name| word(&entry[name]));
+        let of = ["time", "event", "by", "client"].map(|name| word(at(entry, &format!("/{name}"))));
         let _ = writeln!(text, "  {}", of.join("  ").trim_end());
     }
     text
@@ -81,9 +81,9 @@ pub(super) fn session(page: &Value) -> String {
 
 /// Says how many sessions were ended.
 pub(super) fn ended(answer: &Value) -> String {
-    let count = number(&answer["ended"]);
+    let count = number(at(answer, "/ended"));
     let sessions = if count == 1 { "session" } else { "sessions" };
-    let replicated = match &answer["replicated"] {
+    let replicated = match at(answer, "/replicated") {
         Value::Bool(true) => "; a replica of the store has it",
         Value::Bool(false) => "; no replica of the store has confirmed it",
         _ => "",
@@ -138,10 +138,10 @@ impl Watch {
             self.before.as_ref().map_or(0, |totals| now.saturating_sub(before(totals)))
         };
         let p99 = |of: &str| {
-            let seconds = state["latency"][of]["p99"].as_f64();
+            let seconds = at(state, &format!("/latency/{of}/p99")).as_f64();
             seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{:.1}", seconds * 1000.0))
         };
-        let time = word(&state["at"]);
+        let time = word(at(state, "/at"));
         let time = time.get(11..19).unwrap_or("-");
         let line = format!(
             "{time:8}  {:>8}  {:>6}  {:>12}  {:>9}  {:>9}  {:>8}  {:>6}",
@@ -149,7 +149,7 @@ impl Watch {
             since(totals.errors, |before| before.errors),
             p99("upstream"),
             p99("store"),
-            number(&state["sessions"]["active"]["5m"]),
+            number(at(state, "/sessions/active/5m")),
             since(totals.created, |before| before.created),
             since(totals.ended, |before| before.ended),
         );
@@ -166,17 +166,23 @@ impl Watch {
 
 impl Totals {
     fn of(state: &Value) -> Self {
-        let total = |outcome: &str| number(&state["requests"][outcome]["total"]);
+        let total = |outcome: &str| number(at(state, &format!("/requests/{outcome}/total")));
         let all = |members: &Value, total: fn(&Value) -> u64| {
             members.as_object().into_iter().flatten().map(|(_, member)| total(member)).sum()
         };
         Self {
-            requests: all(&state["requests"], |outcome| number(&outcome["total"])),
+            requests: all(at(state, "/requests"), |outcome| number(at(outcome, "/total"))),
             errors: ["upstream_error", "store_error", "internal_error"].map(total).iter().sum(),
-            created: number(&state["sessions"]["created"]),
-            ended: all(&state["sessions"]["ended"], number),
+            created: number(at(state, "/sessions/created")),
+            ended: all(at(state, "/sessions/ended"), number),
         }
     }
+}
+
+/// Returns the member at a JSON pointer (RFC 6901); null if there is none.
+fn at<'a>(value: &'a Value, pointer: &str) -> &'a Value {
+    const NULL: &Value = &Value::Null;
+    value.pointer(pointer).unwrap_or(NULL)
 }
 
 fn items(value: &Value) -> &[Value] {
