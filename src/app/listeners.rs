@@ -11,6 +11,8 @@ use crate::net::trust::Trust;
 use crate::server::{
     self, Address, BoundListener, Certificates, Inherited, Protocol, Tls, TlsError,
 };
+use crate::time::Clock;
+use tracing::warn;
 
 /// The listeners of the process. They are bound once and shared by the workers.
 pub(super) struct Listeners {
@@ -140,11 +142,10 @@ impl ListenerRoles {
         // 15.5.20).
         Tls::link_listeners(&with_tls.collect::<Vec<_>>());
         let roles = Self { public, api, admin };
-        metrics.set_certificates(roles.certificates(
-            &listeners.public(),
-            listeners.api(),
-            listeners.admin(),
-        ));
+        let certificates =
+            roles.certificates(&listeners.public(), listeners.api(), listeners.admin());
+        warn_of_expiry(&certificates);
+        metrics.set_certificates(certificates);
         Ok(roles)
     }
 
@@ -207,6 +208,27 @@ impl ListenerRoles {
     pub(super) fn install_certificates(certificates: Vec<(Arc<Tls>, Certificates)>) {
         for (tls, certificates) in certificates {
             tls.install(certificates);
+        }
+    }
+}
+
+/// The time before the end of a certificate in which the log has a warning, in seconds: two weeks.
+const EXPIRES_SOON: i64 = 14 * 24 * 3600;
+
+/// Warns of certificates that clients refuse, or soon will. By the system's clock, as clients have it.
+pub(super) fn warn_of_expiry(certificates: &[CertificateExpiry]) {
+    let now = Clock::System.now().as_millis() / 1000;
+    for CertificateExpiry { listener, certificate, not_after } in certificates {
+        let days = (not_after - now) / (24 * 3600);
+        if *not_after <= now {
+            warn!(
+                listener,
+                certificate,
+                days_ago = -days,
+                "certificate has expired; renew it and reload"
+            );
+        } else if not_after - now < EXPIRES_SOON {
+            warn!(listener, certificate, days, "certificate expires soon; renew it and reload");
         }
     }
 }

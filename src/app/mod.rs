@@ -319,6 +319,7 @@ impl App {
             error!(%error, "cannot open the file of the audit trail again; lines go to the old one");
         }
         let certificates = self.listener_roles.certificates(&self.public, &self.api, &self.admin);
+        listeners::warn_of_expiry(&certificates);
         self.shared.metrics.set_certificates(certificates);
         // Worker by worker: for a moment, some serve the new configuration and others the old.
         for worker in &self.workers {

@@ -156,11 +156,7 @@ fn preflight(deployment: &Deployment, policy: &Policy, now: Timestamp) -> Result
         scope.spawn(check).join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
     });
     match checked.map_err(StartError::Worker)? {
-        Ok(Survey::Keeps) => {}
-        Ok(Survey::Evicts(policy)) => warn!(
-            policy,
-            "Redis evicts sessions when its memory is full; set maxmemory-policy to noeviction"
-        ),
+        Ok(survey) => warn_of(&survey),
         Err(SurveyError::Away(error)) => {
             let error = &error as &dyn std::error::Error;
             warn!(error, "Redis is unreachable at startup; will retry on first use");
@@ -168,6 +164,24 @@ fn preflight(deployment: &Deployment, policy: &Policy, now: Timestamp) -> Result
         Err(denied @ SurveyError::Denied(_)) => return Err(denied.into()),
     }
     Ok(())
+}
+
+/// The least difference of two clocks that is worth a warning, in milliseconds.
+const CLOCK_TOLERANCE: i64 = 5000;
+
+fn warn_of(survey: &Survey) {
+    if let Some(policy) = &survey.evicts {
+        warn!(
+            policy,
+            "Redis evicts sessions when its memory is full; set maxmemory-policy to noeviction"
+        );
+    }
+    if let Some(ahead) = survey.ahead.filter(|ahead| ahead.abs() > CLOCK_TOLERANCE) {
+        warn!(
+            seconds_ahead = ahead / 1000,
+            "the clock of this machine differs from that of Redis; synchronize both (NTP): sessions expire by ours"
+        );
+    }
 }
 
 impl StoreSet {

@@ -29,7 +29,7 @@ impl Connection {
         tasks: &Tasks,
         on_drain: impl FnOnce() + Send + 'static,
     ) -> Result<Self, Error> {
-        let (socket, protocol) = to.dial().await?;
+        let (socket, protocol) = to.dial().await.inspect_err(|_| metrics.connect_failed())?;
         let open = metrics.connection_opened();
         // The connection's task owns this until it ends, or the drain begins.
         let on_drain = move || {

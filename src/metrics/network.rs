@@ -77,12 +77,14 @@ pub(super) struct Network {
     connections_open: Gauges,
     connections_aborted: Counters,
     tls_handshakes: Counters,
+    accept_paused: Gauges,
     stalled_streams: Gauge,
     upstream_requests: Counters,
     upstream_requests_in_flight: Gauges,
     upstream_request_duration: Family<Labels, Histogram, fn() -> Histogram>,
     upstream_connections: Counters,
     upstream_connections_open: Gauges,
+    upstream_connect_failures: Counters,
     upstream_health: Arc<UpstreamHealths>,
 }
 
@@ -127,6 +129,11 @@ impl Network {
                 "Completed TLS handshakes, by listener, version and whether a session was resumed",
                 counter,
             ),
+            accept_paused: register.family(
+                "accept_paused",
+                "Workers that accept no connections of a listener, because descriptors are scarce",
+                gauge,
+            ),
             stalled_streams: register.default(
                 "stalled_streams",
                 "HTTP/2 streams whose client does not read its response",
@@ -155,6 +162,11 @@ impl Network {
                 "upstream_connections_open",
                 "Open connections to an upstream",
                 gauge,
+            ),
+            upstream_connect_failures: register.family(
+                "upstream_connect_failures",
+                "Connections to an upstream that could not be opened",
+                counter,
             ),
             upstream_health: Arc::new(UpstreamHealths {
                 gauge: register.family(
@@ -187,6 +199,7 @@ impl Network {
                 self.connections_aborted.get_or_create_owned(&vec![listener(), reason.pair()])
             }),
             tls_handshakes: ByLabel::new(handshakes),
+            accept_paused: self.accept_paused.get_or_create_owned(&vec![listener()]),
             stalled_streams: self.stalled_streams.clone(),
         }
     }
@@ -202,6 +215,7 @@ impl Network {
             duration: self.upstream_request_duration.get_or_create_owned(&labels),
             connections: self.upstream_connections.get_or_create_owned(&labels),
             connections_open: self.upstream_connections_open.get_or_create_owned(&labels),
+            connect_failures: self.upstream_connect_failures.get_or_create_owned(&labels),
             health: Arc::clone(&self.upstream_health),
             url: url.into(),
         }
@@ -216,6 +230,7 @@ pub struct ListenerMetrics {
     connections_aborted: ByLabel<AbortReason, Counter>,
     /// By version: of full handshakes, and of resumed ones.
     tls_handshakes: ByLabel<TlsVersion, [Counter; 2]>,
+    accept_paused: Gauge,
     stalled_streams: Gauge,
 }
 
@@ -224,6 +239,11 @@ impl ListenerMetrics {
     pub(crate) fn connection_opened(&self) -> GaugeGuard {
         self.connections.inc();
         GaugeGuard::new(&self.connections_open)
+    }
+
+    /// Counts a worker as accepting no connections until the guard is dropped.
+    pub(crate) fn accept_paused(&self) -> GaugeGuard {
+        GaugeGuard::new(&self.accept_paused)
     }
 
     /// Counts a connection that was refused or closed early.
@@ -262,6 +282,7 @@ pub struct UpstreamMetrics {
     duration: Histogram,
     connections: Counter,
     connections_open: Gauge,
+    connect_failures: Counter,
     health: Arc<UpstreamHealths>,
 }
 
@@ -281,6 +302,11 @@ impl UpstreamMetrics {
     pub(crate) fn connection_opened(&self) -> GaugeGuard {
         self.connections.inc();
         GaugeGuard::new(&self.connections_open)
+    }
+
+    /// Counts a connection that could not be opened.
+    pub(crate) fn connect_failed(&self) {
+        self.connect_failures.inc();
     }
 
     /// Adds a route that sends requests to this upstream.

@@ -50,6 +50,9 @@ pub(super) enum Error {
     /// With a description for the log only.
     #[error("failed to apply X-Session-Patch: {0}")]
     Patch(String),
+    /// The store did not take the patch in a response header.
+    #[error("failed to apply X-Session-Patch: {0}")]
+    PatchNotStored(String),
     /// With the time until another session may be created.
     #[error("too many new sessions from the client's address")]
     TooManyNewSessions(Duration),
@@ -114,6 +117,9 @@ impl Error {
     pub(super) fn from_patch_failure(failure: &Failure) -> Self {
         match failure {
             Failure::TooManyNewSessions { retry_after } => Self::TooManyNewSessions(*retry_after),
+            failure @ (Failure::Store(_) | Failure::NotLoaded) => {
+                Self::PatchNotStored(failure.to_string())
+            }
             failure => Self::Patch(failure.to_string()),
         }
     }
@@ -143,7 +149,7 @@ impl Error {
             Self::SessionBusy(_) | Self::Upstream(_) | Self::Switched | Self::Patch(_) => {
                 Outcome::UpstreamError
             }
-            Self::Store(_) => Outcome::StoreError,
+            Self::Store(_) | Self::PatchNotStored(_) => Outcome::StoreError,
             Self::Header(_) => Outcome::InternalError,
         }
     }
@@ -181,7 +187,9 @@ impl Error {
             }
             Self::Upstream(error) if error.is_request_body() => StatusCode::BAD_REQUEST,
             Self::Upstream(error) if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
-            Self::Upstream(_) | Self::Switched | Self::Patch(_) => StatusCode::BAD_GATEWAY,
+            Self::Upstream(_) | Self::Switched | Self::Patch(_) | Self::PatchNotStored(_) => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::Store(StoreError::Corrupt(_)) | Self::Header(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
@@ -218,7 +226,7 @@ impl Error {
             Self::Upstream(_) | Self::Switched => {
                 ("upstream_unavailable", "The site did not respond. Please try again in a moment.")
             }
-            Self::Patch(_) => {
+            Self::Patch(_) | Self::PatchNotStored(_) => {
                 ("session_patch_failed", "The site's changes to your session could not be saved.")
             }
             Self::TooManyNewSessions(_) => (
@@ -234,6 +242,10 @@ impl Error {
             }
             Self::Header(_) => ("internal_error", "Internal error."),
         }
+    }
+
+    fn is_of_patch(&self) -> bool {
+        matches!(self, Self::Patch(_) | Self::PatchNotStored(_))
     }
 
     /// Returns the response: a short HTML page, or a problem (RFC 9457) for clients that prefer JSON.
@@ -255,7 +267,7 @@ impl Error {
         let as_problem = match accepts {
             Accepts::Html => false,
             Accepts::Json => true,
-            Accepts::Anything => matches!(self, Self::Patch(_) | Self::TooManyNewSessions(_)),
+            Accepts::Anything => self.is_of_patch() || matches!(self, Self::TooManyNewSessions(_)),
         };
         let (media_type, text) = if as_problem {
             (Problem::MEDIA_TYPE, problem.json())

@@ -11,6 +11,7 @@ use tokio::time::sleep;
 
 use super::connection::Server;
 use super::{Address, BoundListener, ConnectionLimit, Handler, Peer, Settings};
+use crate::log::limited;
 use crate::net::descriptors::{self, Use};
 use crate::net::socket::Socket;
 use crate::tasks::Tasks;
@@ -50,7 +51,8 @@ pub async fn serve<H: Handler>(
         match accepted {
             Ok(Accepted { mut socket, client, open }) => {
                 if server.leaves_descriptors() && descriptors::are_scarce(&socket, Use::Client) {
-                    wait_for_descriptors(&socket, &tasks).await;
+                    let _paused = server.metrics().accept_paused();
+                    wait_for_descriptors(&socket, &address, &tasks).await;
                 }
                 let mut peer = Peer::new(client, Arc::clone(&address), scheme);
                 let (server, limit) = (Arc::clone(&server), limit.clone());
@@ -81,11 +83,19 @@ pub async fn serve<H: Handler>(
 }
 
 /// Waits until other descriptors were closed. All other connections stay in the backlog.
-async fn wait_for_descriptors(socket: &Socket, tasks: &Tasks) {
-    tracing::warn!("out of file descriptors; pausing accept");
+async fn wait_for_descriptors(socket: &Socket, address: &Address, tasks: &Tasks) {
+    let limit = descriptors::limit();
+    limited!(
+        warn,
+        "accept_paused",
+        %address,
+        limit,
+        "out of file descriptors; accepting no connections until some are closed; raise the limit (LimitNOFILE, ulimit -n)"
+    );
     while !tasks.is_draining() && descriptors::will_be_scarce(socket, Use::Client) {
         pause(tasks).await;
     }
+    limited!(info, "accept_resumed", %address, "accepting connections again");
 }
 
 async fn pause(tasks: &Tasks) {

@@ -139,7 +139,13 @@ async fn last_descriptors_are_reserved() {
     for _ in 0..200 {
         crowd.push(TcpStream::connect(serving.public).await.unwrap());
     }
-    program.wait_for_log("out of file descriptors; pausing accept").await;
+    program.wait_for_log("out of file descriptors; accepting no connections").await;
+    let metrics = "GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let metrics = exchange(serving.admin, metrics).await;
+    let paused = format!("cloakroom_accept_paused{{listener=\"{}\"}} ", serving.public);
+    let workers: u32 =
+        metrics.split(&paused).nth(1).unwrap().lines().next().unwrap().parse().unwrap();
+    assert!(workers > 0, "{metrics}");
     for _ in 0..20 {
         assert!(ask(&mut served).await.starts_with("HTTP/1.1 200"));
         let ready = "GET /ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";

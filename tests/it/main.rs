@@ -88,3 +88,4 @@ mod upgrade;
 mod upstream_faults;
 mod upstream_h2;
 mod upstreams;
+mod warnings;

@@ -1,4 +1,4 @@
-//! A check of a deployment at the start: does its access list allow all commands, and does it evict sessions?
+//! A check of a deployment at the start: does its access list allow all commands, does it evict sessions, and what time does it have?
 
 use std::time::Duration;
 
@@ -19,12 +19,12 @@ use crate::time::Timestamp;
 const PROBE_LASTS: Duration = Duration::from_secs(1);
 
 /// The result of a survey.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Survey {
-    /// It keeps sessions, as far as it reports.
-    Keeps,
-    /// If its memory is full it evicts sessions, by this policy.
-    Evicts(String),
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Survey {
+    /// The policy by which it evicts sessions if its memory is full; `None` if it keeps them, as far as it reports.
+    pub(crate) evicts: Option<String>,
+    /// The difference of our clock and its own, in milliseconds: positive if ours is ahead.
+    pub(crate) ahead: Option<i64>,
 }
 
 /// Why a survey failed.
@@ -39,7 +39,7 @@ pub enum SurveyError {
 }
 
 impl Deployment {
-    /// Creates, changes, uses and removes a session, and asks for the eviction policy.
+    /// Creates, changes, uses and removes a session, and asks for the eviction policy and the time.
     pub(crate) async fn survey(
         &self,
         policy: &Policy,
@@ -53,7 +53,8 @@ impl Deployment {
                 None => SurveyError::of(error),
             });
         }
-        Ok(store.eviction().await.unwrap_or(Survey::Keeps))
+        let ahead = store.server_time().await.map(|time| now.as_millis() - time);
+        Ok(Survey { evicts: store.eviction().await, ahead })
     }
 }
 
@@ -117,21 +118,30 @@ impl Redis {
         Ok(())
     }
 
-    /// `None` if the server does not report it.
-    async fn eviction(&self) -> Option<Survey> {
+    /// Returns the policy of the first node that evicts; `None` if none does, or does not report it.
+    async fn eviction(&self) -> Option<String> {
+        let policies = self.info("memory", "maxmemory_policy:").await?;
+        policies.into_iter().find(|policy| policy != "noeviction")
+    }
+
+    /// Returns the clock of the first node, in milliseconds since the epoch; `None` if it does not report it.
+    async fn server_time(&self) -> Option<i64> {
+        let times = self.info("server", "server_time_usec:").await?;
+        times.first()?.parse::<i64>().ok().map(|microseconds| microseconds / 1000)
+    }
+
+    /// Asks every node for a field of INFO.
+    async fn info(&self, section: &str, field: &str) -> Option<Vec<String>> {
         let deadline = self.deadline();
         let mut info = cmd("INFO");
-        info.arg("memory");
+        info.arg(section);
+        let mut found = Vec::new();
         for node in self.nodes(deadline).await.ok()? {
             let answer = self.servers.call_at(node.as_ref(), Request::One(&info), deadline).await;
             let text: String = from_redis_value(answer.map_err(error::of_read).ok()?).ok()?;
-            let mut lines = text.lines();
-            let policy = lines.find_map(|line| line.strip_prefix("maxmemory_policy:"))?;
-            if policy != "noeviction" {
-                return Some(Survey::Evicts(policy.to_owned()));
-            }
+            found.push(text.lines().find_map(|line| line.strip_prefix(field))?.to_owned());
         }
-        Some(Survey::Keeps)
+        Some(found)
     }
 }
 
