@@ -273,6 +273,14 @@ async fn accept(arguments: Vec<&str>) {
     }
     let mut command = cloakroom();
     command.current_dir(directory.path()).args(&arguments).stdout(Stdio::null());
+    if arguments[0] == "sessions" {
+        let program = Program::start(&file);
+        let admin = format!("[admin]\naddress = \"{}\"", program.serving().await.admin);
+        fs::write(&file, listeners.replace("[admin]\naddress = \"127.0.0.1:0\"", &admin)).unwrap();
+        command.env("STATE_DIRECTORY", directory.path());
+        assert!(command.status().unwrap().success(), "{arguments:?}");
+        return;
+    }
     if arguments[0].starts_with("--") {
         // The arguments are checked, and a listener that is taken ends the start.
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

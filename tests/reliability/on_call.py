@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """A practice for the person on call: a site with two instances of Cloakroom, under load, gets one of ten faults.
 
     on_call.py --binary PATH [--fault NAME] DIRECTORY
