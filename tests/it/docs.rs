@@ -140,7 +140,9 @@ fn configurations_are_valid() {
             let directory = tempfile::tempdir().unwrap();
             write_files(directory.path());
             // Secrets that a guide keeps elsewhere.
-            let mut block = block.replace("/etc/cloakroom/", "");
+            let mut block = block
+                .replace("/etc/cloakroom/", "")
+                .replace("/run/credentials/cloakroom.service/", "");
             if block.contains("[store") && !block.contains("keys =") {
                 let url = if block.contains("url =") { "" } else { "url = \"redis://a\"" };
                 let store = if block.contains("[store]") { "" } else { "[store]" };
@@ -207,6 +209,8 @@ fn every_block_has_a_test() {
                 "sh" if !block.starts_with("#!") => true,
                 // `examples.rs`
                 "php" | "python" | "js" | "sh" => examples.iter().any(|example| example == block),
+                // `packaging/debian/test`
+                "ini" => page.ends_with("install.md"),
                 // The access rules, by `redis` tests; scrape settings and alerts, by `metrics.rs`.
                 "" | "yaml" | "promql" => {
                     page.ends_with("redis.md") || page.ends_with("metrics.md")
@@ -219,10 +223,10 @@ fn every_block_has_a_test() {
 }
 
 /// Runs every command of Cloakroom in the `sh` blocks; those of Docker are run by `docker/check`, and those
-/// of the tests and benches are the tests and benches.
+/// of the tests and benches are the tests and benches, and `packaging/debian/test` runs those of install.md.
 #[tokio::test]
 async fn commands_are_accepted() {
-    const OTHERS: [&str; 10] = [
+    const OTHERS: [&str; 12] = [
         "cargo",
         "tests/",
         "benches/",
@@ -232,7 +236,9 @@ async fn commands_are_accepted() {
         "done",
         "-e ",
         "(umask 077 && cloakroom generate-key",
-        "sudo install",
+        "sudo",
+        "packaging/",
+        "curl http://localhost:8080",
     ];
     let mut count = 0;
     for (page, text) in markdown() {
