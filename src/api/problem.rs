@@ -154,7 +154,7 @@ impl From<StoreError> for Problem {
         let detail = error.to_string();
         match error {
             StoreError::Unavailable(_) => problem(503, "store_unavailable", detail),
-            StoreError::Full => problem(503, "store_full", detail),
+            StoreError::Full(_) => problem(503, "store_full", detail),
             StoreError::OutcomeUnknown(_) => problem(504, "outcome_unknown", detail),
             StoreError::Corrupt(_) => internal(),
         }

@@ -47,7 +47,7 @@ impl From<Fault> for Error {
         match fault.kind {
             Kind::Unavailable | Kind::Damaged => Self::Unavailable(cause),
             Kind::OutcomeUnknown => Self::OutcomeUnknown(cause),
-            Kind::Full => Self::Full,
+            Kind::Full => Self::Full(cause),
             Kind::Corrupt => Self::Corrupt(cause),
         }
     }

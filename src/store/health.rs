@@ -1,7 +1,7 @@
 //! Store health: tracks whether the store can be read and written, from its calls and probes.
 
 use std::error::Error as _;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use tracing::{error, info};
 
 use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Swept, Unproven, Want};
 use crate::metrics::{Metrics, StoreAccess};
+use crate::redis::whole;
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
@@ -37,6 +38,7 @@ pub(crate) enum Location {
 pub(crate) struct Health {
     location: Location,
     metrics: Metrics,
+    created: Instant,
     read: Side,
     write: Side,
 }
@@ -47,6 +49,8 @@ struct Side {
     /// True while `history` is `reached` and has no failure. A successful call, which is nearly every
     /// one, then changes nothing and takes no lock.
     works: AtomicBool,
+    /// The time of the last answer, in milliseconds after [`Health::created`], plus 1; 0 before the first.
+    answered: AtomicU64,
     history: Mutex<History>,
 }
 
@@ -54,8 +58,50 @@ struct Side {
 struct History {
     /// True once a call has succeeded.
     reached: bool,
-    /// The last failure, if there was no recovery since.
-    failed_at: Option<Instant>,
+    /// The failure, if there was no recovery since.
+    failure: Option<Failure>,
+}
+
+#[derive(Debug)]
+struct Failure {
+    since: Instant,
+    last: Instant,
+    /// The last error and its causes.
+    cause: String,
+}
+
+/// What the last calls say about reads or writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// There was no call yet.
+    NotUsed,
+    /// The last call succeeded, this long ago.
+    Works { age: Duration },
+    Fails {
+        /// The time since the last call.
+        age: Duration,
+        /// The time since the first of the calls that failed.
+        lasts: Duration,
+        /// The last error, as the log has it.
+        cause: String,
+    },
+}
+
+/// What the last calls say about the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Report {
+    pub(crate) read: Access,
+    pub(crate) write: Access,
+}
+
+impl Access {
+    /// Returns the time since the last call, if there was one.
+    pub(crate) fn age(&self) -> Option<Duration> {
+        match self {
+            Self::NotUsed => None,
+            Self::Works { age } | Self::Fails { age, .. } => Some(*age),
+        }
+    }
 }
 
 impl Side {
@@ -71,7 +117,8 @@ impl Health {
         let up = location != Location::Network;
         metrics.store_up(StoreAccess::Read, up);
         metrics.store_up(StoreAccess::Write, up);
-        Self { location, metrics, read: Side::default(), write: Side::default() }
+        let (read, write) = (Side::default(), Side::default());
+        Self { location, metrics, created: Instant::now(), read, write }
     }
 
     /// Returns true if [`Self::is_ready`] needs a probe first: a store on disk always, since an
@@ -101,13 +148,37 @@ impl Health {
         self.location == Location::Disk && self.is_down()
     }
 
+    /// Returns what the last calls say.
+    pub(crate) fn report(&self) -> Report {
+        Report { read: self.access(&self.read), write: self.access(&self.write) }
+    }
+
+    fn access(&self, side: &Side) -> Access {
+        let answered = side.answered.load(Ordering::Relaxed);
+        if answered == 0 {
+            return Access::NotUsed;
+        }
+        let age = self.created.elapsed().saturating_sub(Duration::from_millis(answered - 1));
+        match &side.history().failure {
+            None => Access::Works { age },
+            Some(Failure { since, cause, .. }) => {
+                Access::Fails { age, lasts: since.elapsed(), cause: cause.clone() }
+            }
+        }
+    }
+
+    fn answered(&self, side: &Side) {
+        let millis = u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        side.answered.store(millis + 1, Ordering::Relaxed);
+    }
+
     fn was_reached(&self) -> bool {
         let reached = |access| self.side(access).history().reached;
         reached(StoreAccess::Read) && reached(StoreAccess::Write)
     }
 
     fn is_down(&self) -> bool {
-        let down = |access| self.side(access).history().failed_at.is_some();
+        let down = |access| self.side(access).history().failure.is_some();
         down(StoreAccess::Read) || down(StoreAccess::Write)
     }
 
@@ -120,22 +191,23 @@ impl Health {
 
     fn succeeded(&self, access: StoreAccess) {
         let side = self.side(access);
+        self.answered(side);
         if side.works.load(Ordering::Relaxed) {
             return;
         }
         // The lock is held until the metric is set, so that it shows the last change.
         let mut history = side.history();
         let was_reached = std::mem::replace(&mut history.reached, true);
-        match history.failed_at {
+        match &history.failure {
             None if was_reached => return,
             None => {}
-            Some(failed_at)
-                if self.location != Location::Network && failed_at.elapsed() < RECOVERY_DELAY =>
+            Some(Failure { last, .. })
+                if self.location != Location::Network && last.elapsed() < RECOVERY_DELAY =>
             {
                 return;
             }
             Some(_) => {
-                history.failed_at = None;
+                history.failure = None;
                 if self.location != Location::Network {
                     info!(operation = access.as_str(), "session store recovered");
                 }
@@ -147,10 +219,15 @@ impl Health {
 
     fn failed(&self, access: StoreAccess, error: &Error) {
         let side = self.side(access);
+        let cause = whole(error);
+        let last = Instant::now();
         let mut history = side.history();
-        if history.failed_at.replace(Instant::now()).is_some() {
+        self.answered(side);
+        if let Some(failure) = &mut history.failure {
+            *failure = Failure { since: failure.since, last, cause };
             return;
         }
+        history.failure = Some(Failure { since: last, last, cause });
         side.works.store(false, Ordering::Relaxed);
         self.metrics.store_up(access, false);
         if self.location != Location::Network {
@@ -300,7 +377,7 @@ mod tests {
     }
 
     fn fail(health: &Health) {
-        health.failed(StoreAccess::Write, &Error::Full);
+        health.failed(StoreAccess::Write, &Error::Full("no space left".into()));
     }
 
     #[test]
@@ -336,5 +413,21 @@ mod tests {
         assert!(!health.was_reached());
         health.record_write(&Err::<(), _>(Error::Corrupt("one record".into())), |()| true);
         assert!(!health.is_down());
+    }
+
+    #[test]
+    fn report_has_the_last_cause() {
+        let health = health(Location::Network);
+        assert_eq!(health.report(), Report { read: Access::NotUsed, write: Access::NotUsed });
+        health.succeeded(StoreAccess::Read);
+        fail(&health);
+        health.failed(StoreAccess::Write, &Error::Unavailable("READONLY".into()));
+        let Report { read, write } = health.report();
+        assert!(matches!(read, Access::Works { .. }), "{read:?}");
+        let Access::Fails { cause, age, lasts } = write else { panic!("{write:?}") };
+        assert_eq!(cause, "the store is not available: READONLY");
+        assert!(age <= lasts + Duration::from_millis(1), "{age:?} {lasts:?}");
+        health.succeeded(StoreAccess::Write);
+        assert!(matches!(health.report().write, Access::Works { .. }));
     }
 }

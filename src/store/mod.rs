@@ -102,7 +102,7 @@ pub trait Store: Backend {
     fn sweep<'a>(&'a self, now: Timestamp, policy: &'a Policy) -> Answer<'a, Swept>;
 
     /// Records which session keys this instance has, and returns what was recorded before. A key
-    /// that it no longer has is removed from the record.
+    /// that it no longer has is removed from the record. With no keys it only reads.
     fn exchange_keys<'a>(&'a self, own: &'a [Fingerprint], now: Timestamp)
     -> Answer<'a, KnownKeys>;
 
@@ -266,7 +266,7 @@ pub enum Error {
     OutcomeUnknown(#[source] Cause),
     /// The store has no room; nothing has changed.
     #[error("the store is full")]
-    Full,
+    Full(#[source] Cause),
     /// The record is not one that we wrote.
     #[error("corrupt record")]
     Corrupt(#[source] Cause),

@@ -77,7 +77,9 @@ impl State {
         if needed > freed {
             let excess = (self.bytes - freed + needed).saturating_sub(max_bytes);
             if excess > self.unproven_bytes - spared {
-                return Err(Error::Full);
+                return Err(Error::Full(
+                    format!("records take {} of {max_bytes} bytes", self.bytes).into(),
+                ));
             }
             evicted = self.evict(excess, id);
         }

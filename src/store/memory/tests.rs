@@ -77,10 +77,10 @@ fn store_full_of_proven_records_refuses_new_ones() {
         let logged_in = create(&store, &one).await.expect("room");
         // What cannot be made room for evicts nothing.
         let refused = create(&store, &of(now, 5000, true)).await;
-        assert!(matches!(refused, Err(Error::Full)), "{refused:?}");
+        assert!(matches!(refused, Err(Error::Full(_))), "{refused:?}");
         let grows = Patch::of(Op::Set(key("a"), text(5000)));
         let refused = patch(&store, unproven, &grows, Want::Meta).await;
-        assert!(matches!(refused, Err(Error::Full)), "{refused:?}");
+        assert!(matches!(refused, Err(Error::Full(_))), "{refused:?}");
         for id in [unproven, proven, logged_in] {
             assert!(stands(&store, id).await);
         }

@@ -3,14 +3,18 @@
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use crate::redis::{CallError, is_demoted, is_denied};
-use crate::store::Error;
+use crate::store::{Cause, Error};
+
+/// The server has not replied within the deadline.
+#[derive(Debug, thiserror::Error)]
+#[error("Redis does not reply")]
+struct NoReply(#[source] Cause);
 
 /// Converts the error of a read.
 pub(super) fn of_read(error: CallError) -> Error {
     match error {
-        CallError::NotSent(cause) | CallError::Closed(cause) | CallError::TimedOut(cause) => {
-            Error::Unavailable(cause)
-        }
+        CallError::NotSent(cause) | CallError::Closed(cause) => Error::Unavailable(cause),
+        CallError::TimedOut(cause) => Error::Unavailable(NoReply(cause).into()),
         CallError::Refused(error) => refused(error),
     }
 }
@@ -19,7 +23,8 @@ pub(super) fn of_read(error: CallError) -> Error {
 pub(super) fn of_write(error: CallError) -> Error {
     match error {
         CallError::NotSent(cause) => Error::Unavailable(cause),
-        CallError::Closed(cause) | CallError::TimedOut(cause) => Error::OutcomeUnknown(cause),
+        CallError::Closed(cause) => Error::OutcomeUnknown(cause),
+        CallError::TimedOut(cause) => Error::OutcomeUnknown(NoReply(cause).into()),
         CallError::Refused(error) => refused(error),
     }
 }
@@ -46,7 +51,7 @@ pub(super) fn refuses_changes(error: &CallError) -> Option<&RedisError> {
 /// script's own.
 fn refused(error: RedisError) -> Error {
     if says(&error, "OOM") {
-        Error::Full
+        Error::Full(error.into())
     } else if is_about_a_session(&error) {
         Error::Corrupt(error.into())
     } else {

@@ -158,7 +158,7 @@ impl SurveyError {
 pub(super) fn denial(error: &Error) -> Option<String> {
     let cause = match error {
         Error::Unavailable(cause) | Error::Corrupt(cause) => cause,
-        Error::OutcomeUnknown(_) | Error::Full => return None,
+        Error::OutcomeUnknown(_) | Error::Full(_) => return None,
     };
     let refusal = cause.downcast_ref::<RedisError>().filter(|refusal| is_denied(refusal))?;
     Some(whole(refusal))

@@ -270,7 +270,7 @@ fn full_disk_is_reported_and_changes_nothing() {
             patch(&store, id, &set, Want::Meta),
             patch(&store, id, &small, Want::Meta)
         );
-        assert!(matches!(full, Err(Error::Full)), "{full:?}");
+        assert!(matches!(full, Err(Error::Full(_))), "{full:?}");
         limit(1000).await.expect("limited");
         patch(&store, id, &set, Want::Meta).await.expect("answered").expect("applied");
     });

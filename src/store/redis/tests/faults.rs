@@ -14,10 +14,10 @@ fn full_server_refuses_changes() {
         raw(&store, &["CONFIG", "SET", "maxmemory", "1"]).await;
         for one in [increment(1), Patch::of(Op::Set(key("a"), json("1")))] {
             let changed = patch(&store, id, &one, Want::Meta).await;
-            assert!(matches!(changed, Err(Error::Full)), "{changed:?}");
+            assert!(matches!(changed, Err(Error::Full(_))), "{changed:?}");
         }
         let created = store.create(new_id(), &record_of_ada(now()), &POLICY).await;
-        assert!(matches!(created, Err(Error::Full)), "{created:?}");
+        assert!(matches!(created, Err(Error::Full(_))), "{created:?}");
         raw(&store, &["CONFIG", "SET", "maxmemory", "0"]).await;
         assert_eq!(store.load(id, Want::Values).await.expect("loaded"), before);
         apply(&store, id, &increment(1), Want::Meta).await;
