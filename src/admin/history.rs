@@ -1,4 +1,4 @@
-//! The last hour, as one sample a minute: for the rates and the graphs of the page.
+//! The last minute as samples, and the last hour as one point a minute: for the rates and the graphs of the page.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,14 +9,18 @@ use serde::Serialize;
 use crate::metrics::{Metrics, Samples};
 use crate::tasks::Tasks;
 
-/// Samples of the metrics: those of the last two minutes, and what the graphs show of the last hour.
+/// Samples of the metrics in the last minute, and what the graphs show of the last hour.
 #[derive(Debug)]
 pub(super) struct History(Mutex<Ring>);
 
 #[derive(Debug)]
 struct Ring {
-    /// The latest sample, and the one before; at first that of the start.
-    samples: [Arc<Samples>; 2],
+    /// Oldest first; at first that of the start.
+    samples: VecDeque<Arc<Samples>>,
+    /// The sample at the end of the latest minute.
+    minute: Arc<Samples>,
+    /// Samples since then.
+    since_minute: usize,
     points: VecDeque<Point>,
 }
 
@@ -30,10 +34,22 @@ pub(super) struct Point {
 }
 
 /// The interval between samples.
-const INTERVAL: Duration = Duration::from_mins(1);
+const INTERVAL: Duration = Duration::from_secs(5);
 
-/// A rate over less than this would say little.
-const MIN_WINDOW: Duration = Duration::from_secs(10);
+/// Samples of a minute.
+const IN_A_MINUTE: usize = 12;
+
+/// The number of samples that are kept: of a minute, and one more because the latest may be of this moment.
+const SAMPLES: usize = IN_A_MINUTE + 2;
+
+/// A time over which rates are computed. It is up to [`INTERVAL`] longer, and shorter after the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Window {
+    /// Enough for steady rates and quantiles.
+    Minute,
+    /// What happens now: a rate over less than this would say little.
+    TenSeconds,
+}
 
 /// The outcomes of requests that an operator has to look at.
 const FAILURES: [&str; 3] = ["upstream_error", "store_error", "internal_error"];
@@ -44,7 +60,9 @@ impl History {
 
     pub(super) fn new(metrics: &Metrics) -> Self {
         let start = Arc::new(metrics.samples());
-        Self(Mutex::new(Ring { samples: [Arc::clone(&start), start], points: VecDeque::new() }))
+        let samples = VecDeque::from([Arc::clone(&start)]);
+        let points = VecDeque::new();
+        Self(Mutex::new(Ring { samples, minute: start, since_minute: 0, points }))
     }
 
     /// Takes samples until the drain.
@@ -61,10 +79,18 @@ impl History {
     }
 
     fn push(&self, samples: Samples) {
+        let samples = Arc::new(samples);
         let mut ring = self.ring();
-        let [last, _] = &ring.samples;
-        let point = Point::between(last, &samples);
-        ring.samples = [Arc::new(samples), Arc::clone(last)];
+        ring.samples.push_back(Arc::clone(&samples));
+        if ring.samples.len() > SAMPLES {
+            ring.samples.pop_front();
+        }
+        ring.since_minute += 1;
+        if ring.since_minute < IN_A_MINUTE {
+            return;
+        }
+        let point = Point::between(&ring.minute, &samples);
+        (ring.minute, ring.since_minute) = (samples, 0);
         if ring.points.len() >= Self::POINTS {
             ring.points.pop_front();
         }
@@ -72,10 +98,14 @@ impl History {
     }
 
     /// Returns the sample since which rates are computed.
-    pub(super) fn base(&self) -> Arc<Samples> {
+    pub(super) fn base(&self, window: Window) -> Arc<Samples> {
+        let wanted = match window {
+            Window::Minute => Duration::from_mins(1),
+            Window::TenSeconds => Duration::from_secs(10),
+        };
         let ring = self.ring();
-        let [last, before] = &ring.samples;
-        Arc::clone(if last.at.elapsed() < MIN_WINDOW { before } else { last })
+        let latest = ring.samples.iter().rev().find(|sample| sample.at.elapsed() >= wanted);
+        Arc::clone(latest.or_else(|| ring.samples.front()).unwrap_or(&ring.minute))
     }
 
     /// Returns the minutes, oldest first.
@@ -114,13 +144,16 @@ mod tests {
         let metrics = Metrics::new();
         let history = History::new(&metrics);
         assert!(history.points().is_empty());
-        for _ in 0..History::POINTS + 5 {
-            metrics.request(Outcome::Forwarded, 200, Duration::ZERO);
-            metrics.request(Outcome::StoreError, 503, Duration::ZERO);
+        for number in 0..(History::POINTS + 5) * IN_A_MINUTE {
+            if number % IN_A_MINUTE == 0 {
+                metrics.request(Outcome::Forwarded, 200, Duration::ZERO);
+                metrics.request(Outcome::StoreError, 503, Duration::ZERO);
+            }
             history.push(metrics.samples());
         }
         let points = history.points();
         assert_eq!(points.len(), History::POINTS);
+        assert_eq!(history.ring().samples.len(), SAMPLES);
         // The samples are less than a second apart, which counts as one.
         let expected =
             Point { requests_per_second: 2.0, failures_per_second: 1.0, upstream_p99: None };
@@ -134,7 +167,7 @@ mod tests {
         let recorder = Arc::clone(&history);
         let (recorded, of) = (metrics.clone(), tasks.clone());
         let recording = tasks.run(async move { recorder.record(recorded, of).await });
-        tokio::time::sleep(INTERVAL * 3 + INTERVAL / 2).await;
+        tokio::time::sleep(Duration::from_secs(3 * 60 + 30)).await;
         assert_eq!(history.points().len(), 3);
         tasks.drain();
         assert!(recording.await.is_ok());

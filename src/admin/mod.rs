@@ -13,21 +13,26 @@ mod attempts;
 mod audit;
 pub(crate) mod config;
 mod end;
+mod findings;
 mod graph;
 mod guard;
 mod history;
+mod keys;
 mod list;
 mod logins;
 mod now;
+mod now_html;
 mod page;
 mod pages;
 mod problem;
+mod rates;
 mod readiness;
 mod response;
 mod route;
 mod search;
 mod session;
 mod summary;
+mod upstreams;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,11 +46,14 @@ use crate::body::Body;
 use crate::metrics::Metrics;
 use crate::net::host::OwnNames;
 use crate::server::{Address, Handler, Peer, Responding, Tasks};
-use crate::sessions::{Probed, Sessions};
+use crate::session::key_ring::Fingerprint;
+use crate::sessions::{ComparedKeys, Probed, Sessions};
+use crate::time::Timestamp;
 
 use config::{Config, Tokens};
 use guard::{Availability, GuardState};
 use history::History;
+use keys::Comparison;
 use pages::Pages;
 
 pub(crate) use self::readiness::Readiness;
@@ -77,6 +85,8 @@ pub(crate) struct Settings {
     show_values: bool,
     /// The kind of the store.
     store: &'static str,
+    /// The limit on connections.
+    connections: u64,
 }
 
 /// What the pages keep in the process.
@@ -84,13 +94,20 @@ pub(crate) struct Settings {
 pub(crate) struct State {
     guard: GuardState,
     history: History,
+    keys: Comparison,
 }
 
 impl Settings {
-    /// Creates settings; `store` is the kind of the store.
-    pub(crate) fn new(config: &Config, tokens: Tokens, store: &'static str) -> Self {
+    /// Creates settings; `store` is the kind of the store, and `connections` the limit on connections.
+    pub(crate) fn new(
+        config: &Config,
+        tokens: Tokens,
+        store: &'static str,
+        connections: usize,
+    ) -> Self {
         let availability = Availability::of(config, &tokens);
-        Self { tokens, availability, show_values: config.show_values, store }
+        let connections = u64::try_from(connections).unwrap_or(u64::MAX);
+        Self { tokens, availability, show_values: config.show_values, store, connections }
     }
 
     /// Logs that the pages about sessions are off, if they are.
@@ -103,10 +120,21 @@ impl Settings {
 
 impl State {
     pub(crate) fn new(metrics: &Metrics) -> Self {
-        Self { guard: GuardState::default(), history: History::new(metrics) }
+        let (guard, keys) = (GuardState::default(), Comparison::default());
+        Self { guard, history: History::new(metrics), keys }
     }
 
-    /// Samples the metrics once a minute, until the drain.
+    /// Keeps the result of a comparison of session keys with other instances.
+    pub(crate) fn keys_compared(&self, compared: ComparedKeys, now: Timestamp) {
+        self.keys.set(compared, now);
+    }
+
+    /// Keeps the session keys that other instances have recorded since.
+    pub(crate) fn keys_recorded(&self, keys: Vec<Fingerprint>, now: Timestamp) {
+        self.keys.set_recorded(keys, now);
+    }
+
+    /// Samples the metrics, until the drain.
     pub(crate) async fn record_history(self: Arc<Self>, metrics: Metrics, tasks: Tasks) {
         self.history.record(metrics, tasks).await;
     }
@@ -139,8 +167,8 @@ impl Admin {
         tasks: Tasks,
         settings: Arc<Settings>,
     ) -> Self {
-        let state = Arc::clone(&base.state);
-        Self { base, pages: Pages { sessions, tasks, settings, state } }
+        let (state, readiness) = (Arc::clone(&base.state), Arc::clone(&base.readiness));
+        Self { base, pages: Pages { sessions, tasks, settings, state, readiness } }
     }
 
     fn sessions(&self) -> &Sessions {

@@ -4,6 +4,7 @@ use std::fmt::{self, Write as _};
 
 use http::{Response, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
 
 use super::guard::Operator;
 use super::logins::Right;
@@ -226,6 +227,16 @@ impl fmt::Display for Sentence<'_> {
             write!(f, "{}{}.", Text(&first.to_uppercase().to_string()), Text(rest.as_str()))?;
         }
         Ok(())
+    }
+}
+
+/// A time in JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rfc3339(pub(super) Timestamp);
+
+impl Serialize for Rfc3339 {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0.to_string())
     }
 }
 

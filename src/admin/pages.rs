@@ -13,7 +13,7 @@ use super::end::{Ended, Selection};
 use super::guard::{Availability, Credentials, Guard, Operator};
 use super::list::List;
 use super::logins::Right;
-use super::now::Now;
+use super::now::{Now, Sources};
 use super::page::{self, LogInForm, Viewer};
 use super::problem::{self, PageResult};
 use super::response::{self, Format};
@@ -21,7 +21,7 @@ use super::route::{Route, Unknown};
 use super::search::Search;
 use super::session::{Session, SessionValues};
 use super::summary::Summary;
-use super::{Settings, State};
+use super::{Readiness, Settings, State};
 use crate::audit::{By, Entry, Filter, Source};
 use crate::body::{Body, CollectError, collect};
 use crate::html::Form;
@@ -49,6 +49,7 @@ pub(super) struct Pages {
     pub(super) tasks: Tasks,
     pub(super) settings: Arc<Settings>,
     pub(super) state: Arc<State>,
+    pub(super) readiness: Arc<Readiness>,
 }
 
 /// A request to a page, before it is known who sent it.
@@ -130,7 +131,7 @@ impl Pages {
         let call = Call { parts, format, peer, credentials, route, form };
         match route {
             Route::Stylesheet => Ok(response::stylesheet()),
-            Route::Now => self.now(&call),
+            Route::Now => self.now(&call).await,
             Route::LogIn => self.log_in(&call),
             Route::LogOut => self.log_out(&call),
             Route::Sessions
@@ -157,8 +158,14 @@ impl Pages {
     }
 
     /// Serves the page that needs no token.
-    fn now(&self, call: &Call<'_>) -> PageResult<Response<Body>> {
-        let now = Now::read(self.sessions.shared(), &self.state.history, self.settings.store);
+    async fn now(&self, call: &Call<'_>) -> PageResult<Response<Body>> {
+        let store = self.readiness.report(&self.sessions, &self.tasks).await;
+        let now = Now::read(&Sources {
+            shared: self.sessions.shared(),
+            state: &self.state,
+            settings: &self.settings,
+            store,
+        });
         let operator = self.guard().logged_in(&call.credentials);
         let viewer = Viewer { operator: operator.as_ref(), show_values: false };
         page::render(&now, call.format, &viewer)

@@ -7,12 +7,18 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::sessions::{Probed, Sessions};
-use crate::store::health::Health;
+use crate::store::health::{Access, Health, Report};
 use crate::tasks::Tasks;
 
 /// The time for which the result of a probe is valid. The store is probed at most once in this time, however many callers there
 /// are.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A store whose last answers are older than this is probed before its state is shown.
+const MAX_AGE: Duration = Duration::from_secs(5);
+
+/// The time that a page waits for such a probe. It goes on if it takes longer.
+const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The readiness of this instance.
 #[derive(Debug)]
@@ -65,6 +71,20 @@ impl Readiness {
         let probed = self.probe(sessions, tasks).await;
         let Some(probed) = probed else { return Probed { read: false, write: false } };
         Probed { write: probed.write && !self.health.is_down_on_disk(), ..probed }
+    }
+
+    /// Returns what the last calls say about the store, after a probe if there were none lately: without requests, a store
+    /// that has become unreachable would seem to work.
+    pub(super) async fn report(&self, sessions: &Sessions, tasks: &Tasks) -> Report {
+        let report = self.health.report();
+        let is_recent = |access: &Access| access.age().is_some_and(|age| age < MAX_AGE);
+        if is_recent(&report.read) && is_recent(&report.write) {
+            return report;
+        }
+        let probe = self.probe(sessions, tasks);
+        // A probe that takes longer leaves the report as it is.
+        let _ = tokio::time::timeout(PROBE_PATIENCE, probe).await;
+        self.health.report()
     }
 
     /// Probes the store, or returns the result of a recent probe. `None` if the probe panicked.

@@ -8,12 +8,16 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use crate::admin;
 use crate::server::Tasks;
 use crate::sessions::{KeyCheck, Sessions, Shared};
 use crate::store::Store;
 
 /// Delay before another attempt if the store is unavailable.
 const RETRY: Duration = Duration::from_secs(10);
+
+/// Interval between readings of the keys that other instances have recorded in the meantime.
+const READ_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The result of a comparison.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -28,6 +32,7 @@ enum Outcome {
 pub(super) async fn watch_keys(
     mut rings: watch::Receiver<Arc<Shared>>,
     store: Option<Arc<dyn Store>>,
+    admin: Arc<admin::State>,
     tasks: Tasks,
 ) {
     let mut compares = true;
@@ -42,15 +47,30 @@ pub(super) async fn watch_keys(
         let sessions = Sessions::new(store.clone(), shared);
         let checked = async {
             if compares {
-                compares = check(&sessions).await == Outcome::Compared;
+                compares = check(&sessions, &admin).await == Outcome::Compared;
             }
-            // Waits for the next reload or the drain.
+            // Until the next reload or the drain.
+            if compares {
+                read_recorded(&sessions, &admin).await;
+            }
             std::future::pending::<()>().await;
         };
         tokio::select! {
             () = tasks.draining() => return,
             changed = rings.changed() => if changed.is_err() { return },
             () = checked => {}
+        }
+    }
+}
+
+/// Keeps what other instances record, for as long as the store has it.
+async fn read_recorded(sessions: &Sessions, admin: &admin::State) {
+    loop {
+        sleep(READ_INTERVAL).await;
+        match sessions.recorded_keys().await {
+            Ok(Some(keys)) => admin.keys_recorded(keys, sessions.shared().clock.now()),
+            Ok(None) => return,
+            Err(error) => debug!(%error, "failed to read the session keys of other instances"),
         }
     }
 }
@@ -63,9 +83,13 @@ fn log_keys(shared: &Shared) {
 }
 
 /// Compares the keys, and retries until the store responds.
-async fn check(sessions: &Sessions) -> Outcome {
+async fn check(sessions: &Sessions, admin: &admin::State) -> Outcome {
     loop {
-        match sessions.check_keys().await {
+        let compared = sessions.check_keys().await;
+        if let Ok(compared) = &compared {
+            admin.keys_compared(compared.clone(), sessions.shared().clock.now());
+        }
+        match compared.map(|compared| compared.check) {
             Ok(KeyCheck::Known) => return Outcome::Compared,
             Ok(KeyCheck::New(fingerprint)) => {
                 warn!(

@@ -447,7 +447,12 @@ fn admin_settings(config: &Config) -> Arc<admin::Settings> {
         warn!(error, "no admin token; set [admin] token");
         admin::config::Tokens::default()
     });
-    Arc::new(admin::Settings::new(&config.admin, tokens, config.store.backend.name()))
+    Arc::new(admin::Settings::new(
+        &config.admin,
+        tokens,
+        config.store.backend.name(),
+        config.limits.connections,
+    ))
 }
 
 fn admin_names(config: &Config, api_url: &str) -> Vec<String> {

@@ -241,12 +241,12 @@ impl WorkerContext {
         if index == 0 {
             self.stores.start_following(&inner);
             self.stores.start_tracking(&inner);
-            inner.run(watch_keys(self.rings.clone(), store, inner.clone())).detach();
+            let state = &self.admin_state;
+            inner.run(watch_keys(self.rings.clone(), store, state.clone(), inner.clone())).detach();
             let limit = ConnectionLimit::new(ADMIN_CONNECTIONS);
             let admin_settings = settings(&admin_listener, self.listener_roles.admin.clone());
             accept(admin_listener, admin_settings, limit, admin, &inner);
-            let history = Arc::clone(&self.admin_state);
-            inner.run(history.record_history(metrics.clone(), inner.clone())).detach();
+            inner.run(state.clone().record_history(metrics.clone(), inner.clone())).detach();
             inner.run(sweep_requests(sessions.clone(), inner.clone())).detach();
             sweep(&sessions, &inner).await;
         } else {

@@ -164,7 +164,7 @@ fn reload(app: &mut App, loaded: Result<Loaded, ConfigError>) {
             }
         }
         Err(failure) => {
-            metrics.config_reload_failed();
+            metrics.config_reload_failed(Clock::System.now());
             // One event per line: a configuration may have several errors.
             for line in failure.to_string().lines() {
                 tracing::error!("reload failed, keeping the running configuration: {line}");

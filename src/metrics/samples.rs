@@ -28,7 +28,8 @@ impl Metrics {
 }
 
 impl Samples {
-    fn parse(text: &str) -> Self {
+    /// Reads all metrics from their text form.
+    pub(crate) fn parse(text: &str) -> Self {
         Self { at: Instant::now(), series: text.lines().filter_map(parse).collect() }
     }
 
@@ -55,6 +56,20 @@ impl Samples {
     pub(crate) fn of(&self, name: &str, label: &str, value: &str) -> f64 {
         let series = self.named(name).filter(|series| series.label(label) == Some(value));
         series.map(|series| series.value).sum()
+    }
+
+    /// Returns the values of two labels of each series of a metric, with its value.
+    pub(crate) fn pairs(&self, name: &str, labels: [&str; 2]) -> Vec<([&str; 2], f64)> {
+        let [one, other] = labels;
+        self.named(name)
+            .filter_map(|series| Some(([series.label(one)?, series.label(other)?], series.value)))
+            .collect()
+    }
+
+    /// Returns the series of one value of a label, as samples of their own.
+    pub(crate) fn only(&self, label: &str, value: &str) -> Self {
+        let series = self.series.iter().filter(|series| series.label(label) == Some(value));
+        Self { at: self.at, series: series.cloned().collect() }
     }
 
     /// Estimates a quantile of a histogram since `earlier`, over all its series, as Prometheus does: linearly within a

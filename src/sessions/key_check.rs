@@ -19,7 +19,17 @@ pub(crate) enum KeyCheck {
     Denied(String),
 }
 
-impl KeyCheck {
+/// A comparison of session keys between instances.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ComparedKeys {
+    pub(crate) check: KeyCheck,
+    /// The keys that the other instances had; `None` if the store keeps none.
+    pub(crate) others: Option<Vec<Fingerprint>>,
+}
+
+impl ComparedKeys {
+    pub(super) const NOT_KEPT: Self = Self { check: KeyCheck::NotKept, others: None };
+
     /// Checks the first of this instance's keys against the keys that the store knew.
     pub(super) fn of(
         own: &[Fingerprint],
@@ -27,6 +37,16 @@ impl KeyCheck {
         grace: Duration,
         now: Timestamp,
     ) -> Self {
+        let others = match &known {
+            KnownKeys::Known(keys) => Some(keys.iter().map(|key| key.fingerprint).collect()),
+            KnownKeys::NotKept | KnownKeys::Denied(_) => None,
+        };
+        Self { check: KeyCheck::of(own, known, grace, now), others }
+    }
+}
+
+impl KeyCheck {
+    fn of(own: &[Fingerprint], known: KnownKeys, grace: Duration, now: Timestamp) -> Self {
         match (known, own.first()) {
             (KnownKeys::Known(known), Some(first)) => Self::of_first(*first, &known, grace, now),
             (KnownKeys::Denied(cause), _) => Self::Denied(cause),

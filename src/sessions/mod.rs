@@ -51,7 +51,7 @@ use crate::audit::By;
 use crate::metrics::{EndReason, Event, StoreOperation};
 use crate::session::key_ring::Fingerprint;
 use crate::session::policy::Expired;
-use crate::store::{Error as StoreError, Store};
+use crate::store::{Error as StoreError, KnownKeys, Store};
 
 pub(crate) use commit::{Committed, ResponseKind};
 pub(crate) use directory::Directory;
@@ -60,7 +60,7 @@ pub(crate) use guard::RequestGuard;
 pub(crate) use hold::{HeldResponse, LogIn, SetHeld};
 pub(crate) use in_flight::InFlight;
 pub(crate) use in_turn::{Busy, OpenError};
-pub(crate) use key_check::KeyCheck;
+pub(crate) use key_check::{ComparedKeys, KeyCheck};
 pub(crate) use opener::Opener;
 pub(crate) use opener::{Arrival, Opened, TokenLookup};
 pub(crate) use remote::RemoteSession;
@@ -143,12 +143,26 @@ impl Sessions {
     ///
     /// # Errors
     /// Returns the error of the store, which keeps no fingerprint then.
-    pub(crate) async fn check_keys(&self) -> Result<KeyCheck, StoreError> {
-        let Some(store) = &self.store else { return Ok(KeyCheck::NotKept) };
+    pub(crate) async fn check_keys(&self) -> Result<ComparedKeys, StoreError> {
+        let Some(store) = &self.store else { return Ok(ComparedKeys::NOT_KEPT) };
         let now = self.shared.clock.now();
         let own: Vec<Fingerprint> = self.shared.ring.fingerprints().collect();
         let known = self.shared.timed(StoreOperation::Keys, store.exchange_keys(&own, now)).await?;
-        Ok(KeyCheck::of(&own, known, self.shared.policy.rotation_grace, now))
+        Ok(ComparedKeys::of(&own, known, self.shared.policy.rotation_grace, now))
+    }
+
+    /// Returns the keys of the instance that started or reloaded last, and of those that have the same; `None` if the store
+    /// keeps none.
+    ///
+    /// # Errors
+    /// Returns the error of the store.
+    pub(crate) async fn recorded_keys(&self) -> Result<Option<Vec<Fingerprint>>, StoreError> {
+        let Some(store) = &self.store else { return Ok(None) };
+        let exchange = store.exchange_keys(&[], self.shared.clock.now());
+        Ok(match self.shared.timed(StoreOperation::Keys, exchange).await? {
+            KnownKeys::Known(keys) => Some(keys.iter().map(|key| key.fingerprint).collect()),
+            KnownKeys::NotKept | KnownKeys::Denied(_) => None,
+        })
     }
 }
 

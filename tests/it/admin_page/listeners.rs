@@ -11,7 +11,7 @@ use super::{Operator, TOKEN, code};
 use crate::support::{Authority, Cloakroom, Flaw, Program, Upstream, curl, needs};
 
 /// Writes a configuration for the program. Returns the directory with it, which is also the state directory.
-fn configuration(upstream: &Upstream, more: &str, admin: &str) -> (TempDir, PathBuf) {
+pub(super) fn configuration(upstream: &Upstream, more: &str, admin: &str) -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("cloakroom.toml");
     let text = format!(

@@ -2,6 +2,7 @@
 
 mod guard;
 mod listeners;
+mod problems;
 mod sessions;
 
 use std::net::SocketAddr;

@@ -238,19 +238,30 @@ async fn now_shows_what_the_instance_does() {
     let stranger = Operator::to(cloakroom.admin());
     let now = stranger.json("/").await;
     assert_eq!(now["version"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(now["store"], serde_json::json!({"kind": "memory", "read": true, "write": true}));
+    let store = &now["store"];
+    assert_eq!((&store["kind"], &store["read"]), (&"memory".into(), &true.into()));
+    assert_eq!((&store["write"], &store["write_age_seconds"]), (&true.into(), &0.into()));
     assert_eq!(now["requests"]["forwarded"]["total"], 1);
     assert!(now["requests"]["forwarded"]["per_second"].as_f64().unwrap() > 0.0);
     assert!(now["latency"]["upstream"]["p99"].as_f64().unwrap() > 0.0);
     assert!(now["latency"]["store"]["p50"].as_f64().unwrap() > 0.0);
-    assert_eq!(now["upstreams"][upstream.url()], "healthy");
+    let site = &now["upstreams"][upstream.url()];
+    assert_eq!((&site["state"], &site["requests"]["total"]), (&"healthy".into(), &1.into()));
+    assert_eq!((&site["failures"]["total"], &site["in_flight"]), (&0.into(), &0.into()));
+    assert!(site["latency"]["p99"].as_f64().unwrap() > 0.0, "{site}");
+    assert!(now["session_event_rates"]["created"]["recent_per_second"].as_f64().unwrap() > 0.0);
+    let key = now["session_keys"]["own"][0].as_str().unwrap();
+    assert_eq!(key.len(), 16);
     assert_eq!(now["sessions"]["created"], 1);
     assert_eq!(now["session_events"]["logged_in"], 1);
     assert_eq!(now["config"]["last_reload_succeeded"], true);
     let page = stranger.get("/").await;
-    for shown in
-        ["memory: reading works, writing works", "<h2>The last hour</h2>", "healthy</strong>"]
-    {
+    for shown in [
+        "memory: reading works (0 s ago), writing works",
+        "<h2>The last hour</h2>",
+        "healthy</strong>",
+        key,
+    ] {
         assert!(page.body.contains(shown), "{shown}: {}", page.body);
     }
     for hidden in ["lovelace", &id] {

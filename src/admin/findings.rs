@@ -1,0 +1,346 @@
+//! Known problems: what the state of this instance says that an operator has to look at.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::keys::Keys;
+use super::page::Rfc3339;
+use super::rates::{Windows, count};
+use crate::metrics::Samples;
+use crate::store::health::{Access, Report};
+use crate::time::Timestamp;
+
+/// A known problem.
+#[derive(Debug, PartialEq, Serialize)]
+pub(super) struct Finding {
+    /// The problem as a code.
+    problem: &'static str,
+    pub(super) detail: String,
+    pub(super) since: Option<Rfc3339>,
+}
+
+/// What problems are found in.
+pub(super) struct Facts<'a> {
+    pub(super) now: Timestamp,
+    pub(super) windows: &'a Windows,
+    /// The kind of the store, and what its last calls say.
+    pub(super) store: (&'static str, &'a Report),
+    pub(super) reload_failed_at: Option<Timestamp>,
+    pub(super) keys: &'a Keys,
+    pub(super) descriptors: Descriptors,
+}
+
+/// File descriptors: those that the process may have, and the connections for which they have to suffice.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Descriptors {
+    pub(super) limit: u64,
+    pub(super) connections: u64,
+}
+
+/// An operator has to have the time to replace a certificate.
+const EXPIRES_SOON: Duration = Duration::from_hours(14 * 24);
+
+/// Fewer cookies of a minute say nothing: one client may have made them up.
+const MIN_COOKIES: u64 = 5;
+
+/// Fewer failed requests of an upstream may be of a single visitor.
+const MIN_FAILURES: u64 = 3;
+
+/// Returns the known problems, the most severe kinds first.
+pub(super) fn find(facts: &Facts<'_>) -> Vec<Finding> {
+    let mut found = Vec::new();
+    facts.store(&mut found);
+    facts.upstreams(&mut found);
+    facts.cookies(&mut found);
+    facts.keys(&mut found);
+    facts.certificates(&mut found);
+    facts.reload(&mut found);
+    facts.descriptors(&mut found);
+    found
+}
+
+impl Finding {
+    fn new(problem: &'static str, detail: String, since: Option<Timestamp>) -> Self {
+        Self { problem, detail, since: since.map(Rfc3339) }
+    }
+
+    /// Returns the problem as words.
+    pub(super) fn title(&self) -> String {
+        self.problem.replace('_', " ")
+    }
+}
+
+impl Facts<'_> {
+    fn store(&self, found: &mut Vec<Finding>) {
+        let (kind, Report { read, write }) = self.store;
+        for (problem, verb, access) in
+            [("store_unreadable", "read", read), ("store_refuses_writes", "written", write)]
+        {
+            if let Access::Fails { lasts, cause, .. } = access {
+                let detail = format!("the session store ({kind}) cannot be {verb}: {cause}");
+                found.push(Finding::new(problem, detail, Some(self.now - *lasts)));
+            }
+        }
+    }
+
+    fn upstreams(&self, found: &mut Vec<Finding>) {
+        for (url, healthy) in self.windows.now.by("upstream_healthy", "upstream") {
+            if healthy <= 0.0 {
+                let detail =
+                    format!("the upstream {url} has failed and gets no requests from any route");
+                found.push(Finding::new("upstream_ejected", detail, None));
+                continue;
+            }
+            // A single upstream is never ejected.
+            let [failed, all] = failed_requests(self.windows, url);
+            if failed >= MIN_FAILURES && failed * 2 > all {
+                let detail =
+                    format!("the upstream {url} failed {failed} of the last {all} requests");
+                found.push(Finding::new("upstream_fails", detail, None));
+            }
+        }
+    }
+
+    fn cookies(&self, found: &mut Vec<Finding>) {
+        let invalid = self
+            .windows
+            .growth(|samples| samples.of("session_events_total", "event", "invalid_cookie"));
+        let valid = self.windows.growth(|samples| samples.sum("session_tokens_total"));
+        let all = invalid + valid;
+        if all < MIN_COOKIES || invalid * 2 <= all {
+            return;
+        }
+        let first = self.keys.own.first().map(String::as_str).unwrap_or_default();
+        let detail = format!(
+            "{invalid} of {all} session cookies in the last minute have no valid signature: another instance signs \
+             with another key, or the name of the cookie has changed; the first session key here is {first}"
+        );
+        found.push(Finding::new("invalid_cookies", detail, None));
+    }
+
+    fn keys(&self, found: &mut Vec<Finding>) {
+        if let Some((first, since)) = &self.keys.new {
+            let detail = format!(
+                "the first session key {first} is new to other instances: those without it log visitors out; put a \
+                 new key last in session.keys everywhere before it comes first"
+            );
+            found.push(Finding::new("first_key_is_new", detail, Some(*since)));
+        }
+        if let Some((first, since)) = &self.keys.missing {
+            let others = self.keys.others.as_deref().unwrap_or_default().join(", ");
+            let detail = format!(
+                "another instance has started or reloaded with the session keys {others}, without {first}, which is \
+                 first here: it logs out visitors of this one"
+            );
+            found.push(Finding::new("first_key_is_missing", detail, Some(*since)));
+        }
+    }
+
+    fn certificates(&self, found: &mut Vec<Finding>) {
+        let name = "certificate_expiry_timestamp_seconds";
+        let now = self.now.as_millis() / 1000;
+        for ([listener, file], expiry) in self.windows.now.pairs(name, ["listener", "certificate"])
+        {
+            let expiry = i64::try_from(count(expiry)).unwrap_or(i64::MAX / 1000);
+            let at = Timestamp::from_millis(expiry * 1000);
+            if expiry < now {
+                let detail =
+                    format!("the certificate {file} of the listener {listener} expired at {at}");
+                found.push(Finding::new("certificate_expired", detail, Some(at)));
+            } else if at.since(self.now) < EXPIRES_SOON {
+                let days = at.since(self.now).as_secs() / 86_400;
+                let detail = format!(
+                    "the certificate {file} of the listener {listener} expires at {at}, in {days} days"
+                );
+                found.push(Finding::new("certificate_expires_soon", detail, None));
+            }
+        }
+    }
+
+    fn reload(&self, found: &mut Vec<Finding>) {
+        if let Some(at) = self.reload_failed_at {
+            let detail = "the last reload failed, and the running configuration was kept; the log \
+                          and `cloakroom check` say why";
+            found.push(Finding::new("reload_failed", detail.to_owned(), Some(at)));
+        }
+    }
+
+    fn descriptors(&self, found: &mut Vec<Finding>) {
+        for (listener, paused) in self.windows.now.by("accept_paused", "listener") {
+            if paused > 0.0 {
+                let detail = format!(
+                    "the listener {listener} accepts no connections: no file descriptors left"
+                );
+                found.push(Finding::new("accept_paused", detail, None));
+            }
+        }
+        let Descriptors { limit, connections } = self.descriptors;
+        // Each client connection may need another one to an upstream.
+        if limit < connections.saturating_mul(2) {
+            let detail = format!(
+                "the limit of {limit} file descriptors is too low for limits.connections = {connections}; raise it \
+                 (LimitNOFILE, ulimit -n)"
+            );
+            found.push(Finding::new("descriptor_limit_too_low", detail, None));
+        }
+    }
+}
+
+/// Returns how many requests to an upstream have failed lately, and how many there were.
+fn failed_requests(windows: &Windows, url: &str) -> [u64; 2] {
+    let windows = windows.only("upstream", url);
+    let requests = |samples: &Samples| samples.sum("upstream_requests_total");
+    let responded =
+        |samples: &Samples| samples.of("upstream_requests_total", "outcome", "responded");
+    let all = windows.recent_growth(requests);
+    [all.saturating_sub(windows.recent_growth(responded)), all]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::history::History;
+    use super::*;
+    use crate::metrics::{CertificateExpiry, Event, Metrics, UpstreamOutcome};
+
+    const NOW: i64 = 2_000_000_000;
+    const DAY: i64 = 86_400;
+
+    struct Scene {
+        metrics: Metrics,
+        history: History,
+        store: Report,
+        keys: Keys,
+        descriptors: Descriptors,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let metrics = Metrics::new();
+            Self {
+                history: History::new(&metrics),
+                metrics,
+                store: Report { read: Access::NotUsed, write: Access::NotUsed },
+                keys: Keys::default(),
+                descriptors: Descriptors { limit: 2000, connections: 1000 },
+            }
+        }
+
+        fn find(&self) -> Vec<Finding> {
+            find(&Facts {
+                now: Timestamp::from_millis(NOW * 1000),
+                windows: &Windows::read(&self.metrics, &self.history),
+                store: ("Redis", &self.store),
+                reload_failed_at: self.metrics.config_reload_failed_at(),
+                keys: &self.keys,
+                descriptors: self.descriptors,
+            })
+        }
+
+        fn codes(&self) -> Vec<&'static str> {
+            self.find().into_iter().map(|found| found.problem).collect()
+        }
+    }
+
+    #[test]
+    fn a_store_that_fails_is_named_with_its_cause() {
+        let mut scene = Scene::new();
+        assert_eq!(scene.find(), []);
+        scene.store.write = Access::Fails {
+            age: Duration::ZERO,
+            lasts: Duration::from_secs(90),
+            cause: "OOM".to_owned(),
+        };
+        let json = serde_json::to_string(&scene.find()).expect("JSON");
+        assert_eq!(
+            json,
+            "[{\"problem\":\"store_refuses_writes\",\
+             \"detail\":\"the session store (Redis) cannot be written: OOM\",\
+             \"since\":\"2033-05-18T03:31:50.000Z\"}]"
+        );
+    }
+
+    #[test]
+    fn most_cookies_of_a_minute_are_invalid() {
+        let mut scene = Scene::new();
+        let metrics = scene.metrics.clone();
+        let valid = metrics.session_tokens(["0123456789abcdef".to_owned()].into_iter());
+        metrics.events(Event::InvalidCookie, MIN_COOKIES - 1);
+        assert_eq!(scene.find(), []);
+        metrics.event(Event::InvalidCookie);
+        assert_eq!(scene.codes(), ["invalid_cookies"]);
+        (0..MIN_COOKIES).for_each(|_| valid.count(0));
+        assert_eq!(scene.find(), [], "half of them are valid");
+        metrics.event(Event::InvalidCookie);
+        scene.keys.own = vec!["0123456789abcdef".to_owned()];
+        let found = scene.find();
+        let [Finding { detail, .. }] = found.as_slice() else { panic!("{found:?}") };
+        assert!(detail.starts_with("6 of 11 ") && detail.ends_with(" 0123456789abcdef"));
+    }
+
+    #[test]
+    fn certificates_are_named_14_days_ahead() {
+        let scene = Scene::new();
+        for (after, expected) in [
+            (-1, Some("certificate_expired")),
+            (DAY, Some("certificate_expires_soon")),
+            (14 * DAY - 1, Some("certificate_expires_soon")),
+            (14 * DAY, None),
+        ] {
+            scene.metrics.set_certificates([CertificateExpiry {
+                listener: "127.0.0.1:443".to_owned(),
+                certificate: "site.pem".to_owned(),
+                not_after: NOW + after,
+            }]);
+            let found = scene.find();
+            assert_eq!(found.first().map(|found| found.problem), expected, "{after}");
+            for Finding { detail, .. } in found {
+                let start = "the certificate site.pem of the listener 127.0.0.1:443 ";
+                assert!(detail.starts_with(start), "{detail}");
+            }
+        }
+    }
+
+    #[test]
+    fn upstream_that_fails_most_requests_is_named() {
+        let scene = Scene::new();
+        let upstream = scene.metrics.upstream("http://app");
+        let _health = upstream.health();
+        let request = |outcome| upstream.request_finished(outcome, Duration::ZERO);
+        request(UpstreamOutcome::Responded);
+        request(UpstreamOutcome::Responded);
+        request(UpstreamOutcome::TimedOut);
+        request(UpstreamOutcome::Failed);
+        assert_eq!(scene.find(), []);
+        request(UpstreamOutcome::Failed);
+        let found = scene.find();
+        let [Finding { problem: "upstream_fails", detail, .. }] = found.as_slice() else {
+            panic!("{found:?}")
+        };
+        assert_eq!(detail, "the upstream http://app failed 3 of the last 5 requests");
+    }
+
+    #[test]
+    fn state_of_the_process_is_found() {
+        let mut scene = Scene::new();
+        let metrics = scene.metrics.clone();
+        metrics.config_loaded(Timestamp::from_millis(1));
+        let upstream = metrics.upstream("http://app").health();
+        assert_eq!(scene.find(), []);
+        upstream.set(false);
+        metrics.config_reload_failed(Timestamp::from_millis(2));
+        assert_eq!(scene.codes(), ["upstream_ejected", "reload_failed"]);
+        upstream.set(true);
+        metrics.config_reloaded(Timestamp::from_millis(3));
+        let paused = metrics.listener("127.0.0.1:80").accept_paused();
+        assert_eq!(scene.codes(), ["accept_paused"]);
+        drop(paused);
+        scene.descriptors.limit = 1999;
+        assert_eq!(scene.codes(), ["descriptor_limit_too_low"]);
+        scene.keys.new = Some(("0123456789abcdef".to_owned(), Timestamp::from_millis(4)));
+        assert_eq!(scene.codes(), ["first_key_is_new", "descriptor_limit_too_low"]);
+        scene.descriptors.limit = 2000;
+        scene.keys.missing = scene.keys.new.take();
+        assert_eq!(scene.codes(), ["first_key_is_missing"]);
+    }
+}

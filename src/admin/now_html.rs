@@ -1,0 +1,319 @@
+//! The page of this instance: its state as HTML.
+
+use std::fmt::Write as _;
+
+use super::findings::Finding;
+use super::graph::Graph;
+use super::history::Point;
+use super::now::{Config, Now, SessionKeys, Store};
+use super::page::{Rfc3339, Sentence, Tab, Time, View, Viewer};
+use super::rates::{Quantiles, Rate};
+use super::upstreams::State;
+use crate::html::Text;
+
+/// Events that hint at an attack, or at a mistake of a site.
+const NOTABLE: [&str; 3] = ["ambiguous_cookie", "cookie_withheld", "replayed"];
+
+impl View for Now {
+    fn tab(&self) -> Tab {
+        Tab::Now
+    }
+
+    fn title(&self) -> String {
+        "Now".to_owned()
+    }
+
+    fn json(&self) -> serde_json::Result<String> {
+        serde_json::to_string(self)
+    }
+
+    fn html(&self, _viewer: &Viewer<'_>) -> String {
+        format!(
+            "<p>{} UTC. Rates are of the last {} and {} s, latencies of the last {} s. <a href='/'>Reload</a></p>\n\
+             {}{}<div class=cards>{}{}{}{}{}{}</div>\n{}",
+            Time(self.at.0),
+            self.recent_window_seconds,
+            self.window_seconds,
+            self.window_seconds,
+            self.problems(),
+            self.upstreams(),
+            self.instance(),
+            self.requests(),
+            self.sessions(),
+            self.store_latency(),
+            self.connections(),
+            self.events(),
+            self.graphs(),
+        )
+    }
+}
+
+impl Now {
+    fn problems(&self) -> String {
+        if self.problems.is_empty() {
+            return "<section id=problems><h2>Problems</h2><p class=good>No known problem</p></section>\n"
+                .to_owned();
+        }
+        let mut items = String::new();
+        for finding in &self.problems {
+            let Finding { detail, since, .. } = finding;
+            let since = match since {
+                Some(Rfc3339(since)) => format!(" <span class=soft>since {}</span>", Time(*since)),
+                None => String::new(),
+            };
+            let title = finding.title();
+            let _ = write!(
+                items,
+                "<li><strong class=bad>{}</strong>: {}{since}</li>",
+                Text(&title),
+                Sentence(detail)
+            );
+        }
+        format!(
+            "<section id=problems class='notice alert'><h2>Problems</h2><ul>{items}</ul></section>\n"
+        )
+    }
+
+    fn instance(&self) -> String {
+        let Config { loaded_at, age_seconds, last_reload_succeeded, reloads, failed_reloads } =
+            &self.config;
+        let reload = match (last_reload_succeeded, reloads + failed_reloads) {
+            (false, _) => "<strong class=bad>failed</strong>; the running one was kept".to_owned(),
+            (true, 0) => "none since the start".to_owned(),
+            (true, _) => "succeeded".to_owned(),
+        };
+        let address = match self.instance.address.as_str() {
+            "" => String::new(),
+            address => format!(" at {}", Text(address)),
+        };
+        format!(
+            "<section><h2>Instance</h2><dl><dt>Version</dt><dd>{}</dd><dt>Instance</dt><dd><code>{}</code>{address}</dd>\
+             <dt>Store</dt><dd id=store>{}</dd>\
+             <dt>Configuration</dt><dd>loaded {}, {} ago</dd><dt>Last reload</dt><dd>{reload}</dd>{}</dl></section>\n",
+            self.version,
+            self.instance.id,
+            self.store.html(),
+            Time(loaded_at.0),
+            age(*age_seconds),
+            self.session_keys.html(),
+        )
+    }
+
+    fn sessions(&self) -> String {
+        let mut list = String::new();
+        for (within, label) in [("5m", "5 minutes"), ("1h", "hour"), ("24h", "24 hours")] {
+            let active = self.sessions.active.get(within).copied().unwrap_or_default();
+            let _ = write!(list, "<dt>Active in the last {label}</dt><dd>{active}</dd>");
+        }
+        let _ = write!(list, "<dt>Created</dt><dd id=created>{}</dd>", self.sessions.created);
+        for (reason, ended) in &self.sessions.ended {
+            let _ = write!(list, "<dt>Ended: {}</dt><dd>{ended}</dd>", words(reason));
+        }
+        format!(
+            "<section><h2>Sessions since the start</h2><dl class=counts>{list}</dl></section>\n"
+        )
+    }
+
+    fn requests(&self) -> String {
+        let requests = self.requests.iter().map(|(outcome, rate)| (words(outcome), *rate));
+        let events = self.session_event_rates.iter().map(|(event, rate)| (words(event), *rate));
+        format!(
+            "<section id=rates><h2>Requests</h2>{}<h2>Session events</h2>{}</section>\n",
+            self.rates("Outcome", requests),
+            self.rates("Event", events)
+        )
+    }
+
+    fn rates(&self, title: &str, rates: impl Iterator<Item = (String, Rate)>) -> String {
+        let mut rows = String::new();
+        for (name, Rate { per_second, recent_per_second, total }) in rates {
+            let _ = write!(
+                rows,
+                "<tr><th scope=row>{name}</th><td>{recent_per_second:.1}</td><td>{per_second:.1}</td>\
+                 <td>{total}</td></tr>",
+            );
+        }
+        format!(
+            "<table class=plain><thead><tr><th scope=col>{title}</th><th scope=col>per second, {}\u{a0}s</th>\
+             <th scope=col>{}\u{a0}s</th><th scope=col>total</th></tr></thead><tbody>{rows}</tbody></table>",
+            self.recent_window_seconds, self.window_seconds
+        )
+    }
+
+    fn upstreams(&self) -> String {
+        let mut rows = String::new();
+        for (url, upstream) in &self.upstreams {
+            let class = match upstream.state {
+                State::Healthy => "good",
+                State::Ejected => "bad",
+            };
+            let _ = write!(
+                rows,
+                "<tr><th scope=row class=long>{}</th><td><strong class={class}>{}</strong></td>{}{}{}<td>{}</td></tr>",
+                Text(url),
+                upstream.state.as_str(),
+                rate_cell(upstream.requests),
+                rate_cell(upstream.failures),
+                quantile_cells(upstream.latency),
+                upstream.in_flight,
+            );
+        }
+        format!(
+            "<section id=upstreams><h2>Upstreams</h2>\
+             <div class=wide tabindex=0 role=region aria-label='Upstreams, a wide table'><table class=plain><thead><tr>\
+             <th scope=col>Upstream</th><th scope=col>state</th><th scope=col>requests/s</th>\
+             <th scope=col>failures/s</th><th scope=col>p50</th><th scope=col>p99</th>\
+             <th scope=col>in flight</th></tr></thead><tbody>{rows}</tbody></table></div></section>\n"
+        )
+    }
+
+    fn store_latency(&self) -> String {
+        let mut rows = String::new();
+        for (name, found) in [("Upstreams", self.latency.upstream), ("Store", self.latency.store)] {
+            let _ = write!(rows, "<tr><th scope=row>{name}</th>{}</tr>", quantile_cells(found));
+        }
+        format!(
+            "<section><h2>Latency</h2><table class=plain><thead><tr><th scope=col>Calls to</th>\
+             <th scope=col>p50</th><th scope=col>p99</th></tr></thead><tbody>{rows}</tbody></table></section>\n"
+        )
+    }
+
+    fn connections(&self) -> String {
+        let mut list = String::new();
+        for (listener, open) in &self.connections {
+            let _ = write!(list, "<dt>{}</dt><dd>{open}</dd>", Text(listener));
+        }
+        format!(
+            "<section><h2>Open connections</h2><dl class=counts>{list}<dt>WebSockets and other tunnels</dt><dd>{}</dd>\
+             <dt>Requests in flight</dt><dd>{}</dd></dl></section>\n",
+            self.tunnels, self.requests_in_flight
+        )
+    }
+
+    fn events(&self) -> String {
+        let mut list = String::new();
+        for (event, total) in &self.session_events {
+            let is_notable = NOTABLE.contains(&event.as_str()) && *total > 0;
+            let class = if is_notable { " class=bad" } else { "" };
+            let _ = write!(list, "<dt>{}</dt><dd{class}>{total}</dd>", words(event));
+        }
+        format!(
+            "<section id=events><h2>Session events since the start</h2><dl class=counts>{list}</dl></section>\n"
+        )
+    }
+
+    fn graphs(&self) -> String {
+        let values = |value: fn(&Point) -> Option<f64>| self.history.iter().map(value).collect();
+        let graphs = [
+            Graph {
+                title: "Requests per second",
+                values: values(|point| Some(point.requests_per_second)),
+                show: |rate| format!("{rate:.1}"),
+            },
+            Graph {
+                title: "Failed requests per second",
+                values: values(|point| Some(point.failures_per_second)),
+                show: |rate| format!("{rate:.2}"),
+            },
+            Graph {
+                title: "Upstream latency, p99",
+                values: values(|point| point.upstream_p99),
+                show: milliseconds,
+            },
+        ];
+        let graphs = graphs.map(|graph| graph.html()).concat();
+        format!("<section><h2>The last hour</h2><div class=graphs>{graphs}</div></section>\n")
+    }
+}
+
+impl Store {
+    fn html(&self) -> String {
+        let Self { kind, read, read_age_seconds, write, write_age_seconds } = self;
+        let state = |works: Option<bool>, seconds: &Option<u64>| {
+            let state = match works {
+                None => return "not used yet".to_owned(),
+                Some(true) => "works",
+                Some(false) => "<strong class=bad>fails</strong>",
+            };
+            format!("{state} ({} ago)", age(seconds.unwrap_or_default()))
+        };
+        match (*kind, read, write) {
+            ("cookies", ..) => return "none: sessions are in cookies".to_owned(),
+            (_, None, None) => return format!("{kind}: not used yet"),
+            _ => {}
+        }
+        format!(
+            "{kind}: reading {}, writing {}",
+            state(*read, read_age_seconds),
+            state(*write, write_age_seconds)
+        )
+    }
+}
+
+impl SessionKeys {
+    fn html(&self) -> String {
+        let codes = |keys: &[String]| {
+            let codes: Vec<_> = keys.iter().map(|key| format!("<code>{key}</code>")).collect();
+            if codes.is_empty() { "none yet".to_owned() } else { codes.join(" ") }
+        };
+        let others = self.others.as_ref().map_or_else(String::new, |others| {
+            format!("<dt>Keys of other instances</dt><dd>{}</dd>", codes(others))
+        });
+        format!(
+            "<dt>Session keys</dt><dd id=keys>{}, the first one signs</dd>{others}",
+            codes(&self.own)
+        )
+    }
+}
+
+fn rate_cell(rate: Rate) -> String {
+    format!(
+        "<td>{:.1} <span class=soft>({:.1})</span></td>",
+        rate.recent_per_second, rate.per_second
+    )
+}
+
+fn quantile_cells(Quantiles { p50, p99, .. }: Quantiles) -> String {
+    let cell = |seconds: Option<f64>| seconds.map_or_else(|| "–".to_owned(), milliseconds);
+    format!("<td>{}</td><td>{}</td>", cell(p50), cell(p99))
+}
+
+/// Returns the value of a label as words.
+fn words(label: &str) -> String {
+    Text(&label.replace('_', " ")).to_string()
+}
+
+fn milliseconds(seconds: f64) -> String {
+    let millis = seconds * 1000.0;
+    if millis < 10.0 { format!("{millis:.2}\u{a0}ms") } else { format!("{millis:.0}\u{a0}ms") }
+}
+
+fn age(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn store_says_how_old_its_answers_are() {
+        let store = |read, write, age| Store {
+            kind: "Redis",
+            read,
+            read_age_seconds: age,
+            write,
+            write_age_seconds: age,
+        };
+        assert_eq!(store(None, None, None).html(), "Redis: not used yet");
+        let html = store(Some(true), Some(false), Some(3)).html();
+        let expected =
+            "Redis: reading works (3 s ago), writing <strong class=bad>fails</strong> (3 s ago)";
+        assert_eq!(html, expected);
+    }
+}

@@ -1,0 +1,216 @@
+//! Known problems: each is shown while its fault lasts.
+
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::listeners::configuration;
+use super::{Operator, visit};
+use crate::support::{
+    Authority, Browser, Cloakroom, Flaw, PATIENCE, Program, RedisServer, Script, Upstream, needs,
+};
+
+/// Another key than that of the kit.
+const OTHER_KEY: &str = "bmV3IGtleSBvZiB0aGUgcm9sbC1vdmVyLCAzMiBieXQ";
+
+const KEY_FINGERPRINT: &str = "6e615dab19860092";
+const OTHER_FINGERPRINT: &str = "c5f0b8b99e0612aa";
+
+/// Returns the problem with a code, if it is shown.
+async fn find(operator: &Operator, code: &str) -> Option<Value> {
+    let now = operator.json("/").await;
+    let problems = now["problems"].as_array().unwrap();
+    problems.iter().find(|problem| problem["problem"] == code).cloned()
+}
+
+/// Waits until a problem is shown, and returns its detail and the time since which it lasts.
+async fn shown(operator: &Operator, code: &str) -> (String, Option<String>) {
+    let since = Instant::now();
+    while since.elapsed() < PATIENCE {
+        if let Some(problem) = find(operator, code).await {
+            let page = operator.get("/").await;
+            let problems = page.body.split("id=problems").nth(1).unwrap();
+            let problems = problems.split("</section>").next().unwrap();
+            assert!(problems.contains(&code.replace('_', " ")), "{problem}: {problems}");
+            let text = |name: &str| problem[name].as_str().map(str::to_owned);
+            return (text("detail").unwrap(), text("since"));
+        }
+    }
+    panic!("{code} is not shown: {}", operator.json("/").await["problems"]);
+}
+
+/// Waits until a problem is not shown any more.
+async fn gone(operator: &Operator, code: &str) {
+    let since = Instant::now();
+    while find(operator, code).await.is_some() {
+        assert!(since.elapsed() < PATIENCE, "{code} is still shown");
+    }
+}
+
+fn store(server: &RedisServer) -> String {
+    format!("[store]\nurl = \"{}\"\ntimeout = \"200ms\"\n", server.url())
+}
+
+#[tokio::test]
+async fn redis_that_does_not_reply_is_shown() {
+    needs!("redis-server");
+    let server = RedisServer::start(&[]);
+    let upstream = Upstream::start();
+    let cloakroom = Cloakroom::with(&upstream, &store(&server)).await;
+    let operator = Operator::to(cloakroom.admin());
+    let (browser, _) = visit(&cloakroom, None).await;
+    assert_eq!(find(&operator, "store_unreadable").await, None);
+    server.stop();
+    browser.navigate("/", &Script::new()).await;
+    let (detail, since) = shown(&operator, "store_unreadable").await;
+    assert!(detail.starts_with("the session store (Redis) cannot be read: "), "{detail}");
+    assert!(detail.contains("Redis does not reply") && since.is_some(), "{detail} {since:?}");
+    assert_eq!(operator.json("/").await["store"]["read"], false);
+    server.cont();
+    gone(&operator, "store_unreadable").await;
+    gone(&operator, "store_refuses_writes").await;
+}
+
+/// Without a request since then.
+#[tokio::test]
+async fn redis_that_is_down_is_shown_without_requests() {
+    needs!("redis-server");
+    let server = RedisServer::start(&[]);
+    let upstream = Upstream::start();
+    let cloakroom = Cloakroom::with(&upstream, &store(&server)).await;
+    server.kill();
+    shown(&Operator::to(cloakroom.admin()), "store_unreadable").await;
+}
+
+#[tokio::test]
+async fn full_redis_is_shown() {
+    needs!("redis-server");
+    let server = RedisServer::start(&[]);
+    let upstream = Upstream::start();
+    let cloakroom = Cloakroom::with(&upstream, &store(&server)).await;
+    let operator = Operator::to(cloakroom.admin());
+    let (browser, _) = visit(&cloakroom, None).await;
+    server.command(&["CONFIG", "SET", "maxmemory", "1"]);
+    browser.navigate("/", &Script::new().call("PUT", "/values/n", "1")).await;
+    let (detail, since) = shown(&operator, "store_refuses_writes").await;
+    assert!(detail.contains("OOM") && since.is_some(), "{detail} {since:?}");
+    assert_eq!(find(&operator, "store_unreadable").await, None);
+    server.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    gone(&operator, "store_refuses_writes").await;
+}
+
+#[tokio::test]
+async fn expired_certificate_is_shown() {
+    let upstream = Upstream::start();
+    let authority = Authority::new();
+    let identity = authority.server(Flaw::Expired);
+    let path = identity.certificate.display().to_string();
+    let listener = format!(
+        "[[listen]]\naddress = \"127.0.0.1:0\"\ntls = [{{ certificate = \"{path}\", key = \"{}\" }}]\n",
+        identity.key.display()
+    );
+    let cloakroom = Cloakroom::with(&upstream, &listener).await;
+    let (detail, since) = shown(&Operator::to(cloakroom.admin()), "certificate_expired").await;
+    let expected = format!("the certificate {path} of the listener {} expired", cloakroom.public());
+    assert!(detail.starts_with(&expected), "{detail}");
+    assert_eq!(since.as_deref(), Some("2021-01-01T00:00:00.000Z"));
+}
+
+#[tokio::test]
+async fn ejected_upstream_is_shown() {
+    let upstream = Upstream::start();
+    let down = "http://127.0.0.1:1";
+    let route = format!("[[route]]\nupstream = [\"{down}\", \"UPSTREAM\"]\n");
+    let cloakroom = Cloakroom::with(&upstream, &route).await;
+    let operator = Operator::to(cloakroom.admin());
+    let browser = Browser::new(&cloakroom);
+    let since = Instant::now();
+    while find(&operator, "upstream_ejected").await.is_none() {
+        assert!(since.elapsed() < PATIENCE, "it is ejected");
+        browser.navigate("/", &Script::new()).await;
+    }
+    let (detail, _) = shown(&operator, "upstream_ejected").await;
+    assert!(detail.contains("http://127.0.0.1:1 "), "{detail}");
+    let upstream = &operator.json("/").await["upstreams"][down];
+    let failures = upstream["failures"]["total"].as_u64();
+    assert!(upstream["state"] == "ejected" && failures > Some(0), "{upstream}");
+}
+
+/// A single upstream is never ejected.
+#[tokio::test]
+async fn only_upstream_that_fails_is_shown() {
+    let site = "127.0.0.1:1".parse().unwrap();
+    let cloakroom = Cloakroom::for_site(site, "", "").await;
+    let operator = Operator::to(cloakroom.admin());
+    let browser = Browser::new(&cloakroom);
+    for _ in 0..3 {
+        assert_eq!(find(&operator, "upstream_fails").await, None);
+        assert_eq!(browser.navigate("/", &Script::new()).await.status, 502);
+    }
+    let (detail, _) = shown(&operator, "upstream_fails").await;
+    assert_eq!(detail, "the upstream http://127.0.0.1:1 failed 3 of the last 3 requests");
+}
+
+#[tokio::test]
+async fn cookies_of_another_key_are_shown() {
+    let upstream = Upstream::start();
+    let here = Cloakroom::with(&upstream, "").await;
+    let keys = format!("[session]\nkeys = [\"{OTHER_KEY}\"]\n");
+    let there = Cloakroom::with(&upstream, &keys).await;
+    let (browser, _) = visit(&here, None).await;
+    let operator = Operator::to(there.admin());
+    for _ in 0..5 {
+        assert_eq!(find(&operator, "invalid_cookies").await, None);
+        let browser = browser.at(there.public());
+        browser.send_without_keeping("GET", "/", &[], &Script::new()).await;
+    }
+    let (detail, _) = shown(&operator, "invalid_cookies").await;
+    assert!(detail.starts_with("5 of 5 ") && detail.contains(OTHER_FINGERPRINT), "{detail}");
+    assert_eq!(find(&Operator::to(here.admin()), "invalid_cookies").await, None);
+}
+
+#[tokio::test]
+async fn first_key_that_others_lack_is_shown() {
+    needs!("redis-server");
+    let server = RedisServer::start(&[]);
+    let upstream = Upstream::start();
+    let here = Cloakroom::with(&upstream, &store(&server)).await;
+    let others = async |operator: &Operator| {
+        operator.json("/").await["session_keys"]["others"].as_array().cloned()
+    };
+    let operator = Operator::to(here.admin());
+    let since = Instant::now();
+    while others(&operator).await.is_none() {
+        assert!(since.elapsed() < PATIENCE, "the keys are compared");
+    }
+    let keys = format!("{}[session]\nkeys = [\"{OTHER_KEY}\"]\n", store(&server));
+    let there = Cloakroom::with(&upstream, &keys).await;
+    let new = Operator::to(there.admin());
+    let (detail, since) = shown(&new, "first_key_is_new").await;
+    let (learned, _) = shown(&operator, "first_key_is_missing").await;
+    assert!(learned.contains(OTHER_FINGERPRINT) && learned.contains(KEY_FINGERPRINT), "{learned}");
+    assert!(detail.contains(OTHER_FINGERPRINT) && since.is_some(), "{detail} {since:?}");
+    assert_eq!(others(&operator).await, Some(vec![OTHER_FINGERPRINT.into()]));
+    assert_eq!(find(&operator, "first_key_is_new").await, None);
+    assert_eq!(find(&new, "first_key_is_missing").await, None);
+}
+
+#[tokio::test]
+async fn failed_reload_is_shown_until_one_succeeds() {
+    let upstream = Upstream::start();
+    let admin = "address = \"127.0.0.1:0\"";
+    let (_directory, file) = configuration(&upstream, "[store]\nurl = \"memory:\"", admin);
+    let program = Program::start(&file);
+    let operator = Operator::to(program.serving().await.admin);
+    assert_eq!(find(&operator, "reload_failed").await, None);
+    let page = operator.get("/").await;
+    assert!(page.body.contains("No known problem"), "{}", page.body);
+    let right = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("wrong = 1\n{right}")).unwrap();
+    program.signal("-HUP");
+    let (_, since) = shown(&operator, "reload_failed").await;
+    assert!(since.is_some());
+    std::fs::write(&file, right).unwrap();
+    program.signal("-HUP");
+    gone(&operator, "reload_failed").await;
+}
