@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, StatusCode, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -99,12 +100,28 @@ impl Admin {
         self.call(Method::POST, path, Some(form)).await
     }
 
+    /// Returns the metrics in their text form.
+    pub(super) async fn metrics(&self) -> Result<String, Failure> {
+        let body = self.fetch(Method::GET, "/metrics", None).await?;
+        String::from_utf8(body.to_vec()).map_err(Failure::other)
+    }
+
     async fn call(
         &self,
         method: Method,
         target: &str,
         form: Option<Query>,
     ) -> Result<Value, Failure> {
+        let body = self.fetch(method, target, form).await?;
+        Ok(serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    async fn fetch(
+        &self,
+        method: Method,
+        target: &str,
+        form: Option<Query>,
+    ) -> Result<Bytes, Failure> {
         let mut request = Request::new(Body::empty());
         *request.method_mut() = method;
         *request.uri_mut() = target.parse::<Uri>().map_err(Failure::other)?;
@@ -124,10 +141,10 @@ impl Admin {
             .fetch(request, &self.tasks, MAX_BODY, DEADLINE)
             .await
             .map_err(|error| Failure::other(format!("{}: {error}", self.target)))?;
-        let body: Value = serde_json::from_slice(response.body()).unwrap_or_default();
         if response.status() == StatusCode::OK {
-            return Ok(body);
+            return Ok(response.into_body());
         }
+        let body: Value = serde_json::from_slice(response.body()).unwrap_or_default();
         let detail = body.pointer("/detail").and_then(Value::as_str);
         let detail = detail.unwrap_or("not an admin listener of this version");
         Err(Failure::other(format!("{}: {}: {detail}", self.target, response.status())))

@@ -15,6 +15,7 @@ use self::admin::{Admin, Query};
 use super::signals::TerminateSignals;
 use super::{Failure, print, runtime};
 use crate::config::Environment;
+use crate::metrics::Samples;
 
 /// The interval of `watch`.
 const WATCH: Duration = Duration::from_secs(1);
@@ -147,14 +148,18 @@ fn output(json: bool, value: &Value, text: fn(&Value) -> String) -> Result<(), F
     if json { print(&value.to_string()) } else { print(text(value).trim_end()) }
 }
 
+async fn watch_once(admin: &Admin) -> Result<(Value, Samples), Failure> {
+    Ok((admin.get("/").await?, Samples::parse(&admin.metrics().await?)))
+}
+
 /// Prints a line a second until SIGINT or SIGTERM. An instance that does not respond is reported, and asked again.
 async fn watch(admin: &Admin) -> Result<(), Failure> {
     let mut signals = TerminateSignals::new().map_err(Failure::other)?;
     let mut watched = text::Watch::default();
     let mut next = Instant::now();
     loop {
-        let line = match admin.get("/").await {
-            Ok(state) => watched.line(&state),
+        let line = match watch_once(admin).await {
+            Ok((state, metrics)) => watched.line(&state, metrics),
             Err(Failure::Other(error)) => format!("no answer: {error}"),
             Err(failure) => return Err(failure),
         };

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use crate::metrics::Samples;
+
 /// Lists sessions as a table.
 pub(super) fn list(page: &Value) -> String {
     let sessions = items(at(page, "/sessions"));
@@ -91,9 +93,20 @@ pub(super) fn ended(answer: &Value) -> String {
     format!("ended {count} {sessions}{replicated}")
 }
 
-/// Shows the state of an instance, a line for each member.
+/// Shows the state of an instance: its problems, then a line for each member.
 pub(super) fn stats(state: &Value) -> String {
     let mut text = String::new();
+    for problem in items(at(state, "/problems")) {
+        let of = |name: &str| word(at(problem, &format!("/{name}")));
+        let since = match at(problem, "/since") {
+            Value::Null => String::new(),
+            since => format!(" (since {})", word(since)),
+        };
+        let _ = writeln!(text, "problem: {}: {}{since}", of("problem"), of("detail"));
+    }
+    if at(state, "/problems") == &Value::Array(Vec::new()) {
+        text.push_str("No known problem\n");
+    }
     write_members(&mut text, "", state);
     text
 }
@@ -103,8 +116,11 @@ fn write_members(text: &mut String, path: &str, value: &Value) {
         let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
         match member {
             Value::Object(_) => write_members(text, &path, member),
-            // The graph of the last hour is for the page.
-            Value::Array(_) => {}
+            // The graph of the last hour is for the page, and the problems come first.
+            Value::Array(items) if items.iter().any(Value::is_object) => {}
+            Value::Array(_) => {
+                let _ = writeln!(text, "{path}: {}", inline(member));
+            }
             other => {
                 let _ = writeln!(text, "{path}: {}", word(other));
             }
@@ -112,11 +128,11 @@ fn write_members(text: &mut String, path: &str, value: &Value) {
     }
 }
 
-/// The lines of `watch`, each with what has changed since the one before.
+/// The lines of `watch`, each with what has changed since the one before; `-` if that is not known.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     lines: usize,
-    before: Option<Totals>,
+    before: Option<(Totals, Samples)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,35 +147,42 @@ struct Totals {
 const HEADING: usize = 20;
 
 impl Watch {
-    pub(super) fn line(&mut self, state: &Value) -> String {
+    /// Returns the line for a state and the metrics of the same moment.
+    pub(super) fn line(&mut self, state: &Value, metrics: Samples) -> String {
         let totals = Totals::of(state);
+        let unknown = || "-".to_owned();
         // The counters of another process begin at zero.
         let since = |now: u64, before: fn(&Totals) -> u64| {
-            self.before.as_ref().map_or(0, |totals| now.saturating_sub(before(totals)))
+            let growth = |(totals, _): &(Totals, _)| now.saturating_sub(before(totals)).to_string();
+            self.before.as_ref().map_or_else(unknown, growth)
         };
         let p99 = |of: &str| {
-            let seconds = at(state, &format!("/latency/{of}/p99")).as_f64();
-            seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{:.1}", seconds * 1000.0))
+            let (_, before) = self.before.as_ref()?;
+            metrics.quantile_since(before, &format!("{of}_duration_seconds"), 0.99)
         };
+        let p99 =
+            |of: &str| p99(of).map_or_else(unknown, |seconds| format!("{:.1}", seconds * 1000.0));
+        let problems = at(state, "/problems").as_array().map(Vec::len);
         let time = word(at(state, "/at"));
         let time = time.get(11..19).unwrap_or("-");
         let line = format!(
-            "{time:8}  {:>8}  {:>6}  {:>12}  {:>9}  {:>9}  {:>8}  {:>6}",
+            "{time:8}  {:>8}  {:>6}  {:>12}  {:>9}  {:>9}  {:>8}  {:>6}  {:>8}",
             since(totals.requests, |before| before.requests),
             since(totals.errors, |before| before.errors),
-            p99("upstream"),
+            p99("upstream_request"),
             p99("store"),
             number(at(state, "/sessions/active/5m")),
             since(totals.created, |before| before.created),
             since(totals.ended, |before| before.ended),
+            problems.map_or_else(unknown, |problems| problems.to_string()),
         );
         let heading = if self.lines.is_multiple_of(HEADING) {
-            "TIME      REQUESTS  ERRORS  UPSTREAM p99  STORE p99  ACTIVE 5m  CREATED   ENDED\n"
+            "TIME      REQUESTS  ERRORS  UPSTREAM p99  STORE p99  ACTIVE 5m  CREATED   ENDED  PROBLEMS\n"
         } else {
             ""
         };
         self.lines += 1;
-        self.before = Some(totals);
+        self.before = Some((totals, metrics));
         format!("{heading}{line}")
     }
 }
@@ -227,19 +250,49 @@ mod tests {
             json!({
                 "at": "2026-11-28T10:00:00.000Z",
                 "requests": {"forwarded": {"total": requests}, "upstream_error": {"total": 2}},
-                "latency": {"upstream": {"p99": 0.0125}, "store": {"p99": null}},
+                "problems": [{"problem": "reload_failed"}],
                 "sessions": {"active": {"5m": 7}, "created": created, "ended": {"logout": ended}},
             })
         };
+        // Ten requests of less than a second, and the rest of at most 10 ms.
+        let metrics = |all: u64| {
+            let fast = all.saturating_sub(10);
+            Samples::parse(&format!(
+                "cloakroom_upstream_request_duration_seconds_bucket{{le=\"0.01\"}} {fast}\n\
+                 cloakroom_upstream_request_duration_seconds_bucket{{le=\"1\"}} {all}\n\
+                 cloakroom_upstream_request_duration_seconds_bucket{{le=\"+Inf\"}} {all}\n"
+            ))
+        };
         let mut watch = Watch::default();
-        let first = watch.line(&state(100, 5, 1));
+        let first = watch.line(&state(100, 5, 1), metrics(10));
         assert!(first.starts_with("TIME "), "{first}");
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        let second = watch.line(&state(130, 8, 3));
-        assert_eq!(words(&second), ["10:00:00", "30", "0", "12.5", "-", "7", "3", "2"]);
+        let line = first.lines().nth(1).expect("a line below the heading");
+        assert_eq!(words(line), ["10:00:00", "-", "-", "-", "-", "7", "-", "-", "1"]);
+        let second = watch.line(&state(130, 8, 3), metrics(110));
+        assert_eq!(words(&second), ["10:00:00", "30", "0", "9.9", "-", "7", "3", "2", "1"]);
         // Another process has begun again.
-        let third = watch.line(&state(1, 0, 0));
-        assert_eq!(words(&third), ["10:00:00", "0", "0", "12.5", "-", "7", "0", "0"]);
+        let third = watch.line(&state(1, 0, 0), metrics(1));
+        assert_eq!(words(&third), ["10:00:00", "0", "0", "-", "-", "7", "0", "0", "1"]);
+    }
+
+    #[test]
+    fn problems_come_first() {
+        let state = json!({
+            "version": "1",
+            "problems": [
+                {"problem": "store_unreadable", "detail": "no reply", "since": "2026-11-28T10:00:00Z"},
+                {"problem": "upstream_ejected", "detail": "one", "since": null},
+            ],
+            "session_keys": {"own": ["a", "b"]},
+            "history": [],
+        });
+        let text = stats(&state);
+        let expected = "problem: store_unreadable: no reply (since 2026-11-28T10:00:00Z)\n\
+                        problem: upstream_ejected: one\n";
+        assert!(text.starts_with(expected), "{text}");
+        assert!(text.contains("session_keys.own: a b\n"), "{text}");
+        assert!(stats(&json!({"problems": []})).starts_with("No known problem\n"));
     }
 
     #[test]
