@@ -36,7 +36,8 @@ pub struct Body {
     guard: Option<Guard>,
 }
 
-type Guard = Box<dyn FnOnce(End) + Send>;
+/// Receives the end, and the bytes of data that were returned before it.
+type Guard = Box<dyn FnOnce(End, u64) + Send>;
 
 /// Handle to end a body early; see [`Body::interruptible`].
 #[derive(Debug)]
@@ -166,15 +167,23 @@ impl Body {
 
     /// Calls `guard` once, as soon as the body ends: when its last frame is returned, on an error, or when it is dropped.
     /// If the body is empty, that is now. Guards are called in the order in which they were added.
-    pub(crate) fn with_guard(mut self, guard: impl FnOnce(End) + Send + 'static) -> Self {
+    pub(crate) fn with_guard(self, guard: impl FnOnce(End) + Send + 'static) -> Self {
+        self.with_counting_guard(move |end, _bytes| guard(end))
+    }
+
+    /// Like [`Self::with_guard`]. The guard also receives the bytes of data that were returned before the end.
+    pub(crate) fn with_counting_guard(
+        mut self,
+        guard: impl FnOnce(End, u64) + Send + 'static,
+    ) -> Self {
         if self.is_end_stream() {
-            guard(End::Complete);
+            guard(End::Complete, 0);
         } else {
             self.guard = Some(match self.guard.take() {
                 None => Box::new(guard),
-                Some(first) => Box::new(move |end| {
-                    first(end);
-                    guard(end);
+                Some(first) => Box::new(move |end, bytes| {
+                    first(end, bytes);
+                    guard(end, bytes);
                 }),
             });
         }
@@ -192,15 +201,17 @@ impl Body {
     /// Ends it; guards receive `reason`, unless it was complete.
     pub(crate) fn abandon(&mut self, reason: End) {
         let end = if self.is_end_stream() { End::Complete } else { reason };
-        self.end(end);
+        self.end(end, 0);
     }
 
-    fn end(&mut self, end: End) {
-        if let Source::Streaming(streaming) = std::mem::replace(&mut self.source, Source::Empty) {
-            streaming.end();
-        }
+    /// Ends it, after `last` bytes of data that were returned by this poll.
+    fn end(&mut self, end: End, last: u64) {
+        let before = match std::mem::replace(&mut self.source, Source::Empty) {
+            Source::Streaming(streaming) => streaming.end(),
+            Source::Empty | Source::Full(_) => 0,
+        };
         if let Some(guard) = self.guard.take() {
-            guard(end);
+            guard(end, before + last);
         }
     }
 }
@@ -215,14 +226,19 @@ impl http_body::Body for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let polled = match &mut self.source {
             Source::Empty => None,
-            Source::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
+            Source::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                let last = bytes.len() as u64;
+                self.end(End::Complete, last);
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
             Source::Streaming(streaming) => ready!(streaming.poll_frame(cx)),
         };
         match &polled {
             Some(Ok(frame)) if !frame.is_trailers() && !self.is_end_stream() => {}
             // A reader that knows the length does not poll again after the last frame.
-            Some(Ok(_)) | None => self.end(End::Complete),
-            Some(Err(error)) => self.end(error.end()),
+            Some(Ok(_)) | None => self.end(End::Complete, 0),
+            Some(Err(error)) => self.end(error.end(), 0),
         }
         Poll::Ready(polled)
     }

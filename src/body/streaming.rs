@@ -18,6 +18,8 @@ use super::idle::{Activity, IdleTimeout};
 pub(super) struct Streaming {
     incoming: Incoming,
     idle: Option<IdleTimeout>,
+    /// Bytes of data that were received.
+    received: u64,
     /// Bytes left of the limit.
     remaining: Option<u64>,
     trailers: Option<TrailerFilter>,
@@ -39,6 +41,7 @@ impl Streaming {
         Self {
             incoming,
             idle: idle.map(IdleTimeout::new),
+            received: 0,
             remaining: None,
             trailers: None,
             interrupt: None,
@@ -81,9 +84,10 @@ impl Streaming {
         self.interrupt = Some(interrupt);
     }
 
-    /// Stops reading. Dropping the receiver of the interrupt reports the end to its handle.
-    pub(super) fn end(self: Box<Self>) {
-        let Self { incoming, idle, remainder, .. } = *self;
+    /// Stops reading, and returns the bytes of data that were received. Dropping the receiver of the interrupt reports
+    /// the end to its handle.
+    pub(super) fn end(self: Box<Self>) -> u64 {
+        let Self { incoming, received, idle, remainder, .. } = *self;
         if let Some(remainder) = remainder
             && !incoming.is_end_stream()
         {
@@ -92,6 +96,7 @@ impl Streaming {
         if let Some(idle) = idle {
             idle.finish();
         }
+        received
     }
 
     pub(super) fn poll_frame(
@@ -142,6 +147,7 @@ impl Streaming {
         if let Some(remaining) = &mut self.remaining {
             *remaining = remaining.checked_sub(bytes as u64).ok_or(BodyError::TooLarge)?;
         }
+        self.received += bytes as u64;
         let Some(filter) = &self.trailers else { return Ok(Some(frame)) };
         Ok(match frame.into_trailers() {
             Ok(mut trailers) => {

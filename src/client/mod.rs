@@ -39,7 +39,7 @@ pub use error::Error;
 pub(crate) use error::ErrorKind;
 pub(crate) use health::Health;
 pub(crate) use health::HealthCheck;
-pub(crate) use outgoing::Outgoing;
+pub(crate) use outgoing::{Outgoing, Visited};
 pub use pool::{Config, Pool};
 pub(crate) use target::InvalidTarget;
 pub use target::Target;

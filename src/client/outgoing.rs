@@ -1,9 +1,11 @@
 //! A request on its way to an upstream, which several attempts may send.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Request, Uri, Version, header};
 use http_body::Body as _;
+use tokio::time::Instant;
 
 use super::request_body::{Progress, RequestBody};
 use super::retry::Retry;
@@ -17,6 +19,33 @@ use crate::body::Body;
 pub(crate) struct Outgoing {
     request: Option<Request<RequestBody>>,
     upgrade: Upgrade,
+    visit: Option<Visit>,
+}
+
+/// The upstream that a request was sent to last.
+#[derive(Debug)]
+struct Visit {
+    upstream: UpstreamUrl,
+    progress: Progressing,
+}
+
+/// The time of a visit. It is small, since every request has one.
+#[derive(Debug)]
+enum Progressing {
+    Since(Instant),
+    /// Milliseconds until the head of the response, or the error.
+    Took(u32),
+}
+
+/// The URL of an upstream, for the log.
+pub(crate) type UpstreamUrl = Arc<Box<str>>;
+
+/// The upstream that has responded, or was tried last.
+#[derive(Clone, Debug)]
+pub(crate) struct Visited {
+    pub(crate) upstream: UpstreamUrl,
+    /// Milliseconds until the head of the response, or the error; if there is neither, until now.
+    pub(crate) milliseconds: u32,
 }
 
 /// Whether a request asks for an upgrade to another protocol, such as WebSocket.
@@ -49,12 +78,38 @@ impl Outgoing {
             Upgrade::None
         };
         let request = Request::from_parts(parts, RequestBody::new(body));
-        Self { request: Some(request), upgrade }
+        Self { request: Some(request), upgrade, visit: None }
     }
 
     /// Returns the headers, to add fields; none that frame the body. `None` after it was sent.
     pub(crate) fn headers_mut(&mut self) -> Option<&mut HeaderMap> {
         self.request.as_mut().map(Request::headers_mut)
+    }
+
+    /// Notes that the request is sent to the upstream with this URL.
+    pub(super) fn begin_visit(&mut self, upstream: &UpstreamUrl) -> Instant {
+        let (upstream, started) = (Arc::clone(upstream), Instant::now());
+        self.visit = Some(Visit { upstream, progress: Progressing::Since(started) });
+        started
+    }
+
+    /// Notes the response or the error, and returns the time until then.
+    pub(super) fn end_visit(&mut self, started: Instant) -> Duration {
+        let took = started.elapsed();
+        if let Some(visit) = &mut self.visit {
+            visit.progress = Progressing::Took(milliseconds(took));
+        }
+        took
+    }
+
+    /// Takes the upstream that the request was sent to last; `None` if it was not sent.
+    pub(crate) fn take_visited(&mut self) -> Option<Visited> {
+        let Visit { upstream, progress } = self.visit.take()?;
+        let milliseconds = match progress {
+            Progressing::Since(started) => milliseconds(started.elapsed()),
+            Progressing::Took(milliseconds) => milliseconds,
+        };
+        Some(Visited { upstream, milliseconds })
     }
 
     pub(super) fn upgrade(&self) -> Upgrade {
@@ -99,6 +154,10 @@ impl Outgoing {
     pub(super) fn clear(&mut self) {
         self.request = None;
     }
+}
+
+fn milliseconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
 fn origin_form(uri: Uri) -> Uri {

@@ -15,7 +15,7 @@ use super::connection::Connection;
 use super::dial::DialTarget;
 use super::error::{Error, ErrorKind};
 use super::kept::KeptConnections;
-use super::outgoing::Outgoing;
+use super::outgoing::{Outgoing, UpstreamUrl};
 use super::reaper::reap;
 use super::retry::Retry;
 use super::target::Target;
@@ -73,6 +73,8 @@ pub struct Pool(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     target: Target,
+    /// The target as text, for the log.
+    url: UpstreamUrl,
     config: Config,
     settings: Settings,
     kept: Arc<KeptConnections>,
@@ -91,6 +93,7 @@ impl Pool {
         };
         let kept = Arc::new(KeptConnections::new(config.idle_timeout, config.max_idle));
         Self(Arc::new(Shared {
+            url: Arc::new(target.to_string().into()),
             target,
             config,
             settings,
@@ -130,7 +133,7 @@ impl Pool {
         tasks: &Tasks,
     ) -> Result<Response<Body>, Error> {
         let Config { request_limit, metrics, .. } = &self.0.config;
-        let (started, in_flight) = (Instant::now(), metrics.request_started());
+        let (started, in_flight) = (outgoing.begin_visit(&self.0.url), metrics.request_started());
         let permit = match request_limit {
             Some(limit) => Box::pin(self.acquire(limit)).await.map(Some),
             None => Ok(None),
@@ -148,7 +151,7 @@ impl Pool {
             Err(error) if error.is_timeout() => UpstreamOutcome::TimedOut,
             Err(_) => UpstreamOutcome::Failed,
         };
-        metrics.request_finished(outcome, started.elapsed());
+        metrics.request_finished(outcome, outgoing.end_visit(started));
         sent.map_err(|error| error.at(self.target()))
     }
 

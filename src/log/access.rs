@@ -43,7 +43,7 @@ pub(crate) fn access(fields: impl FnOnce(&mut Line)) {
 }
 
 /// Bytes that most lines fit into.
-const LINE_BYTES: usize = 512;
+const LINE_BYTES: usize = 768;
 
 /// A line that is being written. Its methods are named after the macros' forms of fields.
 pub(crate) struct Line {

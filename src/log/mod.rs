@@ -24,7 +24,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
 
-pub(crate) use access::access;
+pub(crate) use access::{Line, access};
 
 /// The target of the access log's lines.
 pub(crate) const ACCESS: &str = "access";

@@ -3,14 +3,17 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Method, Request, Response, Version};
+use http::header::HOST;
+use http::{Method, Request, Response, Version};
 use tracing::{debug, warn};
 
 use super::error::{Accepts, Error, causes};
 use super::forwarded::Client;
+use super::site::Route;
 use crate::body::{Body, End};
+use crate::client::Visited;
 use crate::log::{self, Permit};
 use crate::metrics::{Metrics, Outcome};
 use crate::net::scheme::Scheme;
@@ -31,15 +34,59 @@ pub(super) struct Access {
 struct Entry {
     started: Instant,
     method: Method,
-    path: String,
+    texts: Texts,
     client: Option<IpAddr>,
-    route: Option<Arc<str>>,
+    route: Option<Arc<Route>>,
+    visited: Option<Visited>,
     session: Option<PublicId>,
     trace: Option<TraceId>,
     recording: Option<Box<Recording>>,
     status: u16,
     /// Keeps the request in flight until the end of its response body.
     guard: Option<RequestGuard>,
+}
+
+/// The texts of a request, in one allocation: the path, and the host without its port.
+#[derive(Debug)]
+struct Texts {
+    text: String,
+    path_end: usize,
+}
+
+impl Texts {
+    fn new<B>(request: &Request<B>) -> Self {
+        let uri = request.uri();
+        let line = || request.headers().get(HOST).and_then(|host| host.to_str().ok());
+        // A malformed one may contain a password.
+        let host = uri.host().or_else(line).filter(|host| host::is_valid(host));
+        let (path, host) = (uri.path(), host.map(host::without_port).unwrap_or_default());
+        let mut text = String::with_capacity(path.len() + host.len());
+        text.push_str(path);
+        text.push_str(host);
+        Self { text, path_end: path.len() }
+    }
+
+    fn path(&self) -> &str {
+        self.text.get(..self.path_end).unwrap_or_default()
+    }
+
+    /// Returns the host, if it is known.
+    fn host(&self) -> Option<&str> {
+        self.text.get(self.path_end..).filter(|host| !host.is_empty())
+    }
+
+    fn set_host(&mut self, host: &str) {
+        // The host that a proxy reports is mostly the same.
+        if self.host() != Some(host) {
+            self.text.truncate(self.path_end);
+            self.text.push_str(host);
+        }
+    }
+
+    fn into_path(mut self) -> String {
+        self.text.truncate(self.path_end);
+        self.text
+    }
 }
 
 /// What a span records in addition to the access log entry.
@@ -51,7 +98,6 @@ pub(super) struct Recording {
     pub(super) started: u64,
     pub(super) version: Version,
     pub(super) scheme: Scheme,
-    pub(super) host: Option<HeaderValue>,
 }
 
 impl Access {
@@ -59,9 +105,10 @@ impl Access {
         let entry = Entry {
             started: Instant::now(),
             method: request.method().clone(),
-            path: request.uri().path().to_owned(),
+            texts: Texts::new(request),
             client: peer.address.map(|address| address.ip()),
             route: None,
+            visited: None,
             session: None,
             trace: None,
             recording: None,
@@ -74,6 +121,8 @@ impl Access {
     pub(super) fn set_client(&mut self, client: &Client) {
         if let Some(entry) = &mut self.entry {
             entry.client = client.address;
+            let host = client.host.as_ref().and_then(|host| host.to_str().ok());
+            entry.texts.set_host(host.map(host::without_port).unwrap_or_default());
         }
     }
 
@@ -84,9 +133,16 @@ impl Access {
         }
     }
 
-    pub(super) fn set_route(&mut self, route: &Arc<str>) {
+    pub(super) fn set_route(&mut self, route: &Arc<Route>) {
         if let Some(entry) = &mut self.entry {
             entry.route = Some(Arc::clone(route));
+        }
+    }
+
+    /// Sets the upstream that has responded, or was tried last.
+    pub(super) fn set_visited(&mut self, visited: Visited) {
+        if let Some(entry) = &mut self.entry {
+            entry.visited = Some(visited);
         }
     }
 
@@ -126,8 +182,8 @@ impl Access {
             method = %entry.method,
             // Quoted, because the client chooses the path: it must not look like other fields of
             // the line.
-            path = ?entry.path,
-            route = entry.route.as_deref(),
+            path = ?entry.texts.path(),
+            route = entry.route(),
             upstream = error.and_then(Error::upstream).map(tracing::field::display),
             session = entry.session.map(tracing::field::display),
             trace = entry.trace.as_ref().map(tracing::field::display),
@@ -141,7 +197,7 @@ impl Access {
     /// Returns the response to the client, and counts the request as `outcome`, or as its error's. The end of the
     /// response's body writes the entry.
     pub(super) fn finish(
-        mut self,
+        &mut self,
         responded: Result<Response<Body>, Error>,
         accepts: Accepts,
         outcome: Outcome,
@@ -156,9 +212,9 @@ impl Access {
         response.map(|body| {
             // A response ends with its body, not with its head: only then are its duration and its
             // end known.
-            body.with_guard(move |end| {
+            body.with_counting_guard(move |end, bytes| {
                 metrics.response(end.reason());
-                entry.write(end);
+                entry.write(end, bytes);
             })
         })
     }
@@ -168,48 +224,73 @@ impl Access {
 impl Drop for Access {
     fn drop(&mut self) {
         if let Some(entry) = self.entry.take() {
-            entry.write(End::Dropped);
+            entry.write(End::Dropped, 0);
         }
     }
 }
 
 impl Entry {
-    fn write(self, end: End) {
-        let Self { started, method, path, client, session, trace, recording, status, .. } = self;
-        log::access(|line| {
-            line.display("method", &method);
-            line.debug("path", &path);
-            line.number("status", status.into());
-            if let Some(client) = client {
-                line.display("client", ip::Text(client));
-            }
-            if let Some(session) = session {
-                line.display("session", session);
-            }
-            if let Some(trace) = trace {
-                line.display("trace", trace);
-            }
-            let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            line.number("milliseconds", milliseconds);
-            line.text("end", end.reason().as_str());
-        });
-        let Some(recording) = recording else { return };
-        let Recording { tracer, context, started: started_at, version, scheme, host } = *recording;
-        let status = (status != 0).then_some(status);
+    fn write(self, end: End, bytes: u64) {
+        log::access(|line| self.add_fields(line, end, bytes));
+        self.record(end);
+    }
+
+    fn add_fields(&self, line: &mut log::Line, end: End, bytes: u64) {
+        line.display("method", &self.method);
+        line.debug("path", self.texts.path());
+        line.number("status", self.status.into());
+        if let Some(client) = self.client {
+            line.display("client", ip::Text(client));
+        }
+        if let Some(host) = self.texts.host() {
+            line.text("host", host);
+        }
+        if let Some(route) = self.route() {
+            line.text("route", route);
+        }
+        if let Some(visited) = &self.visited {
+            line.display("upstream", &visited.upstream);
+        }
+        if let Some(session) = self.session {
+            line.display("session", session);
+        }
+        if let Some(trace) = self.trace {
+            line.display("trace", trace);
+        }
+        line.number("bytes", bytes);
+        if let Some(visited) = &self.visited {
+            line.number("upstream_ms", visited.milliseconds.into());
+        }
+        line.number("milliseconds", milliseconds(self.started.elapsed()));
+        line.text("end", end.reason().as_str());
+    }
+
+    /// Records the span of the request, if its trace is sampled.
+    fn record(mut self, end: End) {
+        let Some(recording) = self.recording.take() else { return };
+        let Recording { tracer, context, started: started_at, version, scheme } = *recording;
         tracer.record(Span {
             context,
             started_at,
-            duration: started.elapsed(),
-            method,
-            path,
-            host: host
-                .and_then(|host| host.to_str().ok().map(host::without_port).map(String::from)),
+            duration: self.started.elapsed(),
+            host: self.texts.host().map(str::to_owned),
             scheme,
             version,
-            client,
-            session: session.map(|session| session.to_string()),
-            status,
+            client: self.client,
+            session: self.session.map(|session| session.to_string()),
+            status: Some(self.status).filter(|status| *status != 0),
             end,
+            method: self.method,
+            path: self.texts.into_path(),
         });
     }
+
+    fn route(&self) -> Option<&str> {
+        self.route.as_ref().map(|route| &**route.name())
+    }
+}
+
+/// Returns a duration in whole milliseconds.
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

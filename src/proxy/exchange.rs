@@ -61,8 +61,15 @@ impl Exchange {
     }
 
     /// Returns the response to the client. Its end completes the access log entry.
-    pub(super) fn finish(self, responded: Result<Response<Body>, Error>) -> Response<Body> {
+    pub(super) fn finish(&mut self, responded: Result<Response<Body>, Error>) -> Response<Body> {
+        self.note_upstream();
         self.access.finish(responded, self.accepts, Outcome::Forwarded, self.proxy.metrics())
+    }
+
+    fn note_upstream(&mut self) {
+        if let Some(visited) = self.routed.outgoing.take_visited() {
+            self.access.set_visited(visited);
+        }
     }
 
     /// Opens the session, sends the request, and commits the session.
@@ -322,6 +329,13 @@ impl Exchange {
             self.access.warn("head_full", None, full);
         }
         response
+    }
+}
+
+/// The client may disconnect while the upstream is awaited.
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.note_upstream();
     }
 }
 

@@ -135,7 +135,7 @@ impl Proxy {
         request::normalize_target(&mut parts)?;
         // By the path as received: what is forwarded must be what was matched.
         let route = self.site.find(&parts, peer)?;
-        access.set_route(route.name());
+        access.set_route(route);
         // Before the session is opened, so that a loop costs no store call.
         self.site.via().append(&mut parts.headers, parts.version)?;
         if request::decrement_max_forwards(&parts.method, &mut parts.headers) == Recipient::Proxy {
@@ -215,7 +215,6 @@ impl Proxy {
             started: self.sessions.shared().clock.nanoseconds(),
             version: parts.version,
             scheme: client.scheme,
-            host: client.host.clone(),
         });
         access.set_trace(trace.id(), recording);
         Ok(trace.id())

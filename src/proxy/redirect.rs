@@ -57,7 +57,7 @@ impl Handler for Redirect {
     fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Responding {
         Box::pin(async move {
             let accepts = Accepts::from_headers(request.headers());
-            let access = Access::new(&request, &peer);
+            let mut access = Access::new(&request, &peer);
             let responded = self.location(request).map(redirect);
             access.finish(responded, accepts, Outcome::Redirected, &self.metrics)
         })

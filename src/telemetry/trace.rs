@@ -21,7 +21,8 @@ const SAMPLED: u8 = 1;
 
 /// The id of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TraceId(u128);
+// Bytes, since a number would be aligned to sixteen: many structs have one.
+pub(crate) struct TraceId([u8; 16]);
 
 /// The trace of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +99,7 @@ impl Trace {
 
     /// Returns the id, which the logs of all services have in common.
     pub(crate) fn id(&self) -> TraceId {
-        TraceId(self.id)
+        TraceId(self.id.to_be_bytes())
     }
 
     /// Returns the context of our span, if one is recorded.
@@ -140,7 +141,9 @@ impl TraceParent {
 
 impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(std::str::from_utf8(&hex::<32>(self.0)).unwrap_or_default())
+        f.write_str(
+            std::str::from_utf8(&hex::<32>(u128::from_be_bytes(self.0))).unwrap_or_default(),
+        )
     }
 }
 

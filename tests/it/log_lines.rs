@@ -1,4 +1,4 @@
-//! The log lines of failed requests.
+//! The log lines of requests.
 
 use std::path::PathBuf;
 
@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::support::raw::exchange;
 use crate::support::{Browser, KEY, Program, Script, Upstream};
 
 /// Writes a configuration with these routes into a directory of its own.
@@ -102,4 +103,78 @@ async fn refused_head_is_logged_with_its_reason() {
     program.wait_for_log("refused").await;
     let [line] = &*lines(&program, "refused") else { panic!("one line") };
     assert!(line.contains("invalid HTTP header parsed"), "{line}");
+}
+
+/// Returns a field of a line as text, e.g. `status`; `None` if the line has none.
+fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = line.split_once(&format!(" {name}="))?;
+    rest.split(' ').next()
+}
+
+#[tokio::test]
+async fn access_line_says_who_answered_and_how_long_it_took() {
+    let upstream = Upstream::start();
+    let (_directory, file) = configuration(&format!(
+        "[[route]]\nupstream = \"{0}\"\n[[route]]\nhost = \"b.example\"\npath = \"/down\"\n\
+         upstream = \"http://127.0.0.1:1\"\n",
+        upstream.url()
+    ));
+    let program = Program::start(&file);
+    let public = program.serving().await.public;
+    let get = async |host: &str, path: &str, script: &Script| {
+        let script = script.to_header();
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {host}\r\nX-Script: {script}\r\nConnection: close\r\n\r\n"
+        );
+        exchange(public, &request).await
+    };
+    let page = Script::new().body(&"x".repeat(5000));
+    assert!(get("a.example:8080", "/page?secret=1", &page).await.ends_with("xxx"));
+    assert!(get("b.example", "/down", &Script::new()).await.starts_with("HTTP/1.1 502"));
+    assert!(get("b.example", "/other/_session", &page).await.ends_with("xxx"));
+    assert!(get("b.example", "/_session", &page).await.starts_with("HTTP/1.1 404"));
+    program.wait_for_log("path=\"/_session\"").await;
+    let lines = lines(&program, " access: ");
+    let [page, down, other, api] = &*lines else { panic!("four lines: {lines:#?}") };
+    let named = |line, names: &[&str]| -> Vec<Option<String>> {
+        names.iter().map(|name| field(line, name).map(str::to_owned)).collect()
+    };
+    let places = ["host", "route", "upstream"];
+    let some = |texts: [&str; 3]| texts.map(|text| Some(text.to_owned()));
+    assert_eq!(named(page, &places), some(["\"a.example\"", "\"/\"", &upstream.url()]));
+    assert_eq!(
+        named(down, &places),
+        some(["\"b.example\"", "\"b.example/down\"", "http://127.0.0.1:1"])
+    );
+    assert_eq!(named(other, &places), some(["\"b.example\"", "\"/\"", &upstream.url()]));
+    assert_eq!(named(api, &places), [Some("\"b.example\"".to_owned()), None, None]);
+    assert_eq!(field(page, "bytes"), Some("5000"));
+    assert_eq!(field(page, "end"), Some("\"complete\""));
+    for line in [page, down, other] {
+        let number = |name| field(line, name).unwrap().parse::<u64>().unwrap();
+        assert!(number("upstream_ms") <= number("milliseconds"), "{line}");
+    }
+    assert_eq!(field(api, "upstream_ms"), None);
+    assert!(!lines.concat().contains("secret"), "no query");
+}
+
+/// A client that does not wait leaves a line that says for which upstream it did not.
+#[tokio::test]
+async fn access_line_of_an_abandoned_request_has_its_upstream() {
+    let upstream = Upstream::start();
+    let (_directory, file) =
+        configuration(&format!("[[route]]\nupstream = \"{}\"\n", upstream.url()));
+    let program = Program::start(&file);
+    let mut client = TcpStream::connect(program.serving().await.public).await.unwrap();
+    let script = Script::new().wait("gate").to_header();
+    let request = format!("GET / HTTP/1.1\r\nHost: a\r\nX-Script: {script}\r\n\r\n");
+    client.write_all(request.as_bytes()).await.unwrap();
+    upstream.arrived("gate", 1).await;
+    drop(client);
+    program.wait_for_log(" access: ").await;
+    let [line] = &*lines(&program, " access: ") else { panic!("one line") };
+    assert_eq!(field(line, "upstream"), Some(&*upstream.url()));
+    assert_eq!((field(line, "status"), field(line, "bytes")), (Some("0"), Some("0")));
+    assert!(field(line, "upstream_ms").is_some(), "{line}");
+    assert_eq!(field(line, "end"), Some("\"dropped\""));
 }
