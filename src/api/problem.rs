@@ -12,7 +12,7 @@ pub(super) type ApiResult<T> = Result<T, Problem>;
 
 fn problem(status: u16, code: &'static str, detail: impl Into<String>) -> Problem {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    Problem { status, code, detail: detail.into(), retry_after: None }
+    Problem { status, code, detail: detail.into(), retry_after: None, request_id: None }
 }
 
 pub(super) fn malformed_request(detail: String) -> Problem {

@@ -441,6 +441,8 @@ section! {
         /// Headers added to each request, e.g. a secret by which the site knows that it came from here.
         #[serde(skip_serializing_if = "BTreeMap::is_empty")]
         request_headers: BTreeMap<String, SecretSource> = BTreeMap::new(),
+        /// Send the id of the request in the response too, as `X-Request-Id`.
+        request_id: bool = false,
         /// As `store.on_error`, for this route. If unset: `store.on_error`.
         on_error: Option<OnError> = None,
         /// `"head"`: requests of one session wait for each other, until the response head of the one before, so that

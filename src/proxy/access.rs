@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::HOST;
+use http::header::{HOST, HeaderValue};
 use http::{Method, Request, Response, Version};
 use tracing::{debug, warn};
 
 use super::error::{Accepts, Error, causes};
 use super::forwarded::Client;
+use super::names::X_REQUEST_ID;
 use super::site::Route;
 use crate::body::{Body, End};
 use crate::client::Visited;
@@ -46,11 +47,13 @@ struct Entry {
     guard: Option<RequestGuard>,
 }
 
-/// The texts of a request, in one allocation: the path, and the host without its port.
+/// The texts of a request, in one allocation: the path, the host without its port, and the id if that is not that of the
+/// trace.
 #[derive(Debug)]
 struct Texts {
     text: String,
     path_end: usize,
+    host_end: usize,
 }
 
 impl Texts {
@@ -63,7 +66,7 @@ impl Texts {
         let mut text = String::with_capacity(path.len() + host.len());
         text.push_str(path);
         text.push_str(host);
-        Self { text, path_end: path.len() }
+        Self { path_end: path.len(), host_end: text.len(), text }
     }
 
     fn path(&self) -> &str {
@@ -72,15 +75,24 @@ impl Texts {
 
     /// Returns the host, if it is known.
     fn host(&self) -> Option<&str> {
-        self.text.get(self.path_end..).filter(|host| !host.is_empty())
+        self.text.get(self.path_end..self.host_end).filter(|host| !host.is_empty())
+    }
+
+    fn request_id(&self) -> Option<&str> {
+        self.text.get(self.host_end..).filter(|id| !id.is_empty())
     }
 
     fn set_host(&mut self, host: &str) {
         // The host that a proxy reports is mostly the same.
         if self.host() != Some(host) {
-            self.text.truncate(self.path_end);
-            self.text.push_str(host);
+            self.text.replace_range(self.path_end..self.host_end, host);
+            self.host_end = self.path_end + host.len();
         }
+    }
+
+    fn set_request_id(&mut self, id: &str) {
+        self.text.truncate(self.host_end);
+        self.text.push_str(id);
     }
 
     fn into_path(mut self) -> String {
@@ -126,10 +138,19 @@ impl Access {
         }
     }
 
-    pub(super) fn set_trace(&mut self, trace: TraceId, recording: Option<Recording>) {
+    /// Sets the trace, and the id of the request if it is another.
+    pub(super) fn set_ids(&mut self, trace: TraceId, request_id: Option<&HeaderValue>) {
         if let Some(entry) = &mut self.entry {
             entry.trace = Some(trace);
-            entry.recording = recording.map(Box::new);
+            if let Some(id) = request_id.and_then(|id| id.to_str().ok()) {
+                entry.texts.set_request_id(id);
+            }
+        }
+    }
+
+    pub(super) fn set_recording(&mut self, recording: Recording) {
+        if let Some(entry) = &mut self.entry {
+            entry.recording = Some(Box::new(recording));
         }
     }
 
@@ -170,7 +191,7 @@ impl Access {
                 self.warn(error.cause(), Some(error), "request failed");
             }
         }
-        error.response(accepts)
+        error.response(accepts, self.entry.as_mut().map(Entry::id).unwrap_or_default())
     }
 
     /// Logs a warning with the fields of the request, at most one per second for each `cause`.
@@ -187,6 +208,7 @@ impl Access {
             upstream = error.and_then(Error::upstream).map(tracing::field::display),
             session = entry.session.map(tracing::field::display),
             trace = entry.trace.as_ref().map(tracing::field::display),
+            request_id = entry.texts.request_id(),
             error = error.map(tracing::field::display),
             cause = error.map(|error| causes(error)).filter(|causes| !causes.is_empty()),
             suppressed,
@@ -203,10 +225,16 @@ impl Access {
         outcome: Outcome,
         metrics: &Metrics,
     ) -> Response<Body> {
-        let response = responded.unwrap_or_else(|error| self.error_response(&error, accepts));
+        let mut response = responded.unwrap_or_else(|error| self.error_response(&error, accepts));
         // Taken, so that dropping `self` does not log it again.
         let Some(mut entry) = self.entry.take() else { return response };
         entry.status = response.status().as_u16();
+        if entry.route.as_ref().is_some_and(|route| route.sends_request_id())
+            && let Ok(id) = HeaderValue::try_from(entry.id())
+        {
+            // A full head goes out without.
+            let _ = response.headers_mut().try_insert(X_REQUEST_ID, id);
+        }
         metrics.request(self.failure.unwrap_or(outcome), entry.status, entry.started.elapsed());
         let metrics = metrics.clone();
         response.map(|body| {
@@ -257,6 +285,9 @@ impl Entry {
         if let Some(trace) = self.trace {
             line.display("trace", trace);
         }
+        if let Some(id) = self.texts.request_id() {
+            line.text("request_id", id);
+        }
         line.number("bytes", bytes);
         if let Some(visited) = &self.visited {
             line.number("upstream_ms", visited.milliseconds.into());
@@ -283,6 +314,14 @@ impl Entry {
             method: self.method,
             path: self.texts.into_path(),
         });
+    }
+
+    /// Returns the id of the request. One that was refused before it had any gets a new one.
+    fn id(&mut self) -> String {
+        match self.texts.request_id() {
+            Some(id) => id.to_owned(),
+            None => self.trace.get_or_insert_with(TraceId::random).to_string(),
+        }
     }
 
     fn route(&self) -> Option<&str> {

@@ -60,6 +60,8 @@ pub(crate) struct RouteConfig {
     pub(crate) require_principal: Option<LoginPage>,
     /// Headers that are added to each request; their values are marked sensitive.
     pub(crate) request_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Whether responses have `X-Request-Id`.
+    pub(crate) request_id: bool,
     /// Handling of requests while the store is unavailable.
     pub(crate) on_error: OnError,
     /// Requests of one session wait for each other until the response head of the one before, at most for this time;

@@ -250,7 +250,7 @@ impl Error {
 
     /// Returns the response: a short HTML page, or a problem (RFC 9457) for clients that prefer JSON.
     /// Errors that the site's developer must fix are problems unless the client prefers HTML.
-    pub(super) fn response(&self, accepts: Accepts) -> Response<Body> {
+    pub(super) fn response(&self, accepts: Accepts, request_id: String) -> Response<Body> {
         let (code, detail) = self.public_message();
         let detail = match self {
             Self::ApiPath(Some(url)) => format!(
@@ -263,7 +263,8 @@ impl Error {
             Self::TooManyNewSessions(retry_after) => Some(*retry_after),
             _ => None,
         };
-        let problem = Problem { status: self.status(), code, detail, retry_after };
+        let request_id = Some(request_id);
+        let problem = Problem { status: self.status(), code, detail, retry_after, request_id };
         let as_problem = match accepts {
             Accepts::Html => false,
             Accepts::Json => true,
@@ -321,7 +322,26 @@ fn page(problem: &Problem) -> String {
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>\
          <meta name=\"viewport\" content=\"width=device-width\">\
          <style>body{{font:1rem/1.5 system-ui,sans-serif;max-width:32rem;margin:20vh auto;padding:0 1rem}}</style>\
-         <h1>{title}</h1><p>{}</p></html>\n",
-        problem.detail
+         <h1>{title}</h1><p>{}</p><p><small>Request id: {}</small></p></html>\n",
+        problem.detail,
+        escaped(problem.request_id.as_deref().unwrap_or_default())
     )
+}
+
+/// Returns a text for HTML. A proxy may have taken the id of a request from its client.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_escapes_the_id() {
+        let (status, code) = (StatusCode::BAD_GATEWAY, "upstream_unavailable");
+        let (detail, request_id) = ("Sorry.".to_owned(), Some("<b>&".to_owned()));
+        let page = page(&Problem { status, code, detail, retry_after: None, request_id });
+        assert!(page.contains("<p><small>Request id: &lt;b&gt;&amp;</small></p>"), "{page}");
+    }
 }

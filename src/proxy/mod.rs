@@ -28,6 +28,7 @@ mod proof;
 mod readings;
 mod redirect;
 mod request;
+mod request_id;
 mod response;
 pub mod route;
 mod site;
@@ -55,13 +56,15 @@ use crate::session::cookie;
 use crate::session::navigation::Origin;
 use crate::session::record::Client;
 use crate::sessions::{Arrival, Opener, TouchPolicy};
-use crate::telemetry::{Sender, Trace, TraceId, Tracer};
+use crate::telemetry::{Sender, Trace, Tracer};
 
 use access::{Access, Recording};
 use config::Session;
 use error::{Accepts, Error};
 use exchange::{Exchange, Routed};
 use held_cookies::HeldRequest;
+use lines::Lines;
+use names::X_REQUEST_ID;
 use request::Recipient;
 use site::Route;
 use tunnel::UpgradeRequest;
@@ -131,6 +134,8 @@ impl Proxy {
         // because an extended CONNECT becomes a GET, which the checks below accept.
         let upgrade = UpgradeRequest::from_request(&mut request);
         let (mut parts, body) = request.into_parts();
+        // Even a refused request has an id.
+        let (trace, request_id) = self.identify(&parts.headers, peer, access);
         request::check(&parts)?;
         request::normalize_target(&mut parts)?;
         // By the path as received: what is forwarded must be what was matched.
@@ -150,12 +155,19 @@ impl Proxy {
         let holding = self.holding(route, &mut parts);
         let cleaned = request::clean(&mut parts.headers, self.site.injected());
         self.site.log_dropped(&cleaned.dropped);
-        let client = self.rewrite_forwarded(&mut parts.headers, peer)?;
+        let mut lines = Lines::with_capacity(forwarded::LINES_BYTES + TRACE_BYTES);
+        let client = self.rewrite_forwarded(&mut parts.headers, peer, &mut lines)?;
         access.set_client(&client);
-        let trace = self.start_trace(&mut parts, peer, &client, access)?;
+        let own_id = trace.write(&mut parts.headers, lines.buffer())?;
+        if let Some(id) = request_id.or(own_id) {
+            parts.headers.try_insert(X_REQUEST_ID, id)?;
+        }
+        if let Some(recording) = self.recording(&trace, &parts, &client) {
+            access.set_recording(recording);
+        }
         upgrade.write_headers(&mut parts.headers)?;
         let route_name = Some(Arc::clone(route.name()));
-        let source = Source { route: route_name, client: client.address, trace: Some(trace) };
+        let source = Source { route: route_name, client: client.address, trace: Some(trace.id()) };
         let arrival = self.arrival(route, cookies, origin, &parts, source);
         let refusal = route.refusal(&parts, accepts);
         // A declared length is checked before the upload begins. Others are counted as they arrive.
@@ -188,36 +200,49 @@ impl Proxy {
         &self,
         headers: &mut HeaderMap,
         peer: &Peer,
+        lines: &mut Lines,
     ) -> Result<forwarded::Client, Error> {
-        let rewritten = forwarded::rewrite(headers, self.site.rules(), peer_of(peer))?;
+        let (rules, peer_of) = (self.site.rules(), peer_of(peer));
+        let rewritten = forwarded::rewrite_with(headers, rules, peer_of, lines)?;
         self.site.log_dropped(&rewritten.dropped);
         if rewritten.lost_https {
-            self.site.log_lost_https(peer_of(peer).address);
+            self.site.log_lost_https(peer_of.address);
         }
         Ok(rewritten.client)
     }
 
-    /// Continues or starts the trace of a request, and records a span if the trace is sampled.
-    fn start_trace(
+    /// Continues or starts the trace of a request. Also returns the id of the request if it is not that of the trace.
+    fn identify(
         &self,
-        parts: &mut Parts,
+        headers: &HeaderMap,
         peer: &Peer,
-        client: &forwarded::Client,
         access: &mut Access,
-    ) -> Result<TraceId, Error> {
-        // The sampling decision of a client is not followed: it could export every request.
+    ) -> (Trace, Option<HeaderValue>) {
         let is_trusted = self.site.rules().trusts(peer_of(peer));
+        // The sampling decision of a client is not followed: it could export every request.
         let sender = if is_trusted { Sender::Trusted } else { Sender::Untrusted };
-        let trace = Trace::join(&mut parts.headers, self.tracer.as_deref(), sender)?;
-        let recording = self.tracer.as_ref().zip(trace.span()).map(|(tracer, context)| Recording {
+        let trace = Trace::read(headers, self.tracer.as_deref(), sender);
+        let received = is_trusted.then(|| request_id::received(headers)).flatten();
+        let request_id = received.filter(|id| *id != trace.id().to_string().as_str()).cloned();
+        access.set_ids(trace.id(), request_id.as_ref());
+        (trace, request_id)
+    }
+
+    /// Returns what a span of a request records, if its trace is sampled.
+    fn recording(
+        &self,
+        trace: &Trace,
+        parts: &Parts,
+        client: &forwarded::Client,
+    ) -> Option<Recording> {
+        let (tracer, context) = self.tracer.as_ref().zip(trace.span())?;
+        Some(Recording {
             tracer: Arc::clone(tracer),
             context,
             started: self.sessions.shared().clock.nanoseconds(),
             version: parts.version,
             scheme: client.scheme,
-        });
-        access.set_trace(trace.id(), recording);
-        Ok(trace.id())
+        })
     }
 
     /// Returns what opening the session of a request depends on, if its route has sessions.
@@ -297,6 +322,9 @@ impl Proxy {
         }
     }
 }
+
+/// Bytes of the values of a trace and its id.
+const TRACE_BYTES: usize = 64;
 
 fn peer_of(peer: &Peer) -> forwarded::Peer {
     forwarded::Peer {

@@ -38,6 +38,9 @@ pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forw
 pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 pub(crate) const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
+/// The id of a request.
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 /// CGI upstreams read it as the variable `HTTP_PROXY` ("httpoxy", CVE-2016-5385).
 pub(crate) const PROXY: HeaderName = HeaderName::from_static("proxy");
 /// Obsolete since RFC 2616, but still sent.
@@ -93,11 +96,11 @@ fn forwarding_parts(rest: &[u8]) -> &'static [&'static [u8]] {
     }
 }
 
-/// Returns whether a name is another spelling of a field that frames or routes a request, or that is
-/// hop-by-hop. Upstreams that treat both spellings as the same field (Werkzeug before 2.1 reads
+/// Returns whether a name is another spelling of a field that frames or routes a request, that is
+/// hop-by-hop, or that the proxy writes. Upstreams that treat both spellings as the same field (Werkzeug before 2.1 reads
 /// `Transfer_Encoding`) would see a different request than the proxy: request smuggling.
 pub(crate) fn is_respelled(name: &HeaderName) -> bool {
-    const CRITICAL: [HeaderName; 14] = [
+    const CRITICAL: [HeaderName; 15] = [
         CONNECTION,
         CONTENT_LENGTH,
         COOKIE,
@@ -112,6 +115,7 @@ pub(crate) fn is_respelled(name: &HeaderName) -> bool {
         TRAILER,
         TRANSFER_ENCODING,
         UPGRADE,
+        X_REQUEST_ID,
     ];
     let bytes = name.as_str().as_bytes();
     bytes.iter().any(|byte| *byte != b'-' && !byte.is_ascii_alphanumeric())
@@ -261,6 +265,7 @@ mod tests {
             "Content.Length",
             "Keep_Alive",
             "HTTP2_Settings",
+            "X_Request_Id",
         ] {
             assert!(is_respelled(&name(other)), "{other}");
         }

@@ -294,6 +294,11 @@ impl Route {
         &self.name
     }
 
+    /// Returns whether responses have `X-Request-Id`.
+    pub(super) fn sends_request_id(&self) -> bool {
+        self.config.request_id
+    }
+
     pub(super) fn session(&self) -> Session {
         self.config.session
     }

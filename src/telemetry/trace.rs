@@ -3,9 +3,10 @@
 //! upstream's.
 
 use std::fmt;
+use std::ops::Range;
 
-use bytes::Bytes;
-use http::header::{HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue, MaxSizeReached};
+use bytes::BytesMut;
+use http::header::{HeaderMap, HeaderName, HeaderValue, MaxSizeReached};
 
 use super::Tracer;
 use crate::random;
@@ -15,6 +16,9 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// The length of a `traceparent` of version 00 (section 3.2.2 there).
 const LINE_BYTES: usize = 55;
+
+/// The place of the trace's id in it.
+const ID: Range<usize> = 3..35;
 
 /// The flag that the sender may have recorded the trace (section 3.2.2.5 there).
 const SAMPLED: u8 = 1;
@@ -28,6 +32,10 @@ pub(crate) struct TraceId([u8; 16]);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Trace {
     id: u128,
+    /// What was received, if it was valid.
+    received: Option<TraceParent>,
+    /// The parent of the upstream's span, unless that is what was received.
+    parent: Option<u64>,
     span: Option<SpanContext>,
 }
 
@@ -58,43 +66,61 @@ pub(crate) enum Sender {
 }
 
 impl Trace {
-    /// Joins the trace of `traceparent`, or starts one if the header is missing or invalid. An invalid one loses its
-    /// `tracestate` (section 3.2.4 there).
-    ///
-    /// With a tracer, our span becomes the parent in `traceparent`, whether or not it is sampled.
-    pub(crate) fn join(
-        headers: &mut HeaderMap,
-        tracer: Option<&Tracer>,
-        sender: Sender,
-    ) -> Result<Self, MaxSizeReached> {
+    /// Reads the trace of `traceparent`, or starts one if the header is missing or invalid.
+    pub(crate) fn read(headers: &HeaderMap, tracer: Option<&Tracer>, sender: Sender) -> Self {
         let mut lines = headers.get_all(&TRACEPARENT).iter();
         let received = match (lines.next(), lines.next()) {
             (Some(line), None) => TraceParent::parse(line.as_bytes()),
             _ => None,
         };
-        if let (Some(received), None) = (received, tracer) {
-            return Ok(Self { id: received.trace, span: None });
+        if let (Some(parent), None) = (received, tracer) {
+            return Self { id: parent.trace, received, parent: None, span: None };
         }
-        if received.is_none() {
-            headers.remove(&TRACESTATE);
-        }
-        let trace = received.map_or_else(|| u128::from_be_bytes(random::bytes()), |it| it.trace);
+        let id = received.map_or_else(|| u128::from_be_bytes(random::bytes()), |it| it.trace);
         // An id of zero is invalid.
-        let id = u64::from_be_bytes(random::bytes()) | 1;
+        let parent = u64::from_be_bytes(random::bytes()) | 1;
         let is_sampled = |tracer: &Tracer| match (received, sender) {
             (Some(received), Sender::Trusted) => received.flags & SAMPLED != 0,
-            (Some(_), Sender::Untrusted) | (None, _) => tracer.samples(trace),
+            (Some(_), Sender::Untrusted) | (None, _) => tracer.samples(id),
         };
         let span = tracer.is_some_and(is_sampled).then_some(SpanContext {
-            trace,
-            span: id,
+            trace: id,
+            span: parent,
             parent: received.map(|received| received.parent),
         });
-        let flags = u8::from(span.is_some());
-        if let Ok(line) = (TraceParent { trace, parent: id, flags }).to_value() {
+        Self { id, received, parent: Some(parent), span }
+    }
+
+    /// Writes the fields for the upstream, and returns the id as text. An invalid `traceparent` loses its `tracestate`
+    /// (section 3.2.4 there). The values are slices of `buffer`.
+    ///
+    /// With a tracer, our span becomes the parent in `traceparent`, whether or not it is sampled.
+    pub(crate) fn write(
+        &self,
+        headers: &mut HeaderMap,
+        buffer: &mut BytesMut,
+    ) -> Result<Option<HeaderValue>, MaxSizeReached> {
+        if self.received.is_none() {
+            headers.remove(&TRACESTATE);
+        }
+        let parent = match (self.parent, self.received) {
+            (Some(parent), _) => {
+                TraceParent { trace: self.id, parent, flags: u8::from(self.span.is_some()) }
+            }
+            // It is there, unless the client listed it in Connection.
+            (None, Some(received)) if !headers.contains_key(&TRACEPARENT) => received,
+            (None, _) => {
+                buffer.extend_from_slice(&hex::<32>(self.id));
+                return Ok(HeaderValue::from_maybe_shared(buffer.split().freeze()).ok());
+            }
+        };
+        parent.push_to(buffer);
+        let line = buffer.split().freeze();
+        let id = line.slice(ID);
+        if let Ok(line) = HeaderValue::from_maybe_shared(line) {
             headers.try_insert(TRACEPARENT, line)?;
         }
-        Ok(Self { id: trace, span })
+        Ok(HeaderValue::from_maybe_shared(id).ok())
     }
 
     /// Returns the id, which the logs of all services have in common.
@@ -109,17 +135,16 @@ impl Trace {
 }
 
 impl TraceParent {
-    /// Returns the line of version 00.
-    fn to_value(self) -> Result<HeaderValue, InvalidHeaderValue> {
+    /// Appends the line of version 00.
+    fn push_to(self, line: &mut BytesMut) {
         let Self { trace, parent, flags } = self;
-        let mut line = Vec::with_capacity(LINE_BYTES);
+        line.reserve(LINE_BYTES);
         line.extend_from_slice(b"00-");
         line.extend_from_slice(&hex::<32>(trace));
-        line.push(b'-');
+        line.extend_from_slice(b"-");
         line.extend_from_slice(&hex::<16>(parent.into()));
-        line.push(b'-');
+        line.extend_from_slice(b"-");
         line.extend_from_slice(&hex::<2>(flags.into()));
-        HeaderValue::from_maybe_shared(Bytes::from(line))
     }
 
     /// Parses version, trace, parent and flags, in lower case. Later versions may append more (section 3.2.2 there).
@@ -136,6 +161,13 @@ impl TraceParent {
             flags: u8::from_str_radix(flags, 16).ok()?,
         };
         (ends && version != "ff" && parsed.trace != 0 && parsed.parent != 0).then_some(parsed)
+    }
+}
+
+impl TraceId {
+    /// Returns the id of a new trace.
+    pub(crate) fn random() -> Self {
+        Self(random::bytes())
     }
 }
 
@@ -168,6 +200,14 @@ mod tests {
 
     const VALID: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
+    /// Reads and writes the fields, and checks the text of the id.
+    fn join(headers: &mut HeaderMap, tracer: Option<&Tracer>, sender: Sender) -> Trace {
+        let trace = Trace::read(headers, tracer, sender);
+        let text = trace.write(headers, &mut BytesMut::new()).unwrap().unwrap();
+        assert_eq!(text, trace.id().to_string());
+        trace
+    }
+
     fn head(lines: &[&str]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for line in lines {
@@ -194,7 +234,7 @@ mod tests {
             [VALID, &VALID.replacen("00", "cc", 1), &(VALID.replacen("00", "cc", 1) + "-more")]
         {
             let mut headers = head(&[line]);
-            let trace = Trace::join(&mut headers, None, Sender::Trusted).unwrap();
+            let trace = join(&mut headers, None, Sender::Trusted);
             assert_eq!(trace.id().to_string(), "0af7651916cd43dd8448eb211c80319c");
             assert_eq!((&headers[TRACEPARENT], headers.len()), (&line.parse().unwrap(), 2));
             assert_eq!(trace.span(), None);
@@ -217,13 +257,13 @@ mod tests {
         ] {
             for (tracer, flags) in [(None, 0), (Some(tracer(1.0)), SAMPLED)] {
                 let mut headers = head(&lines);
-                let trace = Trace::join(&mut headers, tracer.as_ref(), Sender::Trusted).unwrap();
+                let trace = join(&mut headers, tracer.as_ref(), Sender::Trusted);
                 let sent = TraceParent::parse(headers[TRACEPARENT].as_bytes()).unwrap();
                 assert_eq!(headers.len(), 1, "tracestate is removed: {lines:?}");
                 assert_eq!((sent.trace, sent.flags), (trace.id, flags));
                 let ours = SpanContext { trace: trace.id, span: sent.parent, parent: None };
                 assert_eq!(trace.span(), (flags == SAMPLED).then_some(ours));
-                let another = Trace::join(&mut head(&lines), None, Sender::Trusted).unwrap();
+                let another = join(&mut head(&lines), None, Sender::Trusted);
                 assert_ne!(trace.id, another.id);
             }
         }
@@ -232,7 +272,7 @@ mod tests {
     #[test]
     fn recorded_span_is_between_sender_and_upstream() {
         let mut headers = head(&[VALID]);
-        let trace = Trace::join(&mut headers, Some(&tracer(0.0)), Sender::Trusted).unwrap();
+        let trace = join(&mut headers, Some(&tracer(0.0)), Sender::Trusted);
         let recorded = trace.span().expect("the sender has sampled it");
         assert_eq!(trace.id().to_string(), "0af7651916cd43dd8448eb211c80319c");
         assert_eq!((recorded.trace, recorded.parent), (trace.id, Some(0xb7ad_6b71_6920_3331)));
@@ -251,7 +291,7 @@ mod tests {
             (&not_sampled, 1.0, Sender::Untrusted, true),
         ] {
             let mut headers = head(&[line]);
-            let trace = Trace::join(&mut headers, Some(&tracer(ratio)), sender).unwrap();
+            let trace = join(&mut headers, Some(&tracer(ratio)), sender);
             assert_eq!(trace.span().is_some(), recorded, "{line} {ratio} {sender:?}");
             let sent = TraceParent::parse(headers[TRACEPARENT].as_bytes()).unwrap();
             assert_eq!(sent.flags, u8::from(recorded));

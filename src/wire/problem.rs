@@ -14,6 +14,8 @@ pub(crate) struct Problem {
     pub(crate) detail: String,
     /// The duration of a 503, if it is known.
     pub(crate) retry_after: Option<Duration>,
+    /// The id of the request, if it has one.
+    pub(crate) request_id: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -25,6 +27,8 @@ struct ProblemObject<'a> {
     status: u16,
     detail: &'a str,
     code: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
 }
 
 impl Problem {
@@ -43,6 +47,7 @@ impl Problem {
             status: self.status.as_u16(),
             detail: &self.detail,
             code: self.code,
+            request_id: self.request_id.as_deref(),
         };
         serde_json::to_string(&object).expect("text and numbers are serializable")
     }
@@ -56,12 +61,13 @@ mod tests {
     fn problem_has_the_members_of_rfc_9457() {
         let detail = "a \"detail\"".to_owned();
         let status = StatusCode::GONE;
-        let problem = Problem { status, code: "request_gone", detail, retry_after: None };
-        assert_eq!(
-            problem.json(),
-            "{\"type\":\"about:blank\",\"title\":\"Gone\",\"status\":410,\"detail\":\"a \\\"detail\\\"\",\
-             \"code\":\"request_gone\"}"
-        );
+        let problem =
+            Problem { status, code: "request_gone", detail, retry_after: None, request_id: None };
+        let json = "{\"type\":\"about:blank\",\"title\":\"Gone\",\"status\":410,\"detail\":\"a \\\"detail\\\"\",\
+                    \"code\":\"request_gone\"";
+        assert_eq!(problem.json(), format!("{json}}}"));
+        let with_id = Problem { request_id: Some("\"7\"".to_owned()), ..problem.clone() };
+        assert_eq!(with_id.json(), format!("{json},\"request_id\":\"\\\"7\\\"\"}}"));
         assert_eq!(problem.retry_after_seconds(), 1);
         let retry_after = Some(Duration::from_millis(2001));
         assert_eq!(Problem { retry_after, ..problem }.retry_after_seconds(), 3);

@@ -158,6 +158,29 @@ async fn access_line_says_who_answered_and_how_long_it_took() {
     assert!(!lines.concat().contains("secret"), "no query");
 }
 
+#[tokio::test]
+async fn lines_have_the_id_of_a_trusted_proxy() {
+    let (_directory, file) = configuration(
+        "[limits]\ntrusted_proxies = [\"127.0.0.1\"]\n[[route]]\nupstream = \"http://127.0.0.1:1\"\n",
+    );
+    let program = Program::start(&file);
+    let public = program.serving().await.public;
+    for (path, id) in [("/given", "X-Request-Id: edge=\"7\"\r\n"), ("/own", "")] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n{id}Connection: close\r\n\r\n");
+        exchange(public, &request).await;
+    }
+    program.wait_for_log(" access: method=GET path=\"/own\"").await;
+    let given = lines(&program, "path=\"/given\"");
+    assert_eq!(given.len(), 2, "a warning and an access line: {given:#?}");
+    for line in given {
+        assert_eq!(field(&line, "request_id"), Some(r#""edge=\"7\"""#), "{line}");
+        assert!(field(&line, "trace").is_some(), "{line}");
+    }
+    for line in lines(&program, "path=\"/own\"") {
+        assert_eq!(field(&line, "request_id"), None, "{line}");
+    }
+}
+
 /// A client that does not wait leaves a line that says for which upstream it did not.
 #[tokio::test]
 async fn access_line_of_an_abandoned_request_has_its_upstream() {

@@ -70,6 +70,7 @@ mod redis;
 mod redis_kit;
 mod reference;
 mod reload;
+mod request_id;
 mod rotation;
 mod routes;
 mod sealed;

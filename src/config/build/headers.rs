@@ -11,8 +11,8 @@ use super::context::Context;
 use crate::proxy::forwarded::is_written;
 use crate::proxy::names::{is_reserved, is_same};
 
-/// Fields that frame or route a message, or that give it a session.
-const NEVER: [&str; 15] = [
+/// Fields that frame or route a message, or that give it a session or an id.
+const NEVER: [&str; 16] = [
     "connection",
     "content-encoding",
     "content-length",
@@ -28,6 +28,7 @@ const NEVER: [&str; 15] = [
     "transfer-encoding",
     "upgrade",
     "via",
+    "x-request-id",
 ];
 
 /// Reads the name of a request header that the configuration may set.

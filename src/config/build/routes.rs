@@ -109,6 +109,7 @@ fn route(
             taken,
             context,
         ),
+        request_id: table.request_id,
         hold: None,
         principal_header,
         on_error: *table.on_error.get_or_insert(on_error),

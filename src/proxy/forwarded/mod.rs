@@ -36,7 +36,7 @@ const WRITTEN: [HeaderName; 5] =
     [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, X_REAL_IP];
 
 /// The usual length of all lines together, with one hop.
-const LINES_BYTES: usize = 192;
+pub(super) const LINES_BYTES: usize = 192;
 
 /// The peer of a connection, and the kind of listener that it connected to.
 #[derive(Clone, Copy, Debug)]
@@ -111,6 +111,16 @@ pub fn rewrite(
     rules: &Rules,
     peer: Peer,
 ) -> Result<Rewritten, MaxSizeReached> {
+    rewrite_with(headers, rules, peer, &mut Lines::with_capacity(LINES_BYTES))
+}
+
+/// Like [`rewrite`]. The values are written to `text`.
+pub(super) fn rewrite_with(
+    headers: &mut HeaderMap,
+    rules: &Rules,
+    peer: Peer,
+    text: &mut Lines,
+) -> Result<Rewritten, MaxSizeReached> {
     // A dual-stack socket reports IPv4 peers as mapped addresses.
     let peer = Peer { address: peer.address.map(|address| address.to_canonical()), ..peer };
     let trust = &rules.trust;
@@ -134,16 +144,15 @@ pub fn rewrite(
         scheme: info.scheme.unwrap_or(peer.scheme),
         host: info.host.take().or(received),
     };
-    let mut text = Lines::with_capacity(LINES_BYTES);
     // Written once: of most requests it is all three, the hop, the list and the client.
     let peer_text = peer.address.and_then(|address| text.of(ip::Text(address)));
     let addresses = if info.hops.is_empty() {
         peer_text.clone()
     } else {
-        push_addresses(&mut text, &info, peer_text.as_ref());
+        push_addresses(text, &info, peer_text.as_ref());
         text.take()
     };
-    push_elements(&mut text, headers, &info, &client, peer.address.zip(peer_text.as_ref()));
+    push_elements(text, headers, &info, &client, peer.address.zip(peer_text.as_ref()));
     let elements = text.take();
     let client_address = if client.address == peer.address {
         peer_text
