@@ -368,6 +368,9 @@ section! {
         level: Level = Level::Info,
         /// Log each request.
         access: bool = true,
+        /// Warn of requests whose response head takes longer, at most once a second. If unset: never.
+        #[schemars(extend("x-range" = ["1ms", "1d"]))]
+        slow: Option<Span> = None,
     }
 }
 

@@ -28,7 +28,6 @@ use crate::telemetry::{Span, SpanContext, TraceId, Tracer};
 #[derive(Debug)]
 pub(super) struct Access {
     entry: Option<Entry>,
-    failure: Option<Outcome>,
 }
 
 #[derive(Debug)]
@@ -39,12 +38,43 @@ struct Entry {
     client: Option<IpAddr>,
     route: Option<Arc<Route>>,
     visited: Option<Visited>,
+    store_time: StoreTime,
     session: Option<PublicId>,
     trace: Option<TraceId>,
     recording: Option<Box<Recording>>,
     status: u16,
+    /// The outcome of its error, if the proxy has responded with one.
+    failure: Option<Outcome>,
     /// Keeps the request in flight until the end of its response body.
     guard: Option<RequestGuard>,
+}
+
+/// The time in which the session of a request was opened and committed. It is small, since every request has one.
+#[derive(Debug)]
+enum StoreTime {
+    /// In milliseconds.
+    Total(u32),
+    /// It is being opened or committed, since this time or, if it is not the first time, as if since then.
+    Since(Instant),
+}
+
+impl StoreTime {
+    fn begin(&mut self) {
+        let now = Instant::now();
+        let before = Duration::from_millis(self.milliseconds());
+        *self = Self::Since(now.checked_sub(before).unwrap_or(now));
+    }
+
+    fn end(&mut self) {
+        *self = Self::Total(u32::try_from(self.milliseconds()).unwrap_or(u32::MAX));
+    }
+
+    fn milliseconds(&self) -> u64 {
+        match self {
+            Self::Total(total) => (*total).into(),
+            Self::Since(start) => milliseconds(start.elapsed()),
+        }
+    }
 }
 
 /// The texts of a request, in one allocation: the path, the host without its port, and the id if that is not that of the
@@ -52,8 +82,9 @@ struct Entry {
 #[derive(Debug)]
 struct Texts {
     text: String,
-    path_end: usize,
-    host_end: usize,
+    // Small, since every request has them. The limit of a head is less than what they can hold.
+    path_bytes: u32,
+    host_bytes: u32,
 }
 
 impl Texts {
@@ -66,39 +97,51 @@ impl Texts {
         let mut text = String::with_capacity(path.len() + host.len());
         text.push_str(path);
         text.push_str(host);
-        Self { path_end: path.len(), host_end: text.len(), text }
+        Self { text, path_bytes: bytes(path), host_bytes: bytes(host) }
+    }
+
+    fn path_end(&self) -> usize {
+        self.path_bytes as usize
+    }
+
+    fn host_end(&self) -> usize {
+        self.path_end() + self.host_bytes as usize
     }
 
     fn path(&self) -> &str {
-        self.text.get(..self.path_end).unwrap_or_default()
+        self.text.get(..self.path_end()).unwrap_or_default()
     }
 
     /// Returns the host, if it is known.
     fn host(&self) -> Option<&str> {
-        self.text.get(self.path_end..self.host_end).filter(|host| !host.is_empty())
+        self.text.get(self.path_end()..self.host_end()).filter(|host| !host.is_empty())
     }
 
     fn request_id(&self) -> Option<&str> {
-        self.text.get(self.host_end..).filter(|id| !id.is_empty())
+        self.text.get(self.host_end()..).filter(|id| !id.is_empty())
     }
 
     fn set_host(&mut self, host: &str) {
         // The host that a proxy reports is mostly the same.
         if self.host() != Some(host) {
-            self.text.replace_range(self.path_end..self.host_end, host);
-            self.host_end = self.path_end + host.len();
+            self.text.replace_range(self.path_end()..self.host_end(), host);
+            self.host_bytes = bytes(host);
         }
     }
 
     fn set_request_id(&mut self, id: &str) {
-        self.text.truncate(self.host_end);
+        self.text.truncate(self.host_end());
         self.text.push_str(id);
     }
 
     fn into_path(mut self) -> String {
-        self.text.truncate(self.path_end);
+        self.text.truncate(self.path_end());
         self.text
     }
+}
+
+fn bytes(text: &str) -> u32 {
+    u32::try_from(text.len()).unwrap_or(u32::MAX)
 }
 
 /// What a span records in addition to the access log entry.
@@ -121,13 +164,15 @@ impl Access {
             client: peer.address.map(|address| address.ip()),
             route: None,
             visited: None,
+            store_time: StoreTime::Total(0),
             session: None,
             trace: None,
             recording: None,
             status: 0,
+            failure: None,
             guard: None,
         };
-        Self { entry: Some(entry), failure: None }
+        Self { entry: Some(entry) }
     }
 
     pub(super) fn set_client(&mut self, client: &Client) {
@@ -173,6 +218,23 @@ impl Access {
         }
     }
 
+    /// Begins to count the time of the session, if slow requests are logged.
+    pub(super) fn begin_store_time(&mut self) {
+        if let Some(entry) = &mut self.entry
+            && entry.slow().is_some()
+        {
+            entry.store_time.begin();
+        }
+    }
+
+    pub(super) fn end_store_time(&mut self) {
+        if let Some(entry) = &mut self.entry
+            && entry.slow().is_some()
+        {
+            entry.store_time.end();
+        }
+    }
+
     /// Keeps a request in flight until the end of its response body.
     pub(super) fn hold(&mut self, guard: Option<RequestGuard>) {
         if let Some(entry) = &mut self.entry {
@@ -182,7 +244,9 @@ impl Access {
 
     /// Logs an error and returns the response for it. The request counts as failed.
     pub(super) fn error_response(&mut self, error: &Error, accepts: Accepts) -> Response<Body> {
-        self.failure = Some(error.outcome());
+        if let Some(entry) = &mut self.entry {
+            entry.failure = Some(error.outcome());
+        }
         match error.outcome() {
             Outcome::ClientError | Outcome::Forwarded | Outcome::Redirected => {
                 debug!(%error, cause = causes(error), "request refused");
@@ -235,7 +299,9 @@ impl Access {
             // A full head goes out without.
             let _ = response.headers_mut().try_insert(X_REQUEST_ID, id);
         }
-        metrics.request(self.failure.unwrap_or(outcome), entry.status, entry.started.elapsed());
+        let took = entry.started.elapsed();
+        metrics.request(entry.failure.unwrap_or(outcome), entry.status, took);
+        entry.warn_if_slow(took);
         let metrics = metrics.clone();
         response.map(|body| {
             // A response ends with its body, not with its head: only then are its duration and its
@@ -252,12 +318,42 @@ impl Access {
 impl Drop for Access {
     fn drop(&mut self) {
         if let Some(entry) = self.entry.take() {
+            entry.warn_if_slow(entry.started.elapsed());
             entry.write(End::Dropped, 0);
         }
     }
 }
 
 impl Entry {
+    /// Logs a request whose response head took too long, or whose client did not wait that long.
+    fn warn_if_slow(&self, took: Duration) {
+        if self.slow().is_none_or(|slow| took <= slow) {
+            return;
+        }
+        let Some(Permit { suppressed }) = log::permit("slow") else { return };
+        warn!(
+            method = %self.method,
+            path = ?self.texts.path(),
+            status = Some(self.status).filter(|status| *status != 0),
+            host = self.texts.host(),
+            route = self.route(),
+            upstream = self.visited.as_ref().map(|visited| tracing::field::display(&visited.upstream)),
+            session = self.session.map(tracing::field::display),
+            trace = self.trace.map(tracing::field::display),
+            request_id = self.texts.request_id(),
+            store_ms = self.store_time.milliseconds(),
+            upstream_ms = self.visited.as_ref().map(|visited| visited.milliseconds),
+            milliseconds = milliseconds(took),
+            suppressed,
+            "slow request",
+        );
+    }
+
+    /// Returns the time after which the request is slow; `None` if that is not logged.
+    fn slow(&self) -> Option<Duration> {
+        self.route.as_ref()?.slow()
+    }
+
     fn write(self, end: End, bytes: u64) {
         log::access(|line| self.add_fields(line, end, bytes));
         self.record(end);

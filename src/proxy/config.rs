@@ -26,6 +26,8 @@ pub(crate) struct Config {
     /// Request headers that clients may send although their names resemble those of proxies; none that
     /// the proxy writes.
     pub(crate) keep_request_headers: Vec<HeaderName>,
+    /// Requests whose response head takes longer are logged; `None` logs none.
+    pub(crate) slow: Option<Duration>,
     /// The secret of `X-Session-Proof`; without one, requests have no such header.
     pub(crate) client_secret: Option<Secret>,
     /// The routes: at least one if there is a site to serve, and no two with the same host and path.

@@ -75,7 +75,12 @@ impl Exchange {
     /// Opens the session, sends the request, and commits the session.
     pub(super) async fn run(&mut self) -> Result<Response<Body>, Error> {
         let opened = match self.routed.arrival.take() {
-            Some(arrival) => Some(pin!(self.proxy.sessions.open(arrival)).await?),
+            Some(arrival) => {
+                self.access.begin_store_time();
+                let opened = pin!(self.proxy.sessions.open(arrival)).await;
+                self.access.end_store_time();
+                Some(opened?)
+            }
             None => None,
         };
         self.access
@@ -88,7 +93,9 @@ impl Exchange {
         let (response, guard) = match opened {
             None => (self.clean_without_session(responded?), None),
             Some(opened) => {
+                self.access.begin_store_time();
                 let response = pin!(self.commit(responded, &opened)).await;
+                self.access.end_store_time();
                 // The turn on the session ends here, before the body.
                 drop(opened.turn);
                 (response, Some(opened.guard))

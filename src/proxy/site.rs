@@ -60,6 +60,7 @@ pub(super) struct Route {
     /// The configured host, if any, and path; for the log.
     name: Arc<str>,
     config: RouteConfig,
+    slow: Option<Duration>,
     tls: Option<Arc<Tls>>,
     /// Request limits of the upstreams, if configured; shared by the workers.
     request_limits: Vec<Option<Arc<Semaphore>>>,
@@ -109,6 +110,7 @@ impl Site {
                 principal.chain(route.request_headers.iter().map(|(name, _)| name)).cloned()
             })
             .collect();
+        let slow = config.slow;
         let route = |(index, config): (usize, RouteConfig)| {
             let tls = tls(&config)?.map(Arc::new);
             // Shared by all workers: the limit protects the upstream, not the worker.
@@ -121,7 +123,8 @@ impl Site {
             let health = health.collect();
             let host = config.host.as_ref().map(ToString::to_string).unwrap_or_default();
             let name = format!("{host}{}", config.path);
-            Ok(Arc::new(Route { index, name: name.into(), config, tls, request_limits, health }))
+            let (name, slow) = (name.into(), slow);
+            Ok(Arc::new(Route { index, name, config, slow, tls, request_limits, health }))
         };
         // Random, so that two instances in a chain are not detected as a loop, and that it reveals
         // nothing about this one.
@@ -292,6 +295,11 @@ impl Route {
 
     pub(super) fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    /// Returns the time after which a request is logged as slow; `None` if none is.
+    pub(super) fn slow(&self) -> Option<Duration> {
+        self.slow
     }
 
     /// Returns whether responses have `X-Request-Id`.

@@ -1,13 +1,14 @@
 //! The log lines of requests.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::support::raw::exchange;
+use crate::support::raw::{RawUpstream, exchange, read_until};
 use crate::support::{Browser, KEY, Program, Script, Upstream};
 
 /// Writes a configuration with these routes into a directory of its own.
@@ -179,6 +180,57 @@ async fn lines_have_the_id_of_a_trusted_proxy() {
     for line in lines(&program, "path=\"/own\"") {
         assert_eq!(field(&line, "request_id"), None, "{line}");
     }
+}
+
+#[tokio::test]
+async fn slow_requests_are_logged_with_their_times() {
+    let upstream = Upstream::start();
+    let route = format!("[[route]]\nupstream = \"{}\"\n", upstream.url());
+    let (_directory, file) = configuration(&format!("{route}[log]\nslow = \"100ms\"\n"));
+    let program = Program::start(&file);
+    let public = program.serving().await.public;
+    let browser = Browser::to(public);
+    browser.navigate("/quick", &Script::new()).await;
+    let slow = tokio::spawn({
+        let browser = browser.clone();
+        async move { browser.navigate("/slow?secret=1", &Script::new().wait("gate")).await }
+    });
+    upstream.arrived("gate", 1).await;
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    upstream.open("gate");
+    assert_eq!(slow.await.unwrap().status, 200);
+    program.wait_for_log("slow request").await;
+    let lines = lines(&program, "slow request");
+    let [line] = &*lines else { panic!("one line: {lines:#?}") };
+    for part in [" WARN ", " path=\"/slow\"", " status=200", " route=\"/\"", " trace="] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    assert_eq!(field(line, "upstream"), Some(&*upstream.url()));
+    let number = |name| field(line, name).unwrap().parse::<u64>().unwrap();
+    assert!(number("upstream_ms") >= 150 && number("store_ms") < 100, "{line}");
+    assert!(number("milliseconds") >= number("upstream_ms") + number("store_ms"), "{line}");
+}
+
+/// A download or an event stream is long, but its head is not slow.
+#[tokio::test]
+async fn long_responses_are_not_slow() {
+    let upstream = RawUpstream::start().await;
+    let (_directory, file) = configuration(&format!(
+        "[[route]]\nupstream = \"http://{}\"\n[log]\nslow = \"100ms\"\n",
+        upstream.address
+    ));
+    let program = Program::start(&file);
+    let mut client = TcpStream::connect(program.serving().await.public).await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let (mut site, _) = upstream.head().await;
+    site.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+        .await
+        .unwrap();
+    read_until(&mut client, "data: 1").await;
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    drop(site);
+    program.wait_for_log(" access: ").await;
+    assert_eq!(lines(&program, "slow request"), [""; 0]);
 }
 
 /// A client that does not wait leaves a line that says for which upstream it did not.

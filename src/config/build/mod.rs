@@ -38,6 +38,7 @@ pub(super) fn config(file: &mut File, context: &mut Context<'_>) -> Config {
         trusted_proxies: file.limits.trusted_proxies.iter().map(|network| network.0).collect(),
         strip_request_headers,
         keep_request_headers,
+        slow: file.log.slow.map(|slow| slow.0),
         client_secret: listeners::client_secret(&file.api, context),
         routes: routes::routes(file, &own, &cookie.name, context),
     };
