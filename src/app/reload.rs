@@ -1,7 +1,7 @@
 //! Merging of a new configuration into the running one: some settings require a restart.
 
 use crate::config::{Config, Listen, Role};
-use crate::{admin, api};
+use crate::{admin, api, log};
 
 /// Returns the new configuration with the running values of settings that require a restart, and the
 /// names of those that differ.
@@ -18,7 +18,7 @@ pub(super) fn merge(running: &Config, wanted: Config) -> (Config, Vec<&'static s
         ("admin.tls", running.admin.tls.is_some() == wanted.admin.tls.is_some()),
         ("admin.hosts", running.admin.hosts == wanted.admin.hosts),
         ("store", running.store == wanted.store),
-        ("log", running.log == wanted.log),
+        ("log.format", running.log.format == wanted.log.format),
         ("audit", running.audit == wanted.audit),
         ("telemetry", running.telemetry == wanted.telemetry),
     ];
@@ -49,7 +49,7 @@ pub(super) fn merge(running: &Config, wanted: Config) -> (Config, Vec<&'static s
             ..wanted.admin
         },
         store: running.store.clone(),
-        log: running.log,
+        log: log::Config { format: running.log.format, ..wanted.log },
         audit: running.audit.clone(),
         telemetry: running.telemetry.clone(),
         state_directory: running.state_directory.clone(),

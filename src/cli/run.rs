@@ -14,6 +14,7 @@ use super::site::{self, Site};
 use super::{Failure, init_log, runtime};
 use crate::app::{self, App};
 use crate::config::{self, Config, ConfigError, Environment, Loaded, Overrides};
+use crate::log;
 use crate::net::descriptors;
 use crate::server::Inherited;
 use crate::time::Clock;
@@ -152,7 +153,10 @@ fn notify_systemd(state: NotifyState<'_>) {
 fn reload(app: &mut App, loaded: Result<Loaded, ConfigError>) {
     let reloaded = loaded.map_err(Failure::from).and_then(|loaded| {
         loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        app.reload(loaded.config).map_err(Failure::other)
+        let log = loaded.config.log;
+        let unchanged = app.reload(loaded.config).map_err(Failure::other)?;
+        log::reload(log);
+        Ok(unchanged)
     });
     let metrics = &app.shared.metrics;
     match reloaded {

@@ -1,4 +1,4 @@
-//! Lines of the access log, one per request.
+//! Lines of the access log, one per request, and of the calls of the session API.
 //!
 //! They look like the lines of events, but are not events: to format one by `tracing` would be a seventh of the work for
 //! its request.
@@ -6,15 +6,17 @@
 use std::fmt;
 use std::io::Write as _;
 use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
 
 use tracing_subscriber::fmt::MakeWriter;
 
+use super::filter::SWITCHES;
 use super::{ACCESS, Format, time};
 
-/// Where lines go; empty if the access log is off.
-static LOG: OnceLock<AccessLog> = OnceLock::new();
+/// Where lines go; empty in a process without a log.
+static LOG: OnceLock<LineLog> = OnceLock::new();
 
-struct AccessLog {
+struct LineLog {
     format: Format,
     write: WriteLine,
 }
@@ -22,22 +24,28 @@ struct AccessLog {
 /// Writes a whole line.
 type WriteLine = Box<dyn Fn(&[u8]) + Send + Sync>;
 
-/// Turns the access log on. The first call counts.
-pub(super) fn enable<W>(format: Format, writer: W)
+/// Sets where lines go. The first call counts.
+pub(super) fn open<W>(format: Format, writer: W)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     LOG.get_or_init(|| {
         // Lines that cannot be written are counted by the writer.
         let write = move |line: &[u8]| drop(writer.make_writer().write_all(line));
-        AccessLog { format, write: Box::new(write) }
+        LineLog { format, write: Box::new(write) }
     });
 }
 
 /// Writes a line with the fields that `fields` adds, unless the access log is off.
 pub(crate) fn access(fields: impl FnOnce(&mut Line)) {
+    if SWITCHES.access.load(Ordering::Relaxed) {
+        write(ACCESS, fields);
+    }
+}
+
+fn write(target: &'static str, fields: impl FnOnce(&mut Line)) {
     let Some(log) = LOG.get() else { return };
-    let mut line = Line::new(log.format);
+    let mut line = Line::new(log.format, target);
     fields(&mut line);
     (log.write)(&line.finish());
 }
@@ -48,17 +56,18 @@ const LINE_BYTES: usize = 768;
 /// A line that is being written. Its methods are named after the macros' forms of fields.
 pub(crate) struct Line {
     format: Format,
+    target: &'static str,
     bytes: Vec<u8>,
 }
 
 impl Line {
-    fn new(format: Format) -> Self {
+    fn new(format: Format, target: &'static str) -> Self {
         let mut bytes = Vec::with_capacity(LINE_BYTES);
         match format {
             Format::Text => {
                 time::push(&mut bytes);
                 bytes.extend_from_slice(b"  INFO ");
-                bytes.extend_from_slice(ACCESS.as_bytes());
+                bytes.extend_from_slice(target.as_bytes());
                 bytes.push(b':');
             }
             Format::Json => {
@@ -67,13 +76,13 @@ impl Line {
                 bytes.extend_from_slice(b"\",\"level\":\"INFO\"");
             }
         }
-        Self { format, bytes }
+        Self { format, target, bytes }
     }
 
     fn finish(mut self) -> Vec<u8> {
         if self.format == Format::Json {
             self.bytes.extend_from_slice(b",\"target\":\"");
-            self.bytes.extend_from_slice(ACCESS.as_bytes());
+            self.bytes.extend_from_slice(self.target.as_bytes());
             self.bytes.extend_from_slice(b"\"}");
         }
         self.bytes.push(b'\n');
@@ -159,7 +168,8 @@ mod tests {
     use proptest::prelude::*;
     use tracing::info;
 
-    use super::super::{Config, subscriber};
+    use super::super::Config;
+    use super::super::tests::subscriber_with;
     use super::*;
 
     /// Returns the line without its time.
@@ -178,7 +188,7 @@ mod tests {
             number: u64,
         ) {
             let format = if is_json { Format::Json } else { Format::Text };
-            let mut line = Line::new(format);
+            let mut line = Line::new(format, ACCESS);
             line.display("method", &word);
             line.debug("path", &text);
             line.number("status", number);
@@ -187,7 +197,7 @@ mod tests {
 
             let written = Arc::new(Mutex::new(Vec::new()));
             let writer = Arc::clone(&written);
-            let subscriber = subscriber(Config { format, ..Config::default() }, move || Shared(writer.clone()));
+            let subscriber = subscriber_with(Config { format, ..Config::default() }, move || Shared(writer.clone()));
             tracing::subscriber::with_default(subscriber, || {
                 info!(target: ACCESS, method = %word, path = ?text, status = number, end = text);
             });

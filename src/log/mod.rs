@@ -1,12 +1,13 @@
 //! The log: one line for each event, as text or JSON, on standard error.
 //!
 //! Standard output is for the results of commands. The access log consists of the lines of [`access()`] and the events with
-//! the target [`ACCESS`]; it has a switch of its own and does not follow the level.
+//! the target [`ACCESS`]; it has a switch of its own and does not follow the level. A reload changes both.
 //!
 //! A thread of its own writes the lines, in batches. If they come faster than they can be written, e.g. because the disk
 //! is full, they are dropped and counted: logging never blocks a request.
 
 mod access;
+mod filter;
 mod time;
 
 use std::collections::{BTreeMap, HashSet};
@@ -20,9 +21,10 @@ use serde::{Deserialize, Serialize};
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
+
+use filter::{SWITCHES, Switches};
 
 pub(crate) use access::{Line, access};
 
@@ -103,12 +105,17 @@ pub(crate) fn init(config: Config) -> Result<FlushGuard, AlreadyInitialized> {
         NonBlockingBuilder::default().buffered_lines_limit(QUEUE_CAPACITY).thread_name("log");
     let (lines, writer) = lines.finish(Batches::new(io::stderr()));
     count_dropped_of(lines.error_counter());
-    tracing::subscriber::set_global_default(subscriber(config, lines.clone()))
+    SWITCHES.set(config);
+    tracing::subscriber::set_global_default(subscriber(config.format, &SWITCHES, lines.clone()))
         .map_err(AlreadyInitialized)?;
-    if config.access {
-        access::enable(config.format, lines);
-    }
+    access::open(config.format, lines);
     Ok(FlushGuard { _writer: writer })
+}
+
+/// Applies another configuration to the log of this process, except the format, which stays.
+pub(crate) fn reload(config: Config) {
+    SWITCHES.set(config);
+    tracing::callsite::rebuild_interest_cache();
 }
 
 /// Writes lines in batches.
@@ -194,18 +201,20 @@ impl Limiter {
     }
 }
 
-fn subscriber<W>(config: Config, writer: W) -> impl Subscriber + Send + Sync
+fn subscriber<W>(
+    format: Format,
+    switches: &'static Switches,
+    writer: W,
+) -> impl Subscriber + Send + Sync
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let access = if config.access { LevelFilter::TRACE } else { LevelFilter::OFF };
-    let filter = Targets::new().with_default(config.level).with_target(ACCESS, access);
     let lines = tracing_subscriber::fmt::layer().with_timer(time::Time).with_writer(writer);
-    let lines = match config.format {
+    let lines = match format {
         Format::Text => lines.with_ansi(false).boxed(),
         Format::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
     };
-    tracing_subscriber::registry().with(lines.with_filter(filter))
+    tracing_subscriber::registry().with(lines.with_filter(switches))
 }
 
 /// Initialises the log of the unit tests, once: at TRACE into the directory `TEST_LOG_DIRECTORY`, which is searched for
@@ -221,9 +230,11 @@ pub(crate) fn begin_for_tests() {
         let file = std::fs::File::create(path).expect("the test log's directory is there");
         let config = Config { level: LevelFilter::TRACE, ..Config::default() };
         let file = std::sync::Arc::new(file);
+        SWITCHES.set(config);
         // No other test of this binary initialises the log.
-        let _ = tracing::subscriber::set_global_default(subscriber(config, file.clone()));
-        access::enable(config.format, file);
+        let lines = subscriber(config.format, &SWITCHES, file.clone());
+        let _ = tracing::subscriber::set_global_default(lines);
+        access::open(config.format, file);
     });
 }
 
@@ -247,10 +258,20 @@ mod tests {
         }
     }
 
+    /// Returns a subscriber with switches of its own.
+    pub(super) fn subscriber_with<W>(config: Config, writer: W) -> impl Subscriber + Send + Sync
+    where
+        W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+    {
+        let switches: &Switches = Box::leak(Box::new(Switches::new()));
+        switches.set(config);
+        subscriber(config.format, switches, writer)
+    }
+
     fn written(config: Config) -> String {
         let lines = Lines::default();
         let writer = lines.clone();
-        tracing::subscriber::with_default(subscriber(config, move || writer.clone()), || {
+        tracing::subscriber::with_default(subscriber_with(config, move || writer.clone()), || {
             tracing::warn!(store = "down", "a warning");
             tracing::info!("some news");
             tracing::info!(target: ACCESS, status = 200, "GET /");

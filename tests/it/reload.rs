@@ -1,9 +1,13 @@
 //! Reloads of the configuration while requests are in flight.
 
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
 use crate::support::raw::exchange;
-use crate::support::{Authority, Browser, Cloakroom, Flaw, Program, Script, Upstream, curl, needs};
+use crate::support::{
+    Authority, Browser, Cloakroom, Flaw, Program, Script, Upstream, curl, needs, until,
+};
 
 fn count() -> Script {
     Script::new().call("POST", "/values/n/increment", "")
@@ -59,11 +63,14 @@ async fn keys_that_need_a_restart_are_reported() {
     let browser = Browser::new(&proxy);
     browser.navigate("/", &count()).await;
     let restart = "[store]\nurl = \"sqlite:other.db\"\n[limits]\nconnections = 7\n\
-                   [api]\naddress = \"127.0.0.1:0\"\nprefix = \"/s\"\n[log]\nlevel = \"debug\"\n\
+                   [api]\naddress = \"127.0.0.1:0\"\nprefix = \"/s\"\n[log]\nformat = \"json\"\nlevel = \"debug\"\n\
                    [telemetry]\notlp_url = \"http://127.0.0.1:4318\"\n\
                    [[listen]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
     let named = proxy.reload(&other, restart).unwrap();
-    assert_eq!(named, ["listen", "limits", "api.url", "api.prefix", "store", "log", "telemetry"]);
+    assert_eq!(
+        named,
+        ["listen", "limits", "api.url", "api.prefix", "store", "log.format", "telemetry"]
+    );
     // The rest is in effect.
     assert_eq!(browser.navigate("/", &count()).await.json(), json!(2));
     assert_eq!(other.seen().len(), 1);
@@ -147,4 +154,57 @@ async fn sighup_reloads_and_the_outcome_is_logged() {
     }
     program.signal("-TERM");
     assert!(program.ended().await.success());
+}
+
+#[tokio::test]
+async fn sighup_changes_the_level_and_the_lines_of_requests() {
+    let upstream = Upstream::start();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cloakroom.toml");
+    let write = |log: &str| {
+        let text = format!(
+            "[[listen]]\naddress = \"127.0.0.1:0\"\n[api]\naddress = \"127.0.0.1:0\"\n\
+             [admin]\naddress = \"127.0.0.1:0\"\n[store]\nurl = \"memory:\"\n[log]\n{log}\
+             [[route]]\nupstream = \"{}\"\n",
+            upstream.url()
+        );
+        std::fs::write(&file, text).unwrap();
+    };
+    write("");
+    let program = Program::start(&file);
+    let public = program.serving().await.public;
+    let get = async |path: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        exchange(public, &request).await;
+    };
+    get("/first").await;
+    program.wait_for_log("path=\"/first\"").await;
+    // The request is refused, which is logged at `debug`.
+    get("/_session").await;
+    program.wait_for_log("path=\"/_session\"").await;
+    assert!(!program.log().contains("request refused"), "{}", program.log());
+
+    write("level = \"debug\"\naccess = false\nslow = \"1ms\"\n");
+    program.signal("-HUP");
+    program.wait_for_log("configuration reloaded").await;
+    assert!(!program.log().contains("requires a restart"), "{}", program.log());
+    get("/second/_session").await;
+    get("/_session").await;
+    program.wait_for_log("request refused").await;
+    assert!(!program.log().contains("access: method=GET path=\"/second"), "{}", program.log());
+
+    let slow = Script::new().wait("gate").to_header();
+    let request = format!("GET /third HTTP/1.1\r\nHost: a\r\nX-Script: {slow}\r\n\r\n");
+    let mut client = TcpStream::connect(public).await.unwrap();
+    client.write_all(request.as_bytes()).await.unwrap();
+    upstream.arrived("gate", 1).await;
+    drop(client);
+    program.wait_for_log("slow request").await;
+
+    write("");
+    program.signal("-HUP");
+    let reloads = || program.log().matches("configuration reloaded").count();
+    until("the second reload", || reloads() == 2).await;
+    get("/fourth").await;
+    program.wait_for_log("access: method=GET path=\"/fourth\"").await;
 }
