@@ -8,6 +8,7 @@
 
 mod calls;
 pub(crate) mod config;
+mod line;
 mod openapi;
 mod operation;
 mod peer;
@@ -41,6 +42,7 @@ use crate::session::token::RequestToken;
 use crate::sessions::{Sessions, TokenLookup};
 use crate::wire::Problem;
 
+use line::CallLine;
 use operation::{Effect, Operation, Spec};
 use peer::{Caller, ForwardedCall, Peers};
 use principal::PrincipalCall;
@@ -126,8 +128,14 @@ impl Api {
         Self { sessions, tasks, settings }
     }
 
-    async fn respond(&self, parts: &Parts, body: Body, peer: &Peer) -> Response<Body> {
-        match self.call(parts, body, peer).await {
+    async fn respond(
+        &self,
+        parts: &Parts,
+        body: Body,
+        peer: &Peer,
+        line: &mut CallLine,
+    ) -> Response<Body> {
+        match self.call(parts, body, peer, line).await {
             Ok(response) => response,
             Err(Refusal::Problem(problem)) => refuse(&problem),
             Err(Refusal::MethodNotAllowed(allowed)) => response::method_not_allowed(&allowed.allow),
@@ -139,6 +147,7 @@ impl Api {
         parts: &Parts,
         body: Body,
         peer: &Peer,
+        line: &mut CallLine,
     ) -> Result<Response<Body>, Refusal> {
         let matched = routes::find(&self.settings.prefix, parts.uri.path());
         match matched.ok_or_else(problem::not_found)? {
@@ -149,6 +158,7 @@ impl Api {
             Matched::OwnSession(route) => {
                 let operation = route.operation(&parts.method)?;
                 let call = self.authorize_request(parts, body, operation.spec.effect).await?;
+                line.set_request(&call);
                 let caller = call.caller;
                 let result = self.own_session(parts, call, &route, operation).await;
                 Ok(self.sign_for(caller, result)?)
@@ -156,6 +166,7 @@ impl Api {
             Matched::Principal(route) => {
                 let operation = route.operation(&parts.method)?;
                 let call = self.authorize_request(parts, body, operation.spec.effect).await?;
+                line.set_request(&call);
                 let caller = call.caller;
                 let result = self.own_principal(parts, call, &route, operation).await;
                 Ok(self.sign_for(caller, result)?)
@@ -169,6 +180,7 @@ impl Api {
             Matched::SessionById(id, route) => {
                 let operation = route.operation(&parts.method)?;
                 self.authorize_service(parts, peer)?;
+                line.set_service(Some(id));
                 let body = self.body(parts, body, operation.spec.effect).await?;
                 let call =
                     self.session_call(parts, body, Target::Id(id), &route, &operation.spec)?;
@@ -177,6 +189,7 @@ impl Api {
             Matched::Service(route) => {
                 let operation = route.operation(&parts.method)?;
                 self.authorize_service(parts, peer)?;
+                line.set_service(None);
                 let query = Query::parse(parts, operation.spec.query)?;
                 let call = ServiceCall { sessions: self.sessions.clone(), query };
                 Ok(self.run(operation, call).await?)
@@ -403,6 +416,7 @@ fn request_token(parts: &Parts) -> ApiResult<&HeaderValue> {
 impl Handler for Api {
     fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Responding {
         Box::pin(async move {
+            let mut line = CallLine::begin();
             let (parts, body) = request.into_parts();
             // A page in a browser can reach the API by a name that it has resolve to this address (DNS rebinding). A Unix
             // socket is out of its reach.
@@ -411,9 +425,11 @@ impl Handler for Api {
                 response::problem(&problem::misdirected())
             } else {
                 let body = Body::streaming(body, Some(self.settings.body_idle_timeout));
-                self.respond(&parts, body, &peer).await
+                self.respond(&parts, body, &peer, &mut line).await
             };
-            self.sessions.shared().metrics.api_request(response.status().as_u16());
+            let status = response.status().as_u16();
+            self.sessions.shared().metrics.api_request(status);
+            line.write(&parts, &peer, status);
             response
         })
     }

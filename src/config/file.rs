@@ -368,6 +368,8 @@ section! {
         level: Level = Level::Info,
         /// Log each request.
         access: bool = true,
+        /// Log each call of the session API.
+        api: bool = false,
         /// Warn of requests whose response head takes longer, at most once a second. If unset: never.
         #[schemars(extend("x-range" = ["1ms", "1d"]))]
         slow: Option<Span> = None,

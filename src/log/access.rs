@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::filter::SWITCHES;
-use super::{ACCESS, Format, time};
+use super::{ACCESS, API, Format, time};
 
 /// Where lines go; empty in a process without a log.
 static LOG: OnceLock<LineLog> = OnceLock::new();
@@ -41,6 +41,16 @@ pub(crate) fn access(fields: impl FnOnce(&mut Line)) {
     if SWITCHES.access.load(Ordering::Relaxed) {
         write(ACCESS, fields);
     }
+}
+
+/// Returns whether the calls of the session API are logged.
+pub(crate) fn logs_api() -> bool {
+    SWITCHES.api.load(Ordering::Relaxed)
+}
+
+/// Writes the line of a call of the session API, with the fields that `fields` adds.
+pub(crate) fn api(fields: impl FnOnce(&mut Line)) {
+    write(API, fields);
 }
 
 fn write(target: &'static str, fields: impl FnOnce(&mut Line)) {

@@ -21,6 +21,7 @@ pub(super) struct Switches {
     /// The position of the level in [`LEVELS`].
     level: AtomicU8,
     pub(super) access: AtomicBool,
+    pub(super) api: AtomicBool,
 }
 
 const LEVELS: [LevelFilter; 6] = [
@@ -35,13 +36,15 @@ const LEVELS: [LevelFilter; 6] = [
 impl Switches {
     /// Everything is off.
     pub(super) const fn new() -> Self {
-        Self { level: AtomicU8::new(0), access: AtomicBool::new(false) }
+        let (access, api) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { level: AtomicU8::new(0), access, api }
     }
 
     pub(super) fn set(&self, config: Config) {
         let position = LEVELS.iter().position(|level| *level == config.level).unwrap_or_default();
         self.level.store(u8::try_from(position).unwrap_or_default(), Ordering::Relaxed);
         self.access.store(config.access, Ordering::Relaxed);
+        self.api.store(config.api, Ordering::Relaxed);
     }
 
     fn level(&self) -> LevelFilter {

@@ -26,10 +26,13 @@ use tracing_subscriber::layer::{Layer, SubscriberExt as _};
 
 use filter::{SWITCHES, Switches};
 
-pub(crate) use access::{Line, access};
+pub(crate) use access::{Line, access, api, logs_api};
 
 /// The target of the access log's lines.
 pub(crate) const ACCESS: &str = "access";
+
+/// The target of the lines of the session API's calls.
+const API: &str = "api";
 
 /// Settings of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub(crate) struct Config {
     pub(crate) level: LevelFilter,
     /// The switch of the access log.
     pub(crate) access: bool,
+    /// The switch of the lines of the session API's calls.
+    pub(crate) api: bool,
 }
 
 /// The format of a line.
@@ -54,7 +59,7 @@ pub(crate) enum Format {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { format: Format::Text, level: LevelFilter::INFO, access: true }
+        Self { format: Format::Text, level: LevelFilter::INFO, access: true, api: false }
     }
 }
 

@@ -253,9 +253,7 @@ impl Error {
     pub(super) fn response(&self, accepts: Accepts, request_id: String) -> Response<Body> {
         let (code, detail) = self.public_message();
         let detail = match self {
-            Self::ApiPath(Some(url)) => format!(
-                "The session API is not on this listener. It is at {url}, for requests with an X-Session-Token."
-            ),
+            Self::ApiPath(Some(url)) => api_detail(url),
             _ => detail.to_owned(),
         };
         // Only this error knows when a retry can succeed. Others that are 503 use a default.
@@ -263,8 +261,8 @@ impl Error {
             Self::TooManyNewSessions(retry_after) => Some(*retry_after),
             _ => None,
         };
-        let request_id = Some(request_id);
-        let problem = Problem { status: self.status(), code, detail, retry_after, request_id };
+        let (status, request_id) = (self.status(), Some(request_id));
+        let problem = Problem { status, code, detail, retry_after, request_id };
         let as_problem = match accepts {
             Accepts::Html => false,
             Accepts::Json => true,
@@ -314,6 +312,12 @@ impl Error {
 pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let chain = std::iter::successors(error.source(), |cause| cause.source());
     chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+fn api_detail(url: &str) -> String {
+    format!(
+        "The session API is not on this listener. It is at {url}, for requests with an X-Session-Token."
+    )
 }
 
 fn page(problem: &Problem) -> String {

@@ -20,6 +20,7 @@ use crate::session::policy::HeaderExchange;
 use crate::session::record::{self, Meta, Principal};
 use crate::session::token::{Bound, RequestToken};
 use crate::store::{Backend, Store, Want};
+use crate::telemetry::TraceId;
 use crate::time::Timestamp;
 
 /// The session of one request, as one worker reaches it.
@@ -66,6 +67,11 @@ impl RequestSession {
         let place = state.session()?;
         let counter = self.known(&state, place).map_or(0, |meta| meta.id_counter);
         Some(PublicId { place, counter })
+    }
+
+    /// Returns the trace of the request; `None` for a request of which only its token is known.
+    pub(crate) fn trace(&self) -> Option<TraceId> {
+        self.request.context.source.trace
     }
 
     /// Returns why the request has no session, if the upstream should know.

@@ -233,6 +233,44 @@ async fn long_responses_are_not_slow() {
     assert_eq!(lines(&program, "slow request"), [""; 0]);
 }
 
+#[tokio::test]
+async fn calls_of_the_session_api_are_logged() {
+    let upstream = Upstream::start();
+    let route = format!("[[route]]\nupstream = \"{}\"\n[log]\napi = true\n", upstream.url());
+    let (_directory, file) = configuration(&route);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let token = "[api]\nservice_token = \"a-service-token-of-32-characters\"\n";
+    std::fs::write(&file, text.replace("[api]\n", token)).unwrap();
+    let program = Program::start(&file);
+    let serving = program.serving().await;
+    let browser = Browser::to(serving.public);
+    let script = Script::new().call("PUT", "/values/n", "1").get("/values/n?default=secret");
+    let page = browser.navigate("/", &script).await;
+    let trace = page.saw("x-request-id").unwrap();
+    let ask = async |target: &str, token: &str| {
+        let request = format!(
+            "GET {target} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\
+             Connection: close\r\n\r\n"
+        );
+        exchange(serving.api, &request).await;
+    };
+    ask("/_sessions?principal=ada", "a-service-token-of-32-characters").await;
+    ask("/_sessions?principal=ada", "wrong").await;
+    program.wait_for_log("status=401").await;
+    let lines = lines(&program, " api: ");
+    let [put, get, list, refused] = &*lines else { panic!("four lines: {lines:#?}") };
+    for (line, call) in [(put, "method=PUT"), (get, "method=GET")] {
+        assert!(line.contains(&format!("{call} path=\"/_session/values/n\" status=20")), "{line}");
+        assert_eq!(field(line, "caller"), Some("\"session\""));
+        assert_eq!(field(line, "trace"), Some(&*trace));
+        assert!(field(line, "session").is_some() && field(line, "milliseconds").is_some());
+    }
+    assert!(list.contains("path=\"/_sessions\" status=200 caller=\"service\" peer=127.0.0.1"));
+    assert_eq!((field(refused, "caller"), field(refused, "session")), (None, None));
+    assert!(["ada", "secret", "Bearer"].iter().all(|text| !lines.concat().contains(text)));
+    assert!(!lines.concat().contains(&page.saw("x-session-token").unwrap()), "no token");
+}
+
 /// A client that does not wait leaves a line that says for which upstream it did not.
 #[tokio::test]
 async fn access_line_of_an_abandoned_request_has_its_upstream() {

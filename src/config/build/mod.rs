@@ -50,6 +50,7 @@ pub(super) fn config(file: &mut File, context: &mut Context<'_>) -> Config {
             format: file.log.format,
             level: file.log.level.into(),
             access: file.log.access,
+            api: file.log.api,
         },
         audit: audit(&mut file.audit, context),
         telemetry: telemetry::telemetry(&mut file.telemetry, &own, context),
