@@ -7,7 +7,7 @@ use http::{HeaderMap, Response};
 use tokio::time::sleep;
 use tracing::debug;
 
-use crate::body::{Body, Interrupt};
+use crate::body::{Body, End, Interrupt};
 use crate::sessions::{SessionStatus, WatchedSession};
 use crate::tasks::Tasks;
 
@@ -47,7 +47,7 @@ async fn watch(mut stream: Interrupt, watched: WatchedSession) {
         }
         // The client sends nothing after the request, so the stream does not extend the session.
         if watched.check(false).await == SessionStatus::Ended {
-            debug!("event stream closed: its session ended");
+            debug!(reason = End::Interrupted.reason().as_str(), "event stream closed");
             return stream.interrupt();
         }
     }

@@ -89,12 +89,15 @@ impl<H: Handler> Server<H> {
                 true
             }
             Ok(Err(error)) => {
-                tracing::info!(%error, ?proxy, "invalid or missing PROXY protocol header");
-                self.metrics().connection_aborted(AbortReason::ProxyHeader);
+                let reason = AbortReason::ProxyHeader;
+                tracing::info!(%error, ?proxy, reason = reason.as_str(), "invalid or missing PROXY protocol header");
+                self.metrics().connection_aborted(reason);
                 false
             }
             Err(TooLate::HeaderTimeout) => {
-                self.metrics().connection_aborted(AbortReason::HeaderTimeout);
+                let reason = AbortReason::HeaderTimeout;
+                tracing::debug!(reason = reason.as_str(), "PROXY protocol header timed out");
+                self.metrics().connection_aborted(reason);
                 false
             }
             Err(TooLate::Draining) => false,
@@ -104,8 +107,13 @@ impl<H: Handler> Server<H> {
     /// Resets a connection whose address has reached its limit.
     pub(super) fn reject(&self, socket: &Socket, peer: &Peer) {
         let client = peer.address;
-        tracing::debug!(?client, "connection rejected: limit per address reached");
-        self.metrics().connection_aborted(AbortReason::AddressLimit);
+        let reason = AbortReason::AddressLimit;
+        tracing::debug!(
+            ?client,
+            reason = reason.as_str(),
+            "connection rejected: limit per address reached"
+        );
+        self.metrics().connection_aborted(reason);
         socket.reset_on_drop();
     }
 
@@ -157,12 +165,14 @@ impl<H: Handler> Server<H> {
                 return Some((socket, handshake));
             }
             Ok(Err(error)) => {
-                tracing::debug!(%error, "TLS handshake failed");
-                self.metrics().connection_aborted(AbortReason::TlsHandshake);
+                let reason = AbortReason::TlsHandshake;
+                tracing::debug!(%error, reason = reason.as_str(), "TLS handshake failed");
+                self.metrics().connection_aborted(reason);
             }
             Err(TooLate::HeaderTimeout) => {
-                tracing::debug!("TLS handshake timed out");
-                self.metrics().connection_aborted(AbortReason::HeaderTimeout);
+                let reason = AbortReason::HeaderTimeout;
+                tracing::debug!(reason = reason.as_str(), "TLS handshake timed out");
+                self.metrics().connection_aborted(reason);
             }
             Err(TooLate::Draining) => {}
         }

@@ -148,8 +148,9 @@ impl Driver<'_> {
             result = connection => return self.finished(result),
             expired = self.state.expired(&goaway) => self.record_timeout(expired),
             () = sleep_or_pending(drain_timeout) => {
-                tracing::warn!("connection aborted at the drain deadline");
-                self.settings.metrics.connection_aborted(AbortReason::Drain);
+                let reason = AbortReason::Drain;
+                tracing::warn!(reason = reason.as_str(), "connection aborted at the drain deadline");
+                self.settings.metrics.connection_aborted(reason);
                 self.state.abort(End::Drained);
                 self.tasks.record_aborted();
             }
@@ -171,16 +172,19 @@ impl Driver<'_> {
     }
 
     fn record_timeout(&self, expired: Timeout) {
-        tracing::debug!(?expired, "connection timed out");
-        let metrics = &self.settings.metrics;
-        match expired {
-            Timeout::Head => metrics.connection_aborted(AbortReason::HeaderTimeout),
-            Timeout::Write => {
-                metrics.connection_aborted(AbortReason::WriteTimeout);
-                self.state.abort(End::Stalled);
-            }
+        let reason = match expired {
+            Timeout::Head => Some(AbortReason::HeaderTimeout),
+            Timeout::Write => Some(AbortReason::WriteTimeout),
             // The usual end of a connection that is kept alive.
-            Timeout::Idle => {}
+            Timeout::Idle => None,
+        };
+        let word = reason.map_or("idle_timeout", AbortReason::as_str);
+        tracing::debug!(reason = word, "connection timed out");
+        if let Some(reason) = reason {
+            self.settings.metrics.connection_aborted(reason);
+        }
+        if let Timeout::Write = expired {
+            self.state.abort(End::Stalled);
         }
     }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::body::End;
 use crate::metrics::ListenerMetrics;
 use crate::tasks::Tasks;
 
@@ -90,7 +91,7 @@ where
             tokio::select! {
                 biased;
                 _ = future => {}
-                () = watched.timed_out() => tracing::debug!("stream reset: client stopped reading the response"),
+                () = watched.timed_out() => tracing::debug!(reason = End::Stalled.reason().as_str(), "stream reset: client stopped reading the response"),
             }
         };
         self.0.tasks.run(STALL.scope(stall, stream)).detach();

@@ -19,6 +19,7 @@ use tracing::debug;
 use frames::CloseReason;
 use pipe::{Activity, Pipe, PipeError};
 
+use crate::body::End;
 use crate::metrics::Metrics;
 use crate::random;
 use crate::sessions::{RequestGuard, SessionStatus, WatchedSession};
@@ -70,11 +71,11 @@ impl Tunnel {
             Monitor { watched: self.watched, idle_timeout: self.idle_timeout, activity, tasks };
         let reason = tokio::select! {
             () = copy(&mut up, &mut down) => None,
-            reason = monitor.close_reason() => Some(reason),
+            reason = monitor.end() => Some(reason),
         };
         if let Some(reason) = reason {
-            debug!(?reason, "closing a tunnel");
-            close(&mut up, &mut down, reason).await;
+            debug!(reason = reason.reason().as_str(), "closing a tunnel");
+            close(&mut up, &mut down, close_reason(reason)).await;
         }
         drop((gauge, self.guard));
     }
@@ -96,12 +97,14 @@ async fn copy(up: &mut Pipe, down: &mut Pipe) {
         ended = down.copy() => (ended, up),
     };
     match ended {
-        Err(error @ PipeError::Read(_)) => debug!(error = %causes(&error), "tunnel aborted"),
+        Err(error @ PipeError::Read(_)) => {
+            debug!(reason = End::Broken.reason().as_str(), error = %causes(&error), "tunnel aborted")
+        }
         // The side that cannot be written to may have sent data before. If it failed, reading ends at
         // once.
         Err(PipeError::Write(_)) | Ok(()) => {
             if let Ok(Err(error)) = timeout(CLOSE_TIMEOUT, other.copy()).await {
-                debug!(error = %causes(&error), "tunnel aborted");
+                debug!(reason = End::Broken.reason().as_str(), error = %causes(&error), "tunnel aborted");
             }
         }
     }
@@ -110,6 +113,16 @@ async fn copy(up: &mut Pipe, down: &mut Pipe) {
 fn causes(error: &PipeError) -> String {
     let (PipeError::Read(cause) | PipeError::Write(cause)) = error;
     format!("{error}: {cause}")
+}
+
+/// Returns what the close frames of a tunnel with this end say.
+fn close_reason(end: End) -> CloseReason {
+    match end {
+        End::Interrupted => CloseReason::Policy,
+        End::Complete | End::Broken | End::Idle | End::Stalled | End::Drained | End::Dropped => {
+            CloseReason::GoingAway
+        }
+    }
 }
 
 /// Sends close frames to both sides at their frame boundaries, and waits for both to close. If a frame
@@ -131,20 +144,20 @@ struct Monitor {
 
 impl Monitor {
     /// Waits until the tunnel must be closed, and returns the reason.
-    async fn close_reason(&self) -> CloseReason {
+    async fn end(&self) -> End {
         loop {
             tokio::select! {
-                () = self.tasks.draining() => return CloseReason::GoingAway,
+                () = self.tasks.draining() => return End::Drained,
                 () = sleep(CHECK_INTERVAL) => {}
             }
             // WebSocket pings count as activity, so a client can keep an idle tunnel open.
             if self.activity.idle_time() >= self.idle_timeout {
-                return CloseReason::GoingAway;
+                return End::Idle;
             }
             let Some(watched) = &self.watched else { continue };
             let used = self.activity.take_client_activity();
             if watched.check(used).await == SessionStatus::Ended {
-                return CloseReason::Policy;
+                return End::Interrupted;
             }
         }
     }
