@@ -10,7 +10,7 @@ use crate::wire::Problem;
 pub(super) type PageResult<T> = Result<T, Problem>;
 
 fn problem(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Problem {
-    Problem { status, code, detail: detail.into(), retry_after: None }
+    Problem { status, code, detail: detail.into(), retry_after: None, request_id: None }
 }
 
 pub(super) fn not_found() -> Problem {

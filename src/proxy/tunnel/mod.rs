@@ -98,7 +98,7 @@ async fn copy(up: &mut Pipe, down: &mut Pipe) {
     };
     match ended {
         Err(error @ PipeError::Read(_)) => {
-            debug!(reason = End::Broken.reason().as_str(), error = %causes(&error), "tunnel aborted")
+            debug!(reason = End::Broken.reason().as_str(), error = %causes(&error), "tunnel aborted");
         }
         // The side that cannot be written to may have sent data before. If it failed, reading ends at
         // once.
