@@ -252,8 +252,8 @@ impl Change<'_> {
     /// Returns the session as the change leaves it, but for its version and values, if the change affects only
     /// those and the record of use, going by what the caller knows.
     ///
-    /// It holds as long as the generation, the expiry and the time of the cookie are as the caller knows them, and
-    /// the last use is not later than the one returned: everything else changes with one of these.
+    /// It holds as long as the generation, the expiry, the time of the cookie and the held cookies are as the caller knows
+    /// them, and the last use is not later than the one returned: everything else changes with one of these.
     pub fn foreseen(&self) -> Option<Meta> {
         let known = self.known?;
         let Patch {

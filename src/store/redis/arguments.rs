@@ -147,6 +147,8 @@ arguments! {
     ValuesChange {
         /// The generation, the time of the cookie, and the expiry, as the caller knows them.
         known,
+        /// The held cookies, as the caller knows them.
+        held,
         /// The last use, and the end of the record, after the change.
         last_seen_at,
         ends_at,

@@ -207,6 +207,7 @@ impl<'a> ValuesChange<'a> {
         let arguments = arguments::ValuesChange {
             known: format!("{} {} {expiry}", meta.generation, meta.cookie_set_at.as_millis())
                 .into(),
+            held: meta.held.as_ref().map(|held| held.as_str()).into(),
             last_seen_at: meta.last_seen_at.as_millis().into(),
             ends_at: policy.ends_at(meta).as_millis().into(),
             max_values: bound(policy.max_values).into(),

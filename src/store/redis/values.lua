@@ -6,16 +6,17 @@
 -- number that becomes text costs as much as a field that is written.
 
 local key = KEYS[1]
-local FIXED = 9 -- so many fields are read before those of values
+local FIXED = 10 -- so many fields are read before those of values
 
 local ops = (#ARGV - LAST_ARG) / 3
 local found =
-  redis.call('HMGET', key, 'v', 'g', 'k', 'x', 's', 'e', 'n', 'b', 'i', unpack(ARGV, LAST_ARG + 1, LAST_ARG + ops))
-local version, generation, cookie_set_at, expiry, last_seen_at, ends_at, count, bytes, indexed_until =
+  redis.call('HMGET', key, 'v', 'g', 'k', 'x', 's', 'e', 'n', 'b', 'i', 'j', unpack(ARGV, LAST_ARG + 1, LAST_ARG + ops))
+local version, generation, cookie_set_at, expiry, last_seen_at, ends_at, count, bytes, indexed_until, held =
   unpack(found, 1, FIXED)
 
 local is_known = version and generation and cookie_set_at
   and generation .. ' ' .. cookie_set_at .. ' ' .. (expiry or '') == arg_known
+  and (held or '') == arg_held
   and (last_seen_at == arg_last_seen_at or tonumber(last_seen_at) < tonumber(arg_last_seen_at))
 -- Only a session with a principal has an index.
 local is_indexed = not indexed_until or tonumber(indexed_until) >= tonumber(arg_ends_at)

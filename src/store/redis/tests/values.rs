@@ -3,6 +3,7 @@
 use super::commands::{scripts_sent, sent, warm};
 use super::older::{older_patch, older_use};
 use super::*;
+use crate::store::encode::parse_held;
 
 /// Applies a patch of a request that has read the session as `known`. Its first value is returned.
 async fn change(
@@ -71,6 +72,25 @@ fn unknown_changes_take_the_long_script() {
         store.remove(id).await.expect("removed");
         let refused = change(&store, id, &increment(1), &one.meta, now()).await;
         assert_eq!(refused.expect_err("refused"), Refusal::Gone);
+    });
+}
+
+/// Held cookies expire, and are removed, without a change of anything else.
+#[test]
+fn held_cookies_are_not_those_that_were_known() {
+    needs!("redis-server");
+    let server = RedisServer::start(&[]);
+    runtime().block_on(async {
+        let store = warm(&server).await;
+        let one = record(now(), Values::new());
+        let id = create(&store, &one).await;
+        let text =
+            r#"{"c":[{"n":"a","d":"a.example","h":true,"p":"/","v":"c2VhbGVk"}],"f":1,"t":1}"#;
+        let known = Meta { held: Some(parse_held(text).expect("cookies")), ..one.meta };
+        let applied = change(&store, id, &increment(1), &known, now()).await;
+        let loaded = load(&store, id).await;
+        assert_eq!(applied.expect("applied").record, loaded);
+        assert_eq!(loaded.meta.held, None);
     });
 }
 
