@@ -211,6 +211,8 @@ fn every_block_has_a_test() {
                 "php" | "python" | "js" | "sh" => examples.iter().any(|example| example == block),
                 // `packaging/debian/test`
                 "ini" => page.ends_with("install.md"),
+                // `log_lines.rs`
+                "text" => page.ends_with("logs.md"),
                 // The access rules, by `redis` tests; scrape settings and alerts, by `metrics.rs`.
                 "" | "yaml" | "promql" => {
                     page.ends_with("redis.md") || page.ends_with("metrics.md")

@@ -1,6 +1,6 @@
 //! The log lines of requests.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
@@ -269,6 +269,53 @@ async fn calls_of_the_session_api_are_logged() {
     assert_eq!((field(refused, "caller"), field(refused, "session")), (None, None));
     assert!(["ada", "secret", "Bearer"].iter().all(|text| !lines.concat().contains(text)));
     assert!(!lines.concat().contains(&page.saw("x-session-token").unwrap()), "no token");
+}
+
+/// Returns the text before the fields of a line, and the names of its fields.
+fn outline(line: &str) -> (String, Vec<String>) {
+    fn name(word: &str) -> Option<&str> {
+        let (name, _) = word.split_once('=')?;
+        let is_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        is_name.then_some(name)
+    }
+    let (_, rest) = line.split_once('Z').unwrap();
+    let words: Vec<&str> = rest.split(' ').filter(|word| !word.is_empty()).collect();
+    let head: Vec<&str> = words.iter().copied().take_while(|word| name(word).is_none()).collect();
+    (head.join(" "), words.into_iter().filter_map(name).map(str::to_owned).collect())
+}
+
+#[tokio::test]
+async fn guide_shows_each_line_with_its_fields() {
+    let upstream = Upstream::start();
+    let (_directory, file) = configuration(&format!(
+        "[log]\napi = true\nslow = \"1ms\"\n[[route]]\nupstream = \"{}\"\n\
+         [[route]]\npath = \"/down\"\nupstream = \"http://127.0.0.1:1\"\n",
+        upstream.url()
+    ));
+    let program = Program::start(&file);
+    let public = program.serving().await.public;
+    let browser = Browser::to(public);
+    let slow = tokio::spawn({
+        let script = Script::new().call("PUT", "/values/n", "1").wait("gate");
+        let browser = browser.clone();
+        async move { browser.navigate("/", &script).await }
+    });
+    upstream.arrived("gate", 1).await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    upstream.open("gate");
+    slow.await.unwrap();
+    exchange(public, "GET /down HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    exchange(public, "GET / HTTP/1.1\r\nHost: a\r\nbad header: 1\r\n\r\n").await;
+    program.wait_for_log("access: refused").await;
+    let written: Vec<_> = program.log().lines().map(outline).collect();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guides/operate/logs.md");
+    let guide = std::fs::read_to_string(path).unwrap();
+    let shown: Vec<_> =
+        guide.split("```text\n").skip(1).map(|rest| rest.lines().next().unwrap()).collect();
+    assert_eq!(shown.len(), 5);
+    for line in shown {
+        assert!(written.contains(&outline(line)), "{:?} is none of {written:#?}", outline(line));
+    }
 }
 
 /// A client that does not wait leaves a line that says for which upstream it did not.
