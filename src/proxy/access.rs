@@ -2,10 +2,11 @@
 //! and its span.
 
 use std::net::IpAddr;
+use std::slice::SliceIndex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::{HOST, HeaderValue};
+use http::header::HeaderValue;
 use http::{Method, Request, Response, Version};
 use tracing::{debug, warn};
 
@@ -77,11 +78,13 @@ impl StoreTime {
     }
 }
 
-/// The texts of a request, in one allocation: the path, the host without its port, and the id if that is not that of the
-/// trace.
+/// Bytes that most hosts fit into.
+const HOST_BYTES: usize = 40;
+
+/// The texts of a request, in one allocation: the path, the host, and the id if that is not that of the trace.
 #[derive(Debug)]
 struct Texts {
-    text: String,
+    text: Vec<u8>,
     // Small, since every request has them. The limit of a head is less than what they can hold.
     path_bytes: u32,
     host_bytes: u32,
@@ -89,15 +92,10 @@ struct Texts {
 
 impl Texts {
     fn new<B>(request: &Request<B>) -> Self {
-        let uri = request.uri();
-        let line = || request.headers().get(HOST).and_then(|host| host.to_str().ok());
-        // A malformed one may contain a password.
-        let host = uri.host().or_else(line).filter(|host| host::is_valid(host));
-        let (path, host) = (uri.path(), host.map(host::without_port).unwrap_or_default());
-        let mut text = String::with_capacity(path.len() + host.len());
-        text.push_str(path);
-        text.push_str(host);
-        Self { text, path_bytes: bytes(path), host_bytes: bytes(host) }
+        let path = request.uri().path();
+        let mut text = Vec::with_capacity(path.len() + HOST_BYTES);
+        text.extend_from_slice(path.as_bytes());
+        Self { text, path_bytes: length(path.as_bytes()), host_bytes: 0 }
     }
 
     fn path_end(&self) -> usize {
@@ -109,38 +107,48 @@ impl Texts {
     }
 
     fn path(&self) -> &str {
-        self.text.get(..self.path_end()).unwrap_or_default()
+        self.slice(..self.path_end())
     }
 
-    /// Returns the host, if it is known.
+    /// Returns a part as text. Of the parts, a path alone may have other bytes than ASCII.
+    fn slice(&self, range: impl SliceIndex<[u8], Output = [u8]>) -> &str {
+        self.text.get(range).and_then(|bytes| str::from_utf8(bytes).ok()).unwrap_or_default()
+    }
+
+    /// Returns the host without its port, if it is known.
     fn host(&self) -> Option<&str> {
-        self.text.get(self.path_end()..self.host_end()).filter(|host| !host.is_empty())
+        let host = host::without_port(self.slice(self.path_end()..self.host_end()));
+        (!host.is_empty()).then_some(host)
     }
 
     fn request_id(&self) -> Option<&str> {
-        self.text.get(self.host_end()..).filter(|id| !id.is_empty())
+        let id = self.slice(self.host_end()..);
+        (!id.is_empty()).then_some(id)
     }
 
-    fn set_host(&mut self, host: &str) {
-        // The host that a proxy reports is mostly the same.
-        if self.host() != Some(host) {
-            self.text.replace_range(self.path_end()..self.host_end(), host);
-            self.host_bytes = bytes(host);
+    fn set_host(&mut self, host: Option<&HeaderValue>) {
+        let host = host.map(HeaderValue::as_bytes).unwrap_or_default();
+        if self.host_end() == self.text.len() {
+            self.text.truncate(self.path_end());
+            self.text.extend_from_slice(host);
+        } else {
+            self.text.splice(self.path_end()..self.host_end(), host.iter().copied());
         }
+        self.host_bytes = length(host);
     }
 
     fn set_request_id(&mut self, id: &str) {
         self.text.truncate(self.host_end());
-        self.text.push_str(id);
+        self.text.extend_from_slice(id.as_bytes());
     }
 
     fn into_path(mut self) -> String {
         self.text.truncate(self.path_end());
-        self.text
+        String::from_utf8(self.text).unwrap_or_default()
     }
 }
 
-fn bytes(text: &str) -> u32 {
+fn length(text: &[u8]) -> u32 {
     u32::try_from(text.len()).unwrap_or(u32::MAX)
 }
 
@@ -175,11 +183,19 @@ impl Access {
         Self { entry: Some(entry) }
     }
 
+    /// Sets the host of a request whose client is not determined.
+    pub(super) fn set_host(&mut self, host: Option<&HeaderValue>) {
+        // A malformed one may contain a password.
+        let is_valid = |host: &&HeaderValue| host.to_str().is_ok_and(host::is_valid);
+        if let Some(entry) = &mut self.entry {
+            entry.texts.set_host(host.filter(is_valid));
+        }
+    }
+
     pub(super) fn set_client(&mut self, client: &Client) {
         if let Some(entry) = &mut self.entry {
             entry.client = client.address;
-            let host = client.host.as_ref().and_then(|host| host.to_str().ok());
-            entry.texts.set_host(host.map(host::without_port).unwrap_or_default());
+            entry.texts.set_host(client.host.as_ref());
         }
     }
 

@@ -41,7 +41,7 @@ use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 
-use http::header::{CACHE_CONTROL, USER_AGENT};
+use http::header::{CACHE_CONTROL, HOST, USER_AGENT};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use http_body::Body as _;
@@ -139,7 +139,8 @@ impl Proxy {
         request::check(&parts)?;
         request::normalize_target(&mut parts)?;
         // By the path as received: what is forwarded must be what was matched.
-        let route = self.site.find(&parts, peer)?;
+        let found = self.site.find(&parts, peer);
+        let route = found.inspect_err(|_| access.set_host(parts.headers.get(HOST)))?;
         access.set_route(route);
         // Before the session is opened, so that a loop costs no store call.
         self.site.via().append(&mut parts.headers, parts.version)?;

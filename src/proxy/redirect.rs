@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::header::{CACHE_CONTROL, LOCATION};
+use http::header::{CACHE_CONTROL, HOST, LOCATION};
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use percent_encoding::{CONTROLS, utf8_percent_encode};
@@ -34,7 +34,7 @@ impl Redirect {
         let (mut parts, _body) = request.into_parts();
         request::check(&parts)?;
         request::normalize_target(&mut parts)?;
-        let host = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
+        let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
         // The port of the Host is that of this listener.
         let name = host::without_port(host.unwrap_or_default());
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
@@ -58,6 +58,7 @@ impl Handler for Redirect {
         Box::pin(async move {
             let accepts = Accepts::from_headers(request.headers());
             let mut access = Access::new(&request, &peer);
+            access.set_host(request.headers().get(HOST));
             let responded = self.location(request).map(redirect);
             access.finish(responded, accepts, Outcome::Redirected, &self.metrics)
         })

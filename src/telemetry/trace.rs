@@ -110,7 +110,7 @@ impl Trace {
             // It is there, unless the client listed it in Connection.
             (None, Some(received)) if !headers.contains_key(&TRACEPARENT) => received,
             (None, _) => {
-                buffer.extend_from_slice(&hex::<32>(self.id));
+                buffer.extend_from_slice(&hex::<16, 32>(self.id.to_be_bytes()));
                 return Ok(HeaderValue::from_maybe_shared(buffer.split().freeze()).ok());
             }
         };
@@ -140,11 +140,11 @@ impl TraceParent {
         let Self { trace, parent, flags } = self;
         line.reserve(LINE_BYTES);
         line.extend_from_slice(b"00-");
-        line.extend_from_slice(&hex::<32>(trace));
+        line.extend_from_slice(&hex::<16, 32>(trace.to_be_bytes()));
         line.extend_from_slice(b"-");
-        line.extend_from_slice(&hex::<16>(parent.into()));
+        line.extend_from_slice(&hex::<8, 16>(parent.to_be_bytes()));
         line.extend_from_slice(b"-");
-        line.extend_from_slice(&hex::<2>(flags.into()));
+        line.extend_from_slice(&hex::<1, 2>([flags]));
     }
 
     /// Parses version, trace, parent and flags, in lower case. Later versions may append more (section 3.2.2 there).
@@ -173,18 +173,24 @@ impl TraceId {
 
 impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            std::str::from_utf8(&hex::<32>(u128::from_be_bytes(self.0))).unwrap_or_default(),
-        )
+        f.write_str(std::str::from_utf8(&hex::<16, 32>(self.0)).unwrap_or_default())
     }
 }
 
-/// Returns the last `N` hexadecimal digits. `write!` would take ten times as long, and every request has a line.
-fn hex<const N: usize>(value: u128) -> [u8; N] {
-    std::array::from_fn(|index| match ((value >> (4 * (N - 1 - index))) & 0xf) as u8 {
-        digit @ 0..10 => b'0' + digit,
-        letter => b'a' + letter - 10,
-    })
+/// Returns hexadecimal digits. `write!` would take ten times as long, and every request has a line.
+fn hex<const BYTES: usize, const DIGITS: usize>(bytes: [u8; BYTES]) -> [u8; DIGITS] {
+    const { assert!(DIGITS == 2 * BYTES) };
+    let mut digits = [0; DIGITS];
+    for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+        *pair = [digit(byte >> 4), digit(byte & 0xf)];
+    }
+    digits
+}
+
+fn digit(value: u8) -> u8 {
+    // Without a branch, so that many digits are written at once.
+    let letter = u8::from(value > 9) * (b'a' - b'9' - 1);
+    b'0' + value + letter
 }
 
 fn is_hex(part: &str) -> bool {
