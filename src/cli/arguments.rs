@@ -90,7 +90,7 @@ pub(super) enum Command {
     },
     /// List, show and end the sessions of a running proxy
     ///
-    /// Asks its admin listener, with the token of the configuration ([admin] token).
+    /// Asks its admin listener, with the token of the configuration, `admin.token`.
     Sessions(SessionsCommand),
     /// Check whether a running proxy is ready: exit code 0 or 1
     ///

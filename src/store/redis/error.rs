@@ -13,7 +13,8 @@ struct NoReply(#[source] Cause);
 /// Converts the error of a read.
 pub(super) fn of_read(error: CallError) -> Error {
     match error {
-        CallError::NotSent(cause) | CallError::Closed(cause) => Error::Unavailable(cause),
+        CallError::NotSent(cause) => unsent(cause),
+        CallError::Closed(cause) => Error::Unavailable(cause),
         CallError::TimedOut(cause) => Error::Unavailable(NoReply(cause).into()),
         CallError::Refused(error) => refused(error),
     }
@@ -22,11 +23,17 @@ pub(super) fn of_read(error: CallError) -> Error {
 /// Converts the error of a change, which may have happened unless it was not sent.
 pub(super) fn of_write(error: CallError) -> Error {
     match error {
-        CallError::NotSent(cause) => Error::Unavailable(cause),
+        CallError::NotSent(cause) => unsent(cause),
         CallError::Closed(cause) => Error::OutcomeUnknown(cause),
         CallError::TimedOut(cause) => Error::OutcomeUnknown(NoReply(cause).into()),
         CallError::Refused(error) => refused(error),
     }
+}
+
+/// Returns the error of a call that was not sent. One that waited for a connection in vain has had no reply either.
+fn unsent(cause: Cause) -> Error {
+    let is_late = cause.is::<tokio::time::error::Elapsed>();
+    Error::Unavailable(if is_late { NoReply(cause).into() } else { cause })
 }
 
 /// Returns the error of a server that replies and accepts no changes at present: its memory is full, it cannot
