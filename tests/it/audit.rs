@@ -75,7 +75,7 @@ async fn counters_are_exact() {
         let five = browser();
         let id = five.navigate("/", &write()).await.json()["id"].as_str().unwrap().to_owned();
         assert_eq!(cloakroom.service("DELETE", &format!("/{id}"), "").await.status, 204);
-        // 6: nobody comes back with it. 7: idle after its use.
+        // 6: no browser comes back with it. 7: idle after its use.
         browser().navigate("/", &write()).await;
         let seven = browser();
         seven.navigate("/", &write()).await;
