@@ -20,7 +20,7 @@ from .errors import PAGES, CloakroomError, NotThroughCloakroom, Unavailable, Unt
 from .session import UNCHANGED, Session
 from .settings import Settings
 from .values import TAG, Tagged, from_json, is_plain, to_json
-from .wsgi import header_of, respond
+from .wsgi import FinishingBody, header_of, respond
 
 ENVIRON_KEY = "cloakroom.flask_session"
 PERMANENT_KEY = "_permanent"
@@ -137,14 +137,10 @@ class CloakroomInterface(SessionInterface):
         session.regenerate()
 
 
-class _Finishing:
-    """The body of a response, after which the session is written, also if the visitor leaves before its end."""
-
+class _Finishing(FinishingBody):
     def __init__(self, body: Any, session: Session) -> None:
-        self.body = body
+        super().__init__(body, session)
         self.parts = iter(body)
-        self.session = session
-        self.is_done = False
 
     def __iter__(self) -> _Finishing:
         return self
@@ -158,18 +154,6 @@ class _Finishing:
         except BaseException:
             self.is_done = True  # what an error has interrupted is not written
             raise
-
-    def close(self) -> None:
-        try:
-            if hasattr(self.body, "close"):
-                self.body.close()
-        finally:
-            self.finish()
-
-    def finish(self) -> None:
-        if not self.is_done:
-            self.is_done = True
-            self.session.finish()
 
 
 class Cloakroom:

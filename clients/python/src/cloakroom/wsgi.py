@@ -127,15 +127,33 @@ class _Response:
         return None
 
 
-class _Body:
+class FinishingBody:
     """The body of a response, after which the session is written, also if the visitor leaves before its end."""
 
-    def __init__(self, response: _Response, body: Iterable[bytes]) -> None:
-        self.response = response
+    def __init__(self, body: Any, session: Session) -> None:
         self.body = body
+        self.session = session
+        self.is_done = False
+
+    def close(self) -> None:
+        try:
+            if hasattr(self.body, "close"):
+                self.body.close()
+        finally:
+            self.finish()
+
+    def finish(self) -> None:
+        if not self.is_done:
+            self.is_done = True
+            self.session.finish()
+
+
+class _Body(FinishingBody):
+    def __init__(self, response: _Response, body: Iterable[bytes]) -> None:
+        super().__init__(body, response.session)
+        self.response = response
         self.parts: Optional[Iterator[bytes]] = None
         self.page: Optional[Iterator[bytes]] = None
-        self.is_done = False
 
     def __iter__(self) -> _Body:
         return self
@@ -154,18 +172,6 @@ class _Body:
             if self.response.page is None:
                 self.finish()  # before the end, so that the next request of the visitor finds the changes
         return next(self.page)
-
-    def close(self) -> None:
-        try:
-            if hasattr(self.body, "close"):
-                self.body.close()
-        finally:
-            self.finish()
-
-    def finish(self) -> None:
-        if not self.is_done:
-            self.is_done = True
-            self.response.session.finish()
 
 
 def respond(start_response: Callable[..., Any], error: CloakroomError) -> list[bytes]:
