@@ -71,9 +71,9 @@ pub(super) enum Command {
     },
     /// Print a man page, e.g. for `man -l -`
     Man {
-        /// The command; without one, the page of `cloakroom`
+        /// The command, e.g. `sessions list`; without one, the page of `cloakroom`
         #[arg(value_name = "COMMAND")]
-        of: Option<String>,
+        of: Vec<String>,
     },
     /// Print a new session key, or secret
     ///

@@ -65,7 +65,7 @@ fn dispatch(arguments: Arguments, environment: &Environment) -> Result<(), Failu
         Some(Command::Completions { shell }) => {
             manual::completions(shell, &mut io::stdout()).map_err(Failure::other)
         }
-        Some(Command::Man { of }) => manual::page(of.as_deref()),
+        Some(Command::Man { of }) => manual::page(&of),
         Some(Command::GenerateKey) => print(config::generate_key().reveal()),
         Some(Command::ClearExpired { file }) => {
             let loaded = config::load_without_site(file.path(), environment)?;

@@ -164,3 +164,19 @@ fn completions_and_man_pages_name_the_commands() {
     let page = printed(&["man", "health"]);
     assert!(page.contains(".TH cloakroom-health 1") && page.contains("\\-\\-store"), "{page}");
 }
+
+#[test]
+fn man_pages_lead_to_further_commands() {
+    let page = printed(&["man", "sessions"]);
+    assert!(page.contains("cloakroom\\-sessions\\-list(1)"), "{page}");
+    assert!(!page.contains("help(1)"), "{page}");
+    let page = printed(&["man", "sessions", "list"]);
+    assert!(page.contains(".TH cloakroom-sessions-list 1"), "{page}");
+    assert!(page.contains("\\-\\-principal") && page.contains("\\-\\-config"), "{page}");
+
+    let mut unknown = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
+    let output = unknown.args(["man", "sessions", "lits"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("unknown command sessions lits"), "{error}");
+}
