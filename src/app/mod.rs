@@ -315,9 +315,6 @@ impl App {
         self.loaded = LoadedConfig { config, site, shared, api, admin, tracer };
         self.readiness.require_store(needs_store(&self.loaded.config));
         ListenerRoles::install_certificates(certificates);
-        if let Err(error) = self.shared.audit.reopen() {
-            error!(%error, "cannot open the file of the audit trail again; lines go to the old one");
-        }
         let certificates = self.listener_roles.certificates(&self.public, &self.api, &self.admin);
         listeners::warn_of_expiry(&certificates);
         self.shared.metrics.set_certificates(certificates);
@@ -327,6 +324,13 @@ impl App {
         }
         self.rings.send_replace(Arc::clone(&self.shared));
         Ok(kept)
+    }
+
+    /// Opens the file of the audit trail again, after it was renamed. If that fails, the old one is kept.
+    pub(crate) fn reopen_audit(&self) {
+        if let Err(error) = self.shared.audit.reopen() {
+            error!(%error, "cannot open the file of the audit trail again; lines go to the old one");
+        }
     }
 
     /// Shuts down gracefully: announces it for the configured time, so that clients reconnect elsewhere;

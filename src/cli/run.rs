@@ -80,7 +80,7 @@ async fn serve_site(
 }
 
 /// Serves until SIGTERM or SIGINT or until the site has ended, then drains; a signal during that aborts. SIGHUP
-/// reloads.
+/// reloads, and opens the file of the audit trail again.
 ///
 /// Startup waits for files and for the store, so it runs on a thread of its own: SIGTERM can end it,
 /// and SIGHUP is handled after it.
@@ -110,6 +110,8 @@ async fn serve(
                 SignalRequest::Terminate => break Ok(()),
                 SignalRequest::Reload => {
                     notify_systemd(NotifyState::Reloading);
+                    // An invalid configuration does not prevent the rotation of files.
+                    app.reopen_audit();
                     reload(&mut app, load());
                     notify_systemd(NotifyState::Ready);
                 }

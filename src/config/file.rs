@@ -379,8 +379,8 @@ section! {
 section! {
     /// `[audit]`
     Audit {
-        /// Path of its file: one JSON object a line. If unset, the log has the lines, at level `debug`. A
-        /// reload opens the file again.
+        /// Path of its file: one JSON object a line. If unset, the log has the lines, at level `debug`.
+        /// SIGHUP opens the file again, for its rotation.
         path: Option<PathBuf> = None,
     }
 }

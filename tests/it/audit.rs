@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Browser, Cloakroom, RedisServer, Script, Upstream, needs};
+use crate::support::{Browser, Cloakroom, Program, RedisServer, Script, Upstream, needs, until};
 
 const MINUTE: Duration = Duration::from_mins(1);
 
@@ -34,7 +34,7 @@ async fn counters(cloakroom: &Cloakroom) -> BTreeMap<String, u64> {
 async fn lines(cloakroom: &Cloakroom, event: &str, count: usize) -> Vec<Value> {
     let path = cloakroom.directory().join("audit.jsonl");
     let mut lines: Vec<Value> = Vec::new();
-    crate::support::until(event, || {
+    until(event, || {
         let text = std::fs::read_to_string(&path).unwrap_or_default();
         lines = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         lines.iter().filter(|line| line["event"] == event).count() == count
@@ -204,17 +204,36 @@ async fn lines_tell_what_was_done_by_what() {
     assert!(tokens.iter().all(|token| !text.contains(token)), "{text}");
 }
 
-/// A file that was renamed, as by logrotate, is written again after a reload.
+/// A file that was renamed, as by logrotate, is created again, even if the configuration is invalid by then.
 #[tokio::test]
-async fn file_is_opened_again_by_a_reload() {
+async fn sighup_opens_the_file_again() {
     let upstream = Upstream::start();
-    let toml = "[audit]\npath = \"audit.jsonl\"\n";
-    let mut cloakroom = Cloakroom::with(&upstream, toml).await;
-    Browser::new(&cloakroom).navigate("/", &write()).await;
-    lines(&cloakroom, "created", 1).await;
-    let path = cloakroom.directory().join("audit.jsonl");
-    std::fs::rename(&path, path.with_extension("1")).unwrap();
-    cloakroom.reload(&upstream, toml).unwrap();
-    Browser::new(&cloakroom).navigate("/", &write()).await;
-    assert_eq!(lines(&cloakroom, "created", 1).await.len(), 1);
+    let directory = tempfile::tempdir().unwrap();
+    let [file, audit] = ["cloakroom.toml", "audit.jsonl"].map(|name| directory.path().join(name));
+    let text = format!(
+        "[[listen]]\naddress = \"127.0.0.1:0\"\n[api]\naddress = \"127.0.0.1:0\"\n\
+         [admin]\naddress = \"127.0.0.1:0\"\n[store]\nurl = \"memory:\"\n\
+         [audit]\npath = \"audit.jsonl\"\n[[route]]\nupstream = \"{}\"\n",
+        upstream.url()
+    );
+    std::fs::write(&file, &text).unwrap();
+    let program = Program::start(&file);
+    let public = program.serving().await.public;
+    let create = async || {
+        Browser::to(public).navigate("/", &write()).await;
+        until("a line", || std::fs::read_to_string(&audit).is_ok_and(|text| !text.is_empty()))
+            .await;
+        std::fs::read_to_string(&audit).unwrap()
+    };
+    assert_eq!(create().await.lines().count(), 1);
+    for (text, logged) in [
+        (text.as_str(), "configuration reloaded"),
+        ("not TOML", "reload failed, keeping the running configuration"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        std::fs::rename(&audit, audit.with_extension("1")).unwrap();
+        program.signal("-HUP");
+        program.wait_for_log(logged).await;
+        assert_eq!(create().await.lines().count(), 1, "{logged}");
+    }
 }
