@@ -339,6 +339,7 @@ impl App {
     pub async fn shutdown(self) -> bool {
         // Readiness fails and responses close their connections, so that load balancers move on
         // before listeners close.
+        self.shared.metrics.drain_started();
         self.tasks.public.announce_shutdown();
         tokio::time::sleep(self.predrain).await;
         let drained = self.tasks.drain(self.drain_timeout).await;
@@ -355,6 +356,7 @@ impl App {
 
     /// Starts the drain without waiting for it. The workers end by themselves.
     pub fn shutdown_now(self) {
+        self.shared.metrics.drain_started();
         self.tasks.public.drain();
         self.tasks.inner.drain();
     }

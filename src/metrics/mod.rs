@@ -70,6 +70,7 @@ struct Series {
     reload_failed_at: AtomicI64,
     last_reload_success: Gauge,
     certificate_expiry: Family<Labels, Gauge>,
+    draining: Gauge,
     spans: ByLabel<SpanOutcome, Counter>,
     network: Network,
 }
@@ -219,6 +220,8 @@ impl Metrics {
                 "certificate_expiry_timestamp_seconds",
                 "Time after which a listener's certificate, or one of its chain, is not valid any more",
             ),
+            draining: register
+                .default("draining", "1 while the process shuts down, predrain included, else 0"),
             spans: register.by_label("spans", "Recorded spans, by outcome", Counter::default),
             network: Network::new(&mut register),
             registry,
@@ -379,6 +382,11 @@ impl Metrics {
             let labels = vec![("listener", listener), ("certificate", certificate)];
             family.get_or_create(&labels).set(not_after);
         }
+    }
+
+    /// Records that the shutdown has begun.
+    pub(crate) fn drain_started(&self) {
+        self.0.draining.set(1);
     }
 
     /// Counts spans by outcome.

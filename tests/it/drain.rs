@@ -2,6 +2,7 @@
 //! those of tunnels are with the tunnels.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cloakroom::client::{self, Target};
@@ -14,7 +15,7 @@ use tokio::net::TcpStream;
 
 use crate::support::frames::{ACK, END_STREAM, Frames, GOAWAY, PING, StreamEnd};
 use crate::support::raw::{read_all, read_until};
-use crate::support::{Browser, Cloakroom, PATIENCE, Script, Upstream, until};
+use crate::support::{Browser, Cloakroom, PATIENCE, Program, Script, Upstream, until};
 
 #[tokio::test]
 async fn draining_requests_still_reach_the_api() {
@@ -146,6 +147,60 @@ async fn drain_timeout_aborts_requests() {
     assert!(!cloakroom.stop().await);
     assert_eq!(read_all(&mut client).await, "");
     upstream.open("never");
+}
+
+/// Waits until the admin listener of a process that shuts down exposes a series.
+async fn exposes(admin: SocketAddr, series: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let page = get(admin, "/metrics").await;
+        let text = std::str::from_utf8(page.body()).unwrap();
+        if text.lines().any(|line| line == series) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{series} is not in\n{text}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn metrics_show_the_drain() {
+    let upstream = Upstream::start();
+    let start = |predrain: &str| {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("cloakroom.toml");
+        let text = format!(
+            "[[listen]]\naddress = \"127.0.0.1:0\"\n[api]\naddress = \"127.0.0.1:0\"\n\
+             [admin]\naddress = \"127.0.0.1:0\"\n[limits]\npredrain = \"{predrain}\"\n\
+             drain_timeout = \"1d\"\n[store]\nurl = \"memory:\"\n[[route]]\nupstream = \"{}\"\n",
+            upstream.url()
+        );
+        std::fs::write(&file, text).unwrap();
+        (Program::start(&file), directory)
+    };
+    // During predrain, with the public listener open.
+    let (mut program, _directory) = start("1d");
+    let serving = program.serving().await;
+    exposes(serving.admin, "cloakroom_draining 0").await;
+    program.signal("-TERM");
+    exposes(serving.admin, "cloakroom_draining 1").await;
+    TcpStream::connect(serving.public).await.unwrap();
+    program.signal("-TERM");
+    assert!(!program.ended().await.success());
+    // While requests are finished, with the public listener closed.
+    let (mut program, _directory) = start("0s");
+    let serving = program.serving().await;
+    let mut client = TcpStream::connect(serving.public).await.unwrap();
+    let script = serde_json::to_string(&Script::new().wait("page")).unwrap();
+    let request = format!("GET / HTTP/1.1\r\nHost: a\r\nX-Script: {script}\r\n\r\n");
+    client.write_all(request.as_bytes()).await.unwrap();
+    upstream.arrived("page", 1).await;
+    program.signal("-TERM");
+    begun(serving.public).await;
+    exposes(serving.admin, "cloakroom_draining 1").await;
+    upstream.open("page");
+    assert!(read_all(&mut client).await.starts_with("HTTP/1.1 200 "));
+    assert!(program.ended().await.success());
 }
 
 async fn get(address: SocketAddr, path: &'static str) -> Response<Bytes> {
