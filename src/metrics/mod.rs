@@ -26,7 +26,7 @@ use prometheus_client::registry::Registry;
 
 use crate::time::Timestamp;
 use active::{Active, Within};
-use label::{ByLabel, Labels};
+use label::{ByLabel, Label as _, Labels};
 use network::Network;
 use process::{Process, ProcessCounts};
 use register::{GaugeGuard, Register, request_histogram, store_histogram};
@@ -62,7 +62,8 @@ struct Series {
     session_tokens: Family<Labels, Counter>,
     store_duration: ByLabel<StoreOperation, Histogram>,
     store_errors: ByLabel<StoreOperation, Counter>,
-    store_up: ByLabel<StoreAccess, Gauge>,
+    /// Without series until it is known whether the store is up.
+    store_up: Family<Labels, Gauge>,
     memory_store_bytes: Gauge,
     reloads: ByLabel<ReloadOutcome, Counter>,
     last_reload_successful: Gauge,
@@ -195,10 +196,9 @@ impl Metrics {
                 "Failed calls to the session store, by operation",
                 Counter::default,
             ),
-            store_up: register.by_label(
+            store_up: register.default(
                 "store_up",
                 "1 if the last read or write of the session store succeeded, else 0",
-                Gauge::default,
             ),
             memory_store_bytes: register
                 .default("memory_store_bytes", "Memory of the records of the memory store"),
@@ -337,7 +337,7 @@ impl Metrics {
 
     /// Sets whether the store can be read or written.
     pub(crate) fn store_up(&self, access: StoreAccess, up: bool) {
-        self.0.store_up.get(access).set(i64::from(up));
+        self.0.store_up.get_or_create(&vec![access.pair()]).set(i64::from(up));
     }
 
     /// Sets how much memory the records of the memory store take.

@@ -113,10 +113,12 @@ impl Side {
 impl Health {
     /// Returns the state before the first call.
     pub(crate) fn new(location: Location, metrics: Metrics) -> Self {
-        // A local store has been opened by now. One over the network may not have been reached.
-        let up = location != Location::Network;
-        metrics.store_up(StoreAccess::Read, up);
-        metrics.store_up(StoreAccess::Write, up);
+        // A local store has been opened by now. One over the network may not have been reached, and
+        // is neither up nor down before its first call.
+        if location != Location::Network {
+            metrics.store_up(StoreAccess::Read, true);
+            metrics.store_up(StoreAccess::Write, true);
+        }
         let (read, write) = (Side::default(), Side::default());
         Self { location, metrics, created: Instant::now(), read, write }
     }
@@ -384,7 +386,14 @@ mod tests {
     fn network_store_stays_ready_once_reached() {
         let health = health(Location::Network);
         assert!(!health.is_ready() && health.needs_probe());
+        let up = |operation: &str| {
+            let series = format!("cloakroom_store_up{{operation=\"{operation}\"}} ");
+            let text = health.metrics.text();
+            text.lines().find_map(|line| line.strip_prefix(&series).map(str::to_owned))
+        };
+        assert_eq!((up("read"), up("write")), (None, None), "not known before the first call");
         health.succeeded(StoreAccess::Read);
+        assert_eq!((up("read").as_deref(), up("write")), (Some("1"), None));
         assert!(!health.is_ready());
         health.succeeded(StoreAccess::Write);
         fail(&health);
