@@ -1,8 +1,10 @@
 //! The line of a call in the log, if `[log] api` is set. It has no query, which may name a principal, and no token.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use http::request::Parts;
+use http::{Method, Uri};
 
 use super::TokenCall;
 use super::peer::Caller;
@@ -12,13 +14,19 @@ use crate::server::Peer;
 use crate::session::id::PublicId;
 use crate::sessions::{RequestSession, TokenLookup};
 
-/// What is logged of a call in addition to its head; nothing if calls are not logged.
+/// The line of a call, which is written when this is dropped; nothing if calls are not logged. The server drops the call
+/// of a caller that has gone away: its line has the status 0.
 #[derive(Debug)]
-pub(super) struct CallLine(Option<Fields>);
+pub(super) struct CallLine(Option<Box<Fields>>);
 
 #[derive(Debug)]
 struct Fields {
     started: Instant,
+    method: Method,
+    uri: Uri,
+    peer: Option<IpAddr>,
+    /// 0 before the response.
+    status: u16,
     caller: Option<&'static str>,
     /// The session that the path names.
     session: Option<PublicId>,
@@ -27,9 +35,19 @@ struct Fields {
 }
 
 impl CallLine {
-    pub(super) fn begin() -> Self {
-        let fields =
-            || Fields { started: Instant::now(), caller: None, session: None, request: None };
+    pub(super) fn begin(parts: &Parts, peer: &Peer) -> Self {
+        let fields = || {
+            Box::new(Fields {
+                started: Instant::now(),
+                method: parts.method.clone(),
+                uri: parts.uri.clone(),
+                peer: peer.address.map(|address| address.ip()),
+                status: 0,
+                caller: None,
+                session: None,
+                request: None,
+            })
+        };
         Self(log::logs_api().then(fields))
     }
 
@@ -54,26 +72,43 @@ impl CallLine {
         }
     }
 
-    pub(super) fn write(self, parts: &Parts, peer: &Peer, status: u16) {
-        let Some(Fields { started, caller, session, request }) = self.0 else { return };
+    /// Writes the line of a call that has a response.
+    pub(super) fn finish(mut self, status: u16) {
+        if let Some(fields) = &mut self.0 {
+            fields.status = status;
+        }
+    }
+}
+
+impl Drop for CallLine {
+    fn drop(&mut self) {
+        if let Some(fields) = &self.0 {
+            fields.write();
+        }
+    }
+}
+
+impl Fields {
+    fn write(&self) {
         log::api(|line| {
-            line.display("method", &parts.method);
-            line.debug("path", parts.uri.path());
-            line.number("status", status.into());
-            if let Some(caller) = caller {
+            line.display("method", &self.method);
+            line.debug("path", self.uri.path());
+            line.number("status", self.status.into());
+            if let Some(caller) = self.caller {
                 line.text("caller", caller);
             }
-            if let Some(address) = peer.address {
-                line.display("peer", ip::Text(address.ip()));
+            if let Some(address) = self.peer {
+                line.display("peer", ip::Text(address));
             }
-            let of_request = || request.as_ref().and_then(RequestSession::current_id);
-            if let Some(session) = session.or_else(of_request) {
+            let of_request = || self.request.as_ref().and_then(RequestSession::current_id);
+            if let Some(session) = self.session.or_else(of_request) {
                 line.display("session", session);
             }
-            if let Some(trace) = request.as_ref().and_then(RequestSession::trace) {
+            if let Some(trace) = self.request.as_ref().and_then(RequestSession::trace) {
                 line.display("trace", trace);
             }
-            let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let milliseconds =
+                u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
             line.number("milliseconds", milliseconds);
         });
     }

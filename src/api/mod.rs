@@ -416,8 +416,8 @@ fn request_token(parts: &Parts) -> ApiResult<&HeaderValue> {
 impl Handler for Api {
     fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Responding {
         Box::pin(async move {
-            let mut line = CallLine::begin();
             let (parts, body) = request.into_parts();
+            let mut line = CallLine::begin(&parts, &peer);
             // A page in a browser can reach the API by a name that it has resolve to this address (DNS rebinding). A Unix
             // socket is out of its reach.
             let is_tcp = matches!(*peer.listener, Address::Tcp(_));
@@ -429,7 +429,7 @@ impl Handler for Api {
             };
             let status = response.status().as_u16();
             self.sessions.shared().metrics.api_request(status);
-            line.write(&parts, &peer, status);
+            line.finish(status);
             response
         })
     }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::support::raw::{RawUpstream, exchange, read_until};
-use crate::support::{Browser, KEY, Program, Script, Upstream};
+use crate::support::{Browser, KEY, Program, RedisServer, Script, Upstream, needs};
 
 /// Writes a configuration with these routes into a directory of its own.
 fn configuration(routes: &str) -> (TempDir, PathBuf) {
@@ -268,6 +268,32 @@ async fn calls_of_the_session_api_are_logged() {
     assert_eq!((field(refused, "caller"), field(refused, "session")), (None, None));
     assert!(["ada", "secret", "Bearer"].iter().all(|text| !lines.concat().contains(text)));
     assert!(!lines.concat().contains(&page.saw("x-session-token").unwrap()), "no token");
+}
+
+#[tokio::test]
+async fn abandoned_call_is_logged_with_status_0() {
+    needs!("redis-server");
+    let (upstream, server) = (Upstream::start(), RedisServer::start(&[]));
+    let route = format!("[[route]]\nupstream = \"{}\"\n[log]\napi = true\n", upstream.url());
+    let (_directory, file) = configuration(&route);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let token = "a-service-token-of-32-characters";
+    let text = text.replace("[api]\n", &format!("[api]\nservice_token = \"{token}\"\n"));
+    let store = format!("url = \"{}\"\ntimeout = \"10s\"", server.url());
+    std::fs::write(&file, text.replace("url = \"memory:\"", &store)).unwrap();
+    let program = Program::start(&file);
+    let serving = program.serving().await;
+    server.stop();
+    let mut caller = TcpStream::connect(serving.api).await.unwrap();
+    let request = format!(
+        "GET /_sessions?principal=ada HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
+    );
+    caller.write_all(request.as_bytes()).await.unwrap();
+    drop(caller);
+    program.wait_for_log(" api: ").await;
+    let [line] = &*lines(&program, " api: ") else { panic!("one line") };
+    assert!(line.contains("method=GET path=\"/_sessions\" status=0 caller=\"service\""), "{line}");
+    assert!(field(line, "peer").is_some() && field(line, "milliseconds").is_some(), "{line}");
 }
 
 /// Returns the text before the fields of a line, and the names of its fields.
