@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::listeners::configuration;
 use super::{Operator, READ_TOKEN, TOKEN, code, hidden, start, tokens, visit};
-use crate::support::{Cloakroom, RedisServer, Script, Upstream, needs};
+use crate::support::{
+    Browser, Cloakroom, Echo, Program, RedisServer, Script, Upstream, needs, socket, until,
+};
 
 #[tokio::test]
 async fn a_log_in_sees_finds_and_ends() {
@@ -325,4 +328,33 @@ async fn sessions_in_cookies_cannot_be_listed() {
     assert_eq!((page.status.as_u16(), code(&page).as_str()), (501, "not_supported"));
     assert_eq!(full.get("/audit").await.status, 200);
     assert_eq!(full.get("/").await.status, 200);
+}
+
+/// On the program, as an operator and a visitor use it.
+#[tokio::test]
+async fn form_that_ends_a_session_closes_its_websocket() {
+    let (upstream, echo) = (Upstream::start(), Echo::start().await);
+    let more = format!(
+        "[store]\nurl = \"memory:\"\n[[route]]\npath = \"/ws\"\nupstream = \"http://{}\"\n",
+        echo.address
+    );
+    let admin = format!("address = \"127.0.0.1:0\"\ntoken = \"{TOKEN}\"");
+    let (_directory, file) = configuration(&upstream, &more, &admin);
+    let program = Program::start(&file);
+    let serving = program.serving().await;
+    let visitor = Browser::to(serving.public);
+    let page = visitor.navigate("/", &Script::new().call("PUT", "/values/cart", "[1]").get("")).await;
+    let id = page.json()["id"].as_str().unwrap().to_owned();
+    let cookie = format!("__Host-id={}", visitor.cookie().unwrap());
+    let mut bound = socket(serving.public, "/ws", &[("cookie", &cookie)]).await.unwrap();
+    let mut other = socket(serving.public, "/ws", &[]).await.unwrap();
+    assert!(bound.echoes("a").await && other.echoes("b").await);
+    let operator = Operator::to(serving.admin).log_in(TOKEN).await;
+    let path = format!("/sessions/{id}/end");
+    let form_token = hidden(&operator.get(&path).await, "form_token");
+    let ended = operator.send("POST", &path, &format!("form_token={form_token}")).await;
+    assert!(ended.body.contains("1 session ended"), "{}", ended.body);
+    assert_eq!(bound.closed_with().await, Some(1008));
+    until("the site receives the close", || echo.closed() == [Some(1008)]).await;
+    assert!(other.echoes("c").await, "that of another visitor stays open");
 }
