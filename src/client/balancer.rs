@@ -1,18 +1,20 @@
 //! Load balancing over the upstreams of a route.
 //!
 //! Of two upstreams drawn at random, the one with fewer requests in flight gets the request (the power of two choices:
-//! Mitzenmacher, 2001). One that fails repeatedly is ejected for a time that doubles. One that fails its health check gets
-//! no requests until it passes. If all are unhealthy, all get requests. The workers share the health of an upstream.
+//! Mitzenmacher, 2001). One that fails repeatedly is ejected for a time that doubles; one that could not be connected to
+//! has recovered once a request succeeds on a new connection. One that fails its health check gets no requests until it
+//! passes. If all are unhealthy, all get requests. The workers share the health of an upstream.
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use http::Response;
+use tokio::time::Instant;
 
 use super::error::{Error, ErrorKind};
 use super::health::{Health, HealthCheck, watch};
-use super::outgoing::Outgoing;
+use super::outgoing::{Outgoing, Reuse};
 use super::pool::Pool;
 use super::retry::Retry;
 use crate::body::Body;
@@ -65,7 +67,7 @@ impl Balancer {
         };
         // A single upstream gets all requests: its health is neither checked nor recorded.
         if self.members.len() == 1 {
-            pin!(first.pool.send_outgoing(outgoing, Retry::Never, tasks)).await
+            pin!(first.pool.send(outgoing, Retry::Never, tasks)).await
         } else {
             Box::pin(self.send_to_healthy(first, outgoing, tasks)).await
         }
@@ -82,16 +84,27 @@ impl Balancer {
             self.start_checks(check, tasks);
         }
         let chosen = self.choose(None).unwrap_or(first);
+        if self.has_another(chosen) && chosen.health.claim_trial() {
+            outgoing.set_reuse(Reuse::Never);
+        }
         let error = match chosen.send(outgoing, Retry::OnAnotherUpstream, tasks).await {
             Ok(response) => return Ok(response),
             Err(error) => error,
         };
         match self.choose(Some(chosen)) {
             Some(other) if outgoing.can_be_sent() => {
+                outgoing.set_reuse(Reuse::Kept);
                 other.send(outgoing, Retry::Never, tasks).await
             }
             _ => Err(error),
         }
+    }
+
+    /// Returns whether there is another healthy upstream than `chosen`, for a request that finds that one unreachable.
+    fn has_another(&self, chosen: &Member) -> bool {
+        self.members
+            .iter()
+            .any(|member| !std::ptr::eq(member, chosen) && member.health.is_available())
     }
 
     /// Chooses one of the healthy upstreams other than `except`, or if there is none, of the unhealthy ones.
@@ -131,10 +144,10 @@ impl Member {
         retry: Retry,
         tasks: &Tasks,
     ) -> Result<Response<Body>, Error> {
-        let in_flight = InFlight::start(&self.in_flight);
-        let sent = pin!(self.pool.send_outgoing(outgoing, retry, tasks)).await;
+        let (in_flight, started) = (InFlight::start(&self.in_flight), Instant::now());
+        let sent = pin!(self.pool.send(outgoing, retry, tasks)).await;
         match &sent {
-            Ok(_) => self.health.record_success(),
+            Ok(_) => self.health.record_success(outgoing.was_opened().then_some(started)),
             Err(error) => self.health.record_failure(error),
         }
         sent.map(|response| response.map(|body| body.holding(in_flight)))

@@ -19,6 +19,9 @@ use crate::body::Body;
 pub(crate) struct Outgoing {
     request: Option<Request<RequestBody>>,
     upgrade: Upgrade,
+    reuse: Reuse,
+    /// Whether a connection was opened for it at the last visit.
+    opened: bool,
     visit: Option<Visit>,
 }
 
@@ -55,6 +58,14 @@ pub(super) enum Upgrade {
     None,
 }
 
+/// Whether a request may be sent on a connection that is open already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reuse {
+    /// On a kept one, if there is one.
+    Kept,
+    Never,
+}
+
 impl Outgoing {
     /// Prepares a request: HTTP/1.1 in origin form, framed as its body requires.
     pub(crate) fn new(request: Request<Body>) -> Self {
@@ -78,7 +89,7 @@ impl Outgoing {
             Upgrade::None
         };
         let request = Request::from_parts(parts, RequestBody::new(body));
-        Self { request: Some(request), upgrade, visit: None }
+        Self { request: Some(request), upgrade, reuse: Reuse::Kept, opened: false, visit: None }
     }
 
     /// Returns the headers, to add fields; none that frame the body. `None` after it was sent.
@@ -90,6 +101,7 @@ impl Outgoing {
     pub(super) fn begin_visit(&mut self, upstream: &UpstreamUrl) -> Instant {
         let (upstream, started) = (Arc::clone(upstream), Instant::now());
         self.visit = Some(Visit { upstream, progress: Progressing::Since(started) });
+        self.opened = false;
         started
     }
 
@@ -110,6 +122,29 @@ impl Outgoing {
             Progressing::Took(milliseconds) => milliseconds,
         };
         Some(Visited { upstream, milliseconds })
+    }
+
+    /// Sends it on a connection of this kind.
+    pub(super) fn on(self, reuse: Reuse) -> Self {
+        Self { reuse, ..self }
+    }
+
+    pub(super) fn set_reuse(&mut self, reuse: Reuse) {
+        self.reuse = reuse;
+    }
+
+    pub(super) fn reuse(&self) -> Reuse {
+        self.reuse
+    }
+
+    /// Notes that a connection was opened for it.
+    pub(super) fn set_opened(&mut self) {
+        self.opened = true;
+    }
+
+    /// Returns whether a connection was opened for it at the last visit.
+    pub(super) fn was_opened(&self) -> bool {
+        self.opened
     }
 
     pub(super) fn upgrade(&self) -> Upgrade {

@@ -15,7 +15,7 @@ use super::connection::Connection;
 use super::dial::DialTarget;
 use super::error::{Error, ErrorKind};
 use super::kept::KeptConnections;
-use super::outgoing::{Outgoing, UpstreamUrl};
+use super::outgoing::{Outgoing, Reuse, UpstreamUrl};
 use super::reaper::reap;
 use super::retry::Retry;
 use super::target::Target;
@@ -116,17 +116,9 @@ impl Pool {
     /// or the body is dropped before. `tasks` runs new connections.
     ///
     /// # Errors
-    /// There is no response; see [`ErrorKind`].
-    pub(crate) async fn send(
-        &self,
-        request: Request<Body>,
-        tasks: &Tasks,
-    ) -> Result<Response<Body>, Error> {
-        self.send_outgoing(&mut Outgoing::new(request), Retry::Never, tasks).await
-    }
-
-    /// Sends a prepared request. After an error, [`Outgoing::can_be_sent`] returns whether it may be sent to another upstream.
-    pub(super) async fn send_outgoing(
+    /// There is no response; see [`ErrorKind`]. [`Outgoing::can_be_sent`] returns whether the request may be sent to another
+    /// upstream.
+    pub(super) async fn send(
         &self,
         outgoing: &mut Outgoing,
         retry: Retry,
@@ -165,7 +157,8 @@ impl Pool {
         }
     }
 
-    /// Sends on kept connections while those turn out to be closed, then on a new one.
+    /// Sends on kept connections while those turn out to be closed, then on a new one; on that alone if the request asks
+    /// for it.
     async fn send_on_connection(
         &self,
         outgoing: &mut Outgoing,
@@ -173,7 +166,12 @@ impl Pool {
         tasks: &Tasks,
     ) -> Result<Response<Body>, Error> {
         let protocol = outgoing.protocol(self.0.config.protocol);
-        while let Some(connection) = self.0.kept.take(protocol) {
+        let reuse = outgoing.reuse();
+        let kept = || match reuse {
+            Reuse::Kept => self.0.kept.take(protocol),
+            Reuse::Never => None,
+        };
+        while let Some(connection) = kept() {
             let sent = pin!(self.attempt(connection, outgoing, Retry::OnNewConnection)).await;
             match sent {
                 Ok(response) => return Ok(response),
@@ -188,6 +186,7 @@ impl Pool {
         }
         // Boxed, since most requests need none.
         let connection = Box::pin(self.open(protocol, tasks)).await?;
+        outgoing.set_opened();
         let sent = Box::pin(self.attempt(connection, outgoing, retry)).await;
         match sent {
             Ok(response) => Ok(response),
@@ -245,8 +244,19 @@ impl Pool {
         limit: usize,
         deadline: Duration,
     ) -> Result<Response<Bytes>, Error> {
+        self.fetch_outgoing(Outgoing::new(request), tasks, limit, deadline).await
+    }
+
+    /// Does the same with a prepared request.
+    pub(super) async fn fetch_outgoing(
+        &self,
+        mut outgoing: Outgoing,
+        tasks: &Tasks,
+        limit: usize,
+        deadline: Duration,
+    ) -> Result<Response<Bytes>, Error> {
         let end = Instant::now() + deadline;
-        let sent = timeout_at(end, self.send(request, tasks)).await;
+        let sent = timeout_at(end, self.send(&mut outgoing, Retry::Never, tasks)).await;
         let response =
             sent.map_err(|elapsed| Error::with(ErrorKind::ResponseTimeout, elapsed))??;
         let (parts, body) = response.into_parts();

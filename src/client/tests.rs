@@ -8,6 +8,8 @@ use http_body::Body as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
+use super::outgoing::Outgoing;
+use super::retry::Retry;
 use super::{Config, Error, ErrorKind, Pool, Target, get};
 use crate::body::{Body, CollectError, collect};
 use crate::tasks::Tasks;
@@ -37,7 +39,7 @@ impl Fixture {
 
     async fn send(&self, method: Method, body: Body) -> Result<Response<Body>, Error> {
         let request = Request::builder().method(method).uri("/path?query").body(body).unwrap();
-        self.pool.send(request, &self.tasks).await
+        self.pool.send(&mut Outgoing::new(request), Retry::Never, &self.tasks).await
     }
 
     /// Sends a GET, which has to open a connection, and responds with `answer`. Returns the connection.
@@ -324,7 +326,9 @@ async fn framing_follows_the_body() {
         .body(Body::empty())
         .unwrap();
     let upstream = async { answer(&mut fixture.accept().await).await };
-    let (sent, head) = tokio::join!(fixture.pool.send(request, &fixture.tasks), upstream);
+    let mut outgoing = Outgoing::new(request);
+    let sent = fixture.pool.send(&mut outgoing, Retry::Never, &fixture.tasks);
+    let (sent, head) = tokio::join!(sent, upstream);
     sent.unwrap();
     assert_eq!(head, "POST /path HTTP/1.1\r\nhost: kept\r\ncontent-length: 0\r\n\r\n");
 }

@@ -1,14 +1,20 @@
 //! Several upstreams for one route.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use serde_json::json;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
-use crate::support::raw::RawUpstream;
-use crate::support::{Browser, Cloakroom, Script, Upstream};
+use crate::support::raw::{RawUpstream, exchange, read_until};
+use crate::support::{Browser, Cloakroom, PATIENCE, Program, Script, Upstream};
 
 fn count() -> Script {
     Script::new().call("POST", "/values/n/increment", "")
@@ -192,4 +198,119 @@ async fn unhealthy_upstream_gets_no_requests() {
     *status.lock().unwrap() = "204 No Content";
     crate::support::until("it is known to be well", || state(1)).await;
     assert!(served().await > 0);
+}
+
+const EMPTY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+
+/// A site that keeps its connections open, and whose listener closes once one of them has a second request. That request
+/// gets its response when the test says so.
+struct Closing {
+    address: SocketAddr,
+    held: Arc<Notify>,
+    release: Arc<Notify>,
+}
+
+impl Closing {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let site = Self { address, held: Arc::default(), release: Arc::default() };
+        let (held, release) = (Arc::clone(&site.held), Arc::clone(&site.release));
+        let (second, mut seconds) = tokio::sync::mpsc::channel::<TcpStream>(1);
+        tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            let mut kept = loop {
+                tokio::select! {
+                    kept = seconds.recv() => break kept.unwrap(),
+                    accepted = listener.accept() => {
+                        let (mut connection, _) = accepted.unwrap();
+                        let second = second.clone();
+                        connections.spawn(async move {
+                            read_until(&mut connection, "\r\n\r\n").await;
+                            connection.write_all(EMPTY).await.unwrap();
+                            let mut first = [0];
+                            // Closed by the proxy, or the next request.
+                            if connection.peek(&mut first).await.unwrap_or(0) > 0 {
+                                read_until(&mut connection, "\r\n\r\n").await;
+                                let _ = second.try_send(connection);
+                            }
+                        });
+                    }
+                }
+            };
+            drop((listener, connections));
+            held.notify_one();
+            release.notified().await;
+            kept.write_all(EMPTY).await.unwrap();
+            // It stays open.
+            let _ = kept.read_to_end(&mut Vec::new()).await;
+        });
+        site
+    }
+}
+
+/// A connection that was open before does not show that the site accepts new ones.
+#[tokio::test]
+async fn kept_connection_does_not_end_an_ejection() {
+    let (closing, other) = (Closing::start().await, Upstream::start());
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cloakroom.toml");
+    let text = format!(
+        "[[listen]]\naddress = \"127.0.0.1:0\"\n[api]\naddress = \"127.0.0.1:0\"\n\
+         [admin]\naddress = \"127.0.0.1:0\"\n[store]\nurl = \"memory:\"\n[[route]]\n\
+         upstream = [\"http://{}\", \"{}\"]\nupstream_idle_timeout = \"10m\"\n",
+        closing.address,
+        other.url()
+    );
+    std::fs::write(&file, text).unwrap();
+    let program = Program::start(&file);
+    let serving = program.serving().await;
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let visit = async || exchange(serving.public, request).await;
+    let is_healthy = async || {
+        let metrics = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let text = exchange(serving.admin, metrics).await;
+        let series =
+            format!("cloakroom_upstream_healthy{{upstream=\"http://{}\"}} ", closing.address);
+        text.split(&series).nth(1).unwrap().starts_with('1')
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let mut visits = JoinSet::new();
+    let held = closing.held.notified();
+    tokio::pin!(held);
+    while timeout(Duration::from_millis(10), &mut held).await.is_err() {
+        assert!(Instant::now() < deadline, "a connection is used again");
+        visits.spawn(exchange(serving.public, request));
+    }
+    // Several at a time, since a busy upstream gets fewer requests. None fails: the other upstream gets it.
+    while is_healthy().await {
+        assert!(Instant::now() < deadline, "it is ejected");
+        let batch: Vec<_> = (0..8).map(|_| visit()).collect();
+        for page in join_all(batch).await {
+            assert!(page.starts_with("HTTP/1.1 200 "), "{page}");
+        }
+    }
+    closing.release.notify_one();
+    while let Some(page) = visits.join_next().await {
+        assert!(page.unwrap().starts_with("HTTP/1.1 200 "));
+    }
+    assert!(!is_healthy().await, "the response came on a kept connection");
+    assert!(!program.log().contains("upstream recovered"), "{}", program.log());
+    // A listener at the same place, while the kept connection stays open.
+    let listener = TcpListener::bind(closing.address).await.unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                read_until(&mut connection, "\r\n\r\n").await;
+                connection.write_all(EMPTY).await.unwrap();
+            });
+        }
+    });
+    let deadline = Instant::now() + PATIENCE;
+    while !is_healthy().await {
+        assert!(Instant::now() < deadline, "it recovers by a new connection");
+        visit().await;
+    }
+    program.wait_for_log("upstream recovered").await;
 }
