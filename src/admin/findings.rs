@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::keys::Keys;
 use super::page::Rfc3339;
 use super::rates::{Windows, count};
+use super::reload::FailedReload;
 use crate::metrics::Samples;
 use crate::store::health::{Access, Report};
 use crate::time::Timestamp;
@@ -26,7 +27,7 @@ pub(super) struct Facts<'a> {
     pub(super) windows: &'a Windows,
     /// The kind of the store, and what its last calls say.
     pub(super) store: (&'static str, &'a Report),
-    pub(super) reload_failed_at: Option<Timestamp>,
+    pub(super) failed_reload: Option<FailedReload>,
     pub(super) keys: &'a Keys,
     pub(super) descriptors: Descriptors,
 }
@@ -159,10 +160,10 @@ impl Facts<'_> {
     }
 
     fn reload(&self, found: &mut Vec<Finding>) {
-        if let Some(at) = self.reload_failed_at {
-            let detail = "the last reload failed, and the running configuration was kept; the log \
-                          and `cloakroom check` say why";
-            found.push(Finding::new("reload_failed", detail.to_owned(), Some(at)));
+        if let Some(FailedReload { at, cause }) = &self.failed_reload {
+            let detail =
+                format!("the last reload failed, and the running configuration was kept: {cause}");
+            found.push(Finding::new("reload_failed", detail, Some(*at)));
         }
     }
 
@@ -212,6 +213,7 @@ mod tests {
         store: Report,
         keys: Keys,
         descriptors: Descriptors,
+        failed_reload: Option<FailedReload>,
     }
 
     impl Scene {
@@ -223,6 +225,7 @@ mod tests {
                 store: Report { read: Access::NotUsed, write: Access::NotUsed },
                 keys: Keys::default(),
                 descriptors: Descriptors { limit: 2000, connections: 1000 },
+                failed_reload: None,
             }
         }
 
@@ -231,7 +234,7 @@ mod tests {
                 now: Timestamp::from_millis(NOW * 1000),
                 windows: &Windows::read(&self.metrics, &self.history),
                 store: ("Redis", &self.store),
-                reload_failed_at: self.metrics.config_reload_failed_at(),
+                failed_reload: self.failed_reload.clone(),
                 keys: &self.keys,
                 descriptors: self.descriptors,
             })
@@ -324,14 +327,14 @@ mod tests {
     fn state_of_the_process_is_found() {
         let mut scene = Scene::new();
         let metrics = scene.metrics.clone();
-        metrics.config_loaded(Timestamp::from_millis(1));
         let upstream = metrics.upstream("http://app").health();
         assert_eq!(scene.find(), []);
         upstream.set(false);
-        metrics.config_reload_failed(Timestamp::from_millis(2));
+        let (at, cause) = (Timestamp::from_millis(2), "a.toml:1:1: wrong".to_owned());
+        scene.failed_reload = Some(FailedReload { at, cause });
         assert_eq!(scene.codes(), ["upstream_ejected", "reload_failed"]);
         upstream.set(true);
-        metrics.config_reloaded(Timestamp::from_millis(3));
+        scene.failed_reload = None;
         let paused = metrics.listener("127.0.0.1:80").accept_paused();
         assert_eq!(scene.codes(), ["accept_paused"]);
         drop(paused);

@@ -27,6 +27,7 @@ mod pages;
 mod problem;
 mod rates;
 mod readiness;
+mod reload;
 mod response;
 mod route;
 mod search;
@@ -55,6 +56,7 @@ use guard::{Availability, GuardState};
 use history::History;
 use keys::Comparison;
 use pages::Pages;
+use reload::LastReload;
 
 pub(crate) use self::readiness::Readiness;
 
@@ -95,6 +97,7 @@ pub(crate) struct State {
     guard: GuardState,
     history: History,
     keys: Comparison,
+    reload: LastReload,
 }
 
 impl Settings {
@@ -121,7 +124,17 @@ impl Settings {
 impl State {
     pub(crate) fn new(metrics: &Metrics) -> Self {
         let (guard, keys) = (GuardState::default(), Comparison::default());
-        Self { guard, history: History::new(metrics), keys }
+        Self { guard, history: History::new(metrics), keys, reload: LastReload::default() }
+    }
+
+    /// Notes that the last reload succeeded.
+    pub(crate) fn reload_succeeded(&self) {
+        self.reload.succeeded();
+    }
+
+    /// Keeps why the last reload failed, one cause per line.
+    pub(crate) fn reload_failed(&self, causes: &str, now: Timestamp) {
+        self.reload.failed(causes, now);
     }
 
     /// Keeps the result of a comparison of session keys with other instances.

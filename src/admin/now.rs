@@ -122,7 +122,7 @@ impl Now {
             now,
             windows: &windows,
             store: (settings.store, store),
-            reload_failed_at: shared.metrics.config_reload_failed_at(),
+            failed_reload: state.reload.failure(),
             keys: &keys,
             descriptors: Descriptors {
                 limit: descriptors::limit(),

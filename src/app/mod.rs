@@ -333,6 +333,18 @@ impl App {
         }
     }
 
+    /// Records that a reload succeeded.
+    pub(crate) fn reload_succeeded(&self) {
+        self.shared.metrics.config_reloaded(self.shared.clock.now());
+        self.admin_state.reload_succeeded();
+    }
+
+    /// Records that a reload failed, of a configuration that may have been invalid, with one cause per line.
+    pub(crate) fn reload_failed(&self, causes: &str) {
+        self.shared.metrics.config_reload_failed();
+        self.admin_state.reload_failed(causes, self.shared.clock.now());
+    }
+
     /// Shuts down gracefully: announces it for the configured time, so that clients reconnect elsewhere;
     /// then drains the public side, the API and the admin listener within the drain timeout, and stops
     /// the workers. Returns whether all requests completed in time.

@@ -160,19 +160,19 @@ fn reload(app: &mut App, loaded: Result<Loaded, ConfigError>) {
         log::reload(log);
         Ok(unchanged)
     });
-    let metrics = &app.shared.metrics;
     match reloaded {
         Ok(unchanged) => {
-            metrics.config_reloaded(Clock::System.now());
+            app.reload_succeeded();
             tracing::info!("configuration reloaded");
             for key in unchanged {
                 tracing::warn!(key, "changed but requires a restart; keeping the running value");
             }
         }
         Err(failure) => {
-            metrics.config_reload_failed(Clock::System.now());
+            let causes = failure.to_string();
+            app.reload_failed(causes.strip_prefix("error: ").unwrap_or(&causes));
             // One event per line: a configuration may have several errors.
-            for line in failure.to_string().lines() {
+            for line in causes.lines() {
                 tracing::error!("reload failed, keeping the running configuration: {line}");
             }
         }

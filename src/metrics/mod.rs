@@ -13,7 +13,6 @@ mod values;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::text;
@@ -67,8 +66,6 @@ struct Series {
     memory_store_bytes: Gauge,
     reloads: ByLabel<ReloadOutcome, Counter>,
     last_reload_successful: Gauge,
-    /// The time of the last reload that failed, in milliseconds since the epoch; 0 if none has.
-    reload_failed_at: AtomicI64,
     last_reload_success: Gauge,
     certificate_expiry: Family<Labels, Gauge>,
     draining: Gauge,
@@ -215,7 +212,6 @@ impl Metrics {
                 "config_last_reload_success_timestamp_seconds",
                 "Time of the start or of the last successful reload, in seconds since the Unix epoch",
             ),
-            reload_failed_at: AtomicI64::default(),
             certificate_expiry: register.default(
                 "certificate_expiry_timestamp_seconds",
                 "Time after which a listener's certificate, or one of its chain, is not valid any more",
@@ -358,17 +354,9 @@ impl Metrics {
     }
 
     /// Records a reload that failed: the running configuration was kept.
-    pub(crate) fn config_reload_failed(&self, now: Timestamp) {
-        self.0.reload_failed_at.store(now.as_millis(), Ordering::Relaxed);
+    pub(crate) fn config_reload_failed(&self) {
         self.0.reloads.get(ReloadOutcome::Failure).inc();
         self.0.last_reload_successful.set(0);
-    }
-
-    /// Returns when the last reload failed; `None` if it succeeded.
-    pub(crate) fn config_reload_failed_at(&self) -> Option<Timestamp> {
-        let failed = self.0.last_reload_successful.get() == 0;
-        let at = self.0.reload_failed_at.load(Ordering::Relaxed);
-        (failed && at > 0).then(|| Timestamp::from_millis(at))
     }
 
     /// Replaces the certificates whose expiry is exposed.
@@ -442,15 +430,11 @@ mod tests {
         metrics.config_loaded(Timestamp::from_millis(1_000));
         assert_value(&metrics, "config_last_reload_successful", 1);
         assert_value(&metrics, "config_reloads_total{outcome=\"success\"}", 0);
-        assert_eq!(metrics.config_reload_failed_at(), None);
-        let failed_at = Timestamp::from_millis(2_000);
-        metrics.config_reload_failed(failed_at);
-        assert_eq!(metrics.config_reload_failed_at(), Some(failed_at));
+        metrics.config_reload_failed();
         assert_value(&metrics, "config_last_reload_successful", 0);
         assert_value(&metrics, "config_last_reload_success_timestamp_seconds", 1);
         assert_value(&metrics, "config_reloads_total{outcome=\"failure\"}", 1);
         metrics.config_reloaded(Timestamp::from_millis(5_999));
-        assert_eq!(metrics.config_reload_failed_at(), None);
         assert_value(&metrics, "config_last_reload_successful", 1);
         assert_value(&metrics, "config_last_reload_success_timestamp_seconds", 5);
     }

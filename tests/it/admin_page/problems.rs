@@ -206,10 +206,34 @@ async fn failed_reload_is_shown_until_one_succeeds() {
     let page = operator.get("/").await;
     assert!(page.body.contains("No known problem"), "{}", page.body);
     let right = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, format!("wrong = 1\n{right}")).unwrap();
-    program.signal("-HUP");
-    let (_, since) = shown(&operator, "reload_failed").await;
-    assert!(since.is_some());
+    // Files with secrets where their errors are.
+    let secret = "a-secret-in-a-place-where-it-is-wrong";
+    let keys = format!("[session]\nkeys = [\"{secret}\"]\nwrong = 1\n");
+    let redis = format!("[store]\nurl = \"redis://user:{secret}@host:wrong/0\"\n");
+    let many: String = (0..100).map(|number| format!("wrong{number} = 1\n")).collect();
+    let unclosed = format!("[cookie]\nname = \"{secret}\n");
+    for (text, cause) in [
+        (format!("{keys}{right}"), "cloakroom.toml:2:9: session.keys: invalid session key"),
+        (right.replace("[store]\nurl = \"memory:\"\n", &redis), "store.url: has no host"),
+        (format!("{unclosed}{right}"), "invalid basic string"),
+        (format!("{many}{right}"), "(and 99 more errors)"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        program.signal("-HUP");
+        let since = Instant::now();
+        let (detail, failed_at) = loop {
+            let found = shown(&operator, "reload_failed").await;
+            if found.0.contains(cause) {
+                break found;
+            }
+            assert!(since.elapsed() < PATIENCE, "{cause} is not in {}", found.0);
+        };
+        assert!(
+            detail.starts_with("the last reload failed, and the running configuration was kept: "),
+            "{detail}"
+        );
+        assert!(failed_at.is_some() && detail.len() < 500 && !detail.contains(secret), "{detail}");
+    }
     std::fs::write(&file, right).unwrap();
     program.signal("-HUP");
     gone(&operator, "reload_failed").await;

@@ -343,7 +343,8 @@ async fn form_that_ends_a_session_closes_its_websocket() {
     let program = Program::start(&file);
     let serving = program.serving().await;
     let visitor = Browser::to(serving.public);
-    let page = visitor.navigate("/", &Script::new().call("PUT", "/values/cart", "[1]").get("")).await;
+    let page =
+        visitor.navigate("/", &Script::new().call("PUT", "/values/cart", "[1]").get("")).await;
     let id = page.json()["id"].as_str().unwrap().to_owned();
     let cookie = format!("__Host-id={}", visitor.cookie().unwrap());
     let mut bound = socket(serving.public, "/ws", &[("cookie", &cookie)]).await.unwrap();
