@@ -8,6 +8,7 @@ use crate::log::limited;
 use crate::metrics::{Event, StoreOperation};
 use crate::session::id::Id;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
+use crate::session::policy::Expired;
 use crate::session::record::{Entry, Meta, Record};
 use crate::store::{Backend, Created, Error as StoreError, Want};
 
@@ -16,6 +17,14 @@ use crate::store::{Backend, Created, Error as StoreError, Want};
 pub(super) struct Calls<'a> {
     backend: &'a dyn Backend,
     shared: &'a Shared,
+}
+
+/// A session as a backend has it.
+#[derive(Debug)]
+pub(super) enum Stored {
+    Live(Box<Meta>),
+    /// The backend has not removed it yet.
+    Expired(Expired),
 }
 
 impl<'a> Calls<'a> {
@@ -60,9 +69,7 @@ impl<'a> Calls<'a> {
 
     /// Returns the live entry under `id` as the backend has it.
     pub(super) async fn load(self, id: Id, want: Want<'_>) -> Result<Option<Entry>, StoreError> {
-        let load = self.shared.timed(StoreOperation::Load, self.backend.load(id, want));
-        let entry = pin!(load).await;
-        let entry = self.readable(id, entry)?.flatten();
+        let entry = pin!(self.load_any(id, want)).await?;
         let now = self.shared.clock.now();
         Ok(entry.filter(|entry| match entry {
             Entry::Live(record) => self.shared.policy.is_alive(&record.meta, now),
@@ -77,6 +84,26 @@ impl<'a> Calls<'a> {
         want: Want<'_>,
     ) -> Result<Option<Record>, StoreError> {
         Ok(self.load(id, want).await?.and_then(Entry::into_live))
+    }
+
+    /// Returns the session under `id` as the backend has it, even if it has expired.
+    pub(super) async fn load_stored(self, id: Id) -> Result<Option<Stored>, StoreError> {
+        let record = pin!(self.load_any(id, Want::Meta)).await?.and_then(Entry::into_live);
+        let Shared { policy, clock, .. } = self.shared;
+        Ok(record.map(|Record { meta, .. }| {
+            if policy.is_alive(&meta, clock.now()) {
+                Stored::Live(Box::new(meta))
+            } else {
+                Stored::Expired(policy.expired(&meta))
+            }
+        }))
+    }
+
+    /// Returns the entry under `id` as the backend has it, in any state.
+    async fn load_any(self, id: Id, want: Want<'_>) -> Result<Option<Entry>, StoreError> {
+        let load = self.shared.timed(StoreOperation::Load, self.backend.load(id, want));
+        let entry = pin!(load).await;
+        Ok(self.readable(id, entry)?.flatten())
     }
 
     pub(super) async fn create(self, id: Id, record: &Record) -> Result<Created, StoreError> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tracing::info;
 
-use super::calls::Calls;
+use super::calls::{Calls, Stored};
 use super::failure::Failure;
 use super::shared::Shared;
 use super::snapshot::{ChangeRequest, Destroyed, Snapshot};
@@ -14,7 +14,7 @@ use crate::log::limited;
 use crate::metrics::{Event, StoreOperation};
 use crate::session::id::{Id, PublicId};
 use crate::session::patch::{Authority, Refusal};
-use crate::session::record::{Entry, Meta, Principal, Record};
+use crate::session::record::{Entry, Meta, Principal};
 use crate::store::{Store, Want};
 
 /// All sessions of a store.
@@ -80,26 +80,32 @@ impl Directory {
 
     /// Destroys a session by its id, if there is one.
     pub(crate) async fn destroy(&self, id: PublicId) -> Result<Destroyed, Failure> {
-        match self.calls().load_live(id.place, Want::Meta).await? {
-            Some(record) if record.meta.id_counter != id.counter => Ok(Destroyed::default()),
+        match self.calls().load_stored(id.place).await? {
+            Some(Stored::Live(meta)) if meta.id_counter != id.counter => Ok(Destroyed::default()),
             found => self.remove(id.place, found).await,
         }
     }
 
     /// Destroys the session at a place, whatever its id.
     pub(super) async fn destroy_at(&self, place: Id) -> Result<Destroyed, Failure> {
-        let found = self.calls().load_live(place, Want::Meta).await?;
+        let found = self.calls().load_stored(place).await?;
         self.remove(place, found).await
     }
 
-    /// Removes a session. One that has expired does not count as destroyed.
-    async fn remove(&self, place: Id, live: Option<Record>) -> Result<Destroyed, Failure> {
-        let removed = self.calls().remove(place).await?;
-        let (Some(replicated), Some(record)) = (removed, live) else {
-            return Ok(Destroyed::default());
-        };
-        self.record_destroyed(place, &record.meta);
-        Ok(Destroyed { count: 1, replicated })
+    /// Removes a session. One that has expired counts as expired, not as destroyed.
+    async fn remove(&self, place: Id, found: Option<Stored>) -> Result<Destroyed, Failure> {
+        // Of several that remove it, such as the sweep, only one receives that there was a session.
+        match (self.calls().remove(place).await?, found) {
+            (Some(replicated), Some(Stored::Live(meta))) => {
+                self.record_destroyed(place, &meta);
+                Ok(Destroyed { count: 1, replicated })
+            }
+            (Some(_), Some(Stored::Expired(reason))) => {
+                self.shared.count_expired(reason, 1);
+                Ok(Destroyed::default())
+            }
+            (Some(_), None) | (None, _) => Ok(Destroyed::default()),
+        }
     }
 
     fn record_destroyed(&self, place: Id, meta: &Meta) {

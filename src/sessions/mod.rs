@@ -21,6 +21,8 @@ mod cookie_store_tests;
 mod create;
 mod destroy;
 mod directory;
+#[cfg(test)]
+mod expiry_tests;
 mod failure;
 mod found;
 mod guard;
@@ -48,9 +50,8 @@ use std::sync::Arc;
 use tracing::debug;
 
 use crate::audit::By;
-use crate::metrics::{EndReason, Event, StoreOperation};
+use crate::metrics::StoreOperation;
 use crate::session::key_ring::Fingerprint;
-use crate::session::policy::Expired;
 use crate::store::{Error as StoreError, KnownKeys, Store};
 
 pub(crate) use commit::{Committed, ResponseKind};
@@ -111,13 +112,12 @@ impl Sessions {
     /// Removes expired sessions from the store, and returns their number.
     pub(crate) async fn sweep(&self) -> Result<u64, StoreError> {
         let Some(store) = &self.store else { return Ok(0) };
-        let Shared { policy, clock, metrics, .. } = &*self.shared;
+        let Shared { policy, clock, .. } = &*self.shared;
         let sweep = store.sweep(clock.now(), policy);
         let swept = self.shared.timed(StoreOperation::Sweep, sweep).await?;
         for (expired, count) in swept.counts() {
-            metrics.sessions_ended(end_reason(expired), count);
+            self.shared.count_expired(expired, count);
         }
-        metrics.events(Event::Expired, swept.sessions());
         Ok(swept.sessions())
     }
 
@@ -163,14 +163,5 @@ impl Sessions {
             KnownKeys::Known(keys) => Some(keys.iter().map(|key| key.fingerprint).collect()),
             KnownKeys::NotKept | KnownKeys::Denied(_) => None,
         })
-    }
-}
-
-fn end_reason(expired: Expired) -> EndReason {
-    match expired {
-        Expired::Idle => EndReason::IdleTimeout,
-        Expired::Absolute => EndReason::AbsoluteTimeout,
-        Expired::Unproven => EndReason::UnprovenTimeout,
-        Expired::Date => EndReason::ExpiredByDate,
     }
 }

@@ -6,12 +6,12 @@ use std::time::Instant;
 use super::address_limit::AddressCounts;
 use super::in_flight::InFlight;
 use crate::audit::Audit;
-use crate::metrics::{Metrics, SessionTokens, StoreOperation};
+use crate::metrics::{EndReason, Event, Metrics, SessionTokens, StoreOperation};
 use crate::session::cookie::Attributes;
 use crate::session::id::Id;
 use crate::session::key_ring::KeyRing;
 use crate::session::peer::Instance;
-use crate::session::policy::Policy;
+use crate::session::policy::{Expired, Policy};
 use crate::store::{Answer, Error as StoreError};
 use crate::time::Clock;
 use crate::turns::Turns;
@@ -48,6 +48,18 @@ impl Shared {
         let answer = answer.await;
         self.metrics.store_call(operation, start.elapsed(), answer.is_err());
         answer
+    }
+
+    /// Counts sessions that had expired and were removed.
+    pub(super) fn count_expired(&self, reason: Expired, count: u64) {
+        let reason = match reason {
+            Expired::Idle => EndReason::IdleTimeout,
+            Expired::Absolute => EndReason::AbsoluteTimeout,
+            Expired::Unproven => EndReason::UnprovenTimeout,
+            Expired::Date => EndReason::ExpiredByDate,
+        };
+        self.metrics.sessions_ended(reason, count);
+        self.metrics.events(Event::Expired, count);
     }
 }
 
