@@ -34,7 +34,7 @@ pub(crate) fn markdown() -> Vec<(PathBuf, String)> {
 }
 
 /// A fenced block: its language, and its text.
-fn blocks(text: &str) -> Vec<(&str, &str)> {
+pub(crate) fn blocks(text: &str) -> Vec<(&str, &str)> {
     let mut blocks = Vec::new();
     let mut rest = text;
     while let Some((_, after)) = rest.split_once("\n```") {
@@ -213,6 +213,10 @@ fn every_block_has_a_test() {
                 "ini" => page.ends_with("install.md"),
                 // `log_lines.rs`
                 "text" => page.ends_with("logs.md"),
+                // `behind_a_proxy.rs`
+                "nginx" | "haproxy" | "caddyfile" => page.ends_with("behind-a-proxy.md"),
+                // The page says that no test runs its settings for Traefik.
+                "yaml" if page.ends_with("behind-a-proxy.md") => true,
                 // The access rules, by `redis` tests; scrape settings and alerts, by `metrics.rs`.
                 "" | "yaml" | "promql" => {
                     page.ends_with("redis.md") || page.ends_with("metrics.md")
