@@ -259,7 +259,8 @@ async fn commands_are_accepted() {
             let Some(arguments) = line.strip_prefix("cloakroom ") else {
                 let is_known =
                     line.is_empty() || OTHERS.iter().any(|other| line.starts_with(other));
-                let is_known = is_known || is_of_client(&page);
+                // `backup.rs` runs all lines of its page.
+                let is_known = is_known || is_of_client(&page) || page.ends_with("backup.md");
                 assert!(is_known, "{}: {line}", page.display());
                 continue;
             };

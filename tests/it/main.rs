@@ -26,6 +26,7 @@ mod admin_page;
 mod api;
 mod api_tls;
 mod audit;
+mod backup;
 mod behind_a_proxy;
 mod broken_answers;
 mod browser;
