@@ -75,6 +75,6 @@ impl ServiceCall {
     }
 
     pub(super) async fn clear_expired(self) -> ApiResult<Response<Body>> {
-        response::serialize(&Removed { removed: self.sessions.sweep().await? })
+        response::serialize(&Removed { removed: self.sessions.sweep(|_| ()).await? })
     }
 }

@@ -299,7 +299,7 @@ async fn sweep(sessions: &Sessions, tasks: &Tasks) {
     loop {
         tokio::select! {
             () = tasks.draining() => return,
-            _ = interval.tick() => match sessions.sweep().await {
+            _ = interval.tick() => match sessions.sweep(|_| ()).await {
                 Ok(0) => {}
                 Ok(removed) => debug!(removed, "removed expired sessions"),
                 Err(error) => warn!(%error, "failed to remove expired sessions"),

@@ -3,6 +3,7 @@
 mod arguments;
 mod health;
 mod manual;
+mod progress;
 mod run;
 mod sessions;
 mod signals;
@@ -18,6 +19,7 @@ use clap::Parser as _;
 use tokio::runtime::Runtime;
 
 use self::arguments::{Arguments, Command};
+use self::progress::Progress;
 use self::signals::TerminateSignals;
 use crate::app;
 use crate::config::{self, Config, ConfigError, Environment, Loaded, Overrides};
@@ -155,11 +157,17 @@ fn runtime() -> Result<Runtime, Failure> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::other)
 }
 
-/// Removes expired sessions from the store, and prints their number.
+/// Removes expired sessions from the store, and prints their number. Shows progress on a terminal.
 fn clear_expired(config: &Config) -> Result<(), Failure> {
     let sessions = app::open_sessions(config, Clock::System).map_err(Failure::other)?;
-    let removed = runtime()?.block_on(sessions.sweep()).map_err(Failure::other)?;
-    print(&removed.to_string())
+    let removed = runtime()?.block_on(async {
+        // Without a total, progress is a count.
+        let progress = Progress::new("expired entries", sessions.expired().await.ok());
+        let removed = sessions.sweep(|entries| progress.set(entries)).await;
+        progress.clear();
+        removed
+    });
+    print(&removed.map_err(Failure::other)?.to_string())
 }
 
 /// Runs the demo until SIGTERM or SIGINT.

@@ -158,6 +158,10 @@ impl Store for Jars {
         })
     }
 
+    fn expired(&self, _now: Timestamp) -> Answer<'_, u64> {
+        Box::pin(ready(Ok(0)))
+    }
+
     fn sweep<'a>(&'a self, _now: Timestamp, _policy: &'a Policy) -> Answer<'a, Swept> {
         Box::pin(ready(Ok(Swept::default())))
     }
@@ -188,6 +192,10 @@ impl Store for CookieBacked {
         _limit: usize,
     ) -> Answer<'a, Page> {
         Box::pin(ready(Ok(Page::default())))
+    }
+
+    fn expired(&self, _now: Timestamp) -> Answer<'_, u64> {
+        Box::pin(ready(Ok(0)))
     }
 
     fn sweep<'a>(&'a self, _now: Timestamp, _policy: &'a Policy) -> Answer<'a, Swept> {

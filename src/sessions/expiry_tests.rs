@@ -150,7 +150,7 @@ impl World {
                 });
             }
             Step::Sweep => {
-                self.sessions.sweep().await.expect("swept");
+                self.sessions.sweep(|_| ()).await.expect("swept");
                 self.end_each(|(_, over_at, _), now| *over_at <= now);
             }
             Step::Pass(duration) => self.clock.advance(duration),

@@ -109,16 +109,31 @@ impl Sessions {
         Ok(Directory::new(Arc::clone(store), Arc::clone(&self.shared), by))
     }
 
-    /// Removes expired sessions from the store, and returns their number.
-    pub(crate) async fn sweep(&self) -> Result<u64, StoreError> {
+    /// Counts the entries that a sweep would remove now: sessions and tombstones.
+    pub(crate) async fn expired(&self) -> Result<u64, StoreError> {
         let Some(store) = &self.store else { return Ok(0) };
-        let Shared { policy, clock, .. } = &*self.shared;
-        let sweep = store.sweep(clock.now(), policy);
-        let swept = self.shared.timed(StoreOperation::Sweep, sweep).await?;
-        for (expired, count) in swept.counts() {
-            self.shared.count_expired(expired, count);
+        store.expired(self.shared.clock.now()).await
+    }
+
+    /// Removes expired sessions from the store, and returns their number. Calls `progress` after each batch, with the
+    /// number of entries removed so far: sessions and tombstones.
+    pub(crate) async fn sweep(&self, progress: impl Fn(u64)) -> Result<u64, StoreError> {
+        let Some(store) = &self.store else { return Ok(0) };
+        let now = self.shared.clock.now();
+        let (mut sessions, mut entries) = (0, 0);
+        loop {
+            let batch = store.sweep(now, &self.shared.policy);
+            let swept = self.shared.timed(StoreOperation::Sweep, batch).await?;
+            for (expired, count) in swept.sessions {
+                self.shared.count_expired(expired, count);
+                sessions += count;
+            }
+            entries += swept.entries;
+            progress(entries);
+            if !swept.more {
+                return Ok(sessions);
+            }
         }
-        Ok(swept.sessions())
     }
 
     /// Removes expired requests from the table of requests in flight.

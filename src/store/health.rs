@@ -341,6 +341,10 @@ impl Store for Observed {
         self.reads(self.store.list(principal, cursor, limit))
     }
 
+    fn expired(&self, now: Timestamp) -> Answer<'_, u64> {
+        self.reads(self.store.expired(now))
+    }
+
     fn sweep<'a>(&'a self, now: Timestamp, policy: &'a Policy) -> Answer<'a, Swept> {
         self.writes(self.store.sweep(now, policy), |_| false)
     }

@@ -98,7 +98,11 @@ pub trait Store: Backend {
         limit: usize,
     ) -> Answer<'a, Page>;
 
-    /// Removes what has expired at `now`, and counts the sessions removed.
+    /// Counts the entries that have expired at `now`, for the progress of sweeps. 0 in a store that removes them by
+    /// itself.
+    fn expired(&self, now: Timestamp) -> Answer<'_, u64>;
+
+    /// Removes a batch of entries that have expired at `now`. Changes proceed between batches.
     fn sweep<'a>(&'a self, now: Timestamp, policy: &'a Policy) -> Answer<'a, Swept>;
 
     /// Records which session keys this instance has, and returns what was recorded before. A key
@@ -229,29 +233,34 @@ pub struct Page {
     pub(crate) next: Option<String>,
 }
 
-/// The sessions that a sweep has removed, by the reason of their end.
+/// The result of a batch of a sweep.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Swept(BTreeMap<Expired, u64>);
+pub struct Swept {
+    /// The removed sessions, by the reason of their end.
+    pub(crate) sessions: BTreeMap<Expired, u64>,
+    /// The number of removed entries: sessions and tombstones.
+    pub(crate) entries: u64,
+    /// Whether there may be another batch.
+    pub(crate) more: bool,
+}
 
 impl Swept {
-    /// Counts a session.
-    fn count(&mut self, expired: Expired) {
-        *self.0.entry(expired).or_default() += 1;
+    /// Counts a removed session.
+    fn session(&mut self, expired: Expired) {
+        self.entries += 1;
+        *self.sessions.entry(expired).or_default() += 1;
+    }
+
+    /// Counts a removed tombstone.
+    fn tombstone(&mut self) {
+        self.entries += 1;
     }
 
     fn add(&mut self, other: Self) {
-        for (expired, count) in other.0 {
-            *self.0.entry(expired).or_default() += count;
+        self.entries += other.entries;
+        for (expired, count) in other.sessions {
+            *self.sessions.entry(expired).or_default() += count;
         }
-    }
-
-    pub(crate) fn counts(&self) -> impl Iterator<Item = (Expired, u64)> {
-        self.0.iter().map(|(expired, count)| (*expired, *count))
-    }
-
-    /// Returns the number of sessions.
-    pub(crate) fn sessions(&self) -> u64 {
-        self.0.values().sum()
     }
 }
 

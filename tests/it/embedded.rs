@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use cloakroom::session::id::Id;
 use rusqlite::Connection;
@@ -12,7 +12,9 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::support::raw::exchange;
-use crate::support::{Browser, KEY, PATIENCE, Program, Script, Serving, Upstream};
+use crate::support::{
+    Browser, KEY, PATIENCE, Program, Script, Serving, Upstream, at_terminal, needs,
+};
 
 /// The program before a site, with its state in a directory that outlives it.
 struct Site {
@@ -94,11 +96,12 @@ impl Site {
         (program, serving)
     }
 
-    fn clear_expired(&self, tables: &str) -> Output {
+    fn clear_expired(&self, tables: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
         let file = self.configure(tables);
         command.args(["clear-expired", "--config", file.to_str().unwrap()]);
-        command.env("STATE_DIRECTORY", self.directory.path()).output().unwrap()
+        command.env("STATE_DIRECTORY", self.directory.path());
+        command
     }
 }
 
@@ -305,7 +308,7 @@ async fn caching_process_uses_database_alone() {
         refused.wait_for_log(says).await;
     }
     // What only removes expired sessions disturbs nobody.
-    let cleared = site.clear_expired(CACHED);
+    let cleared = site.clear_expired(CACHED).output().unwrap();
     assert!(cleared.status.success(), "{cleared:?}");
     assert_eq!(String::from_utf8_lossy(&cleared.stdout).trim(), "0");
 }
@@ -433,9 +436,24 @@ const EXPIRED: u32 = 12_345;
 async fn clear_expired_removes_all_expired_files() {
     let site = Site::new(FILES);
     let directory = expired_sessions(&site, EXPIRED);
-    let cleared = site.clear_expired(FILES);
+    let cleared = site.clear_expired(FILES).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&cleared.stdout).trim(), EXPIRED.to_string(), "{cleared:?}");
+    let stderr = String::from_utf8_lossy(&cleared.stderr);
+    assert!(!stderr.contains("expired entries"), "progress without a terminal: {stderr}");
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "the lock");
+}
+
+#[tokio::test]
+async fn clear_expired_shows_progress_at_a_terminal() {
+    needs!("script");
+    let site = Site::new(FILES);
+    expired_sessions(&site, EXPIRED);
+    let cleared = at_terminal(&site.clear_expired(FILES)).output().unwrap();
+    let shown = String::from_utf8_lossy(&cleared.stdout);
+    assert!(shown.contains(" of 12,345 expired entries ["), "{shown}");
+    assert!(shown.contains("/s, ") && shown.contains(" left"), "{shown}");
+    // The line is removed before the result.
+    assert!(shown.ends_with(&format!("\u{1b}[2K{EXPIRED}\r\n")), "{shown:?}");
 }
 
 /// The first sweep begins with the program, and the next would follow a minute later.

@@ -1,12 +1,13 @@
 //! `cloakroom sessions`: the admin pages on the command line.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::{Browser, Program, Script, Upstream, until};
+use crate::support::{Browser, Program, Script, Upstream, at_terminal, needs, until};
 
 /// The program, and the command line that finds it by its configuration.
 struct Scene {
@@ -127,13 +128,17 @@ async fn failures_say_what_to_do() {
     assert!(!succeeded && text.contains("http://127.0.0.1:1"), "{text}");
 }
 
-/// A line a second, until it is interrupted; the program is gone, and comes back.
+/// What a terminal sends for Ctrl+C.
+const CONTROL_C: &[u8] = b"\x03";
+
+/// A line a second at a terminal, until Ctrl+C; the program is gone in between.
 #[tokio::test]
 async fn watch_prints_a_line_a_second() {
+    needs!("script");
     let scene = Scene::new("").await;
     let file = scene.directory.path().join("watched");
-    let mut watch = scene
-        .command(&["watch"])
+    let mut watch = at_terminal(&scene.command(&["watch"]))
+        .stdin(Stdio::piped())
         .stdout(Stdio::from(std::fs::File::create(&file).unwrap()))
         .spawn()
         .unwrap();
@@ -144,8 +149,7 @@ async fn watch_prints_a_line_a_second() {
     scene.program.signal("-KILL");
     until("the loss is reported", || std::fs::read_to_string(&file).unwrap().contains("no answer"))
         .await;
-    let interrupt = Command::new("kill").args(["-INT", &watch.id().to_string()]).status();
-    assert!(interrupt.unwrap().success());
+    watch.stdin.as_mut().unwrap().write_all(CONTROL_C).unwrap();
     assert_eq!(watch.wait().unwrap().code(), Some(0));
     let text = std::fs::read_to_string(&file).unwrap();
     let created =

@@ -140,6 +140,10 @@ impl Store for Cached {
         self.store.list(principal, cursor, limit)
     }
 
+    fn expired(&self, now: Timestamp) -> Answer<'_, u64> {
+        self.store.expired(now)
+    }
+
     /// Leaves the cache alone: the policy rejects expired records wherever they come from.
     fn sweep<'a>(&'a self, now: Timestamp, policy: &'a Policy) -> Answer<'a, Swept> {
         self.store.sweep(now, policy)

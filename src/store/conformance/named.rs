@@ -13,7 +13,7 @@ use crate::session::json::Json;
 use crate::session::patch::{Authority, Op, Patch, Refusal, Rotate};
 use crate::session::policy::{Expired, Policy};
 use crate::session::record::{Entry, Key, Principal, Values};
-use crate::store::{Created, Error, Store, Want};
+use crate::store::{Created, Error, Store, Swept, Want};
 
 /// Returns the name of the store by the module of the running test, e.g. `redis, cluster`.
 fn store_name() -> String {
@@ -204,15 +204,20 @@ pub(crate) fn sweep_removes_only_expired_entries(fresh: fn() -> Fresh) {
         }
         let alive = create_session(store, &record(now(), values(&[("a", "2")]))).await;
         let policy = Policy::default();
+        let found = store.expired(now()).await.expect("counted");
         let swept = store.sweep(now(), &policy).await.expect("swept");
         // A store with its own expiry has nothing to sweep.
-        let counts: Vec<_> = swept.counts().collect();
-        assert!(counts == [(Expired::Idle, 7)] || counts.is_empty(), "{swept:?}");
+        assert!(
+            swept.sessions == [(Expired::Idle, 7)].into() || swept == Swept::default(),
+            "{swept:?}"
+        );
+        assert_eq!((swept.entries, swept.more), (found, false));
         for id in expired {
             assert_eq!(store.load(id, Want::Meta).await.expect("loaded"), None);
         }
         assert_eq!(all_values(store, alive).await, values(&[("a", "2")]));
-        assert_eq!(store.sweep(now(), &policy).await.expect("swept").sessions(), 0);
+        assert_eq!(store.expired(now()).await.expect("counted"), 0);
+        assert_eq!(store.sweep(now(), &policy).await.expect("swept"), Swept::default());
         drop(fresh.keep);
     });
 }
@@ -331,7 +336,7 @@ pub(crate) fn answers_pings_and_probes(fresh: fn() -> Fresh) {
         }
         assert!(pages(&*fresh.store, None, 10).await.is_empty());
         let swept = fresh.store.sweep(now(), &Policy::default()).await.expect("swept");
-        assert_eq!(swept.sessions(), 0);
+        assert!(swept.sessions.is_empty(), "{swept:?}");
         drop(fresh.keep);
     });
 }

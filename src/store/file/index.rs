@@ -95,17 +95,10 @@ impl Index {
         (ids, next)
     }
 
-    /// Returns the next `limit` entries after `after` that have expired at `now`, the earliest first.
-    pub(super) fn expired(
-        &self,
-        now: Timestamp,
-        after: Option<(Timestamp, Id)>,
-        limit: usize,
-    ) -> Vec<(Timestamp, Id)> {
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let by_expiry = self.by_expiry.range((start, Bound::Unbounded));
-        let expired = by_expiry.take_while(|(over_at, _)| *over_at <= now).take(limit);
-        expired.copied().collect()
+    /// Returns the entries that have expired at `now`, the earliest first.
+    pub(super) fn expired(&self, now: Timestamp) -> impl Iterator<Item = Id> {
+        let expired = self.by_expiry.iter().take_while(move |(over_at, _)| *over_at <= now);
+        expired.map(|(_, id)| *id)
     }
 
     pub(super) fn is_expired(&self, id: Id, now: Timestamp) -> bool {

@@ -35,7 +35,7 @@ const THREADS: usize = 4;
 /// Maximum number of changes that share one `fsync` of the directory.
 const MAX_BATCH: usize = 64;
 
-/// Number of files that a sweep removes before it lets other changes proceed.
+/// Number of files in a batch of a sweep.
 const SWEEP_BATCH: usize = 256;
 
 /// The file store.
@@ -176,29 +176,27 @@ impl Store for Files {
         Box::pin(self.read(move |sessions| sessions.list(principal.as_ref(), after, limit)))
     }
 
+    fn expired(&self, now: Timestamp) -> Answer<'_, u64> {
+        Box::pin(std::future::ready(Ok(self.sessions.count_expired(now))))
+    }
+
     fn sweep<'a>(&'a self, now: Timestamp, policy: &'a Policy) -> Answer<'a, Swept> {
         Box::pin(async move {
-            let mut swept = Swept::default();
-            let mut after = None;
-            loop {
-                let expired = self.sessions.expired(now, after, SWEEP_BATCH);
-                let Some(last) = expired.last() else { return Ok(swept) };
-                after = Some(*last);
-                // All are queued before the first answer is awaited, so that they share an `fsync`.
-                let mut answers = Vec::with_capacity(expired.len());
-                for (_, id) in expired {
-                    let policy = policy.clone();
-                    let sweep = move |sessions: &SessionFiles| sessions.sweep(id, now, &policy);
-                    let (job, answer) = Job::new(IoKind::Write, sweep);
-                    self.writer(id).submit(job)?;
-                    answers.push(answer);
-                }
-                for answer in answers {
-                    if let Some(expired) = answer.within(self.timeout).await? {
-                        swept.count(expired);
-                    }
-                }
+            let expired = self.sessions.expired(now, SWEEP_BATCH);
+            let mut swept = Swept { more: expired.len() == SWEEP_BATCH, ..Swept::default() };
+            // All are queued before the first answer is awaited, so that they share an `fsync`.
+            let mut answers = Vec::with_capacity(expired.len());
+            for id in expired {
+                let policy = policy.clone();
+                let sweep = move |sessions: &SessionFiles| sessions.sweep(id, now, &policy);
+                let (job, answer) = Job::new(IoKind::Write, sweep);
+                self.writer(id).submit(job)?;
+                answers.push(answer);
             }
+            for answer in answers {
+                swept.add(answer.within(self.timeout).await?);
+            }
+            Ok(swept)
         })
     }
 

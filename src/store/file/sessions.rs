@@ -10,7 +10,7 @@ use crate::session::id::Id;
 use crate::session::patch::{Applied, Change, Refusal, Use};
 use crate::session::policy::{Expired, Policy};
 use crate::session::record::{Entry, Principal, Record};
-use crate::store::{Created, Page, Want, over_at};
+use crate::store::{Created, Page, Swept, Want, over_at};
 use crate::time::Timestamp;
 
 /// A directory of sessions and the index of it.
@@ -34,14 +34,14 @@ impl SessionFiles {
         &self.directory
     }
 
-    /// Returns the next `limit` expired entries after `after`, the earliest first.
-    pub(super) fn expired(
-        &self,
-        now: Timestamp,
-        after: Option<(Timestamp, Id)>,
-        limit: usize,
-    ) -> Vec<(Timestamp, Id)> {
-        self.index().expired(now, after, limit)
+    /// Counts the expired entries.
+    pub(super) fn count_expired(&self, now: Timestamp) -> u64 {
+        self.index().expired(now).count() as u64
+    }
+
+    /// Returns the first `limit` expired entries, the earliest first.
+    pub(super) fn expired(&self, now: Timestamp, limit: usize) -> Vec<Id> {
+        self.index().expired(now).take(limit).collect()
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
@@ -124,26 +124,21 @@ impl SessionFiles {
         Ok(entry.map(|entry| Want::Meta.of(&entry)))
     }
 
-    /// Removes an entry if it is still expired: it may have been used since it was found. Returns why a session has
-    /// expired.
-    pub(super) fn sweep(
-        &self,
-        id: Id,
-        now: Timestamp,
-        policy: &Policy,
-    ) -> Result<Option<Expired>, Fault> {
+    /// Removes an entry if it is still expired: it may have been used since it was found.
+    pub(super) fn sweep(&self, id: Id, now: Timestamp, policy: &Policy) -> Result<Swept, Fault> {
+        let mut swept = Swept::default();
         if !self.index().is_expired(id, now) {
-            return Ok(None);
+            return Ok(swept);
         }
-        let expired = match self.load(id) {
-            Ok(Some(Entry::Live(record))) => Some(policy.expired(&record.meta)),
-            Ok(Some(Entry::Ended { .. }) | None) => None,
+        match self.load(id) {
+            Ok(Some(Entry::Live(record))) => swept.session(policy.expired(&record.meta)),
+            Ok(Some(Entry::Ended { .. }) | None) => swept.tombstone(),
             // A file that cannot be read expires like any other.
-            Err(fault) if fault.kind() == Kind::Corrupt => Some(Expired::Idle),
+            Err(fault) if fault.kind() == Kind::Corrupt => swept.session(Expired::Idle),
             Err(fault) => return Err(fault),
-        };
+        }
         self.delete(id)?;
-        Ok(expired)
+        Ok(swept)
     }
 
     /// Returns a page of sessions, without those whose file was removed in the meantime.

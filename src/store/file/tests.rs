@@ -207,10 +207,8 @@ fn five_thousand_sessions_are_listed_and_swept() {
         assert_eq!(pages(&*store, None, 500).await.len(), count);
         let start = Instant::now();
         let later = begin + Duration::from_hours(24 * 400);
-        assert_eq!(
-            store.sweep(later, &Policy::default()).await.expect("swept").sessions(),
-            count as u64
-        );
+        assert_eq!(store.expired(later).await.expect("counted"), count as u64);
+        while store.sweep(later, &Policy::default()).await.expect("swept").more {}
         assert!(pages(&*store, None, 500).await.is_empty(), "{:?}", start.elapsed());
         let left = fs::read_dir(directory.path().join("sessions")).expect("read").count();
         assert_eq!(left, 1, "the lock");

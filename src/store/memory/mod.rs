@@ -182,12 +182,18 @@ impl Store for Memory {
         Box::pin(ready(Ok(Page { sessions: page, unreadable: Vec::new(), next })))
     }
 
+    fn expired(&self, now: Timestamp) -> Answer<'_, u64> {
+        let expired = self.held().state.over(now).len();
+        Box::pin(ready(Ok(expired as u64)))
+    }
+
     fn sweep<'a>(&'a self, now: Timestamp, policy: &'a Policy) -> Answer<'a, Swept> {
         let state = &mut self.held().state;
         let mut swept = Swept::default();
         for stored in state.over(now).into_iter().filter_map(|id| state.take(id)) {
-            if let Some(meta) = stored.meta() {
-                swept.count(policy.expired(meta));
+            match stored.meta() {
+                Some(meta) => swept.session(policy.expired(meta)),
+                None => swept.tombstone(),
             }
         }
         self.audit.metrics().memory_store_bytes(state.bytes());

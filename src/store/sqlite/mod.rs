@@ -164,21 +164,14 @@ impl Store for Sqlite {
         Box::pin(self.reads.make(query))
     }
 
-    /// In small steps, so that changes get through between them.
+    fn expired(&self, now: Timestamp) -> Answer<'_, u64> {
+        Box::pin(self.reads.make(move |connection: &Connection| row::expired(connection, now)))
+    }
+
     fn sweep<'a>(&'a self, now: Timestamp, policy: &'a Policy) -> Answer<'a, Swept> {
-        Box::pin(async move {
-            let mut all = Swept::default();
-            loop {
-                let policy = policy.clone();
-                let sweep = move |connection: &Connection| row::sweep(connection, now, &policy);
-                let step = self.write(Need::Nothing, sweep).await?;
-                let is_last = step.is_last();
-                all.add(step.sessions);
-                if is_last {
-                    return Ok(all);
-                }
-            }
-        })
+        let policy = policy.clone();
+        let sweep = move |connection: &Connection| row::sweep(connection, now, &policy);
+        Box::pin(self.write(Need::Nothing, sweep))
     }
 
     fn exchange_keys<'a>(

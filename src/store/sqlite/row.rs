@@ -12,8 +12,8 @@ use crate::store::encode::{self, Past};
 use crate::store::{Page, Swept, Want};
 use crate::time::Timestamp;
 
-/// Number of rows that one step of a sweep removes.
-const SWEEP: i64 = 500;
+/// Number of rows in a batch of a sweep.
+const SWEEP_BATCH: i64 = 500;
 
 /// The columns of an entry without its values, in the order in which [`entry_of`] reads them.
 macro_rules! columns {
@@ -230,44 +230,38 @@ pub(super) fn list(
     Ok(page)
 }
 
-/// The result of one step of a sweep.
-#[derive(Debug, Default)]
-pub(super) struct SweepStep {
-    pub(super) sessions: Swept,
-    rows: i64,
+/// Counts expired rows by their index alone, so it includes a tombstone at its end.
+pub(super) fn expired(connection: &Connection, now: Timestamp) -> Result<u64, Fault> {
+    let mut statement =
+        connection.prepare_cached("SELECT count(*) FROM sessions WHERE ends_at <= ?1")?;
+    let count: i64 = statement.query_row([now.as_millis()], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
 }
 
-impl SweepStep {
-    /// Whether nothing is left to remove.
-    pub(super) fn is_last(&self) -> bool {
-        self.rows < SWEEP
-    }
-}
-
-/// Runs one step of a sweep. A tombstone is still valid at its end.
+/// Removes a batch of expired rows. A tombstone is still valid at its end.
 pub(super) fn sweep(
     connection: &Connection,
     now: Timestamp,
     policy: &Policy,
-) -> Result<SweepStep, Fault> {
+) -> Result<Swept, Fault> {
     let mut statement = connection.prepare_cached(concat!(
         "DELETE FROM sessions WHERE rowid IN (SELECT rowid FROM sessions \
          WHERE ends_at <= ?1 AND (ended = 0 OR ends_at < ?1) LIMIT ?2) RETURNING ",
         columns!()
     ))?;
-    let mut rows = statement.query([now.as_millis(), SWEEP])?;
-    let mut step = SweepStep::default();
+    let mut rows = statement.query([now.as_millis(), SWEEP_BATCH])?;
+    let mut swept = Swept::default();
     while let Some(row) = rows.next()? {
-        step.rows += 1;
         match entry_of(row) {
-            Ok(Entry::Live(record)) => step.sessions.count(policy.expired(&record.meta)),
-            Ok(Entry::Ended { .. }) => {}
+            Ok(Entry::Live(record)) => swept.session(policy.expired(&record.meta)),
+            Ok(Entry::Ended { .. }) => swept.tombstone(),
             // An unreadable row is not a tombstone, and expires like any other.
-            Err(fault) if fault.kind() == Kind::Corrupt => step.sessions.count(Expired::Idle),
+            Err(fault) if fault.kind() == Kind::Corrupt => swept.session(Expired::Idle),
             Err(fault) => return Err(fault),
         }
     }
-    Ok(step)
+    swept.more = swept.entries >= SWEEP_BATCH.unsigned_abs();
+    Ok(swept)
 }
 
 /// Reads something of the file.

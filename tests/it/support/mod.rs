@@ -31,7 +31,7 @@ pub use self::fake_clock::FakeClock;
 pub(crate) use self::fault_proxy::{Direction, End, Fault, FaultProxy};
 pub use self::fixation::{Polls, fixation};
 pub use self::instance::Instance;
-pub use self::program::{Program, Serving};
+pub use self::program::{Program, Serving, at_terminal};
 pub(crate) use self::redis::{
     Authority, Cluster, Connection, Flaw, Identity, Migration, RedisServer, Reply, Sentinels,
     wait_until,

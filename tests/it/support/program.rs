@@ -126,6 +126,20 @@ impl Program {
     }
 }
 
+/// Returns a command that runs `command` at a terminal, made by `script`. What the command writes is on standard output,
+/// and what is written to standard input is typed.
+pub fn at_terminal(command: &Command) -> Command {
+    let words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| format!("'{}'", word.to_str().unwrap()))
+        .collect();
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command", &words.join(" "), "/dev/null"]);
+    let variables = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    script.envs(variables).env("TERM", "xterm");
+    script
+}
+
 impl Drop for Program {
     fn drop(&mut self) {
         let _ = self.child.kill();
