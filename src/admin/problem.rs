@@ -94,5 +94,5 @@ pub(super) fn except_is_of_another() -> Problem {
 }
 
 pub(super) fn internal() -> Problem {
-    problem(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "internal error; see the log")
+    Problem::internal()
 }

@@ -39,7 +39,7 @@ use crate::secret::Secret;
 use crate::server::{Address, Handler, Peer, Responding, Tasks};
 use crate::session::peer::Instance;
 use crate::session::token::RequestToken;
-use crate::sessions::{Sessions, TokenLookup};
+use crate::sessions::{REQUEST_GONE, Sessions, TokenLookup};
 use crate::wire::Problem;
 
 use line::CallLine;
@@ -236,7 +236,7 @@ impl Api {
                 let elsewhere = self.forward(parts, call, operation.spec.effect);
                 let result = async move {
                     match here.await {
-                        Err(problem) if problem.code == problem::REQUEST_GONE => elsewhere.await,
+                        Err(problem) if problem.code == REQUEST_GONE => elsewhere.await,
                         result => result,
                     }
                 };

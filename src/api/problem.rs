@@ -1,18 +1,15 @@
-//! The problems of the API: the one place where errors become problem details (RFC 9457) with a stable code.
-
-use http::StatusCode;
+//! The problems of the API itself, as problem details (RFC 9457) with a stable code. Those of sessions and of the store
+//! are in `sessions`.
 
 use crate::session::patch::Refusal;
-use crate::sessions::Failure;
-use crate::store::Error as StoreError;
+use crate::sessions::{Failure, REQUEST_GONE};
 use crate::wire::{Malformed, Problem};
 
 /// A result whose error is the response to the caller.
 pub(super) type ApiResult<T> = Result<T, Problem>;
 
 fn problem(status: u16, code: &'static str, detail: impl Into<String>) -> Problem {
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    Problem { status, code, detail: detail.into(), retry_after: None, request_id: None }
+    Problem::new(status, code, detail)
 }
 
 pub(super) fn malformed_request(detail: String) -> Problem {
@@ -47,15 +44,12 @@ pub(super) fn service_token_wrong() -> Problem {
     )
 }
 
-/// The code if there is no value with a key.
-pub(super) const NO_SUCH_VALUE: &str = "no_such_value";
-
 pub(super) fn no_such_value() -> Problem {
-    problem(404, NO_SUCH_VALUE, "there is no value with this key")
+    Failure::Refused(Refusal::NoSuchValue).into()
 }
 
 pub(super) fn no_such_session() -> Problem {
-    problem(404, "no_such_session", "there is no such session")
+    Failure::NoSuchSession.into()
 }
 
 pub(super) fn not_found() -> Problem {
@@ -65,9 +59,6 @@ pub(super) fn not_found() -> Problem {
 pub(super) fn method_not_allowed() -> Problem {
     problem(405, "method_not_allowed", "the header Allow has the methods of this path")
 }
-
-/// The code if the request has ended, or the instance that forwarded it is gone.
-pub(super) const REQUEST_GONE: &str = "request_gone";
 
 pub(super) fn request_gone() -> Problem {
     problem(410, REQUEST_GONE, "the request of this token has ended")
@@ -109,7 +100,7 @@ pub(super) fn invalid_principal() -> Problem {
 }
 
 pub(super) fn internal() -> Problem {
-    problem(500, "internal_error", "internal error; see the log")
+    Problem::internal()
 }
 
 impl From<Malformed> for Problem {
@@ -125,54 +116,5 @@ impl From<Malformed> for Problem {
             Malformed::NotAnArray(_) => problem(422, "not_an_array", detail),
             Malformed::NotAnObject(_) => problem(422, "not_an_object", detail),
         }
-    }
-}
-
-impl From<Failure> for Problem {
-    fn from(failure: Failure) -> Self {
-        let detail = failure.to_string();
-        match failure {
-            Failure::Refused(refusal) => refused(&refusal, detail),
-            Failure::ResponseCommitted => problem(409, "response_committed", detail),
-            Failure::AmbiguousCookie => problem(409, "ambiguous_cookie", detail),
-            Failure::TooManySessions => problem(409, "too_many_sessions", detail),
-            Failure::TooManyNewSessions { retry_after } => Self {
-                retry_after: Some(retry_after),
-                ..problem(503, "too_many_new_sessions", detail)
-            },
-            Failure::NoSuchSession => no_such_session(),
-            Failure::OtherInstance => problem(410, REQUEST_GONE, detail),
-            Failure::NoStore => problem(501, "not_supported", detail),
-            Failure::NotLoaded => problem(503, "store_unavailable", detail),
-            Failure::Store(error) => error.into(),
-        }
-    }
-}
-
-impl From<StoreError> for Problem {
-    fn from(error: StoreError) -> Self {
-        let detail = error.to_string();
-        match error {
-            StoreError::Unavailable(_) => problem(503, "store_unavailable", detail),
-            StoreError::Full(_) => problem(503, "store_full", detail),
-            StoreError::OutcomeUnknown(_) => problem(504, "outcome_unknown", detail),
-            StoreError::Corrupt(_) => internal(),
-        }
-    }
-}
-
-fn refused(refusal: &Refusal, detail: String) -> Problem {
-    match refusal {
-        Refusal::Gone | Refusal::Ended => problem(409, "session_gone", detail),
-        Refusal::Rotated | Refusal::OtherPrincipal => problem(409, "session_rotated", detail),
-        Refusal::VersionMoved | Refusal::ValueMoved => problem(412, "version_moved", detail),
-        Refusal::ValueExists => problem(412, "value_exists", detail),
-        Refusal::NoSuchValue => no_such_value(),
-        Refusal::NotAnInteger(_) => problem(422, "not_an_integer", detail),
-        Refusal::OutOfRange(_) => problem(422, "out_of_range", detail),
-        Refusal::NotAnArray(_) => problem(422, "not_an_array", detail),
-        Refusal::NotAnObject(_) => problem(422, "not_an_object", detail),
-        Refusal::TooManyValues => problem(413, "too_many_values", detail),
-        Refusal::TooLarge => problem(413, "session_too_large", detail),
     }
 }

@@ -15,7 +15,8 @@ use crate::session::patch::{Condition, Op, Patch, Rotate};
 use crate::session::record::Key;
 use crate::session::token::Bound;
 use crate::sessions::{
-    ChangeRequest, Destroyed, Failure, RemoteSession, RequestSession, Sessions, Snapshot,
+    ChangeRequest, Destroyed, Failure, NO_SUCH_VALUE, RemoteSession, RequestSession, Sessions,
+    Snapshot,
 };
 use crate::store::Want;
 use crate::wire::{self, PolicyObject, ValuesObject, View};
@@ -127,7 +128,7 @@ impl SessionCall {
         let patch = Patch::of(Op::Remove(key.clone()));
         match self.apply(&patch, Some(&condition), Want::Before(key)).await {
             Ok(changed) => self.value_or_default(changed.before),
-            Err(refusal) if refusal.code == problem::NO_SUCH_VALUE => self.value_or_default(None),
+            Err(refusal) if refusal.code == NO_SUCH_VALUE => self.value_or_default(None),
             Err(refusal) => Err(refusal),
         }
     }

@@ -32,6 +32,17 @@ struct ProblemObject<'a> {
 }
 
 impl Problem {
+    /// Creates a problem; an invalid status is 500.
+    pub(crate) fn new(status: u16, code: &'static str, detail: impl Into<String>) -> Self {
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Self { status, code, detail: detail.into(), retry_after: None, request_id: None }
+    }
+
+    /// Creates the problem of an error whose cause only the log has.
+    pub(crate) fn internal() -> Self {
+        Self::new(500, "internal_error", "internal error; see the log")
+    }
+
     pub(crate) const MEDIA_TYPE: &'static str = "application/problem+json";
 
     /// Returns the value of Retry-After (RFC 9110, section 10.2.3): whole seconds, at least one.
