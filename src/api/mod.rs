@@ -415,9 +415,10 @@ fn request_token(parts: &Parts) -> ApiResult<&HeaderValue> {
 
 impl Handler for Api {
     fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Responding {
+        let (parts, body) = request.into_parts();
+        // Not in the future, which is never polled if the caller has gone away by now.
+        let mut line = CallLine::begin(&parts, &peer);
         Box::pin(async move {
-            let (parts, body) = request.into_parts();
-            let mut line = CallLine::begin(&parts, &peer);
             // A page in a browser can reach the API by a name that it has resolve to this address (DNS rebinding). A Unix
             // socket is out of its reach.
             let is_tcp = matches!(*peer.listener, Address::Tcp(_));
