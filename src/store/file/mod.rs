@@ -193,10 +193,19 @@ impl Store for Files {
                 self.writer(id).submit(job)?;
                 answers.push(answer);
             }
+            let mut failed = None;
             for answer in answers {
-                swept.add(answer.within(self.timeout).await?);
+                match answer.within(self.timeout).await {
+                    Ok(one) => swept.add(one),
+                    Err(error) => failed = Some(error),
+                }
             }
-            Ok(swept)
+            match failed {
+                // What was removed is to be counted. The failure is met again by the next batch.
+                Some(_) if swept.entries > 0 => Ok(Swept { more: true, ..swept }),
+                Some(error) => Err(error),
+                None => Ok(swept),
+            }
         })
     }
 

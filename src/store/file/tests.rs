@@ -77,6 +77,24 @@ fn restart_finds_all_sessions_and_principals() {
 }
 
 #[test]
+fn failed_sweep_reports_what_it_removed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    runtime().block_on(async {
+        let (store, _, file) = store_with_session(&directory).await;
+        for _ in 0..2 {
+            create_session(&store, &record(now(), Values::new())).await;
+        }
+        // It cannot be removed as a file.
+        fs::remove_file(&file).expect("removed");
+        fs::create_dir(&file).expect("a directory");
+        let (later, policy) = (now() + Duration::from_hours(24 * 365), Policy::default());
+        let swept = store.sweep(later, &policy).await.expect("swept");
+        assert_eq!((swept.sessions.values().sum::<u64>(), swept.more), (2, true));
+        store.sweep(later, &policy).await.unwrap_err();
+    });
+}
+
+#[test]
 fn files_are_private_and_locked() {
     let directory = tempfile::tempdir().expect("a directory");
     runtime().block_on(async {
