@@ -213,8 +213,10 @@ fn every_block_has_a_test() {
                 "ini" => page.ends_with("install.md"),
                 // `log_lines.rs`
                 "text" => page.ends_with("logs.md"),
-                // `behind_a_proxy.rs`
-                "nginx" | "haproxy" | "caddyfile" => page.ends_with("behind-a-proxy.md"),
+                // `behind_a_proxy.rs`, `rolling_restart.rs`
+                "nginx" | "haproxy" | "caddyfile" => {
+                    page.ends_with("behind-a-proxy.md") || page.ends_with("upgrade.md")
+                }
                 // The page says that no test runs its settings for Traefik.
                 "yaml" if page.ends_with("behind-a-proxy.md") => true,
                 // The access rules, by `redis` tests; scrape settings and alerts, by `metrics.rs`.
@@ -259,8 +261,9 @@ async fn commands_are_accepted() {
             let Some(arguments) = line.strip_prefix("cloakroom ") else {
                 let is_known =
                     line.is_empty() || OTHERS.iter().any(|other| line.starts_with(other));
-                // `backup.rs` runs all lines of its page.
-                let is_known = is_known || is_of_client(&page) || page.ends_with("backup.md");
+                // `backup.rs` and `rolling_restart.rs` run all lines of their pages.
+                let is_run = ["backup.md", "upgrade.md"].iter().any(|name| page.ends_with(name));
+                let is_known = is_known || is_of_client(&page) || is_run;
                 assert!(is_known, "{}: {line}", page.display());
                 continue;
             };

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
@@ -131,8 +131,19 @@ impl Front {
         (text(&identity.certificate), text(&identity.key))
     }
 
+    /// Sends the signal by which systemd reloads nginx.
+    pub(crate) fn reload(&self) {
+        let id = self.process.id().to_string();
+        assert!(Command::new("kill").args(["-HUP", &id]).status().unwrap().success());
+    }
+
+    /// Returns the file of the guide's configuration in nginx's directory.
+    pub(crate) fn nginx_file(&self) -> PathBuf {
+        self.directory.path().join("conf.d/cloakroom.conf")
+    }
+
     /// Returns what it has printed.
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         let files = ["output.log", "error.log"].map(|name| self.directory.path().join(name));
         files.map(|file| fs::read_to_string(file).unwrap_or_default()).concat()
     }

@@ -75,6 +75,7 @@ mod redis_kit;
 mod reference;
 mod reload;
 mod request_id;
+mod rolling_restart;
 mod rotation;
 mod routes;
 mod sealed;
