@@ -73,6 +73,11 @@ impl ConnectionLimit {
         Arc::clone(&self.open).acquire_owned().await
     }
 
+    /// Returns `None` if no more connections may be open.
+    pub(super) fn try_ready(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.open).try_acquire_owned().ok()
+    }
+
     /// Counts a connection against the limit of its address. Returns `None` if that is reached.
     pub(super) fn admit(
         &self,

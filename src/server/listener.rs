@@ -12,14 +12,23 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::Address;
 
 /// Connections that the kernel queues until a worker accepts them.
-const BACKLOG: i32 = 1024;
+pub(super) const BACKLOG: u16 = 1024;
 
 /// A listening socket. Connections wait in its backlog until it is served.
 #[derive(Debug)]
 pub struct BoundListener {
     socket: Socket,
     address: Address,
-    file: Option<Arc<SocketFile>>,
+    origin: Origin,
+}
+
+/// Where a listening socket comes from.
+#[derive(Clone, Debug)]
+pub(super) enum Origin {
+    /// This process has bound it. A Unix socket has a file.
+    Bound(Option<Arc<SocketFile>>),
+    /// The parent process has passed it in, and keeps it for the next process. A socket file is the parent's.
+    Inherited,
 }
 
 /// Listens at `address`.
@@ -39,7 +48,7 @@ pub fn bind(address: &Address, socket_mode: Option<u32>) -> io::Result<BoundList
             socket.bind(&(*address).into())?;
             listen(&socket)?;
             let local = socket.local_addr()?.as_socket().unwrap_or(*address);
-            BoundListener { socket, address: Address::Tcp(local), file: None }
+            BoundListener { socket, address: Address::Tcp(local), origin: Origin::Bound(None) }
         }
         Address::Unix(path) => {
             remove_stale(path)?;
@@ -51,7 +60,8 @@ pub fn bind(address: &Address, socket_mode: Option<u32>) -> io::Result<BoundList
                 std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
             }
             listen(&socket)?;
-            BoundListener { socket, address: address.clone(), file: Some(Arc::new(file)) }
+            let origin = Origin::Bound(Some(Arc::new(file)));
+            BoundListener { socket, address: address.clone(), origin }
         }
     };
     Ok(bound)
@@ -97,13 +107,13 @@ impl Inherited {
 }
 
 fn listen(socket: &Socket) -> io::Result<()> {
-    socket.listen(BACKLOG)?;
+    socket.listen(BACKLOG.into())?;
     socket.set_nonblocking(true)
 }
 
 impl BoundListener {
-    /// Wraps an inherited socket. A socket file belongs to the parent process, so it is not removed.
-    fn inherited(socket: Socket) -> io::Result<Self> {
+    /// Wraps an inherited socket.
+    pub(super) fn inherited(socket: Socket) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let local = socket.local_addr()?;
         let address = match (local.as_socket(), local.as_pathname()) {
@@ -111,7 +121,7 @@ impl BoundListener {
             (None, Some(path)) => Address::Unix(path.to_owned()),
             (None, None) => return Err(io::ErrorKind::AddrNotAvailable.into()),
         };
-        Ok(Self { socket, address, file: None })
+        Ok(Self { socket, address, origin: Origin::Inherited })
     }
 
     /// Returns the same socket for another worker. Each connection goes to one of them.
@@ -119,7 +129,7 @@ impl BoundListener {
         Ok(Self {
             socket: self.socket.try_clone()?,
             address: self.address.clone(),
-            file: self.file.clone(),
+            origin: self.origin.clone(),
         })
     }
 
@@ -128,8 +138,8 @@ impl BoundListener {
         &self.address
     }
 
-    pub(super) fn into_parts(self) -> (Socket, Address, Option<Arc<SocketFile>>) {
-        (self.socket, self.address, self.file)
+    pub(super) fn into_parts(self) -> (Socket, Address, Origin) {
+        (self.socket, self.address, self.origin)
     }
 }
 

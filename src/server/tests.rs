@@ -348,6 +348,44 @@ async fn drain_finishes_responses_and_closes_idle_connections() {
     assert!(TcpStream::connect(served.address).await.is_err(), "still listening");
 }
 
+/// Connects and sends a request without waiting, so that the accept loop cannot run before the next await.
+fn sent(address: SocketAddr) -> TcpStream {
+    use std::io::Write as _;
+
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    stream.set_nonblocking(true).unwrap();
+    TcpStream::from_std(stream).unwrap()
+}
+
+#[tokio::test]
+async fn drain_serves_the_backlog() {
+    let served = Served::new(Settings::default(), hello);
+    served.ask("GET / HTTP/1.1\r\nConnection: close\r\n\r\n").await;
+    let waiting = [(); 3].map(|()| sent(served.address));
+    served.tasks.drain();
+    for mut stream in waiting {
+        let answer = rest(&mut stream).await;
+        assert!(answer.starts_with(OK) && answer.contains("connection: close\r\n"), "{answer}");
+    }
+    assert!(served.tasks.drained(Duration::from_secs(5)).await);
+}
+
+#[tokio::test]
+async fn backlog_of_inherited_sockets_is_left_to_the_next_process() {
+    let kept = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = kept.local_addr().unwrap();
+    let inherited = || BoundListener::inherited(kept.try_clone().unwrap().into()).unwrap();
+    let first = start(inherited(), Settings::default(), hello);
+    tokio::task::yield_now().await;
+    let mut stream = sent(address);
+    first.drain();
+    assert!(first.drained(Duration::from_secs(5)).await);
+    let next = start(inherited(), Settings::default(), hello);
+    read_until(&mut stream, "hello").await;
+    next.drain();
+}
+
 #[tokio::test]
 async fn drain_aborts_requests_at_its_deadline() {
     let limits = Limits { drain_timeout: SHORT, ..Limits::default() };
