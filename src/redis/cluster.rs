@@ -88,6 +88,11 @@ enum Hop {
 #[error("no node of the cluster is known to own slot {0}")]
 struct Unowned(u16);
 
+/// The nodes ask to try again until the deadline.
+#[derive(Debug, thiserror::Error)]
+#[error("the cluster is moving slot {0}")]
+struct Moving(u16);
+
 /// No node reports a map with owners.
 #[derive(Debug, thiserror::Error)]
 #[error("no node of the cluster reports the owners of slots; the last one: {0}")]
@@ -140,7 +145,7 @@ impl Cluster {
             hop = match self.next_hop(&error, &address) {
                 Some(Hop::Owner) => {
                     let pause = timeout_at(deadline, sleep(TRY_AGAIN)).await;
-                    pause.map_err(|elapsed| CallError::NotSent(elapsed.into()))?;
+                    pause.map_err(|_elapsed| CallError::NotSent(Moving(slot).into()))?;
                     Hop::Owner
                 }
                 Some(hop) => hop,
@@ -231,7 +236,8 @@ impl Cluster {
     async fn refreshed(&self, deadline: Instant) -> Result<(), Cause> {
         let mut refreshed = self.refreshed.subscribe();
         self.refresh();
-        timeout_at(deadline, refreshed.changed()).await??;
+        let changed = timeout_at(deadline, refreshed.changed()).await;
+        changed.map_err(|_elapsed| "no node has reported the slot map in time")??;
         Ok(())
     }
 

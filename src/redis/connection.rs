@@ -1,7 +1,7 @@
 //! The connection to one server, shared by all calls, which reconnects by itself.
 //!
 //! A connection that closes is replaced at once, and calls wait for the first attempt. If that fails, if several
-//! calls in a row time out, or if the server no longer accepts writes, it is *unreachable*: calls fail at once,
+//! calls in a row time out, or if the server no longer accepts writes, it is *unusable*: calls fail at once,
 //! and one task reconnects, after pauses that grow from 100 ms to 1 s; an announcement of sentinels ends a pause.
 //! Every attempt looks up the address and reads the password again. (The connection manager of the `redis` crate does not reconnect after time-outs or `READONLY`.)
 
@@ -19,14 +19,15 @@ use super::Cause;
 use super::config::Address;
 use super::deployment::Locator;
 use super::dial::{CONNECT_TIMEOUT, Dialer, Role};
-use super::error::{CallError, is_answer, is_demoted, whole};
+use super::error::{CallError, is_answer};
 use super::notices::Notices;
 use super::replicate::{CallMode, Confirmed, confirm};
 use super::request::Request;
+use super::unusable::Unusable;
 use crate::random;
 use crate::tasks::Tasks;
 
-/// Number of time-outs in a row after which the server is unreachable; the operating system notices a dead path
+/// Number of time-outs in a row after which the server is unusable; the operating system notices a dead path
 /// much later. Calls that waited at the same time count once.
 const TIMEOUTS: u32 = 3;
 
@@ -65,7 +66,7 @@ enum State {
     Connecting,
     Live(Arc<Live>),
     /// Calls fail at once.
-    Unreachable(Arc<str>),
+    Unusable(Arc<Unusable>),
 }
 
 /// An open connection.
@@ -83,6 +84,13 @@ struct TimeoutStreak {
     counted_at: Mutex<Instant>,
 }
 
+/// The time that a call may take.
+#[derive(Clone, Copy)]
+struct Period {
+    started: Instant,
+    deadline: Instant,
+}
+
 struct Spare {
     connection: MultiplexedConnection,
     /// The number of the open connection at its creation.
@@ -93,11 +101,6 @@ struct Spare {
 #[derive(Debug, thiserror::Error)]
 #[error("the sentinels have replaced the primary {0}")]
 struct Superseded(Address);
-
-/// The server was unreachable before, and a task reconnects.
-#[derive(Debug, thiserror::Error)]
-#[error("Redis is unreachable: {0}")]
-struct StillUnreachable(Arc<str>);
 
 /// Number of connections for a single call at a time, and how many of them are kept.
 const DEDICATED: usize = 64;
@@ -133,8 +136,8 @@ impl Connection {
         mode: CallMode<'_>,
         deadline: Instant,
     ) -> Result<Reply, CallError> {
-        let started = Instant::now();
-        let live = self.live(deadline).await.map_err(CallError::NotSent)?;
+        let sent = Period { started: Instant::now(), deadline };
+        let live = self.live(sent).await.map_err(CallError::NotSent)?;
         // If too many wait already, this change does not wait for a replica.
         let dedicated = match mode {
             CallMode::Replicated(wait) => {
@@ -144,7 +147,7 @@ impl Connection {
         };
         let Some((_permit, wait)) = dedicated else {
             let answer = timeout_at(deadline, request.send(&mut live.connection.clone())).await;
-            let value = self.conclude(&live, started, answer)?;
+            let value = self.conclude(&live, sent, answer)?;
             let confirmed = match mode {
                 CallMode::Replicated(wait) if wait.is_expected() => Confirmed::No,
                 CallMode::Replicated(_) | CallMode::Shared => Confirmed::NotAsked,
@@ -153,7 +156,7 @@ impl Connection {
         };
         let mut connection = self.spare(&live, deadline).await.map_err(CallError::NotSent)?;
         let answer = timeout_at(deadline, request.send(&mut connection)).await;
-        let value = self.conclude(&live, started, answer)?;
+        let value = self.conclude(&live, sent, answer)?;
         let confirmed = confirm(&mut connection, wait, deadline).await;
         self.refuse_superseded(&live)?;
         self.keep(Spare { connection, number: live.number });
@@ -164,7 +167,7 @@ impl Connection {
     fn conclude(
         &self,
         live: &Live,
-        started: Instant,
+        sent: Period,
         answer: Result<Result<Value, RedisError>, tokio::time::error::Elapsed>,
     ) -> Result<Value, CallError> {
         match answer {
@@ -175,8 +178,8 @@ impl Connection {
             }
             Ok(Err(error)) if is_answer(&error) => {
                 live.timeouts.end();
-                if is_demoted(&error) {
-                    self.close(live.number, State::Unreachable(error.to_string().into()));
+                if let Some(unusable) = Unusable::of_reply(&live.address, &error) {
+                    self.close(live.number, State::Unusable(unusable.into()));
                 }
                 Err(CallError::Refused(error))
             }
@@ -184,11 +187,13 @@ impl Connection {
                 self.close(live.number, State::Connecting);
                 Err(CallError::Closed(error.into()))
             }
-            Err(elapsed) => {
-                if live.timeouts.count(started) >= TIMEOUTS {
-                    self.close(live.number, State::Unreachable("it does not reply".into()));
+            Err(_elapsed) => {
+                let server = live.address.to_string();
+                let silent = Unusable::Silent { server, within: sent.length() };
+                if live.timeouts.count(sent.started) >= TIMEOUTS {
+                    self.close(live.number, State::Unusable(silent.clone().into()));
                 }
-                Err(CallError::TimedOut(elapsed.into()))
+                Err(CallError::TimedOut(silent.into()))
             }
         }
     }
@@ -207,21 +212,21 @@ impl Connection {
     pub(crate) fn discard(&self) {
         let number = match &*self.state.borrow() {
             State::Live(live) => live.number,
-            State::Idle | State::Connecting | State::Unreachable(_) => return,
+            State::Idle | State::Connecting | State::Unusable(_) => return,
         };
         self.close(number, State::Connecting);
     }
 
     /// Returns whether calls would not fail at once.
     pub(crate) fn is_reachable(&self) -> bool {
-        !matches!(*self.state.borrow(), State::Unreachable(_))
+        !matches!(*self.state.borrow(), State::Unusable(_))
     }
 
     /// Returns the open connection, or waits for the next one.
-    async fn live(&self, deadline: Instant) -> Result<Arc<Live>, Cause> {
+    async fn live(&self, sent: Period) -> Result<Arc<Live>, Cause> {
         let up = match &*self.state.borrow() {
             State::Live(live) => Some(Arc::clone(live)),
-            State::Idle | State::Connecting | State::Unreachable(_) => None,
+            State::Idle | State::Connecting | State::Unusable(_) => None,
         };
         match up {
             Some(live) if !self.locator.is_superseded(&live.address) => return Ok(live),
@@ -230,11 +235,15 @@ impl Connection {
         }
         let mut state = self.state.subscribe();
         self.start();
-        let settled = |state: &State| matches!(state, State::Live(_) | State::Unreachable(_));
-        let state = timeout_at(deadline, state.wait_for(settled)).await??;
+        let settled = |state: &State| matches!(state, State::Live(_) | State::Unusable(_));
+        let settled = timeout_at(sent.deadline, state.wait_for(settled)).await;
+        let state = settled.map_err(|_elapsed| Unusable::NotConnected {
+            server: self.locator.to_string(),
+            within: sent.length(),
+        })??;
         match &*state {
             State::Live(live) => Ok(Arc::clone(live)),
-            State::Unreachable(cause) => Err(StillUnreachable(Arc::clone(cause)).into()),
+            State::Unusable(cause) => Err(Unusable::clone(cause).into()),
             State::Idle | State::Connecting => Err("the connection is not open".into()),
         }
     }
@@ -265,7 +274,7 @@ impl Connection {
             loop {
                 let up = match &*state.borrow_and_update() {
                     State::Live(live) => Some((live.number, live.address.clone())),
-                    State::Idle | State::Connecting | State::Unreachable(_) => None,
+                    State::Idle | State::Connecting | State::Unusable(_) => None,
                 };
                 let left = async {
                     match &up {
@@ -295,20 +304,21 @@ impl Connection {
 
     /// Closes an open connection, unless it was replaced already.
     fn close(&self, number: u64, next: State) {
-        let mut cause_text = None;
+        let mut unusable = None;
         let lost = self.state.send_if_modified(|state| {
             let State::Live(live) = state else { return false };
             if live.number != number {
                 return false;
             }
-            if let State::Unreachable(cause) = &next {
-                cause_text = Some(Arc::clone(cause));
+            if let State::Unusable(cause) = &next {
+                unusable = Some(Arc::clone(cause));
             }
             *state = next;
             true
         });
-        if let Some(cause) = cause_text {
-            self.notices.unreachable(&self.locator, cause);
+        // A replica names its primary when the next connection is opened, and is logged then.
+        if let Some(unusable) = unusable.filter(|cause| !cause.is_replica()) {
+            self.notices.unusable(&self.locator, &unusable);
         }
         if lost {
             self.spares().clear();
@@ -345,15 +355,21 @@ impl Connection {
     }
 
     fn set_live(&self, live: Live) {
-        self.state.send_replace(State::Live(Arc::new(live)));
+        let was = self.state.send_replace(State::Live(Arc::new(live)));
+        if let State::Unusable(replica) = was
+            && replica.is_replica()
+        {
+            self.notices.unusable(&self.locator, &replica);
+        }
         self.notices.reachable(&self.locator);
     }
 
     fn give_up(&self, cause: &Cause) {
-        let cause_text: Arc<str> = whole(&**cause).into();
-        let was = self.state.send_replace(State::Unreachable(Arc::clone(&cause_text)));
-        if !matches!(was, State::Unreachable(_)) {
-            self.notices.unreachable(&self.locator, cause_text);
+        let unusable = Arc::new(Unusable::of_failure(&self.locator, cause));
+        let was = self.state.send_replace(State::Unusable(Arc::clone(&unusable)));
+        let is_logged = matches!(was, State::Unusable(was) if !was.is_replica());
+        if !is_logged || unusable.is_replica() {
+            self.notices.unusable(&self.locator, &unusable);
         }
     }
 
@@ -370,9 +386,23 @@ impl Connection {
             Ok::<_, SendError>(())
         };
         let deadline = Instant::now() + CONNECT_TIMEOUT;
-        let connection = self.dialer.dial(&address, self.role, pushed, deadline).await?;
+        let dialled = self.dialer.dial(&address, self.role, pushed, deadline).await;
+        let connection = match dialled {
+            Ok(connection) => connection,
+            Err(cause) => return Err(self.silent(&address, cause).await),
+        };
         self.locator.found(&address);
         Ok(Live { connection, address, number, timeouts: TimeoutStreak::default() })
+    }
+
+    /// Replaces the cause if no connection was open in time although the server accepts them.
+    async fn silent(&self, address: &Address, cause: Cause) -> Cause {
+        match cause.downcast_ref() {
+            Some(&Unusable::NotConnected { within, .. }) if self.dialer.accepts(address).await => {
+                Unusable::Silent { server: address.to_string(), within }.into()
+            }
+            _ => cause,
+        }
     }
 
     async fn spare(&self, live: &Live, deadline: Instant) -> Result<MultiplexedConnection, Cause> {
@@ -402,6 +432,12 @@ impl Connection {
 
     fn spares(&self) -> MutexGuard<'_, Vec<Spare>> {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Period {
+    fn length(self) -> Duration {
+        self.deadline.saturating_duration_since(self.started)
     }
 }
 

@@ -11,16 +11,21 @@ use redis::io::tcp::TcpSettings;
 use redis::io::tcp::socket2::TcpKeepalive;
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo,
-    ProtocolVersion, RedisConnectionInfo, TlsCertificates, Value, cmd, from_redis_value,
+    ProtocolVersion, RedisConnectionInfo, TlsCertificates, Value, cmd,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Cause;
 use super::config::{Address, Config, Password, Tls};
 use super::replicate::Replicas;
+use super::unusable::Unusable;
 
 /// Deadline for one server: TCP, TLS, log-in and the check of its role.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Deadline for a plain connection that shows why another one was not open in time.
+const ACCEPT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Number of commands that may wait to be written.
 const QUEUE: usize = 1024;
@@ -50,11 +55,6 @@ pub(crate) enum Role {
     Sentinel,
 }
 
-/// A server that replies but has another role.
-#[derive(Debug, thiserror::Error)]
-#[error("{0} is a replica")]
-struct NotPrimary(Address);
-
 /// A password or a certificate cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -82,7 +82,8 @@ impl Dialer {
         pushes: impl AsyncPushSender,
         deadline: Instant,
     ) -> Result<MultiplexedConnection, Cause> {
-        let deadline = deadline.min(Instant::now() + CONNECT_TIMEOUT);
+        let started = Instant::now();
+        let deadline = deadline.min(started + CONNECT_TIMEOUT);
         let client = self.client(address, role)?;
         let config = AsyncConnectionConfig::new()
             // Every call has a deadline of its own.
@@ -100,7 +101,23 @@ impl Dialer {
             }
             Ok(connection)
         };
-        timeout_at(deadline, connect).await?
+        timeout_at(deadline, connect).await.unwrap_or_else(|_elapsed| {
+            let (server, within) = (address.to_string(), deadline.duration_since(started));
+            Err(Unusable::NotConnected { server, within }.into())
+        })
+    }
+
+    /// Returns whether a server accepts connections: one that is stopped does so and does not reply.
+    pub(crate) async fn accepts(&self, address: &Address) -> bool {
+        let connected = async {
+            match address {
+                Address::Tcp { host, port } => {
+                    TcpStream::connect((host.as_str(), *port)).await.is_ok()
+                }
+                Address::Unix(path) => UnixStream::connect(path).await.is_ok(),
+            }
+        };
+        timeout(ACCEPT_TIMEOUT, connected).await.unwrap_or(false)
     }
 
     /// Creates a client for each connection, because passwords and certificates may have changed.
@@ -150,8 +167,10 @@ impl Dialer {
     ) -> Result<(), Cause> {
         check_loaded(connection).await?;
         match cmd("ROLE").query_async::<Value>(connection).await {
-            Ok(answer) if is_replica(&answer) => return Err(NotPrimary(address.clone()).into()),
-            Ok(answer) => self.replicas.learn(&answer),
+            Ok(answer) => match Unusable::of_role(address, &answer) {
+                Some(replica) => return Err(replica.into()),
+                None => self.replicas.learn(&answer),
+            },
             Err(error) if error.is_io_error() => return Err(error.into()),
             Err(_) => {}
         }
@@ -196,15 +215,6 @@ fn with_password(
 async fn check_loaded(connection: &mut MultiplexedConnection) -> Result<(), Cause> {
     let _: Value = cmd("PING").query_async(connection).await?;
     Ok(())
-}
-
-/// Returns whether the reply to `ROLE` is a replica's.
-fn is_replica(answer: &Value) -> bool {
-    let Value::Array(parts) = answer else { return false };
-    parts
-        .first()
-        .and_then(|role| from_redis_value::<String>(role.clone()).ok())
-        .is_some_and(|role| role != "master")
 }
 
 fn certificates(tls: &Tls) -> Result<TlsCertificates, Cause> {

@@ -18,6 +18,7 @@ mod servers;
 mod slot;
 #[cfg(test)]
 pub(crate) mod tests;
+mod unusable;
 
 use std::error::Error;
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::unusable::Unusable;
+
 /// Changes are accepted again after this time without a refusal: while memory is almost full, or one node of
 /// several refuses, both alternate.
 const QUIET: Duration = Duration::from_secs(5);
@@ -17,34 +19,63 @@ const QUIET: Duration = Duration::from_secs(5);
 /// What has been logged about a deployment.
 #[derive(Debug, Default)]
 pub(crate) struct Notices {
-    /// Unreachable servers.
-    unreachable: Mutex<HashSet<String>>,
+    /// Servers that cannot be used.
+    unusable: Mutex<HashSet<(String, Logged)>>,
     /// Whether `refused` has a time.
     refuses: AtomicBool,
     /// The time of the last refusal.
     refused: Mutex<Option<Instant>>,
 }
 
+/// What has been logged about a server that cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Logged {
+    Unreachable,
+    Replica,
+}
+
 impl Notices {
+    /// Logs why a server cannot be used, unless it is known.
+    pub(crate) fn unusable(&self, server: impl Display, unusable: &Unusable) {
+        let Unusable::Replica { server: replica, primary } = unusable else {
+            return self.unreachable(server, unusable.cause());
+        };
+        if self.is_news(server.to_string(), Logged::Replica) {
+            warn!(server = replica, primary, "Redis server is a read-only replica");
+        }
+    }
+
     /// Logs that a server is unreachable, unless it is known.
     pub(crate) fn unreachable(&self, server: impl Display, cause: impl Display) {
         let server = server.to_string();
-        if lock(&self.unreachable).insert(server.clone()) {
+        if self.is_news(server.clone(), Logged::Unreachable) {
             warn!(server, %cause, "Redis unreachable");
         }
     }
 
-    /// Logs that a server is reachable again, if it was logged as unreachable.
+    fn is_news(&self, server: String, logged: Logged) -> bool {
+        lock(&self.unusable).insert((server, logged))
+    }
+
+    /// Logs that a server can be used again, if it was logged that it cannot.
     pub(crate) fn reachable(&self, server: impl Display) {
         let server = server.to_string();
-        if lock(&self.unreachable).remove(&server) {
+        if self.remove(&server) {
             info!(server, "Redis reconnected");
         }
     }
 
     /// Forgets a server that no longer belongs to the deployment.
     pub(crate) fn forget(&self, server: impl Display) {
-        lock(&self.unreachable).remove(&server.to_string());
+        self.remove(&server.to_string());
+    }
+
+    /// Returns whether anything was logged about the server.
+    fn remove(&self, server: &str) -> bool {
+        let mut unusable = lock(&self.unusable);
+        let before = unusable.len();
+        unusable.retain(|(logged, _)| logged != server);
+        unusable.len() < before
     }
 
     /// Logs that changes are refused, unless it is known.
@@ -102,10 +133,12 @@ mod tests {
             notices.unreachable("one", "closed");
             notices.unreachable("other", "closed");
         }
-        assert_eq!(lock(&notices.unreachable).len(), 2);
+        assert_eq!(lock(&notices.unusable).len(), 2);
+        notices.unusable("one", &Unusable::Replica { server: "one".to_owned(), primary: None });
+        assert_eq!(lock(&notices.unusable).len(), 3, "another cause");
         notices.reachable("one");
         notices.reachable("one");
         notices.forget("other");
-        assert!(lock(&notices.unreachable).is_empty());
+        assert!(lock(&notices.unusable).is_empty());
     }
 }

@@ -23,6 +23,7 @@ use super::Cause;
 use super::config::Address;
 use super::dial::{Dialer, Role};
 use super::error::{is_answer, whole};
+use super::unusable::Unusable;
 use crate::tasks::Tasks;
 
 /// Deadline for one sentinel's reply.
@@ -204,7 +205,10 @@ impl Sentinels {
                 dialer.dial(sentinel, Role::Sentinel, unsubscribed, deadline).await?;
             self.address(&mut connection, sentinel).await
         };
-        timeout_at(deadline, asked).await?
+        timeout_at(deadline, asked).await.unwrap_or_else(|_elapsed| {
+            let server = sentinel.to_string();
+            Err(Unusable::Silent { server, within: ASK_TIMEOUT }.into())
+        })
     }
 
     async fn address(

@@ -145,6 +145,35 @@ async fn refused_changes_are_logged_once() {
     assert_eq!(lines.map(logged), [1, 1, 2, 2], "{}", instance.program.log());
 }
 
+#[tokio::test]
+async fn demoted_server_is_logged_with_its_primary() {
+    needs!("redis-server");
+    let (primary, server) = (RedisServer::start(&[]), RedisServer::start(&[]));
+    let upstream = Upstream::start();
+    let instance = Instance::start(&upstream, &format!("url = \"{}\"\n", server.url())).await;
+    let count = Script::new().call("POST", "/values/n/increment", "");
+    let status = async || instance.browser().navigate("/", &count).await.last().status;
+    assert_eq!(status().await, 200);
+    server.command(&["REPLICAOF", "127.0.0.1", &primary.port().to_string()]).done();
+    let line = format!(
+        "Redis server is a read-only replica server=\"{}\" primary=\"{}\"",
+        server.address(),
+        primary.address()
+    );
+    let logged = |line: &str| instance.program.log().matches(line).count();
+    // Long enough for several attempts of each worker.
+    let since = std::time::Instant::now();
+    eventually(async || {
+        assert_eq!(status().await, 503);
+        logged(&line) > 0 && since.elapsed() > Duration::from_secs(2)
+    })
+    .await;
+    server.command(&["REPLICAOF", "NO", "ONE"]).done();
+    eventually(async || status().await == 200 && logged("Redis reconnected") > 0).await;
+    let lines = ["is a read-only replica", "Redis unreachable"];
+    assert_eq!(lines.map(logged), [1, 0], "{}", instance.program.log());
+}
+
 /// Polls until `holds` returns true.
 async fn eventually(holds: impl AsyncFn() -> bool) {
     let waiting = async {

@@ -2,20 +2,48 @@
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
-use crate::redis::{CallError, is_demoted, is_denied};
-use crate::store::{Cause, Error};
+use crate::redis::{CallError, is_demoted, is_denied, whole};
+use crate::store::Error;
 
-/// The server has not replied within the deadline.
+/// An error that the server replied with.
 #[derive(Debug, thiserror::Error)]
-#[error("Redis does not reply")]
-struct NoReply(#[source] Cause);
+#[error("{}", text_of(.0))]
+pub(super) struct Refusal(RedisError);
+
+/// Returns the server's words, without the place in our script.
+pub(super) fn text_of(error: &RedisError) -> String {
+    match error.code().zip(error.detail()) {
+        Some((code, detail)) => words(code, detail),
+        None => whole(error),
+    }
+}
+
+fn words(code: &str, detail: &str) -> String {
+    // Redis 7 adds the place; before, the words are at the end of an error of the script.
+    match (detail.split_once(" script: "), detail.split_once(": -")) {
+        (Some((words, place)), _) if place.contains("@user_script") => {
+            format!("{code} {}", words.trim_end_matches(['.', ' ']))
+        }
+        (_, Some((place, words))) if place.contains("user_script") => {
+            words.trim_end_matches(['.', ' ']).to_owned()
+        }
+        _ => format!("{code} {}", detail.trim_end_matches(['.', ' '])),
+    }
+}
+
+impl Refusal {
+    /// Returns the error if the access list is the cause.
+    pub(super) fn denial(&self) -> Option<&RedisError> {
+        Some(&self.0).filter(|error| is_denied(error))
+    }
+}
 
 /// Converts the error of a read.
 pub(super) fn of_read(error: CallError) -> Error {
     match error {
-        CallError::NotSent(cause) => unsent(cause),
-        CallError::Closed(cause) => Error::Unavailable(cause),
-        CallError::TimedOut(cause) => Error::Unavailable(NoReply(cause).into()),
+        CallError::NotSent(cause) | CallError::Closed(cause) | CallError::TimedOut(cause) => {
+            Error::Unavailable(cause)
+        }
         CallError::Refused(error) => refused(error),
     }
 }
@@ -23,17 +51,10 @@ pub(super) fn of_read(error: CallError) -> Error {
 /// Converts the error of a change, which may have happened unless it was not sent.
 pub(super) fn of_write(error: CallError) -> Error {
     match error {
-        CallError::NotSent(cause) => unsent(cause),
-        CallError::Closed(cause) => Error::OutcomeUnknown(cause),
-        CallError::TimedOut(cause) => Error::OutcomeUnknown(NoReply(cause).into()),
+        CallError::NotSent(cause) => Error::Unavailable(cause),
+        CallError::Closed(cause) | CallError::TimedOut(cause) => Error::OutcomeUnknown(cause),
         CallError::Refused(error) => refused(error),
     }
-}
-
-/// Returns the error of a call that was not sent. One that waited for a connection in vain has had no reply either.
-fn unsent(cause: Cause) -> Error {
-    let is_late = cause.is::<tokio::time::error::Elapsed>();
-    Error::Unavailable(if is_late { NoReply(cause).into() } else { cause })
 }
 
 /// Returns the error of a server that replies and accepts no changes at present: its memory is full, it cannot
@@ -58,11 +79,11 @@ pub(super) fn refuses_changes(error: &CallError) -> Option<&RedisError> {
 /// script's own.
 fn refused(error: RedisError) -> Error {
     if says(&error, "OOM") {
-        Error::Full(error.into())
+        Error::Full(Refusal(error).into())
     } else if is_about_a_session(&error) {
-        Error::Corrupt(error.into())
+        Error::Corrupt(Refusal(error).into())
     } else {
-        Error::Unavailable(error.into())
+        Error::Unavailable(Refusal(error).into())
     }
 }
 
@@ -85,6 +106,24 @@ fn is_about_a_session(error: &RedisError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn place_in_a_script_is_left_out() {
+        let full = "OOM command not allowed when used memory > 'maxmemory'";
+        let detail = "command not allowed when used memory > 'maxmemory'";
+        for (code, detail) in [
+            ("OOM", format!("{detail}.")),
+            ("OOM", format!("{detail}. script: 40c4, on @user_script:126.")),
+            (
+                "ERR",
+                format!(
+                    "Error running script (call to f_40c4): @user_script:126: @user_script: 126: -{full}. "
+                ),
+            ),
+        ] {
+            assert_eq!(words(code, &detail), full);
+        }
+    }
 
     #[test]
     fn outcome_of_an_unsent_change_is_known() {

@@ -47,7 +47,6 @@ use crate::log::limited;
 use crate::redis::config::Address;
 use crate::redis::{
     CallError, CallMode, Confirmed, Notices, Replicas, Reply, Request, Script, Servers, WaitPolicy,
-    whole,
 };
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
@@ -305,7 +304,9 @@ impl Redis {
     /// Waits for the turn of a change with a merge.
     async fn merge_turn(&self, id: Id, deadline: Instant) -> Result<Turn<Id>, Error> {
         let turn = timeout_at(deadline, self.merging.wait(id, MAX_WAITING)).await;
-        let turn = turn.map_err(|late| Error::Unavailable(late.into()))?;
+        let turn = turn.map_err(|_elapsed| {
+            Error::Unavailable("other changes of the session were not done in time".into())
+        })?;
         turn.map_err(|full| Error::Unavailable(full.into()))
     }
 
@@ -379,7 +380,7 @@ impl Redis {
     ) -> Result<Reply, CallError> {
         let reply = self.servers.run(script, key, command, mode, deadline).await;
         if let Some(refusal) = reply.as_ref().err().and_then(error::refuses_changes) {
-            self.notices.refused(whole(refusal));
+            self.notices.refused(error::text_of(refusal));
         }
         reply
     }

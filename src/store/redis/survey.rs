@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use redis::{RedisError, cmd, from_redis_value};
+use redis::{cmd, from_redis_value};
 
-use super::{Deployment, Redis, error};
+use super::error::{self, Refusal};
+use super::{Deployment, Redis};
 use crate::random;
-use crate::redis::{Request, is_denied, whole};
+use crate::redis::Request;
 use crate::session::id::Id;
 use crate::session::patch::{Authority, Change, Op, Patch, Proof, Tombstone, Use};
 use crate::session::policy::Policy;
@@ -160,6 +161,6 @@ pub(super) fn denial(error: &Error) -> Option<String> {
         Error::Unavailable(cause) | Error::Corrupt(cause) => cause,
         Error::OutcomeUnknown(_) | Error::Full(_) => return None,
     };
-    let refusal = cause.downcast_ref::<RedisError>().filter(|refusal| is_denied(refusal))?;
-    Some(whole(refusal))
+    let refusal = cause.downcast_ref::<Refusal>()?;
+    refusal.denial().map(error::text_of)
 }

@@ -39,6 +39,18 @@ async fn shown(operator: &Operator, code: &str) -> (String, Option<String>) {
     panic!("{code} is not shown: {}", operator.json("/").await["problems"]);
 }
 
+/// Waits until a problem is shown with this in its detail, which it returns.
+async fn shown_with(operator: &Operator, code: &str, words: &str) -> String {
+    let since = Instant::now();
+    loop {
+        let (detail, _) = shown(operator, code).await;
+        if detail.contains(words) {
+            return detail;
+        }
+        assert!(since.elapsed() < PATIENCE, "{words} is not in {detail}");
+    }
+}
+
 /// Waits until a problem is not shown any more.
 async fn gone(operator: &Operator, code: &str) {
     let since = Instant::now();
@@ -64,8 +76,13 @@ async fn redis_that_does_not_reply_is_shown() {
     browser.navigate("/", &Script::new()).await;
     let (detail, since) = shown(&operator, "store_unreadable").await;
     assert!(detail.starts_with("the session store (Redis) cannot be read: "), "{detail}");
-    assert!(detail.contains("Redis does not reply") && since.is_some(), "{detail} {since:?}");
+    let address = server.address().to_string();
+    assert!(detail.contains(&address) && detail.contains(" within 200 ms"), "{detail}");
+    assert!(since.is_some());
     assert_eq!(operator.json("/").await["store"]["read"], false);
+    // The connections that were open before are replaced by then, in vain.
+    let silent = format!("Redis server {address} did not reply within 1000 ms");
+    shown_with(&operator, "store_unreadable", &silent).await;
     server.cont();
     gone(&operator, "store_unreadable").await;
     gone(&operator, "store_refuses_writes").await;
@@ -79,7 +96,32 @@ async fn redis_that_is_down_is_shown_without_requests() {
     let upstream = Upstream::start();
     let cloakroom = Cloakroom::with(&upstream, &store(&server)).await;
     server.kill();
-    shown(&Operator::to(cloakroom.admin()), "store_unreadable").await;
+    let refused = format!("Redis is unreachable ({}): Connection refused", server.address());
+    shown_with(&Operator::to(cloakroom.admin()), "store_unreadable", &refused).await;
+}
+
+#[tokio::test]
+async fn redis_that_becomes_a_replica_is_named() {
+    needs!("redis-server");
+    let (primary, server) = (RedisServer::start(&[]), RedisServer::start(&[]));
+    let upstream = Upstream::start();
+    let cloakroom = Cloakroom::with(&upstream, &store(&server)).await;
+    let operator = Operator::to(cloakroom.admin());
+    let (browser, _) = visit(&cloakroom, None).await;
+    server.command(&["REPLICAOF", "127.0.0.1", &primary.port().to_string()]).done();
+    browser.navigate("/", &Script::new().call("PUT", "/values/n", "1")).await;
+    let replica = format!(
+        "Redis server {} is a read-only replica of {}",
+        server.address(),
+        primary.address()
+    );
+    for code in ["store_unreadable", "store_refuses_writes"] {
+        let detail = shown_with(&operator, code, &replica).await;
+        assert!(!detail.contains("unreachable"), "{detail}");
+    }
+    server.command(&["REPLICAOF", "NO", "ONE"]).done();
+    gone(&operator, "store_unreadable").await;
+    gone(&operator, "store_refuses_writes").await;
 }
 
 #[tokio::test]
@@ -93,7 +135,8 @@ async fn full_redis_is_shown() {
     server.command(&["CONFIG", "SET", "maxmemory", "1"]);
     browser.navigate("/", &Script::new().call("PUT", "/values/n", "1")).await;
     let (detail, since) = shown(&operator, "store_refuses_writes").await;
-    assert!(detail.contains("OOM") && since.is_some(), "{detail} {since:?}");
+    let cause = ": OOM command not allowed when used memory > 'maxmemory'";
+    assert!(detail.ends_with(cause) && since.is_some(), "{detail} {since:?}");
     assert_eq!(find(&operator, "store_unreadable").await, None);
     server.command(&["CONFIG", "SET", "maxmemory", "0"]);
     gone(&operator, "store_refuses_writes").await;
