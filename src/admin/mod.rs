@@ -30,6 +30,7 @@ mod readiness;
 mod reload;
 mod response;
 mod route;
+mod routing;
 mod search;
 mod session;
 mod summary;
@@ -59,6 +60,7 @@ use pages::Pages;
 use reload::LastReload;
 
 pub(crate) use self::readiness::Readiness;
+pub(crate) use self::routing::Routing;
 
 /// The admin service.
 #[derive(Debug)]
@@ -89,6 +91,7 @@ pub(crate) struct Settings {
     store: &'static str,
     /// The limit on connections.
     connections: u64,
+    routing: Routing,
 }
 
 /// What the pages keep in the process.
@@ -107,10 +110,12 @@ impl Settings {
         tokens: Tokens,
         store: &'static str,
         connections: usize,
+        routing: Routing,
     ) -> Self {
         let availability = Availability::of(config, &tokens);
         let connections = u64::try_from(connections).unwrap_or(u64::MAX);
-        Self { tokens, availability, show_values: config.show_values, store, connections }
+        let show_values = config.show_values;
+        Self { tokens, availability, show_values, store, connections, routing }
     }
 
     /// Logs that the pages about sessions are off, if they are.

@@ -121,6 +121,7 @@ impl Now {
         let problems = findings::find(&Facts {
             now,
             windows: &windows,
+            routing: &settings.routing,
             store: (settings.store, store),
             failed_reload: state.reload.failure(),
             keys: &keys,

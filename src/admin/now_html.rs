@@ -29,8 +29,8 @@ impl View for Now {
 
     fn html(&self, _viewer: &Viewer<'_>) -> String {
         format!(
-            "<p>{} UTC. Rates are of the last {} and {} s, latencies of the last {} s. <a href='/'>Reload</a></p>\n\
-             {}{}<div class=cards>{}{}{}{}{}{}</div>\n{}",
+            "<p>{} UTC. Rates are of the last {} and {} s, latencies of the last {} s, unless the \
+             column says otherwise. <a href='/'>Reload</a></p>\n{}{}<div class=cards>{}{}{}{}{}{}</div>\n{}",
             Time(self.at.0),
             self.recent_window_seconds,
             self.window_seconds,
@@ -162,8 +162,9 @@ impl Now {
             "<section id=upstreams><h2>Upstreams</h2>\
              <div class=wide tabindex=0 role=region aria-label='Upstreams, a wide table'><table class=plain><thead><tr>\
              <th scope=col>Upstream</th><th scope=col>state</th><th scope=col>requests/s</th>\
-             <th scope=col>failures/s</th><th scope=col>p50</th><th scope=col>p99</th>\
-             <th scope=col>in flight</th></tr></thead><tbody>{rows}</tbody></table></div></section>\n"
+             <th scope=col>failures/s</th>{}<th scope=col>in flight</th></tr></thead>\
+             <tbody>{rows}</tbody></table></div></section>\n",
+            self.quantile_heads()
         )
     }
 
@@ -174,7 +175,15 @@ impl Now {
         }
         format!(
             "<section><h2>Latency</h2><table class=plain><thead><tr><th scope=col>Calls to</th>\
-             <th scope=col>p50</th><th scope=col>p99</th></tr></thead><tbody>{rows}</tbody></table></section>\n"
+             {}</tr></thead><tbody>{rows}</tbody></table></section>\n",
+            self.quantile_heads()
+        )
+    }
+
+    fn quantile_heads(&self) -> String {
+        let recent = self.recent_window_seconds;
+        format!(
+            "<th scope=col>p50</th><th scope=col>p99</th><th scope=col>p99, {recent}\u{a0}s</th>"
         )
     }
 
@@ -273,9 +282,9 @@ fn rate_cell(rate: Rate) -> String {
     )
 }
 
-fn quantile_cells(Quantiles { p50, p99, .. }: Quantiles) -> String {
+fn quantile_cells(Quantiles { p50, p99, recent_p99 }: Quantiles) -> String {
     let cell = |seconds: Option<f64>| seconds.map_or_else(|| "–".to_owned(), milliseconds);
-    format!("<td>{}</td><td>{}</td>", cell(p50), cell(p99))
+    format!("<td>{}</td><td>{}</td><td>{}</td>", cell(p50), cell(p99), cell(recent_p99))
 }
 
 /// Returns the value of a label as words.

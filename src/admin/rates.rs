@@ -82,8 +82,13 @@ impl Windows {
         Quantiles {
             p50: quantile(&self.minute, 0.5),
             p99: quantile(&self.minute, 0.99),
-            recent_p99: quantile(&self.recent, 0.99),
+            recent_p99: self.recent_quantile(name, 0.99),
         }
+    }
+
+    /// Returns a quantile over the last ten seconds.
+    pub(super) fn recent_quantile(&self, name: &str, quantile: f64) -> Option<f64> {
+        self.now.quantile_since(&self.recent, name, quantile)
     }
 
     /// Returns the same with the series of one value of a label.

@@ -470,7 +470,14 @@ fn admin_settings(config: &Config) -> Arc<admin::Settings> {
         tokens,
         config.store.backend.name(),
         config.limits.connections,
+        routing(config),
     ))
+}
+
+fn routing(config: &Config) -> admin::Routing {
+    let routes = config.proxy.routes.iter();
+    let urls = routes.map(|route| route.upstreams.iter().map(ToString::to_string).collect());
+    admin::Routing::new(urls.collect())
 }
 
 fn admin_names(config: &Config, api_url: &str) -> Vec<String> {

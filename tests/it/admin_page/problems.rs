@@ -1,8 +1,11 @@
 //! Known problems: each is shown while its fault lasts.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 use super::listeners::configuration;
 use super::{Operator, visit};
@@ -192,6 +195,47 @@ async fn only_upstream_that_fails_is_shown() {
     }
     let (detail, _) = shown(&operator, "upstream_fails").await;
     assert_eq!(detail, "the upstream http://127.0.0.1:1 failed 3 of the last 3 requests");
+}
+
+/// A site that takes its time: `delay` for each response.
+async fn slow_site(delay: Duration) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                while stream.read(&mut [0; 4096]).await.is_ok_and(|length| length > 0) {
+                    tokio::time::sleep(delay).await;
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+                }
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn upstream_slower_than_another_is_shown() {
+    let upstream = Upstream::start();
+    let slow = slow_site(Duration::from_millis(1200)).await;
+    let route = format!("[[route]]\nupstream = [\"{slow}\", \"UPSTREAM\"]\n");
+    let cloakroom = Cloakroom::with(&upstream, &route).await;
+    let operator = Operator::to(cloakroom.admin());
+    assert_eq!(find(&operator, "upstream_slow").await, None);
+    let mut visitors = JoinSet::new();
+    for _ in 0..20 {
+        let browser = Browser::new(&cloakroom);
+        visitors.spawn(async move {
+            loop {
+                browser.navigate("/", &Script::new()).await;
+            }
+        });
+    }
+    let (detail, _) = shown(&operator, "upstream_slow").await;
+    assert!(detail.contains(&slow) && detail.contains(&upstream.url()), "{detail}");
+    let page = operator.get("/").await;
+    assert!(page.body.contains("<th scope=col>p99, "), "{}", page.body);
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Known problems: what the state of this instance says that an operator has to look at.
 
+mod upstreams;
+
 use std::time::Duration;
 
 use serde::Serialize;
@@ -8,7 +10,7 @@ use super::keys::Keys;
 use super::page::Rfc3339;
 use super::rates::{Windows, count};
 use super::reload::FailedReload;
-use crate::metrics::Samples;
+use super::routing::Routing;
 use crate::store::health::{Access, Report};
 use crate::time::Timestamp;
 
@@ -25,6 +27,7 @@ pub(super) struct Finding {
 pub(super) struct Facts<'a> {
     pub(super) now: Timestamp,
     pub(super) windows: &'a Windows,
+    pub(super) routing: &'a Routing,
     /// The kind of the store, and what its last calls say.
     pub(super) store: (&'static str, &'a Report),
     pub(super) failed_reload: Option<FailedReload>,
@@ -44,9 +47,6 @@ const EXPIRES_SOON: Duration = Duration::from_hours(14 * 24);
 
 /// Fewer cookies of a minute say nothing: one client may have made them up.
 const MIN_COOKIES: u64 = 5;
-
-/// Fewer failed requests of an upstream may be of a single visitor.
-const MIN_FAILURES: u64 = 3;
 
 /// Returns the known problems, the most severe kinds first.
 pub(super) fn find(facts: &Facts<'_>) -> Vec<Finding> {
@@ -81,24 +81,6 @@ impl Facts<'_> {
             if let Access::Fails { lasts, cause, .. } = access {
                 let detail = format!("the session store ({kind}) cannot be {verb}: {cause}");
                 found.push(Finding::new(problem, detail, Some(self.now - *lasts)));
-            }
-        }
-    }
-
-    fn upstreams(&self, found: &mut Vec<Finding>) {
-        for (url, healthy) in self.windows.now.by("upstream_healthy", "upstream") {
-            if healthy <= 0.0 {
-                let detail =
-                    format!("the upstream {url} has failed and gets no requests from any route");
-                found.push(Finding::new("upstream_ejected", detail, None));
-                continue;
-            }
-            // A single upstream is never ejected.
-            let [failed, all] = failed_requests(self.windows, url);
-            if failed >= MIN_FAILURES && failed * 2 > all {
-                let detail =
-                    format!("the upstream {url} failed {failed} of the last {all} requests");
-                found.push(Finding::new("upstream_fails", detail, None));
             }
         }
     }
@@ -188,27 +170,18 @@ impl Facts<'_> {
     }
 }
 
-/// Returns how many requests to an upstream have failed lately, and how many there were.
-fn failed_requests(windows: &Windows, url: &str) -> [u64; 2] {
-    let windows = windows.only("upstream", url);
-    let requests = |samples: &Samples| samples.sum("upstream_requests_total");
-    let responded =
-        |samples: &Samples| samples.of("upstream_requests_total", "outcome", "responded");
-    let all = windows.recent_growth(requests);
-    [all.saturating_sub(windows.recent_growth(responded)), all]
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::history::History;
     use super::*;
-    use crate::metrics::{CertificateExpiry, Event, Metrics, UpstreamOutcome};
+    use crate::metrics::{CertificateExpiry, Event, Metrics};
 
     const NOW: i64 = 2_000_000_000;
     const DAY: i64 = 86_400;
 
-    struct Scene {
-        metrics: Metrics,
+    pub(super) struct Scene {
+        pub(super) metrics: Metrics,
+        pub(super) routing: Routing,
         history: History,
         store: Report,
         keys: Keys,
@@ -217,11 +190,12 @@ mod tests {
     }
 
     impl Scene {
-        fn new() -> Self {
+        pub(super) fn new() -> Self {
             let metrics = Metrics::new();
             Self {
                 history: History::new(&metrics),
                 metrics,
+                routing: Routing::default(),
                 store: Report { read: Access::NotUsed, write: Access::NotUsed },
                 keys: Keys::default(),
                 descriptors: Descriptors { limit: 2000, connections: 1000 },
@@ -229,10 +203,11 @@ mod tests {
             }
         }
 
-        fn find(&self) -> Vec<Finding> {
+        pub(super) fn find(&self) -> Vec<Finding> {
             find(&Facts {
                 now: Timestamp::from_millis(NOW * 1000),
                 windows: &Windows::read(&self.metrics, &self.history),
+                routing: &self.routing,
                 store: ("Redis", &self.store),
                 failed_reload: self.failed_reload.clone(),
                 keys: &self.keys,
@@ -302,25 +277,6 @@ mod tests {
                 assert!(detail.starts_with(start), "{detail}");
             }
         }
-    }
-
-    #[test]
-    fn upstream_that_fails_most_requests_is_named() {
-        let scene = Scene::new();
-        let upstream = scene.metrics.upstream("http://app");
-        let _health = upstream.health();
-        let request = |outcome| upstream.request_finished(outcome, Duration::ZERO);
-        request(UpstreamOutcome::Responded);
-        request(UpstreamOutcome::Responded);
-        request(UpstreamOutcome::TimedOut);
-        request(UpstreamOutcome::Failed);
-        assert_eq!(scene.find(), []);
-        request(UpstreamOutcome::Failed);
-        let found = scene.find();
-        let [Finding { problem: "upstream_fails", detail, .. }] = found.as_slice() else {
-            panic!("{found:?}")
-        };
-        assert_eq!(detail, "the upstream http://app failed 3 of the last 5 requests");
     }
 
     #[test]
