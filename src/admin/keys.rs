@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use crate::session::key_ring::Fingerprint;
-use crate::sessions::{ComparedKeys, KeyCheck, Shared};
+use crate::sessions::{ComparedKeys, KeyCheck, Shared, lack};
 use crate::time::Timestamp;
 
 /// The last comparison of session keys between instances.
@@ -52,13 +52,10 @@ impl Comparison {
         let texts = |keys: &[Fingerprint]| keys.iter().map(ToString::to_string).collect();
         let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let recorded = last.as_ref().and_then(|last| last.recorded.as_ref());
-        let others = match recorded {
-            Some((keys, _)) => Some(texts(keys)),
-            None => last.as_ref().and_then(|last| last.keys.others.as_deref().map(texts)),
-        };
-        let missing = recorded.zip(own.first()).and_then(|((keys, at), first)| {
-            (!keys.is_empty() && !keys.contains(first)).then(|| (first.to_string(), *at))
-        });
+        let others = last.as_ref().and_then(|last| last.others(&own)).map(texts);
+        let missing = recorded
+            .zip(own.first())
+            .and_then(|((keys, at), first)| lack(keys, *first).then(|| (first.to_string(), *at)));
         let new = last.as_ref().and_then(|last| match last.keys.check {
             // A reload may have replaced the key, and the comparison takes a moment.
             KeyCheck::New(first) if own.first() == Some(&first) => {
@@ -67,6 +64,20 @@ impl Comparison {
             _ => None,
         });
         Keys { own: texts(&own), others, new, missing }
+    }
+}
+
+impl Compared {
+    /// Returns the keys of the other instances, as far as is known. If the first key is new, the record then has the
+    /// keys of this instance, until another one starts or reloads with different keys.
+    fn others(&self, own: &[Fingerprint]) -> Option<&[Fingerprint]> {
+        let compared = self.keys.others.as_deref();
+        let Some((recorded, _)) = &self.recorded else { return compared };
+        let is_own = recorded.len() == own.len() && own.iter().all(|key| recorded.contains(key));
+        match self.keys.check {
+            KeyCheck::New(_) if is_own => compared,
+            _ => Some(recorded),
+        }
     }
 }
 
@@ -91,6 +102,11 @@ mod tests {
         let keys = comparison.keys(&shared);
         assert_eq!(keys.new, Some((own.to_string(), clock.now())));
         assert_eq!(keys.others, Some(vec![other.to_string()]));
+        let third = Fingerprint::parse("0000000000000002").expect("a fingerprint");
+        for (recorded, others) in [(vec![own], other), (vec![third], third)] {
+            comparison.set_recorded(recorded, clock.now());
+            assert_eq!(comparison.keys(&shared).others, Some(vec![others.to_string()]));
+        }
         comparison.set(compared(other), clock.now());
         assert_eq!(comparison.keys(&shared).new, None);
     }

@@ -10,7 +10,8 @@ use tracing::{debug, info, warn};
 
 use crate::admin;
 use crate::server::Tasks;
-use crate::sessions::{KeyCheck, Sessions, Shared};
+use crate::session::key_ring::Fingerprint;
+use crate::sessions::{KeyCheck, Sessions, Shared, lack};
 use crate::store::Store;
 
 /// Delay before another attempt if the store is unavailable.
@@ -65,14 +66,33 @@ pub(super) async fn watch_keys(
 
 /// Keeps what other instances record, for as long as the store has it.
 async fn read_recorded(sessions: &Sessions, admin: &admin::State) {
+    let mut last = Vec::new();
     loop {
         sleep(READ_INTERVAL).await;
         match sessions.recorded_keys().await {
-            Ok(Some(keys)) => admin.keys_recorded(keys, sessions.shared().clock.now()),
+            Ok(Some(keys)) => {
+                if keys != last {
+                    warn_if_missing(sessions.shared(), &keys);
+                    last.clone_from(&keys);
+                }
+                admin.keys_recorded(keys, sessions.shared().clock.now());
+            }
             Ok(None) => return,
             Err(error) => debug!(%error, "failed to read the session keys of other instances"),
         }
     }
+}
+
+fn warn_if_missing(shared: &Shared, recorded: &[Fingerprint]) {
+    let first = shared.ring.fingerprints().next();
+    let Some(key) = first.filter(|first| lack(recorded, *first)) else { return };
+    let others = recorded.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    warn!(
+        %key,
+        others,
+        "first session key is missing from another instance, which logs out visitors of this one; give all \
+         instances the same session.keys"
+    );
 }
 
 fn log_keys(shared: &Shared) {

@@ -60,6 +60,11 @@ impl KeyCheck {
     }
 }
 
+/// Returns whether the recorded keys of instances, if there are any, lack this one.
+pub(crate) fn lack(recorded: &[Fingerprint], first: Fingerprint) -> bool {
+    !recorded.is_empty() && !recorded.contains(&first)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

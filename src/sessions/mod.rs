@@ -62,7 +62,7 @@ pub(crate) use guard::RequestGuard;
 pub(crate) use hold::{HeldResponse, LogIn, SetHeld};
 pub(crate) use in_flight::InFlight;
 pub(crate) use in_turn::{Busy, OpenError};
-pub(crate) use key_check::{ComparedKeys, KeyCheck};
+pub(crate) use key_check::{ComparedKeys, KeyCheck, lack};
 pub(crate) use opener::Opener;
 pub(crate) use opener::{Arrival, Opened, TokenLookup};
 pub(crate) use problem::{NO_SUCH_VALUE, REQUEST_GONE};

@@ -133,6 +133,7 @@ const NEW: (&str, &str) = ("bmV3IGtleSBvZiB0aGUgcm9sbC1vdmVyLCAzMiBieXQ", "c5f0b
 const THIRD: (&str, &str) = ("b2xkIGtleSBvZiB0aGUgcm9sbC1vdmVyLCAzMiBieXQ", "0b079654b4cfaa77");
 
 const WARNING: &str = "first session key is new to other instances";
+const MISSING: &str = "first session key is missing from another instance";
 
 fn keys(keys: &[(&str, &str)]) -> String {
     let keys: Vec<_> = keys.iter().map(|(key, _)| format!("\"{key}\"")).collect();
@@ -253,7 +254,7 @@ async fn key_rotation_in_three_steps_logs_nobody_out() {
     visitors.stop().await;
     for instance in [&a, &b] {
         let log = instance.program.log();
-        assert!(!log.contains(WARNING), "{log}");
+        assert!(!log.contains(WARNING) && !log.contains(MISSING), "{log}");
         let line = format!("first=\"{}\" older=\"{}\"", NEW.1, OLD.1);
         assert!(log.contains(&line), "{line}: {log}");
     }
@@ -276,4 +277,12 @@ async fn unknown_first_key_warns_at_once() {
     started.program.wait_for_log(WARNING).await;
     let log = line(started.program.log()).unwrap();
     assert!(log.contains(THIRD.1), "{log}");
+    // The other instance finds its key missing.
+    reloaded.program.wait_for_log(MISSING).await;
+    let log = reloaded.program.log();
+    let fields = format!("key={} others=\"", NEW.1);
+    let missing: Vec<_> = log.lines().filter(|line| line.contains(MISSING)).collect();
+    let [missing] = missing.as_slice() else { panic!("{log}") };
+    assert!(missing.contains(&fields) && missing.contains(THIRD.1), "{missing}");
+    assert!(!started.program.log().contains(MISSING), "{}", started.program.log());
 }

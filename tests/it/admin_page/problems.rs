@@ -280,6 +280,8 @@ async fn first_key_that_others_lack_is_shown() {
     assert_eq!(others(&operator).await, Some(vec![OTHER_FINGERPRINT.into()]));
     assert_eq!(find(&operator, "first_key_is_new").await, None);
     assert_eq!(find(&new, "first_key_is_missing").await, None);
+    // Its own record says nothing about the others.
+    assert_eq!(others(&new).await, Some(vec![KEY_FINGERPRINT.into()]));
 }
 
 #[tokio::test]
