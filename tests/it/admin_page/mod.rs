@@ -2,6 +2,7 @@
 
 mod guard;
 mod listeners;
+mod many;
 mod problems;
 mod sessions;
 
