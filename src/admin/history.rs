@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::cookies::Cookies;
 use crate::metrics::{Metrics, Samples};
 use crate::tasks::Tasks;
 
@@ -22,6 +23,8 @@ struct Ring {
     /// Samples since then.
     since_minute: usize,
     points: VecDeque<Point>,
+    /// The first of the latest samples that have mostly invalid session cookies in the minute before.
+    cookies_invalid: Option<Instant>,
 }
 
 /// A minute.
@@ -62,7 +65,13 @@ impl History {
         let start = Arc::new(metrics.samples());
         let samples = VecDeque::from([Arc::clone(&start)]);
         let points = VecDeque::new();
-        Self(Mutex::new(Ring { samples, minute: start, since_minute: 0, points }))
+        Self(Mutex::new(Ring {
+            samples,
+            minute: start,
+            since_minute: 0,
+            points,
+            cookies_invalid: None,
+        }))
     }
 
     /// Takes samples until the drain.
@@ -81,6 +90,9 @@ impl History {
     fn push(&self, samples: Samples) {
         let samples = Arc::new(samples);
         let mut ring = self.ring();
+        let cookies = Cookies::between(&ring.base(Window::Minute), &samples);
+        let invalid = cookies.are_mostly_invalid();
+        ring.cookies_invalid = invalid.then(|| ring.cookies_invalid.unwrap_or(samples.at));
         ring.samples.push_back(Arc::clone(&samples));
         if ring.samples.len() > SAMPLES {
             ring.samples.pop_front();
@@ -99,13 +111,12 @@ impl History {
 
     /// Returns the sample since which rates are computed.
     pub(super) fn base(&self, window: Window) -> Arc<Samples> {
-        let wanted = match window {
-            Window::Minute => Duration::from_mins(1),
-            Window::TenSeconds => Duration::from_secs(10),
-        };
-        let ring = self.ring();
-        let latest = ring.samples.iter().rev().find(|sample| sample.at.elapsed() >= wanted);
-        Arc::clone(latest.or_else(|| ring.samples.front()).unwrap_or(&ring.minute))
+        self.ring().base(window)
+    }
+
+    /// Returns how long most session cookies have been invalid, if the latest sample says so.
+    pub(super) fn cookies_invalid_for(&self) -> Option<Duration> {
+        self.ring().cookies_invalid.map(|since| since.elapsed())
     }
 
     /// Returns the minutes, oldest first.
@@ -115,6 +126,17 @@ impl History {
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ring {
+    fn base(&self, window: Window) -> Arc<Samples> {
+        let wanted = match window {
+            Window::Minute => Duration::from_mins(1),
+            Window::TenSeconds => Duration::from_secs(10),
+        };
+        let latest = self.samples.iter().rev().find(|sample| sample.at.elapsed() >= wanted);
+        Arc::clone(latest.or_else(|| self.samples.front()).unwrap_or(&self.minute))
     }
 }
 
@@ -137,7 +159,27 @@ impl Point {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Outcome;
+    use crate::metrics::{Event, Outcome};
+
+    #[test]
+    fn first_sample_of_invalid_cookies_is_kept() {
+        let metrics = Metrics::new();
+        let valid = metrics.session_tokens(["0123456789abcdef".to_owned()].into_iter());
+        let history = History::new(&metrics);
+        let push = |invalid, valid_ones| {
+            metrics.events(Event::InvalidCookie, invalid);
+            (0..valid_ones).for_each(|_| valid.count(0));
+            history.push(metrics.samples());
+            history.ring().cookies_invalid
+        };
+        assert_eq!(push(4, 0), None, "too few");
+        let since = push(1, 0);
+        assert!(since.is_some());
+        assert_eq!(push(1, 5), since, "6 of 11");
+        assert!(history.cookies_invalid_for().is_some());
+        assert_eq!(push(0, 1), None, "half of them");
+        assert_eq!(history.cookies_invalid_for(), None);
+    }
 
     #[test]
     fn history_is_bounded_to_an_hour() {

@@ -12,6 +12,7 @@
 mod attempts;
 mod audit;
 pub(crate) mod config;
+mod cookies;
 mod end;
 mod findings;
 mod graph;

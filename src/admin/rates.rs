@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::cookies::Cookies;
 use super::history::{History, Window};
 use crate::metrics::{Metrics, Samples};
 
@@ -14,6 +15,8 @@ pub(super) struct Windows {
     pub(super) now: Arc<Samples>,
     minute: Arc<Samples>,
     recent: Arc<Samples>,
+    /// How long most session cookies have been invalid.
+    pub(super) cookies_invalid_for: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -37,7 +40,8 @@ pub(super) struct Quantiles {
 impl Windows {
     pub(super) fn read(metrics: &Metrics, history: &History) -> Self {
         let (minute, recent) = (history.base(Window::Minute), history.base(Window::TenSeconds));
-        Self { now: Arc::new(metrics.samples()), minute, recent }
+        let cookies_invalid_for = history.cookies_invalid_for();
+        Self { now: Arc::new(metrics.samples()), minute, recent, cookies_invalid_for }
     }
 
     /// Returns the seconds over which rates are computed: the long window, and the short one.
@@ -49,9 +53,9 @@ impl Windows {
         self.now.at.duration_since(base.at).max(Duration::from_secs(1))
     }
 
-    /// Returns how much a counter has grown in the last minute.
-    pub(super) fn growth(&self, counter: impl Fn(&Samples) -> f64) -> u64 {
-        count(counter(&self.now) - counter(&self.minute))
+    /// Returns the session cookies of the last minute.
+    pub(super) fn cookies(&self) -> Cookies {
+        Cookies::between(&self.minute, &self.now)
     }
 
     /// Returns how much a counter has grown in the last ten seconds.
@@ -94,7 +98,12 @@ impl Windows {
     /// Returns the same with the series of one value of a label.
     pub(super) fn only(&self, label: &str, value: &str) -> Self {
         let only = |samples: &Samples| Arc::new(samples.only(label, value));
-        Self { now: only(&self.now), minute: only(&self.minute), recent: only(&self.recent) }
+        Self {
+            now: only(&self.now),
+            minute: only(&self.minute),
+            recent: only(&self.recent),
+            ..*self
+        }
     }
 }
 
@@ -123,7 +132,7 @@ mod tests {
         // The samples are less than a second apart, which counts as one.
         let rate = Rate { per_second: 3.0, recent_per_second: 3.0, total: 3 };
         assert_eq!(rates.get("created"), Some(&rate));
-        assert_eq!(windows.growth(|samples| samples.sum("session_events_total")), 3);
+        assert_eq!(windows.recent_growth(|samples| samples.sum("session_events_total")), 3);
         assert_eq!(windows.seconds(), [1, 1]);
     }
 }

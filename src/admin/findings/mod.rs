@@ -45,9 +45,6 @@ pub(super) struct Descriptors {
 /// An operator has to have the time to replace a certificate.
 const EXPIRES_SOON: Duration = Duration::from_hours(14 * 24);
 
-/// Fewer cookies of a minute say nothing: one client may have made them up.
-const MIN_COOKIES: u64 = 5;
-
 /// Returns the known problems, the most severe kinds first.
 pub(super) fn find(facts: &Facts<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
@@ -86,20 +83,19 @@ impl Facts<'_> {
     }
 
     fn cookies(&self, found: &mut Vec<Finding>) {
-        let invalid = self
-            .windows
-            .growth(|samples| samples.of("session_events_total", "event", "invalid_cookie"));
-        let valid = self.windows.growth(|samples| samples.sum("session_tokens_total"));
-        let all = invalid + valid;
-        if all < MIN_COOKIES || invalid * 2 <= all {
+        let cookies = self.windows.cookies();
+        if !cookies.are_mostly_invalid() {
             return;
         }
+        let (invalid, all) = (count(cookies.invalid), count(cookies.all));
         let first = self.keys.own.first().map(String::as_str).unwrap_or_default();
         let detail = format!(
             "{invalid} of {all} session cookies in the last minute have no valid signature: another instance signs \
              with another key, or the name of the cookie has changed; the first session key here is {first}"
         );
-        found.push(Finding::new("invalid_cookies", detail, None));
+        // Not known before the next sample.
+        let since = self.windows.cookies_invalid_for.map(|lasts| self.now - lasts);
+        found.push(Finding::new("invalid_cookies", detail, since));
     }
 
     fn keys(&self, found: &mut Vec<Finding>) {
@@ -243,11 +239,11 @@ mod tests {
         let mut scene = Scene::new();
         let metrics = scene.metrics.clone();
         let valid = metrics.session_tokens(["0123456789abcdef".to_owned()].into_iter());
-        metrics.events(Event::InvalidCookie, MIN_COOKIES - 1);
+        metrics.events(Event::InvalidCookie, 4);
         assert_eq!(scene.find(), []);
         metrics.event(Event::InvalidCookie);
         assert_eq!(scene.codes(), ["invalid_cookies"]);
-        (0..MIN_COOKIES).for_each(|_| valid.count(0));
+        (0..5).for_each(|_| valid.count(0));
         assert_eq!(scene.find(), [], "half of them are valid");
         metrics.event(Event::InvalidCookie);
         scene.keys.own = vec!["0123456789abcdef".to_owned()];

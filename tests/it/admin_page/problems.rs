@@ -254,6 +254,11 @@ async fn cookies_of_another_key_are_shown() {
     let (detail, _) = shown(&operator, "invalid_cookies").await;
     assert!(detail.starts_with("5 of 5 ") && detail.contains(OTHER_FINGERPRINT), "{detail}");
     assert_eq!(find(&Operator::to(here.admin()), "invalid_cookies").await, None);
+    // The next sample of the metrics has its time.
+    let since = Instant::now();
+    while shown(&operator, "invalid_cookies").await.1.is_none() {
+        assert!(since.elapsed() < PATIENCE, "its time is not known");
+    }
 }
 
 #[tokio::test]
