@@ -11,6 +11,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ::time::OffsetDateTime;
 use ::time::format_description::well_known::Rfc3339;
 
+/// The least difference of the clocks of two machines that an operator has to look at.
+pub(crate) const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
+
 /// A point in time, in milliseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);

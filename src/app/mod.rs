@@ -5,6 +5,7 @@
 //! network, a store connection of its own. Every worker accepts on every listener, except that only the
 //! first serves the admin listener.
 
+mod clock;
 mod keys;
 mod listeners;
 mod reload;

@@ -8,9 +8,10 @@ use std::{io, thread};
 
 use tracing::warn;
 
-use super::{StartError, worker_count};
+use super::{StartError, clock, worker_count};
 use crate::audit::Audit;
 use crate::config::Config;
+use crate::metrics::Metrics;
 use crate::server::Tasks;
 use crate::session::policy::Policy;
 use crate::store::Store;
@@ -147,7 +148,12 @@ fn lock_database(
 
 /// Checks a Redis deployment before the first request. It runs on a thread of its own, because the
 /// caller may be inside a runtime, which cannot block on another.
-fn preflight(deployment: &Deployment, policy: &Policy, now: Timestamp) -> Result<(), StartError> {
+fn preflight(
+    deployment: &Deployment,
+    policy: &Policy,
+    now: Timestamp,
+    metrics: &Metrics,
+) -> Result<(), StartError> {
     let check = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(runtime.block_on(deployment.survey(policy, now)))
@@ -156,7 +162,12 @@ fn preflight(deployment: &Deployment, policy: &Policy, now: Timestamp) -> Result
         scope.spawn(check).join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
     });
     match checked.map_err(StartError::Worker)? {
-        Ok(survey) => warn_of(&survey),
+        Ok(survey) => {
+            warn_of(&survey);
+            if let Some(ahead) = survey.ahead {
+                clock::record(ahead, metrics);
+            }
+        }
         Err(SurveyError::Away(error)) => {
             let error = &error as &dyn std::error::Error;
             warn!(error, "Redis is unreachable at startup; will retry on first use");
@@ -166,20 +177,11 @@ fn preflight(deployment: &Deployment, policy: &Policy, now: Timestamp) -> Result
     Ok(())
 }
 
-/// The least difference of two clocks that is worth a warning, in milliseconds.
-const CLOCK_TOLERANCE: i64 = 5000;
-
 fn warn_of(survey: &Survey) {
     if let Some(policy) = &survey.evicts {
         warn!(
             policy,
             "Redis evicts sessions when its memory is full; set maxmemory-policy to noeviction"
-        );
-    }
-    if let Some(ahead) = survey.ahead.filter(|ahead| ahead.abs() > CLOCK_TOLERANCE) {
-        warn!(
-            seconds_ahead = ahead / 1000,
-            "the clock of this machine differs from that of Redis; synchronize both (NTP): sessions expire by ours"
         );
     }
 }
@@ -207,7 +209,7 @@ impl StoreSet {
             StoreKind::Redis(redis) => {
                 let deployment = Deployment::new(redis, timeout);
                 // Independent connections, because those of the preflight end with its runtime.
-                preflight(&deployment.apart(), &config.policy, clock.now())?;
+                preflight(&deployment.apart(), &config.policy, clock.now(), audit.metrics())?;
                 let store = |_| Arc::new(Redis::new(&deployment, tasks.clone())) as _;
                 let stores = (0..worker_count()).map(store).collect();
                 Self::Redis(deployment, stores)

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tracing::{debug, error, warn};
 
+use super::clock::watch_clock;
 use super::keys::watch_keys;
 use super::listeners::{ListenerRoles, Listeners, Service};
 use super::stores::Stores;
@@ -193,6 +194,19 @@ impl WorkerContext {
         admin::Base::new(readiness, public, names, state)
     }
 
+    /// Starts what follows the store of the process, until the drain.
+    fn watch_store(&self, store: Option<Arc<dyn Store>>, sessions: &Sessions, tasks: &Tasks) {
+        self.stores.start_following(tasks);
+        self.stores.start_tracking(tasks);
+        if let Some(store) = store.clone() {
+            let Shared { clock, metrics, .. } = sessions.shared();
+            let watching = watch_clock(store, clock.clone(), metrics.clone(), tasks.clone());
+            tasks.run(watching).detach();
+        }
+        let state = Arc::clone(&self.admin_state);
+        tasks.run(watch_keys(self.rings.clone(), store, state, tasks.clone())).detach();
+    }
+
     /// Serves every listener until the drain begins. The first worker also runs the background tasks.
     async fn serve(
         self: Arc<Self>,
@@ -239,11 +253,8 @@ impl WorkerContext {
         accept(api_listener, api_settings, limit, api, &inner);
         // Background tasks concern the process, not the worker.
         if index == 0 {
-            self.stores.start_following(&inner);
-            self.stores.start_tracking(&inner);
-            let state = &self.admin_state;
-            inner.run(watch_keys(self.rings.clone(), store, state.clone(), inner.clone())).detach();
-            let limit = ConnectionLimit::new(ADMIN_CONNECTIONS);
+            self.watch_store(store, &sessions, &inner);
+            let (state, limit) = (&self.admin_state, ConnectionLimit::new(ADMIN_CONNECTIONS));
             let admin_settings = settings(&admin_listener, self.listener_roles.admin.clone());
             accept(admin_listener, admin_settings, limit, admin, &inner);
             inner.run(state.clone().record_history(metrics.clone(), inner.clone())).detach();

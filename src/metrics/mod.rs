@@ -4,6 +4,7 @@
 //! request looks no series up by its labels. Series of listeners, upstreams and keys are created with these.
 
 mod active;
+mod clock;
 mod label;
 mod network;
 mod process;
@@ -25,6 +26,7 @@ use prometheus_client::registry::Registry;
 
 use crate::time::Timestamp;
 use active::{Active, Within};
+use clock::ClockOffset;
 use label::{ByLabel, Label as _, Labels};
 use network::Network;
 use process::{Process, ProcessCounts};
@@ -64,6 +66,7 @@ struct Series {
     /// Without series until it is known whether the store is up.
     store_up: Family<Labels, Gauge>,
     memory_store_bytes: Gauge,
+    clock_offset: ClockOffset,
     reloads: ByLabel<ReloadOutcome, Counter>,
     last_reload_successful: Gauge,
     last_reload_success: Gauge,
@@ -132,9 +135,12 @@ impl Metrics {
         registry.register_collector(Box::new(Process));
         let ours = registry.sub_registry_with_prefix("cloakroom");
         ours.register_collector(Box::new(ProcessCounts));
+        let clock_offset = ClockOffset::default();
+        ours.register_collector(Box::new(clock_offset.clone()));
         let mut register = Register(ours);
         register.metric("build", "Version and platform of this program", build_info());
         Self(Arc::new(Series {
+            clock_offset,
             requests: register.by_label(
                 "requests",
                 "Requests on the public listeners, by outcome",
@@ -339,6 +345,11 @@ impl Metrics {
     /// Sets how much memory the records of the memory store take.
     pub(crate) fn memory_store_bytes(&self, bytes: usize) {
         self.0.memory_store_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Sets by how many milliseconds the clock of this machine is ahead of the store's, and returns what was set before.
+    pub(crate) fn set_clock_offset(&self, ahead: i64) -> Option<i64> {
+        self.0.clock_offset.set(ahead)
     }
 
     /// Records that the configuration of the start is in effect.

@@ -364,6 +364,10 @@ impl Store for Observed {
     fn probe(&self, now: Timestamp) -> Answer<'_, ()> {
         self.writes(self.store.probe(now), |()| true)
     }
+
+    fn server_time(&self) -> Answer<'_, Option<Timestamp>> {
+        self.store.server_time()
+    }
 }
 
 #[cfg(test)]

@@ -116,6 +116,11 @@ pub trait Store: Backend {
     /// Succeeds if the store can be written. The entry that it writes is no session and in no list,
     /// and after a crash it is removed within seconds or with the next opening.
     fn probe(&self, now: Timestamp) -> Answer<'_, ()>;
+
+    /// Returns the time by the clock of the store's server; `None` if the store has none, or does not report it.
+    fn server_time(&self) -> Answer<'_, Option<Timestamp>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
 }
 
 /// The session keys of the instances that share a store.

@@ -12,7 +12,7 @@ use super::rates::{Windows, count};
 use super::reload::FailedReload;
 use super::routing::Routing;
 use crate::store::health::{Access, Report};
-use crate::time::Timestamp;
+use crate::time::{CLOCK_TOLERANCE, Timestamp};
 
 /// A known problem.
 #[derive(Debug, PartialEq, Serialize)]
@@ -52,6 +52,7 @@ pub(super) fn find(facts: &Facts<'_>) -> Vec<Finding> {
     facts.upstreams(&mut found);
     facts.cookies(&mut found);
     facts.keys(&mut found);
+    facts.clock(&mut found);
     facts.certificates(&mut found);
     facts.reload(&mut found);
     facts.descriptors(&mut found);
@@ -113,6 +114,18 @@ impl Facts<'_> {
                  first here: it logs out visitors of this one"
             );
             found.push(Finding::new("first_key_is_missing", detail, Some(*since)));
+        }
+    }
+
+    fn clock(&self, found: &mut Vec<Finding>) {
+        let ahead = self.windows.now.sum("clock_offset_seconds");
+        if ahead.abs() > CLOCK_TOLERANCE.as_secs_f64() {
+            let (seconds, side) = (ahead.abs(), if ahead > 0.0 { "ahead of" } else { "behind" });
+            let detail = format!(
+                "the clock of this machine is {seconds:.0} s {side} that of Redis; synchronize both (NTP): sessions \
+                 expire by the clock of this machine"
+            );
+            found.push(Finding::new("clock_differs", detail, None));
         }
     }
 
@@ -272,6 +285,29 @@ mod tests {
                 let start = "the certificate site.pem of the listener 127.0.0.1:443 ";
                 assert!(detail.starts_with(start), "{detail}");
             }
+        }
+    }
+
+    #[test]
+    fn wrong_clock_is_named_with_its_direction() {
+        let scene = Scene::new();
+        for (ahead, expected) in [
+            (5_000, None),
+            (-5_000, None),
+            (5_001, Some("5 s ahead of")),
+            (1_499_000, Some("1499 s ahead of")),
+            (-90_400, Some("90 s behind")),
+        ] {
+            scene.metrics.set_clock_offset(ahead);
+            let details = scene.find().into_iter().map(|found| found.detail);
+            let details: Vec<_> = details.collect();
+            let expected = expected.map(|differs| {
+                format!(
+                    "the clock of this machine is {differs} that of Redis; synchronize both (NTP): sessions expire by \
+                     the clock of this machine"
+                )
+            });
+            assert_eq!(details, expected.into_iter().collect::<Vec<_>>(), "{ahead}");
         }
     }
 

@@ -164,6 +164,10 @@ impl Store for Cached {
     fn probe(&self, now: Timestamp) -> Answer<'_, ()> {
         self.store.probe(now)
     }
+
+    fn server_time(&self) -> Answer<'_, Option<Timestamp>> {
+        self.store.server_time()
+    }
 }
 
 #[cfg(test)]

@@ -511,6 +511,10 @@ impl Store for Redis {
     fn probe(&self, now: Timestamp) -> Answer<'_, ()> {
         Box::pin(self.write_probes(now))
     }
+
+    fn server_time(&self) -> Answer<'_, Option<Timestamp>> {
+        Box::pin(async { Ok(self.time_of_server().await.map(Timestamp::from_millis)) })
+    }
 }
 
 #[cfg(test)]

@@ -54,7 +54,7 @@ impl Deployment {
                 None => SurveyError::of(error),
             });
         }
-        let ahead = store.server_time().await.map(|time| now.as_millis() - time);
+        let ahead = store.time_of_server().await.map(|time| now.as_millis() - time);
         Ok(Survey { evicts: store.eviction().await, ahead })
     }
 }
@@ -126,7 +126,7 @@ impl Redis {
     }
 
     /// Returns the clock of the first node, in milliseconds since the epoch; `None` if it does not report it.
-    async fn server_time(&self) -> Option<i64> {
+    pub(super) async fn time_of_server(&self) -> Option<i64> {
         let times = self.info("server", "server_time_usec:").await?;
         times.first()?.parse::<i64>().ok().map(|microseconds| microseconds / 1000)
     }

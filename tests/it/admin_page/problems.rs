@@ -290,6 +290,22 @@ async fn first_key_that_others_lack_is_shown() {
 }
 
 #[tokio::test]
+async fn clock_that_differs_is_shown() {
+    needs!("redis-server");
+    let server = RedisServer::start(&[]);
+    let upstream = Upstream::start();
+    let cloakroom = Cloakroom::with(&upstream, &store(&server)).await;
+    let operator = Operator::to(cloakroom.admin());
+    assert_eq!(find(&operator, "clock_differs").await, None);
+    cloakroom.advance(Duration::from_mins(25));
+    let (detail, _) = shown(&operator, "clock_differs").await;
+    // The clock of the test stands still in the meantime.
+    assert!(detail.contains(" is 14") && detail.contains(" s ahead of that of Redis"), "{detail}");
+    let (_, metrics) = cloakroom.admin_get("/metrics").await;
+    assert!(metrics.contains("\ncloakroom_clock_offset_seconds 14"), "{metrics}");
+}
+
+#[tokio::test]
 async fn failed_reload_is_shown_until_one_succeeds() {
     let upstream = Upstream::start();
     let admin = "address = \"127.0.0.1:0\"";

@@ -1,0 +1,59 @@
+//! Comparison of the clock of this machine with that of the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use crate::metrics::Metrics;
+use crate::server::Tasks;
+use crate::store::Store;
+use crate::time::{CLOCK_TOLERANCE, Clock};
+
+/// Interval between comparisons.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Longest time that a reply may take, in milliseconds: it was sent at an unknown time within.
+const MAX_ROUND_TRIP: i64 = 1000;
+
+/// Compares the clocks from time to time, until the drain.
+pub(super) async fn watch_clock(
+    store: Arc<dyn Store>,
+    clock: Clock,
+    metrics: Metrics,
+    tasks: Tasks,
+) {
+    loop {
+        tokio::select! {
+            () = tasks.draining() => return,
+            () = sleep(INTERVAL) => {}
+        }
+        if let Some(ahead) = compare(&*store, &clock).await {
+            record(ahead, &metrics);
+        }
+    }
+}
+
+/// Returns by how much the clock of this machine is ahead, in milliseconds; `None` if the store does not report its own.
+async fn compare(store: &dyn Store, clock: &Clock) -> Option<i64> {
+    let asked = clock.now().as_millis();
+    let server = store.server_time().await.ok()??.as_millis();
+    let round_trip = clock.now().as_millis() - asked;
+    (0..=MAX_ROUND_TRIP).contains(&round_trip).then_some(asked + round_trip / 2 - server)
+}
+
+/// Keeps the result of a comparison, and logs a difference when it is found and when it is gone.
+pub(super) fn record(ahead: i64, metrics: &Metrics) {
+    let tolerance = i64::try_from(CLOCK_TOLERANCE.as_millis()).unwrap_or(i64::MAX);
+    let differs = |ahead: i64| ahead.abs() > tolerance;
+    let differed = metrics.set_clock_offset(ahead).is_some_and(differs);
+    match (differed, differs(ahead)) {
+        (false, true) => warn!(
+            seconds_ahead = ahead / 1000,
+            "the clock of this machine differs from that of Redis; synchronize both (NTP): sessions expire by ours"
+        ),
+        (true, false) => info!("the clock of this machine agrees with that of Redis again"),
+        (false, false) | (true, true) => {}
+    }
+}
