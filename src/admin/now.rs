@@ -110,6 +110,25 @@ pub(super) struct Latency {
 /// Events whose rate says that something is going on.
 const RATED: [&str; 5] = ["created", "logged_in", "logged_out", "invalid_cookie", "replayed"];
 
+impl Sources<'_> {
+    fn problems(&self, windows: &Windows, keys: &Keys, now: Timestamp) -> Vec<Finding> {
+        let Sources { state, settings, store, .. } = self;
+        findings::find(&Facts {
+            now,
+            windows,
+            routing: &settings.routing,
+            store: (settings.store, store),
+            failed_reload: state.reload.failure(),
+            keys,
+            descriptors: Descriptors {
+                limit: descriptors::limit(),
+                open: descriptors::open(),
+                connections: settings.connections,
+            },
+        })
+    }
+}
+
 impl Now {
     /// Reads the state.
     pub(super) fn read(sources: &Sources<'_>) -> Self {
@@ -118,18 +137,7 @@ impl Now {
         shared.metrics.count_active_sessions(now);
         let windows = Windows::read(&shared.metrics, &state.history);
         let keys = state.keys.keys(shared);
-        let problems = findings::find(&Facts {
-            now,
-            windows: &windows,
-            routing: &settings.routing,
-            store: (settings.store, store),
-            failed_reload: state.reload.failure(),
-            keys: &keys,
-            descriptors: Descriptors {
-                limit: descriptors::limit(),
-                connections: settings.connections,
-            },
-        });
+        let problems = sources.problems(&windows, &keys, now);
         let samples = &windows.now;
         let [window_seconds, recent_window_seconds] = windows.seconds();
         let mut session_event_rates = windows.rates("session_events_total", "event");

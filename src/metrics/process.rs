@@ -44,8 +44,9 @@ impl Collector for Process {
             let memory = "Resident memory of the process, in bytes";
             expose(encoder, "process_resident_memory_bytes", memory, &ConstGauge::new(bytes))?;
         }
-        if let Some(open) = open_descriptors() {
+        if let Some(open) = descriptors::open() {
             let help = "Open file descriptors of the process";
+            let open = i64::try_from(open).unwrap_or(i64::MAX);
             expose(encoder, "process_open_fds", help, &ConstGauge::new(open))?;
         }
         let limit = i64::try_from(descriptors::limit()).unwrap_or(i64::MAX);
@@ -102,18 +103,6 @@ fn resident_memory() -> Option<i64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kibibytes: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
-}
-
-fn open_descriptors() -> Option<i64> {
-    const DIRECTORY: &str = "/proc/self/fd";
-    // Since Linux 6.2 the size of the directory is the number of its entries; before, it is 0. Listing 100,000 of them
-    // takes tens of milliseconds.
-    let size = fs::metadata(DIRECTORY).ok()?.len();
-    if size > 0 {
-        return i64::try_from(size).ok();
-    }
-    // Without the descriptor that lists them.
-    i64::try_from(fs::read_dir(DIRECTORY).ok()?.count().saturating_sub(1)).ok()
 }
 
 #[cfg(test)]

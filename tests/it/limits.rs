@@ -146,6 +146,9 @@ async fn last_descriptors_are_reserved() {
     let workers: u32 =
         metrics.split(&paused).nth(1).unwrap().lines().next().unwrap().parse().unwrap();
     assert!(workers > 0, "{metrics}");
+    let now = "GET / HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\nConnection: close\r\n\r\n";
+    let now = exchange(serving.admin, now).await;
+    assert!(now.contains(" are open, clients may use 100 of 200; "), "{now}");
     for _ in 0..20 {
         assert!(ask(&mut served).await.starts_with("HTTP/1.1 200"));
         let ready = "GET /ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";

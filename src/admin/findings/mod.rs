@@ -11,6 +11,7 @@ use super::page::Rfc3339;
 use super::rates::{Windows, count};
 use super::reload::FailedReload;
 use super::routing::Routing;
+use crate::net::descriptors;
 use crate::store::health::{Access, Report};
 use crate::time::{CLOCK_TOLERANCE, Timestamp};
 
@@ -35,10 +36,12 @@ pub(super) struct Facts<'a> {
     pub(super) descriptors: Descriptors,
 }
 
-/// File descriptors: those that the process may have, and the connections for which they have to suffice.
+/// File descriptors: those that the process has and may have, and the connections for which they have to suffice.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Descriptors {
     pub(super) limit: u64,
+    /// Those that are open; `None` if the system does not report it.
+    pub(super) open: Option<u64>,
     pub(super) connections: u64,
 }
 
@@ -159,15 +162,19 @@ impl Facts<'_> {
     }
 
     fn descriptors(&self, found: &mut Vec<Finding>) {
+        let Descriptors { limit, open, connections } = self.descriptors;
+        let clients = count(self.windows.now.sum("connections_open"));
         for (listener, paused) in self.windows.now.by("accept_paused", "listener") {
             if paused > 0.0 {
+                let open = open.map_or_else(String::new, |open| format!("{open} are open, "));
                 let detail = format!(
-                    "the listener {listener} accepts no connections: no file descriptors left"
+                    "the listener {listener} accepts no connections, because the file descriptors for clients are used \
+                     up: {open}clients may use {} of {limit}; {clients} connections of clients are open",
+                    descriptors::for_clients(limit)
                 );
                 found.push(Finding::new("accept_paused", detail, None));
             }
         }
-        let Descriptors { limit, connections } = self.descriptors;
         // Each client connection may need another one to an upstream.
         if limit < connections.saturating_mul(2) {
             let detail = format!(
@@ -207,7 +214,7 @@ mod tests {
                 routing: Routing::default(),
                 store: Report { read: Access::NotUsed, write: Access::NotUsed },
                 keys: Keys::default(),
-                descriptors: Descriptors { limit: 2000, connections: 1000 },
+                descriptors: Descriptors { limit: 2000, open: Some(1100), connections: 1000 },
                 failed_reload: None,
             }
         }
@@ -324,7 +331,16 @@ mod tests {
         upstream.set(true);
         scene.failed_reload = None;
         let paused = metrics.listener("127.0.0.1:80").accept_paused();
-        assert_eq!(scene.codes(), ["accept_paused"]);
+        let _open = metrics.listener("127.0.0.1:80").connection_opened();
+        let found = scene.find();
+        let [Finding { problem: "accept_paused", detail, .. }] = found.as_slice() else {
+            panic!("{found:?}")
+        };
+        assert_eq!(
+            detail,
+            "the listener 127.0.0.1:80 accepts no connections, because the file descriptors for clients are used up: \
+             1100 are open, clients may use 1000 of 2000; 1 connections of clients are open"
+        );
         drop(paused);
         scene.descriptors.limit = 1999;
         assert_eq!(scene.codes(), ["descriptor_limit_too_low"]);
