@@ -112,9 +112,10 @@ const RATED: [&str; 5] = ["created", "logged_in", "logged_out", "invalid_cookie"
 
 impl Sources<'_> {
     fn problems(&self, windows: &Windows, keys: &Keys, now: Timestamp) -> Vec<Finding> {
-        let Sources { state, settings, store, .. } = self;
+        let Sources { shared, state, settings, store } = self;
         findings::find(&Facts {
             now,
+            metrics: &shared.metrics,
             windows,
             routing: &settings.routing,
             store: (settings.store, store),

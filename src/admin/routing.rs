@@ -20,6 +20,12 @@ impl Routing {
         }
         equals
     }
+
+    /// Returns whether all upstreams of a route have failed, one of which is this one: then all get requests nevertheless.
+    pub(super) fn gets_requests(&self, failed: &str, has_failed: impl Fn(&str) -> bool) -> bool {
+        let mut routes = self.0.iter().filter(|route| has(route, failed));
+        routes.any(|route| route.iter().all(|upstream| has_failed(upstream)))
+    }
 }
 
 fn has(route: &[String], upstream: &str) -> bool {

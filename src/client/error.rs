@@ -70,6 +70,15 @@ impl Error {
         Self::with(ErrorKind::Response, error)
     }
 
+    /// Returns the message, with the innermost cause.
+    pub(super) fn explain(&self) -> String {
+        let mut cause: &dyn StdError = &*self.cause;
+        while let Some(inner) = cause.source() {
+            cause = inner;
+        }
+        format!("{self}: {cause}")
+    }
+
     pub(crate) fn kind(&self) -> ErrorKind {
         self.kind
     }

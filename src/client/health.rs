@@ -45,7 +45,7 @@ pub(super) async fn watch(health: Weak<Health>, pool: Pool, check: HealthCheck, 
         let Some(health) = health.upgrade() else { return };
         let checked = async {
             let reuse = if health.is_check_failing() { Reuse::Never } else { Reuse::Kept };
-            health.record_check(run(&pool, &check, reuse, &tasks).await);
+            health.record_check(&run(&pool, &check, reuse, &tasks).await);
             // Not held during the pause, so that the checks end once a reload has replaced the
             // upstream.
             drop(health);
@@ -59,10 +59,10 @@ pub(super) async fn watch(health: Weak<Health>, pool: Pool, check: HealthCheck, 
 }
 
 /// Outcome of a health check.
-#[derive(Clone, Copy)]
 enum CheckResult {
     Passed,
-    Failed,
+    /// With the cause.
+    Failed(String),
     /// The limit of concurrent requests was reached, which says nothing about the upstream's health.
     Skipped,
 }
@@ -75,7 +75,11 @@ async fn run(pool: &Pool, check: &HealthCheck, reuse: Reuse, tasks: &Tasks) -> C
     match pool.fetch_outgoing(outgoing, tasks, MAX_RESPONSE_BYTES, check.interval).await {
         Ok(response) if response.status().as_u16() < 400 => CheckResult::Passed,
         Err(error) if error.kind() == ErrorKind::Busy => CheckResult::Skipped,
-        Ok(_) | Err(_) => CheckResult::Failed,
+        Ok(response) => {
+            let status = response.status();
+            CheckResult::Failed(format!("the health check {} has status {status}", check.path))
+        }
+        Err(error) => CheckResult::Failed(error.explain()),
     }
 }
 
@@ -199,16 +203,20 @@ impl Health {
         let millis = u64::try_from(ejection.as_millis()).unwrap_or(u64::MAX);
         self.ejected_until.store(self.now().saturating_add(millis), Ordering::Relaxed);
         self.ejections.store(ejections + 1, Ordering::Relaxed);
+        self.gauge.set_failure(&error.explain());
         self.publish();
         if ejections == 0 {
             warn!(upstream = %self.target, %error, "upstream ejected after repeated failures");
         }
     }
 
-    fn record_check(&self, result: CheckResult) {
+    fn record_check(&self, result: &CheckResult) {
         let is_failing = match result {
             CheckResult::Passed => false,
-            CheckResult::Failed => true,
+            CheckResult::Failed(cause) => {
+                self.gauge.set_failure(cause);
+                true
+            }
             CheckResult::Skipped => return,
         };
         if self.check_failing.swap(is_failing, Ordering::Relaxed) == is_failing {

@@ -33,7 +33,9 @@ use process::{Process, ProcessCounts};
 use register::{GaugeGuard, Register, request_histogram, store_histogram};
 use values::{ReloadOutcome, StatusClass};
 
-pub(crate) use network::{AbortReason, Resumed, TlsVersion, UpstreamHealthGauge, UpstreamOutcome};
+pub(crate) use network::{
+    AbortReason, Resumed, TlsVersion, UpstreamFailure, UpstreamHealthGauge, UpstreamOutcome,
+};
 pub(crate) use network::{ListenerMetrics, UpstreamMetrics};
 pub(crate) use samples::Samples;
 pub use values::Event;
@@ -269,6 +271,11 @@ impl Metrics {
     /// Returns the metrics of an upstream, by its URL.
     pub(crate) fn upstream(&self, url: &str) -> UpstreamMetrics {
         self.0.network.upstream(url)
+    }
+
+    /// Returns why an upstream gets no requests from a route, by its URL; `None` if all routes send it requests.
+    pub(crate) fn upstream_failure(&self, url: &str) -> Option<UpstreamFailure> {
+        self.0.network.upstream_failure(url)
     }
 
     /// Counts a response of the session API.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -97,10 +97,21 @@ struct UpstreamHealths {
 }
 
 /// The number of routes with an upstream, and of those that send it requests.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Routes {
     all: usize,
     healthy: usize,
+    /// The last failure, while a route sends it no requests.
+    failure: Option<UpstreamFailure>,
+}
+
+/// Why an upstream gets no requests.
+#[derive(Clone, Debug)]
+pub(crate) struct UpstreamFailure {
+    /// The time since which a route sends it none.
+    pub(crate) since: Instant,
+    /// The cause of its last failure.
+    pub(crate) cause: String,
 }
 
 impl Network {
@@ -202,6 +213,12 @@ impl Network {
             accept_paused: self.accept_paused.get_or_create_owned(&vec![listener()]),
             stalled_streams: self.stalled_streams.clone(),
         }
+    }
+
+    /// Returns why an upstream gets no requests from a route; `None` if all send it requests.
+    pub(super) fn upstream_failure(&self, url: &str) -> Option<UpstreamFailure> {
+        let routes = self.upstream_health.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        routes.get(url).and_then(|routes| routes.failure.clone())
     }
 
     pub(super) fn upstream(&self, url: &str) -> UpstreamMetrics {
@@ -316,7 +333,10 @@ impl UpstreamMetrics {
             healthy: AtomicBool::new(true),
             health: Arc::clone(&self.health),
         };
-        gauge.update(|routes| Routes { all: routes.all + 1, healthy: routes.healthy + 1 });
+        gauge.update(|routes| {
+            routes.all += 1;
+            routes.healthy += 1;
+        });
         gauge
     }
 }
@@ -341,21 +361,32 @@ impl UpstreamHealthGauge {
     pub(crate) fn set(&self, healthy: bool) {
         if self.healthy.swap(healthy, Ordering::Relaxed) != healthy {
             self.update(|routes| {
-                let count = routes.healthy;
-                let count = if healthy { count + 1 } else { count.saturating_sub(1) };
-                Routes { healthy: count, ..routes }
+                if healthy {
+                    routes.healthy += 1;
+                    routes.failure = None;
+                } else {
+                    routes.healthy = routes.healthy.saturating_sub(1);
+                }
             });
         }
     }
 
+    /// Keeps the cause for which the route sends the upstream no requests.
+    pub(crate) fn set_failure(&self, cause: &str) {
+        self.update(|routes| {
+            let since = routes.failure.take().map_or_else(Instant::now, |failure| failure.since);
+            routes.failure = Some(UpstreamFailure { since, cause: cause.to_owned() });
+        });
+    }
+
     /// Updates the gauge, which is of all routes together: several may share an upstream, and after a reload the previous
     /// routes may still finish their requests.
-    fn update(&self, change: impl Fn(Routes) -> Routes) {
+    fn update(&self, change: impl FnOnce(&mut Routes)) {
         let UpstreamHealths { gauge, routes } = &*self.health;
         let labels = vec![("upstream", String::from(&*self.url))];
         let mut by_upstream = routes.lock().unwrap_or_else(PoisonError::into_inner);
         let routes = by_upstream.entry(String::from(&*self.url)).or_default();
-        *routes = change(*routes);
+        change(routes);
         if routes.all == 0 {
             by_upstream.remove(&*self.url);
             gauge.remove(&labels);
@@ -368,9 +399,9 @@ impl UpstreamHealthGauge {
 impl Drop for UpstreamHealthGauge {
     fn drop(&mut self) {
         let healthy = usize::from(self.healthy.load(Ordering::Relaxed));
-        self.update(|routes| Routes {
-            all: routes.all.saturating_sub(1),
-            healthy: routes.healthy.saturating_sub(healthy),
+        self.update(|routes| {
+            routes.all = routes.all.saturating_sub(1);
+            routes.healthy = routes.healthy.saturating_sub(healthy);
         });
     }
 }
@@ -394,9 +425,17 @@ mod tests {
         one.set(false);
         one.set(false);
         expect(Some(1));
+        other.set_failure("refused");
         other.set(false);
         expect(Some(0));
+        let failure = |metrics: &Metrics| metrics.upstream_failure("http://app");
+        let first = failure(&metrics).expect("a failure");
+        one.set_failure("timed out");
+        let last = failure(&metrics).expect("a failure");
+        assert_eq!((first.cause.as_str(), last.cause.as_str()), ("refused", "timed out"));
+        assert_eq!(first.since, last.since);
         other.set(true);
+        assert!(failure(&metrics).is_none());
         drop(other);
         expect(Some(0));
         drop(one);

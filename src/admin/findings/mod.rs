@@ -11,6 +11,7 @@ use super::page::Rfc3339;
 use super::rates::{Windows, count};
 use super::reload::FailedReload;
 use super::routing::Routing;
+use crate::metrics::Metrics;
 use crate::net::descriptors;
 use crate::store::health::{Access, Report};
 use crate::time::{CLOCK_TOLERANCE, Timestamp};
@@ -27,6 +28,7 @@ pub(super) struct Finding {
 /// What problems are found in.
 pub(super) struct Facts<'a> {
     pub(super) now: Timestamp,
+    pub(super) metrics: &'a Metrics,
     pub(super) windows: &'a Windows,
     pub(super) routing: &'a Routing,
     /// The kind of the store, and what its last calls say.
@@ -190,7 +192,7 @@ impl Facts<'_> {
 mod tests {
     use super::super::history::History;
     use super::*;
-    use crate::metrics::{CertificateExpiry, Event, Metrics};
+    use crate::metrics::{CertificateExpiry, Event};
 
     const NOW: i64 = 2_000_000_000;
     const DAY: i64 = 86_400;
@@ -222,6 +224,7 @@ mod tests {
         pub(super) fn find(&self) -> Vec<Finding> {
             find(&Facts {
                 now: Timestamp::from_millis(NOW * 1000),
+                metrics: &self.metrics,
                 windows: &Windows::read(&self.metrics, &self.history),
                 routing: &self.routing,
                 store: ("Redis", &self.store),

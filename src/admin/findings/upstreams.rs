@@ -28,11 +28,11 @@ struct Recent<'a> {
 impl Facts<'_> {
     pub(super) fn upstreams(&self, found: &mut Vec<Finding>) {
         let mut responding = Vec::new();
-        for (url, healthy) in self.windows.now.by("upstream_healthy", "upstream") {
-            if healthy <= 0.0 {
-                let detail =
-                    format!("the upstream {url} has failed and gets no requests from any route");
-                found.push(Finding::new("upstream_ejected", detail, None));
+        let healths = self.windows.now.by("upstream_healthy", "upstream");
+        let has_failed = |url: &str| healths.contains(&(url, 0.0));
+        for (url, _) in &healths {
+            if has_failed(url) {
+                found.push(self.ejected(url, has_failed));
                 continue;
             }
             let windows = self.windows.only("upstream", url);
@@ -48,6 +48,20 @@ impl Facts<'_> {
             }
         }
         self.slow_upstreams(&responding, found);
+    }
+
+    fn ejected(&self, url: &str, has_failed: impl Fn(&str) -> bool) -> Finding {
+        let requests = if self.routing.gets_requests(url, has_failed) {
+            "still gets requests, because all upstreams of a route have failed"
+        } else {
+            "gets no requests from any route"
+        };
+        let failure = self.metrics.upstream_failure(url);
+        let cause =
+            failure.as_ref().map_or_else(String::new, |failure| format!(" ({})", failure.cause));
+        let since = failure.map(|failure| self.now - failure.since.elapsed());
+        let detail = format!("the upstream {url} has failed{cause} and {requests}");
+        Finding::new("upstream_ejected", detail, since)
     }
 
     /// Finds upstreams that are much slower than another one of the same routes. If all are slow, as those of long polls
@@ -116,6 +130,31 @@ mod tests {
             panic!("{found:?}")
         };
         assert_eq!(detail, "the upstream http://app failed 3 of the last 5 requests");
+    }
+
+    #[test]
+    fn ejected_upstreams_are_named_with_their_cause() {
+        let mut scene = Scene::new();
+        let route = |upstreams: &[&str]| upstreams.iter().copied().map(str::to_owned).collect();
+        scene.routing = Routing::new(vec![route(&["http://a", "http://b"]), route(&["http://c"])]);
+        let healths =
+            ["http://a", "http://b", "http://c"].map(|url| scene.metrics.upstream(url).health());
+        let [a, b, _] = &healths;
+        a.set_failure("refused");
+        a.set(false);
+        let details = |scene: &Scene| -> Vec<String> {
+            let found = scene.find();
+            assert!(found.iter().all(|found| found.problem == "upstream_ejected"), "{found:?}");
+            found.into_iter().map(|found| found.detail).collect()
+        };
+        let ejected =
+            "the upstream http://a has failed (refused) and gets no requests from any route";
+        assert_eq!(details(&scene), [ejected]);
+        assert!(scene.find().iter().all(|found| found.since.is_some()));
+        b.set(false);
+        let all = "and still gets requests, because all upstreams of a route have failed";
+        let expected = ["http://a has failed (refused)", "http://b has failed"];
+        assert_eq!(details(&scene), expected.map(|failed| format!("the upstream {failed} {all}")));
     }
 
     /// Requests to one upstream: how many, how long each took, and their outcome.

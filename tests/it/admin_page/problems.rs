@@ -175,11 +175,25 @@ async fn ejected_upstream_is_shown() {
         assert!(since.elapsed() < PATIENCE, "it is ejected");
         browser.navigate("/", &Script::new()).await;
     }
-    let (detail, _) = shown(&operator, "upstream_ejected").await;
-    assert!(detail.contains("http://127.0.0.1:1 "), "{detail}");
+    let (detail, since) = shown(&operator, "upstream_ejected").await;
+    assert!(detail.starts_with("the upstream http://127.0.0.1:1 has failed ("), "{detail}");
+    assert!(detail.contains("Connection refused") && since.is_some(), "{detail}");
+    assert!(detail.ends_with(" and gets no requests from any route"), "{detail}");
     let upstream = &operator.json("/").await["upstreams"][down];
     let failures = upstream["failures"]["total"].as_u64();
     assert!(upstream["state"] == "ejected" && failures > Some(0), "{upstream}");
+}
+
+#[tokio::test]
+async fn ejected_upstreams_that_still_get_requests_are_shown() {
+    let upstream = Upstream::start();
+    let route = "[[route]]\nupstream = [\"http://127.0.0.1:1\", \"http://127.0.0.1:2\"]\n";
+    let cloakroom = Cloakroom::with(&upstream, route).await;
+    let operator = Operator::to(cloakroom.admin());
+    assert_eq!(Browser::new(&cloakroom).navigate("/", &Script::new()).await.status, 502);
+    let (detail, _) = shown(&operator, "upstream_ejected").await;
+    let requests = " and still gets requests, because all upstreams of a route have failed";
+    assert!(detail.ends_with(requests), "{detail}");
 }
 
 /// A single upstream is never ejected.
