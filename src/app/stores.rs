@@ -170,7 +170,7 @@ fn preflight(
         }
         Err(SurveyError::Away(error)) => {
             let error = &error as &dyn std::error::Error;
-            warn!(error, "Redis is unreachable at startup; will retry on first use");
+            warn!(error, "Redis cannot be used at startup; will retry on first use");
         }
         Err(denied @ SurveyError::Denied(_)) => return Err(denied.into()),
     }

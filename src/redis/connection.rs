@@ -356,8 +356,9 @@ impl Connection {
 
     fn set_live(&self, live: Live) {
         let was = self.state.send_replace(State::Live(Arc::new(live)));
+        // A server that refused a write, and whose access list refuses `ROLE`: no attempt has failed and logged it.
         if let State::Unusable(replica) = was
-            && replica.is_replica()
+            && matches!(*replica, Unusable::Replica { primary: None, .. })
         {
             self.notices.unusable(&self.locator, &replica);
         }

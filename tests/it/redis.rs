@@ -169,9 +169,33 @@ async fn demoted_server_is_logged_with_its_primary() {
     })
     .await;
     server.command(&["REPLICAOF", "NO", "ONE"]).done();
-    eventually(async || status().await == 200 && logged("Redis reconnected") > 0).await;
-    let lines = ["is a read-only replica", "Redis unreachable"];
-    assert_eq!(lines.map(logged), [1, 0], "{}", instance.program.log());
+    // Until each worker has reconnected.
+    let served = std::cell::Cell::new(0);
+    eventually(async || {
+        served.set(if status().await == 200 { served.get() + 1 } else { 0 });
+        served.get() >= 40
+    })
+    .await;
+    let lines = ["is a read-only replica", "Redis unreachable", "Redis reconnected"];
+    assert_eq!(lines.map(logged), [1, 0, 1], "{}", instance.program.log());
+}
+
+#[tokio::test]
+async fn replica_at_the_start_is_named() {
+    needs!("redis-server");
+    let primary = RedisServer::start(&[]);
+    let server = RedisServer::replica_of(&primary);
+    let upstream = Upstream::start();
+    let instance = Instance::start(&upstream, &format!("url = \"{}\"\n", server.url())).await;
+    let log = instance.program.log();
+    let line = log.lines().find(|line| line.contains("Redis cannot be used at startup"));
+    let replica = format!(
+        "Redis server {} is a read-only replica of {}",
+        server.address(),
+        primary.address()
+    );
+    assert!(line.is_some_and(|line| line.contains(&replica)), "{log}");
+    assert!(!log.contains("unreachable"), "{log}");
 }
 
 /// Polls until `holds` returns true.
