@@ -34,6 +34,7 @@ pub(super) struct Point {
     pub(super) failures_per_second: f64,
     /// In seconds; `None` without requests.
     pub(super) upstream_p99: Option<f64>,
+    pub(super) log_ins_per_second: f64,
 }
 
 /// The interval between samples.
@@ -54,12 +55,20 @@ pub(super) enum Window {
     TenSeconds,
 }
 
+/// Counts log-ins of principals.
+pub(super) fn log_ins(samples: &Samples) -> f64 {
+    samples.of("session_events_total", "event", "logged_in")
+}
+
 /// The outcomes of requests that an operator has to look at.
 const FAILURES: [&str; 3] = ["upstream_error", "store_error", "internal_error"];
 
 impl History {
     /// The number of points: an hour.
     pub(super) const POINTS: usize = 60;
+
+    /// The minutes after which it is known what is usual: after a start, many log in at once.
+    const USUAL: usize = 10;
 
     pub(super) fn new(metrics: &Metrics) -> Self {
         let start = Arc::new(metrics.samples());
@@ -119,6 +128,14 @@ impl History {
         self.ring().cookies_invalid.map(|since| since.elapsed())
     }
 
+    /// Returns the median rate of log-ins in the minutes of the last hour; `None` after fewer than [`Self::USUAL`].
+    pub(super) fn usual_log_ins(&self) -> Option<f64> {
+        let mut rates: Vec<f64> =
+            self.ring().points.iter().map(|point| point.log_ins_per_second).collect();
+        rates.sort_by(f64::total_cmp);
+        rates.get(rates.len() / 2).copied().filter(|_| rates.len() >= Self::USUAL)
+    }
+
     /// Returns the minutes, oldest first.
     pub(super) fn points(&self) -> Vec<Point> {
         self.ring().points.iter().copied().collect()
@@ -152,6 +169,7 @@ impl Point {
             requests_per_second: rate(&|samples| samples.sum("requests_total")),
             failures_per_second: rate(&failures),
             upstream_p99: later.quantile_since(earlier, "upstream_request_duration_seconds", 0.99),
+            log_ins_per_second: rate(&log_ins),
         }
     }
 }
@@ -190,6 +208,7 @@ mod tests {
             if number % IN_A_MINUTE == 0 {
                 metrics.request(Outcome::Forwarded, 200, Duration::ZERO);
                 metrics.request(Outcome::StoreError, 503, Duration::ZERO);
+                metrics.events(Event::LoggedIn, 3);
             }
             history.push(metrics.samples());
         }
@@ -197,9 +216,27 @@ mod tests {
         assert_eq!(points.len(), History::POINTS);
         assert_eq!(history.ring().samples.len(), SAMPLES);
         // The samples are less than a second apart, which counts as one.
-        let expected =
-            Point { requests_per_second: 2.0, failures_per_second: 1.0, upstream_p99: None };
+        let expected = Point {
+            requests_per_second: 2.0,
+            failures_per_second: 1.0,
+            upstream_p99: None,
+            log_ins_per_second: 3.0,
+        };
         assert!(points.iter().all(|point| *point == expected), "{points:?}");
+    }
+
+    #[test]
+    fn usual_log_ins_are_known_after_some_minutes() {
+        let metrics = Metrics::new();
+        let history = History::new(&metrics);
+        for minute in 1..=60 {
+            assert_eq!(history.usual_log_ins().is_some(), minute > History::USUAL, "{minute}");
+            // A storm in fewer than half of the minutes is not usual.
+            metrics.events(Event::LoggedIn, if minute > 31 { 1000 } else { 2 });
+            (0..IN_A_MINUTE).for_each(|_| history.push(metrics.samples()));
+        }
+        // The samples are less than a second apart, which counts as one.
+        assert_eq!(history.usual_log_ins().map(|rate| rate.to_string()).as_deref(), Some("2"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -118,6 +118,7 @@ impl Sources<'_> {
             metrics: &shared.metrics,
             windows,
             routing: &settings.routing,
+            usual_log_ins: state.history.usual_log_ins(),
             store: (settings.store, store),
             failed_reload: state.reload.failure(),
             keys,

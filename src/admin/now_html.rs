@@ -229,6 +229,11 @@ impl Now {
                 values: values(|point| point.upstream_p99),
                 show: milliseconds,
             },
+            Graph {
+                title: "Log-ins per second",
+                values: values(|point| Some(point.log_ins_per_second)),
+                show: |rate| format!("{rate:.1}"),
+            },
         ];
         let graphs = graphs.map(|graph| graph.html()).concat();
         format!("<section><h2>The last hour</h2><div class=graphs>{graphs}</div></section>\n")

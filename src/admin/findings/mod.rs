@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::history::log_ins;
 use super::keys::Keys;
 use super::page::Rfc3339;
-use super::rates::{Windows, count};
+use super::rates::{Rate, Windows, count};
 use super::reload::FailedReload;
 use super::routing::Routing;
 use crate::metrics::Metrics;
@@ -31,6 +32,8 @@ pub(super) struct Facts<'a> {
     pub(super) metrics: &'a Metrics,
     pub(super) windows: &'a Windows,
     pub(super) routing: &'a Routing,
+    /// The usual rate of log-ins, if it is known.
+    pub(super) usual_log_ins: Option<f64>,
     /// The kind of the store, and what its last calls say.
     pub(super) store: (&'static str, &'a Report),
     pub(super) failed_reload: Option<FailedReload>,
@@ -50,12 +53,19 @@ pub(super) struct Descriptors {
 /// An operator has to have the time to replace a certificate.
 const EXPIRES_SOON: Duration = Duration::from_hours(14 * 24);
 
+/// Fewer log-ins per second are no storm.
+const STORM_FROM: f64 = 5.0;
+
+/// How many times as many log-ins as usual are a storm.
+const STORM_FACTOR: f64 = 10.0;
+
 /// Returns the known problems, the most severe kinds first.
 pub(super) fn find(facts: &Facts<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
     facts.store(&mut found);
     facts.upstreams(&mut found);
     facts.cookies(&mut found);
+    facts.log_ins(&mut found);
     facts.keys(&mut found);
     facts.clock(&mut found);
     facts.certificates(&mut found);
@@ -102,6 +112,19 @@ impl Facts<'_> {
         // Not known before the next sample.
         let since = self.windows.cookies_invalid_for.map(|lasts| self.now - lasts);
         found.push(Finding::new("invalid_cookies", detail, since));
+    }
+
+    fn log_ins(&self, found: &mut Vec<Finding>) {
+        let Some(usual) = self.usual_log_ins else { return };
+        let Rate { per_second, recent_per_second, .. } = self.windows.rate(log_ins);
+        let least = STORM_FROM.max(usual * STORM_FACTOR);
+        if per_second > least && recent_per_second > least {
+            let detail = format!(
+                "{recent_per_second:.0} log-ins per second in the last seconds, against {usual:.1} in the median \
+                 minute of the last hour; the audit trail has their addresses and principals"
+            );
+            found.push(Finding::new("log_in_storm", detail, None));
+        }
     }
 
     fn keys(&self, found: &mut Vec<Finding>) {
@@ -200,6 +223,7 @@ mod tests {
     pub(super) struct Scene {
         pub(super) metrics: Metrics,
         pub(super) routing: Routing,
+        usual_log_ins: Option<f64>,
         history: History,
         store: Report,
         keys: Keys,
@@ -214,6 +238,7 @@ mod tests {
                 history: History::new(&metrics),
                 metrics,
                 routing: Routing::default(),
+                usual_log_ins: None,
                 store: Report { read: Access::NotUsed, write: Access::NotUsed },
                 keys: Keys::default(),
                 descriptors: Descriptors { limit: 2000, open: Some(1100), connections: 1000 },
@@ -227,6 +252,7 @@ mod tests {
                 metrics: &self.metrics,
                 windows: &Windows::read(&self.metrics, &self.history),
                 routing: &self.routing,
+                usual_log_ins: self.usual_log_ins,
                 store: ("Redis", &self.store),
                 failed_reload: self.failed_reload.clone(),
                 keys: &self.keys,
@@ -273,6 +299,26 @@ mod tests {
         let found = scene.find();
         let [Finding { detail, .. }] = found.as_slice() else { panic!("{found:?}") };
         assert!(detail.starts_with("6 of 11 ") && detail.ends_with(" 0123456789abcdef"));
+    }
+
+    #[test]
+    fn many_more_log_ins_than_usual_are_named() {
+        let mut scene = Scene::new();
+        // The windows are shorter than a second, which counts as one.
+        scene.metrics.events(Event::LoggedIn, 21);
+        for (usual, is_storm) in [(None, false), (Some(2.2), false), (Some(2.0), true)] {
+            scene.usual_log_ins = usual;
+            assert_eq!(scene.codes() == ["log_in_storm"], is_storm, "{usual:?}");
+        }
+        let [Finding { detail, .. }] = &scene.find()[..] else { panic!("{:?}", scene.find()) };
+        let start = "21 log-ins per second in the last seconds, against 2.0 in the median minute of the last hour";
+        assert!(detail.starts_with(start), "{detail}");
+        let mut scene = Scene::new();
+        scene.usual_log_ins = Some(0.0);
+        scene.metrics.events(Event::LoggedIn, 5);
+        assert_eq!(scene.find(), [], "few");
+        scene.metrics.event(Event::LoggedIn);
+        assert_eq!(scene.codes(), ["log_in_storm"]);
     }
 
     #[test]
