@@ -28,7 +28,8 @@ struct Recent<'a> {
 impl Facts<'_> {
     pub(super) fn upstreams(&self, found: &mut Vec<Finding>) {
         let mut responding = Vec::new();
-        let healths = self.windows.now.by("upstream_healthy", "upstream");
+        let mut healths = self.windows.now.by("upstream_healthy", "upstream");
+        healths.sort_by_key(|(url, _)| *url);
         let has_failed = |url: &str| healths.contains(&(url, 0.0));
         for (url, _) in &healths {
             if has_failed(url) {
