@@ -262,6 +262,7 @@ mod tests {
         health.record_failure(&response);
         assert!(health.is_available(), "the count starts again");
     }
+
     #[tokio::test(start_paused = true)]
     async fn kept_connections_show_no_recovery() {
         let target: Target = "http://127.0.0.1:1".parse().expect("a target");
