@@ -166,12 +166,7 @@ impl Pool {
         tasks: &Tasks,
     ) -> Result<Response<Body>, Error> {
         let protocol = outgoing.protocol(self.0.config.protocol);
-        let reuse = outgoing.reuse();
-        let kept = || match reuse {
-            Reuse::Kept => self.0.kept.take(protocol),
-            Reuse::Never => None,
-        };
-        while let Some(connection) = kept() {
+        while let Some(connection) = self.take_kept(protocol, outgoing.reuse()) {
             let sent = pin!(self.attempt(connection, outgoing, Retry::OnNewConnection)).await;
             match sent {
                 Ok(response) => return Ok(response),
@@ -196,6 +191,13 @@ impl Pool {
                 outgoing.clear();
                 Err(error)
             }
+        }
+    }
+
+    fn take_kept(&self, protocol: UpstreamProtocol, reuse: Reuse) -> Option<Connection> {
+        match reuse {
+            Reuse::Kept => self.0.kept.take(protocol),
+            Reuse::Never => None,
         }
     }
 

@@ -69,7 +69,9 @@ impl<'a> Calls<'a> {
 
     /// Returns the live entry under `id` as the backend has it.
     pub(super) async fn load(self, id: Id, want: Want<'_>) -> Result<Option<Entry>, StoreError> {
-        let entry = pin!(self.load_any(id, want)).await?;
+        let load = self.shared.timed(StoreOperation::Load, self.backend.load(id, want));
+        let entry = pin!(load).await;
+        let entry = self.readable(id, entry)?.flatten();
         let now = self.shared.clock.now();
         Ok(entry.filter(|entry| match entry {
             Entry::Live(record) => self.shared.policy.is_alive(&record.meta, now),
@@ -88,7 +90,9 @@ impl<'a> Calls<'a> {
 
     /// Returns the session under `id` as the backend has it, even if it has expired.
     pub(super) async fn load_stored(self, id: Id) -> Result<Option<Stored>, StoreError> {
-        let record = pin!(self.load_any(id, Want::Meta)).await?.and_then(Entry::into_live);
+        let load = self.shared.timed(StoreOperation::Load, self.backend.load(id, Want::Meta));
+        let entry = load.await;
+        let record = self.readable(id, entry)?.flatten().and_then(Entry::into_live);
         let Shared { policy, clock, .. } = self.shared;
         Ok(record.map(|Record { meta, .. }| {
             if policy.is_alive(&meta, clock.now()) {
@@ -97,13 +101,6 @@ impl<'a> Calls<'a> {
                 Stored::Expired(policy.expired(&meta))
             }
         }))
-    }
-
-    /// Returns the entry under `id` as the backend has it, in any state.
-    async fn load_any(self, id: Id, want: Want<'_>) -> Result<Option<Entry>, StoreError> {
-        let load = self.shared.timed(StoreOperation::Load, self.backend.load(id, want));
-        let entry = pin!(load).await;
-        Ok(self.readable(id, entry)?.flatten())
     }
 
     pub(super) async fn create(self, id: Id, record: &Record) -> Result<Created, StoreError> {

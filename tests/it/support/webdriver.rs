@@ -40,6 +40,16 @@ pub struct Window<'a> {
 
 impl Driver {
     pub async fn start() -> Self {
+        // It exits if the port that it has drawn is taken by then.
+        for _ in 0..5 {
+            if let Some(driver) = Self::try_start().await {
+                return driver;
+            }
+        }
+        panic!("chromedriver exited at start");
+    }
+
+    async fn try_start() -> Option<Self> {
         let mut process = Command::new("chromedriver")
             .arg("--port=0")
             .stdin(Stdio::null())
@@ -50,11 +60,11 @@ impl Driver {
             .expect("chromedriver starts; on Debian: apt-get install chromium chromium-driver");
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let port = tokio::time::timeout(PATIENCE, port(&mut lines));
-        let port = port.await.expect("chromedriver prints its port");
+        let port = port.await.expect("chromedriver prints its port or exits")?;
         let target = format!("http://127.0.0.1:{port}").parse().unwrap();
-        let pool = Pool::new(target, Config::default());
+        let (pool, tasks) = (Pool::new(target, Config::default()), Tasks::new());
         let profiles = Mutex::default();
-        Self { port, pool, tasks: Tasks::new(), _process: process, _lines: lines, profiles }
+        Some(Self { port, pool, tasks, _process: process, _lines: lines, profiles })
     }
 
     async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, String> {
@@ -117,14 +127,14 @@ impl Driver {
     }
 }
 
-/// Reads the port that chromedriver has chosen.
-async fn port(lines: &mut Lines<BufReader<ChildStdout>>) -> u16 {
+/// Reads the port that chromedriver has chosen; `None` if it has exited.
+async fn port(lines: &mut Lines<BufReader<ChildStdout>>) -> Option<u16> {
     while let Some(line) = lines.next_line().await.unwrap() {
         if let Some((_, rest)) = line.split_once("started successfully on port ") {
-            return rest.trim_end_matches('.').parse().unwrap();
+            return Some(rest.trim_end_matches('.').parse().unwrap());
         }
     }
-    panic!("chromedriver exited at start");
+    None
 }
 
 impl Drop for Driver {
