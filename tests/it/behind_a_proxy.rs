@@ -89,7 +89,7 @@ async fn session_counts(front: &Front) {
     }
 }
 
-/// Headers by which clients try to be somebody else. Each has one of the texts in [`FORGED`].
+/// Headers by which clients forge their address or host. Each has one of the texts in [`FORGED`].
 const FORGERIES: [&str; 15] = [
     "X-Forwarded-For: 203.0.113.7",
     "X-Forwarded-Proto: http203.0.113.7",
