@@ -5,14 +5,16 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::guide::{Guide, put, run};
-use crate::support::{Browser, Program, RedisServer, Script, Upstream, curl, needs, until};
+use crate::support::{
+    Browser, PATIENCE, Program, RedisServer, Script, Upstream, curl, needs, until,
+};
 
 const PAGE: &str = "backup.md";
 
@@ -68,7 +70,9 @@ impl World {
         self.redis.as_ref().unwrap().restart();
         let ready =
             format!("http://{}/ready?store", self.program.as_ref().unwrap().serving().await.admin);
+        let deadline = Instant::now() + PATIENCE;
         while curl([&ready]).await.status != 200 {
+            assert!(Instant::now() < deadline, "Redis is not ready");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
