@@ -133,10 +133,12 @@ pub fn at_terminal(command: &Command) -> Command {
         .chain(command.get_args())
         .map(|word| format!("'{}'", word.to_str().unwrap()))
         .collect();
+    // In place of the shell: a shell that waits dies of Ctrl+C, whatever the program makes of it.
+    let line = format!("exec {}", words.join(" "));
     let mut script = Command::new("script");
-    script.args(["--quiet", "--return", "--command", &words.join(" "), "/dev/null"]);
+    script.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
     let variables = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
-    script.envs(variables).env("TERM", "xterm");
+    script.envs(variables).env("TERM", "xterm").env("SHELL", "/bin/sh");
     script
 }
 
