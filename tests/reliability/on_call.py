@@ -4,8 +4,8 @@
     on_call.py --binary PATH [--fault NAME] DIRECTORY
 
 The fault is drawn by lot and happens after 20 seconds. DIRECTORY/scene.json says what may be looked at: the admin
-listeners, the public ones and the logs. DIRECTORY/answer names the fault; do not look before the diagnosis is made. The
-scene ends with SIGTERM, or after 15 minutes.
+listeners, the public ones and the logs. DIRECTORY/answer names the fault, and the instance or server that has it; do not
+look before the diagnosis is made. The scene ends with SIGTERM, or after 15 minutes.
 """
 
 import argparse
@@ -175,6 +175,16 @@ header_exchange = true
         self.ports.append({"public": public, "tls": secure, "admin": admin})
         return file, public
 
+    def place(self, fault, struck):
+        """Returns what has the fault: an instance, an upstream or a server."""
+        if fault in ("descriptors", "certificate_expired", "wrong_key", "clock_off"):
+            return f"instance {struck}"
+        if fault == "upstream_slow":
+            return self.sites[struck - 1].url
+        if fault.startswith("store"):
+            return f"Redis at 127.0.0.1:{self.redis_port}"
+        return "both instances" if fault == "log_in_storm" else "both upstreams"
+
     def start(self, stack, number, file, port, wrapper=(), **options):
         log = self.directory / f"instance{number}.log"
         environment = {**os.environ, "STATE_DIRECTORY": str(self.directory / f"state{number}")}
@@ -209,23 +219,24 @@ def main():
     options.directory.mkdir(parents=True, exist_ok=True)
     directory = options.directory.resolve()
     fault = options.fault or random.choice(FAULTS)
-    (directory / "answer").write_text(fault + "\n")
+    struck = random.choice((1, 2))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     scene = Scene(options.binary.resolve(), directory)
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(scene.start_redis(scene.redis_port))
         publics = []
         for number in (1, 2):
-            certificate = scene.certificate("short", -1) if fault == "certificate_expired" and number == 1 else None
-            key = OTHER_KEY if fault == "wrong_key" and number == 2 else KEY
+            certificate = scene.certificate("short", -1) if fault == "certificate_expired" and number == struck else None
+            key = OTHER_KEY if fault == "wrong_key" and number == struck else KEY
             file, public = scene.configure(number, key, certificate)
             wrapper, environment = (), {}
-            if number == 2 and fault == "clock_off":
+            if number == struck and fault == "clock_off":
                 wrapper = ("faketime", "-f", "+25m")
-            if number == 1 and fault == "descriptors":
+            if number == struck and fault == "descriptors":
                 wrapper = ("sh", "-c", "ulimit -n 200; exec \"$@\"", "sh")
             scene.start(stack, number, file, public, wrapper)
             publics.append(public)
+        (directory / "answer").write_text(f"{fault}: {scene.place(fault, struck)}\n")
         visitors = Visitors(publics)
         stack.callback(visitors.stop)
         (directory / "scene.json").write_text(json.dumps({
@@ -245,7 +256,7 @@ def main():
                 site.shutdown()
                 site.server_close()
         elif fault == "upstream_slow":
-            scene.sites[0].delay = 3.0
+            scene.sites[struck - 1].delay = 3.0
         elif fault == "store_unreachable":
             redis.send_signal(signal.SIGSTOP)
             stack.callback(redis.send_signal, signal.SIGCONT)
@@ -255,7 +266,7 @@ def main():
             stack.enter_context(scene.start_redis(scene.replica_port))
             scene.redis("REPLICAOF", "127.0.0.1", str(scene.replica_port))
         elif fault == "descriptors":
-            hold_descriptors(publics[0], until)
+            hold_descriptors(publics[struck - 1], until)
         elif fault == "log_in_storm":
             visitors.storm = 10
         time.sleep(max(0, until - time.monotonic()))
