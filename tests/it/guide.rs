@@ -1,9 +1,11 @@
 //! The snippets of a guide, which tests run with ports and paths of their own.
 
 use std::path::Path;
-use std::process::Command;
+
+use tokio::process::Command;
 
 use crate::docs::blocks;
+use crate::support::PATIENCE;
 
 /// A page of `docs/guides/operate`.
 pub(crate) struct Guide {
@@ -48,10 +50,12 @@ impl Guide {
     }
 }
 
-/// Runs a command of a guide, whose `sudo` does nothing. Panics with its output if it fails.
-pub(crate) fn run(line: &str) {
+/// Runs a command of a guide, whose `sudo` does nothing. Panics with its output if it fails, and if it does not end.
+pub(crate) async fn run(line: &str) {
     let script = format!("set -euo pipefail\nsudo() {{ \"$@\"; }}\n{line}\n");
-    let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+    let output = Command::new("bash").args(["-c", &script]).kill_on_drop(true).output();
+    let output = tokio::time::timeout(PATIENCE, output).await;
+    let output = output.unwrap_or_else(|_| panic!("{line}: does not end")).unwrap();
     let printed = [output.stdout, output.stderr].concat();
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&printed));
 }
