@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::page::{Encoded, Tab, Time, View, Viewer, table};
 use super::problem::{self, PageResult};
-use crate::audit::{Audit, Entry, Filter, Line, Numbered};
+use crate::audit::{Audit, Counts, Entry, Filter, Line, Numbered};
 use crate::html::{Form, Text};
 use crate::metrics::Event;
 use crate::session::record::Principal;
@@ -31,12 +31,15 @@ pub(super) struct Trail {
     entries: Vec<Numbered>,
     /// The cursor of the next page.
     next: Option<u64>,
+    /// Of all pages.
+    matched: Counts,
 }
 
 #[derive(Serialize)]
 struct Page<'a> {
     entries: Vec<Line<'a>>,
     next: Option<u64>,
+    matched: Counts,
 }
 
 /// The events that the trail records.
@@ -102,13 +105,14 @@ impl Query {
             until: self.until,
             before: self.cursor,
         };
+        let matched = audit.count(&filter);
         let mut entries = audit.recent(&filter, self.limit + 1);
         let mut next = None;
         if entries.len() > self.limit {
             entries.truncate(self.limit);
             next = entries.last().map(|last| last.number);
         }
-        Trail { query: self, entries, next }
+        Trail { query: self, entries, next, matched }
     }
 }
 
@@ -129,14 +133,15 @@ impl View for Trail {
 
     fn json(&self) -> serde_json::Result<String> {
         let entries = self.entries.iter().map(|one| one.entry.line("")).collect();
-        serde_json::to_string(&Page { entries, next: self.next })
+        serde_json::to_string(&Page { entries, next: self.next, matched: self.matched })
     }
 
     fn html(&self, _viewer: &Viewer<'_>) -> String {
         format!(
             "{}<p>The latest entries of this instance since its start, newest first. Times are in UTC. \
-             <code>[audit] path</code> keeps all.</p>{}{}",
+             <code>[audit] path</code> keeps all.</p><p id=matched>{}</p>{}{}",
             self.form(),
+            self.matched(),
             rows(&self.entries),
             self.next()
         )
@@ -178,6 +183,20 @@ impl Trail {
              <button>Filter</button></form>",
             Text(&principal),
             Text(&id),
+        )
+    }
+
+    /// Returns the number of entries, principals and addresses on all pages.
+    fn matched(&self) -> String {
+        let Counts { events, principals, addresses } = self.matched;
+        let words = |count: usize, one: &str, more: &str| {
+            format!("{count} {}", if count == 1 { one } else { more })
+        };
+        format!(
+            "{}, {}, {}.",
+            words(events, "entry", "entries"),
+            words(principals, "principal", "principals"),
+            words(addresses, "client address", "client addresses")
         )
     }
 

@@ -20,7 +20,7 @@ use recent::Recent;
 
 pub(crate) use entry::{By, Entry, Line, Source};
 pub(crate) use lines::FlushGuard;
-pub(crate) use recent::{Filter, Numbered};
+pub(crate) use recent::{Counts, Filter, Numbered};
 
 /// The target of the audit trail's events in the log.
 const TARGET: &str = "audit";
@@ -95,6 +95,11 @@ impl Audit {
     /// Returns the latest entries that a filter selects, the newest first.
     pub(crate) fn recent(&self, filter: &Filter<'_>, limit: usize) -> Vec<Numbered> {
         self.0.recent.select(filter, limit)
+    }
+
+    /// Counts the latest entries that a filter selects, whatever their number.
+    pub(crate) fn count(&self, filter: &Filter<'_>) -> Counts {
+        self.0.recent.count(filter)
     }
 
     /// Opens the file again, after it was renamed. If that fails, the old one is kept.

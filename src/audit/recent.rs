@@ -1,9 +1,12 @@
 //! The latest entries, in memory.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::Serialize;
+
 use super::entry::Entry;
+use crate::session::record::Principal;
 use crate::time::Timestamp;
 
 /// The latest entries of each event, at most [`Recent::KEPT`].
@@ -37,6 +40,16 @@ pub(crate) struct Filter<'a> {
     pub(crate) before: Option<u64>,
 }
 
+/// The number of the entries that a filter selects, and of the principals and client addresses in them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Counts {
+    pub(crate) events: usize,
+    /// Different ones.
+    pub(crate) principals: usize,
+    /// Different ones; 0 if they are not recorded.
+    pub(crate) addresses: usize,
+}
+
 impl Recent {
     /// Most entries of one event.
     pub(super) const KEPT: usize = 1000;
@@ -56,10 +69,8 @@ impl Recent {
     pub(super) fn select(&self, filter: &Filter<'_>, limit: usize) -> Vec<Numbered> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut selected: Vec<Numbered> = kept
-            .by_event
-            .iter()
-            .filter(|(event, _)| filter.event.is_none_or(|wanted| wanted == **event))
-            .flat_map(|(_, entries)| {
+            .of_events(filter)
+            .flat_map(|entries| {
                 entries.iter().rev().filter(|one| filter.selects(one)).take(limit).cloned()
             })
             .collect();
@@ -67,6 +78,31 @@ impl Recent {
         selected.sort_unstable_by_key(|one| std::cmp::Reverse(one.number));
         selected.truncate(limit);
         selected
+    }
+
+    /// Counts the entries of a filter, on all pages.
+    pub(super) fn count(&self, filter: &Filter<'_>) -> Counts {
+        let filter = Filter { before: None, ..*filter };
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut principals, mut addresses) = (HashSet::new(), HashSet::new());
+        let mut events = 0;
+        for Numbered { entry, .. } in
+            kept.of_events(&filter).flatten().filter(|one| filter.selects(one))
+        {
+            events += 1;
+            principals.extend(entry.principal.as_ref().map(Principal::as_str));
+            addresses.extend(entry.source.client);
+        }
+        Counts { events, principals: principals.len(), addresses: addresses.len() }
+    }
+}
+
+impl Kept {
+    /// Returns the entries of the events that a filter selects.
+    fn of_events(&self, filter: &Filter<'_>) -> impl Iterator<Item = &VecDeque<Numbered>> {
+        let selected =
+            self.by_event.iter().filter(|(event, _)| filter.event.is_none_or(|one| one == **event));
+        selected.map(|(_, entries)| entries)
     }
 }
 

@@ -359,3 +359,22 @@ async fn form_that_ends_a_session_closes_its_websocket() {
     until("the site receives the close", || echo.closed() == [Some(1008)]).await;
     assert!(other.echoes("c").await, "that of another visitor stays open");
 }
+
+#[tokio::test]
+async fn audit_page_counts_principals_and_addresses() {
+    let upstream = Upstream::start();
+    let toml = format!("{}[session]\nrecord_client = true\n", tokens());
+    let cloakroom = Cloakroom::with(&upstream, &toml).await;
+    for principal in ["ada", "bob", "bob"] {
+        visit(&cloakroom, Some(principal)).await;
+    }
+    let reader = Operator::to(cloakroom.admin()).bearer(READ_TOKEN);
+    let first = reader.json("/audit?kind=logged_in&limit=1").await;
+    let expected = serde_json::json!({"events": 3, "principals": 2, "addresses": 1});
+    assert_eq!(first["matched"], expected);
+    let next = format!("/audit?kind=logged_in&limit=1&cursor={}", first["next"]);
+    assert_eq!(reader.json(&next).await["matched"], expected, "of all pages");
+    let html = reader.with("accept", "text/html").get("/audit?kind=logged_in&principal=ada").await;
+    let counts = "<p id=matched>1 entry, 1 principal, 1 client address.</p>";
+    assert!(html.body.contains(counts), "{}", html.body);
+}
