@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::cookies::Cookies;
+use super::slow::{LATENCY, SlowSince, slow_since};
 use crate::metrics::{Metrics, Samples};
 use crate::tasks::Tasks;
 
@@ -16,6 +17,7 @@ pub(super) struct History(Mutex<Ring>);
 
 #[derive(Debug)]
 struct Ring {
+    start: Instant,
     /// Oldest first; at first that of the start.
     samples: VecDeque<Arc<Samples>>,
     /// The sample at the end of the latest minute.
@@ -25,6 +27,7 @@ struct Ring {
     points: VecDeque<Point>,
     /// The first of the latest samples that have mostly invalid session cookies in the minute before.
     cookies_invalid: Option<Instant>,
+    slow: Arc<SlowSince>,
 }
 
 /// A minute.
@@ -75,11 +78,13 @@ impl History {
         let samples = VecDeque::from([Arc::clone(&start)]);
         let points = VecDeque::new();
         Self(Mutex::new(Ring {
+            start: start.at,
             samples,
             minute: start,
             since_minute: 0,
             points,
             cookies_invalid: None,
+            slow: Arc::default(),
         }))
     }
 
@@ -102,6 +107,8 @@ impl History {
         let cookies = Cookies::between(&ring.base(Window::Minute), &samples);
         let invalid = cookies.are_mostly_invalid();
         ring.cookies_invalid = invalid.then(|| ring.cookies_invalid.unwrap_or(samples.at));
+        let recent = ring.base(Window::TenSeconds);
+        ring.slow = Arc::new(slow_since(&ring.slow, &recent, &samples));
         ring.samples.push_back(Arc::clone(&samples));
         if ring.samples.len() > SAMPLES {
             ring.samples.pop_front();
@@ -123,9 +130,14 @@ impl History {
         self.ring().base(window)
     }
 
-    /// Returns how long most session cookies have been invalid, if the latest sample says so.
-    pub(super) fn cookies_invalid_for(&self) -> Option<Duration> {
-        self.ring().cookies_invalid.map(|since| since.elapsed())
+    /// Returns since when most session cookies have been invalid, if the latest sample says so.
+    pub(super) fn cookies_invalid_since(&self) -> Option<Instant> {
+        self.ring().cookies_invalid
+    }
+
+    /// Returns the upstreams whose latency is high, as the latest sample says.
+    pub(super) fn slow_since(&self) -> Arc<SlowSince> {
+        Arc::clone(&self.ring().slow)
     }
 
     /// Returns the median rate of log-ins in the minutes of the last hour; `None` after fewer than [`Self::USUAL`].
@@ -134,6 +146,13 @@ impl History {
             self.ring().points.iter().map(|point| point.log_ins_per_second).collect();
         rates.sort_by(f64::total_cmp);
         rates.get(rates.len() / 2).copied().filter(|_| rates.len() >= Self::USUAL)
+    }
+
+    /// Returns from when it is known how many log-ins are usual; `None` if it is known.
+    pub(super) fn log_ins_compared_from(&self) -> Option<Instant> {
+        const UNTIL_USUAL: Duration = Duration::from_mins(History::USUAL as u64);
+        let ring = self.ring();
+        (ring.points.len() < Self::USUAL).then(|| ring.start + UNTIL_USUAL)
     }
 
     /// Returns the minutes, oldest first.
@@ -168,7 +187,7 @@ impl Point {
         Self {
             requests_per_second: rate(&|samples| samples.sum("requests_total")),
             failures_per_second: rate(&failures),
-            upstream_p99: later.quantile_since(earlier, "upstream_request_duration_seconds", 0.99),
+            upstream_p99: later.quantile_since(earlier, LATENCY, 0.99).map(|p99| p99.estimate),
             log_ins_per_second: rate(&log_ins),
         }
     }
@@ -194,9 +213,9 @@ mod tests {
         let since = push(1, 0);
         assert!(since.is_some());
         assert_eq!(push(1, 5), since, "6 of 11");
-        assert!(history.cookies_invalid_for().is_some());
+        assert!(history.cookies_invalid_since().is_some());
         assert_eq!(push(0, 1), None, "half of them");
-        assert_eq!(history.cookies_invalid_for(), None);
+        assert_eq!(history.cookies_invalid_since(), None);
     }
 
     #[test]
@@ -231,6 +250,9 @@ mod tests {
         let history = History::new(&metrics);
         for minute in 1..=60 {
             assert_eq!(history.usual_log_ins().is_some(), minute > History::USUAL, "{minute}");
+            let from = history.log_ins_compared_from();
+            assert_eq!(from.is_none(), minute > History::USUAL, "{minute}");
+            assert!(from.is_none_or(|from| from > Instant::now()), "{minute}");
             // A storm in fewer than half of the minutes is not usual.
             metrics.events(Event::LoggedIn, if minute > 31 { 1000 } else { 2 });
             (0..IN_A_MINUTE).for_each(|_| history.push(metrics.samples()));

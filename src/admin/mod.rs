@@ -21,6 +21,7 @@ mod history;
 mod keys;
 mod list;
 mod logins;
+mod moments;
 mod now;
 mod now_html;
 mod page;
@@ -34,6 +35,7 @@ mod route;
 mod routing;
 mod search;
 mod session;
+mod slow;
 mod summary;
 mod upstreams;
 
@@ -57,6 +59,7 @@ use config::{Config, Tokens};
 use guard::{Availability, GuardState};
 use history::History;
 use keys::Comparison;
+use moments::Moments;
 use pages::Pages;
 use reload::LastReload;
 
@@ -102,6 +105,7 @@ pub(crate) struct State {
     history: History,
     keys: Comparison,
     reload: LastReload,
+    moments: Moments,
 }
 
 impl Settings {
@@ -130,7 +134,8 @@ impl Settings {
 impl State {
     pub(crate) fn new(metrics: &Metrics) -> Self {
         let (guard, keys) = (GuardState::default(), Comparison::default());
-        Self { guard, history: History::new(metrics), keys, reload: LastReload::default() }
+        let (reload, moments) = (LastReload::default(), Moments::default());
+        Self { guard, history: History::new(metrics), keys, reload, moments }
     }
 
     /// Notes that the last reload succeeded.

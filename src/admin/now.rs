@@ -10,6 +10,7 @@ use super::history::Point;
 use super::keys::Keys;
 use super::page::Rfc3339;
 use super::rates::{Quantiles, Rate, Windows, count};
+use super::slow::LATENCY;
 use super::upstreams::{Upstream, upstreams};
 use super::{Settings, State};
 use crate::metrics::Samples;
@@ -46,11 +47,15 @@ pub(super) struct Now {
     pub(super) latency: Latency,
     pub(super) upstreams: BTreeMap<String, Upstream>,
     pub(super) connections: BTreeMap<String, u64>,
+    /// Those that were refused or closed early, by reason.
+    pub(super) connections_aborted: BTreeMap<String, Rate>,
     pub(super) tunnels: u64,
     pub(super) sessions: Sessions,
     pub(super) session_events: BTreeMap<String, u64>,
     /// Of some events.
     pub(super) session_event_rates: BTreeMap<String, Rate>,
+    /// From when log-ins are compared with those before, if they are not yet.
+    pub(super) log_ins_compared_from: Option<Rfc3339>,
     pub(super) history: Vec<Point>,
 }
 
@@ -115,6 +120,7 @@ impl Sources<'_> {
         let Sources { shared, state, settings, store } = self;
         findings::find(&Facts {
             now,
+            moments: &state.moments,
             metrics: &shared.metrics,
             windows,
             routing: &settings.routing,
@@ -140,10 +146,13 @@ impl Now {
         let windows = Windows::read(&shared.metrics, &state.history);
         let keys = state.keys.keys(shared);
         let problems = sources.problems(&windows, &keys, now);
+        let slow: Vec<_> = problems.iter().filter_map(|one| one.slow_upstream.as_deref()).collect();
+        let upstreams = upstreams(&windows, &slow);
         let samples = &windows.now;
         let [window_seconds, recent_window_seconds] = windows.seconds();
         let mut session_event_rates = windows.rates("session_events_total", "event");
         session_event_rates.retain(|event, _| RATED.contains(&event.as_str()));
+        let compared_from = state.history.log_ins_compared_from();
         let Keys { own, others, .. } = keys;
         Self {
             problems,
@@ -158,11 +167,12 @@ impl Now {
             requests: windows.rates("requests_total", "outcome"),
             requests_in_flight: count(samples.sum("requests_in_flight")),
             latency: Latency {
-                upstream: windows.quantiles("upstream_request_duration_seconds"),
+                upstream: windows.quantiles(LATENCY),
                 store: windows.quantiles("store_duration_seconds"),
             },
-            upstreams: upstreams(&windows),
+            upstreams,
             connections: counts(samples, "connections_open", "listener"),
+            connections_aborted: windows.rates("connections_aborted_total", "reason"),
             tunnels: count(samples.sum("tunnels_open")),
             sessions: Sessions {
                 active: counts(samples, "sessions_active", "within"),
@@ -171,6 +181,7 @@ impl Now {
             },
             session_events: counts(samples, "session_events_total", "event"),
             session_event_rates,
+            log_ins_compared_from: compared_from.map(|from| Rfc3339(state.moments.time(from, now))),
             history: state.history.points(),
         }
     }

@@ -30,7 +30,7 @@ impl View for Now {
     fn html(&self, _viewer: &Viewer<'_>) -> String {
         format!(
             "<p>{} UTC. Rates are of the last {} and {} s, latencies of the last {} s, unless the \
-             column says otherwise. <a href='/'>Reload</a></p>\n{}{}<div class=cards>{}{}{}{}{}{}</div>\n{}",
+             column says otherwise; latencies are estimates within the buckets of a histogram. <a href='/'>Reload</a></p>\n{}{}<div class=cards>{}{}{}{}{}{}</div>\n{}",
             Time(self.at.0),
             self.recent_window_seconds,
             self.window_seconds,
@@ -118,9 +118,18 @@ impl Now {
         let requests = self.requests.iter().map(|(outcome, rate)| (words(outcome), *rate));
         let events = self.session_event_rates.iter().map(|(event, rate)| (words(event), *rate));
         format!(
-            "<section id=rates><h2>Requests</h2>{}<h2>Session events</h2>{}</section>\n",
+            "<section id=rates><h2>Requests</h2>{}<h2>Session events</h2>{}{}</section>\n",
             self.rates("Outcome", requests),
-            self.rates("Event", events)
+            self.rates("Event", events),
+            self.log_ins_compared_from()
+        )
+    }
+
+    fn log_ins_compared_from(&self) -> String {
+        let Some(Rfc3339(from)) = self.log_ins_compared_from else { return String::new() };
+        format!(
+            "<p id=compared class=soft>Log-ins are compared from {} on: how many are usual is not known yet.</p>",
+            Time(from)
         )
     }
 
@@ -145,7 +154,7 @@ impl Now {
         for (url, upstream) in &self.upstreams {
             let class = match upstream.state {
                 State::Healthy => "good",
-                State::Ejected => "bad",
+                State::Slow | State::Ejected => "bad",
             };
             let _ = write!(
                 rows,
@@ -183,7 +192,8 @@ impl Now {
     fn quantile_heads(&self) -> String {
         let recent = self.recent_window_seconds;
         format!(
-            "<th scope=col>p50</th><th scope=col>p99</th><th scope=col>p99, {recent}\u{a0}s</th>"
+            "<th scope=col>p50</th><th scope=col>p50, {recent}\u{a0}s</th><th scope=col>p99</th>\
+             <th scope=col>p99, {recent}\u{a0}s</th>"
         )
     }
 
@@ -193,10 +203,23 @@ impl Now {
             let _ = write!(list, "<dt>{}</dt><dd>{open}</dd>", Text(listener));
         }
         format!(
-            "<section><h2>Open connections</h2><dl class=counts>{list}<dt>WebSockets and other tunnels</dt><dd>{}</dd>\
-             <dt>Requests in flight</dt><dd>{}</dd></dl></section>\n",
-            self.tunnels, self.requests_in_flight
+            "<section id=connections><h2>Open connections</h2><dl class=counts>{list}<dt>WebSockets and other tunnels</dt><dd>{}</dd>\
+             <dt>Requests in flight</dt><dd>{}</dd></dl>{}</section>\n",
+            self.tunnels,
+            self.requests_in_flight,
+            self.aborted()
         )
+    }
+
+    /// Returns the reasons for which connections were aborted since the start.
+    fn aborted(&self) -> String {
+        let reasons = self.connections_aborted.iter().filter(|(_, rate)| rate.total > 0);
+        let rates: Vec<_> = reasons.map(|(reason, rate)| (words(reason), *rate)).collect();
+        if rates.is_empty() {
+            return "<p id=aborted>No connection was refused or closed early.</p>".to_owned();
+        }
+        let rates = self.rates("Reason", rates.into_iter());
+        format!("<h2 id=aborted>Refused or closed early</h2>{rates}")
     }
 
     fn events(&self) -> String {
@@ -287,9 +310,10 @@ fn rate_cell(rate: Rate) -> String {
     )
 }
 
-fn quantile_cells(Quantiles { p50, p99, recent_p99 }: Quantiles) -> String {
+fn quantile_cells(Quantiles { p50, p99, recent_p50, recent_p99 }: Quantiles) -> String {
     let cell = |seconds: Option<f64>| seconds.map_or_else(|| "–".to_owned(), milliseconds);
-    format!("<td>{}</td><td>{}</td><td>{}</td>", cell(p50), cell(p99), cell(recent_p99))
+    let cells = [p50, recent_p50, p99, recent_p99].map(|found| format!("<td>{}</td>", cell(found)));
+    cells.concat()
 }
 
 /// Returns the value of a label as words.

@@ -2,21 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::cookies::Cookies;
 use super::history::{History, Window};
-use crate::metrics::{Metrics, Samples};
+use super::slow::SlowSince;
+use crate::metrics::{Metrics, Quantile, Samples};
 
 /// The metrics now, a minute ago and some seconds ago.
 pub(super) struct Windows {
     pub(super) now: Arc<Samples>,
     minute: Arc<Samples>,
     recent: Arc<Samples>,
-    /// How long most session cookies have been invalid.
-    pub(super) cookies_invalid_for: Option<Duration>,
+    /// Since when most session cookies have been invalid.
+    pub(super) cookies_invalid_since: Option<Instant>,
+    pub(super) slow_since: Arc<SlowSince>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -28,20 +30,22 @@ pub(super) struct Rate {
     pub(super) total: u64,
 }
 
-/// In seconds, over the last minute; `None` without observations.
+/// In seconds, over the last minute; `None` without observations. They are estimates within a bucket of the histogram.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Quantiles {
     pub(super) p50: Option<f64>,
     pub(super) p99: Option<f64>,
-    /// Over the last ten seconds.
+    /// Over the last ten seconds, as the next one.
+    pub(super) recent_p50: Option<f64>,
     pub(super) recent_p99: Option<f64>,
 }
 
 impl Windows {
     pub(super) fn read(metrics: &Metrics, history: &History) -> Self {
         let (minute, recent) = (history.base(Window::Minute), history.base(Window::TenSeconds));
-        let cookies_invalid_for = history.cookies_invalid_for();
-        Self { now: Arc::new(metrics.samples()), minute, recent, cookies_invalid_for }
+        let cookies_invalid_since = history.cookies_invalid_since();
+        let (now, slow_since) = (Arc::new(metrics.samples()), history.slow_since());
+        Self { now, minute, recent, cookies_invalid_since, slow_since }
     }
 
     /// Returns the seconds over which rates are computed: the long window, and the short one.
@@ -58,9 +62,19 @@ impl Windows {
         Cookies::between(&self.minute, &self.now)
     }
 
+    /// Returns how much a counter has grown in the last minute.
+    pub(super) fn growth(&self, counter: impl Fn(&Samples) -> f64) -> u64 {
+        count(counter(&self.now) - counter(&self.minute))
+    }
+
     /// Returns how much a counter has grown in the last ten seconds.
     pub(super) fn recent_growth(&self, counter: impl Fn(&Samples) -> f64) -> u64 {
         count(counter(&self.now) - counter(&self.recent))
+    }
+
+    /// Returns the duration of the short window.
+    pub(super) fn recent_duration(&self) -> Duration {
+        self.since(&self.recent)
     }
 
     pub(super) fn rate(&self, counter: impl Fn(&Samples) -> f64) -> Rate {
@@ -82,16 +96,20 @@ impl Windows {
     }
 
     pub(super) fn quantiles(&self, name: &str) -> Quantiles {
-        let quantile = |base, quantile| self.now.quantile_since(base, name, quantile);
+        let quantile = |base, part| {
+            let found = self.now.quantile_since(base, name, part);
+            found.map(|quantile| quantile.estimate)
+        };
         Quantiles {
             p50: quantile(&self.minute, 0.5),
             p99: quantile(&self.minute, 0.99),
-            recent_p99: self.recent_quantile(name, 0.99),
+            recent_p50: quantile(&self.recent, 0.5),
+            recent_p99: quantile(&self.recent, 0.99),
         }
     }
 
     /// Returns a quantile over the last ten seconds.
-    pub(super) fn recent_quantile(&self, name: &str, quantile: f64) -> Option<f64> {
+    pub(super) fn recent_quantile(&self, name: &str, quantile: f64) -> Option<Quantile> {
         self.now.quantile_since(&self.recent, name, quantile)
     }
 
@@ -102,6 +120,7 @@ impl Windows {
             now: only(&self.now),
             minute: only(&self.minute),
             recent: only(&self.recent),
+            slow_since: Arc::clone(&self.slow_since),
             ..*self
         }
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::rates::{Quantiles, Rate, Windows, count};
+use super::slow::LATENCY;
 use crate::metrics::Samples;
 
 #[derive(Debug, Serialize)]
@@ -21,7 +22,9 @@ pub(super) struct Upstream {
 #[serde(rename_all = "snake_case")]
 pub(super) enum State {
     Healthy,
-    /// No route sends requests to it.
+    /// Much slower than another upstream of the same routes.
+    Slow,
+    /// It has failed for all routes, which send it no requests or as few as they can.
     Ejected,
 }
 
@@ -29,16 +32,23 @@ impl State {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Healthy => "healthy",
+            Self::Slow => "slow",
             Self::Ejected => "ejected",
         }
     }
 }
 
-/// Returns the upstreams of the current routes by their URL.
-pub(super) fn upstreams(windows: &Windows) -> BTreeMap<String, Upstream> {
+/// Returns the upstreams of the current routes by their URL; `slow` are those of the problem `upstream_slow`.
+pub(super) fn upstreams(windows: &Windows, slow: &[&str]) -> BTreeMap<String, Upstream> {
     let known = windows.now.by("upstream_healthy", "upstream").into_iter();
     let upstream = |(url, healthy): (&str, f64)| {
-        let state = if healthy > 0.0 { State::Healthy } else { State::Ejected };
+        let state = if healthy <= 0.0 {
+            State::Ejected
+        } else if slow.contains(&url) {
+            State::Slow
+        } else {
+            State::Healthy
+        };
         (url.to_owned(), Upstream::read(&windows.only("upstream", url), state))
     };
     known.map(upstream).collect()
@@ -53,7 +63,7 @@ impl Upstream {
             state,
             requests: windows.rate(requests),
             failures: windows.rate(|samples| requests(samples) - responded(samples)),
-            latency: windows.quantiles("upstream_request_duration_seconds"),
+            latency: windows.quantiles(LATENCY),
             in_flight: count(windows.now.sum("upstream_requests_in_flight")),
         }
     }
@@ -78,12 +88,15 @@ mod tests {
         let _in_flight = one.request_started();
         one.request_finished(UpstreamOutcome::Responded, Duration::from_millis(2));
         one.request_finished(UpstreamOutcome::TimedOut, Duration::from_millis(20));
-        let upstreams = upstreams(&Windows::read(&metrics, &history));
+        let windows = Windows::read(&metrics, &history);
+        let upstreams = upstreams(&windows, &["http://other"]);
         let one = upstreams.get("http://one").expect("an upstream");
         assert_eq!((one.requests.total, one.failures.total, one.in_flight), (2, 1, 1));
         assert!(one.latency.p99.is_some_and(|p99| p99 > 0.01), "{one:?}");
+        assert!(one.latency.recent_p50.is_some_and(|p50| p50 < 0.01), "{one:?}");
+        assert_eq!(one.state, State::Healthy);
         let other = upstreams.get("http://other").expect("an upstream");
         assert_eq!((other.requests.total, other.latency.p99), (0, None));
-        assert_eq!(other.state, State::Healthy, "another route sends it requests");
+        assert_eq!(other.state, State::Slow, "another route sends it requests");
     }
 }

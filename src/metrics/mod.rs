@@ -3,6 +3,7 @@
 //! Every series exists from the start, so that a rate over its first increment is right, and handles are resolved once: a
 //! request looks no series up by its labels. Series of listeners, upstreams and keys are created with these.
 
+mod accept_pause;
 mod active;
 mod clock;
 mod label;
@@ -14,7 +15,7 @@ mod values;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
@@ -37,7 +38,7 @@ pub(crate) use network::{
     AbortReason, Resumed, TlsVersion, UpstreamFailure, UpstreamHealthGauge, UpstreamOutcome,
 };
 pub(crate) use network::{ListenerMetrics, UpstreamMetrics};
-pub(crate) use samples::Samples;
+pub(crate) use samples::{Quantile, Samples};
 pub use values::Event;
 pub(crate) use values::{
     EndReason, Outcome, ResponseEnd, SpanOutcome, StoreAccess, StoreOperation,
@@ -271,6 +272,11 @@ impl Metrics {
     /// Returns the metrics of an upstream, by its URL.
     pub(crate) fn upstream(&self, url: &str) -> UpstreamMetrics {
         self.0.network.upstream(url)
+    }
+
+    /// Returns when a listener began to accept no connections, all the time or again and again.
+    pub(crate) fn accept_paused_since(&self, listener: &str) -> Option<Instant> {
+        self.0.network.accept_paused_since(listener)
     }
 
     /// Returns why an upstream gets no requests from a route, by its URL; `None` if all routes send it requests.

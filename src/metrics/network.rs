@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::accept_pause::{AcceptPause, AcceptPauses};
 use super::label::{ByLabel, Label, Labels, label};
 use super::register::{GaugeGuard, Register, request_histogram};
 
@@ -78,6 +79,8 @@ pub(super) struct Network {
     connections_aborted: Counters,
     tls_handshakes: Counters,
     accept_paused: Gauges,
+    /// By listener.
+    accept_pauses: Mutex<HashMap<String, Arc<AcceptPauses>>>,
     stalled_streams: Gauge,
     upstream_requests: Counters,
     upstream_requests_in_flight: Gauges,
@@ -112,6 +115,10 @@ pub(crate) struct UpstreamFailure {
     pub(crate) since: Instant,
     /// The cause of its last failure.
     pub(crate) cause: String,
+    /// The requests to which it had responded when the failure began.
+    pub(crate) responses: u64,
+    /// The connections that had been opened to it by then.
+    pub(crate) connections: u64,
 }
 
 impl Network {
@@ -145,6 +152,7 @@ impl Network {
                 "Workers that accept no connections of a listener, because descriptors are scarce",
                 gauge,
             ),
+            accept_pauses: Mutex::default(),
             stalled_streams: register.default(
                 "stalled_streams",
                 "HTTP/2 streams whose client does not read its response",
@@ -210,9 +218,24 @@ impl Network {
                 self.connections_aborted.get_or_create_owned(&vec![listener(), reason.pair()])
             }),
             tls_handshakes: ByLabel::new(handshakes),
-            accept_paused: self.accept_paused.get_or_create_owned(&vec![listener()]),
+            accept_pauses: self.accept_pauses(address),
             stalled_streams: self.stalled_streams.clone(),
         }
+    }
+
+    fn accept_pauses(&self, listener: &str) -> Arc<AcceptPauses> {
+        let mut pauses = self.accept_pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_listener = pauses.entry(listener.to_owned()).or_insert_with(|| {
+            let labels = vec![("listener", listener.to_owned())];
+            Arc::new(AcceptPauses::new(self.accept_paused.get_or_create_owned(&labels)))
+        });
+        Arc::clone(of_listener)
+    }
+
+    /// Returns when a listener began to accept no connections.
+    pub(super) fn accept_paused_since(&self, listener: &str) -> Option<Instant> {
+        let pauses = self.accept_pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        pauses.get(listener)?.since()
     }
 
     /// Returns why an upstream gets no requests from a route; `None` if all send it requests.
@@ -247,7 +270,7 @@ pub struct ListenerMetrics {
     connections_aborted: ByLabel<AbortReason, Counter>,
     /// By version: of full handshakes, and of resumed ones.
     tls_handshakes: ByLabel<TlsVersion, [Counter; 2]>,
-    accept_paused: Gauge,
+    accept_pauses: Arc<AcceptPauses>,
     stalled_streams: Gauge,
 }
 
@@ -259,8 +282,8 @@ impl ListenerMetrics {
     }
 
     /// Counts a worker as accepting no connections until the guard is dropped.
-    pub(crate) fn accept_paused(&self) -> GaugeGuard {
-        GaugeGuard::new(&self.accept_paused)
+    pub(crate) fn accept_paused(&self) -> AcceptPause {
+        self.accept_pauses.begin()
     }
 
     /// Counts a connection that was refused or closed early.
@@ -331,6 +354,8 @@ impl UpstreamMetrics {
         let gauge = UpstreamHealthGauge {
             url: Arc::clone(&self.url),
             healthy: AtomicBool::new(true),
+            responses: self.requests.get(UpstreamOutcome::Responded).clone(),
+            connections: self.connections.clone(),
             health: Arc::clone(&self.health),
         };
         gauge.update(|routes| {
@@ -353,6 +378,8 @@ impl Default for UpstreamMetrics {
 pub(crate) struct UpstreamHealthGauge {
     url: Arc<str>,
     healthy: AtomicBool,
+    responses: Counter,
+    connections: Counter,
     health: Arc<UpstreamHealths>,
 }
 
@@ -374,8 +401,13 @@ impl UpstreamHealthGauge {
     /// Keeps the cause for which the route sends the upstream no requests.
     pub(crate) fn set_failure(&self, cause: &str) {
         self.update(|routes| {
-            let since = routes.failure.take().map_or_else(Instant::now, |failure| failure.since);
-            routes.failure = Some(UpstreamFailure { since, cause: cause.to_owned() });
+            let first = routes.failure.get_or_insert_with(|| UpstreamFailure {
+                since: Instant::now(),
+                cause: String::new(),
+                responses: self.responses.get(),
+                connections: self.connections.get(),
+            });
+            cause.clone_into(&mut first.cause);
         });
     }
 

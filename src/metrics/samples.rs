@@ -20,6 +20,17 @@ struct Series {
     value: f64,
 }
 
+/// A quantile of a histogram, and the bucket that it is in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Quantile {
+    /// As Prometheus estimates it: linearly within the bucket; above the last bound, that bound.
+    pub(crate) estimate: f64,
+    /// The quantile exceeds this.
+    pub(crate) lower: f64,
+    /// The quantile is at most this.
+    pub(crate) upper: f64,
+}
+
 impl Metrics {
     /// Reads all metrics.
     pub(crate) fn samples(&self) -> Samples {
@@ -72,9 +83,13 @@ impl Samples {
         Self { at: self.at, series: series.cloned().collect() }
     }
 
-    /// Estimates a quantile of a histogram since `earlier`, over all its series, as Prometheus does: linearly within a
-    /// bucket. `None` without observations; above the last bound, that bound.
-    pub(crate) fn quantile_since(&self, earlier: &Self, name: &str, quantile: f64) -> Option<f64> {
+    /// Finds a quantile of a histogram since `earlier`, over all its series. `None` without observations.
+    pub(crate) fn quantile_since(
+        &self,
+        earlier: &Self,
+        name: &str,
+        quantile: f64,
+    ) -> Option<Quantile> {
         let name = format!("{name}_bucket");
         let earlier = earlier.by(&name, "le");
         let before = |bound: &str| {
@@ -92,16 +107,17 @@ impl Samples {
         }
         let rank = quantile * total;
         let (mut lower, mut below) = (0.0, 0.0);
-        for (bound, count) in buckets {
-            if count >= rank && bound.is_finite() {
+        for (upper, count) in buckets {
+            if count >= rank && upper.is_finite() {
                 let share = if count > below { (rank - below) / (count - below) } else { 1.0 };
-                return Some(lower + (bound - lower) * share);
+                let estimate = lower + (upper - lower) * share;
+                return Some(Quantile { estimate, lower, upper });
             }
-            if bound.is_finite() {
-                (lower, below) = (bound, count);
+            if upper.is_finite() {
+                (lower, below) = (upper, count);
             }
         }
-        Some(lower)
+        Some(Quantile { estimate: lower, lower, upper: f64::INFINITY })
     }
 
     fn named(&self, name: &str) -> impl Iterator<Item = &Series> {
@@ -198,14 +214,18 @@ mod tests {
         let quantile = |quantile| {
             metrics.samples().quantile_since(&earlier, "store_duration_seconds", quantile)
         };
+        let estimate = |part| quantile(part).map(|found: Quantile| found.estimate);
         assert_eq!(quantile(0.5), None);
         (0..99).for_each(|_| call(2));
         call(90);
-        let (half, most, all) = (quantile(0.5), quantile(0.99), quantile(1.0));
+        let (half, most, all) = (estimate(0.5), estimate(0.99), estimate(1.0));
         assert!(half.is_some_and(|half| half > 0.001 && half < 0.0025), "{half:?}");
         assert!(most.is_some_and(|most| most <= 0.0025), "{most:?}");
         assert!(all.is_some_and(|all| all > 0.09), "{all:?}");
+        let half = quantile(0.5).map(|half| (half.lower, half.upper));
+        assert_eq!(half, Some((0.001, 0.0025)), "2 ms are in this bucket");
         call(5000);
-        assert_eq!(quantile(1.0), Some(0.5), "the last bound");
+        let last = Quantile { estimate: 0.5, lower: 0.5, upper: f64::INFINITY };
+        assert_eq!(quantile(1.0), Some(last), "the last bound");
     }
 }

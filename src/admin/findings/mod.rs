@@ -1,19 +1,20 @@
 //! Known problems: what the state of this instance says that an operator has to look at.
 
+mod connections;
 mod upstreams;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::history::log_ins;
 use super::keys::Keys;
+use super::moments::Moments;
 use super::page::Rfc3339;
 use super::rates::{Rate, Windows, count};
 use super::reload::FailedReload;
 use super::routing::Routing;
 use crate::metrics::Metrics;
-use crate::net::descriptors;
 use crate::store::health::{Access, Report};
 use crate::time::{CLOCK_TOLERANCE, Timestamp};
 
@@ -24,11 +25,15 @@ pub(super) struct Finding {
     problem: &'static str,
     pub(super) detail: String,
     pub(super) since: Option<Rfc3339>,
+    /// The upstream that is slow, if this is the problem.
+    #[serde(skip)]
+    pub(super) slow_upstream: Option<String>,
 }
 
 /// What problems are found in.
 pub(super) struct Facts<'a> {
     pub(super) now: Timestamp,
+    pub(super) moments: &'a Moments,
     pub(super) metrics: &'a Metrics,
     pub(super) windows: &'a Windows,
     pub(super) routing: &'a Routing,
@@ -76,7 +81,7 @@ pub(super) fn find(facts: &Facts<'_>) -> Vec<Finding> {
 
 impl Finding {
     fn new(problem: &'static str, detail: String, since: Option<Timestamp>) -> Self {
-        Self { problem, detail, since: since.map(Rfc3339) }
+        Self { problem, detail, since: since.map(Rfc3339), slow_upstream: None }
     }
 
     /// Returns the problem as words.
@@ -86,6 +91,11 @@ impl Finding {
 }
 
 impl Facts<'_> {
+    /// Returns the wall-clock time of a moment, the same at each look.
+    fn time(&self, moment: Instant) -> Timestamp {
+        self.moments.time(moment, self.now)
+    }
+
     fn store(&self, found: &mut Vec<Finding>) {
         let (kind, Report { read, write }) = self.store;
         for (problem, verb, access) in
@@ -110,7 +120,7 @@ impl Facts<'_> {
              with another key, or the name of the cookie has changed; the first session key here is {first}"
         );
         // Not known before the next sample.
-        let since = self.windows.cookies_invalid_for.map(|lasts| self.now - lasts);
+        let since = self.windows.cookies_invalid_since.map(|since| self.time(since));
         found.push(Finding::new("invalid_cookies", detail, since));
     }
 
@@ -185,30 +195,6 @@ impl Facts<'_> {
             found.push(Finding::new("reload_failed", detail, Some(*at)));
         }
     }
-
-    fn descriptors(&self, found: &mut Vec<Finding>) {
-        let Descriptors { limit, open, connections } = self.descriptors;
-        let clients = count(self.windows.now.sum("connections_open"));
-        for (listener, paused) in self.windows.now.by("accept_paused", "listener") {
-            if paused > 0.0 {
-                let open = open.map_or_else(String::new, |open| format!("{open} are open, "));
-                let detail = format!(
-                    "the listener {listener} accepts no connections, because the file descriptors for clients are used \
-                     up: {open}clients may use {} of {limit}; {clients} connections of clients are open",
-                    descriptors::for_clients(limit)
-                );
-                found.push(Finding::new("accept_paused", detail, None));
-            }
-        }
-        // Each client connection may need another one to an upstream.
-        if limit < connections.saturating_mul(2) {
-            let detail = format!(
-                "the limit of {limit} file descriptors is too low for limits.connections = {connections}; raise it \
-                 (LimitNOFILE, ulimit -n)"
-            );
-            found.push(Finding::new("descriptor_limit_too_low", detail, None));
-        }
-    }
 }
 
 #[cfg(test)]
@@ -225,9 +211,10 @@ mod tests {
         pub(super) routing: Routing,
         usual_log_ins: Option<f64>,
         history: History,
+        moments: Moments,
         store: Report,
         keys: Keys,
-        descriptors: Descriptors,
+        pub(super) descriptors: Descriptors,
         failed_reload: Option<FailedReload>,
     }
 
@@ -237,6 +224,7 @@ mod tests {
             Self {
                 history: History::new(&metrics),
                 metrics,
+                moments: Moments::default(),
                 routing: Routing::default(),
                 usual_log_ins: None,
                 store: Report { read: Access::NotUsed, write: Access::NotUsed },
@@ -249,6 +237,7 @@ mod tests {
         pub(super) fn find(&self) -> Vec<Finding> {
             find(&Facts {
                 now: Timestamp::from_millis(NOW * 1000),
+                moments: &self.moments,
                 metrics: &self.metrics,
                 windows: &Windows::read(&self.metrics, &self.history),
                 routing: &self.routing,
@@ -379,18 +368,6 @@ mod tests {
         assert_eq!(scene.codes(), ["upstream_ejected", "reload_failed"]);
         upstream.set(true);
         scene.failed_reload = None;
-        let paused = metrics.listener("127.0.0.1:80").accept_paused();
-        let _open = metrics.listener("127.0.0.1:80").connection_opened();
-        let found = scene.find();
-        let [Finding { problem: "accept_paused", detail, .. }] = found.as_slice() else {
-            panic!("{found:?}")
-        };
-        assert_eq!(
-            detail,
-            "the listener 127.0.0.1:80 accepts no connections, because the file descriptors for clients are used up: \
-             1100 are open, clients may use 1000 of 2000; 1 connections of clients are open"
-        );
-        drop(paused);
         scene.descriptors.limit = 1999;
         assert_eq!(scene.codes(), ["descriptor_limit_too_low"]);
         scene.keys.new = Some(("0123456789abcdef".to_owned(), Timestamp::from_millis(4)));

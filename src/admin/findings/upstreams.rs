@@ -1,17 +1,15 @@
 //! Problems of upstreams.
 
-use super::super::rates::Windows;
+use super::super::rates::{Windows, count};
+use super::super::slow::{LATENCY, SLOW_FROM};
 use super::{Facts, Finding};
-use crate::metrics::Samples;
+use crate::metrics::{Quantile, Samples, UpstreamFailure};
 
 /// Fewer failed requests of an upstream may be of a single visitor.
 const MIN_FAILURES: u64 = 3;
 
 /// Fewer requests say nothing about latencies.
 const MIN_REQUESTS: u64 = 5;
-
-/// The median latency from which an upstream may be slow, in seconds.
-const SLOW_FROM: f64 = 1.0;
 
 /// How many times as slow as another upstream it has to be.
 const SLOWER: f64 = 10.0;
@@ -20,9 +18,9 @@ const SLOWER: f64 = 10.0;
 struct Recent<'a> {
     url: &'a str,
     requests: u64,
-    median: f64,
+    median: Quantile,
     /// The latency that nine of ten requests did not exceed.
-    most: f64,
+    most: Quantile,
 }
 
 impl Facts<'_> {
@@ -52,17 +50,43 @@ impl Facts<'_> {
     }
 
     fn ejected(&self, url: &str, has_failed: impl Fn(&str) -> bool) -> Finding {
+        let failure = self.metrics.upstream_failure(url);
+        let kept = failure.as_ref().and_then(|failure| self.responses_on_kept(url, failure));
         let requests = if self.routing.gets_requests(url, has_failed) {
             "still gets requests, because all upstreams of a route have failed"
+        } else if kept.is_some() {
+            "gets requests on its open connections only"
         } else {
             "gets no requests from any route"
         };
-        let failure = self.metrics.upstream_failure(url);
+        let kept = kept.map_or_else(String::new, |rate| {
+            format!(
+                "; its open connections respond to {rate:.1} requests per second, new ones fail"
+            )
+        });
         let cause =
             failure.as_ref().map_or_else(String::new, |failure| format!(" ({})", failure.cause));
-        let since = failure.map(|failure| self.now - failure.since.elapsed());
-        let detail = format!("the upstream {url} has failed{cause} and {requests}");
+        let since = failure.map(|failure| self.time(failure.since));
+        let detail = format!("the upstream {url} has failed{cause} and {requests}{kept}");
         Finding::new("upstream_ejected", detail, since)
+    }
+
+    /// Returns the responses per second in the last seconds of an upstream that has failed. `None` if there were none, or if
+    /// a connection was opened to it.
+    fn responses_on_kept(&self, url: &str, failure: &UpstreamFailure) -> Option<f64> {
+        let windows = self.windows.only("upstream", url);
+        // What was before the failure does not count.
+        let growth = |counter: &dyn Fn(&Samples) -> f64, at_failure: u64| {
+            let since_failure = count(counter(&windows.now)).saturating_sub(at_failure);
+            windows.recent_growth(counter).min(since_failure)
+        };
+        let responses = growth(&responded, failure.responses);
+        let opened =
+            growth(&|samples| samples.sum("upstream_connections_total"), failure.connections);
+        let lasts = failure.since.elapsed().min(windows.recent_duration());
+        let seconds = u32::try_from(lasts.as_secs()).unwrap_or(u32::MAX).max(1);
+        let responses = u32::try_from(responses).unwrap_or(u32::MAX);
+        (responses > 0 && opened == 0).then(|| f64::from(responses) / f64::from(seconds))
     }
 
     /// Finds upstreams that are much slower than another one of the same routes. If all are slow, as those of long polls
@@ -71,17 +95,23 @@ impl Facts<'_> {
         for Recent { url, requests, median, .. } in responding {
             let equals = self.routing.equals_of(url);
             let others = responding.iter().filter(|other| equals.contains(&other.url));
-            let Some(fast) = others.min_by(|one, other| one.most.total_cmp(&other.most)) else {
+            let most = |recent: &Recent<'_>| recent.most.estimate;
+            let Some(fast) = others.min_by(|one, other| most(one).total_cmp(&most(other))) else {
                 continue;
             };
-            if *median > SLOW_FROM && *median >= SLOWER * fast.most {
+            if median.estimate > SLOW_FROM && median.estimate >= SLOWER * most(fast) {
+                // The bounds of buckets, which are true for every request in them; an estimate is not.
                 let detail = format!(
-                    "half of the last {requests} requests to the upstream {url} waited more than {median:.1} s for the \
+                    "half of the last {requests} requests to the upstream {url} waited more than {:.1} s for the \
                      response's head; at {} nine of ten waited at most {:.0} ms",
+                    median.lower,
                     fast.url,
-                    (fast.most * 1000.0).ceil()
+                    (fast.most.upper * 1000.0).ceil()
                 );
-                found.push(Finding::new("upstream_slow", detail, None));
+                // Not known before the next sample.
+                let since = self.windows.slow_since.get(*url).map(|since| self.time(*since));
+                let finding = Finding::new("upstream_slow", detail, since);
+                found.push(Finding { slow_upstream: Some((*url).to_owned()), ..finding });
             }
         }
     }
@@ -90,17 +120,19 @@ impl Facts<'_> {
 impl<'a> Recent<'a> {
     /// Returns `None` if there were too few requests.
     fn read(url: &'a str, requests: u64, windows: &Windows) -> Option<Self> {
-        let latency = |part| windows.recent_quantile("upstream_request_duration_seconds", part);
+        let latency = |part| windows.recent_quantile(LATENCY, part);
         let (median, most) = (latency(0.5)?, latency(0.9)?);
         (requests >= MIN_REQUESTS).then_some(Self { url, requests, median, most })
     }
 }
 
+fn responded(samples: &Samples) -> f64 {
+    samples.of("upstream_requests_total", "outcome", "responded")
+}
+
 /// Returns how many requests to an upstream have failed lately, and how many there were.
 fn failed_requests(windows: &Windows) -> [u64; 2] {
     let requests = |samples: &Samples| samples.sum("upstream_requests_total");
-    let responded =
-        |samples: &Samples| samples.of("upstream_requests_total", "outcome", "responded");
     let all = windows.recent_growth(requests);
     [all.saturating_sub(windows.recent_growth(responded)), all]
 }
@@ -158,6 +190,35 @@ mod tests {
         assert_eq!(details(&scene), expected.map(|failed| format!("the upstream {failed} {all}")));
     }
 
+    /// Responses before the failure, and those after a new connection, do not count.
+    #[test]
+    fn open_connections_that_respond_are_named() {
+        let scene = Scene::new();
+        let upstream = scene.metrics.upstream("http://a");
+        let health = upstream.health();
+        let detail = || {
+            let found = scene.find();
+            found.first().map(|found| found.detail.clone()).unwrap_or_default()
+        };
+        let respond = || upstream.request_finished(UpstreamOutcome::Responded, Duration::ZERO);
+        let _open = upstream.connection_opened();
+        respond();
+        health.set_failure("refused");
+        health.set(false);
+        let none = "the upstream http://a has failed (refused) and gets no requests from any route";
+        assert_eq!(detail(), none);
+        (0..3).for_each(|_| respond());
+        assert_eq!(
+            detail(),
+            "the upstream http://a has failed (refused) and gets requests on its open connections only; its open \
+             connections respond to 3.0 requests per second, new ones fail"
+        );
+        let since = scene.find().pop().and_then(|found| found.since).map(|since| since.0);
+        assert_eq!(scene.find().pop().and_then(|found| found.since).map(|since| since.0), since);
+        let _new = upstream.connection_opened();
+        assert_eq!(detail(), none);
+    }
+
     /// Requests to one upstream: how many, how long each took, and their outcome.
     type Requests = (u64, u64, UpstreamOutcome);
 
@@ -189,7 +250,7 @@ mod tests {
         };
         assert_eq!(
             detail,
-            "half of the last 5 requests to the upstream http://slow waited more than 1.8 s for the response's head; \
+            "half of the last 5 requests to the upstream http://slow waited more than 1.0 s for the response's head; \
              at http://fast nine of ten waited at most 5 ms"
         );
         let timed_out = [(10, 4, Responded), (1, 60_000, TimedOut)];

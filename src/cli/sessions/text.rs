@@ -160,8 +160,9 @@ impl Watch {
             let (_, before) = self.before.as_ref()?;
             metrics.quantile_since(before, &format!("{of}_duration_seconds"), 0.99)
         };
-        let p99 =
-            |of: &str| p99(of).map_or_else(unknown, |seconds| format!("{:.1}", seconds * 1000.0));
+        let p99 = |of: &str| {
+            p99(of).map_or_else(unknown, |found| format!("{:.1}", found.estimate * 1000.0))
+        };
         let problems = at(state, "/problems").as_array().map(Vec::len);
         let time = word(at(state, "/at"));
         let time = time.get(11..19).unwrap_or("-");

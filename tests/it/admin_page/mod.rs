@@ -2,6 +2,7 @@
 
 mod guard;
 mod listeners;
+mod load;
 mod many;
 mod problems;
 mod sessions;

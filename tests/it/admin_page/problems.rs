@@ -3,9 +3,6 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 
 use super::listeners::configuration;
 use super::{Operator, visit};
@@ -20,14 +17,14 @@ const KEY_FINGERPRINT: &str = "6e615dab19860092";
 const OTHER_FINGERPRINT: &str = "c5f0b8b99e0612aa";
 
 /// Returns the problem with a code, if it is shown.
-async fn find(operator: &Operator, code: &str) -> Option<Value> {
+pub(super) async fn find(operator: &Operator, code: &str) -> Option<Value> {
     let now = operator.json("/").await;
     let problems = now["problems"].as_array().unwrap();
     problems.iter().find(|problem| problem["problem"] == code).cloned()
 }
 
 /// Waits until a problem is shown, and returns its detail and the time since which it lasts.
-async fn shown(operator: &Operator, code: &str) -> (String, Option<String>) {
+pub(super) async fn shown(operator: &Operator, code: &str) -> (String, Option<String>) {
     let since = Instant::now();
     while since.elapsed() < PATIENCE {
         if let Some(problem) = find(operator, code).await {
@@ -43,7 +40,7 @@ async fn shown(operator: &Operator, code: &str) -> (String, Option<String>) {
 }
 
 /// Waits until a problem is shown with this in its detail, which it returns.
-async fn shown_with(operator: &Operator, code: &str, words: &str) -> String {
+pub(super) async fn shown_with(operator: &Operator, code: &str, words: &str) -> String {
     let since = Instant::now();
     loop {
         let (detail, _) = shown(operator, code).await;
@@ -209,47 +206,6 @@ async fn only_upstream_that_fails_is_shown() {
     }
     let (detail, _) = shown(&operator, "upstream_fails").await;
     assert_eq!(detail, "the upstream http://127.0.0.1:1 failed 3 of the last 3 requests");
-}
-
-/// A site that takes its time: `delay` for each response.
-async fn slow_site(delay: Duration) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            tokio::spawn(async move {
-                while stream.read(&mut [0; 4096]).await.is_ok_and(|length| length > 0) {
-                    tokio::time::sleep(delay).await;
-                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
-                }
-            });
-        }
-    });
-    url
-}
-
-#[tokio::test]
-async fn upstream_slower_than_another_is_shown() {
-    let upstream = Upstream::start();
-    let slow = slow_site(Duration::from_millis(1200)).await;
-    let route = format!("[[route]]\nupstream = [\"{slow}\", \"UPSTREAM\"]\n");
-    let cloakroom = Cloakroom::with(&upstream, &route).await;
-    let operator = Operator::to(cloakroom.admin());
-    assert_eq!(find(&operator, "upstream_slow").await, None);
-    let mut visitors = JoinSet::new();
-    for _ in 0..20 {
-        let browser = Browser::new(&cloakroom);
-        visitors.spawn(async move {
-            loop {
-                browser.navigate("/", &Script::new()).await;
-            }
-        });
-    }
-    let (detail, _) = shown(&operator, "upstream_slow").await;
-    assert!(detail.contains(&slow) && detail.contains(&upstream.url()), "{detail}");
-    let page = operator.get("/").await;
-    assert!(page.body.contains("<th scope=col>p99, "), "{}", page.body);
 }
 
 #[tokio::test]
