@@ -101,7 +101,7 @@ impl History {
         }
     }
 
-    fn push(&self, samples: Samples) {
+    pub(super) fn push(&self, samples: Samples) {
         let samples = Arc::new(samples);
         let mut ring = self.ring();
         let cookies = Cookies::between(&ring.base(Window::Minute), &samples);

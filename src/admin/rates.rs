@@ -62,11 +62,6 @@ impl Windows {
         Cookies::between(&self.minute, &self.now)
     }
 
-    /// Returns how much a counter has grown in the last minute.
-    pub(super) fn growth(&self, counter: impl Fn(&Samples) -> f64) -> u64 {
-        count(counter(&self.now) - counter(&self.minute))
-    }
-
     /// Returns how much a counter has grown in the last ten seconds.
     pub(super) fn recent_growth(&self, counter: impl Fn(&Samples) -> f64) -> u64 {
         count(counter(&self.now) - counter(&self.recent))

@@ -37,17 +37,18 @@ impl Facts<'_> {
         )
     }
 
-    /// Says so if most of the connections that ended in the last minute were closed because a request did not arrive.
+    /// Says so if most of the connections that ended lately were closed because a request did not arrive. Those that ended
+    /// before clients held the descriptors do not count: there may have been many.
     fn silent_clients(&self, listener: &str) -> Option<String> {
         let windows = self.windows.only("listener", listener);
         let reason = "header_timeout";
         let silent = |samples: &Samples| samples.of("connections_aborted_total", "reason", reason);
         let ended =
             |samples: &Samples| samples.sum("connections_total") - samples.sum("connections_open");
-        let (silent, ended) = (windows.growth(silent), windows.growth(ended));
+        let (silent, ended) = (windows.recent_growth(silent), windows.recent_growth(ended));
         (silent > 0 && silent * 2 > ended).then(|| {
             format!(
-                "; of {ended} that ended in the last minute, {silent} sent no request in time ({reason}): clients hold \
+                "; of {ended} that ended in the last seconds, {silent} sent no request in time ({reason}): clients hold \
                  connections without requests"
             )
         })
@@ -56,6 +57,8 @@ impl Facts<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::tests::Scene;
     use super::*;
     use crate::metrics::AbortReason;
@@ -74,6 +77,11 @@ mod tests {
         let scene = Scene::new();
         let listener = scene.metrics.listener("127.0.0.1:80");
         let _paused = listener.accept_paused();
+        // Visitors who were served before.
+        (0..10).for_each(|_| drop(listener.connection_opened()));
+        let mut samples = scene.metrics.samples();
+        samples.at = samples.at.checked_sub(Duration::from_secs(15)).expect("uptime");
+        scene.history.push(samples);
         let (_open, ended) = (listener.connection_opened(), listener.connection_opened());
         let ended = [ended, listener.connection_opened(), listener.connection_opened()];
         let full = "the listener 127.0.0.1:80 accepts no connections, because the file descriptors for clients are used up: \
@@ -87,7 +95,7 @@ mod tests {
         assert_eq!(
             detail(&scene),
             format!(
-                "{full} 1 connections of clients are open; of 3 that ended in the last minute, 2 sent no request in \
+                "{full} 1 connections of clients are open; of 3 that ended in the last seconds, 2 sent no request in \
                  time (header_timeout): clients hold connections without requests"
             )
         );

@@ -210,7 +210,7 @@ mod tests {
         pub(super) metrics: Metrics,
         pub(super) routing: Routing,
         usual_log_ins: Option<f64>,
-        history: History,
+        pub(super) history: History,
         moments: Moments,
         store: Report,
         keys: Keys,
