@@ -150,8 +150,9 @@ impl Now {
     }
 
     fn upstreams(&self) -> String {
-        let mut rows = String::new();
+        let (mut rows, recent) = (String::new(), self.recent_window_seconds);
         for (url, upstream) in &self.upstreams {
+            let Quantiles { p50, p99, recent_p50, recent_p99 } = upstream.latency;
             let class = match upstream.state {
                 State::Healthy => "good",
                 State::Slow | State::Ejected => "bad",
@@ -163,7 +164,7 @@ impl Now {
                 upstream.state.as_str(),
                 rate_cell(upstream.requests),
                 rate_cell(upstream.failures),
-                quantile_cells(upstream.latency),
+                latency_cells(&[p50, recent_p50, p99, recent_p99]),
                 upstream.in_flight,
             );
         }
@@ -171,29 +172,25 @@ impl Now {
             "<section id=upstreams><h2>Upstreams</h2>\
              <div class=wide tabindex=0 role=region aria-label='Upstreams, a wide table'><table class=plain><thead><tr>\
              <th scope=col>Upstream</th><th scope=col>state</th><th scope=col>requests/s</th>\
-             <th scope=col>failures/s</th>{}<th scope=col>in flight</th></tr></thead>\
+             <th scope=col>failures/s</th><th scope=col>p50</th><th scope=col>p50, {recent}\u{a0}s</th>\
+             <th scope=col>p99</th><th scope=col>p99, {recent}\u{a0}s</th><th scope=col>in flight</th></tr></thead>\
              <tbody>{rows}</tbody></table></div></section>\n",
-            self.quantile_heads()
         )
     }
 
     fn store_latency(&self) -> String {
         let mut rows = String::new();
         for (name, found) in [("Upstreams", self.latency.upstream), ("Store", self.latency.store)] {
-            let _ = write!(rows, "<tr><th scope=row>{name}</th>{}</tr>", quantile_cells(found));
+            let Quantiles { p50, p99, recent_p99, .. } = found;
+            let cells = latency_cells(&[p50, p99, recent_p99]);
+            let _ = write!(rows, "<tr><th scope=row>{name}</th>{cells}</tr>");
         }
         format!(
-            "<section><h2>Latency</h2><table class=plain><thead><tr><th scope=col>Calls to</th>\
-             {}</tr></thead><tbody>{rows}</tbody></table></section>\n",
-            self.quantile_heads()
-        )
-    }
-
-    fn quantile_heads(&self) -> String {
-        let recent = self.recent_window_seconds;
-        format!(
-            "<th scope=col>p50</th><th scope=col>p50, {recent}\u{a0}s</th><th scope=col>p99</th>\
-             <th scope=col>p99, {recent}\u{a0}s</th>"
+            "<section><h2>Latency</h2><div class=wide tabindex=0 role=region aria-label='Latency, a wide table'>\
+             <table class=plain><thead><tr><th scope=col>Calls to</th>\
+             <th scope=col>p50</th><th scope=col>p99</th><th scope=col>p99, {}\u{a0}s</th></tr></thead>\
+             <tbody>{rows}</tbody></table></div></section>\n",
+            self.recent_window_seconds
         )
     }
 
@@ -310,10 +307,11 @@ fn rate_cell(rate: Rate) -> String {
     )
 }
 
-fn quantile_cells(Quantiles { p50, p99, recent_p50, recent_p99 }: Quantiles) -> String {
-    let cell = |seconds: Option<f64>| seconds.map_or_else(|| "–".to_owned(), milliseconds);
-    let cells = [p50, recent_p50, p99, recent_p99].map(|found| format!("<td>{}</td>", cell(found)));
-    cells.concat()
+/// Returns latencies in seconds as cells of a table.
+fn latency_cells(latencies: &[Option<f64>]) -> String {
+    let cell = |seconds: &Option<f64>| seconds.map_or_else(|| "–".to_owned(), milliseconds);
+    let cells = latencies.iter().map(|latency| format!("<td>{}</td>", cell(latency)));
+    cells.collect::<Vec<_>>().concat()
 }
 
 /// Returns the value of a label as words.
