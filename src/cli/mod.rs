@@ -44,7 +44,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
     match dispatch(arguments, environment) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let _ = writeln!(io::stderr(), "{failure}");
+            let text = log::as_error(&failure.to_string(), receiver(environment));
+            let _ = write!(io::stderr(), "{text}");
             failure.exit_code()
         }
     }
@@ -71,7 +72,7 @@ fn dispatch(arguments: Arguments, environment: &Environment) -> Result<(), Failu
         Some(Command::GenerateKey) => print(config::generate_key().reveal()),
         Some(Command::ClearExpired { file }) => {
             let loaded = config::load_without_site(file.path(), environment)?;
-            let _log = init_log(&loaded)?;
+            let _log = init_log(&loaded, environment)?;
             clear_expired(&loaded.config)
         }
         Some(Command::Sessions(command)) => sessions::run(command, environment),
@@ -131,9 +132,14 @@ impl fmt::Display for Failure {
     }
 }
 
+/// Returns what reads standard error.
+fn receiver(environment: &Environment) -> log::Receiver {
+    if environment.logs_to_journal() { log::Receiver::Journal } else { log::Receiver::File }
+}
+
 /// Initializes the log, and logs the warnings about the configuration.
-fn init_log(loaded: &Loaded) -> Result<log::FlushGuard, Failure> {
-    let rest = log::init(loaded.config.log).map_err(Failure::other)?;
+fn init_log(loaded: &Loaded, environment: &Environment) -> Result<log::FlushGuard, Failure> {
+    let rest = log::init(loaded.config.log, receiver(environment)).map_err(Failure::other)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }

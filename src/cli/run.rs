@@ -33,7 +33,7 @@ pub(super) fn run(
         Signals::new().map_err(Failure::other)?
     };
     let loaded = config::load(path, environment, overrides)?;
-    let _log = init_log(&loaded)?;
+    let _log = init_log(&loaded, environment)?;
     raise_descriptor_limit(&loaded.config);
     let load = || config::load(path, environment, overrides);
     let result = runtime.block_on(async {

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use rustix::fs::fstat;
 use serde_json::Value as Json;
 
 use super::problem::{Place, Problem, Problems, nearest};
@@ -28,6 +30,14 @@ impl Environment {
     /// Returns a variable that is not empty.
     pub(crate) fn raw(&self, name: &str) -> Option<&OsStr> {
         self.0.get(name).map(OsString::as_os_str).filter(|value| !value.is_empty())
+    }
+
+    /// Returns whether standard error is a connection to the journal of systemd (`systemd.exec(5)`). A program that
+    /// passes the variable on may have redirected standard error.
+    pub(crate) fn logs_to_journal(&self) -> bool {
+        let Some(stream) = self.raw("JOURNAL_STREAM").and_then(OsStr::to_str) else { return false };
+        fstat(io::stderr())
+            .is_ok_and(|error| stream == format!("{}:{}", error.st_dev, error.st_ino))
     }
 
     /// Returns a variable as text; the error is a value that is not UTF-8.

@@ -8,6 +8,7 @@
 
 mod access;
 mod filter;
+mod journal;
 mod time;
 
 use std::collections::{BTreeMap, HashSet};
@@ -25,8 +26,10 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
 
 use filter::{SWITCHES, Switches};
+use journal::Prioritized;
 
 pub(crate) use access::{Line, access, api, logs_api};
+pub(crate) use journal::{Receiver, as_error};
 
 /// The target of the access log's lines.
 pub(crate) const ACCESS: &str = "access";
@@ -104,15 +107,15 @@ pub(crate) struct FlushGuard {
     _writer: WorkerGuard,
 }
 
-/// Initialises the log of this process.
-pub(crate) fn init(config: Config) -> Result<FlushGuard, AlreadyInitialized> {
+/// Initialises the log of this process, whose lines go to `receiver`.
+pub(crate) fn init(config: Config, receiver: Receiver) -> Result<FlushGuard, AlreadyInitialized> {
     let lines =
         NonBlockingBuilder::default().buffered_lines_limit(QUEUE_CAPACITY).thread_name("log");
     let (lines, writer) = lines.finish(Batches::new(io::stderr()));
     count_dropped_of(lines.error_counter());
     SWITCHES.set(config);
-    tracing::subscriber::set_global_default(subscriber(config.format, &SWITCHES, lines.clone()))
-        .map_err(AlreadyInitialized)?;
+    let subscriber = subscriber(config.format, receiver, &SWITCHES, lines.clone());
+    tracing::subscriber::set_global_default(subscriber).map_err(AlreadyInitialized)?;
     access::open(config.format, lines);
     Ok(FlushGuard { _writer: writer })
 }
@@ -208,6 +211,7 @@ impl Limiter {
 
 fn subscriber<W>(
     format: Format,
+    receiver: Receiver,
     switches: &'static Switches,
     writer: W,
 ) -> impl Subscriber + Send + Sync
@@ -216,7 +220,10 @@ where
 {
     let lines = tracing_subscriber::fmt::layer().with_timer(time::Time).with_writer(writer);
     let lines = match format {
-        Format::Text => lines.with_ansi(false).boxed(),
+        Format::Text => {
+            let lines = lines.with_ansi(false);
+            lines.map_event_format(|format| Prioritized { format, receiver }).boxed()
+        }
         Format::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
     };
     tracing_subscriber::registry().with(lines.with_filter(switches))
@@ -237,7 +244,7 @@ pub(crate) fn begin_for_tests() {
         let file = std::sync::Arc::new(file);
         SWITCHES.set(config);
         // No other test of this binary initialises the log.
-        let lines = subscriber(config.format, &SWITCHES, file.clone());
+        let lines = subscriber(config.format, Receiver::File, &SWITCHES, file.clone());
         let _ = tracing::subscriber::set_global_default(lines);
         access::open(config.format, file);
     });
@@ -270,7 +277,7 @@ mod tests {
     {
         let switches: &Switches = Box::leak(Box::new(Switches::new()));
         switches.set(config);
-        subscriber(config.format, switches, writer)
+        subscriber(config.format, Receiver::File, switches, writer)
     }
 
     fn written(config: Config) -> String {

@@ -388,3 +388,58 @@ async fn access_line_of_an_abandoned_request_has_its_upstream() {
     assert!(field(line, "upstream_ms").is_some(), "{line}");
     assert_eq!(field(line, "end"), Some("\"dropped\""));
 }
+
+/// So that `journalctl -p warning` shows the lines that the runbook names.
+#[tokio::test]
+async fn journal_gets_the_priorities_of_lines() {
+    let (_directory, file) = configuration("[[route]]\nupstream = \"http://127.0.0.1:1\"\n");
+    let program = Program::start_under_journal(&file);
+    let browser = Browser::to(program.serving().await.public);
+    assert_eq!(browser.navigate("/", &Script::new()).await.status, 502);
+    program.wait_for_log(" access: ").await;
+    std::fs::write(&file, "[wrong]\n").unwrap();
+    program.signal("-HUP");
+    program.wait_for_log("reload failed").await;
+    for line in program.log().lines() {
+        let level = line.split_whitespace().nth(1).unwrap();
+        let start = match level {
+            "ERROR" => "<3>2",
+            "WARN" => "<4>2",
+            "INFO" => "2",
+            level => panic!("{level}: {line}"),
+        };
+        assert!(line.starts_with(start), "{line}");
+    }
+    for level in [" ERROR ", " WARN ", " INFO "] {
+        assert!(program.log().contains(level), "{level}");
+    }
+}
+
+#[tokio::test]
+async fn failed_start_is_an_error_of_the_journal() {
+    let (_directory, file) = configuration("[wrong]\n[[route]]\nupstreams = 1\n");
+    let mut program = Program::start_under_journal(&file);
+    assert_eq!(program.ended().await.code(), Some(2));
+    program.wait_for_log("upstreams").await;
+    for line in program.log().lines() {
+        assert!(line.starts_with("<3>"), "{line}");
+    }
+}
+
+/// Another stream than that of the variable, and lines that are JSON.
+#[tokio::test]
+async fn other_lines_have_no_priorities() {
+    let (_directory, file) = configuration("[[route]]\nupstream = \"http://127.0.0.1:1\"\n");
+    let elsewhere = Program::start_with_variable("JOURNAL_STREAM", "1:1", &file);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let json = file.with_file_name("json.toml");
+    std::fs::write(&json, format!("{text}[log]\nformat = \"json\"\n")).unwrap();
+    let json = Program::start_under_journal(&json);
+    json.wait_for_log("\"serving\"").await;
+    elsewhere.serving().await;
+    for program in [elsewhere, json] {
+        program.signal("-TERM");
+        program.wait_for_log("draining").await;
+        assert!(!program.log().lines().any(|line| line.starts_with('<')), "{}", program.log());
+    }
+}

@@ -1,9 +1,9 @@
 //! The program as a process.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, PipeReader, PipeWriter};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex};
 
 use super::{FakeClock, until};
@@ -71,14 +71,26 @@ impl Program {
         Self::spawn(command, file)
     }
 
-    fn spawn(mut command: Command, file: &Path) -> Self {
-        let mut child = command
-            .env("STATE_DIRECTORY", file.parent().unwrap())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+    /// Starts the program with the variable by which systemd names a connection to the journal as standard error.
+    pub fn start_under_journal(file: &Path) -> Self {
+        let (log, stderr) = std::io::pipe().unwrap();
+        let pipe = rustix::fs::fstat(&stderr).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cloakroom"));
+        command.env("JOURNAL_STREAM", format!("{}:{}", pipe.st_dev, pipe.st_ino));
+        command.args(["run", "--config", file.to_str().unwrap()]);
+        Self::spawn_with(command, file, log, stderr)
+    }
+
+    fn spawn(command: Command, file: &Path) -> Self {
+        let (log, stderr) = std::io::pipe().unwrap();
+        Self::spawn_with(command, file, log, stderr)
+    }
+
+    fn spawn_with(mut command: Command, file: &Path, log: PipeReader, stderr: PipeWriter) -> Self {
+        command.env("STATE_DIRECTORY", file.parent().unwrap()).stderr(stderr);
+        let child = command.spawn().unwrap();
+        let lines = BufReader::new(log).lines();
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let collected = Arc::clone(&log);
         std::thread::spawn(move || {
             lines.map_while(Result::ok).for_each(|line| collected.lock().unwrap().push(line));
