@@ -91,11 +91,18 @@ pub(crate) struct Settings {
     tokens: Tokens,
     availability: Availability,
     show_values: bool,
-    /// The kind of the store.
-    store: &'static str,
+    store: StoreName,
     /// The limit on connections.
     connections: u64,
     routing: Routing,
+}
+
+/// The store, for operators.
+#[derive(Clone, Debug)]
+pub(crate) struct StoreName {
+    pub(crate) kind: &'static str,
+    /// Its URL, without the user and the password.
+    pub(crate) url: String,
 }
 
 /// What the pages keep in the process.
@@ -109,11 +116,11 @@ pub(crate) struct State {
 }
 
 impl Settings {
-    /// Creates settings; `store` is the kind of the store, and `connections` the limit on connections.
+    /// Creates settings; `connections` is the limit on connections.
     pub(crate) fn new(
         config: &Config,
         tokens: Tokens,
-        store: &'static str,
+        store: StoreName,
         connections: usize,
         routing: Routing,
     ) -> Self {

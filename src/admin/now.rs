@@ -12,8 +12,8 @@ use super::page::Rfc3339;
 use super::rates::{Quantiles, Rate, Windows, count};
 use super::slow::LATENCY;
 use super::upstreams::{Upstream, upstreams};
-use super::{Settings, State};
-use crate::metrics::Samples;
+use super::{Settings, State, StoreName};
+use crate::metrics::{ClockComparison, Samples};
 use crate::net::descriptors;
 use crate::session::peer;
 use crate::sessions::Shared;
@@ -36,6 +36,7 @@ pub(super) struct Now {
     pub(super) instance: Instance,
     pub(super) at: Rfc3339,
     pub(super) store: Store,
+    pub(super) clock: Clock,
     pub(super) config: Config,
     pub(super) session_keys: SessionKeys,
     /// The time over which rates and quantiles are computed.
@@ -72,10 +73,20 @@ pub(super) struct Instance {
 #[derive(Debug, Serialize)]
 pub(super) struct Store {
     pub(super) kind: &'static str,
+    /// Without the user and the password.
+    pub(super) url: String,
     pub(super) read: Option<bool>,
     pub(super) read_age_seconds: Option<u64>,
     pub(super) write: Option<bool>,
     pub(super) write_age_seconds: Option<u64>,
+}
+
+/// The last comparison of the clock of this machine with that of the store; `None` if there was none.
+#[derive(Debug, Serialize)]
+pub(super) struct Clock {
+    /// Positive if the clock of this machine is ahead.
+    pub(super) offset_seconds: Option<f64>,
+    pub(super) age_seconds: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -125,7 +136,7 @@ impl Sources<'_> {
             windows,
             routing: &settings.routing,
             usual_log_ins: state.history.usual_log_ins(),
-            store: (settings.store, store),
+            store: (settings.store.kind, store),
             failed_reload: state.reload.failure(),
             keys,
             descriptors: Descriptors {
@@ -159,7 +170,8 @@ impl Now {
             version: env!("CARGO_PKG_VERSION"),
             instance: Instance::of(&shared.instance),
             at: Rfc3339(now),
-            store: Store::of(settings.store, store),
+            store: Store::of(&settings.store, store),
+            clock: Clock::of(shared.metrics.clock()),
             config: Config::read(samples, now),
             session_keys: SessionKeys { own, others },
             window_seconds,
@@ -194,7 +206,7 @@ impl Instance {
 }
 
 impl Store {
-    fn of(kind: &'static str, Report { read, write }: &Report) -> Self {
+    fn of(name: &StoreName, Report { read, write }: &Report) -> Self {
         let works = |access: &Access| match access {
             Access::NotUsed => None,
             Access::Works { .. } => Some(true),
@@ -202,11 +214,21 @@ impl Store {
         };
         let seconds = |access: &Access| access.age().map(|age| age.as_secs());
         Self {
-            kind,
+            kind: name.kind,
+            url: name.url.clone(),
             read: works(read),
             read_age_seconds: seconds(read),
             write: works(write),
             write_age_seconds: seconds(write),
+        }
+    }
+}
+
+impl Clock {
+    fn of(comparison: Option<ClockComparison>) -> Self {
+        Self {
+            offset_seconds: comparison.map(|comparison| comparison.seconds()),
+            age_seconds: comparison.map(|comparison| comparison.at.elapsed().as_secs()),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::findings::Finding;
 use super::graph::Graph;
 use super::history::Point;
-use super::now::{Config, Now, SessionKeys, Store};
+use super::now::{Clock, Config, Now, SessionKeys, Store};
 use super::page::{Rfc3339, Sentence, Tab, Time, View, Viewer};
 use super::rates::{Quantiles, Rate};
 use super::upstreams::State;
@@ -88,11 +88,12 @@ impl Now {
         };
         format!(
             "<section><h2>Instance</h2><dl><dt>Version</dt><dd>{}</dd><dt>Instance</dt><dd><code>{}</code>{address}</dd>\
-             <dt>Store</dt><dd id=store>{}</dd>\
+             <dt>Store</dt><dd id=store>{}</dd><dt>Clock</dt><dd id=clock>{}</dd>\
              <dt>Configuration</dt><dd>loaded {}, {} ago</dd><dt>Last reload</dt><dd>{reload}</dd>{}</dl></section>\n",
             self.version,
             self.instance.id,
             self.store.html(),
+            self.clock.html(),
             Time(loaded_at.0),
             age(*age_seconds),
             self.session_keys.html(),
@@ -262,7 +263,7 @@ impl Now {
 
 impl Store {
     fn html(&self) -> String {
-        let Self { kind, read, read_age_seconds, write, write_age_seconds } = self;
+        let Self { kind, url, read, read_age_seconds, write, write_age_seconds } = self;
         let state = |works: Option<bool>, seconds: &Option<u64>| {
             let state = match works {
                 None => return "not used yet".to_owned(),
@@ -271,16 +272,30 @@ impl Store {
             };
             format!("{state} ({} ago)", age(seconds.unwrap_or_default()))
         };
+        let name = match url.as_str() {
+            "memory:" => (*kind).to_owned(),
+            url => format!("{kind} <code>{}</code>", Text(url)),
+        };
         match (*kind, read, write) {
             ("cookies", ..) => return "none: sessions are in cookies".to_owned(),
-            (_, None, None) => return format!("{kind}: not used yet"),
+            (_, None, None) => return format!("{name}: not used yet"),
             _ => {}
         }
         format!(
-            "{kind}: reading {}, writing {}",
+            "{name}: reading {}, writing {}",
             state(*read, read_age_seconds),
             state(*write, write_age_seconds)
         )
+    }
+}
+
+impl Clock {
+    fn html(&self) -> String {
+        let (Some(offset), Some(seconds)) = (self.offset_seconds, self.age_seconds) else {
+            return "not compared".to_owned();
+        };
+        let side = if offset < 0.0 { "behind" } else { "ahead of" };
+        format!("{:.1} s {side} that of Redis ({} ago)", offset.abs(), age(seconds))
     }
 }
 
@@ -338,18 +353,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn clock_says_how_far_it_is_off() {
+        let clock = |offset, age| Clock { offset_seconds: offset, age_seconds: age };
+        assert_eq!(clock(None, None).html(), "not compared");
+        let ahead = clock(Some(0.04), Some(3)).html();
+        assert_eq!(ahead, "0.0 s ahead of that of Redis (3 s ago)");
+        let behind = clock(Some(-1500.0), Some(130)).html();
+        assert_eq!(behind, "1500.0 s behind that of Redis (2 min ago)");
+    }
+
+    #[test]
     fn store_says_how_old_its_answers_are() {
         let store = |read, write, age| Store {
             kind: "Redis",
+            url: "redis://10.0.0.1:6379/0".to_owned(),
             read,
             read_age_seconds: age,
             write,
             write_age_seconds: age,
         };
-        assert_eq!(store(None, None, None).html(), "Redis: not used yet");
+        let name = "Redis <code>redis://10.0.0.1:6379/0</code>";
+        assert_eq!(store(None, None, None).html(), format!("{name}: not used yet"));
         let html = store(Some(true), Some(false), Some(3)).html();
         let expected =
-            "Redis: reading works (3 s ago), writing <strong class=bad>fails</strong> (3 s ago)";
-        assert_eq!(html, expected);
+            ": reading works (3 s ago), writing <strong class=bad>fails</strong> (3 s ago)";
+        assert_eq!(html, format!("{name}{expected}"));
     }
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::metrics::Metrics;
+use crate::metrics::{ClockComparison, Metrics};
 use crate::server::Tasks;
 use crate::store::Store;
-use crate::time::{CLOCK_TOLERANCE, Clock};
+use crate::time::Clock;
 
 /// Interval between comparisons.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -45,10 +45,11 @@ async fn compare(store: &dyn Store, clock: &Clock) -> Option<i64> {
 
 /// Keeps the result of a comparison, and logs a difference when it is found and when it is gone.
 pub(super) fn record(ahead: i64, metrics: &Metrics) {
-    let tolerance = i64::try_from(CLOCK_TOLERANCE.as_millis()).unwrap_or(i64::MAX);
-    let differs = |ahead: i64| ahead.abs() > tolerance;
-    let differed = metrics.set_clock_offset(ahead).is_some_and(differs);
-    match (differed, differs(ahead)) {
+    let differs = |comparison: Option<ClockComparison>| {
+        comparison.is_some_and(|comparison| comparison.differs_since.is_some())
+    };
+    let before = metrics.set_clock_offset(ahead);
+    match (differs(before), differs(metrics.clock())) {
         (false, true) => warn!(
             seconds_ahead = ahead / 1000,
             "the clock of this machine differs from that of Redis; synchronize both (NTP): sessions expire by ours"

@@ -44,6 +44,7 @@ use crate::store;
 use crate::store::config::OnError;
 use crate::store::redis::SurveyError;
 use crate::store::sqlite::OpenError;
+use crate::store::url::StoreUrl;
 use crate::telemetry::Tracer;
 use crate::time::Clock;
 
@@ -392,6 +393,7 @@ impl App {
             public = self.public.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
             api = %self.api,
             admin = %self.admin,
+            store = store_url(config),
             upstream = joined(upstreams),
             state_directory,
             created = joined(created),
@@ -469,10 +471,15 @@ fn admin_settings(config: &Config) -> Arc<admin::Settings> {
     Arc::new(admin::Settings::new(
         &config.admin,
         tokens,
-        config.store.backend.name(),
+        admin::StoreName { kind: config.store.backend.name(), url: store_url(config) },
         config.limits.connections,
         routing(config),
     ))
+}
+
+/// Returns the URL of the store, without the user and the password.
+fn store_url(config: &Config) -> String {
+    StoreUrl::of(&config.store.backend).to_string()
 }
 
 fn routing(config: &Config) -> admin::Routing {

@@ -12,6 +12,7 @@ use super::{StartError, clock, worker_count};
 use crate::audit::Audit;
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::redis::Notices;
 use crate::server::Tasks;
 use crate::session::policy::Policy;
 use crate::store::Store;
@@ -66,7 +67,8 @@ impl Stores {
     ) -> Result<Self, StartError> {
         let set = StoreSet::open(config, clock, tasks, audit)?;
         let metrics = audit.metrics().clone();
-        let health = Arc::new(Health::new(config.store.backend.location(), metrics));
+        let health = Health::new(config.store.backend.location(), metrics);
+        let health = Arc::new(health.with_notices(set.notices()));
         // Below the cache, because a cache hit says nothing about the health of the store.
         let set = set.map(|store| Arc::new(Observed::new(store, Arc::clone(&health))));
         let cache_bytes = config.store.cache.filter(|_| caching == Caching::Configured);
@@ -215,6 +217,14 @@ impl StoreSet {
                 Self::Redis(deployment, stores)
             }
         })
+    }
+
+    /// Returns what is logged about the servers, if there are any.
+    fn notices(&self) -> Option<Arc<Notices>> {
+        match self {
+            Self::Redis(deployment, _) => Some(deployment.notices()),
+            Self::Embedded(_) | Self::Cookies => None,
+        }
     }
 
     /// Returns how a cache in front of the store stays coherent.

@@ -1,5 +1,6 @@
 //! Workers: one thread per core, each with services of its own on every listener.
 
+use std::error::Error as _;
 use std::io;
 use std::num::NonZero;
 use std::sync::Arc;
@@ -313,7 +314,10 @@ async fn sweep(sessions: &Sessions, tasks: &Tasks) {
             _ = interval.tick() => match sessions.sweep(|_| ()).await {
                 Ok(0) => {}
                 Ok(removed) => debug!(removed, "removed expired sessions"),
-                Err(error) => warn!(%error, "failed to remove expired sessions"),
+                Err(error) => {
+                    let cause = error.source().map(ToString::to_string);
+                    warn!(%error, cause, "failed to remove expired sessions");
+                }
             },
         }
     }

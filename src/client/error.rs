@@ -72,11 +72,16 @@ impl Error {
 
     /// Returns the message, with the innermost cause.
     pub(super) fn explain(&self) -> String {
-        let mut cause: &dyn StdError = &*self.cause;
+        format!("{self}: {}", self.innermost())
+    }
+
+    /// Returns the innermost cause, e.g. the error of the operating system.
+    pub(super) fn innermost(&self) -> &(dyn StdError + 'static) {
+        let mut cause: &(dyn StdError + 'static) = &*self.cause;
         while let Some(inner) = cause.source() {
             cause = inner;
         }
-        format!("{self}: {cause}")
+        cause
     }
 
     pub(crate) fn kind(&self) -> ErrorKind {

@@ -206,7 +206,8 @@ impl Health {
         self.gauge.set_failure(&error.explain());
         self.publish();
         if ejections == 0 {
-            warn!(upstream = %self.target, %error, "upstream ejected after repeated failures");
+            let cause = error.innermost().to_string();
+            warn!(upstream = %self.target, %error, cause, "upstream ejected after repeated failures");
         }
     }
 

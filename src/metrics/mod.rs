@@ -34,6 +34,7 @@ use process::{Process, ProcessCounts};
 use register::{GaugeGuard, Register, request_histogram, store_histogram};
 use values::{ReloadOutcome, StatusClass};
 
+pub(crate) use clock::ClockComparison;
 pub(crate) use network::{
     AbortReason, Resumed, TlsVersion, UpstreamFailure, UpstreamHealthGauge, UpstreamOutcome,
 };
@@ -360,9 +361,14 @@ impl Metrics {
         self.0.memory_store_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
-    /// Sets by how many milliseconds the clock of this machine is ahead of the store's, and returns what was set before.
-    pub(crate) fn set_clock_offset(&self, ahead: i64) -> Option<i64> {
+    /// Sets by how many milliseconds the clock of this machine is ahead of the store's, and returns the previous comparison.
+    pub(crate) fn set_clock_offset(&self, ahead: i64) -> Option<ClockComparison> {
         self.0.clock_offset.set(ahead)
+    }
+
+    /// Returns the last comparison of the clock of this machine with the store's.
+    pub(crate) fn clock(&self) -> Option<ClockComparison> {
+        self.0.clock_offset.last()
     }
 
     /// Records that the configuration of the start is in effect.

@@ -51,8 +51,8 @@ pub(super) enum Error {
     #[error("failed to apply X-Session-Patch: {0}")]
     Patch(String),
     /// The store did not take the patch in a response header.
-    #[error("failed to apply X-Session-Patch: {0}")]
-    PatchNotStored(String),
+    #[error("failed to apply X-Session-Patch")]
+    PatchNotStored(#[source] Failure),
     /// With the time until another session may be created.
     #[error("too many new sessions from the client's address")]
     TooManyNewSessions(Duration),
@@ -114,12 +114,10 @@ impl Accepts {
 
 impl Error {
     /// Returns the error for a patch by header that could not be applied.
-    pub(super) fn from_patch_failure(failure: &Failure) -> Self {
+    pub(super) fn from_patch_failure(failure: Failure) -> Self {
         match failure {
-            Failure::TooManyNewSessions { retry_after } => Self::TooManyNewSessions(*retry_after),
-            failure @ (Failure::Store(_) | Failure::NotLoaded) => {
-                Self::PatchNotStored(failure.to_string())
-            }
+            Failure::TooManyNewSessions { retry_after } => Self::TooManyNewSessions(retry_after),
+            failure @ (Failure::Store(_) | Failure::NotLoaded) => Self::PatchNotStored(failure),
             failure => Self::Patch(failure.to_string()),
         }
     }
@@ -128,7 +126,7 @@ impl Error {
     pub(super) fn from_held_failure(failure: Failure) -> Self {
         match failure {
             Failure::Store(error) => Self::Store(error),
-            failure => Self::from_patch_failure(&failure),
+            failure => Self::from_patch_failure(failure),
         }
     }
 

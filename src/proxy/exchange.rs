@@ -11,7 +11,7 @@ use http_body::Body as _;
 use super::access::Access;
 use super::caching::{self, Protection};
 use super::config::Tunnels;
-use super::error::{Accepts, Error};
+use super::error::{Accepts, Error, causes};
 use super::exchange_headers;
 use super::held_cookies::{HeldRequest, Notes};
 use super::site::Route;
@@ -244,10 +244,10 @@ impl Exchange {
                 self.proxy.metrics().event(Event::PatchDropped);
                 let keys: Vec<&str> =
                     patch.ops.iter().filter_map(Op::key).map(Key::as_str).collect();
-                limited!(info, "patch_dropped", %failure, ?keys, "dropped a patch of a response header");
+                let cause = Some(causes(&failure)).filter(|causes| !causes.is_empty());
+                limited!(info, "patch_dropped", %failure, cause, ?keys, "dropped a patch of a response header");
             } else {
-                response =
-                    self.access.error_response(&Error::from_patch_failure(&failure), accepts);
+                response = self.access.error_response(&Error::from_patch_failure(failure), accepts);
             }
         }
         response

@@ -23,7 +23,7 @@ use super::config::Address;
 use super::connection::{Connection, Reply};
 use super::deployment::{Deployment, Locator};
 use super::dial::{Dialer, Role};
-use super::error::{CallError, whole};
+use super::error::{CallError, ErrorReply, whole};
 use super::notices::Notices;
 use super::replicate::{CallMode, Replicas};
 use super::request::Request;
@@ -157,15 +157,15 @@ impl Cluster {
 
     /// Returns the next node after an error; `None` if there is none.
     fn next_hop(&self, error: &CallError, asked: &Address) -> Option<Hop> {
-        let to = |error: &redis::RedisError| {
-            error.redirect_node().and_then(|(to, _)| redirected(to, asked))
+        let to = |reply: &ErrorReply| {
+            reply.error.redirect_node().and_then(|(to, _)| redirected(to, asked))
         };
         match (error, error.server_error()) {
             (_, Some(ServerErrorKind::TryAgain)) => Some(Hop::Owner),
-            (CallError::Refused(refusal), Some(ServerErrorKind::Ask)) => to(refusal).map(Hop::Ask),
-            (CallError::Refused(refusal), Some(ServerErrorKind::Moved)) => {
+            (CallError::Refused(reply), Some(ServerErrorKind::Ask)) => to(reply).map(Hop::Ask),
+            (CallError::Refused(reply), Some(ServerErrorKind::Moved)) => {
                 self.refresh();
-                to(refusal).map(Hop::Moved)
+                to(reply).map(Hop::Moved)
             }
             (CallError::Refused(_), Some(ServerErrorKind::ClusterDown))
             | (CallError::NotSent(_) | CallError::Closed(_) | CallError::TimedOut(_), _) => {

@@ -19,7 +19,7 @@ use super::Cause;
 use super::config::Address;
 use super::deployment::Locator;
 use super::dial::{CONNECT_TIMEOUT, Dialer, Role};
-use super::error::{CallError, is_answer};
+use super::error::{CallError, ErrorReply, is_answer};
 use super::notices::Notices;
 use super::replicate::{CallMode, Confirmed, confirm};
 use super::request::Request;
@@ -181,7 +181,7 @@ impl Connection {
                 if let Some(unusable) = Unusable::of_reply(&live.address, &error) {
                     self.close(live.number, State::Unusable(unusable.into()));
                 }
-                Err(CallError::Refused(error))
+                Err(CallError::Refused(ErrorReply { server: live.address.clone(), error }.into()))
             }
             Ok(Err(error)) => {
                 self.close(live.number, State::Connecting);

@@ -3,6 +3,7 @@
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use super::Cause;
+use super::config::Address;
 
 /// The reason why a call returned no value.
 #[derive(Debug, thiserror::Error)]
@@ -18,14 +19,22 @@ pub(crate) enum CallError {
     TimedOut(Cause),
     /// The server replied with an error.
     #[error(transparent)]
-    Refused(RedisError),
+    Refused(Box<ErrorReply>),
+}
+
+/// An error that a server replied with.
+#[derive(Debug, thiserror::Error)]
+#[error("Redis server {server}: {error}")]
+pub(crate) struct ErrorReply {
+    pub(crate) server: Address,
+    pub(crate) error: RedisError,
 }
 
 impl CallError {
     /// Returns the kind of the server's error.
     pub(crate) fn server_error(&self) -> Option<ServerErrorKind> {
         match self {
-            Self::Refused(error) => match error.kind() {
+            Self::Refused(reply) => match reply.error.kind() {
                 ErrorKind::Server(kind) => Some(kind),
                 _ => None,
             },

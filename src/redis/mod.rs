@@ -25,7 +25,7 @@ use std::error::Error;
 pub(crate) use connection::Reply;
 pub(crate) use deployment::{Deployment, Layout, Locator};
 pub(crate) use dial::{CONNECT_TIMEOUT, Role};
-pub(crate) use error::{CallError, is_demoted, is_denied, whole};
+pub(crate) use error::{CallError, ErrorReply, is_demoted, is_denied, whole};
 pub(crate) use notices::Notices;
 pub(crate) use replicate::{CallMode, Confirmed, Replicas, WaitPolicy};
 pub(crate) use request::{Request, Script};

@@ -1,7 +1,8 @@
 //! Log lines about a deployment: one when a server becomes unreachable or refuses changes, and one when that ends,
 //! however many workers notice it.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,8 +20,8 @@ const QUIET: Duration = Duration::from_secs(5);
 /// What has been logged about a deployment.
 #[derive(Debug, Default)]
 pub(crate) struct Notices {
-    /// Servers that cannot be used.
-    unusable: Mutex<HashSet<(String, Logged)>>,
+    /// Servers that cannot be used, and when that was logged.
+    unusable: Mutex<HashMap<(String, Logged), Instant>>,
     /// Whether `refused` has a time.
     refuses: AtomicBool,
     /// The time of the last refusal.
@@ -54,7 +55,25 @@ impl Notices {
     }
 
     fn is_news(&self, server: String, logged: Logged) -> bool {
-        lock(&self.unusable).insert((server, logged))
+        match lock(&self.unusable).entry((server, logged)) {
+            Entry::Vacant(entry) => {
+                entry.insert(Instant::now());
+                true
+            }
+            Entry::Occupied(_) => false,
+        }
+    }
+
+    /// Returns when it was first logged that a server cannot be used which this cause of a failure names.
+    pub(crate) fn since(&self, cause: &str) -> Option<Instant> {
+        // The port of another server may begin with that of this one.
+        let is_named = |server: &str| {
+            let is_end = |rest: &str| !rest.starts_with(|next: char| next.is_ascii_digit());
+            cause.split(server).skip(1).any(is_end)
+        };
+        let unusable = lock(&self.unusable);
+        let named = unusable.iter().filter(|((server, _), _)| is_named(server));
+        named.map(|(_, since)| *since).min()
     }
 
     /// Logs that a server can be used again, if it was logged that it cannot.
@@ -74,16 +93,16 @@ impl Notices {
     fn remove(&self, server: &str) -> bool {
         let mut unusable = lock(&self.unusable);
         let before = unusable.len();
-        unusable.retain(|(logged, _)| logged != server);
+        unusable.retain(|(logged, _), _| logged != server);
         unusable.len() < before
     }
 
-    /// Logs that changes are refused, unless it is known.
-    pub(crate) fn refused(&self, cause: impl Display) {
+    /// Logs that a server refuses changes, unless it is known that one does.
+    pub(crate) fn refused(&self, server: impl Display, cause: impl Display) {
         let mut refused = lock(&self.refused);
         if refused.replace(Instant::now()).is_none() {
             self.refuses.store(true, Ordering::Relaxed);
-            warn!(%cause, "Redis refuses changes");
+            warn!(server = server.to_string(), %cause, "Redis refuses changes");
         }
     }
 
@@ -115,7 +134,7 @@ mod tests {
         notices.taken();
         assert_eq!(*lock(&notices.refused), None);
         for _ in 0..10 {
-            notices.refused("OOM");
+            notices.refused("one", "OOM");
             tokio::time::advance(QUIET / 2).await;
             notices.taken();
             assert!(notices.refuses.load(Ordering::Relaxed));
@@ -136,8 +155,11 @@ mod tests {
         assert_eq!(lock(&notices.unusable).len(), 2);
         notices.unusable("one", &Unusable::Replica { server: "one".to_owned(), primary: None });
         assert_eq!(lock(&notices.unusable).len(), 3, "another cause");
+        let since = |cause| notices.since(cause).is_some();
+        assert_eq!(["one: closed", "one1: closed", "a one-way"].map(since), [true, false, true]);
         notices.reachable("one");
         notices.reachable("one");
+        assert!(!since("one: closed"));
         notices.forget("other");
         assert!(lock(&notices.unusable).is_empty());
     }

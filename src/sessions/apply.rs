@@ -1,6 +1,8 @@
 //! Changing the session of a request: one patch, whatever other requests have done to the session
 //! since.
 
+use std::error::Error as _;
+
 use super::create::AddressLimit;
 use super::failure::Failure;
 use super::request::{Binding, CookieOutcome, State, TokenOrigin, TouchPolicy, draw_id};
@@ -278,7 +280,8 @@ impl Update<'_> {
         let removed = self.session.calls()?.remove(id).await;
         self.session.record(Event::Destroyed, PublicId::first(id), None);
         if let Err(error) = removed {
-            limited!(warn, "orphaned", session = %id, %error, "failed to delete an orphaned session; it will expire");
+            let cause = error.source().map(ToString::to_string);
+            limited!(warn, "orphaned", session = %id, %error, cause, "failed to delete an orphaned session; it will expire");
         }
         Ok(())
     }

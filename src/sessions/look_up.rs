@@ -1,5 +1,6 @@
 //! Looking up the sessions that cookie tokens name.
 
+use std::error::Error as _;
 use std::pin::pin;
 
 use smallvec::SmallVec;
@@ -184,7 +185,8 @@ async fn on_replay(id: Id, meta: &Meta, calls: Calls<'_>, shared: &Shared, sourc
             // Another request was faster.
             Ok(None) => {}
             Err(error) => {
-                limited!(warn, "replayed_kept", session = %id, %error, "failed to end a replayed session");
+                let cause = error.source().map(ToString::to_string);
+                limited!(warn, "replayed_kept", session = %id, %error, cause, "failed to end a replayed session");
             }
         }
     }

@@ -3,6 +3,8 @@
 //! It is checked next to the log-in, not in one step with it: parallel log-ins may exceed it until the
 //! next one.
 
+use std::error::Error as _;
+
 use super::failure::Failure;
 use super::request_session::RequestSession;
 use crate::log::limited;
@@ -51,7 +53,8 @@ impl RequestSession {
             Ok::<(), Failure>(())
         };
         if let Err(error) = evicted.await {
-            limited!(warn, "cap", %error, "failed to evict the principal's oldest sessions");
+            let cause = error.source().map(ToString::to_string);
+            limited!(warn, "cap", %error, cause, "failed to evict the principal's oldest sessions");
         }
     }
 }

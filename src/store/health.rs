@@ -9,7 +9,7 @@ use tracing::{error, info};
 
 use super::{Answer, Backend, Created, Error, KnownKeys, Page, Store, Swept, Unproven, Want};
 use crate::metrics::{Metrics, StoreAccess};
-use crate::redis::whole;
+use crate::redis::{Notices, whole};
 use crate::session::id::Id;
 use crate::session::key_ring::Fingerprint;
 use crate::session::patch::{Applied, Change, Refusal, Replicated, Use};
@@ -39,6 +39,8 @@ pub(crate) struct Health {
     location: Location,
     metrics: Metrics,
     created: Instant,
+    /// What the store itself has logged about its servers, maybe before a call failed.
+    notices: Option<Arc<Notices>>,
     read: Side,
     write: Side,
 }
@@ -66,7 +68,7 @@ struct History {
 struct Failure {
     since: Instant,
     last: Instant,
-    /// The last error and its causes.
+    /// The cause of the last error.
     cause: String,
 }
 
@@ -80,9 +82,9 @@ pub(crate) enum Access {
     Fails {
         /// The time since the last call.
         age: Duration,
-        /// The time since the first of the calls that failed.
-        lasts: Duration,
-        /// The last error, as the log has it.
+        /// The time of the first of the calls that failed, or of its sign in the log.
+        since: Instant,
+        /// The cause of the last error.
         cause: String,
     },
 }
@@ -120,7 +122,13 @@ impl Health {
             metrics.store_up(StoreAccess::Write, true);
         }
         let (read, write) = (Side::default(), Side::default());
-        Self { location, metrics, created: Instant::now(), read, write }
+        Self { location, metrics, created: Instant::now(), notices: None, read, write }
+    }
+
+    /// Dates failures from the time at which the store logged that a server cannot be used.
+    #[must_use]
+    pub(crate) fn with_notices(self, notices: Option<Arc<Notices>>) -> Self {
+        Self { notices, ..self }
     }
 
     /// Returns true if [`Self::is_ready`] needs a probe first: a store on disk always, since an
@@ -164,7 +172,7 @@ impl Health {
         match &side.history().failure {
             None => Access::Works { age },
             Some(Failure { since, cause, .. }) => {
-                Access::Fails { age, lasts: since.elapsed(), cause: cause.clone() }
+                Access::Fails { age, since: *since, cause: cause.clone() }
             }
         }
     }
@@ -172,6 +180,13 @@ impl Health {
     fn answered(&self, side: &Side) {
         let millis = u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
         side.answered.store(millis + 1, Ordering::Relaxed);
+    }
+
+    /// Returns when a cause was logged first, if that was after the last call, which succeeded.
+    fn first_sign(&self, side: &Side, cause: &str) -> Option<Instant> {
+        let logged = self.notices.as_ref()?.since(cause)?.into_std();
+        let answered = Duration::from_millis(side.answered.load(Ordering::Relaxed));
+        (logged.saturating_duration_since(self.created) >= answered).then_some(logged)
     }
 
     fn was_reached(&self) -> bool {
@@ -221,15 +236,17 @@ impl Health {
 
     fn failed(&self, access: StoreAccess, error: &Error) {
         let side = self.side(access);
-        let cause = whole(error);
+        // Without what the error adds: that the store is not available, or full.
+        let cause = whole(error.source().unwrap_or(error));
         let last = Instant::now();
         let mut history = side.history();
+        let since = self.first_sign(side, &cause).unwrap_or(last);
         self.answered(side);
         if let Some(failure) = &mut history.failure {
             *failure = Failure { since: failure.since, last, cause };
             return;
         }
-        history.failure = Some(Failure { since: last, last, cause });
+        history.failure = Some(Failure { since, last, cause });
         side.works.store(false, Ordering::Relaxed);
         self.metrics.store_up(access, false);
         if self.location != Location::Network {
@@ -441,9 +458,9 @@ mod tests {
         health.failed(StoreAccess::Write, &Error::Unavailable("READONLY".into()));
         let Report { read, write } = health.report();
         assert!(matches!(read, Access::Works { .. }), "{read:?}");
-        let Access::Fails { cause, age, lasts } = write else { panic!("{write:?}") };
-        assert_eq!(cause, "the store is not available: READONLY");
-        assert!(age <= lasts + Duration::from_millis(1), "{age:?} {lasts:?}");
+        let Access::Fails { cause, age, since } = write else { panic!("{write:?}") };
+        assert_eq!(cause, "READONLY");
+        assert!(age <= since.elapsed() + Duration::from_millis(1), "{age:?} {since:?}");
         health.succeeded(StoreAccess::Write);
         assert!(matches!(health.report().write, Access::Works { .. }));
     }

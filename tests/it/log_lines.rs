@@ -76,6 +76,49 @@ async fn warning_says_which_request_failed_and_why() {
 }
 
 #[tokio::test]
+async fn refused_patch_is_logged_with_its_cause() {
+    needs!("redis-server");
+    let (upstream, server) = (Upstream::start(), RedisServer::start(&[]));
+    let route = format!("[[route]]\nupstream = \"{}\"\nheader_exchange = true\n", upstream.url());
+    let (_directory, file) = configuration(&route);
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("memory:", &server.url())).unwrap();
+    let program = Program::start(&file);
+    let browser = Browser::to(program.serving().await.public);
+    server.command(&["CONFIG", "SET", "maxmemory", "1"]).done();
+    let patch = Script::new().header("X-Session-Patch", json!({"set": {"n": 1}}));
+    assert_eq!(browser.navigate("/", &patch).await.status, 502);
+    program.wait_for_log("failed to apply X-Session-Patch").await;
+    let [line] = &*lines(&program, "failed to apply X-Session-Patch") else { panic!("one line") };
+    let cause = format!(
+        " error=failed to apply X-Session-Patch cause=\"the store is full: Redis server {} replied OOM command not \
+         allowed when used memory > 'maxmemory'\"",
+        server.address()
+    );
+    assert!(line.contains(&cause), "{line}");
+}
+
+#[tokio::test]
+async fn ejection_is_logged_with_its_cause() {
+    let upstream = Upstream::start();
+    let down = "http://127.0.0.1:1";
+    let route = format!("[[route]]\nupstream = [\"{down}\", \"{}\"]\n", upstream.url());
+    let (_directory, file) = configuration(&route);
+    let program = Program::start(&file);
+    let browser = Browser::to(program.serving().await.public);
+    let since = Instant::now();
+    while !program.log().contains("upstream ejected after repeated failures") {
+        assert!(since.elapsed() < PATIENCE, "it is ejected");
+        browser.navigate("/", &Script::new()).await;
+    }
+    let [line] = &*lines(&program, "upstream ejected") else { panic!("one line") };
+    let cause = format!(
+        " upstream={down} error=failed to connect to the upstream cause=\"Connection refused (os error 111)\""
+    );
+    assert!(line.ends_with(&cause), "{line}");
+}
+
+#[tokio::test]
 async fn warnings_of_one_cause_are_limited_and_counted() {
     let (_directory, file) =
         configuration("[[route]]\nupstream = \"http://127.0.0.1:1\"\n[log]\naccess = false\n");

@@ -125,6 +125,8 @@ async fn refused_changes_are_logged_once() {
         server.command(&["CONFIG", "SET", setting, value]).done();
         assert_eq!(statuses().await, [503; 20], "{setting}");
         assert_eq!(logged("Redis refuses changes"), round);
+        let named = format!("Redis refuses changes server=\"{}\" cause=", server.address());
+        assert_eq!(logged(&named), round, "{}", instance.program.log());
         server.command(&["CONFIG", "SET", setting, "0"]).done();
         eventually(async || {
             assert_eq!(statuses().await, [200; 20], "{setting}");

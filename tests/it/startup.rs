@@ -180,3 +180,40 @@ fn man_pages_lead_to_further_commands() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("unknown command sessions lits"), "{error}");
 }
+
+/// Without user and password.
+#[tokio::test]
+async fn start_line_and_page_have_the_store() {
+    let upstream = Upstream::start();
+    let key = cloakroom::config::generate_key();
+    let keys = format!("[session]\nkeys = [\"{}\"]\n", key.reveal());
+    let database = tempfile::tempdir().unwrap();
+    let database = format!("sqlite:{}", database.path().join("s.db").display());
+    for (url, shown) in [
+        ("redis://lovelace:hunter2@127.0.0.1:1/3", "redis://127.0.0.1:1/3"),
+        ("redis+cluster://lovelace:hunter2@127.0.0.1:1", "redis+cluster://127.0.0.1:1"),
+        (&*database, &*database),
+        ("memory:", "memory:"),
+    ] {
+        let text = format!("{keys}[store]\nurl = \"{url}\"\ntimeout = \"200ms\"\n");
+        let (_directory, file) = configuration(&upstream, &text);
+        let program = Program::start(&file);
+        let admin = program.serving().await.admin;
+        let log = program.log();
+        let line = log.lines().find(|line| line.contains("serving public=")).unwrap();
+        assert!(line.contains(&format!(" store=\"{shown}\" ")), "{line}");
+        let request = |accept: &str| {
+            format!(
+                "GET / HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
+            )
+        };
+        let json = exchange(admin, &request("application/json")).await;
+        assert!(json.contains(&format!("\"url\":\"{shown}\"")), "{json}");
+        let page = exchange(admin, &request("text/html")).await;
+        let is_shown = page.contains(&format!("<code>{shown}</code>"));
+        assert!(is_shown || url == "memory:", "{page}");
+        for text in [log, json, page] {
+            assert!(!text.contains("hunter2") && !text.contains("lovelace"), "{text}");
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Known problems: what the state of this instance says that an operator has to look at.
 
 mod connections;
+mod store;
 mod upstreams;
 
 use std::time::{Duration, Instant};
@@ -15,8 +16,8 @@ use super::rates::{Rate, Windows, count};
 use super::reload::FailedReload;
 use super::routing::Routing;
 use crate::metrics::Metrics;
-use crate::store::health::{Access, Report};
-use crate::time::{CLOCK_TOLERANCE, Timestamp};
+use crate::store::health::Report;
+use crate::time::Timestamp;
 
 /// A known problem.
 #[derive(Debug, PartialEq, Serialize)]
@@ -96,18 +97,6 @@ impl Facts<'_> {
         self.moments.time(moment, self.now)
     }
 
-    fn store(&self, found: &mut Vec<Finding>) {
-        let (kind, Report { read, write }) = self.store;
-        for (problem, verb, access) in
-            [("store_unreadable", "read", read), ("store_refuses_writes", "written", write)]
-        {
-            if let Access::Fails { lasts, cause, .. } = access {
-                let detail = format!("the session store ({kind}) cannot be {verb}: {cause}");
-                found.push(Finding::new(problem, detail, Some(self.now - *lasts)));
-            }
-        }
-    }
-
     fn cookies(&self, found: &mut Vec<Finding>) {
         let cookies = self.windows.cookies();
         if !cookies.are_mostly_invalid() {
@@ -156,15 +145,15 @@ impl Facts<'_> {
     }
 
     fn clock(&self, found: &mut Vec<Finding>) {
-        let ahead = self.windows.now.sum("clock_offset_seconds");
-        if ahead.abs() > CLOCK_TOLERANCE.as_secs_f64() {
-            let (seconds, side) = (ahead.abs(), if ahead > 0.0 { "ahead of" } else { "behind" });
-            let detail = format!(
-                "the clock of this machine is {seconds:.0} s {side} that of Redis; synchronize both (NTP): sessions \
-                 expire by the clock of this machine"
-            );
-            found.push(Finding::new("clock_differs", detail, None));
-        }
+        let Some(clock) = self.metrics.clock() else { return };
+        let Some(since) = clock.differs_since else { return };
+        let side = if clock.ahead > 0 { "ahead of" } else { "behind" };
+        let detail = format!(
+            "the clock of this machine is {:.0} s {side} that of Redis; synchronize both (NTP): sessions expire by the \
+             clock of this machine",
+            clock.seconds().abs()
+        );
+        found.push(Finding::new("clock_differs", detail, Some(self.time(since))));
     }
 
     fn certificates(&self, found: &mut Vec<Finding>) {
@@ -202,6 +191,7 @@ mod tests {
     use super::super::history::History;
     use super::*;
     use crate::metrics::{CertificateExpiry, Event};
+    use crate::store::health::Access;
 
     const NOW: i64 = 2_000_000_000;
     const DAY: i64 = 86_400;
@@ -212,7 +202,7 @@ mod tests {
         usual_log_ins: Option<f64>,
         pub(super) history: History,
         moments: Moments,
-        store: Report,
+        pub(super) store: Report,
         keys: Keys,
         pub(super) descriptors: Descriptors,
         failed_reload: Option<FailedReload>,
@@ -249,27 +239,13 @@ mod tests {
             })
         }
 
+        pub(super) fn time(&self, moment: Instant) -> Timestamp {
+            self.moments.time(moment, Timestamp::from_millis(NOW * 1000))
+        }
+
         fn codes(&self) -> Vec<&'static str> {
             self.find().into_iter().map(|found| found.problem).collect()
         }
-    }
-
-    #[test]
-    fn a_store_that_fails_is_named_with_its_cause() {
-        let mut scene = Scene::new();
-        assert_eq!(scene.find(), []);
-        scene.store.write = Access::Fails {
-            age: Duration::ZERO,
-            lasts: Duration::from_secs(90),
-            cause: "OOM".to_owned(),
-        };
-        let json = serde_json::to_string(&scene.find()).expect("JSON");
-        assert_eq!(
-            json,
-            "[{\"problem\":\"store_refuses_writes\",\
-             \"detail\":\"the session store (Redis) cannot be written: OOM\",\
-             \"since\":\"2033-05-18T03:31:50.000Z\"}]"
-        );
     }
 
     #[test]

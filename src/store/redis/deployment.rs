@@ -46,6 +46,11 @@ impl Deployment {
         Self { servers: self.servers.apart(), ..self.clone() }
     }
 
+    /// Returns what is logged about the servers.
+    pub(crate) fn notices(&self) -> Arc<redis::Notices> {
+        self.servers.notices()
+    }
+
     /// Subscribes to the sentinels until shutdown: every store on this deployment leaves an old primary when
     /// they announce another. Call it once, in a runtime that lives as long as the stores. Does nothing
     /// without sentinels.

@@ -2,13 +2,13 @@
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
-use crate::redis::{CallError, is_demoted, is_denied, whole};
+use crate::redis::{CallError, ErrorReply, is_demoted, is_denied, whole};
 use crate::store::Error;
 
 /// An error that the server replied with.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", text_of(.0))]
-pub(super) struct Refusal(RedisError);
+#[error("Redis server {} replied {}", .0.server, text_of(&.0.error))]
+pub(super) struct Refusal(Box<ErrorReply>);
 
 /// Returns the server's words, without the place in our script.
 pub(super) fn text_of(error: &RedisError) -> String {
@@ -34,7 +34,7 @@ fn words(code: &str, detail: &str) -> String {
 impl Refusal {
     /// Returns the error if the access list is the cause.
     pub(super) fn denial(&self) -> Option<&RedisError> {
-        Some(&self.0).filter(|error| is_denied(error))
+        Some(&self.0.error).filter(|error| is_denied(error))
     }
 }
 
@@ -44,7 +44,7 @@ pub(super) fn of_read(error: CallError) -> Error {
         CallError::NotSent(cause) | CallError::Closed(cause) | CallError::TimedOut(cause) => {
             Error::Unavailable(cause)
         }
-        CallError::Refused(error) => refused(error),
+        CallError::Refused(reply) => refused(reply),
     }
 }
 
@@ -53,15 +53,16 @@ pub(super) fn of_write(error: CallError) -> Error {
     match error {
         CallError::NotSent(cause) => Error::Unavailable(cause),
         CallError::Closed(cause) | CallError::TimedOut(cause) => Error::OutcomeUnknown(cause),
-        CallError::Refused(error) => refused(error),
+        CallError::Refused(reply) => refused(reply),
     }
 }
 
 /// Returns the error of a server that replies and accepts no changes at present: its memory is full, it cannot
 /// write to its disk, it lacks replicas, or its access list refuses the command. Errors about one session are
 /// not among them, nor those after which the client reconnects by itself.
-pub(super) fn refuses_changes(error: &CallError) -> Option<&RedisError> {
-    let CallError::Refused(error) = error else { return None };
+pub(super) fn refuses_changes(error: &CallError) -> Option<&ErrorReply> {
+    let CallError::Refused(reply) = error else { return None };
+    let error = &reply.error;
     let is_redirected = matches!(
         error.kind(),
         ErrorKind::Server(
@@ -72,18 +73,21 @@ pub(super) fn refuses_changes(error: &CallError) -> Option<&RedisError> {
         )
     );
     let is_of_one = is_about_a_session(error);
-    (!is_demoted(error) && !is_redirected && !is_of_one).then_some(error)
+    (!is_demoted(error) && !is_redirected && !is_of_one).then_some(reply)
 }
 
 /// Converts the error of a reply. Before Redis 7, the error of a command in a script is in the text of the
 /// script's own.
-fn refused(error: RedisError) -> Error {
-    if says(&error, "OOM") {
-        Error::Full(Refusal(error).into())
-    } else if is_about_a_session(&error) {
-        Error::Corrupt(Refusal(error).into())
+fn refused(reply: Box<ErrorReply>) -> Error {
+    let is_full = says(&reply.error, "OOM");
+    let is_of_one = is_about_a_session(&reply.error);
+    let cause = Refusal(reply).into();
+    if is_full {
+        Error::Full(cause)
+    } else if is_of_one {
+        Error::Corrupt(cause)
     } else {
-        Error::Unavailable(Refusal(error).into())
+        Error::Unavailable(cause)
     }
 }
 

@@ -380,7 +380,7 @@ impl Redis {
     ) -> Result<Reply, CallError> {
         let reply = self.servers.run(script, key, command, mode, deadline).await;
         if let Some(refusal) = reply.as_ref().err().and_then(error::refuses_changes) {
-            self.notices.refused(error::text_of(refusal));
+            self.notices.refused(&refusal.server, error::text_of(&refusal.error));
         }
         reply
     }

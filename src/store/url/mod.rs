@@ -21,6 +21,17 @@ pub(crate) enum StoreUrl {
 }
 
 impl StoreUrl {
+    /// Returns the URL of a store without its user and password.
+    pub(crate) fn of(kind: &StoreKind) -> Self {
+        match kind {
+            StoreKind::Memory => Self::Memory,
+            StoreKind::Sqlite { path } => Self::Sqlite(path.clone()),
+            StoreKind::File { directory } => Self::File(directory.clone()),
+            StoreKind::Redis(redis) => Self::Redis(RedisUrl::of(redis)),
+            StoreKind::Cookies => Self::Cookies,
+        }
+    }
+
     /// Returns the path of the data, if it is on a disk of this machine.
     pub(crate) fn path_mut(&mut self) -> Option<&mut PathBuf> {
         match self {

@@ -7,6 +7,7 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode
 
 use crate::redis::config::{Address, Topology};
 use crate::secret::Secret;
+use crate::store::config::Redis;
 
 /// The URL of a deployment, taken apart and decoded.
 #[derive(Clone, Debug)]
@@ -50,6 +51,19 @@ impl Kind {
         match self {
             Self::Server | Self::Unix | Self::Cluster => "6379",
             Self::Sentinel => "26379",
+        }
+    }
+}
+
+impl RedisUrl {
+    /// Returns the URL of a deployment without its user and password.
+    pub(super) fn of(redis: &Redis) -> Self {
+        Self {
+            topology: redis.topology.clone(),
+            user: None,
+            password: None,
+            database: redis.database,
+            encryption: if redis.tls.is_some() { Encryption::Tls } else { Encryption::None },
         }
     }
 }

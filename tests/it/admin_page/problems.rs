@@ -7,7 +7,8 @@ use serde_json::Value;
 use super::listeners::configuration;
 use super::{Operator, visit};
 use crate::support::{
-    Authority, Browser, Cloakroom, Flaw, PATIENCE, Program, RedisServer, Script, Upstream, needs,
+    Authority, Browser, Cloakroom, Flaw, Instance, PATIENCE, Program, RedisServer, Script,
+    Upstream, needs,
 };
 
 /// Another key than that of the kit.
@@ -75,14 +76,19 @@ async fn redis_that_does_not_reply_is_shown() {
     server.stop();
     browser.navigate("/", &Script::new()).await;
     let (detail, since) = shown(&operator, "store_unreadable").await;
-    assert!(detail.starts_with("the session store (Redis) cannot be read: "), "{detail}");
+    let silent = format!("Redis server {} did not reply within ", server.address());
+    // It may have been connecting at that moment.
     let address = server.address().to_string();
-    assert!(detail.contains(&address) && detail.contains(" within 200 ms"), "{detail}");
+    assert!(detail.contains(&address) && detail.contains(" within 200 ms; "), "{detail}");
     assert!(since.is_some());
     assert_eq!(operator.json("/").await["store"]["read"], false);
     // The connections that were open before are replaced by then, in vain.
-    let silent = format!("Redis server {address} did not reply within 1000 ms");
-    shown_with(&operator, "store_unreadable", &silent).await;
+    shown_with(&operator, "store_unreadable", &format!("{silent}1000 ms")).await;
+    // One problem for one cause, whichever limit was exceeded last; it began with the first failure.
+    let both = "the session store (Redis) can be neither read nor written";
+    shown_with(&operator, "store_unreadable", both).await;
+    gone(&operator, "store_refuses_writes").await;
+    assert!(shown(&operator, "store_unreadable").await.1 <= since);
     server.cont();
     gone(&operator, "store_unreadable").await;
     gone(&operator, "store_refuses_writes").await;
@@ -100,6 +106,44 @@ async fn redis_that_is_down_is_shown_without_requests() {
     shown_with(&Operator::to(cloakroom.admin()), "store_unreadable", &refused).await;
 }
 
+/// The log knows of it before the page finds out.
+#[tokio::test]
+async fn failure_of_the_store_dates_from_the_log() {
+    needs!("redis-server");
+    let (upstream, server) = (Upstream::start(), RedisServer::start(&[]));
+    let instance = Instance::start(&upstream, &format!("url = \"{}\"\n", server.url())).await;
+    let change = Script::new().call("PUT", "/values/n", "1");
+    assert_eq!(instance.browser().navigate("/", &change).await.status, 200);
+    server.kill();
+    instance.program.wait_for_log("Redis unreachable").await;
+    let operator = Operator::to(instance.serving.admin);
+    let logged = operator.json("/").await["at"].as_str().unwrap().to_owned();
+    let both = "can be neither read nor written";
+    shown_with(&operator, "store_unreadable", both).await;
+    let (_, since) = shown(&operator, "store_unreadable").await;
+    assert!(since.as_ref().is_some_and(|since| *since <= logged), "{since:?} {logged}");
+}
+
+#[tokio::test]
+async fn clock_is_shown_if_it_was_compared() {
+    needs!("redis-server");
+    let (upstream, server) = (Upstream::start(), RedisServer::start(&[]));
+    for (store, row) in [
+        (store(&server), " that of Redis ("),
+        ("[store]\nurl = \"memory:\"\n".to_owned(), "not compared"),
+    ] {
+        let cloakroom = Cloakroom::with(&upstream, &store).await;
+        let operator = Operator::to(cloakroom.admin());
+        let clock = &operator.json("/").await["clock"];
+        let is_compared = store.contains("redis://");
+        assert_eq!(clock["offset_seconds"].is_number(), is_compared, "{clock}");
+        assert_eq!(clock["age_seconds"].is_number(), is_compared, "{clock}");
+        let page = operator.get("/").await.body;
+        let shown = page.split("<dt>Clock</dt><dd id=clock>").nth(1).unwrap();
+        assert!(shown.split("</dd>").next().unwrap().contains(row), "{page}");
+    }
+}
+
 #[tokio::test]
 async fn redis_that_becomes_a_replica_is_named() {
     needs!("redis-server");
@@ -115,10 +159,10 @@ async fn redis_that_becomes_a_replica_is_named() {
         server.address(),
         primary.address()
     );
-    for code in ["store_unreadable", "store_refuses_writes"] {
-        let detail = shown_with(&operator, code, &replica).await;
-        assert!(!detail.contains("unreachable"), "{detail}");
-    }
+    let both = format!("{replica}; the session store (Redis) can be neither read nor written");
+    let detail = shown_with(&operator, "store_unreadable", &both).await;
+    assert!(!detail.contains("unreachable"), "{detail}");
+    gone(&operator, "store_refuses_writes").await;
     server.command(&["REPLICAOF", "NO", "ONE"]).done();
     gone(&operator, "store_unreadable").await;
     gone(&operator, "store_refuses_writes").await;
@@ -135,8 +179,12 @@ async fn full_redis_is_shown() {
     server.command(&["CONFIG", "SET", "maxmemory", "1"]);
     browser.navigate("/", &Script::new().call("PUT", "/values/n", "1")).await;
     let (detail, since) = shown(&operator, "store_refuses_writes").await;
-    let cause = ": OOM command not allowed when used memory > 'maxmemory'";
-    assert!(detail.ends_with(cause) && since.is_some(), "{detail} {since:?}");
+    let cause = format!(
+        "Redis server {} replied OOM command not allowed when used memory > 'maxmemory'; the session store (Redis) \
+         cannot be written",
+        server.address()
+    );
+    assert!(detail == cause && since.is_some(), "{detail} {since:?}");
     assert_eq!(find(&operator, "store_unreadable").await, None);
     server.command(&["CONFIG", "SET", "maxmemory", "0"]);
     gone(&operator, "store_refuses_writes").await;
@@ -268,7 +316,8 @@ async fn clock_that_differs_is_shown() {
     let operator = Operator::to(cloakroom.admin());
     assert_eq!(find(&operator, "clock_differs").await, None);
     cloakroom.advance(Duration::from_mins(25));
-    let (detail, _) = shown(&operator, "clock_differs").await;
+    let (detail, since) = shown(&operator, "clock_differs").await;
+    assert!(since.is_some());
     // The clock of the test stands still in the meantime.
     assert!(detail.contains(" is 14") && detail.contains(" s ahead of that of Redis"), "{detail}");
     let (_, metrics) = cloakroom.admin_get("/metrics").await;
