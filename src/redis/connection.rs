@@ -2,7 +2,8 @@
 //!
 //! A connection that closes is replaced at once, and calls wait for the first attempt. If that fails, if several
 //! calls in a row time out, or if the server no longer accepts writes, it is *unusable*: calls fail at once,
-//! and one task reconnects, after pauses that grow from 100 ms to 1 s; an announcement of sentinels ends a pause.
+//! and one task reconnects, after pauses that grow from 100 ms to 1 s. An announcement of sentinels ends a pause, and so
+//! does the connection of another worker that is open again.
 //! Every attempt looks up the address and reads the password again. (The connection manager of the `redis` crate does not reconnect after time-outs or `READONLY`.)
 
 use std::fmt;
@@ -326,14 +327,17 @@ impl Connection {
         }
     }
 
-    /// Connects until a connection is open, or this one is dropped. An announcement ends a pause.
+    /// Connects until a connection is open, or this one is dropped. An announcement ends a pause, and so does a
+    /// connection of another worker.
     fn reconnect(&self) {
         let (me, tasks, locator) = (self.me.clone(), self.tasks.clone(), self.locator.clone());
+        let notices = Arc::clone(&self.notices);
         let reconnecting = async move {
             let mut pause = PAUSE;
             loop {
                 let Some(connection) = me.upgrade() else { return };
                 let announced = locator.announced();
+                let reached = notices.reached(&locator);
                 match connection.connect().await {
                     // An old primary again: the pauses grow.
                     Ok(live) if locator.is_superseded(&live.address) => {
@@ -346,12 +350,26 @@ impl Connection {
                 tokio::select! {
                     () = sleep(jittered(pause)) => {}
                     () = locator.announced_other_than(announced.as_ref()) => {}
+                    () = reached => if let Some(connection) = me.upgrade() {
+                        connection.expect();
+                    },
                     () = tasks.draining() => return,
                 }
                 pause = MAX_PAUSE.min(pause * 2);
             }
         };
         self.tasks.run(reconnecting).detach();
+    }
+
+    /// Lets calls wait for the next attempt to connect.
+    fn expect(&self) {
+        self.state.send_if_modified(|state| {
+            let fails = matches!(state, State::Unusable(_));
+            if fails {
+                *state = State::Connecting;
+            }
+            fails
+        });
     }
 
     fn set_live(&self, live: Live) {

@@ -1,5 +1,5 @@
 //! Log lines about a deployment: one when a server becomes unreachable or refuses changes, and one when that ends,
-//! however many workers notice it.
+//! however many workers notice it. Workers learn from it that a server was reached.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -22,6 +23,8 @@ const QUIET: Duration = Duration::from_secs(5);
 pub(crate) struct Notices {
     /// Servers that cannot be used, and when that was logged.
     unusable: Mutex<HashMap<(String, Logged), Instant>>,
+    /// The last server that could be used again.
+    reached: watch::Sender<String>,
     /// Whether `refused` has a time.
     refuses: AtomicBool,
     /// The time of the last refusal.
@@ -81,6 +84,21 @@ impl Notices {
         let server = server.to_string();
         if self.remove(&server) {
             info!(server, "Redis reconnected");
+            self.reached.send_replace(server);
+        }
+    }
+
+    /// Completes when a server can be used again, by the first connection to it that is opened from now on.
+    pub(crate) fn reached<D: Display>(&self, server: D) -> impl Future<Output = ()> + use<D> {
+        let (server, mut reached) = (server.to_string(), self.reached.subscribe());
+        async move {
+            // The sender lives as long as the connections.
+            while reached.changed().await.is_ok() {
+                if *reached.borrow_and_update() == server {
+                    return;
+                }
+            }
+            std::future::pending::<()>().await;
         }
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cloakroom::time::Clock;
 use serde_json::json;
+use tokio::task::JoinSet;
 
 use crate::support::{Browser, Cloakroom, Instance, RedisServer, Script, Upstream, needs};
 
@@ -198,6 +199,31 @@ async fn replica_at_the_start_is_named() {
     );
     assert!(line.is_some_and(|line| line.contains(&replica)), "{log}");
     assert!(!log.contains("unreachable"), "{log}");
+}
+
+/// While a server is down, the pauses between attempts to connect grow, each worker's for itself.
+#[tokio::test]
+async fn workers_reconnect_with_the_first() {
+    needs!("redis-server");
+    let (upstream, server) = (Upstream::start(), RedisServer::start(&[]));
+    let instance = Instance::start(&upstream, &format!("url = \"{}\"\n", server.url())).await;
+    let visitor = instance.browser();
+    let change = Script::new().patch(&json!({"set": {"n": 1}}));
+    assert_eq!(visitor.navigate("/", &change).await.status, 200);
+    // At the same time, so that each worker has some of them.
+    let check = async || {
+        let visit = |browser: Browser| async move {
+            browser.navigate("/", &Script::new().get("/values/n")).await.status
+        };
+        let visits: JoinSet<_> = (0..32).map(|_| visit(visitor.copy())).collect();
+        assert_eq!(visits.join_all().await, [200; 32], "{}", instance.program.log());
+    };
+    check().await;
+    server.kill();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    server.restart();
+    instance.program.wait_for_log("Redis reconnected").await;
+    check().await;
 }
 
 /// Polls until `holds` returns true.
