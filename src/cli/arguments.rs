@@ -168,4 +168,23 @@ mod tests {
     fn arguments_are_consistent() {
         Arguments::command().debug_assert();
     }
+
+    /// One id of 64 begins with a hyphen.
+    #[test]
+    fn ids_may_begin_with_a_hyphen() {
+        let id = "-KXTxY6rT0mCk1o3dVqLhA";
+        for arguments in [
+            &["show", id][..],
+            &["show", id, "--values"],
+            &["end", id],
+            &["end", "--principal", "-ada", "--except", id],
+            &["list", "--principal", "-ada", "--id", id, "--json"],
+        ] {
+            let arguments = ["cloakroom", "sessions"].iter().chain(arguments);
+            let parsed = Arguments::try_parse_from(arguments).map_err(|error| error.to_string());
+            assert!(format!("{parsed:?}").contains(&format!("\"{id}\"")), "{parsed:?}");
+        }
+        let unknown = Arguments::try_parse_from(["cloakroom", "sessions", "list", "--ids"]);
+        assert!(unknown.is_err());
+    }
 }

@@ -36,15 +36,16 @@ pub(super) struct SessionsCommand {
     url: Option<String>,
 }
 
+// Ids and names may begin with a hyphen.
 #[derive(Debug, Subcommand)]
 enum Action {
     /// List sessions, newest first
     List {
         /// Of this principal only
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
         principal: Option<String>,
         /// Whose id is this, or begins with it
-        #[arg(long, value_name = "ID")]
+        #[arg(long, value_name = "ID", allow_hyphen_values = true)]
         id: Option<String>,
         /// Whose client has this address; needs `session.record_client`
         #[arg(long, value_name = "ADDRESS")]
@@ -58,6 +59,7 @@ enum Action {
     },
     /// Show a session without its values, and its events
     Show {
+        #[arg(allow_hyphen_values = true)]
         id: String,
         /// Show its values too; this is recorded in the audit trail
         #[arg(long)]
@@ -69,12 +71,13 @@ enum Action {
     /// End a session, or all sessions of a principal
     #[command(group(ArgGroup::new("which").required(true).args(["id", "principal"])))]
     End {
+        #[arg(allow_hyphen_values = true)]
         id: Option<String>,
         /// All sessions of this principal
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
         principal: Option<String>,
         /// But not this one
-        #[arg(long, value_name = "ID", requires = "principal")]
+        #[arg(long, value_name = "ID", requires = "principal", allow_hyphen_values = true)]
         except: Option<String>,
     },
     /// Show the state of the instance: store, requests, upstreams, counters of sessions
