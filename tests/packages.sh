@@ -15,9 +15,11 @@ python_packages() {
 }
 
 node_packages() {
-  if ! cmp -s clients/node/tests/package.json $node/package.json; then
-    mkdir -p $node && cp clients/node/tests/package.json $node/package.json || return 1
-    npm install --silent --no-audit --no-fund --prefix $node || { rm $node/package.json; return 1; }
+  if ! cmp -s clients/node/tests/package.json $node/installed; then
+    mkdir -p $node &&
+      cp clients/node/tests/package.json $node/package.json &&
+      npm install --silent --no-audit --no-fund --prefix $node &&
+      cp $node/package.json $node/installed
   fi
 }
 
