@@ -101,12 +101,12 @@ async fn proxy_ends_with_the_site() {
 async fn proxy_killed_while_it_waits_stops_the_site() {
     let scene = Scene::new();
     let mut program = scene.start(&["sh", "-c", "echo site $$ >&2; sleep 600 & wait"]);
-    program.wait_for_log("site ").await;
-    let log = program.log();
-    let line = log.lines().find(|line| line.starts_with("site ")).unwrap();
+    let printed =
+        |log: String| log.lines().find_map(|line| line.strip_prefix("site ").map(str::to_owned));
+    until("the site has started", || printed(program.log()).is_some()).await;
+    let group = format!("-{}", printed(program.log()).unwrap());
     program.signal("-TERM");
     assert_eq!(program.ended().await.code(), Some(0), "{}", program.log());
-    let group = line.replace("site ", "-");
     let is_gone = || !Command::new("kill").args(["-0", "--", &group]).status().unwrap().success();
     until("the processes of the site are gone", is_gone).await;
 }

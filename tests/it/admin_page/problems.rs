@@ -32,7 +32,10 @@ pub(super) async fn shown(operator: &Operator, code: &str) -> (String, Option<St
             let page = operator.get("/").await;
             let problems = page.body.split("id=problems").nth(1).unwrap();
             let problems = problems.split("</section>").next().unwrap();
-            assert!(problems.contains(&code.replace('_', " ")), "{problem}: {problems}");
+            // While a fault begins, reads may fail at one moment and succeed at the next.
+            if !problems.contains(&code.replace('_', " ")) {
+                continue;
+            }
             let text = |name: &str| problem[name].as_str().map(str::to_owned);
             return (text("detail").unwrap(), text("since"));
         }
