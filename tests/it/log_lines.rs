@@ -299,8 +299,8 @@ async fn calls_of_the_session_api_are_logged() {
         );
         exchange(serving.api, &request).await;
     };
-    ask("/_sessions?principal=somebody", "a-service-token-of-32-characters").await;
-    ask("/_sessions?principal=somebody", "wrong").await;
+    ask("/_sessions?principal=lovelace", "a-service-token-of-32-characters").await;
+    ask("/_sessions?principal=lovelace", "wrong").await;
     program.wait_for_log("status=401").await;
     let lines = lines(&program, " api: ");
     let [put, get, list, refused] = &*lines else { panic!("four lines: {lines:#?}") };
@@ -313,7 +313,7 @@ async fn calls_of_the_session_api_are_logged() {
     assert!(list.contains("path=\"/_sessions\" status=200 caller=\"service\" peer=127.0.0.1"));
     assert_eq!((field(refused, "caller"), field(refused, "session")), (None, None));
     // No name that the hexadecimal digits of a trace could spell.
-    assert!(["somebody", "secret", "Bearer"].iter().all(|text| !lines.concat().contains(text)));
+    assert!(["lovelace", "secret", "Bearer"].iter().all(|text| !lines.concat().contains(text)));
     assert!(!lines.concat().contains(&page.saw("x-session-token").unwrap()), "no token");
 }
 
